@@ -1,0 +1,93 @@
+"""What a run may spend: one parser, one type.
+
+    90s  3m  2h  1d        seconds of training on this machine
+    1e15  1e15flop         floating-point operations, C = 6 N D (N: block and head weights, each matmul weight once)
+    5e6tok  20Mtok         tokens read
+    2000steps              optimiser steps
+    $20@2.5/h              money at a price an hour, that is, seconds
+    +1h                    more of the same, on top of a run that exists (only with --resume)
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from isoflop.errors import UserError
+
+SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+MULTIPLES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+NUMBER = r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
+EXAMPLES = "write 90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps or $20@2.5/h"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An amount of one kind: `seconds`, `flops`, `tokens` or `steps`. `more` marks `+1h`: on top of an existing run."""
+
+    kind: str
+    amount: float
+    more: bool = False
+
+    def __str__(self) -> str:
+        sign = "+" if self.more else ""
+        match self.kind:
+            case "seconds":
+                for unit, size in (("h", 3600.0), ("m", 60.0)):
+                    if self.amount >= size and self.amount % size == 0:
+                        return f"{sign}{self.amount / size:g}{unit}"
+                return f"{sign}{self.amount:g}s"
+            case "flops":
+                return f"{sign}{self.amount:g}flop"
+            case "tokens":
+                return f"{sign}{int(self.amount)}tok"
+            case _:
+                return f"{sign}{int(self.amount)}steps"
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse one budget.
+
+    Raises:
+        UserError: if `text` is none of the forms in the module's docstring, or not a positive finite amount.
+    """
+    stripped = text.strip()
+    more, body = stripped.startswith("+"), stripped.removeprefix("+")
+    if money := re.fullmatch(rf"\$?{NUMBER}(?:usd)?@(?P<price>[\d.eE]+)/h", body, re.IGNORECASE):
+        price = float_or_nan(money["price"])
+        kind, amount = "seconds", 3600.0 * float(money["number"]) / price if price > 0 else math.nan
+    elif plain := re.fullmatch(rf"{NUMBER}\s*(?P<multiple>[kMGBT]?)(?P<unit>[A-Za-z]*)", body):
+        kind, scale = unit_of(plain["multiple"], plain["unit"], text)
+        amount = float(plain["number"]) * scale
+    else:
+        raise UserError(f"budget {text!r} is not understood: {EXAMPLES}")
+    if not (math.isfinite(amount) and amount > 0):
+        raise UserError(f"budget {text!r} is not a positive amount: {EXAMPLES}")
+    if kind in ("tokens", "steps"):
+        if amount < 1:
+            raise UserError(f"budget {text!r} is less than one: {EXAMPLES}")
+        amount = float(int(amount))
+    return Budget(kind, amount, more)
+
+
+def unit_of(multiple: str, unit: str, text: str) -> tuple[str, float]:
+    """The kind of budget and the factor that a suffix stands for: ("M", "tok") -> ("tokens", 1e6)."""
+    joined = multiple + unit
+    if joined in SECONDS:
+        return "seconds", SECONDS[joined]
+    name = unit.lower()
+    if name in ("", "flop", "flops"):
+        if name == "" and multiple != "":
+            raise UserError(f"budget {text!r} does not say of what: {EXAMPLES}")
+        return "flops", MULTIPLES[multiple]
+    if name in ("tok", "token", "tokens"):
+        return "tokens", MULTIPLES[multiple]
+    if name in ("step", "steps"):
+        return "steps", MULTIPLES[multiple]
+    raise UserError(f"budget {text!r} has the unknown unit {joined!r}: {EXAMPLES}")
+
+
+def float_or_nan(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

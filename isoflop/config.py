@@ -1,0 +1,237 @@
+"""Frozen dataclass <-> dict <-> JSON, with dotted overrides. One schema: the dataclasses themselves.
+
+A field's meaning is the string in its annotation, `steps: Annotated[int, "optimiser steps"] = 1000`, so that
+`isoflop config` can list every field without a second description of it. A class that is written in JSON as something
+other than an object (model/config.py's Spec) brings its own `to_plain()` and `from_plain(value, where)`.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from isoflop.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One line of `isoflop config`: dotted name, type as written, default as JSON, meaning."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+def to_dict(value: Any) -> Any:
+    """Dataclasses, tuples and paths as plain JSON values; everything else as it is."""
+    if hasattr(value, "to_plain"):
+        return value.to_plain()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: to_dict(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, (tuple, list)):
+        return [to_dict(item) for item in value]
+    if isinstance(value, dict):
+        return {key: to_dict(item) for key, item in value.items()}
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def from_dict(cls: type[T], data: Any, where: str = "") -> T:
+    """Build `cls` from plain JSON values.
+
+    Raises:
+        UserError: naming the dotted field, for an unknown field (with the nearest right one) or a wrong type.
+    """
+    return typing.cast(T, convert(cls, data, where))
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if hasattr(kind, "from_plain"):
+        return kind.from_plain(value, where)
+    if dataclasses.is_dataclass(kind):
+        return convert_dataclass(kind, value, where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        return convert(next(a for a in arguments if a is not type(None)), value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where} = {value!r} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} = {value!r} is not a list")
+        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
+            raise UserError(f"{where} = {value!r} does not have {len(arguments)} entries")
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
+    if origin is dict or kind is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{where} = {value!r} is not an object")
+        return value
+    return convert_scalar(kind, value, where)
+
+
+def convert_scalar(kind: Any, value: Any, where: str) -> Any:
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind is int and isinstance(value, float) and value == int(value):
+        return int(value)
+    if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
+        raise UserError(f"{where} = {value!r} is not {article(kind.__name__)}")
+    return value
+
+
+def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, dict):
+        raise UserError(f"{where or cls.__name__} = {value!r} is not an object of fields")
+    hints = typing.get_type_hints(cls, include_extras=True)
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key in value:
+        if key not in names:
+            raise unknown_field(join(where, key), names)
+    missing = [f.name for f in dataclasses.fields(cls) if not has_default(f) and f.name not in value]
+    if missing:
+        raise UserError(f"{join(where, missing[0])} is missing and has no default")
+    return cls(**{key: convert(hints[key], item, join(where, key)) for key, item in value.items()})
+
+
+def override(config: T, assignments: list[str] | tuple[str, ...]) -> T:
+    """Apply `dotted.field=value` strings to a frozen config and return the new one.
+
+    A value is read as JSON where that works (`3`, `0.1`, `true`, `null`, `[1, 2]`), else as a bare string.
+
+    Raises:
+        UserError: for a string without `=`, an unknown field (with the nearest right one) or a wrong type.
+    """
+    data = to_dict(config)
+    for text in assignments:
+        dotted, separator, raw = text.partition("=")
+        if not separator or not dotted:
+            raise UserError(f"--set {text!r} is not of the form dotted.field=value")
+        set_path(type(config), data, dotted.strip(), parse_value(raw))
+    return from_dict(type(config), data)
+
+
+def set_path(cls: Any, data: dict[str, Any], dotted: str, value: Any) -> None:
+    head, _, rest = dotted.partition(".")
+    prefix = ""
+    while True:
+        names = [field.name for field in dataclasses.fields(cls)]
+        if head not in names:
+            raise unknown_field(join(prefix, head), names)
+        kind = bare(typing.get_type_hints(cls, include_extras=True)[head])
+        if not rest:
+            data[head] = value
+            return
+        if hasattr(kind, "from_plain"):  # an option of a Spec: model.norm.eps=1e-5
+            data[head] = kind.with_option(data[head], rest, value)
+            return
+        if not dataclasses.is_dataclass(kind):
+            raise UserError(f"{join(prefix, head)} is a single value and has no field {rest!r}")
+        if data[head] is None:
+            data[head] = {}
+        prefix, data, cls = join(prefix, head), data[head], kind
+        head, _, rest = rest.partition(".")
+
+
+def parse_value(raw: str) -> Any:
+    try:
+        return json.loads(raw)
+    except ValueError:
+        return raw.strip()
+
+
+def bare(kind: Any) -> Any:
+    """`Annotated[X | None, ...]` -> X."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        kind = next(a for a in typing.get_args(kind) if a is not type(None))
+    return kind
+
+
+def describe(cls: Any, prefix: str = "") -> list[FieldInfo]:
+    """Every field of a configuration class, nested ones with dotted names."""
+    lines: list[FieldInfo] = []
+    hints = typing.get_type_hints(cls, include_extras=True)
+    for field in dataclasses.fields(cls):
+        hint, kind = hints[field.name], bare(hints[field.name])
+        name = join(prefix, field.name)
+        if dataclasses.is_dataclass(kind) and not hasattr(kind, "from_plain"):
+            lines += describe(kind, name)
+            continue
+        notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)]
+        lines.append(FieldInfo(name, type_name(hint), default_of(field), " ".join(notes)))
+    return lines
+
+
+def type_name(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(map(str, typing.get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+
+
+def default_of(field: dataclasses.Field[Any]) -> str:
+    if field.default is not dataclasses.MISSING:
+        return json.dumps(to_dict(field.default))
+    if field.default_factory is not dataclasses.MISSING:
+        return json.dumps(to_dict(field.default_factory()))
+    return "required"
+
+
+def load_json(path: Path) -> Any:
+    """Read one JSON file.
+
+    Raises:
+        UserError: if it is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+
+
+def has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+
+
+def unknown_field(dotted: str, names: list[str]) -> UserError:
+    head, _, last = dotted.rpartition(".")
+    close = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
+    hint = f"did you mean {join(head, close[0])}?" if close else f"the fields here are {', '.join(names)}"
+    return UserError(f"unknown field {dotted}: {hint} (`isoflop config` lists all)")
+
+
+def nearest(value: Any, allowed: typing.Iterable[Any]) -> str:
+    """`; did you mean x?` where one of the allowed values is close, else nothing."""
+    close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,0 +1,226 @@
+"""The run folder: what its files are called, adding to them, and reading a finished or a running run back.
+
+    RUN/
+      config.json       the resolved RunConfig; runs again with `isoflop train --config`
+      environment.json  machine, versions, threads, measured peak
+      plan.json         what was planned and why, and the loss expected
+      data.json         the data's account: documents, duplicates, skipped, tokens by source
+      tokenizer.json
+      metrics.jsonl     one JSON object a line; training lines have `step` and `loss`, held-out lines `heldout_loss`
+      samples.jsonl     text written by the model along the way
+      decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
+      events.jsonl      started, resumed, stopped, finished, with the wall-clock time
+      result.json       what the finished run reached
+      checkpoints/step-00001000/
+      report.html
+
+This module is the only way to read a run; nothing else parses these files.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.files import write_text
+
+LOGS = ("metrics", "samples", "decisions", "events")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder and the names in it."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer.json"
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def log(self, name: str) -> Path:
+        return self.path / f"{name}.jsonl"
+
+    def append(self, name: str, record: dict[str, Any], durable: bool = False) -> None:
+        """Add one line to a log, flushed to the system; `durable` waits for the disk too."""
+        with self.log(name).open("ab") as file:
+            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+
+    def event(self, what: str, **details: Any) -> None:
+        self.append("events", {"event": what, "time": time.time(), **details}, durable=True)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the metric, sample and decision lines of steps after `step`: they are about to be made again."""
+        for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step")):
+            path = self.log(name)
+            if path.exists():
+                kept = [line for line in read_lines(path) if line.get(key, 0) <= step]
+                write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one writer. The system drops the lock with the process, so none can be stale.
+
+        Raises:
+            UserError: if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                raise UserError(
+                    f"{self.path} is in use by process {file.read().strip() or 'unknown'}; wait for it or name another --out"
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process is training in this folder now."""
+        try:
+            with (self.path / ".lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return False
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as read back. Missing files read as empty: a run that is still training has no result yet.
+
+    Attributes:
+        training: lines of metrics.jsonl with `step`, `loss` (nats per token), `lr`, `grad_norm`, `tokens` (read so far),
+            `seconds` (of training, time down left out), `tokens_per_second`, `flops` (6ND so far).
+        heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (nats per token), `heldout_bits_per_byte`.
+        samples: lines with `step`, `prompt`, `text`.
+        status: "running", "finished" or "stopped".
+    """
+
+    folder: RunFolder
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    plan: dict[str, Any]
+    data: dict[str, Any]
+    result: dict[str, Any]
+    training: list[dict[str, Any]] = field(repr=False)
+    heldout: list[dict[str, Any]] = field(repr=False)
+    samples: list[dict[str, Any]] = field(repr=False)
+    decisions: list[dict[str, Any]] = field(repr=False)
+    events: list[dict[str, Any]] = field(repr=False)
+    status: str = "stopped"
+
+    @property
+    def name(self) -> str:
+        return self.folder.path.resolve().name
+
+
+def read_run(path: Path | str) -> Run:
+    """Read a run folder, finished or running.
+
+    Raises:
+        UserError: if there is no run in `path`.
+    """
+    folder = RunFolder(Path(path))
+    if not folder.config.is_file():
+        raise UserError(f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder")
+    logs = {name: read_lines(folder.log(name)) for name in LOGS}
+    result = read_object(folder.result)
+    status = "running" if folder.is_locked() else "finished" if result else "stopped"
+    return Run(
+        folder=folder,
+        config=read_object(folder.config),
+        environment=read_object(folder.environment),
+        plan=read_object(folder.plan),
+        data=read_object(folder.data),
+        result=result,
+        training=[line for line in logs["metrics"] if "loss" in line],
+        heldout=[line for line in logs["metrics"] if "heldout_loss" in line],
+        samples=logs["samples"],
+        decisions=logs["decisions"],
+        events=logs["events"],
+        status=status,
+    )
+
+
+def find_runs(path: Path | str) -> list[Run]:
+    """Every run at or below `path`, up to two folders deep, in order of name."""
+    top = Path(path)
+    if not top.is_dir():
+        raise UserError(f"{path} is not a folder; name the folder that holds your runs, as in `isoflop runs runs`")
+    found = sorted({p.parent for depth in ("", "*/", "*/*/") for p in top.glob(f"{depth}config.json")})
+    return [read_run(folder) for folder in found if (folder / "environment.json").is_file()]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. A torn last line, which a kill can leave, is passed over.
+
+    Raises:
+        UserError: for a broken line that is not the last.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            if number < len(lines) - 1:
+                raise UserError(f"{path} line {number} is not JSON; the file was changed by hand or damaged") from None
+    return records
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+

@@ -1,0 +1,139 @@
+"""The machine: device and dtype, threads, seeds, memory, and what its matrix units reach at best."""
+
+import os
+import platform
+import random
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from isoflop.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how a step runs. Weights stay in float32; `dtype` is what the matrix products are computed in."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """The context in which forward runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+
+def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0) -> Runtime:
+    """Settle on a device and set this process's thread count (0 leaves it).
+
+    Raises:
+        UserError: for an unknown or absent device or dtype.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"runtime.dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    if threads > 0:
+        torch.set_num_threads(threads)
+    return Runtime(torch.device(choose_device(device)), DTYPES[dtype])
+
+
+def choose_device(wanted: str = "auto") -> str:
+    """"auto" -> "cuda", "mps" or "cpu", the first that is there."""
+    available = ["cpu"]
+    if torch.backends.mps.is_available():
+        available.insert(0, "mps")
+    if torch.cuda.is_available():
+        available.insert(0, "cuda")
+    if wanted == "auto":
+        return available[0]
+    if wanted.partition(":")[0] not in available:
+        raise UserError(f"runtime.device = {wanted!r} is not available; this machine has {', '.join(available)}")
+    return wanted
+
+
+def seed_everything(seed: int) -> None:
+    """Seed every generator that a run may draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def cores() -> int:
+    """The processors that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:
+    """The best FLOP/s that a square matrix product reaches here, by dtype: the peak that a step is compared with.
+
+    One product of n x n matrices is 2 n^3 FLOPs. Sizes 512 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
+    calls, since what is wanted is the ceiling and not the average.
+    """
+    sizes = (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192)
+    peaks: dict[str, float] = {}
+    for name, dtype in DTYPES.items():
+        runtime = Runtime(torch.device(device), dtype)
+        best = 0.0
+        for n in sizes:
+            a = torch.randn(n, n, device=device).to(dtype)
+            b = torch.randn(n, n, device=device).to(dtype)
+            a @ b
+            runtime.synchronize()
+            deadline = time.perf_counter() + seconds / (len(sizes) * len(DTYPES))
+            while time.perf_counter() < deadline:
+                started = time.perf_counter()
+                a @ b
+                runtime.synchronize()
+                best = max(best, 2.0 * n**3 / (time.perf_counter() - started))
+        peaks[name] = best
+    return peaks
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes this process has held: device memory on a GPU, resident memory on a CPU."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def describe_machine(device: str) -> dict[str, Any]:
+    """What environment.json says of the machine and the versions."""
+    described: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": processor_name(),
+        "cores": cores(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+    if device.startswith("cuda"):
+        described["gpu"] = torch.cuda.get_device_name(device)
+        described["cuda"] = torch.version.cuda
+    return described
+
+
+def processor_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a kernel file
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
