@@ -1,0 +1,82 @@
+"""What can be set about the optimiser and about the learning rate's course."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from isoflop.errors import UserError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser.
+
+    Raises:
+        UserError: naming the field, for a value outside its range.
+    """
+
+    name: Annotated[
+        Literal["muon", "adamw"],
+        "muon: Muon for the matrices inside the blocks, AdamW for the rest; adamw: AdamW for all",
+    ] = "muon"
+    lr: Annotated[float, "AdamW's peak learning rate: embeddings, head, gains, biases (all parameters with adamw)"] = (
+        3e-3
+    )
+    matrix_lr: Annotated[float, "Muon's peak learning rate, for the matrices inside the blocks (unused with adamw)"] = (
+        0.02
+    )
+    betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
+    eps: Annotated[float, "AdamW's term added to the denominator"] = 1e-8
+    weight_decay: Annotated[
+        float, "decoupled decay: each step takes lr * weight_decay of a weight; none on 1-D tensors"
+    ] = 0.1
+    momentum: Annotated[float, "Muon's momentum"] = 0.95
+    clip: Annotated[float, "the gradient's global norm is cut down to this; 0 cuts nothing"] = 1.0
+
+    def __post_init__(self) -> None:
+        for field in ("lr", "matrix_lr", "eps"):
+            require(f"optim.{field}", getattr(self, field), 0.0, math.inf, open_low=True)
+        for i, beta in enumerate(self.betas):
+            require(f"optim.betas[{i}]", beta, 0.0, 1.0, open_high=True)
+        require("optim.momentum", self.momentum, 0.0, 1.0, open_high=True)
+        require("optim.weight_decay", self.weight_decay, 0.0, math.inf)
+        require("optim.clip", self.clip, 0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate's course over a run, as a factor on each group's peak.
+
+    Raises:
+        UserError: naming the field, for a value outside its range.
+    """
+
+    name: Annotated[
+        Literal["wsd", "cosine", "constant"], "wsd: warm-up, stable, linear decay; cosine: half a period; constant"
+    ] = "wsd"
+    warmup: Annotated[float, "share of the planned steps in which the rate rises linearly"] = 0.02
+    decay: Annotated[
+        float, "share of the run, at its end, in which wsd falls linearly to the floor; 0 for no decay"
+    ] = 0.3
+    floor: Annotated[float, "factor at the very end (GPT-3's cosine: 0.1)"] = 0.0
+
+    def __post_init__(self) -> None:
+        for field in ("warmup", "decay", "floor"):
+            require(f"schedule.{field}", getattr(self, field), 0.0, 1.0)
+
+
+def require(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
+) -> None:
+    """Check that a finite number lies in an interval.
+
+    Raises:
+        UserError: naming the field, its value and the interval.
+    """
+    above = value > low if open_low else value >= low
+    below = value < high if open_high else value <= high
+    if not (math.isfinite(value) and above and below):
+        bounds = [f"{'above' if open_low else 'at least'} {low:g}"]
+        if math.isfinite(high):
+            bounds.append(f"{'below' if open_high else 'at most'} {high:g}")
+        raise UserError(f"{name} = {value:g} is out of range: it must be {' and '.join(bounds)}")

@@ -1,0 +1,168 @@
+"""The learning rate as a pure function of the step.
+
+A run's course is told in its progress u, from 0 to 1. The planned course is u = step / steps. A decision, made when the
+clock drifts or the budget grows, changes how steps map to u from one step on and nothing before it; since u decides the
+rate, the final decay moves along. Whoever has the plan and the list of decisions has every step's rate, so `--resume`
+replays the file of decisions and needs no other state.
+"""
+
+import bisect
+import dataclasses
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from isoflop.config import from_dict, to_dict
+from isoflop.errors import UserError
+from isoflop.optim.config import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class Decision:
+    """From `at_step` on, the run goes linearly to its end at `steps`.
+
+    Attributes:
+        at_step: the first step (0-based) that it holds for.
+        steps: the run's length in steps from now on.
+        progress: u at `at_step`; None keeps the u that the run had there. An extension sets it, to go back to before
+            the decay.
+        reason: one line for the report.
+
+    Raises:
+        UserError: if the end is not after `at_step`, or `progress` is outside [0, 1).
+    """
+
+    at_step: int
+    steps: int
+    progress: float | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.at_step < 0:
+            raise UserError(f"decision.at_step = {self.at_step} is negative")
+        if self.steps <= self.at_step:
+            raise UserError(f"decision.steps = {self.steps} is not after the step it is taken at, {self.at_step}")
+        if self.progress is not None and not 0.0 <= self.progress < 1.0:
+            raise UserError(f"decision.progress = {self.progress} is not in [0, 1)")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The line of decisions.jsonl."""
+        plain: dict[str, Any] = to_dict(self)
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "Decision":
+        """Read a line back. Fields that the log has beside these (a time, say) are passed over.
+
+        Raises:
+            UserError: for a missing field or a wrong type.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        return from_dict(cls, {name: data[name] for name in names if name in data}, "decision")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """u goes linearly from `u` at step `start` to 1 at step `end`."""
+
+    start: int
+    u: float
+    end: int
+
+    def progress(self, step: int) -> float:
+        if step >= self.end:
+            return 1.0
+        return min(1.0, self.u + (1.0 - self.u) * ((step - self.start) / (self.end - self.start)))
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """The learning rate's factor at every step.
+
+    Attributes:
+        config: the shape.
+        steps: optimiser steps planned at the start.
+        decisions: in the order taken.
+
+    Raises:
+        UserError: if there are no steps, a decision comes before an earlier one, or it keeps the progress of a run that
+            is already at its end.
+    """
+
+    config: ScheduleConfig
+    steps: int
+    decisions: tuple[Decision, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps = {self.steps} is less than one: give the run a larger budget")
+        for before, after in zip(self.decisions, self.decisions[1:], strict=False):
+            if after.at_step < before.at_step:
+                raise UserError(
+                    f"decision.at_step = {after.at_step} comes before that of an earlier one, {before.at_step}"
+                )
+        _ = self.segments
+
+    def decide(self, decision: Decision) -> "Timetable":
+        """The timetable with one more decision."""
+        return dataclasses.replace(self, decisions=(*self.decisions, decision))
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The pieces of the map from steps to u, in order; each holds until the next one starts."""
+        pieces = [Segment(0, 0.0, self.steps)]
+        for decision in self.decisions:
+            u = pieces[-1].progress(decision.at_step) if decision.progress is None else decision.progress
+            if u >= 1.0:
+                raise UserError(
+                    f"decision.at_step = {decision.at_step} is at the run's end: set decision.progress to go on"
+                )
+            pieces.append(Segment(decision.at_step, u, decision.steps))
+        return tuple(pieces)
+
+    @property
+    def total_steps(self) -> int:
+        """The run's length after all decisions."""
+        return self.segments[-1].end
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps until the full rate: from the plan alone, so that no decision changes a step that was taken."""
+        return max(1, round(self.config.warmup * self.steps))
+
+    @property
+    def decay_step(self) -> int | None:
+        """The first step below the full rate in the final decay; None if the shape has no such stage.
+
+        A checkpoint of this many finished steps is the last from which an extension wastes nothing.
+        """
+        if self.config.name != "wsd":
+            return None
+        # u never falls except where a decision sets it back, so from the last of these on it can be searched by halves
+        start = max((d.at_step for d in self.decisions if d.progress is not None), default=0)
+        steps = range(start, self.total_steps)
+        found = start + bisect.bisect_left(steps, True, key=lambda step: self.shape(self.progress(step)) < 1.0)
+        return found if found < self.total_steps else None
+
+    def progress(self, step: int) -> float:
+        """u of a step (0-based): 0 at the start, 1 from the end on."""
+        index = bisect.bisect_right(self.segments, step, key=lambda segment: segment.start) - 1
+        return self.segments[max(index, 0)].progress(step)
+
+    def scale(self, step: int) -> float:
+        """The factor on every group's peak learning rate at a step (0-based). Above 0 at every step of the run, unless
+        the shape is decayed to a floor of 0 at its very end, which no step reaches."""
+        return min(1.0, (step + 1) / self.warmup_steps) * self.shape(self.progress(step))
+
+    def shape(self, u: float) -> float:
+        """The course without the warm-up: 1 at u = 0, never rising, `floor` at u = 1 (constant: 1 throughout)."""
+        floor = self.config.floor
+        match self.config.name:
+            case "wsd":
+                left = (1.0 - u) / self.config.decay if self.config.decay > 0 else 1.0
+                return floor + (1.0 - floor) * left if left < 1.0 else 1.0
+            case "cosine":
+                return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * u))
+            case _:
+                return 1.0

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from isoflop.optim.build import build, clip_gradients, set_lr
+from isoflop.optim.config import OptimConfig
+from isoflop.optim.muon import Muon
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(13, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(2))
+        self.head = nn.Linear(8, 13, bias=False)
+
+    def units(self):
+        return list(self.blocks)
+
+    def forward(self, tokens):
+        h = self.embed(tokens)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h)
+
+
+def groups(optimizers):
+    return [group for optimizer in optimizers for group in optimizer.param_groups]
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_every_parameter_is_trained_once_at_its_rate_and_decay(name):
+    model = Model()
+    config = OptimConfig(name=name, lr=0.01, matrix_lr=0.03, weight_decay=0.2)
+    optimizers = build(model, config)
+    owned = [id(p) for group in groups(optimizers) for p in group["params"]]
+    assert sorted(owned) == sorted(id(p) for p in model.parameters())
+    for group in groups(optimizers):
+        muon = name == "muon" and group["name"] == "matrices"
+        assert group["lr"] == group["base_lr"] == (0.03 if muon else 0.01)
+        assert group["weight_decay"] == (0.0 if group["name"] == "vectors" else 0.2)
+    assert any(isinstance(o, Muon) for o in optimizers) == (name == "muon")
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_it_learns(name):
+    torch.manual_seed(0)
+    model = Model()
+    optimizers = build(model, OptimConfig(name=name, lr=0.01, matrix_lr=0.02))
+    tokens = torch.arange(13)
+    losses = []
+    for _ in range(60):
+        loss = F.cross_entropy(model(tokens), (tokens * 5 + 1) % 13)
+        loss.backward()
+        clip_gradients(model, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+def test_set_lr_depends_on_nothing_but_its_arguments():
+    optimizers = build(Model(), OptimConfig(lr=0.01, matrix_lr=0.04))
+    for scale in (0.5, 0.0, 0.25):
+        set_lr(optimizers, scale)
+        assert [g["lr"] for g in groups(optimizers)] == [g["base_lr"] * scale for g in groups(optimizers)]
+
+
+def test_clipping_bounds_the_global_norm_and_returns_the_one_before():
+    model = nn.Linear(3, 2)
+    for factor, limit, after in ((10.0, 1.0, 1.0), (0.01, 1.0, None), (10.0, 0.0, None)):
+        for p in model.parameters():
+            p.grad = torch.full_like(p, factor)
+        before = factor * 8**0.5
+        norm = clip_gradients(model, limit)
+        assert norm.shape == () and norm.item() == pytest.approx(before)
+        total = torch.cat([p.grad.flatten() for p in model.parameters()]).norm().item()
+        assert total == pytest.approx(after or before, rel=1e-4)
+
+
+def test_a_nan_gradient_shows_in_the_norm():
+    model = nn.Linear(2, 2)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, float("nan"))
+    assert clip_gradients(model, 1.0).isnan()
