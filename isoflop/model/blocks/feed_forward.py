@@ -1,0 +1,110 @@
+"""The feed-forward branch: the same small network at every position."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isoflop.errors import UserError
+from isoflop.model.blocks.part import Init, Linear, Part, entry
+
+
+def relu2(x: Tensor) -> Tensor:
+    """max(x, 0)^2 (So et al. 2021, Primer, 2109.08668)."""
+    return F.relu(x).square()
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by the tanh formula, as GPT-1 and GPT-2 compute it (Hendrycks & Gimpel 2016, 1606.08415)."""
+    return F.gelu(x, approximate="tanh")
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu2": relu2,
+    "silu": F.silu,
+}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "identity": identity}
+
+
+class MLP(Part):
+    """y = W_down f(W_up x).
+
+    Options: `activation` (relu, gelu, gelu_tanh, relu2, silu); the hidden width is `ratio` * d_model, or `d_ff` where
+    that is not 0; `bias` on both products.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        dropout: float,
+        init: Init,
+        activation: str = "gelu",
+        ratio: float = 4.0,
+        d_ff: int = 0,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        F_ = hidden_width(d_model, ratio, d_ff)
+        self.activation = entry(ACTIVATIONS, activation, "activation")
+        self.up = Linear(d_model, F_, bias=bias, init=init)
+        self.down = Linear(F_, d_model, bias=bias, init=init, role="residual")
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(self.down(self.activation(self.up(x_BTD))))
+
+
+class Gated(Part):
+    """y = W_down (f(W_gate x) * W_up x): SwiGLU with silu, GEGLU with gelu, ReGLU with relu, bilinear with identity
+    (Shazeer 2020, 2002.05202).
+
+    Options: as MLP's. The hidden width is 8/3 d_model, which makes three matrices weigh what an MLP's two do at ratio
+    4 (the paper's 2/3 rule), rounded up to a multiple of `multiple_of`; or `d_ff` where that is not 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        dropout: float,
+        init: Init,
+        activation: str = "silu",
+        ratio: float = 8 / 3,
+        multiple_of: int = 16,
+        d_ff: int = 0,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if multiple_of < 1:
+            raise UserError(f"multiple_of = {multiple_of} is not positive")
+        F_ = d_ff or -(-hidden_width(d_model, ratio, d_ff) // multiple_of) * multiple_of
+        self.activation = entry(GATES, activation, "activation")
+        self.gate = Linear(d_model, F_, bias=bias, init=init)
+        self.up = Linear(d_model, F_, bias=bias, init=init)
+        self.down = Linear(F_, d_model, bias=bias, init=init, role="residual")
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.dropout(self.down(self.activation(self.gate(x_BTD)) * self.up(x_BTD)))
+
+
+def hidden_width(d_model: int, ratio: float, d_ff: int) -> int:
+    """`d_ff`, or ratio * d_model where that is 0.
+
+    Raises:
+        UserError: if it is not positive.
+    """
+    width = d_ff or round(ratio * d_model)
+    if width < 1:
+        raise UserError(
+            f"{f'd_ff = {d_ff}' if d_ff else f'ratio = {ratio:g}'} gives a hidden width of {width}; make it positive"
+        )
+    return width

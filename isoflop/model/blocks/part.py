@@ -1,0 +1,127 @@
+"""What every block promises, and the two leaves that own matrices: Linear and Embedding.
+
+A block's keyword-only constructor is its schema. Arguments that the parent knows (`d_model`, `heads`, `init`, ...) are
+shapes and have no default; the others are options, have a default, and are what a Spec may set.
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import ClassVar, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.errors import UserError
+
+Entry = TypeVar("Entry")
+
+
+class Init(Protocol):
+    """How a weight is filled, by the role that it plays.
+
+    Roles: "matrix" (a product inside a branch), "residual" (the product that writes a branch back into the residual
+    stream), "embedding", "tied" (an embedding that is the head as well), "position" (a learned position table), "head".
+    """
+
+    def __call__(self, weight: Tensor, role: str) -> None:
+        """Fill `weight` in place, drawing from torch's global generator. Its last dimension is the fan-in."""
+
+
+class Cache(Protocol):
+    """What attention needs of a key-value cache (generate/cache.py has the real one)."""
+
+    @property
+    def length(self) -> int:
+        """Positions held before this forward."""
+
+    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep T new positions of one layer; give back all S = length + T of them."""
+
+    def advance(self, positions: int) -> None:
+        """Count T new positions as held, once a forward, after the last layer."""
+
+
+class Part(nn.Module):
+    """A piece of a model: maps (B, T, D) to (B, T, D), builds on the meta device, fills itself, counts itself.
+
+    Attributes:
+        causal: False where an output may depend on later positions.
+        absent: True for the entry "none" of a branch: the parent leaves the branch out.
+        score_width: H * K of an attention that scores every earlier position, else 0.
+    """
+
+    causal: ClassVar[bool] = True
+    absent: ClassVar[bool] = False
+    score_width: int = 0
+
+    def reset_parameters(self) -> None:
+        """Fill every parameter and buffer that this module itself owns (its children fill theirs)."""
+
+    def matmul_weights(self) -> int:
+        """How many of its own weights one token is multiplied by (children not included)."""
+        return 0
+
+    def score_flops(self, context: int) -> float:
+        """Forward FLOPs a token of products between positions (children not included).
+
+        A causal position t of `context` sees t of them, (context + 1) / 2 on average, and each costs 2 H K for the
+        score and 2 H K for the weighted value.
+        """
+        return 4 * self.score_width * (context + 1) / 2
+
+    def flops(self, context: int) -> float:
+        """Forward FLOPs a token of the products in this part, children included. Elementwise work is not counted."""
+        parts = [module for module in self.modules() if isinstance(module, (Part, Linear))]
+        return sum(2 * part.matmul_weights() + part.score_flops(context) for part in parts)
+
+
+class Absent(Part):
+    """The entry "none" of a branch: the block is built without it."""
+
+    absent = True
+
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+        return torch.zeros_like(x_BTD)
+
+
+class Linear(nn.Linear):
+    """y = x W^T (+ b), W filled by its role and b with zeros."""
+
+    def __init__(self, d_in: int, d_out: int, *, bias: bool, init: Init, role: str = "matrix") -> None:
+        self.init, self.role = init, role  # before nn.Linear's constructor, which calls reset_parameters
+        super().__init__(d_in, d_out, bias=bias)
+
+    def reset_parameters(self) -> None:
+        self.init(self.weight, self.role)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def matmul_weights(self) -> int:
+        return self.weight.numel()
+
+    def score_flops(self, context: int) -> float:
+        return 0
+
+
+class Embedding(nn.Embedding):
+    """A look-up table, filled by its role. It multiplies nothing."""
+
+    def __init__(self, rows: int, dim: int, *, init: Init, role: str = "embedding") -> None:
+        self.init, self.role = init, role
+        super().__init__(rows, dim)
+
+    def reset_parameters(self) -> None:
+        self.init(self.weight, self.role)
+
+
+def entry(table: Mapping[str, Entry], name: str, where: str) -> Entry:
+    """Look `name` up in a literal table.
+
+    Raises:
+        UserError: naming the nearest entry and all of them.
+    """
+    if name in table:
+        return table[name]
+    close = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise UserError(f"{where} = {name!r} is not one of {', '.join(table)}{hint}")

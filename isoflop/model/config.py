@@ -1,0 +1,111 @@
+"""ModelConfig: the shapes, and one Spec a slot."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from isoflop.errors import UserError
+
+
+@dataclass(frozen=True, init=False)
+class Spec:
+    """Which entry of a slot's table, with options: `Spec("rms", eps=1e-6)`.
+
+    In JSON it is the bare name where there are no options, `"rms"`, else `{"name": "rms", "eps": 1e-6}`.
+    """
+
+    name: str
+    options: tuple[tuple[str, Any], ...]
+
+    def __init__(self, name: str, **options: Any) -> None:
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "options", tuple((key, freeze(value)) for key, value in sorted(options.items())))
+
+    @classmethod
+    def from_plain(cls, value: Any, where: str = "") -> "Spec":
+        """Raises:
+        UserError: if `value` is neither a name nor an object with one.
+        """
+        if isinstance(value, Spec):
+            return value
+        if isinstance(value, str):
+            return cls(value)
+        if isinstance(value, dict) and isinstance(value.get("name"), str) and all(isinstance(k, str) for k in value):
+            return cls(**value)
+        raise UserError(f'{where} = {value!r} is not an entry: write a name, or {{"name": ..., option: value}}')
+
+    def to_plain(self) -> Any:
+        if not self.options:
+            return self.name
+        return {"name": self.name, **{key: thaw(value) for key, value in self.options}}
+
+    @staticmethod
+    def with_option(plain: Any, option: str, value: Any) -> Any:
+        """The plain form with one option set: ("rms", "eps", 1e-5) -> {"name": "rms", "eps": 1e-5}."""
+        return {**({"name": plain} if isinstance(plain, str) else plain), option: value}
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def freeze(value: Any) -> Any:
+    """Lists as tuples and objects as Specs, so that a Spec can be compared, hashed and a default."""
+    if isinstance(value, dict):
+        return Spec.from_plain(value, "an option")
+    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def thaw(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return value.to_plain()
+    return [thaw(item) for item in value] if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder-only transformer. The defaults are the preset "modern" at its smallest.
+
+    Raises:
+        UserError: naming the field, for shapes that do not fit together.
+    """
+
+    vocab_size: Annotated[int, "token ids"] = 1024
+    context: Annotated[int, "positions a model sees at once"] = 256
+    layers: Annotated[int, "blocks"] = 4
+    d_model: Annotated[int, "width of the residual stream"] = 128
+    heads: Annotated[int, "attention heads"] = 2
+    head_dim: Annotated[int, "width of a head; 0: d_model / heads"] = 0
+    norm: Annotated[Spec, "layer, rms, none"] = Spec("rms", gain=False)
+    position: Annotated[Spec, "none, learned, sinusoidal, rotary"] = Spec("rotary")
+    attention: Annotated[Spec, "full, none"] = Spec("full", qk_norm=True, qk_gain=False, bias=False)
+    feed_forward: Annotated[Spec, "mlp, gated, none"] = Spec("mlp", activation="relu2", bias=False)
+    wiring: Annotated[Spec, "pre, post, parallel"] = Spec("pre")
+    init: Annotated[Spec, "gpt2, modern"] = Spec("modern")
+    embedding_norm: Annotated[bool, "normalise the embedding before the first block"] = False
+    final_norm: Annotated[bool, "normalise before the head"] = True
+    tied_head: Annotated[bool, "the head's weight is the embedding's"] = False
+    dropout: Annotated[float, "after the embedding, on attention weights and at the end of each branch"] = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context", "d_model", "heads"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} = {getattr(self, name)} is not positive")
+        for name in ("layers", "head_dim"):
+            if getattr(self, name) < 0:
+                raise UserError(f"model.{name} = {getattr(self, name)} is negative")
+        if not self.head_dim and self.d_model % self.heads:
+            raise UserError(
+                f"model.heads = {self.heads} does not divide model.d_model = {self.d_model}; "
+                "change one of them or set model.head_dim"
+            )
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout = {self.dropout} is not in [0, 1)")
+        for field in dataclasses.fields(self):  # a name alone is a Spec: ModelConfig(norm="layer")
+            value = getattr(self, field.name)
+            if isinstance(field.default, Spec) and not isinstance(value, Spec):
+                object.__setattr__(self, field.name, Spec.from_plain(value, f"model.{field.name}"))
+
+    @property
+    def head_width(self) -> int:
+        """K: `head_dim`, or d_model / heads where that is 0."""
+        return self.head_dim or self.d_model // self.heads

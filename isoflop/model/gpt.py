@@ -1,0 +1,151 @@
+"""A decoder-only transformer, top down.
+
+    tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> dropout
+              -> L blocks, each: the wiring joins two branches to the residual stream
+                     attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K)) v -> out
+                     feed_forward  up -> activation -> down, or gated
+              -> norm -> head -> logits_BTV
+
+Every part is an entry of a table in registry.py, chosen by config.py's Specs; the default ("modern") is pre-norm, RMS
+norm without gains, rotary positions, QK norm, squared ReLU, no biases, branches that start at zero and a head of its
+own; presets.py has GPT-2 and others.
+
+Letters: B batch, T time (queries), S source (keys), D d_model, H heads, G key-value heads, K head_dim, F d_ff, V
+vocabulary, L layers. A tensor's name ends in its shape: q_BHTK.
+
+This is single-device code. It knows no ranks, files, trainers or printing.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from isoflop.model.blocks.part import Cache, Embedding, Linear, Part
+from isoflop.model.blocks.position import Position
+from isoflop.model.config import ModelConfig
+from isoflop.model.init import INITS
+from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, NORMS, POSITIONS, WIRINGS, make, resolve
+
+
+class GPT(Part):
+    """The model. Build it under `torch.device("meta")` for its shapes alone; `to_empty` and `reset_parameters` then
+    give what direct construction gives from the same seed.
+
+    Raises:
+        UserError: naming the field, for a configuration that cannot be built.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        init = make(INITS, config.init, "model.init", layers=config.layers)
+        role = "tied" if config.tied_head else "embedding"
+        self.embedding = Embedding(config.vocab_size, config.d_model, init=init, role=role)
+        self.position = make_position(config, "input", init)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer, init) for layer in range(config.layers))
+        self.norm = make_norm(config) if config.final_norm else None
+        self.head = None
+        if not config.tied_head:
+            self.head = Linear(config.d_model, config.vocab_size, bias=False, init=init, role="head")
+
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """logits_BTV of the token after each one."""
+        return self.logits(self.hidden(tokens_BT, cache))
+
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+        """h_BTD, what the head reads. With a cache the tokens follow the `cache.length` ones that it holds.
+
+        Raises:
+            ValueError: if they do not fit in the context.
+        """
+        start, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
+        if start + T > self.config.context:
+            raise ValueError(f"{start} + {T} positions do not fit in a context of {self.config.context}")
+        x_BTD = self.position.embed(self.embedding(tokens_BT), start)
+        if self.embedding_norm is not None:
+            x_BTD = self.embedding_norm(x_BTD)
+        x_BTD = self.dropout(x_BTD)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, cache)
+        if cache is not None:
+            cache.advance(T)
+        return self.norm(x_BTD) if self.norm is not None else x_BTD
+
+    def logits(self, h_BTD: Tensor) -> Tensor:
+        return F.linear(h_BTD, self.head_weight)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """W_VD: the head's own weight, or the embedding's where the head is tied."""
+        return self.head.weight if self.head is not None else self.embedding.weight
+
+    def units(self) -> list[nn.Module]:
+        """What distribution may wrap one by one, in the order of the forward."""
+        return list(self.blocks)
+
+    def reset_parameters(self) -> None:
+        """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None and module is not self:
+                reset()
+
+    def matmul_weights(self) -> int:
+        return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
+
+
+class Block(Part):
+    """One layer: builds its parts and hands its branches to the wiring."""
+
+    def __init__(self, config: ModelConfig, layer: int, init: Any) -> None:
+        super().__init__()
+        shapes = {
+            "d_model": config.d_model,
+            "heads": config.heads,
+            "head_dim": config.head_width,
+            "context": config.context,
+            "layer": layer,
+            "layers": config.layers,
+            "dropout": config.dropout,
+            "init": init,
+        }
+        position = make_position(config, "attention", init)
+        self.attention = make(ATTENTIONS, config.attention, "model.attention", position=position, **shapes)
+        self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
+        branches = 2 - self.attention.absent - self.feed_forward.absent
+        self.wiring = make(
+            WIRINGS,
+            config.wiring,
+            "model.wiring",
+            branches=branches,
+            norm=lambda: make_norm(config),
+            layers=config.layers,
+        )
+
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+        branches = []
+        if not self.attention.absent:
+            branches.append(lambda h_BTD: self.attention(h_BTD, cache))
+        if not self.feed_forward.absent:
+            branches.append(self.feed_forward)
+        return self.wiring(x_BTD, *branches)
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    return make(NORMS, config.norm, "model.norm", dim=config.d_model)
+
+
+def make_position(config: ModelConfig, level: str, init: Any) -> Position:
+    """The chosen position if it acts at this level, else one that does nothing."""
+    if resolve(POSITIONS, config.position.name, "model.position").level != level:
+        return Position()
+    shapes = {
+        "d_model": config.d_model,
+        "heads": config.heads,
+        "head_dim": config.head_width,
+        "context": config.context,
+    }
+    return make(POSITIONS, config.position, "model.position", init=init, **shapes)

@@ -1,0 +1,71 @@
+"""Initialisation, as tables: role -> standard deviation. Biases are zero and gains one, whatever the entry.
+
+Each is a pure function of torch's global seed. Roles are explained at blocks/part.py's Init.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class GPT2:
+    """GPT-2's, as its paper (section 2.3) and its code (src/model.py) give it together.
+
+    | role                | distribution                                                                  |
+    |---------------------|-------------------------------------------------------------------------------|
+    | matrix, head        | N(0, std), std = 0.02                                                         |
+    | embedding, tied     | N(0, std)                                                                     |
+    | position            | N(0, 0.01)                                                                    |
+    | residual            | N(0, std / sqrt(2 L)): the paper's factor; the released code only runs the    |
+    |                     | trained model and does not have it                                            |
+    """
+
+    def __init__(self, *, layers: int, std: float = 0.02, position_std: float = 0.01) -> None:
+        self.residual_std = std / math.sqrt(2 * max(layers, 1))
+        self.std, self.position_std = std, position_std
+
+    def __call__(self, weight: Tensor, role: str) -> None:
+        stds = {"position": self.position_std, "residual": self.residual_std}
+        normal(weight, stds.get(role, self.std))
+
+
+class Modern:
+    """Every branch starts as nothing, every product keeps the size of what it reads, at any width.
+
+    | role      | distribution                                                                        |
+    |-----------|-------------------------------------------------------------------------------------|
+    | matrix    | N(0, gain / sqrt(fan-in)): unit input gives output of size `gain` at every width    |
+    | residual  | 0: at the start each block passes its input on, so depth needs no factor            |
+    | head      | 0: the first loss is ln(V) exactly                                                  |
+    | embedding | N(0, embedding_std), by coordinate and so the same at every width                   |
+    | tied      | N(0, 0.5 / sqrt(D)): it is the head as well, and logits should start small          |
+    | position  | N(0, embedding_std)                                                                 |
+    """
+
+    def __init__(self, *, gain: float = 1.0, embedding_std: float = 0.5) -> None:
+        self.gain, self.embedding_std = gain, embedding_std
+
+    def __call__(self, weight: Tensor, role: str) -> None:
+        width = weight.shape[-1]
+        stds = {
+            "matrix": self.gain / math.sqrt(width),
+            "residual": 0.0,
+            "head": 0.0,
+            "embedding": self.embedding_std,
+            "tied": 0.5 / math.sqrt(width),
+            "position": self.embedding_std,
+        }
+        normal(weight, stds[role])
+
+
+INITS: dict[str, type[Any]] = {"gpt2": GPT2, "modern": Modern}
+
+
+def normal(weight: Tensor, std: float) -> None:
+    with torch.no_grad():
+        if std:
+            weight.normal_(0.0, std)
+        else:
+            weight.zero_()

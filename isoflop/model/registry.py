@@ -1,0 +1,108 @@
+"""THE list of what can be swapped: five literal tables, and make(), which builds one entry.
+
+Adding an entry is a class in blocks/ and a line here. A Spec may also name a class by its dotted path
+(`mypkg.blocks.MyNorm`), with no line at all; code from outside isoflop runs only inside `trust_code("mypkg")`.
+"""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from torch import nn
+
+from isoflop.config import convert
+from isoflop.errors import UserError
+from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.feed_forward import MLP, Gated
+from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
+from isoflop.model.blocks.part import Absent, entry
+from isoflop.model.blocks.position import Learned, Position, Rotary, Sinusoidal
+from isoflop.model.blocks.wiring import Parallel, PostNorm, PreNorm
+from isoflop.model.config import Spec
+
+NORMS: dict[str, type[Any]] = {"layer": LayerNorm, "rms": RMSNorm, "none": NoNorm}
+POSITIONS: dict[str, type[Any]] = {"none": Position, "learned": Learned, "sinusoidal": Sinusoidal, "rotary": Rotary}
+ATTENTIONS: dict[str, type[Any]] = {"full": Attention, "none": Absent}
+FEED_FORWARDS: dict[str, type[Any]] = {"mlp": MLP, "gated": Gated, "none": Absent}
+WIRINGS: dict[str, type[Any]] = {"pre": PreNorm, "post": PostNorm, "parallel": Parallel}
+
+SLOTS: dict[str, dict[str, type[Any]]] = {
+    "norm": NORMS,
+    "position": POSITIONS,
+    "attention": ATTENTIONS,
+    "feed_forward": FEED_FORWARDS,
+    "wiring": WIRINGS,
+}
+
+TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted packages", default=())
+
+
+@contextlib.contextmanager
+def trust_code(*packages: str) -> Iterator[None]:
+    """Within this context, Specs may name classes of these packages. Nothing else lets a configuration run code."""
+    token = TRUSTED.set((*TRUSTED.get(), *packages))
+    try:
+        yield
+    finally:
+        TRUSTED.reset(token)
+
+
+def resolve(table: Mapping[str, type[Any]], name: str, where: str) -> type[Any]:
+    """The class that a name or a dotted path stands for.
+
+    Raises:
+        UserError: for a name that is not in the table, a path outside isoflop that is not trusted, or no such class.
+    """
+    if "." not in name:
+        return entry(table, name, where)
+    module, _, attribute = name.rpartition(".")
+    package = name.partition(".")[0]
+    allowed = ("isoflop", *TRUSTED.get())
+    if not any(name.startswith(f"{trusted}.") for trusted in allowed):
+        raise UserError(
+            f"{where} = {name!r} is code from outside isoflop; if you trust it, pass --trust-code {package}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{where} = {name!r} cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"{where} = {name!r} is not a torch.nn.Module class")
+    return found
+
+
+def make(table: Mapping[str, type[Any]], spec: Spec, where: str, **shapes: Any) -> Any:
+    """Build one entry: shapes from the parent, options from the Spec, both checked against the constructor.
+
+    Args:
+        table: one of the five above (or init.py's).
+        where: the dotted field, for messages: "model.norm".
+        shapes: what the parent knows; passed on if the keyword-only constructor asks for it.
+
+    Raises:
+        UserError: for an unknown entry or option (with the nearest right one), or a value that the entry refuses.
+    """
+    cls = resolve(table, spec.name, where)
+    parameters = inspect.signature(cls).parameters
+    hints = typing.get_type_hints(cls.__init__)
+    options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in shapes]
+    given = dict(spec.options)
+    for name in given:
+        if name not in options:
+            close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
+            raise UserError(f"{where}.{name} is not an option of {spec.name}: {hint}")
+    missing = [name for name in options if name not in given and parameters[name].default is inspect.Parameter.empty]
+    if missing:
+        raise UserError(f"{where} = {spec.name!r} needs {where}.{missing[0]}, which has no default")
+    arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
+    arguments |= {name: shape for name, shape in shapes.items() if name in parameters}
+    try:
+        return cls(**arguments)
+    except UserError as error:
+        raise UserError(f"{where} = {spec.name}: {error}") from None
