@@ -2,9 +2,9 @@
 
 The update is that of `torch.optim.Muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): the same
 momentum, coefficients and scaling, and a test holds it to torch's. Two things differ. Matrices of equal shape pass
-through the Newton-Schulz iteration as one batch: a model has a handful of shapes and many layers, and a product of 128 x 128
-matrices is too small to fill a processor (4 layers of width 128 on two cores: 10.7 ms a step, torch's 19.0). And a
-parameter may have more than two dimensions, which is then a stack of matrices.
+through the Newton-Schulz iteration as one batch: a model has a handful of shapes and many layers, and a product of
+128 x 128 matrices is too small to fill a processor (4 layers of width 128 on two cores: 10.7 ms a step, torch's 19.0).
+And a parameter may have more than two dimensions, which is then a stack of matrices.
 """
 
 import math

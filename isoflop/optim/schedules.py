@@ -86,8 +86,8 @@ class Timetable:
         decisions: in the order taken.
 
     Raises:
-        UserError: if there are no steps, a decision comes before an earlier one, or it keeps the progress of a run that
-            is already at its end.
+        UserError: if there are no steps, or a decision comes before an earlier one, after the run's end, or at its end
+            without a progress to go on from.
     """
 
     config: ScheduleConfig
@@ -113,6 +113,8 @@ class Timetable:
         """The pieces of the map from steps to u, in order; each holds until the next one starts."""
         pieces = [Segment(0, 0.0, self.steps)]
         for decision in self.decisions:
+            if decision.at_step > pieces[-1].end:
+                raise UserError(f"decision.at_step = {decision.at_step} is after the run's end, {pieces[-1].end}")
             u = pieces[-1].progress(decision.at_step) if decision.progress is None else decision.progress
             if u >= 1.0:
                 raise UserError(
