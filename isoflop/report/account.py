@@ -1,0 +1,218 @@
+"""The lower half of a run's page: samples along the way, the data's account, costs and machine, history."""
+
+import shlex
+from typing import Any
+
+from isoflop.files import to_json
+from isoflop.report import words
+from isoflop.report.facts import Facts, first, source_table
+from isoflop.report.sections import tell
+from isoflop.report.style import key, section, stack, table
+from isoflop.report.words import count, dig, duration, fixed, named, number, objects, percent, size, text
+
+EARLY_SAMPLES = 4
+
+
+def samples(facts: Facts) -> str:
+    run = facts.run
+    if not run.samples:
+        return section("What it writes", "No sample has been taken yet.", "")
+    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    for sample in run.samples:
+        by_prompt.setdefault(str(sample.get("prompt") or ""), []).append(sample)
+    body = "\n".join(one_prompt(facts, prompt, taken) for prompt, taken in by_prompt.items())
+    return section("What it writes", "The same prompts as training went on; the prompt is in colour.", body)
+
+
+def one_prompt(facts: Facts, prompt: str, taken: list[dict[str, Any]]) -> str:
+    """The samples of one prompt: the first, a few between, the last one large; the rest can be unfolded."""
+    *early, last = taken
+    shown = set(range(len(early)))
+    if len(early) > EARLY_SAMPLES:
+        shown = {round(index * (len(early) - 1) / (EARLY_SAMPLES - 1)) for index in range(EARLY_SAMPLES)}
+    body = "".join(one_sample(facts, prompt, early[index], "early") for index in sorted(shown))
+    body += one_sample(facts, prompt, last, "last")
+    hidden = [early[index] for index in range(len(early)) if index not in shown]
+    folded = ""
+    if hidden:
+        inside = "".join(one_sample(facts, prompt, sample, "early") for sample in hidden)
+        folded = f'<details><summary>{len(hidden)} more in between</summary><div class="steps">{inside}</div></details>'
+    title = f"“{text(prompt)}”" if prompt.strip() else "From nothing"
+    return f'<h3 class="prompt">{title}</h3>\n<div class="steps">{body}</div>{folded}'
+
+
+def one_sample(facts: Facts, prompt: str, sample: dict[str, Any], css: str) -> str:
+    step, written = number(sample, "step"), str(sample.get("text") or "")
+    continued = written.removeprefix(prompt)
+    bits = None
+    for line in facts.run.heldout:
+        at = number(line, "step")
+        if at is not None and step is not None and at <= step:
+            bits = number(line, "heldout_bits_per_byte")
+    note = f"{fixed(bits)} bits/byte" if bits is not None else ""
+    return (
+        f'<div class="at"><b>step {count(step)}</b>{note}</div>'
+        f'<pre class="{css}"><em>{text(prompt)}</em>{text(continued)}</pre>\n'
+    )
+
+
+def data(facts: Facts) -> str:
+    account = facts.run.data
+    if not account:
+        return ""
+    train, heldout = number(account, "train", "bytes") or 0.0, number(account, "heldout", "bytes") or 0.0
+    twice, skipped = number(account, "duplicate_bytes") or 0.0, number(account, "skipped_bytes") or 0.0
+    body = stack(
+        [
+            ("train", train, f"training {size(train)}"),
+            ("heldout", heldout, f"held out {size(heldout)}"),
+            ("run-4", twice, f"duplicates, dropped {size(twice)}"),
+            ("run-7", skipped, f"skipped {size(skipped)}"),
+        ]
+    )
+    how = dig(account, "heldout", "how")
+    share = number(account, "sampled_share")
+    wholes = [
+        (
+            "Documents",
+            count(number(account, "documents")),
+            amount(account, "pieces", "pieces after long ones were cut"),
+        ),
+        ("Exact duplicates", count(number(account, "duplicates")), f"{size(twice)} dropped"),
+        ("Skipped files", count(number(account, "skipped_files")), size(skipped)),
+        ("Training text", size(train), amount(account["train"], "tokens", "tokens") if account.get("train") else ""),
+        (
+            "Held-out text",
+            size(heldout),
+            " · ".join(filter(None, [tokens_of(account, "heldout"), text(how) if how else ""])),
+        ),
+        ("Tokenizer", text(account.get("tokenizer") or words.MISSING), vocabulary(account)),
+        ("Share of the corpus prepared", percent(share), "all of it" if share == 1 else "sampled by content hash"),
+        ("Epochs", fixed(facts.epochs), "tokens read over training tokens"),
+    ]
+    body += table([], [[name, f"<b>{value}</b>", note] for name, value, note in wholes])
+    body += sources(facts) + skipped_files(account)
+    return section("Data", "Every byte that was found, and where it went.", body)
+
+
+def amount(mapping: Any, name: str, label: str) -> str:
+    value = number(mapping, name)
+    return f"{count(value)} {label}" if value is not None else ""
+
+
+def tokens_of(account: dict[str, Any], side: str) -> str:
+    return amount(dig(account, side), "tokens", "tokens")
+
+
+def vocabulary(account: dict[str, Any]) -> str:
+    ratio = number(account, "bytes_per_token")
+    parts = [amount(account, "vocab_size", "ids"), f"{ratio:.2f} bytes per token" if ratio else ""]
+    return " · ".join(part for part in parts if part)
+
+
+def sources(facts: Facts) -> str:
+    listed = source_table(facts.run)
+    if not listed:
+        return ""
+    rows = []
+    for name, prepared, read in listed:
+        got, asked = number(read, "share"), first(number(read, "asked"), number(prepared, "weight"))
+        rows.append(
+            [
+                text(name),
+                count(number(prepared, "documents")),
+                size(number(prepared, "bytes")),
+                count(number(prepared, "tokens")),
+                count(number(read, "tokens")),
+                percent(asked, 2),
+                percent(got, 2),
+                bar(got, asked),
+                fixed(number(read, "epochs")),
+            ]
+        )
+    columns = ["source", "documents", "bytes", "tokens", "tokens read", "asked", "got", "", "epochs"]
+    legend = f"<figcaption>{key('train', 'share of the tokens read')}{key('heldout', 'share asked for')}</figcaption>"
+    return f"<h3>By source</h3>\n<figure>{table(columns, rows, {1, 2, 3, 4, 5, 6, 8})}{legend}</figure>"
+
+
+def bar(got: float | None, asked: float | None) -> str:
+    """The share got as a bar, the share asked for as a tick on it."""
+    if got is None and asked is None:
+        return ""
+    inside = f'<i style="width:{100 * min(max(got or 0.0, 0.0), 1.0):.2f}%"></i>'
+    if asked is not None:
+        inside += f'<b style="left:{100 * min(max(asked, 0.0), 1.0):.2f}%"></b>'
+    return f'<div class="bar">{inside}</div>'
+
+
+def skipped_files(account: dict[str, Any]) -> str:
+    files = objects(account.get("skipped"))
+    if not files:
+        return ""
+    rows = [[text(f.get("path", "")), text(f.get("reason", "")), size(number(f, "bytes"))] for f in files]
+    total = number(account, "skipped_files") or len(files)
+    title = f"{count(total)} skipped file{'s' if total != 1 else ''}" + (
+        f", the first {len(files)}" if total > len(files) else ""
+    )
+    return f"<details><summary>{title}</summary>{table(['file', 'reason', 'bytes'], rows, {2})}</details>"
+
+
+def costs(facts: Facts) -> str:
+    run = facts.run
+    phases = {
+        name: number(dig(run.result, "phases"), name)
+        for name in ("prepare", "calibrate", "train", "evaluate", "report")
+    }
+    colors = dict(zip(phases, ("run-2", "run-4", "train", "heldout", "mark"), strict=True))
+    body = stack([(colors[name], seconds or 0.0, f"{name} {duration(seconds)}") for name, seconds in phases.items()])
+    environment = run.environment
+    facts_of = [
+        ("Peak memory", size(number(run.result, "peak_memory_bytes"))),
+        (
+            "Compute dtype",
+            text(dig(run.plan, "calibration", "dtype") or dig(run.config, "runtime", "dtype") or words.MISSING),
+        ),
+    ]
+    facts_of += [
+        (text(name), text(words.plain(value))) for name, value in environment.items() if not isinstance(value, dict)
+    ]
+    for name, group in named(environment).items():
+        facts_of += [(f"{text(name)}: {text(inner)}", text(words.plain(value))) for inner, value in group.items()]
+    body += "<h3>Machine and versions</h3>\n" + table([], [[name, value] for name, value in facts_of])
+    folder = run.folder.path
+    commands = [("run it again", ["isoflop", "train", "--config", str(run.folder.config), "--out", f"{folder}-again"])]
+    if not facts.finished and run.status != "running":
+        commands.insert(0, ("go on from where it stopped", ["isoflop", "train", "--resume", str(folder)]))
+    if run.status != "running" and run.training:
+        commands.append(("let it write", ["isoflop", "sample", str(folder), "--prompt", "Once"]))
+    lines = "\n".join(f"{shlex.join(command)}    # {what}" for what, command in commands)
+    body += f'<h3>Commands</h3>\n<pre class="box">{text(lines)}</pre>'
+    body += f'<details><summary>The exact configuration</summary><pre class="box">{text(to_json(run.config))}</pre></details>'
+    return section("Cost and machine", "Only training counts against a time budget.", body)
+
+
+def history(facts: Facts) -> str:
+    run = facts.run
+    rows = []
+    for event in run.events:
+        rest = {name: value for name, value in event.items() if name not in ("event", "time", "step")}
+        details = ", ".join(f"{text(name)} {text(words.plain(value))}" for name, value in rest.items())
+        rows.append(
+            (
+                number(event, "time"),
+                moment_of(event),
+                count(number(event, "step")),
+                text(event.get("event", "")),
+                details,
+            )
+        )
+    for decision in run.decisions:
+        at = number(decision, "at_step")
+        rows.append((number(decision, "time"), moment_of(decision), count(at), "decision", tell(decision)))
+    rows.sort(key=lambda row: row[0] or 0.0)
+    body = table(["time (UTC)", "step", "what", ""], [list(row[1:]) for row in rows], {1}) if rows else ""
+    return section("History", "" if rows else "Nothing has been written down yet.", body)
+
+
+def moment_of(line: dict[str, Any]) -> str:
+    return f'<span class="n">{words.moment(line.get("time"))}</span>'

@@ -1,0 +1,167 @@
+"""Numbers and foreign text as words: what a reader wants to see, safe to put into HTML.
+
+A missing number is `None` everywhere and reads as an en dash.
+"""
+
+import datetime
+import html
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "–"
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def text(value: Any) -> str:
+    """Any value as HTML text: escaped, and with nothing invisible left in it.
+
+    Samples hold whatever the model wrote. Control characters become their pictures (NUL is ␀), characters that turn the
+    direction of writing and lone surrogates become �; tabs and line feeds stay.
+    """
+    return html.escape("".join(map(visible, str(value))))
+
+
+def visible(character: str) -> str:
+    code = ord(character)
+    if character in "\t\n":
+        return character
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    turns = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F, 0x061C)
+    if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or turns or code & 0xFFFE == 0xFFFE:
+        return "\ufffd"
+    return character
+
+
+def count(value: float | None) -> str:
+    """1,234 · 95,000 · 0.43 M · 12.9 M · 1.2 B"""
+    if value is None:
+        return MISSING
+    if abs(value) < 1e5:
+        return f"{value:,.0f}"
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if abs(value) >= size or unit == "M":
+            return f"{short(value / size)} {unit}"
+    raise AssertionError("unreachable: M takes what is left")
+
+
+def short(value: float) -> str:
+    """Three digits, or as many as there are before the point; no zeros behind it that say nothing."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    plain = f"{value:,.{min(digits, 6)}f}"
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def power(value: float | None) -> str:
+    """1.35 × 10¹³, as FLOPs are written."""
+    if value is None:
+        return MISSING
+    if abs(value) < 1e5:
+        return f"{value:,.0f}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+
+
+def rate(value: float | None) -> str:
+    """FLOP/s with a prefix: 53.1 GFLOP/s."""
+    if value is None:
+        return MISSING
+    for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{short(value / size)} {prefix}FLOP/s"
+    return f"{value:,.0f} FLOP/s"
+
+
+def size(value: float | None) -> str:
+    """Bytes, in powers of a thousand: 12.9 MB."""
+    if value is None:
+        return MISSING
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{short(value / scale)} {unit}"
+    return f"{value:,.0f} bytes"
+
+
+def duration(value: float | None) -> str:
+    """0.42 s · 12.3 s · 3 min 1 s · 2 h 05 min · 3 d 4 h"""
+    if value is None:
+        return MISSING
+    if value < 59.95:
+        return f"{short(value)} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
+    if whole < 2 * 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share of one as percent: 0.183 -> 18.3 %."""
+    return MISSING if share is None else f"{100 * share:.{digits}f} %"
+
+
+def change(reached: float | None, expected: float | None) -> str:
+    """How far off, in percent with its sign: +0.6 %."""
+    if reached is None or not expected:
+        return MISSING
+    return f"{100 * (reached / expected - 1):+.1f} %".replace("-", "−")
+
+
+def moment(value: Any) -> str:
+    """Unix time as UTC, so that the page does not depend on where it is made."""
+    try:
+        return f"{datetime.datetime.fromtimestamp(float(value), datetime.UTC):%Y-%m-%d %H:%M:%S}"
+    except (TypeError, ValueError, OverflowError, OSError):
+        return MISSING
+
+
+def article(phrase: str) -> str:
+    """ "a" or "an", as a number at the start of `phrase` is spoken: an 8.1, an 11.2, a 110."""
+    whole = phrase.partition(".")[0].partition(" ")[0]
+    return "an" if whole.startswith("8") or whole in ("11", "18") else "a"
+
+
+def plain(value: Any) -> str:
+    """A configuration value on one line: strings bare, the rest as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def number(mapping: Any, *keys: str) -> float | None:
+    """The finite number at a path of keys, else None: run files are read with everything possibly missing."""
+    value = dig(mapping, *keys)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def dig(mapping: Any, *keys: str) -> Any:
+    """What lies at a path of keys in nested objects, else None."""
+    for key in keys:
+        if not isinstance(mapping, Mapping) or key not in mapping:
+            return None
+        mapping = mapping[key]
+    return mapping
+
+
+def objects(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list; nothing for anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def named(value: Any) -> dict[str, dict[str, Any]]:
+    """The objects in an object, by name; nothing for anything else."""
+    return {str(k): v for k, v in value.items() if isinstance(v, dict)} if isinstance(value, dict) else {}
