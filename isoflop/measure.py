@@ -1,0 +1,106 @@
+"""Held-out loss, perplexity and bits per byte: always plain cross-entropy, whatever the run was trained on."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isoflop.model.gpt import GPT
+from isoflop.model.loss import cross_entropy
+from isoflop.runtime import Runtime
+
+BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What a model makes of text that it was not trained on.
+
+    Attributes:
+        nats: the summed cross-entropy of every token, the ends of documents included.
+        tokens: how many tokens that was, the ends of documents included.
+        bytes: how many bytes of text these tokens stand for; an end of document stands for none.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token): comparable only between runs with the same tokenizer."""
+        return math.exp(min(self.nats_per_token, 700.0))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits needed for a byte of text: comparable between tokenizers."""
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "nats_per_token": self.nats_per_token,
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+        }
+
+
+@torch.no_grad()
+def measure(
+    model: GPT,
+    tokens: npt.NDArray[Any],
+    token_bytes: npt.NDArray[Any],
+    eot: int,
+    runtime: Runtime,
+    max_tokens: int = 0,
+) -> HeldOut:
+    """Measure a model on a stream of documents, each followed by `eot`.
+
+    The stream is cut into windows of the model's context that do not overlap; every token is predicted once, from
+    those before it in its window (the first of a window from the token before the window, the very first from `eot`).
+    A token early in a window is thus predicted from little, which makes the figure a little worse than with a sliding
+    window and comparable with the training loss.
+
+    Args:
+        tokens: ids, shape (n,).
+        token_bytes: bytes that each id stands for, shape (vocab_size,).
+        max_tokens: if the stream is longer, evenly spaced windows of about this many tokens in all; 0: everything.
+    """
+    context, count = model.config.context, len(tokens)
+    starts = np.arange(0, count, context)
+    if max_tokens and count > max_tokens:
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, max(1, max_tokens // context)).astype(np.int64))]
+    was_training = model.training
+    model.eval()
+    nats, counted, text_bytes = 0.0, 0, 0
+    whole = [start for start in starts if start + context <= count]
+    rows = max(1, BATCH_TOKENS // context)
+    groups = [whole[i : i + rows] for i in range(0, len(whole), rows)]
+    if len(whole) < len(starts):
+        groups.append([starts[-1]])
+    for group in groups:
+        length = min(context, count - int(group[0]))
+        window = torch.from_numpy(np.stack([with_previous(tokens, s, length, eot) for s in group])).to(runtime.device)
+        targets_BT = window[:, 1:]
+        with runtime.autocast():
+            loss = cross_entropy(model.hidden(window[:, :-1]), model.head_weight, targets_BT, reduction="sum")
+        nats += float(loss)
+        counted += targets_BT.numel()
+        text_bytes += int(token_bytes[targets_BT.cpu().numpy()].sum())
+    model.train(was_training)
+    return HeldOut(nats, counted, text_bytes)
+
+
+def with_previous(tokens: npt.NDArray[Any], start: int, length: int, eot: int) -> npt.NDArray[np.int64]:
+    """`length` tokens from `start` and the one before them, which is `eot` at the very beginning. Shape (length + 1,)."""
+    if start == 0:
+        return np.concatenate([[eot], np.asarray(tokens[:length], dtype=np.int64)])
+    return np.asarray(tokens[start - 1 : start + length], dtype=np.int64)

@@ -1,0 +1,120 @@
+"""The loss to expect: a small table of our own runs, not a fit of a law.
+
+No published law reaches the sizes that minutes on a laptop buy: at half a million parameters they predict more than
+the entropy of single words. So `prior.json` holds runs of this very system (sizes, tokens, corpora, seeds, and the
+command that made them), and the expectation is read off a plane through them,
+
+    log(bits per byte) = a + b log(z) + c log(C),    C = 6 N D',
+
+where z says how predictable the text is before any model has seen it: the bits per byte that LZMA needs for a sample
+of at most 1 MB. D' discounts repeated tokens (repetition.py). Above the table's largest C the reducible part of the
+loss shrinks with the exponent of a published law (Besiroglu et al. 2024: alpha beta / (alpha + beta) = 0.178), and the
+interval widens with the distance. It is a prior: a first guess with an honest width.
+"""
+
+import json
+import lzma
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+ALPHA, BETA = 0.34781, 0.36585  # Besiroglu et al. 2024, table 1
+EXPONENT = ALPHA * BETA / (ALPHA + BETA)
+IRREDUCIBLE = 1.8169 / math.log(2) / 4.4  # their E in nats per token, over about 4.4 bytes a token: bits per byte
+LEVEL = 0.9
+T_WIDTH = 1.75  # two-sided 90 % of Student's t at some 16 degrees of freedom
+WIDEN_PER_DECADE = 0.03  # added to the standard deviation of log(bits per byte) for each factor of ten beyond the table
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """Bits per byte expected on held-out text, with the interval that should hold it in `level` of all cases."""
+
+    bits_per_byte: float
+    low: float
+    high: float
+    level: float
+    source: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bits_per_byte": self.bits_per_byte,
+            "low": self.low,
+            "high": self.high,
+            "level": self.level,
+            "source": self.source,
+        }
+
+    def verdict(self, reached: float) -> str:
+        """Where a reached loss lies: "inside" the interval, "better" (below it) or "worse" (above it)."""
+        return "better" if reached < self.low else "worse" if reached > self.high else "inside"
+
+
+def lzma_bits_per_byte(sample: bytes) -> float:
+    """How predictable a text is to a compressor that knows nothing: LZMA's bits per byte. At least 1 KB, else 2.5."""
+    if len(sample) < 1024:
+        return 2.5
+    return 8 * len(lzma.compress(sample, preset=6)) / len(sample)
+
+
+@cache
+def table() -> dict[str, Any]:
+    """prior.json: `command` that made it, and `runs`, each with corpus, lzma, parameters, tokens, flops, bits_per_byte."""
+    loaded: dict[str, Any] = json.loads(resources.files("isoflop.plan").joinpath("prior.json").read_text("utf-8"))
+    return loaded
+
+
+def design(runs: list[dict[str, Any]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The rows (1, log z, log C) and the targets log(bits per byte) of the table's runs. Shapes (n, 3), (n,)."""
+    rows = [[1.0, math.log(run["lzma"]), math.log(run["flops"])] for run in runs]
+    return np.array(rows), np.array([math.log(run["bits_per_byte"]) for run in runs])
+
+
+@cache
+def fit() -> tuple[tuple[float, float, float], float]:
+    """The plane's coefficients, and the standard deviation of what it misses on a corpus that it was not fitted to.
+
+    The latter is found by leaving out one corpus at a time: somebody's own text is a corpus that the table lacks.
+    """
+    runs = table()["runs"]
+    rows, targets = design(runs)
+    coefficients = np.linalg.lstsq(rows, targets, rcond=None)[0]
+    misses: list[float] = []
+    corpora = np.array([run["corpus"] for run in runs])
+    for corpus in np.unique(corpora):
+        inside = corpora != corpus
+        without = np.linalg.lstsq(rows[inside], targets[inside], rcond=None)[0]
+        misses += list(targets[~inside] - rows[~inside] @ without)
+    a, b, c = (float(value) for value in coefficients)
+    return (a, b, c), float(np.sqrt(np.mean(np.square(misses))))
+
+
+def expect(flops: float, lzma_bpb: float) -> Expectation:
+    """What a run of `flops` (6 N D', repeated tokens discounted) should reach on text of this predictability."""
+    (a, b, c), deviation = fit()
+    largest = max(run["flops"] for run in table()["runs"])
+    smallest = min(run["flops"] for run in table()["runs"])
+
+    def plane(compute: float) -> float:
+        return min(8.0, math.exp(a + b * math.log(lzma_bpb) + c * math.log(compute)))
+
+    where = "inside the table's range"
+    decades = 0.0
+    if flops > largest:
+        floor = min(IRREDUCIBLE, 0.5 * plane(largest))
+        centre = floor + (plane(largest) - floor) * (flops / largest) ** -EXPONENT
+        decades = math.log10(flops / largest)
+        where = f"{flops / largest:.3g} times the table's largest run: a published law's exponent from there on"
+    else:
+        centre = plane(flops)
+        if flops < smallest:
+            decades = math.log10(smallest / flops)
+            where = f"{smallest / flops:.3g} times below the table's smallest run"
+    width = T_WIDTH * math.hypot(deviation, WIDEN_PER_DECADE * decades)
+    source = f"a prior, not a fit: {len(table()['runs'])} runs of our own, {where}"
+    return Expectation(centre, centre * math.exp(-width), centre * math.exp(width), LEVEL, source)

@@ -1,0 +1,133 @@
+"""What a person sees while isoflop works: progress bars on a terminal, plain lines elsewhere."""
+
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from isoflop.optim.schedules import Decision
+from isoflop.trainer.hooks import Hook, Live
+
+LINES = 20  # plain lines a run prints where there is no terminal
+
+
+class Screen(Hook):
+    """Shows preparation and training. `quiet` shows nothing.
+
+    Attributes:
+        peak: FLOP/s that this machine reaches at best in the run's dtype; 0 leaves the share out.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.live_bars = self.console.is_terminal and not quiet
+        self.peak = 0.0
+        self._bars: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage = ""
+        self._heldout = ""
+        self._shown = 0.0
+
+    def say(self, text: str) -> None:
+        """One line, above the bars if there are any. The text is shown as it is, markup and all."""
+        self.console.print(escape(text))
+
+    def table(self, rows: list[tuple[str, ...]], title: str = "") -> None:
+        """Rows in columns."""
+        table = Table(box=None, title=title or None, title_justify="left", show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for index in range(max(len(row) for row in rows)):
+            table.add_column(no_wrap=index < 2, overflow="fold", style="dim" if index == 2 else None)
+        for row in rows:
+            table.add_row(*(escape(cell) for cell in row))
+        self.console.print(table)
+
+    def progress(self, stage: str, done: float, total: float, note: str = "") -> None:
+        """Show how far a stage is, in bytes: what isoflop.data.prepare calls."""
+        if not self.live_bars:
+            if stage != self._stage:
+                self.say(f"{stage} ...")
+            self._stage = stage
+            return
+        bars = self._open(stage)
+        assert self._task is not None
+        shown = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB {note}" if total else note
+        bars.update(self._task, completed=done, total=total or None, text=escape(shown))
+        if total and done >= total:
+            self.close()
+
+    def started(self, live: Live) -> None:
+        self._stage = ""
+        self._shown = -math.inf
+        if live.step:
+            self.say(f"going on from step {live.step:,}")
+
+    def stepped(self, live: Live) -> None:
+        line = live.line
+        if line is None:
+            return
+        total = live.timetable.total_steps
+        if self.live_bars:
+            if time.monotonic() - self._shown < 0.1 and not live.done:
+                return
+            self._shown = time.monotonic()
+            bars = self._open("training")
+            assert self._task is not None
+            bars.update(self._task, completed=live.step, total=total, text=self._words(live, line))
+        elif live.step * LINES // total != (live.step - 1) * LINES // total or live.done:
+            self.say(f"step {live.step:,}/{total:,}  {self._words(live, line)}  {left(live)} left")
+        if live.done:
+            self.close()
+
+    def measured(self, live: Live, line: dict[str, Any]) -> None:
+        self._heldout = f"  held-out {line['heldout_bits_per_byte']:.3f} bits/byte"
+
+    def decided(self, live: Live, decision: Decision) -> None:
+        self.say(f"step {decision.at_step:,}: the end moves to step {decision.steps:,}: {decision.reason}")
+
+    def ended(self, live: Live) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._task = None, None
+
+    def _open(self, stage: str) -> Progress:
+        if self._bars is None or stage != self._stage:
+            self.close()
+            self._stage = stage
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=stage != "training",
+            )
+            self._bars.start()
+            self._task = self._bars.add_task(stage, text="", total=None)
+        return self._bars
+
+    def _words(self, live: Live, line: dict[str, Any]) -> str:
+        rate = line["tokens_per_second"]
+        speed = rate * live.flops_per_token
+        share = f" ({speed / self.peak:.0%} of peak)" if self.peak else ""
+        epochs = live.tokens / max(1, sum(live.prepared.train_tokens(name) for name in live.prepared.sources))
+        return (
+            f"loss {line['loss']:.3f}{self._heldout}  {rate:,.0f} tok/s  {speed / 1e9:,.0f} GFLOP/s{share}  "
+            f"{live.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs"
+        )
+
+
+def left(live: Live) -> str:
+    """Training time left at the average speed so far."""
+    if not live.step:
+        return "?"
+    seconds = (live.timetable.total_steps - live.step) * live.seconds / live.step
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"

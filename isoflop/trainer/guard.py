@@ -1,0 +1,59 @@
+"""What stops a run early: signals, and numbers gone wrong."""
+
+import math
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+
+class Diverged(Exception):
+    """Loss or gradient is no longer a finite number. The last checkpoint is from before that."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; everything is saved.
+
+    Attributes:
+        signum: the signal. A shell reads 128 + signum as "ended by this signal": preempted, not failed.
+        step: the step that the run goes on from.
+    """
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
+        self.signum = signum
+        self.step = step
+
+
+class Signals:
+    """Within this context SIGINT and SIGTERM are noted in `received`; a second one ends the process at once."""
+
+    CAUGHT = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            self._before = {number: signal.signal(number, self._note) for number in self.CAUGHT}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+
+
+def check_finite(step: int, loss: float, norm: float) -> None:
+    """Raises Diverged unless both are finite."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise Diverged(
+            f"step {step}: loss {loss} and gradient norm {norm} are no longer finite; "
+            "the last checkpoint is from before that: start again with a lower optim.lr and optim.matrix_lr"
+        )

@@ -1,0 +1,139 @@
+"""What may happen beside the steps of a run: measuring, sampling, telling somebody.
+
+A hook is handed to `train` by whoever starts the run. It sees a `Live`, may add lines to the run folder, and must not
+change the model, the generators or the schedule: a run with hooks has the same bits as one without.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from isoflop.data.prepare import Prepared
+from isoflop.generate.engine import generate
+from isoflop.measure import measure
+from isoflop.model.gpt import GPT
+from isoflop.optim.schedules import Decision, Timetable
+from isoflop.records import RunFolder
+from isoflop.runtime import Runtime
+from isoflop.trainer.config import RunConfig
+
+
+@dataclass
+class Live:
+    """A run while it runs.
+
+    Attributes:
+        step: optimiser steps done.
+        seconds: of training so far, time spent down left out.
+        flops: 6 N D so far, N as in model/count.py's "6n".
+        line: the newest training line, one step late; empty before the second step.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    model: GPT
+    prepared: Prepared
+    runtime: Runtime
+    timetable: Timetable
+    flops_per_token: float
+    step: int = 0
+    seconds: float = 0.0
+    line: dict[str, Any] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.step * self.config.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        return self.tokens * self.flops_per_token
+
+    @property
+    def done(self) -> bool:
+        return self.step >= self.timetable.total_steps
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every `every` steps (0: never) and at the end happens now."""
+        return every > 0 and (self.step % every == 0 or self.done)
+
+
+class Hook:
+    """The moments of a run. Each does nothing unless a hook says otherwise."""
+
+    def started(self, live: Live) -> None:
+        """Before the first step of this process, after a checkpoint was loaded if there was one."""
+
+    def stepped(self, live: Live) -> None:
+        """After each optimiser step."""
+
+    def decided(self, live: Live, decision: Decision) -> None:
+        """After the clock moved the end of the run."""
+
+    def measured(self, live: Live, line: dict[str, Any]) -> None:
+        """After a held-out line was written."""
+
+    def ended(self, live: Live) -> None:
+        """After the last step, or when the run stops early, whatever the reason."""
+
+
+class HeldOut(Hook):
+    """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks."""
+
+    def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
+        self.listeners = listeners
+
+    def started(self, live: Live) -> None:
+        self.tokens = live.prepared.heldout()
+        self.token_bytes = live.prepared.tokenizer.token_bytes()
+
+    def stepped(self, live: Live) -> None:
+        if not live.due(live.config.every.evaluate):
+            return
+        eot = live.prepared.tokenizer.eot
+        found = measure(live.model, self.tokens, self.token_bytes, eot, live.runtime, live.config.evaluate_tokens)
+        line = {
+            "step": live.step,
+            "tokens": live.tokens,
+            "seconds": round(live.seconds, 3),
+            "flops": live.flops,
+            "heldout_loss": found.nats_per_token,
+            "heldout_bits_per_byte": found.bits_per_byte,
+        }
+        live.folder.append("metrics", line)
+        for listener in self.listeners:
+            listener.measured(live, line)
+
+
+class Samples(Hook):
+    """Writes what the model says to the same prompts every `config.every.sample` steps.
+
+    Sampling draws from a generator of its own, so that the run's own generators do not notice.
+    """
+
+    def stepped(self, live: Live) -> None:
+        if not live.due(live.config.every.sample):
+            return
+        how = live.config.sample
+        for prompt in how.prompts:
+            with torch.no_grad(), live.runtime.autocast():
+                text = generate(
+                    live.model,
+                    live.prepared.tokenizer,
+                    prompt,
+                    how.tokens,
+                    temperature=how.temperature,
+                    top_k=how.top_k,
+                    top_p=how.top_p,
+                    seed=live.config.seed,
+                    stop_at_eot=False,
+                )
+            live.folder.append("samples", {"step": live.step, "prompt": prompt, "text": text})
+
+
+def recent_rate(lines: list[tuple[int, float]]) -> float:
+    """Tokens per second over the last marks (tokens, seconds); 0 with fewer than two."""
+    if len(lines) < 2 or lines[-1][1] <= lines[0][1]:
+        return 0.0
+    return float(np.subtract(lines[-1][0], lines[0][0]) / (lines[-1][1] - lines[0][1]))
