@@ -1,0 +1,254 @@
+"""Training state as a flat dict of named tensors, to and from a folder of safetensors, whole or sharded.
+
+    model.<name>            a parameter or persistent buffer, under its name in the model; a tied one once
+    optim.<name>.<key>      what the optimiser keeps for that parameter: momentum, moments, its step count
+
+The names do not depend on how the tensors are laid out over processes. Each process writes the shards that it holds
+(torch's distributed checkpoint, DCP, in the safetensors format); a reader with another number of processes finds its
+parts by the offsets stored beside them. DCP's own format keeps a pickled `.metadata`, which its default reader
+unpickles, so only its safetensors reader and writer are used here: they neither write nor read one.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from isoflop.errors import UserError
+
+# what torch.compile and recomputation put into the names of the modules that they wrap
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as it lies on disk: its whole shape, put together from all shards."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The live parameters and persistent buffers as `model.<name>`; a tied tensor once, under its first name."""
+    tensors: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[f"model.{clean(name)}"] = tensor
+    return tensors
+
+
+def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state as `optim.<parameter's name>.<key>`; empty before their first step.
+
+    State tensors are the live ones; state that is a plain number comes as a 0-dimensional tensor.
+    """
+    return {
+        f"optim.{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, optimizer, parameter in owners(model, optimizers)
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if value is not None
+    }
+
+
+def owners(
+    model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
+) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
+    """(name in the model, optimiser, parameter) of every parameter that is optimised."""
+    names = {id(tensor): name.removeprefix("model.") for name, tensor in model_tensors(model).items()}
+    for optimizer in optimizers:
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            yield names[id(parameter)], optimizer, parameter
+
+
+def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors into a folder; every process calls it, and each writes its own shards.
+
+    Any layout, any dtype that safetensors has, no elements and no dimensions included.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    with plainly():
+        dcp.save(contiguous, storage_writer=writer, no_dist=not dist.is_initialized())
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """The tensors in a folder, from the files' headers alone.
+
+    Raises:
+        UserError: if a file is not safetensors, or shards are missing.
+    """
+    # The files may come from anyone: whatever goes wrong in reading their headers is the files' fault.
+    stored: dict[str, Stored] = {}
+    held: dict[str, int] = {}
+    try:
+        for name, meta in dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
+            assert isinstance(meta, TensorStorageMetadata)
+            stored[name] = Stored(tuple(meta.size), meta.properties.dtype)
+            if any(offset < 0 for chunk in meta.chunks for offset in chunk.offsets):
+                raise ValueError(f"negative offset in {name}")
+            held[name] = sum(chunk.sizes.numel() for chunk in meta.chunks)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} cannot be read as safetensors ({reason}); use another checkpoint") from None
+    for name, tensor in stored.items():
+        if held[name] != math.prod(tensor.shape):
+            raise UserError(f"{folder} does not hold all of {name[:200]!r}: a shard is missing; use another checkpoint")
+    return stored
+
+
+def load_tensors(folder: Path, tensors: Mapping[str, Tensor], stored: Mapping[str, Stored] | None = None) -> None:
+    """Fill `tensors`, in place, with those of the same name in a folder. More may lie there; it is left.
+
+    Args:
+        folder: as written by `save_tensors`, by any number of processes.
+        tensors: name -> what to fill, whole or sharded.
+        stored: `stored_tensors(folder)`, if already at hand.
+
+    Raises:
+        UserError: naming the first tensor that is not there, or there with another shape or dtype; nothing is changed.
+    """
+    stored = stored_tensors(folder) if stored is None else stored
+    for name, tensor in tensors.items():
+        require_alike(name, tensor, stored.get(name))
+    if tensors:
+        detached = {name: tensor.detach() for name, tensor in tensors.items()}
+        reader = dcp.HuggingFaceStorageReader(str(folder))
+        with plainly():
+            dcp.load(detached, storage_reader=reader, no_dist=not dist.is_initialized())
+
+
+def restore(folder: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Load weights and optimiser state in place, whether or not the optimisers have taken a step.
+
+    The optimisers continue bit for bit. Without optimisers, only the weights are loaded.
+
+    Raises:
+        UserError: naming the first tensor that only one side has, or that differs in shape or dtype; nothing is
+            changed then.
+    """
+    optimizers = list(optimizers)
+    stored = stored_tensors(folder)
+    weights = model_tensors(model)
+    for name in stored:
+        if name.startswith("model.") and name not in weights:
+            raise UserError(f"the checkpoint has {name[:200]!r} and the model does not: their configurations differ")
+    for name, tensor in weights.items():
+        require_alike(name, tensor, stored.get(name))
+    created = create_state(optimizers)
+    try:
+        wanted = match_state(model, optimizers, stored)
+    except UserError:
+        drop(created)
+        raise
+    load_tensors(folder, {**weights, **wanted}, stored)
+    for name, optimizer, parameter in owners(model, optimizers):
+        state = optimizer.state[parameter]
+        if not any(f"optim.{name}.{key}" in wanted for key in state):
+            drop([(optimizer, parameter)])  # saved before its first step
+            continue
+        for key, value in state.items():
+            if value is not None and not isinstance(value, Tensor):
+                state[key] = type(value)(wanted[f"optim.{name}.{key}"].item())
+
+
+def match_state(
+    model: nn.Module, optimizers: list[torch.optim.Optimizer], stored: Mapping[str, Stored]
+) -> dict[str, Tensor]:
+    """The state tensors to load: all of a parameter's, or none where it had none when saved.
+
+    Raises:
+        UserError: naming the first one that does not fit.
+    """
+    if not optimizers:
+        return {}
+    state = optimizer_tensors(model, optimizers)
+    saved = set()
+    for name in stored:
+        if name.startswith("optim."):
+            if name not in state:
+                raise UserError(
+                    f"the checkpoint has {name[:200]!r}, which this optimiser does not keep: settings differ"
+                )
+            saved.add(name.rpartition(".")[0])
+    wanted = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] in saved}
+    for name, tensor in wanted.items():
+        require_alike(name, tensor, stored.get(name))
+    return wanted
+
+
+def create_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, Tensor]]:
+    """Make optimisers that have not stepped yet create their state, by a step of no length that changes no weight.
+
+    Returns:
+        Whose state is new.
+    """
+    created: list[tuple[torch.optim.Optimizer, Tensor]] = []
+    for optimizer in optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        new = [p for p in parameters if not optimizer.state.get(p)]
+        if not new:
+            continue
+        gradients = [p.grad for p in parameters]
+        rates = [group["lr"] for group in optimizer.param_groups]
+        for p in parameters:
+            p.grad = None
+        for p in new:
+            p.grad = torch.zeros_like(p)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0
+        optimizer.step()
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        created += [(optimizer, p) for p in new]
+    return created
+
+
+def drop(owned: Iterable[tuple[torch.optim.Optimizer, Tensor]]) -> None:
+    for optimizer, parameter in owned:
+        optimizer.state.pop(parameter, None)
+
+
+def require_alike(name: str, tensor: Tensor, stored: Stored | None) -> None:
+    """Raises UserError unless `stored` is there with the tensor's shape and dtype."""
+    if stored is None:
+        raise UserError(f"the checkpoint has no {name!r}: its configuration differs from this one")
+    if stored.shape != tuple(tensor.shape):
+        here = tuple(tensor.shape)
+        raise UserError(f"{name!r} is {stored.shape} in the checkpoint and {here} here: their configurations differ")
+    if stored.dtype != tensor.dtype:
+        raise UserError(
+            f"{name!r} is {stored.dtype} in the checkpoint and {tensor.dtype} here: their configurations differ"
+        )
+
+
+def clean(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Let DCP's failures through as what they are, and silence its remark that one process is one process."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    except CheckpointException as error:  # a BaseException that carries each process's error
+        raise next(iter(error.failures.values()))[0] from None
