@@ -534,3 +534,11 @@ def sample(
     return generate(
         model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_text=on_text
     )
+
+
+def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[str], strict: bool) -> RunConfig:
+    """A given configuration on other text."""
+    data = config.data
+    if sources:
+        data = replace(data, sources=tuple(sources), path="")
+    return replace(config, data=replace(data, heldout=tuple(heldout) or data.heldout, strict=strict or data.strict))

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
@@ -18,12 +19,14 @@ class Interrupted(Exception):
     Attributes:
         signum: the signal. A shell reads 128 + signum as "ended by this signal": preempted, not failed.
         step: the step that the run goes on from.
+        folder: the run folder.
     """
 
-    def __init__(self, signum: int, step: int) -> None:
+    def __init__(self, signum: int, step: int, folder: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
         self.signum = signum
         self.step = step
+        self.folder = folder
 
 
 class Signals:

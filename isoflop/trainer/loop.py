@@ -182,7 +182,7 @@ def run_steps(
             if saved != live.step:
                 save(live, optimizers, log)
             live.folder.event("stopped", step=live.step, signal=signals.received)
-            raise Interrupted(signals.received, live.step)
+            raise Interrupted(signals.received, live.step, live.folder.path)
     log.flush()
 
 

@@ -1,0 +1,326 @@
+"""The command line: a thin shell. Each command parses, calls one public function and prints.
+
+Imports are inside the commands, so that `isoflop --help` does not wait for torch.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from isoflop import __version__
+from isoflop.errors import UserError
+
+if TYPE_CHECKING:
+    from isoflop.plan.advise import Advice
+    from isoflop.screen import Screen
+
+Sources = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="[SOURCE ...]", help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -"),
+]
+RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run folder")]
+Repeated = tyro.conf.UseAppendAction
+
+
+def train(
+    sources: Sources = (),
+    *,
+    budget: Annotated[str, tyro.conf.arg(help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps; +1h with --resume")] = "",
+    out: Annotated[Path | None, tyro.conf.arg(help="the run folder; by default a new one in runs/")] = None,
+    recipe: Annotated[str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")] = "",
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json", help="a config.json, to be run again")] = None,
+    init: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on from the weights of any run, on new text")] = "",
+    heldout: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share")] = (),
+    resume: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on with a run that was stopped")] = "",
+    dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
+    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    set: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in model.norm=layer")] = (),
+    trust_code: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name")] = (),
+) -> None:
+    """Pretrain a GPT on raw text within a budget."""
+    from isoflop import job
+    from isoflop.recipe import load_recipe
+    from isoflop.screen import Screen
+
+    screen = Screen()
+    listener = job.Listener(
+        say=screen.say,
+        progress=screen.progress,
+        planned=lambda advice: show_plan(screen, advice),
+        hooks=(screen,),
+        peak=lambda flops: setattr(screen, "peak", flops),
+    )
+    if resume:
+        refuse_with_resume(sources=sources, out=out, recipe=recipe, config=config, init=init, heldout=heldout, set=set)
+        show_outcome(screen, job.resume(resume, budget, listener=listener).folder)
+        return
+    base = load_recipe(recipe, config, set, trust_code)
+    if base is not None and not budget:
+        base = base if not (sources or heldout or strict) else job.with_sources(base, sources, heldout, strict)
+        if dry_run:
+            screen.say(json.dumps(job.as_dict(base), indent=2))
+            return
+        show_outcome(screen, job.train(base, out, listener=listener).folder)
+        return
+    result = job.pretrain(
+        sources,
+        budget or "3m",
+        out,
+        base=base,
+        assignments=set,
+        heldout=heldout,
+        init=init,
+        strict=strict,
+        dry_run=dry_run,
+        listener=listener,
+    )
+    if not dry_run:
+        show_outcome(screen, result.folder)  # type: ignore[union-attr]
+
+
+def prepare(
+    sources: Sources = (),
+    *,
+    out: Annotated[Path, tyro.conf.arg(help="a new folder for the prepared text")],
+    heldout: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share")] = (),
+    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    set: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in data.vocab_size=4096")] = (),
+) -> None:
+    """Turn text into tokens: the data step of `train` alone. Train on it with --set data.path=DIR."""
+    from isoflop.config import override
+    from isoflop.data.config import DataConfig
+    from isoflop.data.prepare import prepare as prepare_data
+    from isoflop.screen import Screen
+    from isoflop.trainer.config import RunConfig
+
+    screen = Screen()
+    data = DataConfig(sources=sources, heldout=heldout, strict=strict)
+    prepared = prepare_data(override(RunConfig(data=data), set).data, out, screen.progress)
+    screen.close()
+    show_account(screen, prepared.account())
+    screen.say(f"prepared: {prepared.folder}")
+
+
+def sample(
+    run: RunArgument,
+    *,
+    prompt: Annotated[str, tyro.conf.arg(help="text to continue; empty: a new document")] = "",
+    tokens: Annotated[int, tyro.conf.arg(help="how many to write at most")] = 200,
+    temperature: Annotated[float, tyro.conf.arg(help="0: the most likely token always")] = 0.8,
+    top_k: Annotated[int, tyro.conf.arg(help="only the k most likely tokens; 0: all")] = 0,
+    top_p: Annotated[float, tyro.conf.arg(help="only the most likely tokens that make up this share")] = 0.95,
+    seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
+    stream: Annotated[bool, tyro.conf.arg(help="show each piece as it is made")] = False,
+) -> None:
+    """Let a model continue a text."""
+    from isoflop import job
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    text = job.sample(
+        run,
+        prompt,
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        on_text=show if stream else None,
+    )
+    print() if stream else print(text)
+
+
+def evaluate(
+    run: RunArgument,
+    sources: Sources = (),
+    *,
+    json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
+    text_column: Annotated[str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")] = "text",
+) -> None:
+    """Measure held-out loss: on the run's own held-out text, or on the sources named."""
+    from isoflop import job
+    from isoflop.files import to_json
+
+    found = job.evaluate(run, sources, text_column).to_dict()
+    if json:
+        print(to_json(found), end="")
+        return
+    for name, value in found.items():
+        print(f"{name:>15}  {value:,.4f}" if isinstance(value, float) else f"{name:>15}  {value:,}")
+
+
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help="run folders")],
+    *,
+    out: Annotated[Path | None, tyro.conf.arg(help="the HTML file; by default in the first run's folder")] = None,
+) -> None:
+    """Write the report of a run, also one that is still training, or compare several."""
+    from isoflop.report.page import write_report
+
+    print(write_report(list(runs), out))
+
+
+def runs(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]", help="where to look")] = Path("runs"),
+) -> None:
+    """List runs."""
+    from isoflop import job
+    from isoflop.screen import Screen
+
+    screen = Screen()
+    rows = job.list_runs(folder)
+    if not rows:
+        screen.say(f"no runs in {folder}")
+        return
+    head = ("run", "status", "parameters", "steps", "tokens", "seconds", "bits/byte", "expected")
+    screen.table([head, *(tuple(cell(value) for value in row.values()) for row in rows)])
+
+
+def config() -> None:
+    """List every field of a run's configuration: its type, default and meaning."""
+    from isoflop.config import describe
+    from isoflop.trainer.config import RunConfig
+
+    for field in describe(RunConfig):
+        print(f"{field.name:28} {field.type:28} {field.default}\n{'':4}{field.meaning}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train,
+    "prepare": prepare,
+    "sample": sample,
+    "eval": evaluate,
+    "report": report,
+    "runs": runs,
+    "config": config,
+}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal for
+        a run that was stopped and saved.
+    """
+    if list(arguments) == ["--version"]:
+        print(f"isoflop {__version__}")
+        return 0
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="isoflop",
+            description="Raw text and a compute budget in, the best GPT that the budget can buy out.",
+            args=spread_set(arguments),
+        )
+    except UserError as error:
+        print(f"isoflop: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("isoflop: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return stopped_run(error)
+    return 0
+
+
+def stopped_run(error: Exception) -> int:
+    """The exit code of a run that ended early, said in one line; anything else is raised again."""
+    from isoflop.trainer.guard import Diverged, Interrupted
+
+    if isinstance(error, Interrupted):
+        print(f"isoflop: {error}; saved. Go on with: isoflop train --resume {error.folder}", file=sys.stderr)
+        return 128 + error.signum
+    if isinstance(error, Diverged):
+        print(f"isoflop: {error}", file=sys.stderr)
+        return 1
+    raise error
+
+
+def spread_set(arguments: Sequence[str]) -> list[str]:
+    """Let one --set be followed by several assignments: `--set a.b=1 c.d=2` as `--set a.b=1 --set c.d=2`.
+
+    A word counts as an assignment if what is before its first "=" begins with a field of RunConfig; sources such as
+    `books=PATH` are left alone.
+    """
+    spread: list[str] = []
+    open_set = False  # whether the last flag was --set and has its first assignment
+    for word in arguments:
+        if word.startswith("--") or not open_set:
+            open_set = False
+        elif is_assignment(word):
+            spread.append("--set")
+        if spread and spread[-1] == "--set":
+            open_set = True
+        spread.append(word)
+    return spread
+
+
+def is_assignment(word: str) -> bool:
+    from isoflop.trainer.config import RunConfig
+
+    return word.partition("=")[0].partition(".")[0] in RunConfig.__dataclass_fields__ and "=" in word
+
+
+def refuse_with_resume(**given: Any) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"--{name} does not go with --resume: a run goes on as its config.json says")
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show_plan(screen: "Screen", advice: "Advice") -> None:
+    screen.close()
+    screen.say(f"plan for {advice.budget}")
+    screen.table([(f"  {choice.name}", choice.value, choice.reason) for choice in advice.choices])
+    if advice.expected:
+        e = advice.expected
+        screen.say(
+            f"  expected: {e.bits_per_byte:.3f} bits per byte held-out, {e.low:.3f} to {e.high:.3f} ({e.level:.0%}); {e.source}"
+        )
+    else:
+        screen.say("  expected: nothing is stated; the prior knows runs from scratch with a planned model only")
+
+
+def show_account(screen: "Screen", account: dict[str, Any]) -> None:
+    held = account["heldout"]
+    screen.say(
+        f"{account['documents']:,} documents, {account['duplicates']:,} duplicates dropped, "
+        f"{account['skipped_files']:,} files skipped; {account['train']['tokens']:,} tokens to train on, "
+        f"{held['tokens']:,} held out ({held['how']}), {account['bytes_per_token']:.2f} bytes a token"
+    )
+
+
+def show_outcome(screen: "Screen", folder: Path) -> None:
+    from isoflop.records import read_run
+
+    run = read_run(folder)
+    result, expected = run.result, run.plan.get("expected")
+    held = result["heldout"]
+    reached = f"reached {held['bits_per_byte']:.3f} bits per byte held-out (perplexity {held['perplexity']:.1f})"
+    if expected:
+        where = {"inside": "inside the interval", "better": "better than the interval", "worse": "worse than the interval"}
+        reached += f"; expected {expected['bits_per_byte']:.3f} ({expected['low']:.3f} to {expected['high']:.3f}): "
+        reached += where[result["verdict"]]
+    screen.say(reached)
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["phases"].items())
+    screen.say(f"spent: {spent}; {result['tokens']:,} tokens, {result['flops']:.3g} FLOPs")
+    if run.samples:
+        screen.say(f"a sample:\n{run.samples[-1]['prompt']}{run.samples[-1]['text']}\n")
+    screen.say(f"report: {run.folder.report}")
+    screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")
+

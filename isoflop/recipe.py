@@ -1,0 +1,52 @@
+"""A run that somebody wrote down: a Python function that returns a RunConfig, or a config.json.
+
+A recipe is the user's own code, named on the command line, and is executed; a config.json is data and is not.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import from_dict, load_json, nearest, override
+from isoflop.errors import UserError
+from isoflop.trainer.config import RunConfig
+
+
+def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str], trust: Sequence[str]) -> RunConfig | None:
+    """The configuration that `--recipe FILE.py:NAME` or `--config FILE.json` names, with `--set` applied; None for neither.
+
+    Raises:
+        UserError: for both at once, a missing file or function, a recipe that returns something else.
+    """
+    if recipe and config is not None:
+        raise UserError("--recipe and --config are two configurations; give one of them")
+    if config is not None:
+        return override(from_dict(RunConfig, load_json(config)), list(assignments))
+    if recipe:
+        return override(call(recipe), list(assignments))
+    return None
+
+
+def call(recipe: str) -> RunConfig:
+    file, separator, name = recipe.rpartition(":")
+    if not separator or not name.isidentifier():
+        raise UserError(f"--recipe {recipe!r} is not of the form FILE.py:NAME")
+    path = Path(file)
+    if not path.is_file():
+        raise UserError(f"--recipe {recipe!r}: {file} does not exist")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--recipe {recipe!r}: {file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"--recipe {recipe!r}: {error}") from None
+    functions: dict[str, Any] = {key: value for key, value in vars(module).items() if callable(value)}
+    if name not in functions:
+        raise UserError(f"--recipe {recipe!r}: {file} has no function {name}{nearest(name, functions)}")
+    made = functions[name]()
+    if not isinstance(made, RunConfig):
+        raise UserError(f"--recipe {recipe!r}: {name}() returned {type(made).__name__}, not a RunConfig")
+    return made
