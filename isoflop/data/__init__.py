@@ -1,0 +1,13 @@
+"""Text in, tokens out.
+
+corpus   where text comes from: files, folders, globs, standard input, the standard library; weights
+readers  one file -> documents, whatever its ending and compression, in constant memory
+clean    which documents stay: exact duplicates, the train/held-out split, the sampled share
+tokenizer
+survey   a quick look: how much text is there, and what does it look like
+scan     first reading: what becomes of each document, and a sample for the tokenizer
+encode   second reading: documents -> tokens, in parallel processes (worker: one such process)
+shards   token files with header and checksum, written once and memory-mapped ever after
+prepare  where they meet
+loader   which tokens does step k see? A pure function of k.
+"""

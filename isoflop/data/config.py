@@ -1,0 +1,50 @@
+"""What the data step can be told."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from isoflop.errors import UserError
+
+SMALLEST_VOCABULARY = 257  # 256 bytes and <|endoftext|>
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, which tokens. Every field but `workers` enters the key of the prepared data."""
+
+    sources: Annotated[
+        tuple[str, ...], "files, folders, globs or `-`, as [name=]PATH[:WEIGHT]; none: Python's own standard library"
+    ] = ()
+    heldout: Annotated[tuple[str, ...], "sources that are the held-out text, instead of a split by content hash"] = ()
+    tokenizer: Annotated[str, '"bpe" to train one, or the path of a tokenizer.json or of GPT-2\'s vocab.bpe'] = "bpe"
+    vocab_size: Annotated[int, 'ids of a trained tokenizer, <|endoftext|> included (for tokenizer "bpe")'] = 1024
+    text_column: Annotated[str, "the field of .jsonl and .parquet records that holds the text"] = "text"
+    heldout_fraction: Annotated[float, "share of the documents held out by content hash"] = 0.01
+    max_train_bytes: Annotated[int, "prepare a hash-sampled share of about this many bytes of text; 0: all"] = 0
+    strict: Annotated[bool, "make every unreadable file or record an error instead of counting it"] = False
+    seed: Annotated[int, "of the split, the sampled share and the tokenizer's sample"] = 0
+    workers: Annotated[int, "encoding processes; 0: one a core"] = 0
+    path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
+
+
+def check(config: DataConfig) -> None:
+    """Refuse what no corpus could make good.
+
+    Raises:
+        UserError: naming the field and its range.
+    """
+    if config.path and (config.sources or config.heldout):
+        raise UserError(f"data.path = {config.path!r} and data sources are both given; name one of them")
+    if config.tokenizer == "bpe" and config.vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(
+            f"data.vocab_size = {config.vocab_size} is too small; a byte-level vocabulary has at least "
+            f"{SMALLEST_VOCABULARY} ids (256 bytes and <|endoftext|>)"
+        )
+    if not 0.0 < config.heldout_fraction <= 0.5:
+        raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
+    if config.max_train_bytes < 0:
+        raise UserError(f"data.max_train_bytes = {config.max_train_bytes} is negative; 0 means all")
+    if config.workers < 0:
+        raise UserError(f"data.workers = {config.workers} is negative; 0 means one a core")
+    if not config.text_column:
+        raise UserError("data.text_column is empty; name the column that holds the text")

@@ -1,0 +1,270 @@
+"""Where text comes from: what the user named -> a list of files.
+
+A source is written `[name=]PATH[:WEIGHT]`. PATH is a file, a folder (every file below it; hidden ones and symbolic
+links to folders are passed over), a glob, `-` for standard input, or `stdlib` for the running Python's own standard
+library (a folder of that name is `./stdlib`).
+"""
+
+import atexit
+import contextlib
+import fcntl
+import glob
+import hashlib
+import math
+import os
+import re
+import secrets
+import stat
+import sys
+import sysconfig
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from isoflop import files
+from isoflop.errors import UserError
+
+STDIN, STDLIB = "-", "stdlib"
+NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
+WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf))", re.DOTALL)
+STDLIB_ENDINGS = (".py", ".txt", ".rst")
+STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of the corpus. `weight` is its share of the training tokens (shares add up to 1), None if not given."""
+
+    name: str
+    pattern: str
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file to read: `shown` is what the user knows it by; `identity` changes when its content does."""
+
+    path: Path
+    shown: str
+    size: int
+    identity: tuple[str, ...]
+
+
+def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:
+    """Read sources as the user typed them; none at all means the standard library.
+
+    A path may contain `:` and `=`. Of the possible readings the first whose path exists wins, the plainest one first;
+    where none exists, a leading `identifier=` is a name and a trailing `:NUMBER` a weight.
+
+    Raises:
+        UserError: for a weight that is not positive, weights on some sources only, or a name given twice.
+    """
+    if not texts:
+        return (Source(STDLIB, STDLIB),)
+    taken: set[str] = set()
+    parsed = [split_source(text) for text in texts]
+    for (name, _, _), text in zip(parsed, texts, strict=True):
+        if name and name in taken:
+            raise UserError(f"source {text!r} uses the name {name!r} a second time; give each source its own name")
+        taken.add(name)
+    sources = []
+    for name, pattern, weight in parsed:
+        sources.append(Source(name or unused(name_of(pattern), taken), pattern, weight))
+        taken.add(sources[-1].name)
+    return normalise(sources)
+
+
+def split_source(text: str) -> tuple[str, str, float | None]:
+    """`books=PATH:0.6` -> ("books", "PATH", 0.6); no name is "", no weight None."""
+    if not text.strip():
+        raise UserError("a source is empty; name a file, a folder, a glob or - for standard input")
+    named, weighted = NAME.fullmatch(text), WEIGHT.fullmatch(text)
+    readings: list[tuple[str, str, str | None]] = [("", text, None)]
+    if named:
+        readings.append((named[1], named[2], None))
+    if weighted:
+        readings.append(("", weighted[1], weighted[2]))
+        if both := NAME.fullmatch(weighted[1]):
+            readings.append((both[1], both[2], weighted[2]))
+    name, pattern, raw = next((r for r in readings if exists(r[1])), readings[-1])
+    weight = None if raw is None else float(raw)
+    if weight is not None and not (math.isfinite(weight) and weight > 0):
+        raise UserError(f"source {text!r} has the weight {raw}; a weight is a positive number, as in books=PATH:0.6")
+    return name, pattern, weight
+
+
+def normalise(sources: Sequence[Source]) -> tuple[Source, ...]:
+    without = [source.name for source in sources if source.weight is None]
+    if len(without) == len(sources):
+        return tuple(sources)
+    if without:
+        raise UserError(f"source {without[0]} has no weight and others have one; give a weight to all or to none")
+    total = sum(source.weight or 0.0 for source in sources)
+    return tuple(replace(source, weight=(source.weight or 0.0) / total) for source in sources)
+
+
+def exists(pattern: str) -> bool:
+    if pattern in (STDIN, STDLIB) or os.path.lexists(Path(pattern).expanduser()):
+        return True
+    return is_glob(pattern) and any(glob.iglob(expand(pattern), recursive=True))  # noqa: PTH207 - may be absolute
+
+
+def is_glob(pattern: str) -> bool:
+    return any(character in pattern for character in "*?[")
+
+
+def expand(pattern: str) -> str:
+    return str(Path(pattern).expanduser())
+
+
+def name_of(pattern: str) -> str:
+    """A short name from a path: the file's up to its first dot, the folder's, for a glob that of its fixed part."""
+    if pattern == STDIN:
+        return "stdin"
+    fixed = Path(pattern)
+    while is_glob(str(fixed)) and not os.path.lexists(fixed):
+        fixed = fixed.parent
+    stem = (fixed.name or fixed.resolve().name).lstrip(".").partition(".")[0]
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "text"
+
+
+def unused(name: str, taken: set[str]) -> str:
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(n for n in numbered if n not in taken)
+
+
+def find_files(source: Source) -> list[SourceFile]:
+    """The files of a source, in an order that depends on their names only.
+
+    Raises:
+        UserError: for a path that does not exist, a glob without match, an empty folder.
+    """
+    if source.pattern == STDIN:
+        return [spool(STDIN, sys.stdin.buffer)]
+    if source.pattern == STDLIB:
+        return standard_library()
+    path = Path(expand(source.pattern))
+    if os.path.lexists(path):
+        return found_at(path)
+    if not is_glob(source.pattern):
+        raise UserError(f"{source.pattern} does not exist; name a file, a folder, a glob or - for standard input")
+    matches = sorted(glob.glob(expand(source.pattern), recursive=True))  # noqa: PTH207 - may be absolute
+    if not matches:
+        raise UserError(f"no file matches {source.pattern!r}; quote the pattern and check its folder")
+    regular = dict.fromkeys(p for match in matches for p in (walk(Path(match)) if Path(match).is_dir() else [match]))
+    if not regular:
+        raise UserError(f"{source.pattern!r} matches only folders without files")
+    return [describe(Path(name)) for name in regular]
+
+
+def found_at(path: Path) -> list[SourceFile]:
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(mode):
+        names = list(walk(path))
+        if not names:
+            raise UserError(f"folder {path} holds no files; name a folder with text in it")
+        return [describe(Path(name)) for name in names]
+    if stat.S_ISFIFO(mode):  # a process substitution, <(command): can be read only once, like standard input
+        if str(path) in _spooled:
+            return [_spooled[str(path)]]
+        with path.open("rb") as stream:
+            return [spool(str(path), stream)]
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{path} is neither a file nor a folder")
+    return [describe(path)]
+
+
+def walk(folder: Path) -> Iterator[str]:
+    """Every regular file below `folder`, hidden files and folders left out, sorted."""
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(here, name)
+            if not name.startswith(".") and path.is_file():
+                yield str(path)
+
+
+def describe(path: Path) -> SourceFile:
+    try:
+        status, resolved = path.stat(), path.resolve()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return SourceFile(path, str(path), status.st_size, (str(resolved), str(status.st_size), str(status.st_mtime_ns)))
+
+
+def unchanged(file: SourceFile) -> bool:
+    """Whether a file is still what it was when it was listed."""
+    return file.identity[0] in (STDIN, "stream") or describe(file.path).identity == file.identity
+
+
+def standard_library() -> list[SourceFile]:
+    """The running Python's own source and documentation, without tests and installed packages: about 13 MB."""
+    top = Path(sysconfig.get_paths()["stdlib"])
+    wanted = [
+        name
+        for name in walk(top)
+        if name.endswith(STDLIB_ENDINGS) and STDLIB_LEFT_OUT.isdisjoint(Path(name).relative_to(top).parts)
+    ]
+    if not wanted:
+        raise UserError(f"this Python has no library source in {top}; name a file or folder of text")
+    return [describe(Path(name)) for name in wanted]
+
+
+# Streams. A stream can be read once and the data step reads twice, so it is copied to the disk first, and kept until
+# the process ends: the survey, the preparation and a second preparation all find the same text.
+
+_spooled: dict[str, SourceFile] = {}
+_locks: list[BinaryIO] = []
+
+
+def spool(shown: str, stream: BinaryIO) -> SourceFile:
+    if shown in _spooled:
+        return _spooled[shown]
+    with files.disk_errors(f"the copy of {shown}"):
+        file, path = temporary_file()
+        digest, size = hashlib.sha256(), 0
+        while block := stream.read(1 << 20):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+        file.flush()
+    kind = STDIN if shown == STDIN else "stream"
+    _spooled[shown] = SourceFile(path, shown, size, (kind, str(size), digest.hexdigest()))
+    return _spooled[shown]
+
+
+def temporary_file() -> tuple[BinaryIO, Path]:
+    """A file in the spool folder that goes when this process ends, even by a kill: the next spooling removes it.
+
+    The lock on it says that its process lives. A file younger than a minute may not have its lock yet.
+    """
+    folder = files.home() / "spool"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > 60 and not is_locked(old):
+                old.unlink()
+    path = folder / f"{os.getpid()}-{secrets.token_hex(4)}"
+    file = path.open("wb")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    atexit.register(path.unlink, missing_ok=True)
+    _locks.append(file)
+    return file, path
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def total_size(found: Iterable[SourceFile]) -> int:
+    return sum(file.size for file in found)

@@ -1,0 +1,197 @@
+"""Which tokens does step k see? A pure function of k: the loader's only state is the number of the step.
+
+Sequences are numbered through the whole run, i = step * sequences + row. Number i is the j-th sequence drawn from some
+source; in epoch e = j // windows that is window `permutation(j % windows)` of the source's tokens taken as a circle:
+
+    i ── place ──> (source, j) ── permute ──> window w ──> tokens [offset + w * context, ... + context]
+
+Every arrow is arithmetic. Nothing is shuffled in memory, nothing is stored, and step 10^6 costs what step 0 does.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from isoflop.data.prepared import Prepared
+from isoflop.errors import UserError
+
+UNIT = 1 << 32  # weights are integers out of this many, so that shares are exact in any run
+ROUNDS = 4
+
+
+class Loader:
+    """Batches of a run.
+
+    Args:
+        context: tokens per sequence; each window has one more, since targets are inputs shifted by one.
+        sequences: per step, over all ranks.
+        seed: of the order within each source.
+        skipped: (first step, steps) ranges of data that are passed over, counted in the steps of an unbroken run.
+
+    Raises:
+        UserError: if a source has less than one window of tokens.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        context: int,
+        sequences: int,
+        seed: int,
+        skipped: tuple[tuple[int, int], ...] = (),
+    ) -> None:
+        self.context, self.sequences, self.seed, self.skipped = context, sequences, seed, tuple(sorted(skipped))
+        weights = {name: weight for name, weight in prepared.weights().items() if prepared.train_tokens(name)}
+        self.names = sorted(weights, key=lambda name: (-weights[name], prepared.sources.index(name)))
+        self.asked = [weights[name] for name in self.names]
+        self.shares = [max(1, round(weight * UNIT)) for weight in self.asked]
+        for name in self.names:
+            if prepared.train_tokens(name) <= context:
+                raise UserError(
+                    f"source {name} has {prepared.train_tokens(name)} training tokens, fewer than the {context + 1} of "
+                    f"one window of context {context}; add text or use a smaller --set model.context"
+                )
+        self.streams = [prepared.train(name) for name in self.names]
+        self.windows = [-(-len(stream) // context) for stream in self.streams]
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """(inputs_BT, targets_BT), int64, of step `step` (from 0): rows rank*B to (rank+1)*B of the step's sequences,
+        B = sequences / world.
+
+        Raises:
+            UserError: if the sequences cannot be divided by `world`.
+        """
+        if self.sequences % world:
+            raise UserError(
+                f"batch.sequences = {self.sequences} cannot be divided among {world} processes; use a multiple"
+            )
+        rows = self.sequences // world
+        first = self.data_step(step) * self.sequences + rank * rows
+        placed = [place(self.shares, first + row) for row in range(rows)]
+        windows_BT = np.empty((rows, self.context + 1), np.int64)
+        for source in {source for source, _ in placed}:
+            here = [row for row, (of, _) in enumerate(placed) if of == source]
+            starts = self.starts(source, np.array([placed[row][1] for row in here], np.int64))
+            for row, start in zip(here, starts, strict=True):
+                windows_BT[row] = self.streams[source].read(int(start), self.context + 1)
+        tokens_BT = torch.from_numpy(windows_BT)
+        return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+
+    def data_step(self, step: int) -> int:
+        """Where step `step` reads: its number among the steps of data that are not passed over."""
+        for first, count in self.skipped:
+            if step >= first:
+                step += count
+        return step
+
+    def starts(self, source: int, draws: np.ndarray) -> np.ndarray:
+        """The first token of each draw from a source."""
+        windows, length = self.windows[source], len(self.streams[source])
+        starts = np.empty(len(draws), np.int64)
+        epochs = draws // windows
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            keys = keys_of(self.seed, self.names[source], int(epoch))
+            order = permute(draws[here] % windows, windows, keys[:ROUNDS])
+            starts[here] = (int(keys[ROUNDS]) % length + order * self.context) % length
+        return starts
+
+    def account(self, steps: int) -> dict[str, Any]:
+        """What the first `steps` steps read.
+
+        Per source: `tokens` as targets, its `share` of all and the share `asked`, and `epochs`, passes over it. An
+        epoch is a whole number of windows, so that each token is a target at least once; `repeated_per_epoch` of them
+        (fewer than one context) are a second time.
+        """
+        drawn = self.drawn(self.data_step(steps - 1) + 1) if steps else [0] * len(self.names)
+        passed = [0] * len(self.names)
+        for first, count in self.skipped:
+            if steps and first <= self.data_step(steps - 1):
+                more = zip(passed, self.drawn(first + count), self.drawn(first), strict=True)
+                passed = [sum_ + after - before for sum_, after, before in more]
+        read = [total - skipped for total, skipped in zip(drawn, passed, strict=True)]
+        total = max(sum(read), 1)
+        return {
+            "tokens": sum(read) * self.context,
+            "sources": {
+                name: {
+                    "tokens": read[s] * self.context,
+                    "share": read[s] / total,
+                    "asked": self.asked[s],
+                    "epochs": read[s] / self.windows[s],
+                    "repeated_per_epoch": self.windows[s] * self.context - len(self.streams[s]),
+                    "passed_over": passed[s] * self.context,
+                }
+                for s, name in enumerate(self.names)
+            },
+        }
+
+    def drawn(self, steps: int) -> list[int]:
+        """Sequences from each source in the first `steps` steps of data."""
+        return counts(self.shares, steps * self.sequences)
+
+
+def place(shares: Sequence[int], i: int) -> tuple[int, int]:
+    """Sequence i -> (its source, how many the source gave before).
+
+    The first source takes every i at which i * share, rounded, goes up by one; what it leaves is numbered anew and
+    offered to the next. So each source's count among the first i is its exact share but for a sequence or so, for every
+    i and for ever: there is no period at which rounding would add up.
+    """
+    rest = sum(shares)
+    for source, share in enumerate(shares[:-1]):
+        taken = rounded(i, share, rest)
+        if rounded(i + 1, share, rest) > taken:
+            return source, taken
+        i -= taken
+        rest -= share
+    return len(shares) - 1, i
+
+
+def counts(shares: Sequence[int], i: int) -> list[int]:
+    """How many of the first i sequences each source gives."""
+    rest, given = sum(shares), []
+    for share in shares:
+        given.append(rounded(i, share, rest))
+        i -= given[-1]
+        rest -= share
+    return given
+
+
+def rounded(i: int, share: int, rest: int) -> int:
+    return (2 * i * share + rest) // (2 * rest)
+
+
+def keys_of(seed: int, source: str, epoch: int) -> np.ndarray:
+    """ROUNDS keys of the permutation and one number for the offset, as uint64."""
+    digest = hashlib.blake2b(f"{seed}:{epoch}:{source}".encode(), digest_size=8 * (ROUNDS + 1)).digest()
+    return np.frombuffer(digest, "<u8")
+
+
+def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
+    """A keyed bijection of 0 ... n-1, evaluated at some positions (int64) in constant memory.
+
+    A Feistel network over the smallest even number of bits that holds n; values that land beyond n go through it again
+    until they do not (cycle walking: Black & Rogaway 2002), at most four times on average.
+    """
+    half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    values = positions.astype(np.uint64)
+    outside = np.ones(len(values), bool)
+    while outside.any():
+        left, right = values[outside] >> half, values[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (mixed(right + key) & mask)
+        values[outside] = (left << half) | right
+        outside = values >= np.uint64(n)
+    return values.astype(np.int64)
+
+
+def mixed(values: np.ndarray) -> np.ndarray:
+    """The finaliser of splitmix64 (Steele, Lea & Flood 2014): every output bit depends on every input bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

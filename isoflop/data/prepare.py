@@ -1,0 +1,281 @@
+"""Where the data step meets: text -> scan -> tokenizer -> tokens -> a folder that is written whole or not at all.
+
+The folder's key is made of every file's path, size and time of change and of every setting that matters, so the same
+text with the same settings is prepared once: `$ISOFLOP_HOME/data/<key>`.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from isoflop import files
+from isoflop.config import to_dict
+from isoflop.data.config import DataConfig, check
+from isoflop.data.corpus import find_files, parse_sources, total_size
+from isoflop.data.encode import Encoders, batches
+from isoflop.data.prepared import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    TOKENIZER,
+    Prepared,
+    checksum,
+    open_prepared,
+    sha256_of,
+)
+from isoflop.data.readers import Tally, read_documents
+from isoflop.data.scan import Part, Scan, choose_shares, list_parts
+from isoflop.data.shards import ShardWriter, dtype_for
+from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.runtime import cores
+
+__all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prepare", "survey"]
+
+BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
+SKIPPED_SHOWN = 20
+
+
+class Progress(Protocol):
+    """Told how far a stage is; `done` and `total` in bytes on disk."""
+
+    def __call__(self, stage: str, done: float, total: float, note: str = "") -> None: ...
+
+
+def survey(config: DataConfig) -> Survey:
+    """What there is to train on, estimated from the beginnings of a few files; standard input is copied to disk once.
+
+    Raises:
+        UserError: if there is no such text.
+    """
+    check(config)
+    if not config.path:
+        return survey_sources(config.sources, config.heldout, config.text_column)
+    prepared = open_prepared(Path(config.path), verify_checksums=False)
+    described = prepared.account()["sources"]
+    sources = tuple(
+        SourceSurvey(name, 0, one["bytes"], one["bytes"], one["bytes"] / max(one["documents"], 1))
+        for name, one in described.items()
+    )
+    share = SAMPLE_BYTES // len(sources)
+    sample = b"\n".join(prepared.tokenizer.decode_bytes(prepared.train(name)[:share])[:share] for name in described)
+    total = sum(one.text_bytes for one in sources)
+    return Survey(0, total, sources, prepared.heldout_bytes, sample[:SAMPLE_BYTES])
+
+
+def documents(config: DataConfig) -> Iterator[str]:
+    """Every document of the sources, long plain texts in pieces, nothing dropped but what is no text.
+
+    Raises:
+        UserError: if a source cannot be read, or (strict) if anything would be skipped.
+    """
+    tally = Tally(strict=config.strict)
+    for source in parse_sources(config.sources):
+        for file in find_files(source):
+            for document in read_documents(file, config.text_column, tally):
+                yield document.decode()
+
+
+def prepare(config: DataConfig, out: Path | None = None, progress: Progress | None = None) -> Prepared:
+    """Turn text into tokens, or find that it was done before.
+
+    The folder is `out`, or `$ISOFLOP_HOME/data/<key>`. Memory does not grow with the corpus but for 16 bytes a
+    document.
+
+    Raises:
+        UserError: for unusable sources or settings, or a full disk; nothing is left behind then.
+    """
+    check(config)
+    if config.path:
+        return open_prepared(Path(config.path))
+    started = time.perf_counter()
+    given = None if config.tokenizer == "bpe" else Tokenizer.from_file(config.tokenizer)
+    parts = list_parts(config)
+    key = key_of(config, parts, given)
+    folder = Path(out) if out else files.home() / "data" / key[:16]
+    if found := already_there(folder, key):
+        return found
+    report: Progress = progress or (lambda stage, done, total, note="": None)
+    total = float(sum(total_size(part.files) for part in parts))
+    surveyed = survey(config) if config.max_train_bytes else None
+    shares = choose_shares(config, parts, surveyed)
+    with Scan(config, parts, shares) as scan:
+        scan.run(steady(report, "reading", total))
+        tokenizer = given
+        if tokenizer is None:
+            report("tokenizer", 0.0, 0.0, f"{config.vocab_size} ids")
+            tokenizer = Tokenizer.train(scan.tokenizer_sample(), config.vocab_size)
+        scan.samples.clear()
+        try:
+            with files.new_folder(folder) as temporary:
+                write(temporary, key, config, scan, tokenizer, steady(report, "encoding", total))
+        except OSError:
+            if found := already_there(folder, key):  # another process finished the same work first
+                return found
+            with files.disk_errors("the prepared data"):
+                raise
+    opened = open_prepared(folder, verify_checksums=False)
+    return Prepared(folder, opened.manifest, seconds=time.perf_counter() - started, reused=False)
+
+
+def already_there(folder: Path, key: str) -> Prepared | None:
+    """The same preparation if `folder` holds it, None if the folder is free.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} exists and holds no prepared data; name another folder")
+    prepared = open_prepared(folder)
+    if prepared.manifest["key"] != key:
+        raise UserError(f"{folder} holds data prepared from other text or settings; name another folder or delete it")
+    return prepared
+
+
+def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> str:
+    """A name for the result: changes with the text, with any setting that matters, and with the format."""
+    settings = to_dict(config)
+    for irrelevant in ("workers", "path", "sources", "heldout", "tokenizer"):
+        del settings[irrelevant]
+    if given:
+        del settings["vocab_size"]
+    listed = [
+        [part.heldout, part.source.name, part.source.weight, [list(file.identity) for file in part.files]]
+        for part in parts
+    ]
+    origin = sha256_of(given.to_json()) if given else f"bpe {version('tokenizers')}"
+    return sha256_of([FORMAT, FORMAT_VERSION, settings, origin, listed])
+
+
+def steady(report: Progress, stage: str, total: float) -> Callable[[int], None]:
+    """Report a stage about 200 times, however often it moves."""
+    reported = [0.0]
+
+    def moved(done: int) -> None:
+        if reported[0] < total and (done - reported[0] >= total / 200 or done >= total):
+            reported[0] = done
+            report(stage, float(done), total)
+
+    report(stage, 0.0, total)
+    return moved
+
+
+def write(
+    folder: Path,
+    key: str,
+    config: DataConfig,
+    scan: Scan,
+    tokenizer: Tokenizer,
+    moved: Callable[[int], None],
+) -> None:
+    """Second reading: encode what stays; then the tokenizer and, last, the manifest."""
+    useful = max(1, scan.total("train").bytes // BYTES_A_WORKER)
+    streams = write_streams(folder, scan, tokenizer, Encoders(tokenizer, min(config.workers or cores(), useful)), moved)
+    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
+    training = [
+        {"name": part.source.name, "weight": part.source.weight, "train": streams[number]}
+        for number, part in enumerate(scan.parts)
+        if not part.heldout
+    ]
+    heldout = {**streams[None], "bytes": scan.total("heldout").bytes}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "key": key,
+        "fingerprint": fingerprint_of(training, heldout, tokenizer),
+        "vocab_size": tokenizer.vocab_size,
+        "eot": tokenizer.eot,
+        "tokenizer_sha256": files.sha256(folder / TOKENIZER),
+        "settings": to_dict(config),
+        "sources": training,
+        "heldout": heldout,
+        "account": account_of(config, scan, tokenizer, streams),
+    }
+    files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
+
+
+def write_streams(
+    folder: Path, scan: Scan, tokenizer: Tokenizer, encoders: Encoders, moved: Callable[[int], None]
+) -> dict[int | None, dict[str, Any]]:
+    """One stream of tokens for each training part and, under None, one for the held-out text."""
+    dtype = dtype_for(tokenizer.vocab_size)
+    training = [number for number, part in enumerate(scan.parts) if not part.heldout]
+    writers: dict[int | None, ShardWriter] = {None: ShardWriter(folder, "heldout", dtype)}
+    try:
+        for order, number in enumerate(training):
+            writers[number] = ShardWriter(folder, f"train.{order}", dtype)
+        with encoders:
+            for batch, counts, tokens in encoders.encode(batches(scan.kept(moved))):
+                start = 0
+                for label, count in zip(batch.labels, counts, strict=True):
+                    writers[label].write(tokens[start : start + int(count)])
+                    start += int(count)
+        return {label: writer.close() for label, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+
+
+def fingerprint_of(training: list[dict[str, Any]], heldout: dict[str, Any], tokenizer: Tokenizer) -> str:
+    """What a run depends on: the tokens of each source in order, the weights, the held-out tokens, the tokenizer."""
+    sources = [[source["name"], source["weight"], source["train"]["sha256"]] for source in training]
+    return sha256_of([sources, heldout["sha256"], sha256_of(tokenizer.to_json())])
+
+
+def account_of(
+    config: DataConfig, scan: Scan, tokenizer: Tokenizer, streams: dict[int | None, dict[str, Any]]
+) -> dict[str, Any]:
+    """What became of every byte that was found.
+
+    Bytes are of UTF-8 text, but for a file skipped whole, which counts with its size on disk. Tokens include the
+    end-of-text after each document, and so does `bytes_per_token`. `documents` were found, `pieces` is what they were
+    cut into; `train` and `heldout` count pieces as documents.
+    """
+    tallies = [account.tally for account in scan.accounts]
+    train, heldout, unsampled = scan.total("train"), scan.total("heldout"), scan.total("unsampled")
+    tokens = sum(stream["tokens"] for label, stream in streams.items() if label is not None)
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": "trained byte-level BPE" if config.tokenizer == "bpe" else config.tokenizer,
+        "bytes_per_token": train.bytes / tokens,
+        "documents": sum(tally.documents for tally in tallies),
+        "pieces": sum(tally.pieces for tally in tallies),
+        "empty": sum(tally.empty for tally in tallies),
+        "duplicates": scan.total("duplicates").documents,
+        "duplicate_bytes": scan.total("duplicates").bytes,
+        "in_heldout": scan.total("in_heldout").documents,
+        "skipped": [skip for tally in tallies for skip in tally.skipped][:SKIPPED_SHOWN],
+        "skipped_files": sum(tally.skipped_files for tally in tallies),
+        "skipped_records": sum(tally.skipped_records for tally in tallies),
+        "skipped_bytes": sum(tally.skipped_bytes for tally in tallies),
+        "sampled_share": train.bytes / (train.bytes + unsampled.bytes),
+        "train": {"documents": train.documents, "bytes": train.bytes, "tokens": tokens},
+        "heldout": {
+            "documents": heldout.documents,
+            "bytes": heldout.bytes,
+            "tokens": streams[None]["tokens"],
+            "how": "named" if config.heldout else f"hash split {100 * config.heldout_fraction:g} %",
+            "unsampled_bytes": scan.total("unsampled_heldout").bytes,
+        },
+        "sources": {
+            part.source.name: {
+                "pattern": part.source.pattern,
+                "weight": part.source.weight,
+                "files": len(part.files),
+                "documents": account.train.documents,
+                "bytes": account.train.bytes,
+                "tokens": streams[number]["tokens"],
+                "duplicates": account.duplicates.documents,
+                "heldout_documents": account.heldout.documents,
+                "unsampled_bytes": account.unsampled.bytes,
+            }
+            for number, (part, account) in enumerate(zip(scan.parts, scan.accounts, strict=True))
+            if not part.heldout
+        },
+    }

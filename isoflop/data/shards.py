@@ -1,0 +1,162 @@
+"""Token files: a 64-byte header, then ids; little endian, 2 bytes each where the vocabulary fits, else 4.
+
+    0   8s  magic "ISOFLOP\\0"
+    8   u4  format version
+    12  u4  bytes per token
+    16  u8  tokens
+    24      zeros
+
+Every document is followed by the end-of-text id. A stream is one or more files, each memory-mapped.
+"""
+
+import contextlib
+import hashlib
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop import files
+from isoflop.errors import UserError
+
+MAGIC, VERSION, HEADER = b"ISOFLOP\0", 1, struct.Struct("<8sIIQ40x")
+SHARD_BYTES = 256 * 1024 * 1024
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+class ShardWriter:
+    """Appends tokens to `folder/prefix.0000.bin`, `.0001.bin`, ... of about `shard_bytes` each.
+
+    `close()` returns what the manifest says of the stream: its files with their tokens and SHA-256, and the SHA-256 of
+    the tokens alone, which does not depend on how they were divided into files.
+    """
+
+    def __init__(self, folder: Path, prefix: str, dtype: np.dtype[Any], shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.prefix, self.dtype = folder, prefix, dtype
+        self.limit = max(shard_bytes // dtype.itemsize, 1)
+        self.digest = hashlib.sha256()
+        self.shards: list[dict[str, Any]] = []
+        self.tokens = 0
+        self.open()
+
+    def open(self) -> None:
+        self.path = self.folder / f"{self.prefix}.{len(self.shards):04d}.bin"
+        self.file = self.path.open("wb", buffering=1 << 20)
+        self.file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, 0))
+        self.count = 0
+
+    def write(self, tokens: np.ndarray) -> None:
+        data = tokens.astype(self.dtype, copy=False)
+        while len(data):
+            if self.count == self.limit:
+                self.finish()
+                self.open()
+            part = data[: self.limit - self.count]
+            content = part.tobytes()
+            self.file.write(content)
+            self.digest.update(content)
+            self.count += len(part)
+            self.tokens += len(part)
+            data = data[len(part) :]
+
+    def finish(self) -> None:
+        self.file.seek(0)
+        self.file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self.count))
+        self.file.close()
+        self.shards.append({"file": self.path.name, "tokens": self.count, "sha256": files.sha256(self.path)})
+
+    def close(self) -> dict[str, Any]:
+        self.finish()
+        return {"tokens": self.tokens, "sha256": self.digest.hexdigest(), "shards": self.shards}
+
+    def abandon(self) -> None:
+        """Close the file without a word; what was written is about to be removed."""
+        with contextlib.suppress(OSError):  # a full disk refuses what was still to be flushed as well
+            self.file.close()
+
+
+class TokenStream:
+    """The tokens of a stream, read from memory-mapped files: `len(stream)`, `stream[a:b]`, `stream.read(start, n)`."""
+
+    def __init__(self, folder: Path, described: dict[str, Any], dtype: np.dtype[Any]) -> None:
+        self.maps = [map_shard(folder / shard["file"], shard["tokens"], dtype) for shard in described["shards"]]
+        self.ends = np.cumsum([len(shard) for shard in self.maps], dtype=np.int64)
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, key: slice) -> np.ndarray:
+        """A contiguous slice as an array of the stored dtype (a view where it lies within one file)."""
+        start, stop, step = key.indices(len(self))
+        if step != 1:
+            raise ValueError("a token stream is sliced with step 1 only")
+        parts = []
+        while start < stop:
+            at = int(np.searchsorted(self.ends, start, side="right"))
+            first = int(self.ends[at]) - len(self.maps[at])
+            part = self.maps[at][start - first : stop - first]
+            parts.append(part)
+            start += len(part)
+        if not parts:
+            return np.empty(0, self.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` tokens from `start`, going on at the beginning where the stream ends."""
+        start %= len(self)
+        parts = [self[start : start + length]]
+        missing = length - len(parts[0])
+        while missing > 0:
+            parts.append(self[:missing])
+            missing -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def map_shard(path: Path, tokens: int, dtype: np.dtype[Any]) -> np.ndarray:
+    """Memory-map one file.
+
+    Raises:
+        UserError: if it is missing, of another size, or its header does not fit the manifest.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEADER.size)
+        size = path.stat().st_size
+    except OSError as error:
+        raise damaged(path, error.strerror or str(error)) from None
+    if size != HEADER.size + tokens * dtype.itemsize:
+        raise damaged(path, f"it has {size} bytes instead of {HEADER.size + tokens * dtype.itemsize}")
+    if HEADER.unpack(head) != (MAGIC, VERSION, dtype.itemsize, tokens):
+        raise damaged(path, "its header does not match the manifest")
+    if not tokens:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r", offset=HEADER.size, shape=(tokens,))
+
+
+def verify(folder: Path, checksums: dict[str, str]) -> None:
+    """Compare every file with its SHA-256; in threads, since hashing lets go of the interpreter.
+
+    Raises:
+        UserError: naming the first file that is missing or differs.
+    """
+
+    def differs(name: str) -> str:
+        try:
+            return "" if files.sha256(folder / name) == checksums[name] else "its checksum does not match"
+        except OSError as error:
+            return error.strerror or str(error)
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for name, reason in zip(checksums, pool.map(differs, checksums), strict=True):
+            if reason:
+                raise damaged(folder / name, reason)
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}); delete the folder {path.parent} to prepare the data again")

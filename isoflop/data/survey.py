@@ -1,0 +1,95 @@
+"""A quick look at the corpus before it is read: how much text, and what does it look like?"""
+
+import builtins
+import math
+from dataclasses import dataclass, field, replace
+
+from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size
+from isoflop.data.readers import Tally, read_documents
+
+SAMPLE_BYTES = 1_000_000  # of text, over all sources
+READ_BYTES = 4_000_000  # of text of a source, to estimate the rest from
+LOOKED_AT = 32  # files of a source
+
+
+@dataclass(frozen=True)
+class SourceSurvey:
+    """Estimates for one source, from the beginnings of a few of its files. Sizes in bytes of UTF-8 text."""
+
+    name: str
+    files: int
+    bytes_on_disk: int
+    text_bytes: int
+    document_bytes: float  # a mean document or piece
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What there is to train on. `sample` is at most 1 MB of UTF-8 text from all sources, for a compressor."""
+
+    files: int
+    bytes: int  # of UTF-8 text, estimated
+    sources: tuple[SourceSurvey, ...]
+    heldout_bytes: int  # of the sources named as held-out; 0 if a split is made
+    sample: builtins.bytes
+
+
+def survey_sources(texts: tuple[str, ...], heldout: tuple[str, ...], column: str) -> Survey:
+    sources = parse_sources(texts)
+    looks = [look(source, column, SAMPLE_BYTES // len(sources)) for source in sources]
+    held = [look(source, column, SAMPLE_BYTES)[0] for source in (parse_sources(heldout) if heldout else ())]
+    surveyed = tuple(one for one, _ in looks)
+    return Survey(
+        files=sum(one.files for one in surveyed),
+        bytes=sum(one.text_bytes for one in surveyed),
+        sources=surveyed,
+        heldout_bytes=sum(one.text_bytes for one in held),
+        sample=b"\n".join(sample for _, sample in looks)[:SAMPLE_BYTES],
+    )
+
+
+@dataclass
+class Look:
+    """What the beginning of one file, or of several, held: `text` of the sample, and sizes of all that was read."""
+
+    text: list[bytes] = field(default_factory=list)
+    text_bytes: int = 0
+    documents: int = 0
+    disk_bytes: int = 0
+
+
+def look(source: Source, column: str, wanted: int) -> tuple[SourceSurvey, bytes]:
+    """Read the beginnings of a few files, spread over the list, and scale what they held up to the whole source."""
+    found = find_files(source)
+    chosen = found[:: math.ceil(len(found) / LOOKED_AT)]
+    looks = [beginning(file, column, READ_BYTES // len(chosen)) for file in chosen]
+    disk, text = sum(one.disk_bytes for one in looks), sum(one.text_bytes for one in looks)
+    size = total_size(found)
+    described = SourceSurvey(
+        name=source.name,
+        files=len(found),
+        bytes_on_disk=size,
+        text_bytes=round(text / disk * size) if disk else 0,
+        document_bytes=text / max(sum(one.documents for one in looks), 1),
+    )
+    share = wanted // len(chosen)
+    return described, b"\n".join(b"\n".join(one.text)[:share] for one in looks)
+
+
+def beginning(file: SourceFile, column: str, wanted: int) -> Look:
+    """Read at least `wanted` bytes of text, or the whole file.
+
+    The place on disk is known only between blocks, so text is counted up to the last block that was read to its end.
+    """
+    read, place = Look(), [0]
+    block = 0
+    for document in read_documents(file, column, Tally(), lambda n: place.__setitem__(0, n)):
+        if place[0] != block:
+            if block and read.text_bytes >= wanted:
+                return replace(read, disk_bytes=block)
+            block = place[0]
+        if read.text_bytes < SAMPLE_BYTES:
+            read.text.append(document)
+        read.text_bytes += len(document)
+        read.documents += 1
+    return replace(read, disk_bytes=file.size)

@@ -1,0 +1,218 @@
+"""Byte-level BPE whose round trip is exact, around the `tokenizers` library.
+
+Three origins: trained here; GPT-2's merges, from which alone its 50,257 ids follow; any tokenizer.json that gives text
+back as it was. Text never becomes the end-of-text id: a literal `<|endoftext|>` in a document is ordinary characters,
+and only the data step puts the real one between documents.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+
+from isoflop.errors import UserError
+
+EOT = "<|endoftext|>"
+EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>")
+PROBE = (
+    "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
+)
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table).
+
+    Printable bytes stand for themselves; the other 68 are moved, in order, to the code points from 256 on.
+    """
+    characters = [chr(b) if b in PRINTABLE else "" for b in range(256)]
+    moved = (chr(256 + n) for n in range(256))
+    return [character or next(moved) for character in characters]
+
+
+PRINTABLE = frozenset((*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)))
+
+
+class Tokenizer:
+    """Text <-> ids. `eot` is the id that ends a document; `vocab_size` is the largest id plus one.
+
+    Raises:
+        UserError: if the tokenizer has no known end-of-text token or does not give a probe text back exactly.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer, origin: str = "tokenizer") -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        inner.encode_special_tokens = True  # special tokens written in the text are text
+        self._inner = inner
+        self.vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
+        self.eot = find_eot(self.vocabulary, origin)
+        self._pieces = self._bytes_of_ids()
+        self._strips_space = not self._byte_level and self._joined(self.encode("a")) == b" a"
+        self._probe(origin)
+
+    # Origins
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train byte-level BPE: 256 bytes, merges of pairs seen at least twice, and `<|endoftext|>` as the last id.
+
+        A text too small for that many merges gives a smaller vocabulary.
+        """
+        inner = byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - 1,
+            min_frequency=2,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        inner.train_from_iterator(texts, trainer)
+        return cls(with_eot(inner))
+
+    @classmethod
+    def from_gpt2_merges(cls, path: Path | str) -> "Tokenizer":
+        """GPT-2's tokenizer from its merges (`vocab.bpe`): ids are the 256 bytes in GPT-2's order, then one per merge.
+
+        Raises:
+            UserError: if the file is missing or not a list of merges.
+        """
+        text = read_text(Path(path))
+        table = byte_characters()
+        in_order = sorted(range(256), key=lambda b: (b not in PRINTABLE, b))  # printable ones first
+        vocabulary = {table[b]: i for i, b in enumerate(in_order)}
+        merges: list[tuple[str, str]] = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip() or (number == 1 and line.startswith("#version")):
+                continue
+            pair = line.rstrip("\r").split(" ")
+            if len(pair) != 2 or pair[0] not in vocabulary or pair[1] not in vocabulary:
+                raise UserError(
+                    f"{path} line {number} ({line[:40]!r}) is not a merge of two known pieces; "
+                    "name a tokenizer.json or GPT-2's vocab.bpe"
+                )
+            merges.append((pair[0], pair[1]))
+            vocabulary.setdefault("".join(pair), len(vocabulary))
+        if not merges:
+            raise UserError(f"{path} holds no merges; name a tokenizer.json or GPT-2's vocab.bpe")
+        return cls(with_eot(byte_level(models.BPE(vocabulary, merges))), str(path))
+
+    @classmethod
+    def from_json(cls, text: str, origin: str = "tokenizer.json") -> "Tokenizer":
+        """Any tokenizer in the `tokenizers` library's JSON form.
+
+        Raises:
+            UserError: if it is malformed, lossy or has no end-of-text token.
+        """
+        try:
+            described = json.loads(text)
+            for added in described.get("added_tokens") or []:
+                added["special"] = added["special"] or added["content"] in EOT_NAMES
+            inner = tokenizers.Tokenizer.from_str(json.dumps(described))
+        except Exception as error:  # the library raises bare Exception
+            reason = str(error).partition("\n")[0][:120]
+            raise UserError(f"{origin} is not a tokenizer.json ({reason})") from None
+        return cls(inner, origin)
+
+    @classmethod
+    def from_file(cls, path: Path | str) -> "Tokenizer":
+        """A tokenizer.json or GPT-2's merges, told apart by content."""
+        text = read_text(Path(path))
+        return cls.from_json(text, str(path)) if text.lstrip().startswith("{") else cls.from_gpt2_merges(path)
+
+    def to_json(self) -> str:
+        return str(self._inner.to_str())
+
+    # Text <-> ids
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int64 ids of each text; the same as `encode` one by one."""
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids. Special tokens are no text; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes of ids, which may begin or end within a character."""
+        joined = self._joined(ids)
+        return joined[1:] if self._strips_space and joined.startswith(b" ") else joined
+
+    def token_bytes(self) -> np.ndarray:
+        """(vocab_size,) int64: the bytes of text that each id stands for; 0 for `eot` and other special tokens."""
+        return np.array([len(piece) for piece in self._pieces], dtype=np.int64)
+
+    # Inside
+
+    def _joined(self, ids: Iterable[int]) -> bytes:
+        return b"".join([self._pieces[i] for i in ids])
+
+    def _bytes_of_ids(self) -> list[bytes]:
+        pieces = [b""] * self.vocab_size
+        added = self._inner.get_added_tokens_decoder()
+        of_character = {character: byte for byte, character in enumerate(byte_characters())}
+        self._byte_level = isinstance(self._inner.decoder, decoders.ByteLevel)
+        anchor = self._inner.decode([self.encode("a")[-1]]) if not self._byte_level and self.encode("a") else ""
+        for piece, i in self.vocabulary.items():
+            if i in added:
+                pieces[i] = b"" if added[i].special else piece.encode()
+            elif self._byte_level:
+                pieces[i] = bytes(of_character[c] for c in piece if c in of_character)
+            elif len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):  # SentencePiece's byte fallback
+                pieces[i] = bytes([int(piece[3:5], 16)])
+            else:
+                pieces[i] = self._inner.decode([self.encode("a")[-1], i])[len(anchor) :].encode()
+        return pieces
+
+    def _probe(self, origin: str) -> None:
+        """A text with everything that tokenizers like to lose. (SentencePiece's own U+2581 is not in it.)"""
+        probe = PROBE + " ".join(
+            ["x", *EOT_NAMES, *(t.content for t in self._inner.get_added_tokens_decoder().values())]
+        )
+        ids = self.encode(probe)
+        if self.decode_bytes(ids) != probe.encode():
+            raise UserError(
+                f"{origin} does not give text back exactly (white space, case or rare characters are lost), so bits "
+                'per byte would mean nothing; choose a byte-level tokenizer or "bpe"'
+            )
+        if self.eot in ids:
+            raise UserError(f"{origin} turns text into its end-of-text id {self.eot}; mark that token as special")
+
+
+def byte_level(model: Any) -> tokenizers.Tokenizer:
+    inner = tokenizers.Tokenizer(model)
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    inner.decoder = decoders.ByteLevel()
+    return inner
+
+
+def with_eot(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    inner.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
+    return inner
+
+
+def find_eot(vocabulary: dict[str, int], origin: str) -> int:
+    for name in EOT_NAMES:
+        if name in vocabulary:
+            return vocabulary[name]
+    raise UserError(f"{origin} has no end-of-text token; looked for {', '.join(EOT_NAMES)}")
+
+
+def read_text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise UserError(
+            f'tokenizer {path} does not exist; name a tokenizer.json, GPT-2\'s vocab.bpe or "bpe"'
+        ) from None
+    except OSError as error:
+        raise UserError(f"tokenizer {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"tokenizer {path} is not text; name a tokenizer.json or GPT-2's vocab.bpe") from None
