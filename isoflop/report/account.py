@@ -87,12 +87,20 @@ def data(facts: Facts) -> str:
             " · ".join(filter(None, [tokens_of(account, "heldout"), text(how) if how else ""])),
         ),
         ("Tokenizer", text(account.get("tokenizer") or words.MISSING), vocabulary(account)),
-        ("Share of the corpus prepared", percent(share), "all of it" if share == 1 else "sampled by content hash"),
+        (
+            "Share of the corpus prepared",
+            percent(share),
+            "all of it" if share == 1 else "sampled by content hash" if share is not None else "",
+        ),
         ("Epochs", fixed(facts.epochs), "tokens read over training tokens"),
     ]
     body += table([], [[name, f"<b>{value}</b>", note] for name, value, note in wholes])
     body += sources(facts) + skipped_files(account)
     return section("Data", "Every byte that was found, and where it went.", body)
+
+
+def how_prepared(share: float) -> str:
+    return "all of it" if share >= 1 else "sampled by content hash"
 
 
 def amount(mapping: Any, name: str, label: str) -> str:
@@ -151,9 +159,9 @@ def skipped_files(account: dict[str, Any]) -> str:
         return ""
     rows = [[text(f.get("path", "")), text(f.get("reason", "")), size(number(f, "bytes"))] for f in files]
     total = number(account, "skipped_files") or len(files)
-    title = f"{count(total)} skipped file{'s' if total != 1 else ''}" + (
-        f", the first {len(files)}" if total > len(files) else ""
-    )
+    title = f"{count(total)} skipped file{'s' if total != 1 else ''}"
+    if total > len(files):
+        title += f", {len(files)} of them listed"
     return f"<details><summary>{title}</summary>{table(['file', 'reason', 'bytes'], rows, {2})}</details>"
 
 
@@ -187,7 +195,8 @@ def costs(facts: Facts) -> str:
         commands.append(("let it write", ["isoflop", "sample", str(folder), "--prompt", "Once"]))
     lines = "\n".join(f"{shlex.join(command)}    # {what}" for what, command in commands)
     body += f'<h3>Commands</h3>\n<pre class="box">{text(lines)}</pre>'
-    body += f'<details><summary>The exact configuration</summary><pre class="box">{text(to_json(run.config))}</pre></details>'
+    exact = text(to_json(run.config))
+    body += f'<details><summary>The exact configuration</summary><pre class="box">{exact}</pre></details>'
     return section("Cost and machine", "Only training counts against a time budget.", body)
 
 

@@ -1,4 +1,4 @@
-"""Several runs on one page: a table, their held-out curves against three costs, and where their configurations differ."""
+"""Several runs on one page: a table, their held-out curves against three costs, and how their configurations differ."""
 
 from collections import Counter
 from typing import Any
@@ -22,9 +22,10 @@ def page(runs: list[Facts]) -> str:
         if known
         else ""
     )
-    head = f'<header>\n<div class="top"><h1>{len(runs)} runs compared</h1></div>\n<div style="margin:18px 0">{best}</div>\n</header>'
+    title = f"{len(runs)} runs compared"
+    head = f'<header>\n<div class="top"><h1>{title}</h1></div>\n<div style="margin:18px 0">{best}</div>\n</header>'
     body = [head, overview(runs, names), curves(runs, names), differences(runs, names)]
-    return document(f"{len(runs)} runs compared", "\n".join(body))
+    return document(title, "\n".join(body))
 
 
 def distinct(runs: list[Facts]) -> list[str]:

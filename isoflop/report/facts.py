@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
 from isoflop.records import Run
+from isoflop.report.figures import Interval
 from isoflop.report.words import dig, named, number, objects
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is both planned and reached: the plan's table has one line for each. `flops` are 6ND, `seconds` of training."""
+    """What is both planned and reached: one line each in the plan's table. `flops` are 6ND, `seconds` of training."""
 
     bits_per_byte: float | None = None
     nats_per_token: float | None = None
@@ -40,7 +41,7 @@ class Facts:
         low, high, level: the interval of the expected bits per byte and the chance it is meant to have.
         parameters: N of 6ND (block and head weights); total_parameters: every weight.
         bits_per_nat: held-out bits per byte for one nat per token.
-        verdict: "inside", "better" or "worse" than the interval; None while the run is not finished or has no expectation.
+        verdict: "inside", "better" or "worse" than the interval; None before the end or without an expectation.
     """
 
     run: Run
@@ -68,12 +69,26 @@ class Facts:
 
     @cached_property
     def budget(self) -> Budget | None:
-        """The budget that the plan was made for; None for "+1h", which is on top of something that is not written down."""
+        """What the plan was made for; None for "+1h", which is on top of something that is not written down."""
         try:
             budget = parse_budget(str(dig(self.run.plan, "budget")))
         except UserError:
             return None
         return None if budget.more else budget
+
+    @property
+    def expected_bits(self) -> Interval | None:
+        """The expected held-out bits per byte with its interval."""
+        value = self.expected.bits_per_byte
+        if value is None:
+            return None
+        return Interval(value, value if self.low is None else self.low, value if self.high is None else self.high)
+
+    @property
+    def planned_steps(self) -> float | None:
+        """The steps of the plan, or of the last decision about them."""
+        decided = [number(decision, "steps") for decision in self.run.decisions]
+        return first(*reversed(decided), self.expected.steps)
 
     @property
     def decay_step(self) -> float | None:
@@ -179,7 +194,7 @@ def chosen_candidate(run: Run) -> int | None:
 
 
 def tokens_at(run: Run, step: float) -> float | None:
-    """Tokens read after `step`, between the records that there are; beyond the last one, by the plan's tokens per step."""
+    """Tokens read after `step`, between the records there are; beyond the last one, at its tokens per step."""
     steps, tokens = column(run.training, "step"), column(run.training, "tokens")
     known = np.isfinite(steps) & np.isfinite(tokens)
     if not known.any():

@@ -1,83 +1,41 @@
 """Figures of a report: plain arrays in, one SVG string out.
 
-An SVG here is meant to be put inside an HTML page. Its colours are CSS variables (`var(--heldout, #d9480f)`), so that the
-page decides on light or dark, with a middling colour to fall back on when the file stands alone. Its text is text, in the
-page's font. Same arrays, same bytes: no date, fixed ids, and whatever matplotlibrc the user has is left out.
+An SVG here is meant to be put inside an HTML page. Its colours are CSS variables (`var(--heldout, #e8590c)`), so that
+the page decides on light or dark, with a middling colour to fall back on where the file stands alone. Its text is text,
+in the page's font. Same arrays, same bytes: no date, fixed ids, and whatever matplotlibrc the user has is left out.
 
 Shapes: T training records, H held-out evaluations, C candidate shapes. Widths and heights are CSS pixels. NaN is a gap.
 """
 
-import contextlib
-import io
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import ArrayLike, NDArray
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import ArrayLike
 
 from isoflop.report import words
-
-Floats = NDArray[np.float64]
-
-# The CSS variable and the colour without it. Each colour is unique: that is how it is found in the SVG again.
-COLORS = {
-    "ink": "#59636e",
-    "muted": "#8b949e",
-    "grid": "#bcc3cb",
-    "train": "#4f86c6",
-    "heldout": "#e8590c",
-    "expected": "#2b9a77",
-    "mark": "#8e63ce",
-    "run-0": "#4f86c7",
-    "run-1": "#e8590d",
-    "run-2": "#2b9a78",
-    "run-3": "#8e63cf",
-    "run-4": "#c9a20a",
-    "run-5": "#d6498f",
-    "run-6": "#3aa0b8",
-    "run-7": "#7a8490",
-}
-RUN_COLORS = 8
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "isoflop",
-    "font.size": 12.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": COLORS["grid"],
-    "axes.labelcolor": COLORS["ink"],
-    "axes.labelsize": 12.0,
-    "axes.formatter.use_mathtext": False,
-    "axes.unicode_minus": True,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": COLORS["grid"],
-    "grid.linewidth": 0.5,
-    "grid.alpha": 0.55,
-    "text.color": COLORS["ink"],
-    "text.parse_math": False,
-    "xtick.color": COLORS["grid"],
-    "ytick.color": COLORS["grid"],
-    "xtick.labelcolor": COLORS["ink"],
-    "ytick.labelcolor": COLORS["ink"],
-    "xtick.labelsize": 11.5,
-    "ytick.labelsize": 11.5,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-}
-FONT = "system-ui, sans-serif"
-MOST_POINTS = 1200
+from isoflop.report.drawing import (
+    COLORS,
+    RUN_COLORS,
+    Floats,
+    compact,
+    drawing,
+    floats,
+    largest,
+    log_axis,
+    smooth,
+    thin,
+    to_svg,
+    token_axis,
+)
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment on the curves: a thin upright line at `tokens`, with a short label of our own (never text from a run)."""
+    """A moment on the curves: a thin upright line at `tokens`, labelled in our own words (never text from a run)."""
 
     tokens: float
     label: str
@@ -195,9 +153,7 @@ def trace(
 ) -> str:
     """A small multiple: one measure of training against tokens read, raw and smoothed.
 
-    Args:
-        name: what ids in the SVG begin with; unique on a page.
-        label: what it shows, in our own words, for readers who cannot see it.
+    `name` begins the ids in the SVG and is unique on a page; `label` says what it shows to those who cannot see it.
     """
     x, values = floats(tokens_T), floats(values_T)
     smoothed = smooth(values)
@@ -222,24 +178,26 @@ def trace(
 def candidates(
     parameters_C: ArrayLike, bits_per_byte_C: ArrayLike, shapes: Sequence[str], chosen: int | None, width: float = 440
 ) -> str:
-    """Expected bits per byte of every shape that calibration timed, against its parameters; the chosen one is marked."""
+    """Expected bits per byte of every shape timed in calibration, against its parameters; the chosen one is marked."""
     x, y = floats(parameters_C), floats(bits_per_byte_C)
     with drawing():
         figure = Figure(figsize=(width / 72, 250 / 72))
         axes = figure.add_axes((0.13, 0.19, 0.83, 0.76))
-        order = np.argsort(x)
+        order, lowest = np.argsort(x), int(np.argmin(y))
         axes.plot(x[order], y[order], "o-", color=COLORS["muted"], linewidth=1, markersize=6)
         for index, shape in enumerate(shapes):
             picked = index == chosen
             if picked:
                 axes.plot([x[index]], [y[index]], "o", color=COLORS["heldout"], markersize=11)
+            # Beside the line: it falls towards the lowest point and rises after it.
+            side = 0 if index == lowest else 1 if x[index] < x[lowest] else -1
             axes.annotate(
                 f"{shape} chosen" if picked else shape,
                 (x[index], y[index]),
-                xytext=(0, -12 if picked else 9),
+                xytext=(7 * side, 6 if side else -12),
                 textcoords="offset points",
-                ha="center",
-                va="top" if picked else "bottom",
+                ha={0: "center", 1: "left", -1: "right"}[side],
+                va="bottom" if side else "top",
                 color=COLORS["heldout" if picked else "ink"],
             )
         log_axis(axes, x)
@@ -250,7 +208,7 @@ def candidates(
 
 
 def compared(
-    curves: Sequence[tuple[ArrayLike, ArrayLike]], name: str, label: str, log: bool, width: float = 440
+    curves: Sequence[tuple[ArrayLike, ArrayLike]], name: str, label: str, log: bool, width: float = 350
 ) -> str:
     """Held-out bits per byte of several runs against one measure of cost.
 
@@ -261,8 +219,8 @@ def compared(
     """
     pairs = [(floats(x), floats(y)) for x, y in curves]
     with drawing():
-        figure = Figure(figsize=(width / 72, 320 / 72))
-        axes = figure.add_axes((0.12, 0.16, 0.84, 0.80))
+        figure = Figure(figsize=(width / 72, 270 / 72))
+        axes = figure.add_axes((0.13, 0.19, 0.84, 0.77))
         for index, (x, y) in enumerate(pairs):
             keep = x > 0 if log else np.isfinite(x)
             dash = ("-", "--", ":")[index // RUN_COLORS % 3]
@@ -284,8 +242,8 @@ def compared(
             axes.set_ylim(floor - 0.06 * (ceiling - floor + 0.01), ceiling + 0.06 * (ceiling - floor + 0.01))
         xs = np.concatenate([x for x, _ in pairs] or [np.zeros(0)])
         if log:
-            log_axis(axes, xs[xs > 0])
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: words.power(value)))
+            log_axis(axes, xs)
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: round_power(value)))
         else:
             axes.set_xlim(0, 1.04 * (largest(xs, default=1.0) or 1.0))
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -293,42 +251,6 @@ def compared(
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(label)
         return to_svg(figure, name, f"Held-out bits per byte against {label}")
-
-
-def smooth(values_T: ArrayLike, share: float = 0.02) -> Floats:
-    """A centred weighted mean over `share` of the records, narrower towards both ends.
-
-    Centred, so that it neither lags behind the fall at the start nor behind the decay at the end. NaN is left out.
-    """
-    values = floats(values_T)
-    half = min(max(1, round(share * values.size / 4)), values.size // 8)
-    return mean_around(mean_around(values, half), half)  # twice: one spike leaves a hill, not a box
-
-
-def mean_around(values: Floats, half: int) -> Floats:
-    """The mean of each value and up to `half` neighbours on either side."""
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
-    index = np.arange(values.size)
-    reach = np.minimum(np.minimum(index, values.size - 1 - index), half)
-    start, stop = index - reach, index + reach + 1
-    inside = counts[stop] - counts[start]
-    return np.where(inside > 0, (sums[stop] - sums[start]) / np.maximum(inside, 1), np.nan)
-
-
-def thin(values_T: Floats) -> NDArray[np.int64]:
-    """Indices to draw: all of them, or of long runs the lowest and highest of each stretch, so that no spike is lost."""
-    if values_T.size <= MOST_POINTS:
-        return np.arange(values_T.size)
-    keep = {0, values_T.size - 1}
-    for stretch in np.array_split(np.arange(values_T.size), MOST_POINTS // 2):
-        part = values_T[stretch]
-        if np.isfinite(part).any():
-            keep |= {int(stretch[np.nanargmin(part)]), int(stretch[np.nanargmax(part)])}
-        else:
-            keep.add(int(stretch[0]))
-    return np.array(sorted(keep))
 
 
 def loss_limits(
@@ -346,7 +268,13 @@ def loss_limits(
 
 
 def add_bits_axis(axes: Axes, bits_per_nat: float, narrow: bool) -> None:
-    bits = axes.secondary_yaxis("right", functions=(lambda y: y * bits_per_nat, lambda y: y / bits_per_nat))
+    def to_bits(nats: ArrayLike) -> Floats:
+        return np.asarray(nats, dtype=np.float64) * bits_per_nat
+
+    def to_nats(bits: ArrayLike) -> Floats:
+        return np.asarray(bits, dtype=np.float64) / bits_per_nat
+
+    bits = axes.secondary_yaxis("right", functions=(to_bits, to_nats))
     bits.yaxis.set_major_locator(MaxNLocator(6))
     bits.spines["right"].set_visible(False)
     if narrow:
@@ -355,8 +283,14 @@ def add_bits_axis(axes: Axes, bits_per_nat: float, narrow: bool) -> None:
         bits.set_ylabel("bits per byte, held-out")
 
 
+def round_power(value: float) -> str:
+    """A tick at a round number: 5×10¹³."""
+    mantissa, _, rest = words.power(value).partition(" × ")
+    return f"{float(mantissa.replace(',', '')):g}×{rest}" if rest else mantissa
+
+
 def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark], right: float, height: float | None, narrow: bool) -> None:
-    """Upright lines on every panel; labels above the first one (none for `height` None), stepped where they would meet."""
+    """Upright lines on every panel; labels above the first (none for `height` None), stepped where they would meet."""
     reach: list[float] = []
     for mark in sorted(marks, key=lambda mark: mark.tokens):
         color = COLORS["mark" if mark.strong else "muted"]
@@ -376,70 +310,3 @@ def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark], right: float, heig
         panels[0].text(
             mark.tokens, height + 0.045 * (row % 2), mark.label, transform=place, ha="center", va="bottom", color=color
         )
-
-
-def token_axis(axes: Axes, narrow: bool) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4 if narrow else 8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-    axes.set_xlabel("tokens read")
-
-
-def log_axis(axes: Axes, values: Floats) -> None:
-    axes.set_xscale("log")
-    decades = math.log10(values.max() / values.min()) if values.size else 0.0
-    axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1.0,) if decades > 1.6 else (1.0, 2.0, 5.0), numticks=6))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-
-
-def compact(value: float) -> str:
-    """A tick: 250 k, 1.5 M, 0.4."""
-    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
-
-
-def floats(values: ArrayLike) -> Floats:
-    return np.asarray(values, dtype=np.float64).reshape(-1)
-
-
-def largest(*arrays: ArrayLike, default: float) -> float:
-    joined = np.concatenate([floats(array) for array in arrays])
-    joined = joined[np.isfinite(joined)]
-    return float(joined.max()) if joined.size else default
-
-
-@contextlib.contextmanager
-def drawing() -> Iterator[None]:
-    """matplotlib with its own defaults and our style, and everything as it was afterwards."""
-    kept_out = {"backend", "backend_fallback", "interactive", "toolbar", "timezone", "webagg.open_in_browser"}
-    defaults = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in kept_out}
-    with matplotlib.rc_context(defaults | STYLE):
-        yield
-
-
-def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Write the figure as SVG and make it fit for a page: ids of its own, colours and fonts of the page's."""
-    buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", transparent=True, dpi=72, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :].strip()
-    # matplotlib's own style sheet would reach every element of the page.
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
-    svg = re.sub(r"font: [^;\"]*?([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # before matplotlib 3.10
-    svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)
-    svg = re.sub(
-        r'"[^"]*"', lambda found: re.sub(r"(\d\.\d{2})\d+", r"\1", found[0]), svg
-    )  # attributes, not tick labels
-    svg = svg.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
-    svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
-    for variable, color in COLORS.items():
-        svg = svg.replace(color, f"var(--{variable}, {color})")
-    opening = f'<svg role="img" aria-label="{label}" font-family="{FONT}" xmlns="http://www.w3.org/2000/svg"'
-    box = re.search(r'viewBox="[^"]+"', svg)
-    return re.sub(r"^<svg[^>]*>", f"{opening} {box[0] if box else ''}>", svg)

@@ -6,7 +6,7 @@ from pathlib import Path
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_text
 from isoflop.records import read_run
-from isoflop.report import account, compare, sections
+from isoflop.report import account, compare, sections, verdict
 from isoflop.report.facts import Facts, read_facts
 from isoflop.report.style import document
 
@@ -40,14 +40,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 def one_run(facts: Facts) -> str:
     """The whole HTML page of one run: the verdict first, then what it rests on."""
     parts = [
-        sections.header(facts),
-        sections.tiles(facts),
+        verdict.header(facts),
+        verdict.tiles(facts),
         sections.learning(facts),
         sections.plan(facts),
         account.samples(facts),
         account.data(facts),
         account.costs(facts),
         account.history(facts),
-        "<footer>Made by isoflop. Loss in nats per token, text in bytes of UTF-8, FLOPs as 6 N D; times in UTC.</footer>",
+        "<footer>Made by isoflop. Loss in nats per token, text in bytes of UTF-8, FLOPs as 6 N D.</footer>",
     ]
     return document(f"{facts.run.name}: isoflop", "\n".join(part for part in parts if part))

@@ -8,12 +8,14 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 LIGHT = """
 --page:#ffffff; --panel:#f5f7f9; --line:#dde2e7; --ink:#48525d; --text:#161b22; --muted:#77818c; --grid:#b9c1ca;
 --train:#2f6db3; --heldout:#d9480f; --expected:#15805d; --mark:#7a45c8; --good:#15805d; --bad:#c0262d;
---run-0:#2f6db3; --run-1:#d9480f; --run-2:#15805d; --run-3:#7a45c8; --run-4:#9a7b00; --run-5:#c2317c; --run-6:#1d7f96; --run-7:#5b6570;
+--run-0:#2f6db3; --run-1:#d9480f; --run-2:#15805d; --run-3:#7a45c8; --run-4:#9a7b00; --run-5:#c2317c;
+    --run-6:#1d7f96; --run-7:#5b6570;
 """
 DARK = """
 --page:#0f1419; --panel:#181f27; --line:#2b343f; --ink:#aeb8c4; --text:#e9eef4; --muted:#8793a0; --grid:#4a5663;
 --train:#74aef0; --heldout:#ff8a4c; --expected:#43c59a; --mark:#b48cf2; --good:#43c59a; --bad:#ff7b80;
---run-0:#74aef0; --run-1:#ff8a4c; --run-2:#43c59a; --run-3:#b48cf2; --run-4:#e0c04c; --run-5:#f27db8; --run-6:#5cc3da; --run-7:#a2adb9;
+--run-0:#74aef0; --run-1:#ff8a4c; --run-2:#43c59a; --run-3:#b48cf2; --run-4:#e0c04c; --run-5:#f27db8;
+    --run-6:#5cc3da; --run-7:#a2adb9;
 """
 CSS = (
     f"""
@@ -33,25 +35,31 @@ h3 { font-size: 1rem; font-weight: 650; margin: 26px 0 8px; }
 .top { display: flex; gap: 12px; align-items: center; flex-wrap: wrap; color: var(--muted); }
 .badge { font-size: .8rem; font-weight: 650; padding: 2px 11px; border-radius: 99px; border: 1.5px solid; }
 .finished { color: var(--good); } .running { color: var(--train); } .stopped { color: var(--bad); }
-.verdict { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 460px); gap: 8px 40px; align-items: center; margin: 22px 0 14px; }
-.big { font-size: clamp(4rem, 14vw, 7.5rem); line-height: 1; font-weight: 700; letter-spacing: -.04em; font-variant-numeric: tabular-nums; }
+.verdict { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 460px); gap: 8px 40px;
+    align-items: center; margin: 22px 0 14px; }
+.big { font-size: clamp(4rem, 14vw, 7.5rem); line-height: 1; font-weight: 700; letter-spacing: -.04em;
+    font-variant-numeric: tabular-nums; }
 .unit { font-size: 1.15rem; color: var(--muted); }
 .judgement { font-size: 1.5rem; font-weight: 650; line-height: 1.25; }
 .inside, .better { color: var(--good); } .worse { color: var(--bad); } .open { color: var(--train); }
 .story { font-size: 1.12rem; max-width: 68ch; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(205px, 1fr)); gap: 12px; margin: 28px 0 0; padding: 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(205px, 1fr)); gap: 12px; margin: 28px 0 0;
+    padding: 0; }
 .tile { background: var(--panel); border-radius: 10px; padding: 13px 16px; break-inside: avoid; }
 .tile dt { color: var(--muted); font-size: .88rem; }
-.tile dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; letter-spacing: -.01em; font-variant-numeric: tabular-nums; }
+.tile dd { margin: 0; font-size: 1.6rem; font-weight: 650; line-height: 1.3; letter-spacing: -.01em;
+    font-variant-numeric: tabular-nums; }
 .tile dd.note { font-size: .86rem; font-weight: 400; line-height: 1.4; color: var(--ink); letter-spacing: 0; }
 figure { margin: 14px 0 0; break-inside: avoid; }
 svg { display: block; width: 100%; height: auto; font-variant-numeric: tabular-nums; }
 .narrow { display: none; }
 figcaption { font-size: .9rem; color: var(--ink); display: flex; flex-wrap: wrap; gap: 2px 20px; margin-top: 4px; }
 figcaption.above { margin: 0 0 4px; font-weight: 650; color: var(--text); }
-.key::before { content: ""; display: inline-block; width: 20px; height: 4px; border-radius: 2px; margin-right: 7px; vertical-align: .2em; background: var(--key); }
-.key.band::before { height: 13px; width: 11px; vertical-align: -.1em; opacity: .45; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 6px 32px; align-items: start; }
+.key::before { content: ""; display: inline-block; width: 20px; height: 4px; border-radius: 2px; margin-right: 7px;
+    vertical-align: .2em; background: var(--key); }
+.key.band::before { height: 13px; width: 11px; vertical-align: -.1em; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 6px 32px;
+    align-items: start; }
 .three { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 6px 20px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }
@@ -59,36 +67,45 @@ th { text-align: left; font-weight: 500; color: var(--muted); font-size: .86rem;
 th, td { padding: 6px 16px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr { break-inside: avoid; }
 .n { text-align: right; white-space: nowrap; }
-td.any { overflow-wrap: anywhere; min-width: 8em; }
-.chosen td { font-weight: 650; color: var(--heldout); }
-.bar { height: 12px; background: var(--panel); border-radius: 3px; position: relative; min-width: 90px; margin-top: 6px; }
+td.any { overflow-wrap: break-word; max-width: 42em; min-width: 5.5em; }
+td code { white-space: nowrap; }
+.chosen td { font-weight: 650; background: var(--panel); }
+small { color: var(--muted); }
+.bar { height: 12px; background: var(--panel); border-radius: 3px; position: relative; min-width: 90px;
+    margin-top: 6px; }
 .bar i { position: absolute; inset: 0 auto 0 0; border-radius: 3px; background: var(--train); }
 .bar b { position: absolute; top: -4px; bottom: -4px; width: 3px; margin-left: -1.5px; background: var(--heldout); }
 .stack { display: flex; height: 30px; border-radius: 6px; overflow: hidden; gap: 2px; margin: 14px 0 8px; }
+.stack + figcaption { margin-bottom: 14px; }
 .stack i { background: var(--key); min-width: 2px; }
 .prompt { font-weight: 650; overflow-wrap: anywhere; }
 .steps { display: grid; grid-template-columns: 96px minmax(0, 1fr); gap: 10px 18px; margin-top: 10px; }
 .at { color: var(--muted); font-size: .86rem; font-variant-numeric: tabular-nums; padding-top: 2px; }
 .at b { display: block; color: var(--text); font-weight: 650; font-size: .95rem; }
-pre { margin: 0; font: .88rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate; tab-size: 4; }
-pre.early { color: var(--ink); padding-left: 14px; border-left: 3px solid var(--line); max-height: 13.5em; overflow: auto; }
-pre.last { background: var(--panel); border-left: 4px solid var(--heldout); border-radius: 0 8px 8px 0; padding: 14px 18px; font-size: 1rem; }
+pre { margin: 0; font: .88rem/1.5 ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap;
+    overflow-wrap: anywhere; unicode-bidi: isolate; tab-size: 4; }
+pre.early { color: var(--ink); padding-left: 14px; border-left: 3px solid var(--line); max-height: 13.5em;
+    overflow: auto; }
+pre.last { background: var(--panel); border-left: 4px solid var(--heldout); border-radius: 0 8px 8px 0;
+    padding: 14px 18px; font-size: 1rem; }
 pre em { font-style: normal; font-weight: 700; color: var(--heldout); }
 pre.box { background: var(--panel); border-radius: 8px; padding: 12px 16px; }
 details { margin-top: 14px; } summary { cursor: pointer; color: var(--ink); margin-bottom: 8px; }
-footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line); font-size: .88rem; color: var(--muted); }
+footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line); font-size: .88rem;
+    color: var(--muted); }
 @media (max-width: 640px) {
   main { padding: 18px 14px 40px; }
   .verdict { grid-template-columns: minmax(0, 1fr); }
   .wide { display: none; } .narrow { display: block; }
   .tiles { grid-template-columns: 1fr 1fr; gap: 8px; } .tile { padding: 10px 12px; } .tile dd { font-size: 1.28rem; }
   .steps { grid-template-columns: minmax(0, 1fr); gap: 2px 0; } .steps pre { margin-bottom: 12px; }
-  th, td { padding-right: 10px; } table { font-size: .88rem; }
+  th, td { padding-right: 8px; } td.any { min-width: 4.5em; } table { font-size: .84rem; }
 }
 @media print {
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   .wide { display: block; } .narrow { display: none; } pre.early { max-height: none; }
-  .tiles { grid-template-columns: repeat(4, 1fr); } .tile dd { font-size: 1.25rem; } h2 { break-after: avoid; margin-top: 32px; }
+  .tiles { grid-template-columns: repeat(4, 1fr); } .tile dd { font-size: 1.25rem; } h2 { break-after: avoid;
+    margin-top: 32px; }
 }
 """
 )

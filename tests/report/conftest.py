@@ -16,7 +16,6 @@ PLANNED_STEPS, STEPS, DECISION_STEP, RESUMED_STEP = 1160, 1100, 820, 400
 PARAMETERS, TOTAL_PARAMETERS = 430_000, 561_072
 NATS_TO_BITS = 1 / math.log(2) / 2.86  # 2.86 bytes a token
 STARTED = 1_760_000_000.0
-HOSTILE = '</script><script>alert("x")</script><img src=http://evil.example/x.png>\x00\x1b[31m\u202e\ud800 & "quoted"'
 
 PROMPTS = ("def read(", "The module")
 EARLY = (
@@ -25,7 +24,8 @@ EARLY = (
     "path):\n    return the file of name",
 )
 LAST = (
-    'path, mode="r"):\n    """Read the file and return its lines.\n\n    The file is closed when it has been read.\n    """\n'
+    'path, mode="r"):\n    """Read the file and return its lines.\n\n'
+    '    The file is closed when it has been read.\n    """\n'
     "    with open(path, mode) as file:\n        return file.read().split()\n"
 )
 
