@@ -2,6 +2,7 @@
 
     model.<name>            a parameter or persistent buffer, under its name in the model; a tied one once
     optim.<name>.<key>      what the optimiser keeps for that parameter: momentum, moments, its step count
+    rng.<device>            the state of torch's random generator there, a uint8 vector
 
 The names do not depend on how the tensors are laid out over processes. Each process writes the shards that it holds
 (torch's distributed checkpoint, DCP, in the safetensors format); a reader with another number of processes finds its
@@ -163,6 +164,40 @@ def restore(folder: Path, model: nn.Module, optimizers: Iterable[torch.optim.Opt
         for key, value in state.items():
             if value is not None and not isinstance(value, Tensor):
                 state[key] = type(value)(wanted[f"optim.{name}.{key}"].item())
+
+
+def generator_tensors() -> dict[str, Tensor]:
+    """The states of torch's generators: `rng.cpu`, and `rng.cuda.0`, `rng.mps` where those are in use."""
+    tensors = {"rng.cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        tensors |= {f"rng.cuda.{i}": tensor for i, tensor in enumerate(torch.cuda.get_rng_state_all())}
+    if torch.backends.mps.is_available():
+        tensors["rng.mps"] = torch.mps.get_rng_state()
+    return tensors
+
+
+def restore_generators(folder: Path) -> None:
+    """Set the generators that are both here and in the folder. A run that changes device goes on with a fresh one.
+
+    Raises:
+        UserError: if what is stored is no generator's state.
+    """
+    stored = stored_tensors(folder)
+    tensors = {name: tensor for name, tensor in generator_tensors().items() if name in stored}
+    load_tensors(folder, tensors, stored)
+    try:
+        for name, tensor in tensors.items():
+            match name.split("."):
+                case [_, "cpu"]:
+                    torch.set_rng_state(tensor)
+                case [_, "mps"]:
+                    torch.mps.set_rng_state(tensor)
+                case [_, _, index]:
+                    torch.cuda.set_rng_state(tensor, int(index))
+    except RuntimeError as error:
+        raise UserError(
+            f"{folder} holds no usable state of a random generator ({error}); use another checkpoint"
+        ) from None
 
 
 def match_state(

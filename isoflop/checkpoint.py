@@ -1,0 +1,374 @@
+"""One folder a step, self-contained, written whole or not at all; reading one runs nothing that lies in it.
+
+    checkpoints/step-00001000/
+      manifest.json     size and SHA-256 of every other file
+      config.json       the run's resolved configuration
+      tokenizer.json
+      state.json        format, step, data fingerprint, and the trainer's progress (seconds, tokens)
+      tensors/*.safetensors     model.*, optim.* (see parallel/state.py) and rng.*: torch's generators
+
+A folder is what its manifest says, or it is refused: a changed byte, a missing file and a file that nobody wrote there
+(a planted pickle, say) are each an error that names the file. Nothing is ever unpickled. A checkpoint may come from
+anyone; what is read from it is checked first, in time and memory bounded by the size of its files.
+
+Python's and numpy's random generators are not part of it: nothing in a step draws from them.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.config import from_dict, load_json
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.files import disk_errors, new_folder, sha256, to_json
+from isoflop.model.config import ModelConfig
+from isoflop.model.gpt import GPT
+from isoflop.parallel import state
+from isoflop.records import RunFolder
+
+FORMAT = "isoflop checkpoint 1"
+MANIFEST = "manifest.json"
+REQUIRED = ("config.json", "state.json", "tokenizer.json")
+LARGEST_JSON = 256 * 2**20  # bytes; a tokenizer of 200,000 entries has 20 MB
+STEP_FOLDER = re.compile(r"step-(\d{8,15})")
+LEFT_OVER = re.compile(r"\.step-\d{8,15}\.[0-9a-f]+\.tmp")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint as readers want it: everything but the optimiser and the generators.
+
+    Attributes:
+        path: the checkpoint's folder.
+        config: the run's configuration, as plain JSON values; `config["model"]` is the ModelConfig.
+        weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once.
+        tokenizer: the text of tokenizer.json.
+        fingerprint: of the data trained on.
+        step: optimiser steps taken.
+        progress: what the trainer recorded: seconds, tokens.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor] = field(repr=False)
+    tokenizer: str = field(repr=False)
+    fingerprint: str
+    step: int
+    progress: dict[str, Any]
+
+
+def save(
+    checkpoints: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    config: dict[str, Any],
+    tokenizer: str,
+    fingerprint: str,
+    progress: dict[str, Any],
+) -> Path:
+    """Write the checkpoint of a step. A kill at any moment leaves the older ones as they were.
+
+    Args:
+        checkpoints: the run's folder of checkpoints; made if need be.
+        step: optimiser steps taken.
+        config: the run's configuration as plain JSON values.
+        tokenizer: the text of tokenizer.json.
+        fingerprint: of the data.
+        progress: JSON values that `load` gives back.
+
+    Returns:
+        The checkpoint's folder. One of the same step that was there is replaced.
+
+    Raises:
+        UserError: if the disk refuses.
+    """
+    final = checkpoints / folder_name(step)
+    tensors = {
+        **state.model_tensors(model),
+        **state.optimizer_tensors(model, optimizers),
+        **state.generator_tensors(),
+    }
+    texts = {
+        "config.json": to_json(config),
+        "tokenizer.json": tokenizer,
+        "state.json": to_json({"format": FORMAT, "step": step, "fingerprint": fingerprint, "progress": progress}),
+    }
+    with disk_errors(f"checkpoint {final}"):
+        sweep(checkpoints)
+        with new_folder(final) as folder:
+            (folder / "tensors").mkdir()
+            state.save_tensors(folder / "tensors", tensors)
+            for name, text in texts.items():
+                (folder / name).write_bytes(text.encode("utf-8"))
+            files = {
+                name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in listing(folder).items()
+            }
+            (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
+            if final.exists():
+                remove(final)
+    return final
+
+
+def load(path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Put a run back to where it was when `path` was saved: weights, optimisers, torch's generators.
+
+    The optimisers may be new: their state is created. What follows is bit for bit what would have followed.
+
+    Returns:
+        The progress given to `save`, with `step` and `fingerprint`.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or naming the first tensor that does not fit; nothing is changed then.
+    """
+    verify(path)
+    said = read_state(path)
+    state.restore(path / "tensors", model, optimizers)
+    state.restore_generators(path / "tensors")
+    return {**said["progress"], "step": said["step"], "fingerprint": said["fingerprint"]}
+
+
+def read(path: Path | str, step: int | None = None) -> Snapshot:
+    """Read weights and everything that goes with them, without optimiser.
+
+    Args:
+        path: a run's folder, or one checkpoint's.
+        step: which of a run's checkpoints; None for the last.
+
+    Raises:
+        UserError: if there is no such checkpoint, none yet, or it is damaged.
+    """
+    found = find(Path(path), step)
+    verify(found)
+    said = read_state(found)
+    config = read_object(found / "config.json")
+    stored = {k: v for k, v in state.stored_tensors(found / "tensors").items() if k.startswith("model.")}
+    weights = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
+    state.load_tensors(found / "tensors", weights, stored)
+    return Snapshot(
+        path=found,
+        config=config,
+        weights={name.removeprefix("model."): tensor for name, tensor in weights.items()},
+        tokenizer=read_text(found / "tokenizer.json"),
+        fingerprint=said["fingerprint"],
+        step=said["step"],
+        progress=said["progress"],
+    )
+
+
+def load_model(
+    path: Path | str, device: torch.device | str = "cpu", step: int | None = None
+) -> tuple[GPT, Tokenizer, Snapshot]:
+    """The model of a run or checkpoint, with its weights, ready to be evaluated; and its tokenizer.
+
+    Raises:
+        UserError: as `read`, and if the weights do not fit the configuration beside them.
+    """
+    snapshot = read(path, step)
+    config = from_dict(ModelConfig, snapshot.config.get("model"), "model")
+    if config.layers > len(snapshot.weights):
+        raise UserError(
+            f"model.layers = {config.layers} does not fit the weights of {snapshot.path}; use another checkpoint"
+        )
+    with torch.device("meta"):  # the shapes alone: a configuration that lies must not cost its memory
+        check_weights(GPT(config), snapshot.weights)
+    model = GPT(config)
+    load_weights(model, snapshot.weights)
+    return model.to(device).eval(), Tokenizer.from_json(snapshot.tokenizer), snapshot
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy a snapshot's weights into a model of the same configuration.
+
+    Raises:
+        UserError: naming the first tensor that only one side has or that differs in shape; nothing is changed then.
+    """
+    check_weights(model, weights)
+    with torch.no_grad():
+        for name, tensor in state.model_tensors(model).items():
+            tensor.copy_(weights[name.removeprefix("model.")])
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises UserError, naming the first tensor, unless `weights` are the model's in names and shapes."""
+    own = {name.removeprefix("model."): tensor for name, tensor in state.model_tensors(model).items()}
+    for name in [*weights, *own]:
+        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (weights, own))
+        if here != there:
+            raise UserError(
+                f"weight {name[:200]!r} is {there} in the checkpoint and {here} in the model: configurations differ"
+            )
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        UserError: naming the file that is damaged, missing, or not of the checkpoint, and the way out.
+    """
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
+    manifest = read_object(path / MANIFEST)
+    files = manifest.get("files")
+    if manifest.get("format") != FORMAT or not isinstance(files, dict):
+        raise UserError(
+            f"{path} is not a checkpoint of the format {FORMAT!r}; name a run or use the isoflop that wrote it"
+        )
+    # Names in the manifest are only ever compared with those found in the folder, never opened.
+    found = listing(path)
+    for name in [*REQUIRED, *files]:
+        if name not in files or name not in found:
+            raise damaged(path, name, "is missing")
+    for name, file in found.items():
+        if name == MANIFEST:
+            continue
+        if name not in files:
+            raise UserError(
+                f"{path} holds {name[:200]!r}, which is not part of the checkpoint; nothing was read: remove it"
+            )
+        entry = files[name]
+        if not isinstance(entry, dict) or entry.get("bytes") != file.stat().st_size:
+            raise damaged(path, name, "has another size than when it was written")
+        if entry.get("sha256") != sha256(file):
+            raise damaged(path, name, "has other bytes than when it was written")
+
+
+def damaged(path: Path, name: str, what: str) -> UserError:
+    return UserError(
+        f"checkpoint {path} is damaged: {name[:200]!r} {what}; delete that folder to use the checkpoint before it"
+    )
+
+
+def listing(path: Path) -> dict[str, Path]:
+    """Every file below `path` by its name there, with forward slashes.
+
+    Raises:
+        UserError: for what is neither file nor folder, such as a link that leads out of the checkpoint.
+    """
+    found: dict[str, Path] = {}
+    for top, folders, names in os.walk(path):
+        for name in [*folders, *names]:
+            item = Path(top, name)
+            mode = item.lstat().st_mode
+            if stat.S_ISREG(mode):
+                found[item.relative_to(path).as_posix()] = item
+            elif not stat.S_ISDIR(mode):
+                raise UserError(f"{path} holds {name[:200]!r}, which is neither a file nor a folder; remove it")
+    return dict(sorted(found.items()))
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """The steps that have a checkpoint, in order. Unfinished ones and what else lies there are passed over."""
+    if not checkpoints.is_dir():
+        return []
+    names = [STEP_FOLDER.fullmatch(p.name) for p in checkpoints.iterdir()]
+    numbers = {int(name[1]) for name in names if name}
+    return sorted(n for n in numbers if (checkpoints / folder_name(n) / MANIFEST).is_file())
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The checkpoint of the highest step, or None if there is none."""
+    found = steps(checkpoints)
+    return checkpoints / folder_name(found[-1]) if found else None
+
+
+def at_step(checkpoints: Path, step: int) -> Path:
+    """The checkpoint of one step.
+
+    Raises:
+        UserError: listing the steps there are.
+    """
+    found = steps(checkpoints)
+    if step not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{checkpoints} has no checkpoint of step {step}; there is {there}")
+    return checkpoints / folder_name(step)
+
+
+def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None:
+    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`."""
+    found = steps(checkpoints)
+    with disk_errors(f"old checkpoints of {checkpoints}"):
+        for step in found[: max(0, len(found) - keep_last)]:
+            if step not in keep:
+                remove(checkpoints / folder_name(step))
+        sweep(checkpoints)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint so that no half of it is ever found: it loses its name first."""
+    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    folder.replace(doomed)
+    shutil.rmtree(doomed)
+
+
+def sweep(checkpoints: Path) -> None:
+    """Delete what killed saves left. A run has one writer, so nothing unfinished is anybody's."""
+    if checkpoints.is_dir():
+        for path in checkpoints.iterdir():
+            if LEFT_OVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def find(path: Path, step: int | None) -> Path:
+    if (path / MANIFEST).is_file():
+        return path
+    run = RunFolder(path)
+    if not path.is_dir() or not (run.config.is_file() or run.checkpoints.is_dir()):
+        raise UserError(f"{path} is neither a run nor a checkpoint; `isoflop runs` lists the runs of a folder")
+    if step is not None:
+        return at_step(run.checkpoints, step)
+    last = latest(run.checkpoints)
+    if last is None:
+        raise UserError(
+            f"{path} has no checkpoint yet; wait for its first one, or go on with `isoflop train --resume {path}`"
+        )
+    return last
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json, every field checked."""
+    said = read_object(path / "state.json")
+    kinds = {"step": int, "fingerprint": str, "progress": dict}
+    for name, kind in kinds.items():
+        if not isinstance(said.get(name), kind) or isinstance(said[name], bool):
+            raise UserError(f"{path / 'state.json'}: {name} is missing or not {kind.__name__}; use another checkpoint")
+    if not 0 <= said["step"] < 10**15:
+        raise UserError(f"{path / 'state.json'}: step is out of range; use another checkpoint")
+    return said
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    check_size(path)
+    value = load_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; use another checkpoint")
+    return value
+
+
+def read_text(path: Path) -> str:
+    check_size(path)
+    try:
+        return path.read_bytes().decode("utf-8")
+    except ValueError as error:
+        raise UserError(f"{path} is not UTF-8: {error}") from None
+
+
+def check_size(path: Path) -> None:
+    if path.stat().st_size > LARGEST_JSON:
+        raise UserError(f"{path} is larger than any checkpoint's ({LARGEST_JSON >> 20} MB); use another checkpoint")
