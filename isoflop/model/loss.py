@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100
-CHUNK_LOGITS = 2**23  # 32 MB in float32
+CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is up to twice as fast as all at once
+CHUNK_LOGITS_GPU = 2**25  # 128 MB: fewer and larger kernels
 SMALLEST_CHUNK = 256  # below it the products are too thin to run at speed
 
 
@@ -31,7 +32,7 @@ def cross_entropy(
     Args:
         targets_BT: token ids; -100 is not counted.
         reduction: "mean" over the counted tokens (0 if there are none), or "sum".
-        chunk: tokens whose logits are held at once; 0: as many as make 32 MB, at least 256.
+        chunk: tokens whose logits are held at once; 0: as many as make 2 MB of them (128 MB on a GPU), at least 256.
 
     Returns:
         A float32 scalar (float64 from float64 states).
@@ -39,7 +40,9 @@ def cross_entropy(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r} is not mean or sum")
     h_ND, targets_N = h_BTD.flatten(0, -2), targets_BT.flatten()
-    chunk = chunk or max(SMALLEST_CHUNK, CHUNK_LOGITS // head_weight_VD.shape[0])
+    if chunk == 0:
+        room = CHUNK_LOGITS if h_ND.device.type == "cpu" else CHUNK_LOGITS_GPU
+        chunk = max(SMALLEST_CHUNK, room // head_weight_VD.shape[0])
     differentiate = torch.is_grad_enabled() and (h_ND.requires_grad or head_weight_VD.requires_grad)
     if differentiate:
         total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk)

@@ -1,17 +1,37 @@
 """The feed-forward branch: the same small network at every position."""
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
 from isoflop.model.blocks.part import Init, Linear, Part, entry
 
 
+class SquaredRelu(torch.autograd.Function):
+    """max(x, 0)^2, with the gradient 2 max(x, 0) in one pass over memory where autograd's own chain makes four: less
+    than half the time on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        r = F.relu(x)
+        ctx.save_for_backward(r)
+        return r * r
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (r,) = ctx.saved_tensors
+        return torch.addcmul(grad.new_zeros(()), grad, r, value=2)
+
+
 def relu2(x: Tensor) -> Tensor:
     """max(x, 0)^2 (So et al. 2021, Primer, 2109.08668)."""
-    return F.relu(x).square()
+    return SquaredRelu.apply(x)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:

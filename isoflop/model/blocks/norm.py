@@ -1,7 +1,10 @@
 """Normalisation: keep the size of activations in hand, position by position."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from isoflop.model.blocks.part import Part
@@ -44,7 +47,33 @@ class RMSNorm(Part):
             nn.init.ones_(self.weight)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.rms_norm(x_BTD, (self.dim,), self.weight, self.eps)
+        if x_BTD.device.type != "cpu":
+            return F.rms_norm(x_BTD, (self.dim,), self.weight, self.eps)
+        y_BTD = UnitRMS.apply(x_BTD, self.eps)
+        return y_BTD if self.weight is None else y_BTD * self.weight.to(y_BTD.dtype)
+
+
+class UnitRMS(torch.autograd.Function):
+    """RMS norm without a gain for CPUs, where torch 2.13 has no fused kernel and its chain of small operations takes a
+    tenth of a training step at width 128.
+
+    With r = 1 / rms(x) and y = r x, the gradient is dx = r (dy - y mean(dy y)).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> Tensor:
+        exact = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=exact)
+        r = norm.square().div_(x.shape[-1]).add_(eps).rsqrt_().to(x.dtype)
+        y = x * r
+        ctx.save_for_backward(y, r)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        y, r = ctx.saved_tensors
+        return torch.addcmul(dy, y, (dy * y).mean(dim=-1, keepdim=True), value=-1).mul_(r), None
 
 
 class NoNorm(Part):

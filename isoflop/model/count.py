@@ -1,0 +1,119 @@
+"""Parameters and FLOPs, by every convention that our sources use. The convention is always in the name.
+
+Nothing here knows a block: parameters are counted on a model built on the meta device, and each block says what it
+multiplies (Part.matmul_weights) and how wide its scores are (Part.score_width).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from isoflop.config import nearest
+from isoflop.errors import UserError
+from isoflop.model.blocks.part import Linear, Part
+from isoflop.model.config import ModelConfig
+from isoflop.model.gpt import GPT
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Parameter counts of one model.
+
+    Attributes:
+        total: every distinct parameter, a tied weight once.
+        embedding: the token table, V D.
+        position: tables at the input (learned positions).
+        head: V D, also where the tensor is the embedding's.
+        blocks: everything in the blocks: matrices, biases, gains.
+        matmul: the weights a token is multiplied by, each matmul weight once: matrices of the blocks + head. No
+            look-up, bias or gain. This is the N of "6n".
+    """
+
+    total: int
+    embedding: int
+    position: int
+    head: int
+    blocks: int
+    matmul: int
+
+
+def build_on_meta(config: ModelConfig) -> GPT:
+    """The model without its memory. Also the cheapest way to learn whether a configuration can be built.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    with torch.device("meta"):
+        return GPT(config)
+
+
+def parameters(config: ModelConfig) -> Parameters:
+    """Count the parameters of a configuration by building it.
+
+    Raises:
+        UserError: if it cannot be built.
+    """
+    return count(build_on_meta(config))
+
+
+def count(model: GPT) -> Parameters:
+    return Parameters(
+        total=sum(p.numel() for p in model.parameters()),
+        embedding=model.embedding.weight.numel(),
+        position=sum(p.numel() for p in model.position.parameters()),
+        head=model.head_weight.numel(),
+        blocks=sum(p.numel() for p in model.blocks.parameters()),
+        matmul=sum(m.matmul_weights() for m in model.modules() if isinstance(m, (Part, Linear))),
+    )
+
+
+def six_n(model: GPT, context: int) -> float:
+    """6 N, N the weights of blocks and head: 2 forward and 4 backward a weight (Porian et al. 2024 "standard";
+    nanochat). The head multiplies like any matrix, whether tied or not; the embedding is a look-up."""
+    return 6 * count(model).matmul
+
+
+def six_n_all(model: GPT, context: int) -> float:
+    """6 N, N all parameters, embeddings too: GPT-3's table D.1, the Chinchilla fits, Epoch."""
+    return 6 * count(model).total
+
+
+def six_n_blocks(model: GPT, context: int) -> float:
+    """6 N, N the matrices of the blocks alone, 12 L D^2 in a plain GPT: Kaplan et al. 2020 (2001.08361, section 2.1)."""
+    n = count(model)
+    return 6 * (n.matmul - n.head)
+
+
+def palm(model: GPT, context: int) -> float:
+    """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the whole
+    square of T x T, as if nothing were masked; recomputation never counted. N as in "6n"."""
+    widths = sum(m.score_width for m in model.modules() if isinstance(m, Part))
+    return 6 * count(model).matmul + 12 * widths * context
+
+
+def executed(model: GPT, context: int) -> float:
+    """What is worked out: three times the forward FLOPs that the parts declare, so that causal attention counts at
+    half, look-ups and elementwise work not at all. (The scores' and the head's backward is two products for one.)"""
+    return 3 * model.flops(context)
+
+
+CONVENTIONS: dict[str, Callable[[GPT, int], float]] = {
+    "6n": six_n,
+    "6n_all": six_n_all,
+    "6n_blocks": six_n_blocks,
+    "palm": palm,
+    "executed": executed,
+}
+
+
+def flops_per_token(config: ModelConfig, context: int | None = None, convention: str = "6n") -> float:
+    """Training FLOPs (forward and backward) a token, in sequences of `context` tokens (default: the model's).
+
+    Raises:
+        UserError: for an unknown convention, or a configuration that cannot be built.
+    """
+    if convention not in CONVENTIONS:
+        known = ", ".join(CONVENTIONS)
+        raise UserError(f"convention {convention!r} is not one of {known}{nearest(convention, CONVENTIONS)}")
+    return CONVENTIONS[convention](build_on_meta(config), config.context if context is None else context)
