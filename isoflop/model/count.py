@@ -80,7 +80,7 @@ def six_n_all(model: GPT, context: int) -> float:
 
 
 def six_n_blocks(model: GPT, context: int) -> float:
-    """6 N, N the matrices of the blocks alone, 12 L D^2 in a plain GPT: Kaplan et al. 2020 (2001.08361, section 2.1)."""
+    """6 N, N the matrices of the blocks alone, 12 L D^2 in a plain GPT: Kaplan 2020 (2001.08361, section 2.1)."""
     n = count(model)
     return 6 * (n.matmul - n.head)
 

@@ -105,7 +105,9 @@ class Gated(Part):
         super().__init__()
         if multiple_of < 1:
             raise UserError(f"multiple_of = {multiple_of} is not positive")
-        F_ = d_ff or -(-hidden_width(d_model, ratio, d_ff) // multiple_of) * multiple_of
+        F_ = hidden_width(d_model, ratio, d_ff)
+        if not d_ff:
+            F_ = -(-F_ // multiple_of) * multiple_of
         self.activation = entry(GATES, activation, "activation")
         self.gate = Linear(d_model, F_, bias=bias, init=init)
         self.up = Linear(d_model, F_, bias=bias, init=init)

@@ -1,0 +1,211 @@
+"""What the blocks compute, against the formula written out or torch's own."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from isoflop.errors import UserError
+from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.feed_forward import MLP, Gated, relu2
+from isoflop.model.blocks.norm import LayerNorm, RMSNorm
+from isoflop.model.blocks.position import Position, Rotary, Sinusoidal
+from isoflop.model.blocks.wiring import Parallel, PostNorm, PreNorm
+from isoflop.model.init import GPT2, Modern
+
+INIT = GPT2(layers=1, std=0.3)
+
+
+@pytest.mark.parametrize("gain", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rms_norm_equals_torch(gain, dtype):
+    norm = RMSNorm(dim=24, eps=1e-3, gain=gain).to(dtype)
+    if gain:
+        torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 24, dtype=dtype, requires_grad=True)
+    dy = torch.randn_like(x)
+    inputs = [x, *norm.parameters()]
+    expected = F.rms_norm(x, (24,), norm.weight, 1e-3)
+    torch.testing.assert_close(norm(x), expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(norm(x), inputs, dy), torch.autograd.grad(expected, inputs, dy), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_rms_norm_of_nothing_is_nothing():
+    x = torch.zeros(2, 4, requires_grad=True)
+    y = RMSNorm(dim=4)(x)
+    y.sum().backward()
+    assert torch.equal(y, torch.zeros(2, 4)) and x.grad.isfinite().all()
+
+
+def test_rms_norm_gradient_by_differences():
+    x = torch.randn(2, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(RMSNorm(dim=6).double(), (x,))
+
+
+def test_layer_norm_has_zero_mean_and_unit_variance():
+    y = LayerNorm(dim=64)(torch.randn(3, 64) * 5 + 2)
+    torch.testing.assert_close(y.mean(-1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var(-1, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_squared_relu_and_its_gradient():
+    x = torch.tensor([-2.0, -0.0, 0.5, 3.0], dtype=torch.float64, requires_grad=True)
+    assert relu2(x).tolist() == [0.0, 0.0, 0.25, 9.0]
+    assert torch.autograd.grad(relu2(x).sum(), x)[0].tolist() == [0.0, 0.0, 1.0, 6.0]
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_rotary_turns_pairs_by_their_angle(interleaved):
+    K, base, start = 8, 50.0, 3
+    rotary = Rotary(head_dim=K, context=16, base=base, interleaved=interleaved).double()
+    x = torch.randn(1, 1, 5, K, dtype=torch.float64)
+    y = rotary.rotate(x, start)
+    for t in range(5):
+        for i in range(K // 2):
+            a, b = (2 * i, 2 * i + 1) if interleaved else (i, i + K // 2)
+            turn = (start + t) / base ** (2 * i / K)
+            turned = complex(x[0, 0, t, a], x[0, 0, t, b]) * complex(math.cos(turn), math.sin(turn))
+            assert abs(complex(y[0, 0, t, a], y[0, 0, t, b]) - turned) < 1e-6
+
+
+def test_rotary_scores_depend_on_distance_alone():
+    rotary = Rotary(head_dim=16, context=4096)
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    near = (rotary.rotate(q, 10) * rotary.rotate(k, 3)).sum()
+    far = (rotary.rotate(q, 4010) * rotary.rotate(k, 4003)).sum()
+    torch.testing.assert_close(near, far, atol=1e-4, rtol=1e-4)
+
+
+def test_sinusoidal_is_the_papers_table():
+    table = Sinusoidal(d_model=6, context=9).table_TD
+    for t in (0, 1, 8):
+        for i in range(3):
+            turn = t / 10_000 ** (2 * i / 6)
+            assert table[t, 2 * i].item() == pytest.approx(math.sin(turn), abs=1e-6)
+            assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(turn), abs=1e-6)
+
+
+def make_attention(heads=4, position=None, **options):
+    shapes = {"d_model": 16, "heads": heads, "head_dim": 4, "layer": 0, "dropout": 0.0, "init": INIT}
+    return Attention(position=position or Position(), **shapes, **options).double()
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_attention_is_the_formula(kv_heads):
+    """Head by head, position by position, with plain Python sums over the keys."""
+    torch.manual_seed(0)
+    attention = make_attention(kv_heads=kv_heads)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    q, k, v = (layer(x)[0].unflatten(-1, (-1, 4)) for layer in (attention.q, attention.k, attention.v))
+    rows = []
+    for t in range(5):
+        heads = []
+        for h in range(4):
+            g = h // (4 // kv_heads)
+            weights = torch.stack([(q[t, h] * k[s, g]).sum() / 2 for s in range(t + 1)]).softmax(0)
+            heads.append(sum(w * v[s, g] for s, w in enumerate(weights)))
+        rows.append(torch.cat(heads))
+    torch.testing.assert_close(attention(x)[0], attention.out(torch.stack(rows)))
+
+
+def test_qk_norm_makes_scores_blind_to_the_size_of_queries():
+    torch.manual_seed(0)
+    attention = make_attention(qk_norm=True, bias=False)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    before = attention(x)
+    with torch.no_grad():
+        attention.q.weight.mul_(100.0)
+    torch.testing.assert_close(attention(x), before, rtol=1e-4, atol=1e-6)
+
+
+class Distance(Position):
+    """A bias that depends on the query, as Transformer-XL's does: q_0 * (t - s)."""
+
+    def bias(self, q_BHTK, start):
+        T = q_BHTK.shape[2]
+        t_T1 = torch.arange(start, start + T).unsqueeze(1)
+        return q_BHTK[..., :1] * (t_T1 - torch.arange(start + T))
+
+
+def test_a_position_may_add_a_bias_to_the_scores():
+    torch.manual_seed(0)
+    attention = make_attention(position=Distance())
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (attention.q, attention.k, attention.v))
+    scores = q @ k.transpose(-1, -2) / 2 + Distance().bias(q, 0)
+    weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf).softmax(-1)
+    torch.testing.assert_close(attention(x), attention.out((weights @ v).transpose(1, 2).flatten(2)))
+
+
+def test_gated_weighs_what_an_mlp_does():
+    weights = [
+        sum(p.numel() for p in block.parameters() if p.ndim == 2)
+        for block in (Gated(d_model=384, dropout=0.0, init=INIT), MLP(d_model=384, dropout=0.0, init=INIT))
+    ]
+    assert weights[0] == weights[1]
+
+
+def test_gated_is_the_formula():
+    block = Gated(d_model=8, dropout=0.0, init=INIT, activation="identity", d_ff=5)
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(block(x), ((x @ block.gate.weight.T) * (x @ block.up.weight.T)) @ block.down.weight.T)
+
+
+def test_wirings_join_branches_as_they_say():
+    def halve():
+        return torch.nn.Hardtanh(-0.5, 0.5)  # stands for a norm: easy to tell apart
+
+    def f(x):
+        return 2 * x + 1
+
+    def g(x):
+        return x * x
+
+    n, x = halve(), torch.randn(2, 3, 4)
+    pre = x + f(n(x))
+    post = n(x + f(x))
+    torch.testing.assert_close(PreNorm(branches=2, norm=halve)(x, f, g), pre + g(n(pre)))
+    torch.testing.assert_close(PostNorm(branches=2, norm=halve)(x, f, g), n(post + g(post)))
+    torch.testing.assert_close(Parallel(branches=2, norm=halve)(x, f, g), x + f(n(x)) + g(n(x)))
+
+
+def test_dropout_acts_in_training_alone():
+    block = MLP(d_model=8, dropout=0.5, init=INIT)
+    x = torch.randn(4, 8)
+    assert not torch.equal(block.train()(x), block(x))
+    assert torch.equal(block.eval()(x), block(x))
+
+
+def test_modern_keeps_sizes_at_every_width():
+    torch.manual_seed(0)
+    for width in (64, 1024):
+        weight = torch.empty(512, width)
+        Modern()(weight, "matrix")
+        assert (torch.randn(64, width) @ weight.T).std().item() == pytest.approx(1.0, rel=0.05)
+
+
+def test_gpt2_scales_residual_projections_by_depth():
+    torch.manual_seed(0)
+    plain, residual = torch.empty(500, 500), torch.empty(500, 500)
+    init = GPT2(layers=8)
+    init(plain, "matrix")
+    init(residual, "residual")
+    assert plain.std().item() == pytest.approx(0.02, rel=0.02)
+    assert residual.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+
+
+@pytest.mark.parametrize("build", [
+    lambda: make_attention(kv_heads=3),
+    lambda: Rotary(head_dim=3, context=4),
+    lambda: Sinusoidal(d_model=3, context=4),
+    lambda: MLP(d_model=8, dropout=0.0, init=INIT, ratio=0.0),
+    lambda: MLP(d_model=8, dropout=0.0, init=INIT, activation="rleu"),
+    lambda: Gated(d_model=8, dropout=0.0, init=INIT, d_ff=-1),
+])  # fmt: skip
+def test_shapes_that_do_not_fit_are_refused(build):
+    with pytest.raises(UserError):
+        build()

@@ -1,0 +1,178 @@
+"""Law 3: what every block promises, over every entry of every table. A new entry is tested by being in its table."""
+
+import math
+from itertools import accumulate
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.generate.cache import KVCache
+from isoflop.model.blocks.part import Linear, Part
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.count import count
+from isoflop.model.gpt import GPT
+from isoflop.model.registry import SLOTS
+
+T = 11
+ENTRIES = [(slot, Spec(name)) for slot, table in SLOTS.items() for name in table]
+VARIANTS = [  # options that change what an entry computes
+    ("norm", Spec("layer", bias=False)),
+    ("norm", Spec("rms", gain=False)),
+    ("position", Spec("rotary", interleaved=True, base=100.0)),
+    ("position", Spec("sinusoidal", scale=0.1)),
+    ("attention", Spec("full", kv_heads=2)),
+    ("attention", Spec("full", kv_heads=1, qk_norm=True, bias=False)),
+    ("attention", Spec("full", qk_norm=True, qk_gain=False)),
+    ("feed_forward", Spec("mlp", activation="relu2", bias=False, ratio=3.0)),
+    ("feed_forward", Spec("mlp", activation="gelu_tanh", d_ff=20)),
+    ("feed_forward", Spec("gated", activation="gelu", bias=True)),
+]
+
+
+def name_of(case):
+    slot, spec = case
+    return "-".join([slot, spec.name, *(f"{key}={value}" for key, value in spec.options)])
+
+
+@pytest.fixture(params=ENTRIES + VARIANTS, ids=name_of)
+def config(request):
+    slot, spec = request.param
+    base = {
+        "vocab_size": 19,
+        "context": T + 1,
+        "layers": 2,
+        "d_model": 16,
+        "heads": 4,
+        "norm": "layer",
+        "position": "learned",
+    }
+    base |= {"norm": "layer", "position": "learned", "attention": "full", "feed_forward": "mlp", "init": "gpt2"}
+    return ModelConfig(**{**base, slot: spec})
+
+
+def build(config, seed=0):
+    torch.manual_seed(seed)
+    return GPT(config).eval()
+
+
+def stirred(config):
+    """A model with no weight at a special value, so that nothing hides behind a zero."""
+    model = build(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model
+
+
+def some_tokens(config, batch=2):
+    return torch.randint(config.vocab_size, (batch, T), generator=torch.Generator().manual_seed(1))
+
+
+def test_maps_the_residual_stream_to_itself(config):
+    model = stirred(config)
+    x = torch.randn(2, T, config.d_model)
+    for unit in model.units():
+        assert unit(x).shape == x.shape
+    assert model.hidden(some_tokens(config)).shape == x.shape
+
+
+def test_meta_then_reset_equals_construction(config):
+    with torch.device("meta"):
+        late = GPT(config)
+    tensors = [*late.parameters(), *late.buffers()]
+    assert all(t.is_meta for t in tensors)
+    late.to_empty(device="cpu")
+    with torch.no_grad():
+        for t in [*late.parameters(), *late.buffers()]:
+            t.fill_(math.nan)  # whatever reset_parameters forgets shows
+    torch.manual_seed(7)
+    late.reset_parameters()
+    after = torch.rand(1)
+    direct = build(config, seed=7)
+    assert torch.equal(after, torch.rand(1)), "construction and reset draw differently from the global generator"
+    pairs = zip([*late.parameters(), *late.buffers()], [*direct.parameters(), *direct.buffers()], strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_models_share_nothing(config):
+    one, other = stirred(config), stirred(config)
+    tokens = some_tokens(config)
+    before = one(tokens)
+    with torch.no_grad():
+        for t in [*other.parameters(), *other.buffers()]:
+            t.fill_(0.5)
+    other.train()(tokens)
+    assert torch.equal(one(tokens), before)
+
+
+def test_is_causal_by_gradient(config):
+    model = stirred(config)
+    seen = {}
+    model.embedding.register_forward_hook(lambda m, i, out: seen.update(x=out.detach().requires_grad_()) or seen["x"])
+    h = model.hidden(some_tokens(config))
+    leaks = 0.0
+    for t in range(T):
+        (grad,) = torch.autograd.grad(h[:, t].square().sum(), seen["x"], retain_graph=True)
+        assert grad[:, t].abs().sum() > 0
+        leaks += grad[:, t + 1 :].abs().sum().item()
+    declared = all(m.causal for m in model.modules() if isinstance(m, Part))
+    assert (leaks == 0) == declared
+
+
+def test_cached_decode_equals_the_full_forward(config):
+    model = stirred(config).double()
+    tokens = some_tokens(config)
+    full = model(tokens)
+    for pieces in ([1] * T, [4, 1, 3, 1, 2], [T]):
+        cache = KVCache(config.context)
+        ends = list(accumulate(pieces))
+        parts = [model(tokens[:, end - n : end], cache) for n, end in zip(pieces, ends, strict=True)]
+        torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_are_there_and_finite(config):
+    model = stirred(config).train()
+    torch.nn.functional.cross_entropy(
+        model(some_tokens(config)).flatten(0, 1), some_tokens(config).flatten()
+    ).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None, f"{name} is not used"
+        assert p.grad.isfinite().all(), name
+
+
+def test_runs_in_bfloat16(config):
+    model, tokens = stirred(config), some_tokens(config)
+    exact = model(tokens)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(tokens).float()
+    assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_counts_are_what_runs(config):
+    """What the parts declare, against torch's own counter of the products that ran (which does not halve attention)."""
+    model = stirred(config)
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(some_tokens(config, batch=1))
+    parts = [m for m in model.modules() if isinstance(m, Part)]
+    leaves = [m for m in model.modules() if isinstance(m, (Part, Linear))]
+    matmul = sum(m.matmul_weights() for m in leaves)
+    assert counter.get_total_flops() == T * (2 * matmul + sum(4 * m.score_width * T for m in parts))
+    assert model.flops(T) == 2 * matmul + sum(m.score_flops(T) for m in leaves)
+    counted = count(model)
+    assert counted.matmul == matmul
+    assert counted.total == sum(t.numel() for t in save_and_load(model).values())
+
+
+def save_and_load(model):
+    return load(save(model.state_dict()))
+
+
+def test_saves_and_loads(config):
+    model, other = stirred(config), build(config, seed=99)
+    other.load_state_dict(save_and_load(model))
+    tokens = some_tokens(config)
+    assert torch.equal(other(tokens), model(tokens))
