@@ -1,9 +1,9 @@
 """isoflop: raw text and a compute budget in, the best GPT that the budget can buy out.
 
-    import isoflop
+import isoflop
 
-    isoflop.pretrain(["books=books.jsonl.xz"], budget="3m", out="runs/books")
-    model, tokenizer = isoflop.load("runs/books")
+isoflop.pretrain(["books=books.jsonl.xz"], budget="3m", out="runs/books")
+model, tokenizer = isoflop.load("runs/books")
 """
 
 from importlib import import_module

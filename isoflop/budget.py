@@ -1,11 +1,11 @@
 """What a run may spend: one parser, one type.
 
-    90s  3m  2h  1d        seconds of training on this machine
-    1e15  1e15flop         floating-point operations, C = 6 N D (N: block and head weights, each matmul weight once)
-    5e6tok  20Mtok         tokens read
-    2000steps              optimiser steps
-    $20@2.5/h              money at a price an hour, that is, seconds
-    +1h                    more of the same, on top of a run that exists (only with --resume)
+90s  3m  2h  1d        seconds of training on this machine
+1e15  1e15flop         floating-point operations, C = 6 N D (N: block and head weights, each matmul weight once)
+5e6tok  20Mtok         tokens read
+2000steps              optimiser steps
+$20@2.5/h              money at a price an hour, that is, seconds
++1h                    more of the same, on top of a run that exists (only with --resume)
 """
 
 import math

@@ -3,7 +3,6 @@
 Imports are inside the commands, so that `isoflop --help` does not wait for torch.
 """
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +23,6 @@ Sources = Annotated[
     tyro.conf.arg(metavar="[SOURCE ...]", help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -"),
 ]
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run folder")]
-Repeated = tyro.conf.UseAppendAction
 
 
 def train(
@@ -32,18 +30,34 @@ def train(
     *,
     budget: Annotated[str, tyro.conf.arg(help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps; +1h with --resume")] = "",
     out: Annotated[Path | None, tyro.conf.arg(help="the run folder; by default a new one in runs/")] = None,
-    recipe: Annotated[str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")] = "",
+    recipe: Annotated[
+        str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")
+    ] = "",
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json", help="a config.json, to be run again")] = None,
     init: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on from the weights of any run, on new text")] = "",
-    heldout: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share")] = (),
+    heldout: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
+    ] = (),
     resume: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on with a run that was stopped")] = "",
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
-    set: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in model.norm=layer")] = (),
-    trust_code: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name")] = (),
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in model.norm=layer"),
+    ] = (),
+    trust_code: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name"),
+    ] = (),
 ) -> None:
     """Pretrain a GPT on raw text within a budget."""
     from isoflop import job
+    from isoflop.config import to_dict
+    from isoflop.files import to_json
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen
 
@@ -63,7 +77,7 @@ def train(
     if base is not None and not budget:
         base = base if not (sources or heldout or strict) else job.with_sources(base, sources, heldout, strict)
         if dry_run:
-            screen.say(json.dumps(job.as_dict(base), indent=2))
+            screen.say(to_json(to_dict(base)))
             return
         show_outcome(screen, job.train(base, out, listener=listener).folder)
         return
@@ -87,9 +101,17 @@ def prepare(
     sources: Sources = (),
     *,
     out: Annotated[Path, tyro.conf.arg(help="a new folder for the prepared text")],
-    heldout: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share")] = (),
+    heldout: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
+    ] = (),
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
-    set: Annotated[Repeated[tuple[str, ...]], tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in data.vocab_size=4096")] = (),
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in data.vocab_size=4096"),
+    ] = (),
 ) -> None:
     """Turn text into tokens: the data step of `train` alone. Train on it with --set data.path=DIR."""
     from isoflop.config import override
@@ -142,7 +164,9 @@ def evaluate(
     sources: Sources = (),
     *,
     json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
-    text_column: Annotated[str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")] = "text",
+    text_column: Annotated[
+        str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")
+    ] = "text",
 ) -> None:
     """Measure held-out loss: on the run's own held-out text, or on the sources named."""
     from isoflop import job
@@ -207,8 +231,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal for
-        a run that was stopped and saved.
+        The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal
+        for a run that was stopped and saved.
     """
     if list(arguments) == ["--version"]:
         print(f"isoflop {__version__}")
@@ -290,8 +314,9 @@ def show_plan(screen: "Screen", advice: "Advice") -> None:
     if advice.expected:
         e = advice.expected
         screen.say(
-            f"  expected: {e.bits_per_byte:.3f} bits per byte held-out, {e.low:.3f} to {e.high:.3f} ({e.level:.0%}); {e.source}"
+            f"  expected: {e.bits_per_byte:.3f} bits per byte held-out, {e.low:.3f} to {e.high:.3f} ({e.level:.0%})"
         )
+        screen.say(f"            {e.source}")
     else:
         screen.say("  expected: nothing is stated; the prior knows runs from scratch with a planned model only")
 
@@ -313,7 +338,11 @@ def show_outcome(screen: "Screen", folder: Path) -> None:
     held = result["heldout"]
     reached = f"reached {held['bits_per_byte']:.3f} bits per byte held-out (perplexity {held['perplexity']:.1f})"
     if expected:
-        where = {"inside": "inside the interval", "better": "better than the interval", "worse": "worse than the interval"}
+        where = {
+            "inside": "inside the interval",
+            "better": "better than the interval",
+            "worse": "worse than the interval",
+        }
         reached += f"; expected {expected['bits_per_byte']:.3f} ({expected['low']:.3f} to {expected['high']:.3f}): "
         reached += where[result["verdict"]]
     screen.say(reached)
@@ -323,4 +352,3 @@ def show_outcome(screen: "Screen", folder: Path) -> None:
         screen.say(f"a sample:\n{run.samples[-1]['prompt']}{run.samples[-1]['text']}\n")
     screen.say(f"report: {run.folder.report}")
     screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")
-

@@ -10,6 +10,7 @@ import difflib
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +67,9 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return convert(next(a for a in arguments if a is not type(None)), value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise UserError(f"{where} = {value!r} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}")
+            raise UserError(
+                f"{where} = {value!r} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}"
+            )
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
@@ -89,7 +92,7 @@ def convert_scalar(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if kind is int and isinstance(value, float) and value == int(value):
         return int(value)
-    if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
         raise UserError(f"{where} = {value!r} is not {article(kind.__name__)}")
     return value
 
@@ -110,7 +113,7 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
     return cls(**{key: convert(hints[key], item, join(where, key)) for key, item in value.items()})
 
 
-def override(config: T, assignments: list[str] | tuple[str, ...]) -> T:
+def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `dotted.field=value` strings to a frozen config and return the new one.
 
     A value is read as JSON where that works (`3`, `0.1`, `true`, `null`, `[1, 2]`), else as a bare string.

@@ -1,24 +1,26 @@
 """Whole jobs: raw text and a budget in, a trained GPT and its report out.
 
-    pretrain    survey, measure the machine, plan, prepare, train, measure what came out, report
-    train       a configuration that is already decided, and the same from there on
-    resume      go on with a run, or with more budget from before its decay
-    evaluate    held-out loss of any run on any text
+pretrain    survey, measure the machine, plan, prepare, train, measure what came out, report
+train       a configuration that is already decided, and the same from there on
+resume      go on with a run, or with more budget from before its decay
+evaluate    held-out loss of any run on any text
 """
 
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from isoflop import checkpoint
 from isoflop.budget import Budget, parse_budget
-from isoflop.config import from_dict, load_json, override, to_dict
+from isoflop.config import from_dict, load_json, override
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
 from isoflop.data.loader import Loader
@@ -165,7 +167,12 @@ def pretrain(
     sketch = replace(sketch, base=replace(sketch.base, data=data))
     lzma_bpb = lzma_bits_per_byte(found.sample)
     advice = settle(
-        sketch, unique, prepared.vocab_size, account["bytes_per_token"], lzma_bpb, from_scratch=not init and base is None
+        sketch,
+        unique,
+        prepared.vocab_size,
+        account["bytes_per_token"],
+        lzma_bpb,
+        from_scratch=not init and base is None,
     )
     listener.planned(advice)
     listener.say(seconds_line(phases))
@@ -214,7 +221,9 @@ def resume(out: Path | str, budget: str = "", *, listener: Listener | None = Non
     if budget:
         extend(run.folder, config, parse_budget(budget))
     elif run.status == "finished":
-        raise UserError(f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m")
+        raise UserError(
+            f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m"
+        )
     with phases.time("prepare"):
         prepared = data_of(run.folder, config.data, listener.progress)
     return carry_out(config, run.folder, prepared, listener, phases, plan=run.plan, resume=True)
@@ -234,7 +243,10 @@ def carry_out(
     environment = read_run(folder.path).environment if resume else {}
     if not environment.get("peak"):
         with phases.time("calibrate"):
-            environment = {"peak": plan.get("peak") or measure_peak(config.runtime.device if config.runtime.device != "auto" else "cpu")}
+            environment = {
+                "peak": plan.get("peak")
+                or measure_peak(config.runtime.device if config.runtime.device != "auto" else "cpu")
+            }
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
     listener.peak(environment["peak"].get(dtype, 0.0))
@@ -335,7 +347,7 @@ def add_to_ledger(folder: RunFolder) -> None:
 
 
 def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
-    """Set a run back to before its decay, with a later end: what it would have been with the larger budget from the start.
+    """Set a run back to before its decay, with a later end: the run that the larger budget would have made.
 
     The decayed end stays beside the run, in `ended/`.
 
@@ -352,7 +364,7 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
         raise UserError(f"{folder.path} has no checkpoint to go on from; go on without --budget first")
     if back_to is None:
         raise UserError(
-            f"{folder.path} cannot be extended: its schedule {config.schedule.name!r} has no stage at the full rate; use wsd"
+            f"{folder.path} cannot be extended: its schedule {config.schedule.name!r} has no stage at the full rate"
         )
     at = back_to if steps[-1] >= back_to else steps[-1]
     if at not in steps:
@@ -374,7 +386,9 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
         folder.forget_after(at)
         reason = f"extended by {more}: goes on from step {at}, before the decay"
-        decision = Decision(at_step=at, steps=max(at + 1, total), progress=min(at / max(at + 1, total), 0.999), reason=reason)
+        decision = Decision(
+            at_step=at, steps=max(at + 1, total), progress=min(at / max(at + 1, total), 0.999), reason=reason
+        )
         folder.append("decisions", {**decision.to_dict(), "seconds": seconds}, durable=True)
         folder.event("extended", step=at, budget=str(more), steps=total)
 
@@ -440,9 +454,23 @@ def start_from(base: RunConfig, init: Path | str) -> tuple[RunConfig, int]:
 
 def tokenizer_size(data: DataConfig, base: RunConfig | None) -> int:
     """The ids of a tokenizer that is given rather than trained; 0 if the planner may choose."""
-    if base is not None and data.tokenizer == "bpe":
-        return data.vocab_size
-    return 0 if data.tokenizer == "bpe" else Tokenizer.open(data.tokenizer).vocab_size
+    if data.path:
+        return open_prepared(Path(data.path), verify_checksums=False).vocab_size
+    if data.tokenizer != "bpe":
+        return Tokenizer.from_file(data.tokenizer).vocab_size
+    return 0 if base is None else data.vocab_size
+
+
+def token_chunks(config: DataConfig, tokenizer: Tokenizer) -> Iterator[npt.NDArray[np.int64]]:
+    """The tokens of every document of the sources, each followed by end-of-text, some CHUNK_TOKENS at a time."""
+    held: list[npt.NDArray[np.int64]] = []
+    for document in documents(config):
+        held.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
+        if sum(map(len, held)) >= CHUNK_TOKENS:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def refuse_out(folder: RunFolder) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,14 @@ from isoflop.model.loss import cross_entropy
 from isoflop.runtime import Runtime
 
 BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
+
+
+class Tokens(Protocol):
+    """A sequence of ids that is read a slice at a time: an array, or a file on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> npt.NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class HeldOut:
 @torch.no_grad()
 def measure(
     model: GPT,
-    tokens: npt.NDArray[Any],
+    tokens: Tokens,
     token_bytes: npt.NDArray[Any],
     eot: int,
     runtime: Runtime,
@@ -88,7 +96,9 @@ def measure(
         groups.append([starts[-1]])
     for group in groups:
         length = min(context, count - int(group[0]))
-        window = torch.from_numpy(np.stack([with_previous(tokens, s, length, eot) for s in group])).to(runtime.device)
+        window = torch.from_numpy(np.stack([with_previous(tokens, int(s), length, eot) for s in group])).to(
+            runtime.device
+        )
         targets_BT = window[:, 1:]
         with runtime.autocast():
             loss = cross_entropy(model.hidden(window[:, :-1]), model.head_weight, targets_BT, reduction="sum")
@@ -99,8 +109,8 @@ def measure(
     return HeldOut(nats, counted, text_bytes)
 
 
-def with_previous(tokens: npt.NDArray[Any], start: int, length: int, eot: int) -> npt.NDArray[np.int64]:
-    """`length` tokens from `start` and the one before them, which is `eot` at the very beginning. Shape (length + 1,)."""
+def with_previous(tokens: Tokens, start: int, length: int, eot: int) -> npt.NDArray[np.int64]:
+    """`length` tokens from `start` and the one before them (`eot` at the very beginning), shape (length + 1,)."""
     if start == 0:
         return np.concatenate([[eot], np.asarray(tokens[:length], dtype=np.int64)])
     return np.asarray(tokens[start - 1 : start + length], dtype=np.int64)

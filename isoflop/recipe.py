@@ -14,7 +14,7 @@ from isoflop.trainer.config import RunConfig
 
 
 def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str], trust: Sequence[str]) -> RunConfig | None:
-    """The configuration that `--recipe FILE.py:NAME` or `--config FILE.json` names, with `--set` applied; None for neither.
+    """The configuration that `--recipe FILE.py:NAME` or `--config FILE.json` names, with `--set`; None for neither.
 
     Raises:
         UserError: for both at once, a missing file or function, a recipe that returns something else.

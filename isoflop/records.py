@@ -107,7 +107,7 @@ class RunFolder:
             except OSError:
                 file.seek(0)
                 raise UserError(
-                    f"{self.path} is in use by process {file.read().strip() or 'unknown'}; wait for it or name another --out"
+                    f"{self.path} is in use by process {file.read().strip() or '?'}; wait for it or name another --out"
                 ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
@@ -131,7 +131,7 @@ class Run:
     """A run as read back. Missing files read as empty: a run that is still training has no result yet.
 
     Attributes:
-        training: lines of metrics.jsonl with `step`, `loss` (nats per token), `lr`, `grad_norm`, `tokens` (read so far),
+        training: lines of metrics.jsonl with `step`, `loss` (nats per token), `lr`, `grad_norm`, `tokens` (so far),
             `seconds` (of training, time down left out), `tokens_per_second`, `flops` (6ND so far).
         heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (nats per token), `heldout_bits_per_byte`.
         samples: lines with `step`, `prompt`, `text`.
@@ -164,7 +164,9 @@ def read_run(path: Path | str) -> Run:
     """
     folder = RunFolder(Path(path))
     if not folder.config.is_file():
-        raise UserError(f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder")
+        raise UserError(
+            f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder"
+        )
     logs = {name: read_lines(folder.log(name)) for name in LOGS}
     result = read_object(folder.result)
     status = "running" if folder.is_locked() else "finished" if result else "stopped"
@@ -222,5 +224,3 @@ def read_object(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON: {error}") from None
     return value if isinstance(value, dict) else {}
-
-

@@ -49,7 +49,7 @@ def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0)
 
 
 def choose_device(wanted: str = "auto") -> str:
-    """"auto" -> "cuda", "mps" or "cpu", the first that is there."""
+    """ "auto" -> "cuda", "mps" or "cpu", the first that is there."""
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")

@@ -39,7 +39,9 @@ class Screen(Hook):
 
     def table(self, rows: list[tuple[str, ...]], title: str = "") -> None:
         """Rows in columns."""
-        table = Table(box=None, title=title or None, title_justify="left", show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(
+            box=None, title=title or None, title_justify="left", show_header=False, pad_edge=False, padding=(0, 2, 0, 0)
+        )
         for index in range(max(len(row) for row in rows)):
             table.add_column(no_wrap=index < 2, overflow="fold", style="dim" if index == 2 else None)
         for row in rows:

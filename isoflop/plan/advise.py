@@ -1,8 +1,9 @@
 """Budget -> parameters, tokens, shape, vocabulary, context, batch, learning rate, each with its reason.
 
-The first planner. It knows three things: how fast real steps of a few shapes run here (trainer/throughput.py), that about
-20 tokens a parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated (repetition.py), and what
-our own runs reached (prior.py). In two parts, since the vocabulary has to be known before the text can be prepared:
+The first planner. It knows three things: how fast real steps of a few shapes run here (trainer/throughput.py), that
+about 20 tokens a parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated (repetition.py),
+and what our own runs reached (prior.py). In two parts, since the vocabulary has to be known before the text can be
+prepared:
 
     sketch  = draw(budget, ...)           machine timed, candidates listed, vocabulary and share of the text chosen
     advice  = settle(sketch, prepared)    tokens known: shape, steps, batch, learning rates, expected loss
@@ -42,7 +43,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A shape that was considered. `seconds_per_step` is 0 where nothing was timed (a budget that is not in seconds)."""
+    """A shape that was considered. `tokens_per_second` is 0 where nothing was timed (a budget not in seconds)."""
 
     config: RunConfig
     parameters: int
@@ -134,8 +135,10 @@ def draw(
         layers, d_model = rung
         model = base.model
         if not fixed_model:
-            shape = {"layers": layers, "d_model": d_model, "heads": heads_for(d_model), "context": context}
-            model = replace(model, vocab_size=vocabulary, **shape)
+            heads = heads_for(d_model)
+            model = replace(
+                model, vocab_size=vocabulary, layers=layers, d_model=d_model, heads=heads, head_dim=0, context=context
+            )
         return override(with_batch(replace(base, model=model), tokens), assignments)
 
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
@@ -143,7 +146,7 @@ def draw(
     tokens = flops / (6 * target)
     runtime, calibration = choose_runtime(shaped(rungs[0], tokens), device, peak)
     base = replace(base, runtime=replace(base.runtime, **runtime))
-    candidates = []
+    candidates: list[Candidate] = []
     for rung in rungs:
         config = shaped(rung, tokens)
         count = parameters(config.model).matmul
@@ -156,9 +159,15 @@ def draw(
         candidates.append(Candidate(config, count, rate))
     most = max(tokens_for(budget, candidate) for candidate in candidates)
     choices = (
-        Choice("device", f"{runtime['device']}, {runtime['dtype']}, {runtime['threads']} threads", calibration["reason"]),
+        Choice(
+            "device", f"{runtime['device']}, {runtime['dtype']}, {runtime['threads']} threads", calibration["reason"]
+        ),
         vocabulary_choice(vocabulary, fixed_vocabulary, "data.vocab_size" in asked, flops, corpus_bytes),
-        Choice("context", f"{candidates[0].config.model.context} tokens", "grows with compute; long contexts cost small models more than they give"),
+        Choice(
+            "context",
+            f"{candidates[0].config.model.context} tokens",
+            "grows with compute; long contexts cost small models more than they give",
+        ),
     )
     return Sketch(
         budget=budget,
@@ -174,7 +183,12 @@ def draw(
 
 
 def settle(
-    sketch: Sketch, unique_tokens: int, vocab_size: int, bytes_per_token: float, lzma_bpb: float, from_scratch: bool = True
+    sketch: Sketch,
+    unique_tokens: int,
+    vocab_size: int,
+    bytes_per_token: float,
+    lzma_bpb: float,
+    from_scratch: bool = True,
 ) -> Advice:
     """Choose among the candidates now that the tokens are counted, and state the loss to expect.
 
@@ -217,7 +231,9 @@ def settle(
         seconds=seconds or None,
         expected=expected,
         choices=(*sketch.choices, *choices_of(config, count, epochs, bytes_per_token, best)),
-        candidates=tuple(candidate_line(c, budget, unique_tokens, lzma_bpb, c is best, from_scratch) for c in sketch.candidates),
+        candidates=tuple(
+            candidate_line(c, budget, unique_tokens, lzma_bpb, c is best, from_scratch) for c in sketch.candidates
+        ),
         calibration=sketch.calibration,
         peak=sketch.peak,
     )
@@ -310,23 +326,45 @@ def vocabulary_choice(vocabulary: int, given: int, asked: bool, flops: float, co
     elif asked:
         reason = "as asked for"
     else:
-        reason = f"goes with {flops:.2g} FLOPs and {corpus_bytes / 1e6:.3g} MB of text: a large one would be most of the model"
+        reason = f"goes with {flops:.2g} FLOPs and {corpus_bytes / 1e6:.3g} MB of text; more would be most of the model"
     return Choice("vocabulary", f"{vocabulary:,} ids", reason)
 
 
-def choices_of(config: RunConfig, count: int, epochs: float, bytes_per_token: float, best: Candidate) -> tuple[Choice, ...]:
+def choices_of(
+    config: RunConfig, count: int, epochs: float, bytes_per_token: float, best: Candidate
+) -> tuple[Choice, ...]:
     model = config.model
     ratio = config.tokens / count
     repeated = f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
     timed = f"; {best.tokens_per_second:,.0f} tokens/s measured" if best.tokens_per_second else ""
     return (
-        Choice("shape", f"{model.layers} layers x {model.d_model}, {model.heads} heads", f"the candidate that the budget feeds best{timed}"),
+        Choice(
+            "shape",
+            f"{model.layers} layers x {model.d_model}, {model.heads} heads",
+            f"the candidate that the budget feeds best{timed}",
+        ),
         Choice("parameters N", f"{count:,}", "block and head weights, each that multiplies counted once; C = 6 N D"),
-        Choice("tokens D", f"{config.tokens:,}", f"{ratio:.1f} a parameter (about {TOKENS_PER_PARAMETER:.0f} are compute-optimal){repeated}"),
-        Choice("batch", f"{config.batch.sequences} x {model.context} = {config.tokens_per_step:,} tokens", "0.573 D^0.571 (Step Law)"),
+        Choice(
+            "tokens D",
+            f"{config.tokens:,}",
+            f"{ratio:.1f} a parameter (about {TOKENS_PER_PARAMETER:.0f} are compute-optimal){repeated}",
+        ),
+        Choice(
+            "batch",
+            f"{config.batch.sequences} x {model.context} = {config.tokens_per_step:,} tokens",
+            "0.573 D^0.571 (Step Law)",
+        ),
         Choice("steps", f"{config.steps:,}", "D over the batch"),
-        Choice("optimiser", f"{config.optim.name}, lr {config.optim.lr:.3g}, matrix lr {config.optim.matrix_lr:.3g}", "measured at small sizes, see LAB.md"),
-        Choice("schedule", f"{config.schedule.name}, warm-up {config.schedule.warmup:.0%}, decay {config.schedule.decay:.0%}", "ends at the budget; can be extended from before the decay"),
+        Choice(
+            "optimiser",
+            f"{config.optim.name}, lr {config.optim.lr:.3g}, matrix lr {config.optim.matrix_lr:.3g}",
+            "measured at small sizes, see LAB.md",
+        ),
+        Choice(
+            "schedule",
+            f"{config.schedule.name}, warm-up {config.schedule.warmup:.0%}, decay {config.schedule.decay:.0%}",
+            "ends at the budget; can be extended from before the decay",
+        ),
         Choice("tokenizer", f"{bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
     )
 
@@ -345,4 +383,3 @@ def candidate_line(
         "expected_bits_per_byte": expect(flops, lzma_bpb).bits_per_byte if from_scratch else None,
         "chosen": chosen,
     }
-

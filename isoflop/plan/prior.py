@@ -64,7 +64,7 @@ def lzma_bits_per_byte(sample: bytes) -> float:
 
 @cache
 def table() -> dict[str, Any]:
-    """prior.json: `command` that made it, and `runs`, each with corpus, lzma, parameters, tokens, flops, bits_per_byte."""
+    """prior.json: `command`, and `runs`, each with corpus, lzma, parameters, tokens, flops, bits_per_byte."""
     loaded: dict[str, Any] = json.loads(resources.files("isoflop.plan").joinpath("prior.json").read_text("utf-8"))
     return loaded
 

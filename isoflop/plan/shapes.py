@@ -43,7 +43,7 @@ LADDER: tuple[tuple[int, int], ...] = (
 
 
 def heads_for(d_model: int) -> int:
-    """Heads of 64, of 32 below a width of 256, where a few heads are worth more than wide ones; 16 at the very bottom."""
+    """Heads of 64; of 32 below a width of 256, where more heads are worth more than wide ones; 16 at the bottom."""
     size = 64 if d_model >= 256 and d_model % 64 == 0 else 32 if d_model % 32 == 0 else 16
     return d_model // size
 
@@ -69,6 +69,6 @@ def vocabulary_for(flops: float, corpus_bytes: float) -> int:
 def batch_tokens_for(tokens: float) -> float:
     """Tokens in one optimiser step: 0.573 D^0.571 (Step Law, Li et al. 2025), between 2,048 and 4 M.
 
-    Fitted by its authors at 1e9 tokens and more; far below that it is a starting point that our runs did not contradict.
+    Fitted by its authors at 1e9 tokens and more; far below that it is a starting point.
     """
     return float(min(max(0.573 * tokens**0.571, 2048.0), 4e6))

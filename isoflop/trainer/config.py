@@ -35,7 +35,9 @@ class RuntimeConfig:
     """Where the run computes. A planned run has measured these; "auto" and 0 are resolved before the first step."""
 
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto"
-    dtype: Annotated[str, "what matrix products are computed in: auto, float32 or bfloat16; weights stay float32"] = "auto"
+    dtype: Annotated[str, "what matrix products are computed in: auto, float32 or bfloat16; weights stay float32"] = (
+        "auto"
+    )
     threads: Annotated[int, "CPU threads; 0: one a core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
 
@@ -80,7 +82,9 @@ class RunConfig:
     every: EveryConfig = field(default_factory=EveryConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     steps: Annotated[int, "optimiser steps"] = 1000
-    seconds: Annotated[float, "training seconds that the run is held to by moving its decay; 0: the clock decides nothing"] = 0.0
+    seconds: Annotated[
+        float, "training seconds that the run is held to by moving its decay; 0: the clock decides nothing"
+    ] = 0.0
     seed: Annotated[int, "of the weights, the data order and dropout"] = 0
     evaluate_tokens: Annotated[int, "held-out tokens measured along the way; 0: all of them"] = 65536
     init: Annotated[str, "a run or checkpoint whose weights this one starts from; empty: fresh weights"] = ""

@@ -1,6 +1,6 @@
 """The run itself: everything is made, then one visible while loop.
 
-    while step < end:  batch -> step -> line (one step late) -> hooks -> clock -> checkpoint -> signals
+while step < end:  batch -> step -> line (one step late) -> hooks -> clock -> checkpoint -> signals
 """
 
 import time
@@ -113,11 +113,11 @@ def make_run(
     with runtime.device:
         model = GPT(config.model)
     if config.init:
-        load_initial_weights(model, config.init)
+        checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
-    optimizers = build(model, config.optim)
+    optimizers = build(model, config.optim, runtime.dtype)
     timetable = Timetable(config.schedule, config.steps)
     live = Live(config, folder, model, prepared, runtime, timetable, flops_per_token(config.model, convention="6n"))
     last = checkpoint.latest(folder.checkpoints) if resume else None
@@ -126,7 +126,7 @@ def make_run(
         if progress["fingerprint"] != prepared.fingerprint:
             raise UserError(
                 f"the data of this run changed: its checkpoint was trained on {progress['fingerprint'][:12]}, "
-                f"the sources now give {prepared.fingerprint[:12]}; bring the old text back, or start a new run with --init"
+                f"the sources now give {prepared.fingerprint[:12]}; bring the old text back or start anew with --init"
             )
         live.step, live.seconds = progress["step"], progress["seconds"]
     folder.forget_after(live.step)
@@ -229,7 +229,7 @@ class Log:
 
 
 def save(live: Live, optimizers: list[torch.optim.Optimizer], log: Log) -> int:
-    """Write a checkpoint of `live` and drop those no longer wanted. A run gone wrong is never saved: see check_finite."""
+    """Write a checkpoint and drop those no longer wanted. A run gone wrong is not saved: flush checks the last loss."""
     log.flush()
     checkpoint.save(
         live.folder.checkpoints,
@@ -276,15 +276,6 @@ def check_fits(config: RunConfig, prepared: Prepared) -> None:
             f"model.vocab_size = {config.model.vocab_size} is less than the tokenizer's {prepared.vocab_size} ids; "
             f"use --set model.vocab_size={prepared.vocab_size}"
         )
-
-
-def load_initial_weights(model: GPT, source: str) -> None:
-    snapshot = checkpoint.read(Path(source))
-    try:
-        model.load_state_dict(snapshot.weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"init = {source}: its weights do not fit model.*: {reason}") from None
 
 
 def write_first_files(

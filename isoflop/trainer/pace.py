@@ -12,7 +12,9 @@ FIRST_LOOK = 0.05  # share of the run after which its own speed is a better guid
 LOOKS = 100  # how often in a run the clock is looked at
 TOLERANCE = 0.02  # of the whole budget; the promise is 5 %, and a late decision has less room to be right
 TOLERANCE_LATE = 0.01  # in the last fifth
-RECENT = 0.25  # share of the elapsed time from which the speed is read: long enough to be steady, short enough to follow
+RECENT = (
+    0.25  # share of the elapsed time from which the speed is read: long enough to be steady, short enough to follow
+)
 
 
 @dataclass
@@ -53,5 +55,5 @@ class Pace:
         return Decision(
             at_step=step,
             steps=steps,
-            reason=f"at {per_step * 1e3:.3g} ms a step the run would have ended after {ends:.0f} s, not {self.seconds:.0f} s",
+            reason=f"at {per_step * 1e3:.3g} ms a step it would have ended at {ends:.0f} s, not {self.seconds:.0f} s",
         )

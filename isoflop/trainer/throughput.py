@@ -35,7 +35,7 @@ def time_steps(config: RunConfig, seconds: float = 1.0, min_steps: int = 3) -> T
     seed_everything(config.seed)
     with runtime.device:
         model = GPT(config.model)
-    optimizers = build(model, config.optim)
+    optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
     batch = (tokens[:, :-1], tokens[:, 1:])

@@ -58,7 +58,9 @@ def open_tensorboard(live: Live) -> tuple[Write, Callable[[], None]]:
 def open_wandb(live: Live) -> tuple[Write, Callable[[], None]]:
     import wandb
 
-    run = wandb.init(project="isoflop", name=live.folder.path.name, dir=str(live.folder.path), config=to_dict(live.config))
+    run = wandb.init(
+        project="isoflop", name=live.folder.path.name, dir=str(live.folder.path), config=to_dict(live.config)
+    )
     return (lambda values, step: run.log(values, step=step)), run.finish
 
 
