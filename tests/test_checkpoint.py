@@ -73,14 +73,31 @@ def save(folder, model, optimizers, step=3, **changes):
     return checkpoint.save(folder, step=step, model=model, optimizers=optimizers, **given | changes)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    """run/checkpoints with steps 3 and 5; the path of step 5."""
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("template") / "checkpoints"
     model, optimizers = make()
     train(model, optimizers, 3)
-    save(tmp_path / "run" / "checkpoints", model, optimizers, step=3)
+    save(folder, model, optimizers, step=3)
     train(model, optimizers, 2, first=3)
-    return save(tmp_path / "run" / "checkpoints", model, optimizers, step=5)
+    save(folder, model, optimizers, step=5)
+    return folder
+
+
+@pytest.fixture
+def saved(tmp_path, template):
+    """run/checkpoints with steps 3 and 5; the path of step 5."""
+    shutil.copytree(template, tmp_path / "run" / "checkpoints")
+    return tmp_path / "run" / "checkpoints" / "step-00000005"
 
 
 def rewrite_manifest(path):

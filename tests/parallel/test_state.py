@@ -72,6 +72,15 @@ def save(folder, model, optimizers):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors this small only wait for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 TENSORS = {
     "matrix": torch.randn(4, 5),
     "zero_dim": torch.tensor(3.0),
