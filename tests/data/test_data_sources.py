@@ -1,0 +1,140 @@
+"""What the user typed -> which files."""
+
+import io
+import os
+import sys
+import sysconfig
+import threading
+from pathlib import Path
+
+import pytest
+
+from isoflop.data import corpus
+from isoflop.data.config import DataConfig
+from isoflop.data.corpus import find_files, parse_sources
+from isoflop.data.prepare import documents
+from isoflop.errors import UserError
+
+
+def test_names_and_weights_are_read_and_weights_add_up_to_one(tmp_path):
+    for name in ("books.txt", "web.txt"):
+        (tmp_path / name).write_text("x")
+    books, web = parse_sources([f"novels={tmp_path}/books.txt:3", f"{tmp_path}/web.txt:1"])
+    assert (books.name, books.pattern, books.weight) == ("novels", f"{tmp_path}/books.txt", 0.75)
+    assert (web.name, web.weight) == ("web", 0.25)
+
+
+@pytest.mark.parametrize("name", ["a=b.txt", "12:30", "x=y:0.5", "a:b=c:2"])
+def test_a_path_that_exists_is_taken_literally(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_text("text")
+    (source,) = parse_sources([name])
+    assert (source.pattern, source.weight) == (name, None)
+    (weighted,) = parse_sources([f"part={name}:0.7"])
+    assert (weighted.name, weighted.pattern, weighted.weight) == ("part", name, 1.0)
+
+
+def test_unnamed_sources_get_distinct_names(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.jsonl.xz").write_text("x")
+    names = [s.name for s in parse_sources([f"{tmp_path}/a/text.jsonl.xz", f"{tmp_path}/b/text.jsonl.xz", "-"])]
+    assert names == ["text", "text-2", "stdin"]
+
+
+@pytest.mark.parametrize(
+    ("sources", "said"),
+    [
+        (["a=x:0"], "weight 0"),
+        (["a=x:-1"], "weight -1"),
+        (["a=x:nan"], "weight nan"),
+        (["a=x:inf"], "weight inf"),
+        (["a=x:1", "b=y"], "source b has no weight"),
+        (["a=x", "a=y"], "second time"),
+        ([""], "a source is empty"),
+    ],
+)
+def test_sources_that_cannot_be_meant_are_refused(sources, said):
+    with pytest.raises(UserError, match=said):
+        parse_sources(sources)
+
+
+def test_a_folder_is_read_to_its_depths_without_hidden_files(tmp_path):
+    (tmp_path / "t/deep/er").mkdir(parents=True)
+    (tmp_path / "t/.git").mkdir()
+    for name in ("t/deep/er/one.md", "t/two", "t/.hidden", "t/.git/config"):
+        (tmp_path / name).write_text("text")
+    (tmp_path / "t/loop").symlink_to(tmp_path / "t")
+    found = find_files(parse_sources([str(tmp_path / "t")])[0])
+    assert sorted(file.path.name for file in found) == ["one.md", "two"]
+
+
+def test_a_glob_finds_files_and_folders(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("a.txt", "b/c.rst", "d.md"):
+        (tmp_path / name).write_text("text")
+    found = find_files(parse_sources([f"{tmp_path}/[ab]*"])[0])
+    assert [file.path.name for file in found] == ["a.txt", "c.rst"]
+
+
+@pytest.mark.parametrize("path", ["nowhere.txt", "*.nothing", "empty-folder", "/dev/null"])
+def test_what_is_not_there_is_named(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    Path("empty-folder").mkdir()
+    with pytest.raises(UserError) as refused:
+        find_files(parse_sources([path])[0])
+    assert path in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_no_source_means_this_pythons_own_library_without_tests():
+    (source,) = parse_sources([])
+    found = find_files(source)
+    top = Path(sysconfig.get_paths()["stdlib"])
+    inside = {file.path.relative_to(top) for file in found}
+    assert source.name == "stdlib" and Path("argparse.py") in inside
+    assert not {"site-packages", "test", "tests", "__pycache__"} & {part for path in inside for part in path.parts}
+    assert 5e6 < sum(file.size for file in found) < 40e6
+
+
+class Stdin:
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+@pytest.fixture
+def no_spool(monkeypatch):
+    monkeypatch.setattr(corpus, "_spooled", {})
+
+
+def test_standard_input_is_read_once_and_found_again(monkeypatch, no_spool, own_home):
+    monkeypatch.setattr(sys, "stdin", Stdin(b"from a pipe\n"))
+    config = DataConfig(sources=("-",))
+    assert list(documents(config)) == ["from a pipe\n"]
+    assert list(documents(config)) == ["from a pipe\n"]
+    (spooled,) = (own_home / "spool").iterdir()
+    assert spooled.read_bytes() == b"from a pipe\n" and corpus.is_locked(spooled)
+
+
+def test_standard_input_may_be_jsonl(monkeypatch, no_spool):
+    monkeypatch.setattr(sys, "stdin", Stdin(b'{"id": 1, "text": "one"}\n{"text": "two"}\n'))
+    assert list(documents(DataConfig(sources=("-",)))) == ["one", "two"]
+
+
+def test_a_spooled_file_whose_process_is_gone_is_swept(monkeypatch, no_spool, own_home):
+    left = own_home / "spool" / "1-dead"
+    left.parent.mkdir(parents=True)
+    left.write_text("old")
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(sys, "stdin", Stdin(b"new"))
+    find_files(parse_sources(["-"])[0])
+    assert not left.exists()
+
+
+def test_a_named_pipe_is_read_once_like_standard_input(tmp_path, no_spool):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(b"through a pipe",))
+    writer.start()
+    config = DataConfig(sources=(str(pipe),))
+    assert list(documents(config)) == ["through a pipe"] == list(documents(config))
+    writer.join()
