@@ -1,0 +1,154 @@
+"""From a prompt to text: caches, seeds, windows, streams."""
+
+import pytest
+import torch
+
+from isoflop.errors import UserError
+from isoflop.generate.cache import KVCache
+from isoflop.generate.engine import decode, generate, prefill, stream
+from isoflop.model.config import ModelConfig
+from isoflop.model.gpt import GPT
+from isoflop.model.presets import PRESETS
+
+
+class Bytes:
+    """A token is a byte; 256 ends a text."""
+
+    eot = 256
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def decode_bytes(self, ids):
+        return bytes(ids)
+
+
+class Says(GPT):
+    """A model that has learned one thing by heart: what to say, whatever it reads."""
+
+    def __init__(self, ids, context=64):
+        super().__init__(ModelConfig(vocab_size=257, context=context, layers=1, d_model=8, heads=1))
+        self.ids, self.asked = list(ids), 0
+
+    def logits(self, h_BTD):
+        wanted, self.asked = self.ids[self.asked], self.asked + 1
+        return torch.nn.functional.one_hot(torch.tensor([wanted]), 257) * 50.0
+
+
+def model_of(preset="modern", context=16, stir=0.3, **fields):
+    torch.manual_seed(0)
+    shape = {"vocab_size": 257, "context": context, "layers": 2, "d_model": 32, "heads": 4}
+    model = GPT(PRESETS[preset](**{**shape, **fields})).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * stir)
+    return model
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+def test_prefill_and_decode_equal_the_full_forward(preset):
+    model = model_of(preset).double()
+    tokens = torch.randint(257, (3, 16))
+    full = model(tokens)
+    cache = KVCache(16)
+    torch.testing.assert_close(prefill(model, tokens[:, :9], cache), full[:, 8])
+    for t in range(9, 16):
+        torch.testing.assert_close(decode(model, tokens[:, t], cache), full[:, t])
+    assert cache.length == 16
+
+
+def test_a_cache_that_is_full_refuses():
+    model, cache = model_of(), KVCache(4)
+    with pytest.raises(ValueError, match="cache of 4"):
+        prefill(model, torch.zeros(1, 5, dtype=torch.long), cache)
+
+
+def test_a_cleared_cache_starts_anew():
+    model, cache = model_of().double(), KVCache(16)
+    prefill(model, torch.randint(257, (1, 12)), cache)
+    cache.clear()
+    tokens = torch.randint(257, (1, 7))
+    torch.testing.assert_close(prefill(model, tokens, cache), model(tokens)[:, -1])
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+@pytest.mark.parametrize("context", [1, 2, 7])
+def test_greedy_text_past_the_context_is_what_the_window_predicts(preset, context):
+    """Token by token with the full forward over the documented window: when full, keep the last half and go on."""
+    model = model_of(preset, context=context)
+    prompt = [256, 5, 9]
+    window, expected = prompt[-context:], []
+    for _ in range(20):
+        expected.append(model(torch.tensor([window]))[0, -1].argmax().item())
+        window = [*window, expected[-1]]
+        if len(window) > context:
+            window = window[-max(1, context // 2) :]
+    assert list(stream(model, prompt, 20, temperature=0.0)) == expected
+
+
+def test_a_long_prompt_is_read_from_its_end():
+    model = model_of(context=8)
+    prompt = list(range(100))
+    assert list(stream(model, prompt, 4, temperature=0.0)) == list(stream(model, prompt[-8:], 4, temperature=0.0))
+
+
+def test_a_seed_is_a_text_and_the_global_generator_is_left_alone():
+    model = model_of()
+    state = torch.get_rng_state()
+    one, again, other = (generate(model, Bytes(), "ab", 30, seed=s, stop_at_eot=False) for s in (3, 3, 4))
+    assert one == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_is_off_while_generating_and_training_mode_comes_back():
+    model = model_of(dropout=0.5).train()
+    first = generate(model, Bytes(), "ab", 20, temperature=0.0)
+    assert first == generate(model, Bytes(), "ab", 20, temperature=0.0)
+    assert model.training
+
+
+def test_the_prompt_follows_an_end_of_text():
+    model, seen = model_of(), []
+    model.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].tolist()))
+    generate(model, Bytes(), "ab", 1)
+    generate(model, Bytes(), "", 1)
+    assert seen == [[[256, 97, 98]], [[256]]]
+
+
+def test_an_end_of_text_ends_it_or_is_written_as_nothing():
+    ids = [*b"one", 256, *b"two"]
+    assert generate(Says(ids), Bytes(), "", 7) == "one"
+    assert generate(Says(ids), Bytes(), "", 7, stop_at_eot=False) == "onetwo"
+
+
+def test_no_more_tokens_are_worked_out_than_asked_for():
+    model = Says(b"abcdef")
+    assert generate(model, Bytes(), "", 4) == "abcd"
+    assert model.asked == 4
+
+
+@pytest.mark.parametrize(
+    "data", ["naïve – 漢字 🙂 é".encode(), b"ok \xff\xfe bad", "cut 🙂".encode()[:-1], b"\xe2\x82", b"a\x00\r\nb"]
+)
+def test_pieces_are_whole_characters_and_join_to_the_text(data):
+    pieces = []
+    text = generate(Says(data), Bytes(), "", len(data), temperature=0.0, on_text=pieces.append)
+    assert "".join(pieces) == text == data.decode("utf-8", errors="replace")
+    assert all(pieces)
+    if b"\xff" not in data:  # then only a cut end may read as U+FFFD, and only in the last piece
+        assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces[:-1])
+
+
+def test_pieces_come_while_it_writes():
+    model = Says(b"abcd")
+    asked = []
+    generate(model, Bytes(), "", 4, on_text=lambda piece: asked.append(model.asked))
+    assert asked == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("arguments", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"tokens": 0}])
+def test_nonsense_is_refused_before_any_work(arguments):
+    model = Says(b"")
+    with pytest.raises(UserError):
+        generate(model, Bytes(), "", **{"tokens": 1, **arguments})
+    assert model.asked == 0

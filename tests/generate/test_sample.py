@@ -1,0 +1,74 @@
+"""Sampling: what is kept, what is drawn."""
+
+import pytest
+import torch
+
+from isoflop.errors import UserError
+from isoflop.generate.sample import check_arguments, pick, probabilities
+
+LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]).log()
+
+
+def kept(**arguments):
+    return (probabilities(LOGITS, **arguments) > 0).tolist()
+
+
+def test_plain_probabilities():
+    torch.testing.assert_close(probabilities(LOGITS), LOGITS.exp())
+
+
+def test_temperature_sharpens_and_flattens():
+    torch.testing.assert_close(
+        probabilities(LOGITS, temperature=0.5), LOGITS.exp() ** 2 / (LOGITS.exp() ** 2).sum(-1, True)
+    )
+    assert probabilities(LOGITS, temperature=1e6).std() < 1e-5
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-30])
+def test_no_temperature_is_greedy(temperature):
+    assert probabilities(LOGITS * 1e4, temperature=temperature).tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
+
+
+def test_top_k_keeps_k_each_row():
+    assert kept(top_k=2) == [[True, True, False, False], [False, False, True, True]]
+    assert kept(top_k=99) == kept()
+    assert (probabilities(torch.zeros(1, 5), top_k=2) > 0).sum() == 2
+
+
+@pytest.mark.parametrize(("top_p", "count"), [(1e-9, 1), (0.45, 1), (0.55, 2), (0.79, 2), (0.9, 3), (1.0, 4)])
+def test_top_p_keeps_the_fewest_that_reach_p(top_p, count):
+    assert kept(top_p=top_p) == [[i < count for i in range(4)], [i >= 4 - count for i in range(4)]]
+
+
+def test_top_p_counts_what_top_k_left():
+    assert kept(top_k=2, top_p=0.6) == [[True, False, False, False], [False, False, False, True]]
+
+
+def test_what_is_kept_sums_to_one():
+    torch.testing.assert_close(probabilities(LOGITS, 0.7, 3, 0.8).sum(-1), torch.ones(2))
+
+
+def test_pick_draws_in_proportion_and_by_its_generator_alone():
+    p = LOGITS[:1].exp().expand(4000, 4)
+    state = torch.get_rng_state()
+    drawn = pick(p, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(drawn, pick(p, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(drawn.bincount(minlength=4) / 4000, p[0], atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"temperature": -1.0}, "--temperature -1"),
+        ({"temperature": float("nan")}, "--temperature nan"),
+        ({"temperature": float("inf")}, "--temperature inf"),
+        ({"top_p": 0.0}, "--top-p 0"),
+        ({"top_p": 1.5}, "--top-p 1.5"),
+        ({"top_k": -2}, "--top-k -2"),
+        ({"tokens": 0}, "--tokens 0"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments, named):
+    with pytest.raises(UserError, match=named):
+        check_arguments(**{"tokens": 5, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **arguments})
