@@ -185,7 +185,9 @@ def costs(facts: Facts) -> str:
         (text(name), text(words.plain(value))) for name, value in environment.items() if not isinstance(value, dict)
     ]
     for name, group in named(environment).items():
-        facts_of += [(f"{text(name)}: {text(inner)}", text(words.plain(value))) for inner, value in group.items()]
+        for inner, value in group.items():
+            measured = words.rate(number(group, inner)) if name == "peak" else text(words.plain(value))
+            facts_of.append((f"{text(name)}: {text(inner)}", measured))
     body += "<h3>Machine and versions</h3>\n" + table([], [[name, value] for name, value in facts_of])
     folder = run.folder.path
     commands = [("run it again", ["isoflop", "train", "--config", str(run.folder.config), "--out", f"{folder}-again"])]

@@ -112,7 +112,8 @@ def learning(
         below = figure.add_axes((left, 0.09, room, 0.15), sharex=top)
         keep = thin(loss)
         top.plot(x[keep], loss[keep], color=COLORS["train"], linewidth=0.7, alpha=0.4)
-        top.plot(x, smoothed, color=COLORS["train"], linewidth=2)
+        keep = thin(smoothed)
+        top.plot(x[keep], smoothed[keep], color=COLORS["train"], linewidth=2)
         top.plot(hx, held, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=5)
         top.set_xlim(0, 1.05 * right)
         top.set_ylim(low, high)
@@ -162,7 +163,8 @@ def trace(
         axes = figure.add_axes((0.125, 0.21, 0.85, 0.72))
         keep = thin(values)
         axes.plot(x[keep], values[keep], color=COLORS["train"], linewidth=0.7, alpha=0.4)
-        axes.plot(x, smoothed, color=COLORS["train"], linewidth=1.8)
+        keep = thin(smoothed)
+        axes.plot(x[keep], smoothed[keep], color=COLORS["train"], linewidth=1.8)
         right = largest(x, default=1.0) or 1.0
         axes.set_xlim(0, 1.02 * right)
         finite = values[np.isfinite(values)]

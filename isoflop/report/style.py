@@ -104,6 +104,9 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
 @media print {
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   .wide { display: block; } .narrow { display: none; } pre.early { max-height: none; }
+  .wide svg { max-height: 8.6cm; } .pair { grid-template-columns: 1fr 1fr; } .scroll { overflow: visible; }
+  .pair table { font-size: .8rem; } th, td { padding-right: 8px; } section { margin-top: 0; } h2 { margin-top: 24px; }
+  .lead, h3 { break-after: avoid; }
   .tiles { grid-template-columns: repeat(4, 1fr); } .tile dd { font-size: 1.25rem; } h2 { break-after: avoid;
     margin-top: 32px; }
 }

@@ -1,6 +1,7 @@
 """The page: well formed, nothing from outside, foreign text harmless, right for every state of a run."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -250,7 +251,7 @@ def test_the_same_run_gives_the_same_bytes(make_run: MakeRun, tmp_path: Path) ->
     rc = tmp_path / "matplotlibrc"
     rc.write_text("font.size: 30\naxes.facecolor: red\nsvg.fonttype: path\n", encoding="utf-8")
     code = f"from isoflop.report.page import write_report; from pathlib import Path; write_report([Path({str(run)!r})])"
-    environment = {"MATPLOTLIBRC": str(rc), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "TZ": "Asia/Tokyo"}
+    environment = os.environ | {"MATPLOTLIBRC": str(rc), "PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"}
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root, env=environment)
     assert (run / "report.html").read_bytes() == first
