@@ -1,17 +1,14 @@
 """One file -> its documents, in constant memory, whatever its ending and compression.
 
-Plain text of any ending, `.jsonl` and `.parquet`; each also gzip-, xz- or zstd-compressed. Compression and parquet are
-known by their first bytes, text from binary by its content. Documents are UTF-8 bytes, newlines exactly as in the file.
+Plain text of any ending, `.jsonl` and `.parquet`; each also gzip-, xz- or zstd-compressed (see decompress). Parquet is
+known by its first bytes, text from binary by its content. Documents are UTF-8 bytes, newlines exactly as in the file.
 """
 
-import gzip
 import io
 import itertools
 import json
-import lzma
 import re
 import tempfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,20 +16,14 @@ from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet
-import zstandard
 
 from isoflop import files
 from isoflop.data.corpus import SourceFile
+from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompress, peekable
 from isoflop.errors import UserError
 
-PIECE = 64 * 1024  # plain text longer than this is cut at paragraph ends
-LONGEST_PIECE = 4 * PIECE
+LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
 LONGEST_LINE = 256 * 1024 * 1024  # a .jsonl record beyond this is not held in memory but skipped
-BLOCK = 1 << 20
-COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-COMPRESSION_ENDINGS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
-OPENERS: dict[str, Any] = {"gzip": gzip.open, "xz": lzma.open}
-ZSTD_SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
 RECORD_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BINARY_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF-", b"PK\x03\x04", b"\x7fELF", b"BZh", b"SQLite format 3")
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
@@ -116,70 +107,6 @@ def kind_of(file: SourceFile, first: bytes, column: str) -> str:
         if column in (record or {}) or (not newline and json.dumps(column).encode() in line):
             return "jsonl"
     return kind
-
-
-# Compression
-
-
-def decompress(raw: BinaryIO, file: SourceFile) -> Iterator[bytes]:
-    """The file's content in blocks, decompressed if its first bytes say that it is compressed.
-
-    Raises:
-        UserError: for a truncated or damaged file, or an ending that promises a compression that is not there.
-    """
-    start = raw.read(6)
-    raw.seek(0)
-    found = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), "")
-    if start.startswith(ZSTD_SKIPPABLE):
-        found = "zstd"
-    promised = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
-    if promised and not found:
-        raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
-    try:
-        if found == "zstd":
-            yield from zstd_blocks(raw)
-        else:
-            opened: Any = OPENERS[found](raw) if found else raw
-            while block := opened.read(BLOCK):
-                yield block
-    except EOFError:
-        raise UserError(f"{file.shown} is truncated: its {found} data stops before the end; fetch it again") from None
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"{file.shown} is damaged: its {found} data cannot be read ({error}); fetch it again") from None
-
-
-def zstd_blocks(raw: BinaryIO) -> Iterator[bytes]:
-    """Frame by frame, since zstandard's own stream reader takes a truncated frame for a whole one.
-
-    4 KiB at a time bound what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
-    """
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
-    frame, pending = None, bytearray()
-    while data := raw.read(4096):
-        while data:
-            frame = frame or decompressor.decompressobj()
-            pending += frame.decompress(data)
-            data = frame.unused_data if frame.eof else b""
-            if frame.eof:
-                frame = None
-        if len(pending) >= BLOCK:
-            yield bytes(pending)
-            pending.clear()
-    if pending:
-        yield bytes(pending)
-    if frame is not None:
-        raise EOFError
-
-
-def peekable(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same stream with at least one piece (64 KiB) in its first block, which is what text is judged by."""
-    first = bytearray()
-    for block in blocks:
-        first += block
-        if len(first) >= PIECE:
-            break
-    yield bytes(first)
-    yield from blocks
 
 
 def with_position(

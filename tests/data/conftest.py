@@ -3,28 +3,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = [
-    "the",
-    "ship",
-    "sailed",
-    "past",
-    "island",
-    "and",
-    "storm",
-    "while",
-    "old",
-    "captain",
-    "sang",
-    "of",
-    "home",
-    "bread",
-    "rain",
-    "light",
-    "under",
-    "seven",
-    "green",
-    "hills",
-]
+WORDS = "the ship sailed past island storm while old captain sang of home bread rain light under seven green hills"
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +19,9 @@ def story():
 
     def make(seed: int, paragraphs: int = 3) -> str:
         draw = random.Random(seed)
-        lines = [" ".join(draw.choices(WORDS, k=draw.randint(20, 60))).capitalize() + "." for _ in range(paragraphs)]
+        lines = [
+            " ".join(draw.choices(WORDS.split(), k=draw.randint(20, 60))).capitalize() + "." for _ in range(paragraphs)
+        ]
         return f"Chapter {seed}\n\n" + "\n\n".join(lines) + "\n"
 
     return make

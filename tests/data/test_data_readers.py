@@ -20,6 +20,7 @@ from isoflop.data.readers import PIECE, Tally, cut_pieces, lines, read_documents
 from isoflop.errors import UserError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
+STRETCHES = ["\n\n", "\r\n\r\n", "\r\r", "é" * 9_000, "word " * 9_000, "x" * 70_000, "\n"]
 HARD = "BOM \ufeff CR LF\r\nlone CR\rNUL \x00 unassigned \u0378 combining e\u0301\n"
 
 
@@ -98,10 +99,7 @@ def test_text_without_paragraphs_is_cut_between_characters(unit):
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    st.lists(st.sampled_from(["\n\n", "\r\n\r\n", "\r\r", "é" * 9_000, "word " * 9_000, "x" * 70_000, "\n"])),
-    st.integers(1, 99_999),
-)
+@given(st.lists(st.sampled_from(STRETCHES)), st.integers(1, 99_999))
 def test_pieces_do_not_depend_on_the_blocks(parts, block):
     content = "".join(parts).encode()
     cut = [list(cut_pieces(content[i : i + n] for i in range(0, len(content), n))) for n in (block, 1 << 20)]
