@@ -91,7 +91,7 @@ class Encoders:
         """(batch, tokens of each document, all its tokens), in the order of `todo`, a few batches ahead.
 
         Raises:
-            UserError: if a process was killed.
+            UserError: if a process was killed (for want of memory, most likely).
         """
         if self.workers <= 1:
             for batch in todo:
@@ -136,7 +136,9 @@ def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
         yield
     except (EOFError, BrokenPipeError, ConnectionResetError):
         code = process.wait()
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        if code >= 0:  # a defect of ours: its traceback is on standard error
+            raise RuntimeError(f"an encoding process ended with code {code}") from None
         raise UserError(
-            f"an encoding process {how}; if memory ran out, prepare again with --set data.workers=1"
+            f"an encoding process was killed by signal {-code}; if memory ran out, prepare again with "
+            "--set data.workers=1"
         ) from None

@@ -4,7 +4,9 @@ The folder's key is made of every file's path, size and time of change and of ev
 text with the same settings is prepared once: `$ISOFLOP_HOME/data/<key>`.
 """
 
+import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -38,6 +40,7 @@ __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prep
 
 BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
 SKIPPED_SHOWN = 20
+STALE_SECONDS = 24 * 3600
 
 
 class Progress(Protocol):
@@ -99,6 +102,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     folder = Path(out) if out else files.home() / "data" / key[:16]
     if found := already_there(folder, key):
         return found
+    sweep(files.home() / "data")
     report: Progress = progress or (lambda stage, done, total, note="": None)
     total = float(sum(total_size(part.files) for part in parts))
     surveyed = survey(config) if config.max_train_bytes else None
@@ -136,6 +140,14 @@ def already_there(folder: Path, key: str) -> Prepared | None:
     if prepared.manifest["key"] != key:
         raise UserError(f"{folder} holds data prepared from other text or settings; name another folder or delete it")
     return prepared
+
+
+def sweep(folder: Path) -> None:
+    """Remove what preparations killed in the middle have left: their temporary folders, untouched for a day."""
+    for left in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process may be sweeping
+            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> str:

@@ -6,6 +6,7 @@ and only the data step puts the real one between documents.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from isoflop.errors import UserError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>")
+SAFE_CUT = re.compile(r"[A-Za-z](?= )")
 PROBE = (
     "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
 )
@@ -54,6 +56,13 @@ class Tokenizer:
         self._pieces = self._bytes_of_ids()
         self._strips_space = not self._byte_level and self._joined(self.encode("a")) == b" a"
         self._probe(origin)
+        added = inner.get_added_tokens_decoder().values()
+        self._splits_at_spaces = (  # GPT-2's pattern: no piece goes on from a letter into a space
+            isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel)
+            and inner.pre_tokenizer.use_regex
+            and inner.normalizer is None
+            and all(token.special for token in added)
+        )
 
     # Origins
 
@@ -135,6 +144,17 @@ class Tokenizer:
         """int64 ids of each text; the same as `encode` one by one."""
         encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def stretches(self, text: str, length: int) -> list[str]:
+        """Cut a long text where it makes no difference to its ids: before a space that follows a letter, and only if
+        the tokenizer never joins those two. Stretches have about `length` characters; else the text stays whole."""
+        if len(text) <= length or not self._splits_at_spaces:
+            return [text]
+        parts, start = [], 0
+        while found := SAFE_CUT.search(text, start + length):
+            parts.append(text[start : found.end()])
+            start = found.end()
+        return [*parts, text[start:]]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids. Special tokens are no text; bytes that are not UTF-8 become U+FFFD."""

@@ -11,7 +11,7 @@ ends when its standard input does, so it never outlives the one that started it.
 import signal
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from isoflop.data.shards import dtype_for
 from isoflop.data.tokenizer import Tokenizer
 
+STRETCH = 1 << 18  # characters
 SIZE = struct.Struct("<Q")
 
 
@@ -27,11 +28,32 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[bytes]) -> tuple[
     dtype = dtype_for(tokenizer.vocab_size)
     end = np.array([tokenizer.eot], dtype)
     parts: list[np.ndarray] = []
-    counts = np.empty(len(documents), "<u8")
-    for i, ids in enumerate(tokenizer.encode_batch([document.decode() for document in documents])):
-        parts += [ids.astype(dtype), end]
-        counts[i] = len(ids) + 1
+    counts = np.zeros(len(documents), "<u8")
+    for group in in_groups(tokenizer, documents):
+        for (i, last, _), ids in zip(group, tokenizer.encode_batch([text for _, _, text in group]), strict=True):
+            parts += [ids.astype(dtype), end] if last else [ids.astype(dtype)]
+            counts[i] += len(ids) + last
     return counts, np.concatenate(parts) if parts else np.empty(0, dtype)
+
+
+def in_groups(tokenizer: Tokenizer, documents: Sequence[bytes]) -> Iterator[list[tuple[int, bool, str]]]:
+    """(document's number, whether this is its last stretch, text), some 256 Ki characters at a time.
+
+    The library needs about a hundred bytes of memory a byte of text until a batch is done, so a batch is kept small and
+    a document of a hundred megabytes is encoded in stretches.
+    """
+    group: list[tuple[int, bool, str]] = []
+    held = 0
+    for i, document in enumerate(documents):
+        stretches = tokenizer.stretches(document.decode(), STRETCH)
+        for number, text in enumerate(stretches, 1):
+            group.append((i, number == len(stretches), text))
+            held += len(text)
+            if held >= STRETCH:
+                yield group
+                group, held = [], 0
+    if group:
+        yield group
 
 
 def send_documents(stream: BinaryIO, documents: Sequence[bytes]) -> None:
@@ -60,6 +82,8 @@ def receive(stream: BinaryIO, size: int) -> bytes:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no parent, no traceback
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     (length,) = SIZE.unpack(receive(source, SIZE.size))
     tokenizer = Tokenizer.from_json(receive(source, length).decode())

@@ -5,8 +5,12 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -351,3 +355,33 @@ def test_the_survey_estimates_the_text_of_every_kind_of_file(folder_of, tmp_path
     assert [one.name for one in both.sources] == [
         s.name for s in parse_sources(config_of(folder, tmp_path / "records.jsonl.gz").sources)
     ]
+
+
+def test_what_a_killed_preparation_left_is_swept_after_a_day(folder_of, own_home):
+    for name, age in (("old", 2 * 86400), ("young", 60)):
+        left = own_home / f"data/.{name}.0123.tmp"
+        left.mkdir(parents=True)
+        (left / "heldout.0000.bin").write_text("x")
+        for path in (left / "heldout.0000.bin", left):
+            os.utime(path, (time.time() - age,) * 2)
+    prepare(config_of(folder_of("text", 5)))
+    assert [path.name for path in own_home.glob("data/.*")] == [".young.0123.tmp"]
+
+
+def test_a_script_without_a_main_guard_may_prepare_in_parallel(folder_of, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from isoflop.data import prepare\n"
+        "prepare.BYTES_A_WORKER = 1000\n"
+        f"config = prepare.DataConfig(sources=({str(folder_of('text', 30))!r},), vocab_size=300, workers=2)\n"
+        "print(len(prepare.prepare(config).heldout()))\n"
+    )
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert done.stderr == "" and int(done.stdout) > 0

@@ -192,3 +192,15 @@ def test_a_sentencepiece_like_tokenizer_with_byte_fallback():
     for text in ("a b  a é", " a", "中\r\n\x00"):
         assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.token_bytes()[pieces.index("▁a")] == 2 and tokenizer.token_bytes()[0xC3] == 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.sampled_from("ab \n\r\t'.,1é\u00a0\u3000s"), max_size=200), length=st.integers(1, 20))
+def test_stretches_join_to_the_text_and_have_its_ids(trained, text, length):
+    stretches = trained.stretches(text, length)
+    assert "".join(stretches) == text
+    assert [i for stretch in stretches for i in trained.encode(stretch)] == trained.encode(text)
+
+
+def test_a_long_text_is_cut_into_stretches(trained):
+    assert max(map(len, trained.stretches("the cat sat " * 1000, 100))) < 110
