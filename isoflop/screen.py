@@ -13,6 +13,7 @@ from rich.table import Table
 from isoflop.optim.schedules import Decision
 from isoflop.trainer.hooks import Hook, Live
 
+PLAIN_WIDTH = 200  # columns where there is no terminal to ask
 LINES = 20  # plain lines a run prints where there is no terminal
 
 
@@ -24,7 +25,7 @@ class Screen(Hook):
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, soft_wrap=not sys.stdout.isatty())
+        self.console = Console(quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         self.live_bars = self.console.is_terminal and not quiet
         self.peak = 0.0
         self._bars: Progress | None = None
@@ -35,7 +36,7 @@ class Screen(Hook):
 
     def say(self, text: str) -> None:
         """One line, above the bars if there are any. The text is shown as it is, markup and all."""
-        self.console.print(escape(text))
+        self.console.print(escape(text), soft_wrap=True)
 
     def table(self, rows: list[tuple[str, ...]], title: str = "") -> None:
         """Rows in columns."""

@@ -19,12 +19,11 @@ from isoflop.config import override, to_dict
 from isoflop.errors import UserError
 from isoflop.model.count import flops_per_token, parameters
 from isoflop.plan.prior import Expectation, expect
-from isoflop.plan.repetition import effective_tokens, reducible_loss
+from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.shapes import LADDER, batch_tokens_for, context_for, heads_for, vocabulary_for
 from isoflop.runtime import choose_device, cores, measure_peak
 from isoflop.trainer import RunConfig, throughput
 
-TOKENS_PER_PARAMETER = 20.0
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 TIMED = 4  # candidate shapes that are timed
 SECONDS_EACH = 1.2  # for timing one
@@ -199,7 +198,7 @@ def settle(
 
     def score(candidate: Candidate) -> float:
         tokens = tokens_for(budget, candidate)
-        return reducible_loss(candidate.parameters, tokens, unique_tokens, TOKENS_PER_PARAMETER)
+        return reducible_loss(candidate.parameters, tokens, unique_tokens)
 
     best = min(sketch.candidates, key=score)
     wanted = tokens_for(budget, best)
@@ -219,8 +218,7 @@ def settle(
     config = replace(config, runtime=sketch.base.runtime)
     count = parameters(config.model).matmul
     flops = float(config.tokens) * flops_per_token(config.model, convention="6n")
-    useful = effective_tokens(config.tokens, unique_tokens)
-    expected = expect(flops * useful / config.tokens, lzma_bpb) if from_scratch else None
+    expected = expect(count, config.tokens, unique_tokens, lzma_bpb) if from_scratch else None
     epochs = config.tokens / max(1, unique_tokens)
     return Advice(
         config=config,
@@ -373,13 +371,14 @@ def candidate_line(
     candidate: Candidate, budget: Budget, unique_tokens: int, lzma_bpb: float, chosen: bool, from_scratch: bool
 ) -> dict[str, Any]:
     tokens = tokens_for(budget, candidate)
-    flops = flops_per_token(candidate.config.model, convention="6n") * effective_tokens(tokens, unique_tokens)
     return {
         "layers": candidate.config.model.layers,
         "d_model": candidate.config.model.d_model,
         "parameters": candidate.parameters,
         "tokens_per_second": candidate.tokens_per_second or None,
         "tokens": int(tokens),
-        "expected_bits_per_byte": expect(flops, lzma_bpb).bits_per_byte if from_scratch else None,
+        "expected_bits_per_byte": expect(candidate.parameters, tokens, unique_tokens, lzma_bpb).bits_per_byte
+        if from_scratch
+        else None,
         "chosen": chosen,
     }

@@ -4,12 +4,13 @@ No published law reaches the sizes that minutes on a laptop buy: at half a milli
 the entropy of single words. So `prior.json` holds runs of this very system (sizes, tokens, corpora, seeds, and the
 command that made them), and the expectation is read off a plane through them,
 
-    log(bits per byte) = a + b log(z) + c log(C),    C = 6 N D',
+    log(bits per byte) = a + b log(z) + c log(C),    C = 6 N D,
 
 where z says how predictable the text is before any model has seen it: the bits per byte that LZMA needs for a sample
-of at most 1 MB. D' discounts repeated tokens (repetition.py). Above the table's largest C the reducible part of the
-loss shrinks with the exponent of a published law (Besiroglu et al. 2024: alpha beta / (alpha + beta) = 0.178), and the
-interval widens with the distance. It is a prior: a first guess with an honest width.
+of at most 1 MB. The plane is for runs at the compute-optimal balance of N and D on fresh tokens; a run off it, or one
+that repeats its text, has `excess` times that run's reducible loss (repetition.py). Above the table's largest C the
+reducible part shrinks with a published exponent (Besiroglu et al. 2024: alpha beta / (alpha + beta) = 0.178),
+and the interval widens with the distance. It is a prior: a first guess with an honest width.
 """
 
 import json
@@ -22,6 +23,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from isoflop.plan.repetition import excess
 
 ALPHA, BETA = 0.34781, 0.36585  # Besiroglu et al. 2024, table 1
 EXPONENT = ALPHA * BETA / (ALPHA + BETA)
@@ -70,9 +73,16 @@ def table() -> dict[str, Any]:
 
 
 def design(runs: list[dict[str, Any]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The rows (1, log z, log C) and the targets log(bits per byte) of the table's runs. Shapes (n, 3), (n,)."""
+    """The rows (1, log z, log C) and targets log(bits per byte, excess taken out) of some runs. Shapes (n, 3), (n,)."""
     rows = [[1.0, math.log(run["lzma"]), math.log(run["flops"])] for run in runs]
-    return np.array(rows), np.array([math.log(run["bits_per_byte"]) for run in runs])
+    targets = []
+    for run in runs:
+        floor = min(IRREDUCIBLE, 0.5 * run["bits_per_byte"])
+        balanced = floor + (run["bits_per_byte"] - floor) / excess(
+            run["parameters"], run["tokens"], run["unique_tokens"]
+        )
+        targets.append(math.log(balanced))
+    return np.array(rows), np.array(targets)
 
 
 @cache
@@ -94,8 +104,9 @@ def fit() -> tuple[tuple[float, float, float], float]:
     return (a, b, c), float(np.sqrt(np.mean(np.square(misses))))
 
 
-def expect(flops: float, lzma_bpb: float) -> Expectation:
-    """What a run of `flops` (6 N D', repeated tokens discounted) should reach on text of this predictability."""
+def expect(parameters: float, tokens: float, unique_tokens: float, lzma_bpb: float) -> Expectation:
+    """What a run of N parameters on D tokens, drawn from so many unique ones, should reach on text this predictable."""
+    flops = 6.0 * parameters * tokens
     (a, b, c), deviation = fit()
     largest = max(run["flops"] for run in table()["runs"])
     smallest = min(run["flops"] for run in table()["runs"])
@@ -107,14 +118,16 @@ def expect(flops: float, lzma_bpb: float) -> Expectation:
     decades = 0.0
     if flops > largest:
         floor = min(IRREDUCIBLE, 0.5 * plane(largest))
-        centre = floor + (plane(largest) - floor) * (flops / largest) ** -EXPONENT
+        balanced = floor + (plane(largest) - floor) * (flops / largest) ** -EXPONENT
         decades = math.log10(flops / largest)
         where = f"{flops / largest:.3g} times the table's largest run: a published law's exponent from there on"
     else:
-        centre = plane(flops)
+        balanced = plane(flops)
         if flops < smallest:
             decades = math.log10(smallest / flops)
             where = f"{smallest / flops:.3g} times below the table's smallest run"
+    floor = min(IRREDUCIBLE, 0.5 * balanced)
+    centre = min(8.0, floor + (balanced - floor) * excess(parameters, tokens, unique_tokens))
     width = T_WIDTH * math.hypot(deviation, WIDEN_PER_DECADE * decades)
     source = f"a prior, not a fit: {len(table()['runs'])} runs of our own, {where}"
     return Expectation(centre, centre * math.exp(-width), centre * math.exp(width), LEVEL, source)

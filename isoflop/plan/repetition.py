@@ -5,6 +5,7 @@ import math
 R_D = 15.39  # epochs after the first at which repeated data has lost 1 - 1/e of its worth
 R_N = 5.31  # the same for parameters beyond what the unique tokens call for
 EXPONENT = 0.3527  # their alpha = beta on C4
+TOKENS_PER_PARAMETER = 20.0  # compute-optimal on fresh text (Hoffmann et al. 2022)
 
 
 def effective(amount: float, unique: float, decay: float) -> float:
@@ -15,18 +16,18 @@ def effective(amount: float, unique: float, decay: float) -> float:
     return unique + unique * decay * (1 - math.exp(-repeats / decay))
 
 
-def effective_tokens(tokens: float, unique_tokens: float) -> float:
-    """Tokens read, repeated ones discounted."""
-    return effective(tokens, unique_tokens, R_D)
+def reducible_loss(parameters: float, tokens: float, unique_tokens: float) -> float:
+    """The part of the loss that N and D decide, up to a constant factor: N'^-a + (D' / 20)^-a.
 
-
-def reducible_loss(parameters: float, tokens: float, unique_tokens: float, tokens_per_parameter: float) -> float:
-    """The part of the loss that N and D decide, up to a constant factor: N'^-a + (D' / ratio)^-a.
-
-    With a = alpha = beta and no repetition its minimum at equal compute 6 N D lies at D / N = `tokens_per_parameter`;
-    with repetition it moves towards what the data can still feed.
+    With a = alpha = beta and no repetition its minimum at equal compute 6 N D lies at 20 tokens a parameter; with
+    repetition it moves towards what the data can still feed.
     """
-    wanted = unique_tokens / tokens_per_parameter
-    n = effective(parameters, wanted, R_N)
+    n = effective(parameters, unique_tokens / TOKENS_PER_PARAMETER, R_N)
     d = effective(tokens, unique_tokens, R_D)
-    return float(n**-EXPONENT + (d / tokens_per_parameter) ** -EXPONENT)
+    return float(n**-EXPONENT + (d / TOKENS_PER_PARAMETER) ** -EXPONENT)
+
+
+def excess(parameters: float, tokens: float, unique_tokens: float) -> float:
+    """How many times the reducible loss of the best run of equal compute on fresh text this run has; at least 1."""
+    best = math.sqrt(parameters * tokens / TOKENS_PER_PARAMETER)
+    return reducible_loss(parameters, tokens, unique_tokens) / (2 * best**-EXPONENT)
