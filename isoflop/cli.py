@@ -146,6 +146,8 @@ def sample(
         sys.stdout.write(piece)
         sys.stdout.flush()
 
+    if stream:
+        show(prompt)
     text = job.sample(
         run,
         prompt,
@@ -156,7 +158,7 @@ def sample(
         seed=seed,
         on_text=show if stream else None,
     )
-    print() if stream else print(text)
+    print() if stream else print(prompt + text)
 
 
 def evaluate(

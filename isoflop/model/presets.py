@@ -37,10 +37,13 @@ def modern(**overrides: Any) -> ModelConfig:
     Without `heads`, heads are 64 wide: narrower ones attend less sharply and cost more on every machine.
     """
     if "d_model" in overrides and "heads" not in overrides:
-        overrides["heads"] = next(
-            h for h in range(max(1, overrides["d_model"] // 64), 0, -1) if overrides["d_model"] % h == 0
-        )
+        overrides["heads"] = heads_for(overrides["d_model"])
     return ModelConfig(**overrides)
+
+
+def heads_for(d_model: int) -> int:
+    """As many heads as the width has 64s, or the next fewer that divide it."""
+    return next(h for h in range(max(1, d_model // 64), 0, -1) if d_model % h == 0)
 
 
 PRESETS: dict[str, Callable[..., ModelConfig]] = {

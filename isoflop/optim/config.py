@@ -20,17 +20,17 @@ class OptimConfig:
         "muon: Muon for the matrices inside the blocks, AdamW for the rest; adamw: AdamW for all",
     ] = "muon"
     lr: Annotated[float, "AdamW's peak learning rate: embeddings, head, gains, biases (all parameters with adamw)"] = (
-        3e-3
+        1e-2
     )
     matrix_lr: Annotated[float, "Muon's peak learning rate, for the matrices inside the blocks (unused with adamw)"] = (
-        0.02
+        0.015
     )
     betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
     eps: Annotated[float, "AdamW's term added to the denominator"] = 1e-8
     weight_decay: Annotated[
         float, "decoupled decay: each step takes lr * weight_decay of a weight; none on 1-D tensors"
     ] = 0.1
-    momentum: Annotated[float, "Muon's momentum"] = 0.95
+    momentum: Annotated[float, "Muon's momentum"] = 0.9
     clip: Annotated[float, "the gradient's global norm is cut down to this; 0 cuts nothing"] = 1.0
 
     def __post_init__(self) -> None:

@@ -18,9 +18,10 @@ from isoflop.budget import Budget
 from isoflop.config import override, to_dict
 from isoflop.errors import UserError
 from isoflop.model.count import flops_per_token, parameters
+from isoflop.model.presets import heads_for
 from isoflop.plan.prior import Expectation, expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
-from isoflop.plan.shapes import LADDER, batch_tokens_for, context_for, heads_for, vocabulary_for
+from isoflop.plan.shapes import LADDER, batch_tokens_for, context_for, vocabulary_for
 from isoflop.runtime import choose_device, cores, measure_peak
 from isoflop.trainer import RunConfig, throughput
 

@@ -42,12 +42,6 @@ LADDER: tuple[tuple[int, int], ...] = (
 )
 
 
-def heads_for(d_model: int) -> int:
-    """Heads of 64; of 32 below a width of 256, where more heads are worth more than wide ones; 16 at the bottom."""
-    size = 64 if d_model >= 256 and d_model % 64 == 0 else 32 if d_model % 32 == 0 else 16
-    return d_model // size
-
-
 def context_for(flops: float) -> int:
     """Tokens of context: what GPT-2 and GPT-3 had at their compute, and less below, where long contexts cost sooner
     than they pay."""

@@ -88,6 +88,7 @@ def train(
     config = resolve_runtime(config)
     prepared = prepared or prepare(config.data)
     check_fits(config, prepared)
+    loader = Loader(prepared, config.model.context, config.batch.sequences, config.seed)
     with disk_errors(f"the run folder {folder.path}"), folder.locked(), Signals() as signals:
         if not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
@@ -96,7 +97,7 @@ def train(
         try:
             for hook in hooks:
                 hook.started(live)
-            run_steps(live, optimizers, task or CausalLM(), list(hooks), signals)
+            run_steps(live, optimizers, loader, task or CausalLM(), list(hooks), signals)
         finally:
             for hook in hooks:
                 hook.ended(live)
@@ -137,11 +138,15 @@ def make_run(
 
 
 def run_steps(
-    live: Live, optimizers: list[torch.optim.Optimizer], task: Task, hooks: list[Hook], signals: Signals
+    live: Live,
+    optimizers: list[torch.optim.Optimizer],
+    loader: Loader,
+    task: Task,
+    hooks: list[Hook],
+    signals: Signals,
 ) -> None:
     """The loop. On return every planned step is done and the last checkpoint is written."""
     config = live.config
-    loader = Loader(live.prepared, config.model.context, config.batch.sequences, config.seed)
     held_to = seconds_held_to(live)
     pace = Pace(held_to) if held_to else None
     log = Log(live)

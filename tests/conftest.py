@@ -1,0 +1,35 @@
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory, monkeypatch):
+    """Prepared data and ledger of each test in a folder of its own, and one thread: tests share the machine."""
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path_factory.mktemp("home")))
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """A folder of small made-up texts: 300 kB from a few hundred words, so that a little training shows."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghilmnoprstu", k=generator.randint(2, 8))) for _ in range(300)]
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for number in range(60):
+        lines = [" ".join(generator.choices(words, k=12)) + "." for _ in range(70)]
+        (folder / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def test_data() -> Path:
+    """The optional real text; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("ISOFLOP_TEST_DATA", "")) / "data"
+    if not os.environ.get("ISOFLOP_TEST_DATA") or not folder.is_dir():
+        pytest.skip("ISOFLOP_TEST_DATA names no folder with real text")
+    return folder

@@ -1,0 +1,48 @@
+import math
+
+import pytest
+
+from isoflop.plan.prior import expect, lzma_bits_per_byte, table
+from isoflop.plan.repetition import excess, reducible_loss
+
+
+def test_the_table_is_of_real_runs_over_several_corpora():
+    runs = table()["runs"]
+    assert len({run["corpus"] for run in runs}) >= 3
+    assert "bench/prior.py" in table()["command"]
+    for run in runs:
+        assert math.isclose(run["flops"], 6 * run["parameters"] * run["tokens"], rel_tol=1e-6)
+
+
+def test_more_compute_and_easier_text_mean_less_loss():
+    assert expect(1e6, 2e7, 1e9, 3.0).bits_per_byte < expect(3e5, 6e6, 1e9, 3.0).bits_per_byte
+    assert expect(1e6, 2e7, 1e9, 2.5).bits_per_byte < expect(1e6, 2e7, 1e9, 3.0).bits_per_byte
+
+
+def test_the_interval_holds_the_value_and_widens_beyond_the_table():
+    inside, far = expect(1e5, 2e6, 1e9, 3.0), expect(1e9, 2e10, 1e12, 3.0)
+    for e in (inside, far):
+        assert 0 < e.low < e.bits_per_byte < e.high <= 16
+    assert far.high / far.low > inside.high / inside.low
+    assert "prior" in far.source and "law" in far.source
+
+
+def test_a_verdict_says_on_which_side():
+    e = expect(1e5, 2e6, 1e9, 3.0)
+    assert [e.verdict(x) for x in (e.low * 0.9, e.bits_per_byte, e.high * 1.1)] == ["better", "inside", "worse"]
+
+
+def test_twenty_tokens_a_parameter_is_best_on_fresh_text():
+    compute = 1e13
+    losses = {ratio: excess(n := math.sqrt(compute / 6 / ratio), n * ratio, 1e15) for ratio in (5, 10, 20, 40, 80)}
+    assert min(losses, key=losses.__getitem__) == 20
+    assert losses[20] == pytest.approx(1.0)
+
+
+def test_repeated_text_is_worth_less_than_fresh():
+    assert reducible_loss(1e6, 2e7, 1e6) > reducible_loss(1e6, 2e7, 2e7) == reducible_loss(1e6, 2e7, 1e9)
+
+
+def test_lzma_tells_order_from_noise():
+    assert lzma_bits_per_byte(b"the same line again\n" * 1000) < 0.5
+    assert lzma_bits_per_byte(bytes(range(256)) * 4) > 0

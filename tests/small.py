@@ -1,0 +1,24 @@
+"""What several tests share: a run so small that it takes seconds."""
+
+from pathlib import Path
+
+TINY = [
+    "model.layers=2",
+    "model.d_model=32",
+    "model.heads=2",
+    "model.context=64",
+    "data.vocab_size=320",
+    "batch.sequences=8",
+    "runtime.dtype=float32",
+    "runtime.threads=1",
+    "every.checkpoint=5",
+    "every.evaluate=10",
+    "every.sample=10",
+    "sample.tokens=20",
+    "evaluate_tokens=2048",
+]
+
+
+def tree_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder with its bytes, locks left out."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}

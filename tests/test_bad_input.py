@@ -1,0 +1,133 @@
+"""Each thing a person can get wrong: one clear line that names it, exit code 2, and nothing on disk is changed."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from isoflop.cli import run as cli
+from isoflop.records import RunFolder
+from small import TINY, tree_of
+
+SMALL = [word for text in TINY for word in ("--set", text)]
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Run a command that must be refused; returns what it said."""
+    capsys.readouterr()
+    assert cli(list(arguments)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """Train in `out` with these arguments, which must be refused without leaving anything there."""
+
+    def call(*arguments: str) -> str:
+        out = tmp_path / "out"
+        said = refused(capsys, "train", *arguments, "--out", str(out), *SMALL)
+        assert not out.exists()
+        return said
+
+    return call
+
+
+def test_a_missing_path(train):
+    assert "/no/such/text" in train("/no/such/text", "--budget", "20steps")
+
+
+def test_an_empty_corpus(train, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    assert "empty.txt" in train(str(tmp_path / "empty.txt"), "--budget", "20steps")
+
+
+def test_a_corpus_smaller_than_one_context(train, tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"a word {name}")
+    assert "context" in train(str(tmp_path / "*.txt"), "--budget", "20steps", "--heldout", str(tmp_path / "a.txt"))
+
+
+def test_a_folder_of_images(train, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40)
+    assert "pictures" in train(str(folder), "--budget", "20steps")
+
+
+def test_no_text_column(train, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "some text"}\n' * 20)
+    said = train(str(tmp_path / "a.jsonl"), "--budget", "20steps")
+    assert "body" in said and "text_column" in said
+
+
+def test_a_truncated_gz(train, tmp_path, corpus):
+    whole = gzip.compress(b"".join(p.read_bytes() for p in sorted(corpus.iterdir())))
+    (tmp_path / "a.txt.gz").write_bytes(whole[: len(whole) // 2])
+    assert "a.txt.gz" in train(str(tmp_path / "a.txt.gz"), "--budget", "20steps")
+
+
+@pytest.mark.parametrize("budget", ["soon", "0s", "-3m", "3 bananas", "1e3"])
+def test_a_nonsense_or_too_small_budget(train, corpus, budget):
+    assert budget.split()[0].lstrip("-") in train(str(corpus), f"--budget={budget}").replace("1000flop", "1e3")
+
+
+def test_an_unknown_field(train, corpus):
+    assert "model.layers" in train(str(corpus), "--budget", "20steps", "--set", "model.layer=3")
+
+
+def test_an_unknown_entry_of_a_slot(train, corpus):
+    said = train(str(corpus), "--budget", "20steps", "--set", "model.norm=rsm")
+    assert "rsm" in said and "rms" in said
+
+
+@pytest.fixture
+def finished(tmp_path, corpus, capsys) -> Path:
+    out = tmp_path / "finished"
+    assert cli(["train", str(corpus), "--budget", "20steps", "--out", str(out), *SMALL]) == 0
+    return out
+
+
+def test_things_that_need_a_run(finished, corpus, capsys, tmp_path):
+    before = tree_of(finished)
+    assert "finished" in refused(capsys, "train", str(corpus), "--out", str(finished), "--budget", "20steps")
+    assert "+10m" in refused(capsys, "train", "--resume", str(finished))
+    assert "holds no run" in refused(capsys, "train", "--resume", str(tmp_path / "nowhere"))
+    assert "isoflop runs" in refused(capsys, "sample", str(corpus))
+    assert "temperature" in refused(capsys, "sample", str(finished), "--temperature", "-1")
+    assert "/no/such" in refused(capsys, "eval", str(finished), "/no/such")
+    assert tree_of(finished) == before
+
+
+def test_flipped_bits(finished, capsys):
+    run = RunFolder(finished)
+    last = max(run.checkpoints.iterdir())
+    tensors = next(last.rglob("*.safetensors"))
+    good = tensors.read_bytes()
+    tensors.write_bytes(good[:-5] + bytes([good[-5] ^ 1]) + good[-4:])
+    assert tensors.name in refused(capsys, "sample", str(finished))
+    tensors.write_bytes(good)
+    data = Path(json.loads(run.data.read_text())["folder"])
+    shard = next(p for p in sorted(data.iterdir()) if p.suffix not in (".json",))
+    bits = shard.read_bytes()
+    shard.write_bytes(bits[:-3] + bytes([bits[-3] ^ 4]) + bits[-2:])
+    said = refused(capsys, "train", "--resume", str(finished), "--budget", "+20steps")
+    assert shard.name in said
+    shutil.rmtree(data)
+
+
+def test_a_full_disk(finished, corpus, capsys, tmp_path, monkeypatch):
+    """Writing fails as on a full disk: one line, and the earlier checkpoints are what they were."""
+    before = tree_of(finished / "checkpoints")
+
+    def full(self, *args, **kwargs):
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(RunFolder, "append", full)
+    assert "No space left" in refused(capsys, "train", "--resume", str(finished), "--budget", "+20steps")
+    monkeypatch.undo()
+    after = tree_of(finished)
+    assert all(bytes_ in after.values() for bytes_ in before.values())  # what there was is still there, if moved

@@ -1,0 +1,52 @@
+import dataclasses
+
+import pytest
+
+from isoflop.config import describe, from_dict, override, to_dict
+from isoflop.errors import UserError
+from isoflop.model.config import Spec
+from isoflop.trainer.config import RunConfig
+
+
+def test_a_config_survives_json():
+    config = override(RunConfig(), ["model.norm.eps=1e-5", "optim.betas=[0.8, 0.9]", 'sample.prompts=["a", "b"]'])
+    assert from_dict(RunConfig, to_dict(config)) == config
+
+
+def test_an_override_changes_only_its_field():
+    config = override(RunConfig(), ["model.layers=7", "seed=3"])
+    assert (config.model.layers, config.seed) == (7, 3)
+    assert dataclasses.replace(config, seed=0, model=RunConfig().model) == RunConfig()
+
+
+def test_a_slot_is_swapped_with_one_word_and_its_options_set_with_a_dot():
+    assert override(RunConfig(), ["model.norm=layer"]).model.norm == Spec("layer")
+    assert dict(override(RunConfig(), ["model.norm=layer", "model.norm.eps=0.1"]).model.norm.options) == {"eps": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "names"),
+    [
+        ("model.layer=3", "model.layers"),
+        ("modle.layers=3", "model"),
+        ("optim.learning_rate=3", "optim"),
+        ("steps", "dotted.field=value"),
+        ("steps=many", "steps = 'many'"),
+        ("steps=0", "steps = 0"),
+        ("seed.x=1", "seed"),
+        ("optim.name=mun", "muon"),
+        ("optim.lr=-1", "optim.lr"),
+        ("batch.sequences=0", "batch.sequences"),
+    ],
+)
+def test_a_wrong_override_names_the_field_and_the_nearest_right_one(assignment, names):
+    with pytest.raises(UserError) as caught:
+        override(RunConfig(), [assignment])
+    assert names in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_field_has_a_meaning():
+    lines = describe(RunConfig)
+    assert len({line.name for line in lines}) == len(lines) > 50
+    assert [line.name for line in lines if not line.meaning] == []

@@ -1,0 +1,48 @@
+import pytest
+
+from isoflop.errors import UserError
+from isoflop.files import write_json, write_text
+from isoflop.records import RunFolder, read_lines, read_run
+
+
+def test_a_torn_last_line_is_passed_over_and_a_broken_middle_one_is_told(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
+    assert read_lines(log) == [{"step": 1}, {"step": 2}]
+    log.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        read_lines(log)
+
+
+def test_lines_after_a_step_are_forgotten(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in range(1, 6):
+        folder.append("metrics", {"step": step, "loss": 1.0})
+    folder.append("decisions", {"at_step": 4})
+    folder.forget_after(3)
+    assert [line["step"] for line in read_lines(folder.log("metrics"))] == [1, 2, 3]
+    assert read_lines(folder.log("decisions")) == []
+
+
+def test_a_folder_takes_one_writer_and_says_who_has_it(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        assert folder.is_locked()
+        with pytest.raises(UserError, match="in use by process"), folder.locked():
+            pass
+    assert not folder.is_locked()
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        read_run(tmp_path)
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "a.json"
+    write_json(path, {"x": 1})
+    before = path.read_text()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
