@@ -3,8 +3,8 @@
     python bench/prior.py CORPUS=PATH [CORPUS=PATH ...] [--flops 5e11 2e12 6e12] [--seeds 0] [--append] [--threads N]
 
 Each corpus is pretrained on with each FLOPs budget and seed, exactly as `isoflop train --budget` would, and a row is
-written for each run: corpus, LZMA's bits per byte of its sample, N, D, FLOPs (6ND), unique tokens, vocabulary, seed
-and the held-out bits per byte reached. Budgets are in FLOPs, so what else the machine does has no influence on the rows.
+written for each run: corpus, LZMA's bits per byte of its sample, N, D, FLOPs (6ND), unique tokens, vocabulary, seed and
+the held-out bits per byte reached. Budgets are in FLOPs, so what else the machine does has no influence.
 CORPUS=stdlib is the default corpus.
 """
 

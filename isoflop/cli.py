@@ -22,6 +22,11 @@ Sources = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="[SOURCE ...]", help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -"),
 ]
+Trusted = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name"),
+]
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run folder")]
 
 
@@ -48,53 +53,53 @@ def train(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in model.norm=layer"),
     ] = (),
-    trust_code: Annotated[
-        tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name"),
-    ] = (),
+    trust_code: Trusted = (),
 ) -> None:
     """Pretrain a GPT on raw text within a budget."""
     from isoflop import job
     from isoflop.config import to_dict
     from isoflop.files import to_json
+    from isoflop.model.registry import trust_code as trusting
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen
 
-    screen = Screen()
-    listener = job.Listener(
-        say=screen.say,
-        progress=screen.progress,
-        planned=lambda advice: show_plan(screen, advice),
-        hooks=(screen,),
-        peak=lambda flops: setattr(screen, "peak", flops),
-    )
-    if resume:
-        refuse_with_resume(sources=sources, out=out, recipe=recipe, config=config, init=init, heldout=heldout, set=set)
-        show_outcome(screen, job.resume(resume, budget, listener=listener).folder)
-        return
-    base = load_recipe(recipe, config, set, trust_code)
-    if base is not None and not budget:
-        base = base if not (sources or heldout or strict) else job.with_sources(base, sources, heldout, strict)
-        if dry_run:
-            screen.say(to_json(to_dict(base)))
+    with trusting(*trust_code):
+        screen = Screen()
+        listener = job.Listener(
+            say=screen.say,
+            progress=screen.progress,
+            planned=lambda advice: show_plan(screen, advice),
+            hooks=(screen,),
+            peak=lambda flops: setattr(screen, "peak", flops),
+        )
+        if resume:
+            refuse_with_resume(
+                sources=sources, out=out, recipe=recipe, config=config, init=init, heldout=heldout, set=set
+            )
+            show_outcome(screen, job.resume(resume, budget, listener=listener).folder)
             return
-        show_outcome(screen, job.train(base, out, listener=listener).folder)
-        return
-    result = job.pretrain(
-        sources,
-        budget or "3m",
-        out,
-        base=base,
-        assignments=set,
-        heldout=heldout,
-        init=init,
-        strict=strict,
-        dry_run=dry_run,
-        listener=listener,
-    )
-    if not dry_run:
-        show_outcome(screen, result.folder)  # type: ignore[union-attr]
+        base = load_recipe(recipe, config, set)
+        if base is not None and not budget:
+            base = base if not (sources or heldout or strict) else job.with_sources(base, sources, heldout, strict)
+            if dry_run:
+                screen.say(to_json(to_dict(base)))
+                return
+            show_outcome(screen, job.train(base, out, listener=listener).folder)
+            return
+        result = job.pretrain(
+            sources,
+            budget or "3m",
+            out,
+            base=base,
+            assignments=set,
+            heldout=heldout,
+            init=init,
+            strict=strict,
+            dry_run=dry_run,
+            listener=listener,
+        )
+        if not dry_run:
+            show_outcome(screen, result.folder)  # type: ignore[union-attr]
 
 
 def prepare(
@@ -138,27 +143,30 @@ def sample(
     top_p: Annotated[float, tyro.conf.arg(help="only the most likely tokens that make up this share")] = 0.95,
     seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
     stream: Annotated[bool, tyro.conf.arg(help="show each piece as it is made")] = False,
+    trust_code: Trusted = (),
 ) -> None:
     """Let a model continue a text."""
     from isoflop import job
+    from isoflop.model.registry import trust_code as trusting
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
-    if stream:
-        show(prompt)
-    text = job.sample(
-        run,
-        prompt,
-        tokens=tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        on_text=show if stream else None,
-    )
-    print() if stream else print(prompt + text)
+    with trusting(*trust_code):
+        if stream:
+            show(prompt)
+        text = job.sample(
+            run,
+            prompt,
+            tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            on_text=show if stream else None,
+        )
+        print() if stream else print(prompt + text)
 
 
 def evaluate(
@@ -169,12 +177,15 @@ def evaluate(
     text_column: Annotated[
         str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")
     ] = "text",
+    trust_code: Trusted = (),
 ) -> None:
     """Measure held-out loss: on the run's own held-out text, or on the sources named."""
     from isoflop import job
     from isoflop.files import to_json
+    from isoflop.model.registry import trust_code as trusting
 
-    found = job.evaluate(run, sources, text_column).to_dict()
+    with trusting(*trust_code):
+        found = job.evaluate(run, sources, text_column).to_dict()
     if json:
         print(to_json(found), end="")
         return

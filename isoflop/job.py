@@ -156,6 +156,7 @@ def pretrain(
             found.bytes,
             listener.say,
             fixed_model=base is not None or bool(init),
+            fixed_rates=base is not None,
             fixed_vocabulary=given_vocabulary or tokenizer_size(data, base),
         )
     with phases.time("prepare"):

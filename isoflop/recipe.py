@@ -13,7 +13,7 @@ from isoflop.errors import UserError
 from isoflop.trainer.config import RunConfig
 
 
-def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str], trust: Sequence[str]) -> RunConfig | None:
+def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str]) -> RunConfig | None:
     """The configuration that `--recipe FILE.py:NAME` or `--config FILE.json` names, with `--set`; None for neither.
 
     Raises:

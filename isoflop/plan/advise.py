@@ -63,6 +63,7 @@ class Sketch:
     calibration: dict[str, Any]
     peak: dict[str, float]
     choices: tuple[Choice, ...]
+    fixed_rates: bool
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def draw(
     corpus_bytes: float,
     say: Callable[[str], None] = lambda line: None,
     fixed_model: bool = False,
+    fixed_rates: bool = False,
     fixed_vocabulary: int = 0,
 ) -> Sketch:
     """Time the machine where the budget is in seconds, and choose what the text has to be prepared with.
@@ -115,7 +117,8 @@ def draw(
         base: the configuration whose shape, batch, rates and length are to be chosen.
         assignments: `--set` strings; they hold in every candidate, so that what is timed is what will run.
         corpus_bytes: about how much text there is.
-        fixed_model: keep base.model as it is (--init).
+        fixed_model: keep base.model as it is (--init, a recipe).
+        fixed_rates: keep its batch and learning rates too (a recipe).
         fixed_vocabulary: the ids of a tokenizer that is given; 0: one is trained, and its size chosen here.
 
     Raises:
@@ -139,7 +142,8 @@ def draw(
             model = replace(
                 model, vocab_size=vocabulary, layers=layers, d_model=d_model, heads=heads, head_dim=0, context=context
             )
-        return override(with_batch(replace(base, model=model), tokens), assignments)
+        config = replace(base, model=model)
+        return override(config if fixed_rates else with_batch(config, tokens), assignments)
 
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
     rungs = nearest_rungs(target, lambda rung: shaped(rung, 1e6))
@@ -179,6 +183,7 @@ def draw(
         calibration=calibration,
         peak=peak,
         choices=choices,
+        fixed_rates=fixed_rates,
     )
 
 
@@ -205,8 +210,9 @@ def settle(
     wanted = tokens_for(budget, best)
     model = replace(best.config.model, vocab_size=max(vocab_size, 2)) if from_scratch else best.config.model
     data = replace(sketch.base.data, vocab_size=vocab_size)
-    config = with_batch(replace(best.config, model=model, data=data, runtime=sketch.base.runtime), wanted)
-    config = with_rates(config)
+    config = replace(best.config, model=model, data=data, runtime=sketch.base.runtime)
+    if not sketch.fixed_rates:
+        config = with_rates(with_batch(config, wanted))
     steps = int(budget.amount) if budget.kind == "steps" else int(wanted / config.tokens_per_step)
     if steps < MIN_STEPS and budget.kind != "steps":
         raise UserError(

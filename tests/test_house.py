@@ -1,0 +1,51 @@
+"""The README's map is the tree on disk, and the public names are those listed."""
+
+import re
+from pathlib import Path
+
+import isoflop
+
+ROOT = Path(__file__).parents[1]
+
+
+def mapped() -> set[str]:
+    """The modules and folders that the README's map names, as paths below isoflop/."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"```\nisoflop/\n(.*?)```", readme, re.DOTALL)
+    assert block, "README.md has no map that begins with isoflop/"
+    named: set[str] = set()
+    folders = [""]
+    for line in block[1].splitlines():
+        entry = re.match(r"(?P<indent> *)(?P<names>\S.*?)(?:  +.*)?$", line)
+        if not entry:
+            continue
+        depth = len(entry["indent"]) // 2
+        del folders[depth:]
+        for name in entry["names"].split(" · "):
+            path = (folders[-1] if folders else "") + name
+            named.add(path)
+            if name.endswith("/"):
+                folders.append(path)
+    return named
+
+
+def test_the_map_is_the_tree():
+    package = ROOT / "isoflop"
+    there = set()
+    for path in package.rglob("*"):
+        relative = path.relative_to(package).as_posix()
+        if path.is_dir() and path.name != "__pycache__":
+            there.add(relative + "/")
+        elif path.suffix == ".py" and path.name != "__init__.py":
+            there.add(relative)
+    assert mapped() == there | {"__init__.py"}
+
+
+def test_public_names_are_listed_and_there():
+    assert sorted(isoflop.__all__) == isoflop.__all__ == sorted(isoflop.PUBLIC)
+    for name in isoflop.__all__:
+        assert getattr(isoflop, name).__doc__
+
+
+def test_no_drawer_called_utils():
+    assert not [p for p in (ROOT / "isoflop").rglob("*") if "util" in p.stem or p.stem in ("helpers", "misc", "common")]
