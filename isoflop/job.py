@@ -263,13 +263,13 @@ def carry_out(
     phases.seconds["train"] = round(result.seconds, 2)
     with phases.time("evaluate"):
         reached = measure_last(folder, prepared, config)
-    write_result(folder, config, prepared, result, reached, environment, plan, phases)
-    started = time.monotonic()
-    with disk_errors(f"the report of {folder.path}"):
+    with disk_errors(f"the run folder {folder.path}"):
+        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+        folder.event("finished", step=result.step)
+        started = time.monotonic()
         write_report([folder.path])
-    phases.seconds["report"] = round(time.monotonic() - started, 2)
-    write_result(folder, config, prepared, result, reached, environment, plan, phases)
-    folder.event("finished", step=result.step)
+        phases.seconds["report"] = round(time.monotonic() - started, 2)
+        write_result(folder, config, prepared, result, reached, environment, plan, phases)
     add_to_ledger(folder)
     return result
 

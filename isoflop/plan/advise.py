@@ -15,14 +15,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from isoflop.budget import Budget
-from isoflop.config import override, to_dict
+from isoflop.config import load_json, override, to_dict
 from isoflop.errors import UserError
+from isoflop.files import home, write_json
 from isoflop.model.count import flops_per_token, parameters
 from isoflop.model.presets import heads_for
 from isoflop.plan.prior import Expectation, expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.shapes import LADDER, batch_tokens_for, context_for, vocabulary_for
-from isoflop.runtime import choose_device, cores, measure_peak
+from isoflop.runtime import choose_device, cores, describe_machine, measure_peak
 from isoflop.trainer import RunConfig, throughput
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
@@ -148,7 +149,8 @@ def draw(
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
     rungs = nearest_rungs(target, lambda rung: shaped(rung, 1e6))
     tokens = flops / (6 * target)
-    runtime, calibration = choose_runtime(shaped(rungs[0], tokens), device, peak)
+    first = shaped(rungs[0], tokens)
+    runtime, calibration = choose_runtime(first, device, first.runtime.threads or cores())
     base = replace(base, runtime=replace(base.runtime, **runtime))
     candidates: list[Candidate] = []
     for rung in rungs:
@@ -280,25 +282,30 @@ def nearest_rungs(target: float, shaped: Callable[[tuple[int, int]], RunConfig])
     return sorted(LADDER, key=distance)[:TIMED]
 
 
-def choose_runtime(config: RunConfig, device: str, peak: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Device, dtype and threads: what the user asked for, else what a timed step says.
+def choose_runtime(config: RunConfig, device: str, threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Device, dtype and threads: what the user asked for, else what timed steps say.
 
-    bfloat16 has to be 1.15 times as fast to be chosen, so that noise does not decide.
+    bfloat16 has to be 1.15 times as fast to be chosen. The choice is kept in $ISOFLOP_HOME/dtype.json for this machine
+    and shape: were it made anew each time, noise could give the same command different bits.
     """
     asked = config.runtime
-    threads = asked.threads or cores()
     runtime: dict[str, Any] = {"device": device, "dtype": asked.dtype, "threads": threads}
-    rates: dict[str, float] = {}
-    if asked.dtype == "auto":
+    if asked.dtype != "auto":
+        return runtime, {"reason": "as asked for", **runtime}
+    machine = describe_machine(device)
+    shape = f"{config.model.layers} x {config.model.d_model}, {config.tokens_per_step} tokens"
+    key = ", ".join([machine["processor"], device, f"{threads} threads", f"torch {machine['torch']}", shape])
+    stored = home() / "dtype.json"
+    known: dict[str, float] = load_json(stored) if stored.is_file() else {}
+    if key not in known:
+        rates = {}
         for dtype in ("float32", "bfloat16"):
             trial = replace(config, runtime=replace(asked, device=device, dtype=dtype, threads=threads))
             rates[dtype] = throughput.time_steps(trial, SECONDS_EACH).tokens_per_second
-        faster = rates["bfloat16"] / rates["float32"]
-        runtime["dtype"] = "bfloat16" if faster > 1.15 else "float32"
-        reason = f"a step in bfloat16 ran at {faster:.2f} times float32's speed"
-    else:
-        reason = "as asked for"
-    return runtime, {"dtype_tokens_per_second": rates, "reason": reason, **runtime}
+        known = {**known, key: rates["bfloat16"] / rates["float32"]}
+        write_json(stored, known)
+    runtime["dtype"] = "bfloat16" if known[key] > 1.15 else "float32"
+    return runtime, {"reason": f"a step in bfloat16 ran at {known[key]:.2f} times float32's speed", **runtime}
 
 
 def with_batch(config: RunConfig, tokens: float) -> RunConfig:
