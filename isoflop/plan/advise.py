@@ -206,6 +206,8 @@ def settle(
 
     def score(candidate: Candidate) -> float:
         tokens = tokens_for(budget, candidate)
+        if budget.kind in ("tokens", "steps"):  # more parameters would always be better and cost more: keep the balance
+            return abs(math.log(tokens / candidate.parameters / TOKENS_PER_PARAMETER))
         return reducible_loss(candidate.parameters, tokens, unique_tokens)
 
     best = min(sketch.candidates, key=score)
