@@ -87,6 +87,8 @@ def theirs(size: str, dtype: torch.dtype) -> Step:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             use_cache=False,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     ).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
