@@ -354,7 +354,7 @@ def choices_of(
     return (
         Choice(
             "shape",
-            f"{model.layers} layers x {model.d_model}, {model.heads} heads",
+            f"{model.layers} layers x {model.d_model}, heads: {model.heads}",
             f"the candidate that the budget feeds best{timed}",
         ),
         Choice("parameters N", f"{count:,}", "block and head weights, each that multiplies counted once; C = 6 N D"),
