@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from isoflop.optim.schedules import Decision, Timetable
 
 FIRST_LOOK = 0.05  # share of the run after which its own speed is a better guide than the calibration
-LOOKS = 100  # how often in a run the clock is looked at
+LATE = 0.8  # share of the run after which little room is left to be right
+BETWEEN, BETWEEN_LATE = 0.05, 0.01  # share of the run between two looks: seldom, so that noise is not answered
 TOLERANCE = 0.02  # of the whole budget; the promise is 5 %, and a late decision has less room to be right
 TOLERANCE_LATE = 0.01  # in the last fifth
 RECENT = (
-    0.25  # share of the elapsed time from which the speed is read: long enough to be steady, short enough to follow
+    0.35  # share of the elapsed time from which the speed is read: long enough to be steady, short enough to follow
 )
 
 
@@ -37,7 +38,8 @@ class Pace:
         progress = timetable.progress(step)
         if step >= timetable.total_steps or progress < max(FIRST_LOOK, self._next_look):
             return None
-        self._next_look = progress + 1 / LOOKS
+        late = progress > LATE
+        self._next_look = progress + (BETWEEN_LATE if late else BETWEEN)
         since = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * elapsed)
         if since[0] == step:
             since = self._marks[0]
@@ -46,7 +48,7 @@ class Pace:
         self._marks = [mark for mark in self._marks if mark[1] >= since[1]]
         per_step = (elapsed - since[1]) / (step - since[0])
         ends = elapsed + (timetable.total_steps - step) * per_step
-        tolerance = TOLERANCE_LATE if progress > 0.8 else TOLERANCE
+        tolerance = TOLERANCE_LATE if late else TOLERANCE
         if abs(ends - self.seconds) <= tolerance * self.seconds:
             return None
         steps = step + max(1, round((self.seconds - elapsed) / per_step))
