@@ -80,7 +80,7 @@ def train(
             return
         base = load_recipe(recipe, config, set)
         if base is not None and not budget:
-            base = base if not (sources or heldout or strict) else job.with_sources(base, sources, heldout, strict)
+            base = job.with_sources(base, sources, heldout, strict)
             if dry_run:
                 screen.say(to_json(to_dict(base)))
                 return

@@ -132,20 +132,14 @@ def pretrain(
     if allowance.more:
         raise UserError(f"budget {budget!r} is more of something: it goes with --resume RUN")
     phases = Phases()
-    start = base or RunConfig()
-    data = replace(start.data, strict=strict or start.data.strict)
-    if sources:
-        data = replace(data, sources=tuple(sources), path="")
-    if heldout:
-        data = replace(data, heldout=tuple(heldout))
-    start = replace(start, data=data)
+    start = with_sources(base or RunConfig(), sources, heldout, strict)
     given_vocabulary = 0
     if init:
         start, given_vocabulary = start_from(start, init)
     data = override(start, assignments).data
     folder = RunFolder(Path(out) if out else new_folder_name(data))
     if not dry_run:
-        refuse_out(folder)
+        folder.refuse_used()
     with phases.time("prepare"):
         found = survey(data)
     with phases.time("calibrate"):
@@ -198,7 +192,7 @@ def train(
     listener = listener or Listener()
     phases = Phases()
     folder = RunFolder(Path(out) if out else new_folder_name(config.data))
-    refuse_out(folder)
+    folder.refuse_used()
     with phases.time("prepare"):
         prepared = prepare(config.data, progress=listener.progress)
     plan = {"kind": "given", "steps": config.steps, "tokens": config.tokens}
@@ -474,15 +468,6 @@ def token_chunks(config: DataConfig, tokenizer: Tokenizer) -> Iterator[npt.NDArr
         yield np.concatenate(held)
 
 
-def refuse_out(folder: RunFolder) -> None:
-    """Refuse a folder that cannot take a new run before anything is spent on it."""
-    if folder.path.is_dir() and any(p for p in folder.path.iterdir() if p.name != ".lock"):
-        how = f"or go on with it: isoflop train --resume {folder.path}" if folder.config.exists() else "it holds no run"
-        raise UserError(f"--out {folder.path} is in use already; name a new folder, {how}")
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"--out {folder.path} is a file; name a folder")
-
-
 def new_folder_name(data: DataConfig) -> Path:
     """runs/<first source>-<number>, the first that is free."""
     name = "data" if data.path else parse_sources(data.sources)[0].name
@@ -566,8 +551,9 @@ def sample(
 
 
 def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[str], strict: bool) -> RunConfig:
-    """A given configuration on other text."""
+    """A configuration on the text that is named, where any is; else as it is."""
     data = config.data
     if sources:
         data = replace(data, sources=tuple(sources), path="")
-    return replace(config, data=replace(data, heldout=tuple(heldout) or data.heldout, strict=strict or data.strict))
+    data = replace(data, heldout=tuple(heldout) or data.heldout, strict=strict or data.strict)
+    return replace(config, data=data)

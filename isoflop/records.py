@@ -114,6 +114,23 @@ class RunFolder:
             file.flush()
             yield
 
+    def refuse_used(self) -> None:
+        """Refuse a folder that cannot take a new run. What a kill left before config.json was written is no hindrance.
+
+        Raises:
+            UserError: if it is a file, holds a run, or holds anything that is not a run's.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--out {self.path} is a file; name a folder")
+        if self.config.exists():
+            raise UserError(
+                f"--out {self.path} holds another run; name another folder, or go on with that run: "
+                f"isoflop train --resume {self.path}"
+            )
+        first = {".lock", self.plan.name, self.environment.name, self.data.name, self.tokenizer.name}
+        if self.path.is_dir() and any(p for p in self.path.iterdir() if p.name not in first):
+            raise UserError(f"--out {self.path} is not empty and holds no run; name a new folder")
+
     def is_locked(self) -> bool:
         """Whether a process is training in this folder now."""
         try:

@@ -7,7 +7,6 @@ change the model, the generators or the schedule: a run with hooks has the same 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from isoflop.data.prepare import Prepared
@@ -130,10 +129,3 @@ class Samples(Hook):
                     stop_at_eot=False,
                 )
             live.folder.append("samples", {"step": live.step, "prompt": prompt, "text": text})
-
-
-def recent_rate(lines: list[tuple[int, float]]) -> float:
-    """Tokens per second over the last marks (tokens, seconds); 0 with fewer than two."""
-    if len(lines) < 2 or lines[-1][1] <= lines[0][1]:
-        return 0.0
-    return float(np.subtract(lines[-1][0], lines[0][0]) / (lines[-1][1] - lines[0][1]))

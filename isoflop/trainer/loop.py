@@ -26,7 +26,7 @@ from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import choose_device, cores, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import Interrupted, Signals, check_finite
-from isoflop.trainer.hooks import Hook, Live, recent_rate
+from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import CausalLM, Task
@@ -84,7 +84,7 @@ def train(
     """
     folder = RunFolder(Path(out))
     if not resume:
-        refuse_used_folder(folder)
+        folder.refuse_used()
     config = resolve_runtime(config)
     prepared = prepared or prepare(config.data)
     check_fits(config, prepared)
@@ -177,7 +177,7 @@ def run_steps(
         live.seconds = time.monotonic() - before
         if pace and (decision := pace.look(live.step, live.seconds, live.timetable)):
             live.folder.append("decisions", decision.to_dict(), durable=True)
-            live.timetable = replace(live.timetable, decisions=(*live.timetable.decisions, decision))
+            live.timetable = live.timetable.decide(decision)
             for hook in hooks:
                 hook.decided(live, decision)
         if live.due(config.every.checkpoint) or live.done:
@@ -218,6 +218,11 @@ class Log:
         }
         self.pending = (line, loss, norm)
 
+    def rate(self) -> float:
+        """Tokens per second over the last RATE_LINES lines; 0 before there are two."""
+        (tokens, seconds), (last_tokens, last_seconds) = self.marks[0], self.marks[-1]
+        return (last_tokens - tokens) / (last_seconds - seconds) if last_seconds > seconds else 0.0
+
     def flush(self) -> None:
         if self.pending is None:
             return
@@ -226,7 +231,7 @@ class Log:
         line["loss"], line["grad_norm"] = float(loss), float(norm)
         check_finite(line["step"], line["loss"], line["grad_norm"])
         self.marks.append((line["tokens"], line["seconds"]))
-        line["tokens_per_second"] = round(recent_rate(list(self.marks)), 1)
+        line["tokens_per_second"] = round(self.rate(), 1)
         line["seconds"] = round(line["seconds"], 4)
         self.live.line = line
         if line["step"] % self.live.config.every.log == 0 or line["step"] == self.live.timetable.total_steps:
@@ -259,19 +264,6 @@ def resolve_runtime(config: RunConfig) -> RunConfig:
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     threads = config.runtime.threads or cores()
     return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))
-
-
-def refuse_used_folder(folder: RunFolder) -> None:
-    if folder.path.exists() and not folder.path.is_dir():
-        raise UserError(f"--out {folder.path} is a file; name a folder")
-    if folder.config.exists():
-        raise UserError(
-            f"--out {folder.path} holds another run; name another folder, or go on with that run: "
-            f"isoflop train --resume {folder.path}"
-        )
-    first = {".lock", folder.plan.name, folder.environment.name, folder.data.name, folder.tokenizer.name}
-    if folder.path.is_dir() and any(p for p in folder.path.iterdir() if p.name not in first):
-        raise UserError(f"--out {folder.path} is not empty and holds no run; name a new folder")
 
 
 def check_fits(config: RunConfig, prepared: Prepared) -> None:
