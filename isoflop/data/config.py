@@ -19,7 +19,10 @@ class DataConfig:
     tokenizer: Annotated[str, '"bpe" to train one, or the path of a tokenizer.json or of GPT-2\'s vocab.bpe'] = "bpe"
     vocab_size: Annotated[int, 'ids of a trained tokenizer, <|endoftext|> included (for tokenizer "bpe")'] = 1024
     text_column: Annotated[str, "the field of .jsonl and .parquet records that holds the text"] = "text"
-    heldout_fraction: Annotated[float, "share of the documents held out by content hash"] = 0.01
+    heldout_fraction: Annotated[
+        float,
+        "share of the documents held out by content hash; more where they hold less than half that share of the text",
+    ] = 0.01
     max_train_bytes: Annotated[int, "prepare a hash-sampled share of about this many bytes of text; 0: all"] = 0
     strict: Annotated[bool, "make every unreadable file or record an error instead of counting it"] = False
     seed: Annotated[int, "of the split, the sampled share and the tokenizer's sample"] = 0

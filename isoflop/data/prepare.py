@@ -40,6 +40,7 @@ __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prep
 
 BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
 SKIPPED_SHOWN = 20
+RULES = 2  # of the split and the sampling: raise it when other documents than before are kept
 STALE_SECONDS = 24 * 3600
 
 
@@ -162,7 +163,7 @@ def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> st
         for part in parts
     ]
     origin = sha256_of(given.to_json()) if given else f"bpe {version('tokenizers')}"
-    return sha256_of([FORMAT, FORMAT_VERSION, settings, origin, listed])
+    return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
 
 
 def steady(report: Progress, stage: str, total: float) -> Callable[[int], None]:

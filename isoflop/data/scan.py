@@ -22,6 +22,7 @@ DROP, TRAIN, HELDOUT = b"\0", b"\1", b"\2"
 SAMPLE_BYTES = 8_000_000  # of training text that a tokenizer is trained on
 FEWEST_DOCUMENTS = 8  # that a sampled share should hold
 HELDOUT_BYTES, HELDOUT_SHARE = 4_000_000, 0.05  # held-out text is capped at the larger of these
+FEWEST_HELDOUT_BYTES = 256 * 1024  # of held-out text, where half the share asked for comes to as much
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,32 @@ class Shares:
     heldout: float
 
 
-@dataclass
+@dataclass(frozen=True, order=True)
 class Candidate:
-    """The document that would change sides if one side stayed empty."""
+    """A document that may change sides, in the order in which it would: by how near its hash is to the other side."""
 
-    fraction: float
+    distance: float
     index: int
     part: int
     bytes: int
+
+
+class Nearest:
+    """The documents nearest to changing sides, as many as make up FEWEST_HELDOUT_BYTES, in one pass."""
+
+    def __init__(self) -> None:
+        self.heap: list[tuple[float, int, Candidate]] = []  # the farthest on top
+        self.bytes = 0
+
+    def offer(self, candidate: Candidate) -> None:
+        heapq.heappush(self.heap, (-candidate.distance, -candidate.index, candidate))
+        self.bytes += candidate.bytes
+        while len(self.heap) > 1 and self.bytes - self.heap[0][2].bytes >= FEWEST_HELDOUT_BYTES:
+            self.bytes -= heapq.heappop(self.heap)[2].bytes
+
+    def in_order(self) -> list[Candidate]:
+        """Nearest first."""
+        return sorted(candidate for _, _, candidate in self.heap)
 
 
 def list_parts(config: DataConfig) -> list[Part]:
@@ -147,8 +166,7 @@ class Scan:
         self.samples = {i if weighted else 0: Sample(part.source.weight or 1.0) for i, part in enumerate(parts)}
         self.weighted = weighted
         self.documents = 0
-        self.moved_train: Candidate | None = None  # the training document nearest to being held out
-        self.moved_heldout: Candidate | None = None
+        self.almost_heldout, self.almost_train = Nearest(), Nearest()
         folder = files.home() / "spool"
         with files.disk_errors("the decisions about documents"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +194,7 @@ class Scan:
         for part, account in zip(self.parts, self.accounts, strict=True):
             if not account.read.documents:
                 raise no_text(part, account.tally)
-        self.fill_empty_side()
+        self.fill_scant_side()
         self.check_sides()
 
     def decide(self, number: int, document: bytes, digest: bytes, seen: Digests, held: Digests) -> bytes:
@@ -196,31 +214,38 @@ class Scan:
         if not (is_new if part.heldout else seen.add(digest)):
             account.duplicates.add(size)
             return DROP
-        here = Candidate(split, self.documents, number, size)
         if is_heldout:
             account.heldout.add(size)
-            if self.moved_heldout is None or split > self.moved_heldout.fraction:
-                self.moved_heldout = here
+            self.almost_train.offer(Candidate(-split, self.documents, number, size))
             return HELDOUT
         account.train.add(size)
-        if self.moved_train is None or split < self.moved_train.fraction:
-            self.moved_train = here
+        self.almost_heldout.offer(Candidate(split, self.documents, number, size))
         if self.config.tokenizer == "bpe":
             self.samples[number if self.weighted else 0].offer(document, digest, self.documents, seed)
         return TRAIN
 
-    def fill_empty_side(self) -> None:
-        """A small corpus may have no document whose hash falls below the held-out fraction: then the one with the
-        smallest hash is held out (or, with none left to train on, the largest goes to training)."""
+    def fill_scant_side(self) -> None:
+        """Documents differ in size and a small corpus has few, so those whose hash falls below the held-out fraction
+        may be none, or hold far less than that fraction of the text: less than half of it, and of
+        FEWEST_HELDOUT_BYTES. Then the next ones by hash join them until that much is held out; none larger than what is
+        wanted, unless there would be nothing. (Such a document may go back to training when the corpus grows.) With
+        nothing left to train on, the held-out one with the largest hash goes there."""
         if self.config.heldout:
             return
-        train, heldout = self.total("train").documents, self.total("heldout").documents
-        candidate = (
-            self.moved_train if heldout == 0 and train > 1 else self.moved_heldout if heldout > 1 > train else None
-        )
-        if candidate is None:
+        if not self.total("train").documents and self.total("heldout").documents > 1:
+            self.move(self.almost_train.in_order()[0], to_heldout=False)
             return
-        to_heldout = candidate is self.moved_train
+        text = self.total("train").bytes + self.total("heldout").bytes
+        wanted = min(self.config.heldout_fraction * text / 2, FEWEST_HELDOUT_BYTES)
+        for candidate in self.almost_heldout.in_order():
+            held = self.total("heldout")
+            if held.bytes >= wanted or self.total("train").documents < 2:
+                return
+            if held.documents == 0 or candidate.bytes <= wanted:
+                self.move(candidate, to_heldout=True)
+
+    def move(self, candidate: Candidate, to_heldout: bool) -> None:
+        """Let a document change sides."""
         account = self.accounts[candidate.part]
         account.train.add(candidate.bytes, -1 if to_heldout else 1)
         account.heldout.add(candidate.bytes, 1 if to_heldout else -1)
