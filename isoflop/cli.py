@@ -6,16 +6,12 @@ Imports are inside the commands, so that `isoflop --help` does not wait for torc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from isoflop import __version__
 from isoflop.errors import UserError
-
-if TYPE_CHECKING:
-    from isoflop.plan.advise import Advice
-    from isoflop.screen import Screen
 
 Sources = Annotated[
     tuple[str, ...],
@@ -33,7 +29,12 @@ RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN",
 def train(
     sources: Sources = (),
     *,
-    budget: Annotated[str, tyro.conf.arg(help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps; +1h with --resume")] = "",
+    budget: Annotated[
+        str,
+        tyro.conf.arg(
+            help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps (3m if nothing says how long); +1h with --resume"
+        ),
+    ] = "",
     out: Annotated[Path | None, tyro.conf.arg(help="the run folder; by default a new one in runs/")] = None,
     recipe: Annotated[
         str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")
@@ -61,7 +62,7 @@ def train(
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
     from isoflop.recipe import load_recipe
-    from isoflop.screen import Screen
+    from isoflop.screen import Screen, show_outcome, show_plan
 
     with trusting(*trust_code):
         screen = Screen()
@@ -122,7 +123,7 @@ def prepare(
     from isoflop.config import override
     from isoflop.data.config import DataConfig
     from isoflop.data.prepare import prepare as prepare_data
-    from isoflop.screen import Screen
+    from isoflop.screen import Screen, show_account
     from isoflop.trainer.config import RunConfig
 
     screen = Screen()
@@ -209,15 +210,9 @@ def runs(
 ) -> None:
     """List runs."""
     from isoflop import job
-    from isoflop.screen import Screen
+    from isoflop.screen import Screen, show_runs
 
-    screen = Screen()
-    rows = job.list_runs(folder)
-    if not rows:
-        screen.say(f"no runs in {folder}")
-        return
-    head = ("run", "status", "parameters", "steps", "tokens", "seconds", "bits/byte", "expected")
-    screen.table([head, *(tuple(cell(value) for value in row.values()) for row in rows)])
+    show_runs(Screen(), folder, job.list_runs(folder))
 
 
 def config() -> None:
@@ -312,56 +307,3 @@ def refuse_with_resume(**given: Any) -> None:
     for name, value in given.items():
         if value:
             raise UserError(f"--{name} does not go with --resume: a run goes on as its config.json says")
-
-
-def cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def show_plan(screen: "Screen", advice: "Advice") -> None:
-    screen.close()
-    screen.say(f"plan for {advice.budget}")
-    screen.table([(f"  {choice.name}", choice.value, choice.reason) for choice in advice.choices])
-    if advice.expected:
-        e = advice.expected
-        screen.say(
-            f"  expected: {e.bits_per_byte:.3f} bits per byte held-out, {e.low:.3f} to {e.high:.3f} ({e.level:.0%})"
-        )
-        screen.say(f"            {e.source}")
-    else:
-        screen.say("  expected: nothing is stated; the prior knows runs from scratch with a planned model only")
-
-
-def show_account(screen: "Screen", account: dict[str, Any]) -> None:
-    held = account["heldout"]
-    screen.say(
-        f"{account['documents']:,} documents, {account['duplicates']:,} duplicates dropped, "
-        f"{account['skipped_files']:,} files skipped; {account['train']['tokens']:,} tokens to train on, "
-        f"{held['tokens']:,} held out ({held['how']}), {account['bytes_per_token']:.2f} bytes a token"
-    )
-
-
-def show_outcome(screen: "Screen", folder: Path) -> None:
-    from isoflop.records import read_run
-
-    run = read_run(folder)
-    result, expected = run.result, run.plan.get("expected")
-    held = result["heldout"]
-    reached = f"reached {held['bits_per_byte']:.3f} bits per byte held-out (perplexity {held['perplexity']:.1f})"
-    if expected:
-        where = {
-            "inside": "inside the interval",
-            "better": "better than the interval",
-            "worse": "worse than the interval",
-        }
-        reached += f"; expected {expected['bits_per_byte']:.3f} ({expected['low']:.3f} to {expected['high']:.3f}): "
-        reached += where[result["verdict"]]
-    screen.say(reached)
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["phases"].items())
-    screen.say(f"spent: {spent}; {result['tokens']:,} tokens, {result['flops']:.3g} FLOPs")
-    if run.samples:
-        screen.say(f"a sample:\n{run.samples[-1]['prompt']}{run.samples[-1]['text']}\n")
-    screen.say(f"report: {run.folder.report}")
-    screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")

@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from isoflop.optim.schedules import Decision
+from isoflop.plan.advise import Advice
+from isoflop.records import read_run
 from isoflop.trainer.hooks import Hook, Live
 
 PLAIN_WIDTH = 200  # columns where there is no terminal to ask
@@ -134,3 +137,62 @@ def left(live: Live) -> str:
         return "?"
     seconds = (live.timetable.total_steps - live.step) * live.seconds / live.step
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+def show_runs(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        screen.say(f"no runs in {folder}")
+        return
+    head = ("run", "status", "parameters", "steps", "tokens", "seconds", "bits/byte", "expected")
+    screen.table([head, *(tuple(cell(value) for value in row.values()) for row in rows)])
+
+
+def cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def show_plan(screen: Screen, advice: Advice) -> None:
+    screen.close()
+    screen.say(f"plan for {advice.budget}")
+    screen.table([(f"  {choice.name}", choice.value, choice.reason) for choice in advice.choices])
+    if advice.expected:
+        e = advice.expected
+        screen.say(
+            f"  expected: {e.bits_per_byte:.3f} bits per byte held-out, {e.low:.3f} to {e.high:.3f} ({e.level:.0%})"
+        )
+        screen.say(f"            {e.source}")
+    else:
+        screen.say("  expected: nothing is stated; the prior knows runs from scratch with a planned model only")
+
+
+def show_account(screen: Screen, account: dict[str, Any]) -> None:
+    held = account["heldout"]
+    screen.say(
+        f"{account['documents']:,} documents, {account['duplicates']:,} duplicates dropped, "
+        f"{account['skipped_files']:,} files skipped; {account['train']['tokens']:,} tokens to train on, "
+        f"{held['tokens']:,} held out ({held['how']}), {account['bytes_per_token']:.2f} bytes a token"
+    )
+
+
+def show_outcome(screen: Screen, folder: Path) -> None:
+    run = read_run(folder)
+    result, expected = run.result, run.plan.get("expected")
+    held = result["heldout"]
+    reached = f"reached {held['bits_per_byte']:.3f} bits per byte held-out (perplexity {held['perplexity']:.1f})"
+    if expected:
+        where = {
+            "inside": "inside the interval",
+            "better": "better than the interval",
+            "worse": "worse than the interval",
+        }
+        reached += f"; expected {expected['bits_per_byte']:.3f} ({expected['low']:.3f} to {expected['high']:.3f}): "
+        reached += where[result["verdict"]]
+    screen.say(reached)
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["phases"].items())
+    screen.say(f"spent: {spent}; {result['tokens']:,} tokens, {result['flops']:.3g} FLOPs")
+    if run.samples:
+        screen.say(f"a sample:\n{run.samples[-1]['prompt']}{run.samples[-1]['text']}\n")
+    screen.say(f"report: {run.folder.report}")
+    screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")

@@ -1,0 +1,14 @@
+"""Whole jobs: raw text and a budget in, a trained GPT and its report out. The public door of everything below.
+
+pretraining   pretrain: survey, time the machine, plan, prepare, train, measure, report; train: a configuration that is
+              already decided; resume: on with a run, or with more budget from before its decay (extend)
+runs          load, sample, evaluate, list_runs: what can be done with a run that is there
+listener      who is told what while a job works
+outcome       result.json and the ledger
+"""
+
+from isoflop.job.listener import Listener
+from isoflop.job.pretraining import pretrain, resume, train, with_sources
+from isoflop.job.runs import evaluate, list_runs, load, sample
+
+__all__ = ["Listener", "evaluate", "list_runs", "load", "pretrain", "resume", "sample", "train", "with_sources"]

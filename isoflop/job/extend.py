@@ -1,0 +1,82 @@
+"""More budget for a run that has one: back to before its decay, with a later end."""
+
+import shutil
+from typing import Any
+
+from isoflop import checkpoint
+from isoflop.budget import Budget
+from isoflop.errors import UserError
+from isoflop.files import disk_errors, write_text
+from isoflop.optim.schedules import Decision, Timetable
+from isoflop.records import RunFolder, read_lines, read_run
+from isoflop.trainer import RunConfig
+
+
+def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
+    """Set a run back to before its decay, with a later end: the run that the larger budget would have made.
+
+    The decayed end stays beside the run, in `ended/`.
+
+    Raises:
+        UserError: if the schedule has no stage to go back to, or that checkpoint is gone.
+    """
+    if not more.more:
+        raise UserError(f"budget {str(more)!r} with --resume is on top of what the run had: write +{more}")
+    decisions = read_lines(folder.log("decisions"))
+    timetable = Timetable(config.schedule, config.steps, tuple(Decision.from_dict(line) for line in decisions))
+    back_to = timetable.decay_step
+    steps = checkpoint.steps(folder.checkpoints)
+    if not steps:
+        raise UserError(f"{folder.path} has no checkpoint to go on from; go on without --budget first")
+    if back_to is None:
+        raise UserError(
+            f"{folder.path} cannot be extended: its schedule {config.schedule.name!r} has no stage at the full rate"
+        )
+    at = back_to if steps[-1] >= back_to else steps[-1]
+    if at not in steps:
+        raise UserError(f"{folder.path} has no checkpoint of step {at}, from before its decay; it cannot be extended")
+    seconds, total = extended_length(folder, config, timetable, decisions, more)
+    with disk_errors(f"the run folder {folder.path}"), folder.locked():
+        ended = folder.path / "ended" / f"step-{steps[-1]:08d}"
+        ended.mkdir(parents=True, exist_ok=True)
+        for step in steps:
+            if step > at:
+                source = checkpoint.at_step(folder.checkpoints, step)
+                if step == steps[-1]:
+                    source.replace(ended / source.name)
+                else:
+                    shutil.rmtree(source)
+        for path in (folder.result, folder.report):
+            if path.exists():
+                path.replace(ended / path.name)
+        write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
+        folder.forget_after(at)
+        reason = f"extended by {more}: goes on from step {at}, before the decay"
+        decision = Decision(
+            at_step=at, steps=max(at + 1, total), progress=min(at / max(at + 1, total), 0.999), reason=reason
+        )
+        folder.append("decisions", {**decision.to_dict(), "seconds": seconds}, durable=True)
+        folder.event("extended", step=at, budget=str(more), steps=total)
+
+
+def extended_length(
+    folder: RunFolder, config: RunConfig, timetable: Timetable, decisions: list[dict[str, Any]], more: Budget
+) -> tuple[float, int]:
+    """The seconds (0: not held to any) and steps of a run with `more` on top."""
+    training = read_run(folder.path).training
+    per_step = training[-1]["seconds"] / training[-1]["step"] if training else 0.0
+    held_to = next((line["seconds"] for line in reversed(decisions) if line.get("seconds")), config.seconds)
+    match more.kind:
+        case "seconds":
+            if not per_step:
+                raise UserError(f"{folder.path} has no timed step yet; extend it by tokens or steps instead")
+            spent = held_to or per_step * timetable.total_steps
+            return spent + more.amount, round((spent + more.amount) / per_step)
+        case "tokens":
+            added = more.amount / config.tokens_per_step
+        case "flops":
+            last = training[-1]
+            added = more.amount / (last["flops"] / last["step"])
+        case _:
+            added = more.amount
+    return 0.0, timetable.total_steps + max(1, round(added))

@@ -1,0 +1,91 @@
+"""What a run came to, beside what was expected of it: result.json, and the ledger that later plans can learn from."""
+
+import time
+from typing import Any
+
+from isoflop import checkpoint
+from isoflop.config import from_dict
+from isoflop.data.loader import Loader
+from isoflop.data.prepare import Prepared
+from isoflop.files import disk_errors, home, write_json
+from isoflop.job.listener import Phases
+from isoflop.measure import HeldOut, measure
+from isoflop.plan.prior import Expectation
+from isoflop.records import RunFolder, read_run
+from isoflop.runtime import make_runtime, peak_memory
+from isoflop.trainer import RunConfig, RunResult
+
+FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
+
+
+def measure_last(folder: RunFolder, prepared: Prepared, config: RunConfig) -> HeldOut:
+    """Held-out loss of the last checkpoint, over all held-out text up to FINAL_TOKENS."""
+    model, _, snapshot = checkpoint.load_model(folder.path)
+    run_as = from_dict(RunConfig, snapshot.config).runtime
+    runtime = make_runtime(run_as.device, run_as.dtype, run_as.threads)
+    model.to(runtime.device)
+    tokenizer = prepared.tokenizer
+    return measure(model, prepared.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, FINAL_TOKENS)
+
+
+def write_result(
+    folder: RunFolder,
+    config: RunConfig,
+    prepared: Prepared,
+    result: RunResult,
+    reached: HeldOut,
+    environment: dict[str, Any],
+    plan: dict[str, Any],
+    phases: Phases,
+) -> None:
+    """result.json: what the run came to, beside what was expected of it."""
+    loader = Loader(prepared, config.model.context, config.batch.sequences, config.seed)
+    run = read_run(folder.path)
+    peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
+    rate = result.flops / result.seconds if result.seconds else 0.0
+    expected = plan.get("expected")
+    verdict = Expectation(**expected).verdict(reached.bits_per_byte) if expected else None
+    write_json(
+        folder.result,
+        {
+            "step": result.step,
+            "loss": result.loss,
+            "heldout": reached.to_dict(),
+            "seconds": result.seconds,
+            "tokens": result.tokens,
+            "flops": result.flops,
+            "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
+            "peak_share": rate / peak if peak else None,
+            "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
+            "data": loader.account(result.step),
+            "phases": phases.seconds,
+            "verdict": verdict,
+        },
+    )
+
+
+def add_to_ledger(folder: RunFolder) -> None:
+    """Add prediction and outcome of a planned run to $ISOFLOP_HOME/ledger.jsonl, whence later plans can learn."""
+    run = read_run(folder.path)
+    if not run.plan.get("expected"):
+        return
+    ledger = RunFolder(home())
+    with disk_errors(f"the ledger {home()}"):
+        ledger.path.mkdir(parents=True, exist_ok=True)
+        ledger.append(
+            "ledger",
+            {
+                "run": str(folder.path.resolve()),
+                "time": time.time(),
+                "fingerprint": run.data.get("fingerprint"),
+                "lzma_bits_per_byte": run.plan.get("lzma_bits_per_byte"),
+                "unique_tokens": run.plan.get("unique_tokens"),
+                "parameters": run.plan["parameters"],
+                "tokens": run.result["tokens"],
+                "flops": run.result["flops"],
+                "seed": run.config["seed"],
+                "expected": run.plan["expected"],
+                "reached_bits_per_byte": run.result["heldout"]["bits_per_byte"],
+                "verdict": run.result["verdict"],
+            },
+        )

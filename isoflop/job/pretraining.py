@@ -1,0 +1,248 @@
+"""From raw text and a budget to a trained GPT and its report; and on from where a run stopped."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from isoflop import checkpoint
+from isoflop.budget import parse_budget
+from isoflop.config import from_dict, override
+from isoflop.data.config import DataConfig
+from isoflop.data.corpus import parse_sources
+from isoflop.data.prepare import Prepared, open_prepared, prepare, survey
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.files import disk_errors
+from isoflop.job.extend import extend
+from isoflop.job.listener import Listener, Phases, seconds_line
+from isoflop.job.outcome import add_to_ledger, measure_last, write_result
+from isoflop.job.runs import data_of
+from isoflop.model.config import ModelConfig
+from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.prior import Expectation, lzma_bits_per_byte
+from isoflop.records import RunFolder, read_run
+from isoflop.report.page import write_report
+from isoflop.runtime import measure_peak
+from isoflop.trainer import RunConfig, RunResult
+from isoflop.trainer import train as train_steps
+from isoflop.trainer.hooks import HeldOut as HeldOutHook
+from isoflop.trainer.hooks import Hook, Samples
+from isoflop.trainer.trackers import make_trackers
+
+
+def pretrain(
+    sources: Sequence[str] = (),
+    budget: str = "3m",
+    out: Path | str | None = None,
+    *,
+    base: RunConfig | None = None,
+    assignments: Sequence[str] = (),
+    heldout: Sequence[str] = (),
+    init: Path | str = "",
+    strict: bool = False,
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> RunResult | Advice:
+    """Pretrain the best GPT that `budget` buys on `sources`.
+
+    Args:
+        sources: files, folders, globs or "-", each as PATH, NAME=PATH or NAME=PATH:WEIGHT; none: the running Python's
+            standard library.
+        budget: "90s", "3m", "2h", "1e15" (FLOPs), "5e6tok", "2000steps": see isoflop/budget.py.
+        out: the run folder, which must not hold a run; by default a new one in `runs/`.
+        base: a configuration whose model and rates are kept, and only its length chosen.
+        assignments: "dotted.field=value" strings that overrule the plan.
+        heldout: text to measure on, in place of a share of the sources.
+        init: a run whose weights and tokenizer to go on from.
+        strict: skipped files are errors.
+        dry_run: return the plan and train nothing.
+
+    Returns:
+        What the run came to, or the plan with `dry_run`.
+
+    Raises:
+        UserError: for anything that cannot be used, before anything is written.
+    """
+    listener = listener or Listener()
+    allowance = parse_budget(budget)
+    if allowance.more:
+        raise UserError(f"budget {budget!r} is more of something: it goes with --resume RUN")
+    phases = Phases()
+    start = with_sources(base or RunConfig(), sources, heldout, strict)
+    given_vocabulary = 0
+    if init:
+        start, given_vocabulary = start_from(start, init)
+    data = override(start, assignments).data
+    folder = RunFolder(Path(out) if out else new_folder_name(data))
+    if not dry_run:
+        folder.refuse_used()
+    with phases.time("prepare"):
+        found = survey(data)
+    with phases.time("calibrate"):
+        sketch = draw(
+            allowance,
+            start,
+            assignments,
+            found.bytes,
+            listener.say,
+            fixed_model=base is not None or bool(init),
+            fixed_rates=base is not None,
+            fixed_vocabulary=given_vocabulary or tokenizer_size(data, base),
+        )
+    with phases.time("prepare"):
+        share = 0 if data.max_train_bytes or found.bytes <= sketch.train_bytes else int(sketch.train_bytes)
+        data = replace(data, vocab_size=sketch.vocabulary, max_train_bytes=share or data.max_train_bytes)
+        prepared = prepare(data, progress=listener.progress)
+        account = prepared.account()
+    unique = sum(prepared.train_tokens(name) for name in prepared.sources)
+    sketch = replace(sketch, base=replace(sketch.base, data=data))
+    lzma_bpb = lzma_bits_per_byte(found.sample)
+    advice = settle(
+        sketch,
+        unique,
+        prepared.vocab_size,
+        account["bytes_per_token"],
+        lzma_bpb,
+        from_scratch=not init and base is None,
+    )
+    listener.planned(advice)
+    listener.say(seconds_line(phases))
+    if dry_run:
+        return advice
+    plan = {**advice.to_dict(), "lzma_bits_per_byte": lzma_bpb, "unique_tokens": unique}
+    return carry_out(advice.config, folder, prepared, listener, phases, plan=plan)
+
+
+def train(
+    config: RunConfig,
+    out: Path | str | None = None,
+    *,
+    listener: Listener | None = None,
+    expected: Expectation | None = None,
+) -> RunResult:
+    """Train a configuration as it is: a recipe, or a run's config.json.
+
+    Raises:
+        UserError: for anything that cannot be used, before anything is written.
+    """
+    listener = listener or Listener()
+    phases = Phases()
+    folder = RunFolder(Path(out) if out else new_folder_name(config.data))
+    folder.refuse_used()
+    with phases.time("prepare"):
+        prepared = prepare(config.data, progress=listener.progress)
+    plan = {"kind": "given", "steps": config.steps, "tokens": config.tokens}
+    if expected:
+        plan["expected"] = expected.to_dict()
+    return carry_out(config, folder, prepared, listener, phases, plan=plan)
+
+
+def resume(out: Path | str, budget: str = "", *, listener: Listener | None = None) -> RunResult:
+    """Go on with a run from its last checkpoint; with a budget such as "+1h", from before its decay.
+
+    Raises:
+        UserError: if there is no run, it is finished and no budget is added, or its data changed.
+    """
+    listener = listener or Listener()
+    run = read_run(out)
+    config = from_dict(RunConfig, run.config)
+    phases = Phases(dict(run.result.get("phases", {})))
+    if run.status == "running":
+        raise UserError(f"{out} is being trained by another process")
+    if budget:
+        extend(run.folder, config, parse_budget(budget))
+    elif run.status == "finished":
+        raise UserError(
+            f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m"
+        )
+    with phases.time("prepare"):
+        prepared = data_of(run.folder, config.data, listener.progress)
+    return carry_out(config, run.folder, prepared, listener, phases, plan=run.plan, resume=True)
+
+
+def carry_out(
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: Prepared,
+    listener: Listener,
+    phases: Phases,
+    *,
+    plan: dict[str, Any],
+    resume: bool = False,
+) -> RunResult:
+    """Train, measure, write result and report, add a line to the ledger."""
+    environment = read_run(folder.path).environment if resume else {}
+    if not environment.get("peak"):
+        with phases.time("calibrate"):
+            environment = {
+                "peak": plan.get("peak")
+                or measure_peak(config.runtime.device if config.runtime.device != "auto" else "cpu")
+            }
+    hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
+    dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
+    listener.peak(environment["peak"].get(dtype, 0.0))
+    result = train_steps(
+        config,
+        folder.path,
+        hooks=[HeldOutHook(tuple(hooks)), Samples(), *hooks],
+        prepared=prepared,
+        plan=plan,
+        environment=environment,
+        resume=resume,
+    )
+    phases.seconds["train"] = round(result.seconds, 2)
+    with phases.time("evaluate"):
+        reached = measure_last(folder, prepared, config)
+    with disk_errors(f"the run folder {folder.path}"):
+        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+        folder.event("finished", step=result.step)
+        started = time.monotonic()
+        write_report([folder.path])
+        phases.seconds["report"] = round(time.monotonic() - started, 2)
+        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+    add_to_ledger(folder)
+    return result
+
+
+def start_from(base: RunConfig, init: Path | str) -> tuple[RunConfig, int]:
+    """`base` with the model and tokenizer of the run `init`, and how many ids that tokenizer has."""
+    source = Path(init)
+    if not source.exists():
+        raise UserError(f"--init {init} does not exist; name a run folder")
+    snapshot = checkpoint.read(source)
+    model = from_dict(ModelConfig, snapshot.config["model"], "model")
+    tokenizer = checkpoint.latest(source / "checkpoints") or source
+    data = replace(base.data, tokenizer=str((tokenizer / "tokenizer.json").resolve()))
+    vocabulary = Tokenizer.from_json(snapshot.tokenizer).vocab_size
+    return replace(base, model=model, data=data, init=str(source.resolve())), vocabulary
+
+
+def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[str], strict: bool) -> RunConfig:
+    """A configuration on the text that is named, where any is; else as it is."""
+    data = config.data
+    if sources:
+        data = replace(data, sources=tuple(sources), path="")
+    data = replace(data, heldout=tuple(heldout) or data.heldout, strict=strict or data.strict)
+    return replace(config, data=data)
+
+
+def tokenizer_size(data: DataConfig, base: RunConfig | None) -> int:
+    """The ids of a tokenizer that is given rather than trained; 0 if the planner may choose."""
+    if data.path:
+        return open_prepared(Path(data.path), verify_checksums=False).vocab_size
+    if data.tokenizer != "bpe":
+        return Tokenizer.from_file(data.tokenizer).vocab_size
+    return 0 if base is None else data.vocab_size
+
+
+def new_folder_name(data: DataConfig) -> Path:
+    """runs/<first source>-<number>, the first that is free."""
+    name = "data" if data.path else parse_sources(data.sources)[0].name
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (Path("runs") / f"{stem}-{number}").exists():
+        number += 1
+    return Path("runs") / f"{stem}-{number}"
