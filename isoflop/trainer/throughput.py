@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +14,19 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import CausalLM
 
+TURNS = 5  # in which configurations are timed: a machine whose speed swings for a second or two favours none
+WARM_UP = 2  # steps before the first turn: memory is allocated, optimiser state made
+
 
 @dataclass(frozen=True)
 class Throughput:
     """What was measured.
 
     Attributes:
-        seconds_per_step: median over the timed steps.
-        tokens_per_second: tokens of a step over that median.
-        steps: steps timed, after two that warm up.
+        seconds_per_step: the median over the turns of the mean step in each. (A run is as slow as its mean step, so
+            single slow steps count; a turn in which the machine was busy with something else does not.)
+        tokens_per_second: tokens of a step over that.
+        steps: steps timed, after those that warm up.
     """
 
     seconds_per_step: float
@@ -29,24 +34,51 @@ class Throughput:
     steps: int
 
 
-def time_steps(config: RunConfig, seconds: float = 1.0, min_steps: int = 3) -> Throughput:
-    """Time whole training steps of `config` on random tokens for about `seconds`, at least `min_steps` of them."""
-    runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+def time_steps(config: RunConfig, seconds: float = 1.0) -> Throughput:
+    """Time whole training steps of `config` on random tokens for about `seconds`."""
+    return time_in_turns([config], seconds)[0]
+
+
+def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0) -> list[Throughput]:
+    """Time whole training steps of several configurations on random tokens, TURNS times in turn, for about `seconds`
+    each. A turn takes at least one step, however long that is."""
+    steps = [make_step(config) for config in configs]
+    for step in steps:
+        for _ in range(WARM_UP):
+            step()
+    turns: list[list[float]] = [[] for _ in configs]
+    counts = [0] * len(configs)
+    for _ in range(TURNS):
+        for i, step in enumerate(steps):
+            started, taken = time.perf_counter(), 0
+            while not taken or time.perf_counter() - started < seconds / TURNS:
+                step()
+                taken += 1
+            turns[i].append((time.perf_counter() - started) / taken)
+            counts[i] += taken
+    return [
+        Throughput(median, config.tokens_per_step / median, count)
+        for config, median, count in zip(configs, map(statistics.median, turns), counts, strict=True)
+    ]
+
+
+def make_step(config: RunConfig) -> Callable[[], None]:
+    """A whole training step of a fresh model on random tokens, which returns when the device is done."""
     seed_everything(config.seed)
+    runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
     with runtime.device:
         model = GPT(config.model)
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
     batch = (tokens[:, :-1], tokens[:, 1:])
-    times: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(times) < min_steps + 2 or time.perf_counter() < deadline:
-        started = time.perf_counter()
+    task = CausalLM()
+
+    def step() -> None:
         take_step(
             model,
             optimizers,
-            CausalLM(),
+            task,
             batch,
             micro=config.batch.micro,
             runtime=runtime,
@@ -54,6 +86,5 @@ def time_steps(config: RunConfig, seconds: float = 1.0, min_steps: int = 3) -> T
             scale=1e-3,
         )
         runtime.synchronize()
-        times.append(time.perf_counter() - started)
-    median = statistics.median(times[2:])
-    return Throughput(median, config.tokens_per_step / median, len(times) - 2)
+
+    return step
