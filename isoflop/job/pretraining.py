@@ -22,7 +22,8 @@ from isoflop.job.outcome import add_to_ledger, measure_last, write_result
 from isoflop.job.runs import data_of
 from isoflop.model.config import ModelConfig
 from isoflop.plan.advise import Advice, draw, settle
-from isoflop.plan.prior import Expectation, lzma_bits_per_byte
+from isoflop.plan.predictability import ngram_bits_per_byte
+from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.runtime import measure_peak
@@ -81,6 +82,8 @@ def pretrain(
         folder.refuse_used()
     with phases.time("prepare"):
         found = survey(data)
+        if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
+            prepare(data)
     with phases.time("calibrate"):
         sketch = draw(
             allowance,
@@ -99,20 +102,20 @@ def pretrain(
         account = prepared.account()
     unique = sum(prepared.train_tokens(name) for name in prepared.sources)
     sketch = replace(sketch, base=replace(sketch.base, data=data))
-    lzma_bpb = lzma_bits_per_byte(found.sample)
+    ngram_bpb = ngram_bits_per_byte(found.sample)
     advice = settle(
         sketch,
         unique,
         prepared.vocab_size,
         account["bytes_per_token"],
-        lzma_bpb,
+        ngram_bpb,
         from_scratch=not init and base is None,
     )
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
         return advice
-    plan = {**advice.to_dict(), "lzma_bits_per_byte": lzma_bpb, "unique_tokens": unique}
+    plan = {**advice.to_dict(), "ngram_bits_per_byte": ngram_bpb, "unique_tokens": unique}
     return carry_out(advice.config, folder, prepared, listener, phases, plan=plan)
 
 

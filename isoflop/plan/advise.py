@@ -177,7 +177,7 @@ def settle(
     unique_tokens: int,
     vocab_size: int,
     bytes_per_token: float,
-    lzma_bpb: float,
+    ngram_bpb: float,
     from_scratch: bool = True,
 ) -> Advice:
     """Choose among the candidates now that the tokens are counted, and state the loss to expect.
@@ -212,7 +212,7 @@ def settle(
     config = replace(config, runtime=sketch.base.runtime)
     count = parameters(config.model).matmul
     flops = float(config.tokens) * flops_per_token(config.model, convention="6n")
-    expected = expect(count, config.tokens, unique_tokens, lzma_bpb) if from_scratch else None
+    expected = expect(count, config.tokens, unique_tokens, ngram_bpb) if from_scratch else None
     epochs = config.tokens / max(1, unique_tokens)
     return Advice(
         config=config,
@@ -224,7 +224,7 @@ def settle(
         expected=expected,
         choices=(*sketch.choices, *choices_of(config, count, epochs, bytes_per_token, best)),
         candidates=tuple(
-            candidate_line(c, budget, unique_tokens, lzma_bpb, c is best, from_scratch) for c in sketch.candidates
+            candidate_line(c, budget, unique_tokens, ngram_bpb, c is best, from_scratch) for c in sketch.candidates
         ),
         calibration=sketch.calibration,
         peak=sketch.peak,
