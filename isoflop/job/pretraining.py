@@ -76,7 +76,9 @@ def pretrain(
     given_vocabulary = 0
     if init:
         start, given_vocabulary = start_from(start, init)
-    data = override(start, assignments).data
+    asked = override(start, assignments)
+    make_trackers(asked.trackers)  # a missing one is said before anything is done
+    data = asked.data
     folder = RunFolder(Path(out) if out else new_folder_name(data))
     if not dry_run:
         folder.refuse_used()
@@ -135,6 +137,7 @@ def train(
     phases = Phases()
     folder = RunFolder(Path(out) if out else new_folder_name(config.data))
     folder.refuse_used()
+    make_trackers(config.trackers)
     with phases.time("prepare"):
         prepared = prepare(config.data, progress=listener.progress)
     plan = {"kind": "given", "steps": config.steps, "tokens": config.tokens}
