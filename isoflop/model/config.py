@@ -82,7 +82,7 @@ class ModelConfig:
     )
     feed_forward: Annotated[Spec, "mlp, gated, none"] = Spec("mlp", activation="relu2", bias=False)
     wiring: Annotated[Spec, "pre, post, parallel"] = Spec("pre")
-    init: Annotated[Spec, "gpt2, modern"] = Spec("modern")
+    init: Annotated[Spec, "gpt2, normal, modern"] = Spec("modern")
     embedding_norm: Annotated[bool, "normalise the embedding before the first block"] = False
     final_norm: Annotated[bool, "normalise before the head"] = True
     tied_head: Annotated[bool, "the head's weight is the embedding's"] = False

@@ -3,9 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from isoflop.config import Named
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig
+from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 
 
@@ -73,7 +75,9 @@ class SampleConfig:
 class RunConfig:
     """A whole run. `steps` optimiser steps of `batch.sequences x model.context` tokens each."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Annotated[ModelConfig, Named(PRESETS), "all of model at once, by a preset's name"] = field(
+        default_factory=ModelConfig
+    )
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

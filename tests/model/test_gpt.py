@@ -121,7 +121,7 @@ def test_a_private_head_width_needs_no_division():
             "model.attention.pattern[1].widow is not an option of banded: did you mean window?",
         ),
         ({"attention": "latent", "position": "relative"}, "model.attention = latent: its position acts on a part"),
-        ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, modern; did you mean gpt2?"),
+        ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern; did you mean gpt2?"),
     ],
 )
 def test_what_cannot_be_built_is_named(fields, message):
