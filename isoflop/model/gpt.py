@@ -2,7 +2,7 @@
 
     tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> dropout
               -> L blocks, each: the wiring joins two branches to the residual stream
-                     attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K)) v -> out
+                     attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K) [+ bias]) v -> out
                      feed_forward  up -> activation -> down, or gated
               -> norm -> head -> logits_BTV
 
@@ -42,7 +42,7 @@ class GPT(Part):
         init = make(INITS, config.init, "model.init", layers=config.layers)
         role = "tied" if config.tied_head else "embedding"
         self.embedding = Embedding(config.vocab_size, config.d_model, init=init, role=role)
-        self.position = make_position(config, "input", init)
+        self.position = make_position(config, "input", init, config.head_width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, init) for layer in range(config.layers))
@@ -112,8 +112,13 @@ class Block(Part):
             "dropout": config.dropout,
             "init": init,
         }
-        position = make_position(config, "attention", init)
-        self.attention = make(ATTENTIONS, config.attention, "model.attention", position=position, **shapes)
+        self.attention = make(
+            ATTENTIONS,
+            config.attention,
+            "model.attention",
+            position=lambda width: make_position(config, "attention", init, width),
+            **shapes,
+        )
         self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
         branches = 2 - self.attention.absent - self.feed_forward.absent
         self.wiring = make(
@@ -138,14 +143,14 @@ def make_norm(config: ModelConfig) -> nn.Module:
     return make(NORMS, config.norm, "model.norm", dim=config.d_model)
 
 
-def make_position(config: ModelConfig, level: str, init: Any) -> Position:
-    """The chosen position if it acts at this level, else one that does nothing."""
+def make_position(config: ModelConfig, level: str, init: Any, head_dim: int) -> Position:
+    """The chosen position, for heads of this width, if it acts at this level, else one that does nothing."""
     if resolve(POSITIONS, config.position.name, "model.position").level != level:
         return Position()
     shapes = {
         "d_model": config.d_model,
         "heads": config.heads,
-        "head_dim": config.head_width,
+        "head_dim": head_dim,
         "context": config.context,
     }
     return make(POSITIONS, config.position, "model.position", init=init, **shapes)

@@ -31,6 +31,17 @@ class GPT2:
         normal(weight, stds.get(role, self.std))
 
 
+class Normal:
+    """N(0, std) for every weight, positions and residual projections too: GPT-1 with std = 0.02 (openai/
+    finetune-transformer-lm, train.py), and what Hugging Face calls `initializer_range` in Llama and its kind."""
+
+    def __init__(self, *, std: float = 0.02) -> None:
+        self.std = std
+
+    def __call__(self, weight: Tensor, role: str) -> None:
+        normal(weight, self.std)
+
+
 class Modern:
     """Every branch starts as nothing, every product keeps the size of what it reads, at any width.
 
@@ -60,7 +71,7 @@ class Modern:
         normal(weight, stds[role])
 
 
-INITS: dict[str, type[Any]] = {"gpt2": GPT2, "modern": Modern}
+INITS: dict[str, type[Any]] = {"gpt2": GPT2, "normal": Normal, "modern": Modern}
 
 
 def normal(weight: Tensor, std: float) -> None:

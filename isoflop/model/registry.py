@@ -17,17 +17,31 @@ from torch import nn
 
 from isoflop.config import convert
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.attention import Alternating, Attention, Banded
 from isoflop.model.blocks.feed_forward import MLP, Gated
+from isoflop.model.blocks.latent import Latent
 from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
-from isoflop.model.blocks.part import Absent, entry
-from isoflop.model.blocks.position import Learned, Position, Rotary, Sinusoidal
+from isoflop.model.blocks.part import Absent, ByDepth, entry
+from isoflop.model.blocks.position import Alibi, Learned, Position, Relative, Rotary, Sinusoidal
 from isoflop.model.blocks.wiring import Parallel, PostNorm, PreNorm
 from isoflop.model.config import Spec
 
 NORMS: dict[str, type[Any]] = {"layer": LayerNorm, "rms": RMSNorm, "none": NoNorm}
-POSITIONS: dict[str, type[Any]] = {"none": Position, "learned": Learned, "sinusoidal": Sinusoidal, "rotary": Rotary}
-ATTENTIONS: dict[str, type[Any]] = {"full": Attention, "none": Absent}
+POSITIONS: dict[str, type[Any]] = {
+    "none": Position,
+    "learned": Learned,
+    "sinusoidal": Sinusoidal,
+    "rotary": Rotary,
+    "alibi": Alibi,
+    "relative": Relative,
+}
+ATTENTIONS: dict[str, type[Any]] = {
+    "full": Attention,
+    "banded": Banded,
+    "alternating": Alternating,
+    "latent": Latent,
+    "none": Absent,
+}
 FEED_FORWARDS: dict[str, type[Any]] = {"mlp": MLP, "gated": Gated, "none": Absent}
 WIRINGS: dict[str, type[Any]] = {"pre": PreNorm, "post": PostNorm, "parallel": Parallel}
 
@@ -103,6 +117,10 @@ def make(table: Mapping[str, type[Any]], spec: Spec, where: str, **shapes: Any) 
     arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
     arguments |= {name: shape for name, shape in shapes.items() if name in parameters}
     try:
-        return cls(**arguments)
+        made = cls(**arguments)
     except UserError as error:
         raise UserError(f"{where} = {spec.name}: {error}") from None
+    if isinstance(made, ByDepth):
+        item = f"{where}.pattern[{made.item}]"
+        return make(table, Spec.from_plain(made.chosen, item), item, **shapes)
+    return made

@@ -43,7 +43,7 @@ class Live:
 
     @property
     def tokens(self) -> int:
-        return self.step * self.config.tokens_per_step
+        return self.config.tokens_before(self.step)
 
     @property
     def flops(self) -> float:

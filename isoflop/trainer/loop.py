@@ -88,7 +88,7 @@ def train(
     config = resolve_runtime(config)
     prepared = prepared or prepare(config.data)
     check_fits(config, prepared)
-    loader = Loader(prepared, config.model.context, config.batch.sequences, config.seed)
+    loader = Loader(prepared, config.model.context, config.batch.before, config.seed)
     with disk_errors(f"the run folder {folder.path}"), folder.locked(), Signals() as signals:
         if not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
@@ -119,7 +119,7 @@ def make_run(
         for unit in model.units():
             unit.compile()
     optimizers = build(model, config.optim, runtime.dtype)
-    timetable = Timetable(config.schedule, config.steps)
+    timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     live = Live(config, folder, model, prepared, runtime, timetable, flops_per_token(config.model, convention="6n"))
     last = checkpoint.latest(folder.checkpoints) if resume else None
     if last is not None:
@@ -163,7 +163,7 @@ def run_steps(
             optimizers,
             task,
             (inputs_BT.to(live.runtime.device), targets_BT.to(live.runtime.device)),
-            micro=config.batch.micro,
+            micro=config.batch.micro_sequences or len(inputs_BT),
             runtime=live.runtime,
             clip=config.optim.clip,
             scale=scale,

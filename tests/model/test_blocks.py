@@ -7,10 +7,12 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import Attention
+from isoflop.generate.cache import KVCache
+from isoflop.model.blocks.attention import Attention, Banded
 from isoflop.model.blocks.feed_forward import MLP, Gated, relu2
+from isoflop.model.blocks.latent import Latent
 from isoflop.model.blocks.norm import LayerNorm, RMSNorm
-from isoflop.model.blocks.position import Position, Rotary, Sinusoidal
+from isoflop.model.blocks.position import Alibi, Position, Relative, Rotary, Sinusoidal, slopes
 from isoflop.model.blocks.wiring import Parallel, PostNorm, PreNorm
 from isoflop.model.init import GPT2, Modern
 
@@ -89,9 +91,9 @@ def test_sinusoidal_is_the_papers_table():
             assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(turn), abs=1e-6)
 
 
-def make_attention(heads=4, position=None, **options):
+def make_attention(heads=4, position=None, kind=Attention, **options):
     shapes = {"d_model": 16, "heads": heads, "head_dim": 4, "layer": 0, "dropout": 0.0, "init": INIT}
-    return Attention(position=position or Position(), **shapes, **options).double()
+    return kind(position=lambda width: position or Position(), **shapes, **options).double()
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -139,6 +141,136 @@ def test_a_position_may_add_a_bias_to_the_scores():
     scores = q @ k.transpose(-1, -2) / 2 + Distance().bias(q, 0)
     weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf).softmax(-1)
     torch.testing.assert_close(attention(x), attention.out((weights @ v).transpose(1, 2).flatten(2)))
+
+
+def naive_attention(scores, v, window=5):
+    """Softmax over the visible keys and weighted values, one query at a time: scores[h][t][s], v[h] (S, K)."""
+    rows = []
+    for t in range(5):
+        first = max(0, t - window + 1)
+        heads = [torch.stack(scores[h][t][first : t + 1]).softmax(0) @ v[h][first : t + 1] for h in range(len(v))]
+        rows.append(torch.cat(heads))
+    return torch.stack(rows)
+
+
+def heads_of(x, width=4):
+    return x[0].unflatten(-1, (-1, width)).transpose(0, 1)
+
+
+def test_banded_attention_sees_a_window_and_no_more():
+    torch.manual_seed(0)
+    banded = make_attention(window=3, kind=Banded)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    q, k, v = (heads_of(layer(x)) for layer in (banded.q, banded.k, banded.v))
+    scores = [[[q[h, t] @ k[h, s] / 2 for s in range(5)] for t in range(5)] for h in range(4)]
+    torch.testing.assert_close(banded(x)[0], banded.out(naive_attention(scores, v, window=3)))
+
+
+def test_a_window_that_holds_everything_is_full_attention():
+    torch.manual_seed(0)
+    banded, full = make_attention(window=5, kind=Banded), make_attention()
+    x = torch.randn(2, 5, 16, dtype=torch.float64)
+    full.load_state_dict(banded.state_dict())
+    torch.testing.assert_close(banded(x), full(x))
+
+
+def test_soft_cap_is_the_formula_and_bounds_the_scores():
+    torch.manual_seed(0)
+    capped, x = make_attention(soft_cap=0.5, kv_heads=2), torch.randn(1, 5, 16, dtype=torch.float64) * 3
+    q, k, v = (heads_of(layer(x)) for layer in (capped.q, capped.k, capped.v))
+    k, v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
+    scores = [[[0.5 * torch.tanh(q[h, t] @ k[h, s] / 2 / 0.5) for s in range(5)] for t in range(5)] for h in range(4)]
+    assert (q @ k.transpose(-1, -2) / 2).abs().max() > 1.0  # the cap has something to do
+    torch.testing.assert_close(capped(x)[0], capped.out(naive_attention(scores, v)))
+    wide = make_attention(soft_cap=1e6, kv_heads=2)
+    plain = make_attention(kv_heads=2)
+    plain.load_state_dict(wide.state_dict())
+    torch.testing.assert_close(wide(x), plain(x))
+
+
+def test_transformer_xl_positions_are_the_papers_equation():
+    """1901.02860, section 3.3: (a) + (b) + (c) + (d), term by term."""
+    torch.manual_seed(0)
+    position = Relative(d_model=16, heads=4, head_dim=4, context=6, init=INIT, base=50.0)
+    torch.nn.init.normal_(position.u)
+    torch.nn.init.normal_(position.v)
+    attention = make_attention(position=position)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    q, k, values = (heads_of(layer(x)) for layer in (attention.q, attention.k, attention.v))
+    u, v = position.u.view(4, 4), position.v.view(4, 4)
+
+    def far(h, distance):
+        turns = [distance / 50.0 ** (2 * i / 16) for i in range(8)]
+        r = torch.tensor([f(turn) for turn in turns for f in (math.sin, math.cos)], dtype=torch.float64)
+        return position.project.weight[4 * h : 4 * h + 4] @ r
+
+    def score(h, t, s):
+        a, b = q[h, t] @ k[h, s], q[h, t] @ far(h, t - s)
+        c, d = u[h] @ k[h, s], v[h] @ far(h, t - s)
+        return (a + b + c + d) / 2
+
+    scores = [[[score(h, t, s) for s in range(t + 1)] for t in range(5)] for h in range(4)]
+    expected = attention.out(naive_attention(scores, values))
+    torch.testing.assert_close(attention(x)[0], expected, atol=1e-6, rtol=1e-5)  # the table is kept in float32
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        (8, [2.0**-i for i in range(1, 9)]),
+        (4, [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8]),
+        (6, [2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8, 2.0**-1, 2.0**-3]),
+        (12, [2.0**-i for i in range(1, 9)] + [2.0**-0.5, 2.0**-1.5, 2.0**-2.5, 2.0**-3.5]),
+        (1, [2.0**-8]),
+    ],
+)
+def test_alibi_slopes_are_the_papers(heads, expected):
+    assert slopes(heads) == pytest.approx(expected, rel=1e-12)
+
+
+def test_alibi_takes_off_the_distance_times_the_slope():
+    bias = Alibi(heads=4).bias(torch.zeros(1, 4, 2, 8), 3)
+    assert bias.shape == (4, 2, 5)
+    for h, slope in enumerate((2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)):
+        for i, t in enumerate((3, 4)):
+            assert [bias[h, i, s].item() for s in range(t + 1)] == [-slope * (t - s) for s in range(t + 1)]
+
+
+def make_latent(position, **options):
+    shapes = {"d_model": 16, "heads": 4, "head_dim": 4, "layer": 0, "dropout": 0.0, "init": INIT}
+    return Latent(position=position, **shapes, **options).double()
+
+
+def test_latent_attention_is_the_papers_equations():
+    """2405.04434, equations 9 to 19, head by head."""
+    torch.manual_seed(0)
+    latent = make_latent(lambda width: Rotary(head_dim=width, context=8), kv_rank=6, q_rank=5, rope_dim=2)
+    for norm in (latent.kv_norm, latent.q_norm):
+        torch.nn.init.normal_(norm.weight)
+    x = torch.randn(1, 5, 16, dtype=torch.float64)
+    c = latent.kv_norm(x @ latent.kv_down.weight.T)
+    c_q = latent.q_norm(x @ latent.q_down.weight.T)
+    k, v, q = (heads_of(h @ layer.weight.T) for h, layer in ((c, latent.k_up), (c, latent.v_up), (c_q, latent.q_up)))
+    q_turned = heads_of(c_q @ latent.q_rope.weight.T, 2)
+    k_turned = (x @ latent.k_rope.weight.T)[0]
+
+    def turned(pair, t):  # one pair of dimensions, so that its angle is the position itself
+        turned = complex(*pair.tolist()) * complex(math.cos(t), math.sin(t))
+        return torch.tensor([turned.real, turned.imag], dtype=torch.float64)
+
+    def score(h, t, s):
+        content, position = q[h, t] @ k[h, s], turned(q_turned[h, t], t) @ turned(k_turned[s], s)
+        return (content + position) / math.sqrt(4 + 2)
+
+    scores = [[[score(h, t, s) for s in range(t + 1)] for t in range(5)] for h in range(4)]
+    expected = latent.out(naive_attention(scores, v))
+    torch.testing.assert_close(latent(x)[0], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_a_latent_cache_holds_the_latent_and_the_shared_key_alone():
+    latent, cache = make_latent(lambda width: Rotary(head_dim=width, context=8), kv_rank=6, rope_dim=2), KVCache(8)
+    latent(torch.randn(1, 5, 16, dtype=torch.float64), cache)
+    assert sum(t[:, :, :1].numel() for t in cache.layers[0]) == 6 + 2  # numbers a position, where full has 2 H K = 32
 
 
 def test_gated_weighs_what_an_mlp_does():
@@ -200,6 +332,12 @@ def test_gpt2_scales_residual_projections_by_depth():
 
 @pytest.mark.parametrize("build", [
     lambda: make_attention(kv_heads=3),
+    lambda: make_attention(soft_cap=-1.0),
+    lambda: make_attention(kind=Banded, window=0),
+    lambda: make_latent(lambda width: Position(), rope_dim=3),
+    lambda: make_latent(lambda width: Position(), kv_rank=-1),
+    lambda: make_latent(lambda width: Relative(d_model=16, heads=4, head_dim=width, context=4, init=INIT)),
+    lambda: Relative(d_model=3, heads=1, head_dim=3, context=4, init=INIT),
     lambda: Rotary(head_dim=3, context=4),
     lambda: Sinusoidal(d_model=3, context=4),
     lambda: MLP(d_model=8, dropout=0.0, init=INIT, ratio=0.0),

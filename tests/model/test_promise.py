@@ -23,9 +23,17 @@ VARIANTS = [  # options that change what an entry computes
     ("norm", Spec("rms", gain=False)),
     ("position", Spec("rotary", interleaved=True, base=100.0)),
     ("position", Spec("sinusoidal", scale=0.1)),
+    ("position", Spec("relative", base=100.0)),
     ("attention", Spec("full", kv_heads=2)),
     ("attention", Spec("full", kv_heads=1, qk_norm=True, bias=False)),
     ("attention", Spec("full", qk_norm=True, qk_gain=False)),
+    ("attention", Spec("full", soft_cap=2.0, kv_heads=2)),
+    ("attention", Spec("banded", window=4)),
+    ("attention", Spec("banded", window=1)),
+    ("attention", Spec("banded", window=3, kv_heads=2, soft_cap=2.0)),
+    ("attention", Spec("alternating", pattern=(Spec("banded", window=3), "none"))),
+    ("attention", Spec("latent", kv_rank=5, q_rank=7, rope_dim=6)),
+    ("attention", Spec("latent", soft_cap=2.0)),
     ("feed_forward", Spec("mlp", activation="relu2", bias=False, ratio=3.0)),
     ("feed_forward", Spec("mlp", activation="gelu_tanh", d_ff=20)),
     ("feed_forward", Spec("gated", activation="gelu", bias=True)),
@@ -37,9 +45,28 @@ def name_of(case):
     return "-".join([slot, spec.name, *(f"{key}={value}" for key, value in spec.options)])
 
 
-@pytest.fixture(params=ENTRIES + VARIANTS, ids=name_of)
+TOGETHER = [  # entries that act on each other
+    {"position": position, "attention": attention}
+    for position in ("rotary", "alibi", "relative")
+    for attention in (
+        Spec("full", kv_heads=2, qk_norm=True),
+        Spec("full", soft_cap=2.0),
+        Spec("banded", window=4),
+        Spec("latent"),
+    )
+    if (position, attention.name) != ("relative", "latent")  # refused
+]
+
+
+def name_together(case):
+    return "-".join(name_of(item) if isinstance(item[1], Spec) else item[1] for item in case.items())
+
+
+@pytest.fixture(
+    params=[*({slot: spec} for slot, spec in ENTRIES + VARIANTS), *TOGETHER],
+    ids=name_together,
+)
 def config(request):
-    slot, spec = request.param
     base = {
         "vocab_size": 19,
         "context": T + 1,
@@ -50,7 +77,7 @@ def config(request):
         "position": "learned",
     }
     base |= {"norm": "layer", "position": "learned", "attention": "full", "feed_forward": "mlp", "init": "gpt2"}
-    return ModelConfig(**{**base, slot: spec})
+    return ModelConfig(**{**base, **request.param})
 
 
 def build(config, seed=0):
@@ -113,9 +140,9 @@ def test_is_causal_by_gradient(config):
     seen = {}
     model.embedding.register_forward_hook(lambda m, i, out: seen.update(x=out.detach().requires_grad_()) or seen["x"])
     h = model.hidden(some_tokens(config))
-    leaks = 0.0
+    leaks, along = 0.0, torch.randn(config.d_model)  # not along h itself: a norm without a gain fixes its length
     for t in range(T):
-        (grad,) = torch.autograd.grad(h[:, t].square().sum(), seen["x"], retain_graph=True)
+        (grad,) = torch.autograd.grad((h[:, t] @ along).sum(), seen["x"], retain_graph=True)
         assert grad[:, t].abs().sum() > 0
         leaks += grad[:, t + 1 :].abs().sum().item()
     declared = all(m.causal for m in model.modules() if isinstance(m, Part))
@@ -161,7 +188,8 @@ def test_counts_are_what_runs(config):
     leaves = [m for m in model.modules() if isinstance(m, (Part, Linear))]
     matmul = sum(m.matmul_weights() for m in leaves)
     assert counter.get_total_flops() == T * (2 * matmul + sum(4 * m.score_width * T for m in parts))
-    assert model.flops(T) == 2 * matmul + sum(m.score_flops(T) for m in leaves)
+    seen = {m: sum(min(t, m.window or T) for t in range(1, T + 1)) / T for m in parts}
+    assert model.flops(T) == pytest.approx(2 * matmul + sum(4 * m.score_width * seen[m] for m in parts))
     counted = count(model)
     assert counted.matmul == matmul
     assert counted.total == sum(t.numel() for t in save_and_load(model).values())
