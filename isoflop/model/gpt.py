@@ -3,7 +3,7 @@
     tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> dropout
               -> L blocks, each: the wiring joins two branches to the residual stream
                      attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K)) v -> out
-                     feed_forward  up -> activation -> down, or gated
+                     feed_forward  up -> activation -> down, or gated, or a few of many experts
               -> norm -> head -> logits_BTV
 
 Every part is an entry of a table in registry.py, chosen by config.py's Specs; the default ("modern") is pre-norm, RMS
@@ -21,7 +21,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.blocks.part import Cache, Embedding, Linear, Part
+from isoflop.model.blocks.norm import normalise
+from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part
 from isoflop.model.blocks.position import Position
 from isoflop.model.config import ModelConfig
 from isoflop.model.init import INITS
@@ -66,13 +67,13 @@ class GPT(Part):
             raise ValueError(f"{start} + {T} positions do not fit in a context of {self.config.context}")
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
         if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
+            x_BTD = normalise(self.embedding_norm, x_BTD, start)
         x_BTD = self.dropout(x_BTD)
         for block in self.blocks:
             x_BTD = block(x_BTD, cache)
         if cache is not None:
             cache.advance(T)
-        return self.norm(x_BTD) if self.norm is not None else x_BTD
+        return normalise(self.norm, x_BTD, start) if self.norm is not None else x_BTD
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         return F.linear(h_BTD, self.head_weight)
@@ -110,7 +111,7 @@ class Block(Part):
             "layer": layer,
             "layers": config.layers,
             "dropout": config.dropout,
-            "init": init,
+            "init": branch_init(config, init),
         }
         position = make_position(config, "attention", init)
         self.attention = make(ATTENTIONS, config.attention, "model.attention", position=position, **shapes)
@@ -131,11 +132,20 @@ class Block(Part):
             branches.append(lambda h_BTD: self.attention(h_BTD, cache))
         if not self.feed_forward.absent:
             branches.append(self.feed_forward)
-        return self.wiring(x_BTD, *branches)
+        start = cache.length if cache is not None else 0
+        y_BTD: Tensor = self.wiring(x_BTD, *branches, start=start)
+        return y_BTD
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    return make(NORMS, config.norm, "model.norm", dim=config.d_model)
+    return make(NORMS, config.norm, "model.norm", dim=config.d_model, context=config.context)
+
+
+def branch_init(config: ModelConfig, init: Init) -> Init:
+    """How the wiring wants the weights in its branches filled; a private wiring need not say."""
+    chosen = getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "branch_init", None)
+    wanted: Init = chosen(init, config.layers) if chosen is not None else init
+    return wanted
 
 
 def make_position(config: ModelConfig, level: str, init: Any) -> Position:

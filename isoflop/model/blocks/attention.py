@@ -49,8 +49,8 @@ class Attention(Part):
         self.layer, self.heads, self.kv_heads, self.head_dim = layer, heads, kv_heads, head_dim
         self.score_width = heads * head_dim
         self.position = position
-        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init)
-        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
+        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
+        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
         self.q_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
         self.k_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
