@@ -117,6 +117,8 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
     options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in known]
     given = dict(spec.options)
     for name in given:
+        if name in said:
+            raise UserError(f"{where}.{name} is {said[name]} by the name {spec.name}; choose another entry to set it")
         if name not in options:
             close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"

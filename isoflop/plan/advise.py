@@ -18,7 +18,7 @@ from isoflop.budget import Budget
 from isoflop.config import load_json, override, to_dict
 from isoflop.errors import UserError
 from isoflop.files import home, write_json
-from isoflop.model.count import flops_per_token, parameters
+from isoflop.model.count import parameters
 from isoflop.model.presets import heads_for
 from isoflop.plan.prior import Expectation, expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
@@ -228,7 +228,7 @@ def settle(
     config = override(config, [text for text in sketch.assignments if not text.startswith("data.vocab_size")])
     config = replace(config, runtime=sketch.base.runtime)
     count = parameters(config.model).matmul
-    flops = float(config.tokens) * flops_per_token(config.model, convention="6n")
+    flops = float(config.tokens) * config.flops_per_token
     expected = expect(count, config.tokens, unique_tokens, lzma_bpb) if from_scratch else None
     epochs = config.tokens / max(1, unique_tokens)
     return Advice(
@@ -254,7 +254,7 @@ def tokens_for(budget: Budget, candidate: Candidate) -> float:
         case "seconds":
             return budget.amount * (1 - HOOKS_SHARE) * candidate.tokens_per_second
         case "flops":
-            return budget.amount / flops_per_token(candidate.config.model, convention="6n")
+            return budget.amount / candidate.config.flops_per_token
         case "steps":
             return budget.amount * candidate.config.tokens_per_step
         case _:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from isoflop.model.gpt import GPT
+from isoflop.model.loss import make_loss
 from isoflop.optim.build import build
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -35,6 +36,8 @@ def time_steps(config: RunConfig, seconds: float = 1.0, min_steps: int = 3) -> T
     seed_everything(config.seed)
     with runtime.device:
         model = GPT(config.model)
+    task = CausalLM(make_loss(config.loss, config.model))
+    task.prepare(model)
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
@@ -46,7 +49,7 @@ def time_steps(config: RunConfig, seconds: float = 1.0, min_steps: int = 3) -> T
         take_step(
             model,
             optimizers,
-            CausalLM(),
+            task,
             batch,
             micro=config.batch.micro,
             runtime=runtime,
