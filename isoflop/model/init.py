@@ -15,7 +15,7 @@ class GPT2:
 
     | role                | distribution                                                                  |
     |---------------------|-------------------------------------------------------------------------------|
-    | matrix, head        | N(0, std), std = 0.02                                                         |
+    | matrix, score, head | N(0, std), std = 0.02                                                         |
     | embedding, tied     | N(0, std)                                                                     |
     | position            | N(0, 0.01)                                                                    |
     | residual            | N(0, std / sqrt(2 L)): the paper's factor; the released code only runs the    |
@@ -48,6 +48,7 @@ class Modern:
     | role      | distribution                                                                        |
     |-----------|-------------------------------------------------------------------------------------|
     | matrix    | N(0, gain / sqrt(fan-in)): unit input gives output of size `gain` at every width    |
+    | score     | the same                                                                            |
     | residual  | 0: at the start each block passes its input on, so depth needs no factor            |
     | head      | 0: the first loss is ln(V) exactly                                                  |
     | embedding | N(0, embedding_std), by coordinate and so the same at every width                   |
@@ -62,6 +63,7 @@ class Modern:
         width = weight.shape[-1]
         stds = {
             "matrix": self.gain / math.sqrt(width),
+            "score": self.gain / math.sqrt(width),
             "residual": 0.0,
             "head": 0.0,
             "embedding": self.embedding_std,

@@ -17,7 +17,7 @@ from typing import Any
 from isoflop.budget import Budget
 from isoflop.config import override, to_dict
 from isoflop.errors import UserError
-from isoflop.model.count import flops_per_token, parameters
+from isoflop.model.count import parameters
 from isoflop.model.presets import heads_for
 from isoflop.plan.candidates import Candidate, candidate_line, nearest_rungs, rough_flops, tokens_for
 from isoflop.plan.explain import Choice, choices_of, vocabulary_choice
@@ -211,7 +211,7 @@ def settle(
     config = override(config, [text for text in sketch.assignments if not text.startswith("data.vocab_size")])
     config = replace(config, runtime=sketch.base.runtime)
     count = parameters(config.model).matmul
-    flops = float(config.tokens) * flops_per_token(config.model, convention="6n")
+    flops = float(config.tokens) * config.flops_per_token
     expected = expect(count, config.tokens, unique_tokens, ngram_bpb) if from_scratch else None
     epochs = config.tokens / max(1, unique_tokens)
     return Advice(

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoflop.budget import Budget
-from isoflop.model.count import flops_per_token
 from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.shapes import LADDER
@@ -31,7 +30,7 @@ def tokens_for(budget: Budget, candidate: Candidate) -> float:
         case "seconds":
             return budget.amount * (1 - HOOKS_SHARE) * candidate.tokens_per_second
         case "flops":
-            return budget.amount / flops_per_token(candidate.config.model, convention="6n")
+            return budget.amount / candidate.config.flops_per_token
         case "steps":
             return budget.amount * candidate.config.tokens_per_step
         case _:

@@ -9,7 +9,9 @@ from typing import Annotated
 from isoflop.config import Named
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
-from isoflop.model.config import ModelConfig
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.count import CONVENTIONS, build_on_meta
+from isoflop.model.loss import make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 
@@ -140,6 +142,9 @@ class RunConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     every: EveryConfig = field(default_factory=EveryConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    loss: Annotated[Spec, "what is trained on: cross_entropy, label_smoothing, z_loss, multi_token"] = field(
+        default_factory=lambda: Spec("cross_entropy")
+    )
     steps: Annotated[int, "optimiser steps"] = 1000
     seconds: Annotated[
         float, "training seconds that the run is held to by moving its decay; 0: the clock decides nothing"
@@ -161,6 +166,8 @@ class RunConfig:
             )
         if self.model.vocab_size < 2:
             raise UserError(f"model.vocab_size = {self.model.vocab_size} is too small")
+        object.__setattr__(self, "loss", Spec.from_plain(self.loss, "loss"))  # a name alone is a Spec
+        make_loss(self.loss, self.model)
 
     @property
     def tokens_per_step(self) -> int:
@@ -175,3 +182,10 @@ class RunConfig:
     def tokens(self) -> int:
         """Tokens that the planned steps read."""
         return self.tokens_before(self.steps)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token by the convention "6n" (model/count.py), with what the loss adds to the model."""
+        model = build_on_meta(self.model)
+        make_loss(self.loss, self.model).prepare(model)
+        return CONVENTIONS["6n"](model, self.model.context)

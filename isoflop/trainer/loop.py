@@ -18,8 +18,8 @@ from isoflop.data.loader import Loader
 from isoflop.data.prepare import Prepared, prepare
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
-from isoflop.model.count import flops_per_token
 from isoflop.model.gpt import GPT
+from isoflop.model.loss import make_loss
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.records import RunFolder, read_lines
@@ -41,7 +41,8 @@ class RunResult:
     Attributes:
         folder: the run folder.
         step: optimiser steps done.
-        loss: mean training loss of the last tenth of the steps logged, nats per token.
+        loss: mean of what was trained on (config.loss, with auxiliary losses) over the last tenth of the steps logged,
+            nats per token.
         heldout_loss: the last held-out loss along the way, nats per token; None if none was measured.
         seconds: of training, time spent down left out.
         tokens: read in training.
@@ -73,6 +74,7 @@ def train(
     Args:
         hooks: told of every step, in order.
         prepared: the data, if the caller has it open already; else `config.data` is prepared (or found prepared).
+        task: what a batch teaches; by default the next tokens, by `config.loss`.
         plan: kept in plan.json: what was expected of this run.
         environment: kept in environment.json beside the machine's description.
         resume: go on from the last checkpoint of `out` (from nothing if it has none yet).
@@ -93,11 +95,12 @@ def train(
         if not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
             write_first_files(config, folder, prepared, plan or {}, about)
-        live, optimizers = make_run(config, folder, prepared, resume)
+        task = task or CausalLM(make_loss(config.loss, config.model))
+        live, optimizers = make_run(config, folder, prepared, task, resume)
         try:
             for hook in hooks:
                 hook.started(live)
-            run_steps(live, optimizers, loader, task or CausalLM(), list(hooks), signals)
+            run_steps(live, optimizers, loader, task, list(hooks), signals)
         finally:
             for hook in hooks:
                 hook.ended(live)
@@ -106,7 +109,7 @@ def train(
 
 
 def make_run(
-    config: RunConfig, folder: RunFolder, prepared: Prepared, resume: bool
+    config: RunConfig, folder: RunFolder, prepared: Prepared, task: Task, resume: bool
 ) -> tuple[Live, list[torch.optim.Optimizer]]:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
     runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
@@ -115,12 +118,13 @@ def make_run(
         model = GPT(config.model)
     if config.init:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
+    task.prepare(model)
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
     optimizers = build(model, config.optim, runtime.dtype)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
-    live = Live(config, folder, model, prepared, runtime, timetable, flops_per_token(config.model, convention="6n"))
+    live = Live(config, folder, model, prepared, runtime, timetable, config.flops_per_token)
     last = checkpoint.latest(folder.checkpoints) if resume else None
     if last is not None:
         progress = checkpoint.load(last, model, optimizers)
@@ -198,7 +202,8 @@ def seconds_held_to(live: Live) -> float:
 
 
 class Log:
-    """Training lines, written one step late so that the device is never waited for."""
+    """Training lines, written one step late so that the device is never waited for. Their `loss` is what is trained on,
+    auxiliary losses and smoothing and all; held-out lines have plain cross-entropy."""
 
     def __init__(self, live: Live) -> None:
         self.live = live

@@ -26,8 +26,8 @@ def take_step(
     The batch goes through the model `micro` sequences at a time; the gradients add up to the whole batch's mean.
 
     Returns:
-        The mean loss in nats per token and the gradient's norm before clipping, both still on the device, so that
-        reading them does not stall the next step.
+        The mean of what is trained on, in nats per token, and the gradient's norm before clipping, both still on the
+        device, so that reading them does not stall the next step.
     """
     inputs_BT, targets_BT = batch
     passes = inputs_BT.shape[0] // micro

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from isoflop.model.gpt import GPT
+from isoflop.model.loss import make_loss
 from isoflop.optim.build import build
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -68,6 +69,8 @@ def make_step(config: RunConfig) -> Callable[[], None]:
     runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
     with runtime.device:
         model = GPT(config.model)
+    task = CausalLM(make_loss(config.loss, config.model))
+    task.prepare(model)
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)

@@ -11,10 +11,13 @@ from isoflop.generate.cache import KVCache
 from isoflop.model.blocks.attention import Attention, Banded
 from isoflop.model.blocks.feed_forward import MLP, Gated, relu2
 from isoflop.model.blocks.latent import Latent
-from isoflop.model.blocks.norm import LayerNorm, RMSNorm
+from isoflop.model.blocks.norm import BatchNorm, LayerNorm, RMSNorm
 from isoflop.model.blocks.position import Alibi, Position, Relative, Rotary, Sinusoidal, slopes
-from isoflop.model.blocks.wiring import Parallel, PostNorm, PreNorm
+from isoflop.model.blocks.wiring import DeepNorm, NoResidual, Parallel, PostNorm, PreNorm, ReZero, Sandwich
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.gpt import GPT
 from isoflop.model.init import GPT2, Modern
+from isoflop.model.registry import FEED_FORWARDS, make
 
 INIT = GPT2(layers=1, std=0.3)
 
@@ -52,6 +55,61 @@ def test_layer_norm_has_zero_mean_and_unit_variance():
     y = LayerNorm(dim=64)(torch.randn(3, 64) * 5 + 2)
     torch.testing.assert_close(y.mean(-1), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(y.var(-1, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("over", ["batch", "batch_time"])
+def test_batch_norm_equals_torch(over):
+    """One BatchNorm1d over all positions, or one a position that shares gain and bias."""
+    B, T, D = 4, 5, 3
+    norm = BatchNorm(dim=D, context=T, over=over, momentum=0.3).double()
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    theirs = torch.nn.BatchNorm1d(T * D if over == "batch" else D, momentum=0.3).double()
+    with torch.no_grad():
+        theirs.weight.copy_(norm.weight.repeat(T if over == "batch" else 1))
+        theirs.bias.copy_(norm.bias.repeat(T if over == "batch" else 1))
+    for _ in range(3):
+        x = torch.randn(B, T, D, dtype=torch.float64) * 3 + 1
+        rows = x.flatten(1) if over == "batch" else x.flatten(0, 1)
+        torch.testing.assert_close(norm(x), theirs(rows).view_as(x))
+    torch.testing.assert_close(norm.mean.flatten(), theirs.running_mean)
+    torch.testing.assert_close(norm.var.flatten(), theirs.running_var)
+    torch.testing.assert_close(norm.eval()(x), theirs.eval()(rows).view_as(x))
+
+
+def test_batch_norm_is_the_formula_position_by_position():
+    norm = BatchNorm(dim=3, context=6).double()
+    x = torch.randn(4, 5, 3, dtype=torch.float64)
+    expected = (x - x.mean(0)) / (x.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(norm(x), expected)
+    assert torch.equal(norm.mean[5], torch.zeros(3)) and torch.equal(norm.var[5], torch.ones(3))  # not seen: as made
+
+
+def test_batch_norm_in_evaluation_is_told_where_it_stands():
+    norm = BatchNorm(dim=3, context=6).double()
+    norm(torch.randn(4, 6, 3, dtype=torch.float64) * torch.arange(1, 7).view(1, 6, 1))
+    x = torch.randn(1, 6, 3, dtype=torch.float64)
+    whole = norm.eval()(x)
+    torch.testing.assert_close(norm(x[:, 4:], 4), whole[:, 4:])
+    assert not torch.allclose(norm(x[:, 4:]), whole[:, 4:])
+
+
+def test_batch_norm_keeps_float32_statistics_under_autocast():
+    norm = BatchNorm(dim=16, context=4)
+    x = torch.randn(64, 4, 16) + 100
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        norm(x)
+        norm(x.bfloat16())
+    assert norm.mean.dtype == torch.float32
+    torch.testing.assert_close(norm.mean, 0.19 * x.mean(0), rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("over", ["batch", "batch_time"])
+def test_batch_norm_of_one_value_is_refused_in_training_alone(over):
+    norm, x = BatchNorm(dim=3, context=4, over=over), torch.randn(1, 1, 3)
+    with pytest.raises(UserError, match=r"raise batch\.sequences"):
+        norm(x)
+    norm.eval()(x)
 
 
 def test_squared_relu_and_its_gradient():
@@ -303,6 +361,56 @@ def test_wirings_join_branches_as_they_say():
     torch.testing.assert_close(PreNorm(branches=2, norm=halve)(x, f, g), pre + g(n(pre)))
     torch.testing.assert_close(PostNorm(branches=2, norm=halve)(x, f, g), n(post + g(post)))
     torch.testing.assert_close(Parallel(branches=2, norm=halve)(x, f, g), x + f(n(x)) + g(n(x)))
+    sandwich, bare = x + n(f(n(x))), f(n(x))
+    torch.testing.assert_close(Sandwich(branches=2, norm=halve)(x, f, g), sandwich + n(g(n(sandwich))))
+    torch.testing.assert_close(NoResidual(branches=2, norm=halve)(x, f, g), g(n(bare)))
+    deep = n(24**0.25 * x + f(x))
+    torch.testing.assert_close(DeepNorm(branches=2, norm=halve, layers=12)(x, f, g), n(24**0.25 * deep + g(deep)))
+    rezero = ReZero(branches=2)
+    assert torch.equal(rezero(x, f, g), x)
+    with torch.no_grad():
+        rezero.scale.copy_(torch.tensor([0.5, -2.0]))
+    torch.testing.assert_close(rezero(x, f, g), x + 0.5 * f(x) - 2.0 * g(x + 0.5 * f(x)))
+
+
+def weights_of(wiring, init="gpt2", layers=8):
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=19, context=8, layers=layers, d_model=32, heads=2, wiring=wiring, init=init, feed_forward="swiglu"
+    )
+    return dict(GPT(config).named_parameters())
+
+
+def test_deepnorm_scales_what_makes_a_branch_large_and_nothing_else():
+    plain, deep = weights_of("post"), weights_of("deepnorm")
+    for name, weight in deep.items():
+        scaled = name.startswith("blocks.") and not any(part in name for part in (".q.", ".k.", "norm"))
+        torch.testing.assert_close(weight, plain[name] * (64**-0.25 if scaled else 1.0), msg=name)
+
+
+@pytest.mark.parametrize("wiring", ["sandwich", "none", "rezero"])
+def test_wirings_that_cannot_start_from_nothing_fill_the_last_product(wiring):
+    weights = weights_of(wiring, init="modern")
+    assert weights["blocks.0.attention.out.weight"].std().item() == pytest.approx(32**-0.5, rel=0.1)
+    assert not weights_of("pre", init="modern")["blocks.0.attention.out.weight"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "f"),
+    [("swiglu", F.silu), ("geglu", F.gelu), ("reglu", F.relu), ("bilinear", lambda x: x)],
+)
+def test_gated_networks_by_their_names(name, f):
+    block = make(FEED_FORWARDS, Spec(name, d_ff=6), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(block(x), (f(x @ block.gate.weight.T) * (x @ block.up.weight.T)) @ block.down.weight.T)
+    with pytest.raises(UserError, match=rf"feed_forward\.activation is \w+ by the name {name}"):
+        make(FEED_FORWARDS, Spec(name, activation="relu"), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
+
+
+def test_linear_is_one_matrix_in_two():
+    block = make(FEED_FORWARDS, Spec("linear", bias=False), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
+    x = torch.randn(2, 3, 8)
+    torch.testing.assert_close(block(x), x @ (block.down.weight @ block.up.weight).T)
 
 
 def test_dropout_acts_in_training_alone():
@@ -343,6 +451,8 @@ def test_gpt2_scales_residual_projections_by_depth():
     lambda: MLP(d_model=8, dropout=0.0, init=INIT, ratio=0.0),
     lambda: MLP(d_model=8, dropout=0.0, init=INIT, activation="rleu"),
     lambda: Gated(d_model=8, dropout=0.0, init=INIT, d_ff=-1),
+    lambda: BatchNorm(dim=8, context=4, over="time"),
+    lambda: BatchNorm(dim=8, context=4, momentum=0.0),
 ])  # fmt: skip
 def test_shapes_that_do_not_fit_are_refused(build):
     with pytest.raises(UserError):

@@ -13,7 +13,7 @@ from isoflop.model.count import build_on_meta
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import cross_entropy
 from isoflop.model.presets import PRESETS, gpt2, modern
-from isoflop.model.registry import POSITIONS
+from isoflop.model.registry import POSITIONS, WIRINGS
 
 TINY = {"vocab_size": 19, "context": 8, "layers": 2, "d_model": 16, "heads": 2}
 
@@ -45,10 +45,12 @@ def test_modern_starts_at_the_loss_of_a_guess(tied):
     assert loss.item() == pytest.approx(math.log(19), abs=0.3 if tied else 1e-5)
 
 
-def test_every_modern_weight_moves_within_two_steps():
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("feed_forward", ["mlp", "moe"])
+def test_every_modern_weight_moves_within_two_steps(wiring, feed_forward):
     """Heads and branches that start at zero must not stay there."""
     torch.manual_seed(0)
-    model = GPT(modern(**TINY))
+    model = GPT(modern(**TINY, wiring=wiring, feed_forward=feed_forward))
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     tokens = torch.randint(19, (4, 8))

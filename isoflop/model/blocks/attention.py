@@ -59,8 +59,8 @@ class Attention(Part):
         self.score_width = heads * head_dim
         self.soft_cap = checked_cap(soft_cap)
         self.position = position(head_dim)
-        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init)
-        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
+        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
+        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
         self.q_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
         self.k_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None

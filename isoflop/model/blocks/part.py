@@ -19,8 +19,9 @@ Entry = TypeVar("Entry")
 class Init(Protocol):
     """How a weight is filled, by the role that it plays.
 
-    Roles: "matrix" (a product inside a branch), "residual" (the product that writes a branch back into the residual
-    stream), "embedding", "tied" (an embedding that is the head as well), "position" (a learned position table), "head".
+    Roles: "matrix" (a product inside a branch), "score" (one whose result is only compared: queries, keys, a router),
+    "residual" (the product that writes a branch back into the residual stream), "embedding", "tied" (an embedding that
+    is the head as well), "position" (a learned position table), "head".
     """
 
     def __call__(self, weight: Tensor, role: str) -> None:
@@ -46,16 +47,23 @@ class Part(nn.Module):
 
     Attributes:
         causal: False where an output may depend on later positions.
+        causal_in_training: False where it may while training alone.
+        positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
         score_width: width of the products between positions, at 4 FLOPs a pair: H * K of an attention (2 H K for the
             score, 2 H K for the weighted value), the mean where the two differ, else 0.
         window: how many positions each sees at most, itself among them; 0: all.
+        auxiliary: what the last training forward adds to the loss that is trained on, a scalar with gradient; GPT
+            collects it.
     """
 
-    causal: ClassVar[bool] = True
+    causal: bool = True
+    causal_in_training: bool = True
+    positional: bool = False
     absent: ClassVar[bool] = False
     score_width: float = 0
     window: int = 0
+    auxiliary: Tensor | None = None
 
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer that this module itself owns (its children fill theirs)."""
@@ -76,6 +84,11 @@ class Part(nn.Module):
     def band(self, context: int) -> int:
         """The most positions that one sees in sequences of `context`."""
         return min(self.window or context, context)
+
+    def readings(self) -> dict[str, float]:
+        """What is worth watching about the last forward (children not included), by name. Worked out when asked: it may
+        wait for the device."""
+        return {}
 
     def flops(self, context: int) -> float:
         """Forward FLOPs a token of the products in this part, children included. Elementwise work is not counted."""
