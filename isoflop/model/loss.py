@@ -69,6 +69,9 @@ class MultiToken(CrossEntropy):
     of a sequence a head has no target and is not counted.
 
     Options: `tokens`, n; the paper's best for code is 4.
+
+    Raises:
+        UserError: for n below 2 or above the context, and for a model without blocks.
     """
 
     def __init__(self, *, model: ModelConfig, tokens: int = 4) -> None:

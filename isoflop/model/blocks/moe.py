@@ -37,6 +37,10 @@ class MoE(Part):
         d_ff: the width of one expert, where that is not 0.
         normalise: the K weights are divided by their sum (Mixtral, 2401.04088); else they are p_e (Switch).
         balance, z: coefficients of the auxiliary losses.
+
+    Raises:
+        UserError: for fewer than 2 experts, K outside 1 ... E, a negative number of shared experts or coefficient, and
+            K = 1 with normalise (a weight that is always 1 teaches the router nothing).
     """
 
     def __init__(
