@@ -5,8 +5,8 @@
 
 Published, in the paper or in openai/finetune-transformer-lm: the model (12 x 768, post-norm, 512 positions, dropout
 0.1, N(0, 0.02)); batches of 64 sequences of 512 tokens; Adam with a decoupled L2 of 0.01 on all that is no bias or
-gain; 2.5e-4 after 2,000 updates of linear warm-up, then a cosine to 0; 100 epochs of BooksCorpus, over 7,000 books. The betas
-(0.9, 0.999), eps 1e-8 and the clipping at a norm of 1 are those of the fine-tuning code.
+gain; 2.5e-4 after 2,000 updates of linear warm-up, then a cosine to 0; 100 epochs of BooksCorpus, over 7,000 books. The
+betas (0.9, 0.999), eps 1e-8 and the clipping at a norm of 1 are those of the fine-tuning code.
 
 Our choice: BooksCorpus is no longer given out, so BOOKS is any text. An epoch is taken as 1e9 tokens (800M words by
 BERT's paper, at 1.25 tokens a word); set `steps` for another. The tokenizer is byte-level with 40,478 ids, where theirs
