@@ -39,7 +39,7 @@ def write_result(
     phases: Phases,
 ) -> None:
     """result.json: what the run came to, beside what was expected of it."""
-    loader = Loader(prepared, config.model.context, config.batch.sequences, config.seed)
+    loader = Loader(prepared, config.model.context, config.batch.before, config.seed)
     run = read_run(folder.path)
     peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
     rate = result.flops / result.seconds if result.seconds else 0.0

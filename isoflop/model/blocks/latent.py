@@ -64,13 +64,13 @@ class Latent(Part):
             )
         self.kv_down = Linear(d_model, C, bias=False, init=init)
         self.kv_norm = RMSNorm(dim=C)
-        self.k_rope = Linear(d_model, R, bias=False, init=init)
-        self.k_up = Linear(C, heads * head_dim, bias=False, init=init)
+        self.k_rope = Linear(d_model, R, bias=False, init=init, role="score")
+        self.k_up = Linear(C, heads * head_dim, bias=False, init=init, role="score")
         self.v_up = Linear(C, heads * head_dim, bias=False, init=init)
         self.q_down = Linear(d_model, q_rank, bias=False, init=init) if q_rank else None
         self.q_norm = RMSNorm(dim=q_rank) if q_rank else None
-        self.q_up = Linear(q_rank or d_model, heads * head_dim, bias=False, init=init)
-        self.q_rope = Linear(q_rank or d_model, heads * R, bias=False, init=init)
+        self.q_up = Linear(q_rank or d_model, heads * head_dim, bias=False, init=init, role="score")
+        self.q_rope = Linear(q_rank or d_model, heads * R, bias=False, init=init, role="score")
         self.out = Linear(heads * head_dim, d_model, bias=False, init=init, role="residual")
         self.attention_dropout = dropout
         self.dropout = nn.Dropout(dropout)

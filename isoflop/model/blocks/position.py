@@ -188,7 +188,7 @@ class Relative(Position):
             raise UserError(f"model.d_model = {d_model} is odd; sinusoids come in pairs, so make it even")
         self.heads, self.base = heads, base
         self.score_width = heads * head_dim / 2  # 2 H K a pair: a score and nothing that it weighs
-        self.project = Linear(d_model, heads * head_dim, bias=False, init=init)
+        self.project = Linear(d_model, heads * head_dim, bias=False, init=init, role="score")
         self.u = nn.Parameter(torch.empty(heads * head_dim))  # flat, since they are biases: no decay, no Muon
         self.v = nn.Parameter(torch.empty(heads * head_dim))
         self.register_buffer("table_TD", torch.empty(context, d_model), persistent=False)
