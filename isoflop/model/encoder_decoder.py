@@ -59,9 +59,9 @@ class EncoderDecoder(Part):
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         encoder_init = make(INITS, config.init, "model.init", layers=depth)
-        self.encoder = nn.ModuleList(EncoderBlock(config, layer, depth, encoder_init) for layer in range(depth))
+        self.encoder: Any = nn.ModuleList(EncoderBlock(config, layer, depth, encoder_init) for layer in range(depth))
         self.memory_norm = make_norm(config) if config.final_norm else None
-        self.decoder = nn.ModuleList(DecoderBlock(config, layer, init) for layer in range(config.layers))
+        self.decoder: Any = nn.ModuleList(DecoderBlock(config, layer, init) for layer in range(config.layers))
         self.norm = make_norm(config) if config.final_norm else None
         self.head = None
         if not config.tied_head:
