@@ -10,7 +10,7 @@ Every arrow is arithmetic. Nothing is shuffled in memory, nothing is stored, and
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +20,19 @@ from isoflop.errors import UserError
 
 UNIT = 1 << 32  # weights are integers out of this many, so that shares are exact in any run
 ROUNDS = 4
+
+
+class Batches(Protocol):
+    """What a run sees, as pure functions of the step; Loader gives text and pair_loader.PairLoader pairs."""
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts."""
+
+    def tokens(self, steps: int) -> int:
+        """How many tokens the first `steps` steps read."""
+
+    def account(self, steps: int) -> dict[str, Any]:
+        """The same by source."""
 
 
 class Loader:
@@ -79,6 +92,10 @@ class Loader:
                 windows_BT[row] = self.streams[source].read(int(start), self.context + 1)
         tokens_BT = torch.from_numpy(windows_BT)
         return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that the first `steps` steps read, as targets."""
+        return steps * self.sequences * self.context
 
     def data_step(self, step: int) -> int:
         """Where step `step` reads: its number among the steps of data that are not passed over."""

@@ -1,7 +1,7 @@
 """RunConfig: everything that decides a run. Frozen; derived values are properties (law 5)."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
@@ -13,7 +13,7 @@ from isoflop.optim.config import OptimConfig, ScheduleConfig
 class BatchConfig:
     """How many sequences make one optimiser step, and how many go through the model at once."""
 
-    sequences: Annotated[int, "sequences of model.context tokens in one optimiser step"] = 32
+    sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
     micro_sequences: Annotated[int, "sequences in one forward and backward pass; gradients accumulate; 0: all"] = 0
 
     def __post_init__(self) -> None:
@@ -71,8 +71,14 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `steps` optimiser steps of `batch.sequences x model.context` tokens each."""
+    """A whole run. `steps` optimiser steps of `batch.sequences` sequences of `model.context` tokens, or as many pairs.
 
+    What a task is made of (data, model, loss, measurement, samples) is said in trainer/task.py."""
+
+    task: Annotated[
+        Literal["causal_lm", "seq2seq"],
+        "what is learned: causal_lm, each token from those before it; seq2seq, an output from its input",
+    ] = "causal_lm"
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
@@ -100,6 +106,7 @@ class RunConfig:
 
     @property
     def tokens_per_step(self) -> int:
+        """Of text; steps of pairs differ (PairLoader.tokens counts them)."""
         return self.batch.sequences * self.model.context
 
     @property

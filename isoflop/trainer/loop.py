@@ -14,12 +14,11 @@ import torch
 
 from isoflop import checkpoint
 from isoflop.config import to_dict
-from isoflop.data.loader import Loader
-from isoflop.data.prepare import Prepared, prepare
+from isoflop.data.loader import Batches
+from isoflop.data.prepared import Data
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
-from isoflop.model.count import flops_per_token
-from isoflop.model.gpt import GPT
+from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.records import RunFolder, read_lines
@@ -29,7 +28,7 @@ from isoflop.trainer.guard import Interrupted, Signals, check_finite
 from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
 from isoflop.trainer.step import take_step
-from isoflop.trainer.task import CausalLM, Task
+from isoflop.trainer.task import Task, make_task
 
 RATE_LINES = 20  # training lines over which tokens per second are averaged
 
@@ -62,7 +61,7 @@ def train(
     out: Path | str,
     *,
     hooks: Sequence[Hook] = (),
-    prepared: Prepared | None = None,
+    prepared: Data | None = None,
     task: Task | None = None,
     plan: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
@@ -73,6 +72,7 @@ def train(
     Args:
         hooks: told of every step, in order.
         prepared: the data, if the caller has it open already; else `config.data` is prepared (or found prepared).
+        task: what is learned, if not just what `config.task` names.
         plan: kept in plan.json: what was expected of this run.
         environment: kept in environment.json beside the machine's description.
         resume: go on from the last checkpoint of `out` (from nothing if it has none yet).
@@ -86,18 +86,19 @@ def train(
     if not resume:
         folder.refuse_used()
     config = resolve_runtime(config)
-    prepared = prepared or prepare(config.data)
+    task = task or make_task(config)
+    prepared = prepared or task.prepare(config.data)
     check_fits(config, prepared)
-    loader = Loader(prepared, config.model.context, config.batch.sequences, config.seed)
+    batches = task.batches(config, prepared)
     with disk_errors(f"the run folder {folder.path}"), folder.locked(), Signals() as signals:
         if not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
             write_first_files(config, folder, prepared, plan or {}, about)
-        live, optimizers = make_run(config, folder, prepared, resume)
+        live, optimizers = make_run(config, folder, task, prepared, batches, resume)
         try:
             for hook in hooks:
                 hook.started(live)
-            run_steps(live, optimizers, loader, task or CausalLM(), list(hooks), signals)
+            run_steps(live, optimizers, list(hooks), signals)
         finally:
             for hook in hooks:
                 hook.ended(live)
@@ -106,13 +107,13 @@ def train(
 
 
 def make_run(
-    config: RunConfig, folder: RunFolder, prepared: Prepared, resume: bool
+    config: RunConfig, folder: RunFolder, task: Task, prepared: Data, batches: Batches, resume: bool
 ) -> tuple[Live, list[torch.optim.Optimizer]]:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
     runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
     seed_everything(config.seed)
     with runtime.device:
-        model = GPT(config.model)
+        model = build_model(config.task, config.model)
     if config.init:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
     if config.runtime.compile:
@@ -120,7 +121,8 @@ def make_run(
             unit.compile()
     optimizers = build(model, config.optim, runtime.dtype)
     timetable = Timetable(config.schedule, config.steps)
-    live = Live(config, folder, model, prepared, runtime, timetable, flops_per_token(config.model, convention="6n"))
+    flops = task.flops_per_token(config, prepared)
+    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops)
     last = checkpoint.latest(folder.checkpoints) if resume else None
     if last is not None:
         progress = checkpoint.load(last, model, optimizers)
@@ -140,8 +142,6 @@ def make_run(
 def run_steps(
     live: Live,
     optimizers: list[torch.optim.Optimizer],
-    loader: Loader,
-    task: Task,
     hooks: list[Hook],
     signals: Signals,
 ) -> None:
@@ -156,13 +156,13 @@ def run_steps(
     while not live.done:
         if live.step == live.timetable.decay_step and saved != live.step:
             saved = save(live, optimizers, log)  # an extended run goes on from here
-        inputs_BT, targets_BT = loader.batch(live.step)
+        batch = live.batches.batch(live.step)
         scale = live.timetable.scale(live.step)
         loss, norm = take_step(
             live.model,
             optimizers,
-            task,
-            (inputs_BT.to(live.runtime.device), targets_BT.to(live.runtime.device)),
+            live.task,
+            [tensor.to(live.runtime.device) for tensor in batch],
             micro=config.batch.micro,
             runtime=live.runtime,
             clip=config.optim.clip,
@@ -266,7 +266,7 @@ def resolve_runtime(config: RunConfig) -> RunConfig:
     return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))
 
 
-def check_fits(config: RunConfig, prepared: Prepared) -> None:
+def check_fits(config: RunConfig, prepared: Data) -> None:
     """The model must know every id of the tokenizer; more rows than ids is allowed (padding)."""
     if config.model.vocab_size < prepared.vocab_size:
         raise UserError(
@@ -276,7 +276,7 @@ def check_fits(config: RunConfig, prepared: Prepared) -> None:
 
 
 def write_first_files(
-    config: RunConfig, folder: RunFolder, prepared: Prepared, plan: dict[str, Any], environment: dict[str, Any]
+    config: RunConfig, folder: RunFolder, prepared: Data, plan: dict[str, Any], environment: dict[str, Any]
 ) -> None:
     """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
     write_json(folder.plan, plan)
