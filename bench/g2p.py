@@ -4,9 +4,9 @@
 
 Both are what `isoflop train` makes of the budget by itself. The encoder-decoder is trained on PAIRS; the GPT on the
 same training pairs as text, one "word TAB phonemes" a line in an order drawn once, and is asked by prompting it with a
-new line, the word and a tab and letting it write its likeliest line. Both answer the same held-out words and are judged by
-the same count of edits (isoflop/evaluate/transduction.py), also with the digits that mark stress left out, as most of
-the literature counts.
+new line, the word and a tab and letting it write its likeliest line. Both answer the same held-out words and are judged
+by the same count of edits (isoflop/evaluate/transduction.py), also with the digits that mark stress left out, as most
+of the literature counts.
 """
 
 import argparse
