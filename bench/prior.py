@@ -3,7 +3,7 @@
     python bench/prior.py CORPUS=PATH [CORPUS=PATH ...] [--flops 5e11 2e12 6e12] [--seeds 0] [--append] [--threads N]
 
 Each corpus is pretrained on with each FLOPs budget and seed, exactly as `isoflop train --budget` would, and a row is
-written for each run: corpus, LZMA's bits per byte of its sample, N, D, FLOPs (6ND), unique tokens, vocabulary, seed and
+written for each run: corpus, how predictable it is, N, D, FLOPs (6ND), unique tokens, vocabulary, seed and
 the held-out bits per byte reached. Budgets are in FLOPs, so what else the machine does has no influence.
 CORPUS=stdlib is the default corpus.
 """
@@ -38,7 +38,7 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
         run = read_run(result.folder)
     return {
         "corpus": corpus,
-        "lzma": round(run.plan["lzma_bits_per_byte"], 4),
+        "ngram": round(run.plan["ngram_bits_per_byte"], 4),
         "parameters": run.plan["parameters"],
         "tokens": result.tokens,
         "flops": result.flops,

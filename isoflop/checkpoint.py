@@ -33,6 +33,7 @@ from isoflop.errors import UserError
 from isoflop.files import disk_errors, new_folder, sha256, to_json
 from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
+from isoflop.model.gpt import TRAINING_ONLY
 from isoflop.parallel import state
 from isoflop.records import RunFolder
 
@@ -51,7 +52,8 @@ class Snapshot:
     Attributes:
         path: the checkpoint's folder.
         config: the run's configuration, as plain JSON values; `config["model"]` is the ModelConfig.
-        weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once.
+        weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once. What only
+            training needs (further heads) is left out.
         tokenizer: the text of tokenizer.json.
         fingerprint: of the data trained on.
         step: optimiser steps taken.
@@ -153,7 +155,11 @@ def read(path: Path | str, step: int | None = None) -> Snapshot:
     verify(found)
     said = read_state(found)
     config = read_object(found / "config.json")
-    stored = {k: v for k, v in state.stored_tensors(found / "tensors").items() if k.startswith("model.")}
+    stored = {
+        name: tensor
+        for name, tensor in state.stored_tensors(found / "tensors").items()
+        if name.startswith("model.") and not name.startswith(f"model.{TRAINING_ONLY}")
+    }
     weights = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
     state.load_tensors(found / "tensors", weights, stored)
     return Snapshot(

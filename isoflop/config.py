@@ -2,7 +2,8 @@
 
 A field's meaning is the string in its annotation, `steps: Annotated[int, "optimiser steps"] = 1000`, so that
 `isoflop config` can list every field without a second description of it. A class that is written in JSON as something
-other than an object (model/config.py's Spec) brings its own `to_plain()` and `from_plain(value, where)`.
+other than an object (model/config.py's Spec) brings its own `to_plain()` and `from_plain(value, where)`. A field that
+may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,21 @@ class FieldInfo:
     type: str
     default: str
     meaning: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """In a field's annotation: objects that may be given by name, each made when it is asked for."""
+
+    makers: Mapping[str, Callable[[], Any]]
+
+    def make(self, name: str, where: str) -> Any:
+        """Raises:
+        UserError: for a name that is not there, with the nearest that is.
+        """
+        if name not in self.makers:
+            raise UserError(f"{where} = {name!r} is not one of {', '.join(self.makers)}{nearest(name, self.makers)}")
+        return self.makers[name]()
 
 
 def to_dict(value: Any) -> Any:
@@ -55,6 +71,8 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
 
 def convert(kind: Any, value: Any, where: str) -> Any:
     if typing.get_origin(kind) is typing.Annotated:
+        if isinstance(value, str) and (named := names_of(kind)):
+            return named.make(value, where)
         kind = typing.get_args(kind)[0]
     if hasattr(kind, "from_plain"):
         return kind.from_plain(value, where)
@@ -116,7 +134,8 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
 def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `dotted.field=value` strings to a frozen config and return the new one.
 
-    A value is read as JSON where that works (`3`, `0.1`, `true`, `null`, `[1, 2]`), else as a bare string.
+    A value is read as JSON where that works (`3`, `0.1`, `true`, `null`, `[1, 2]`), else as a bare string. They apply
+    in order: `model=gpt2` puts the whole preset there and `model.layers=3` after it changes one field of that.
 
     Raises:
         UserError: for a string without `=`, an unknown field (with the nearest right one) or a wrong type.
@@ -137,9 +156,11 @@ def set_path(cls: Any, data: dict[str, Any], dotted: str, value: Any) -> None:
         names = [field.name for field in dataclasses.fields(cls)]
         if head not in names:
             raise unknown_field(join(prefix, head), names)
-        kind = bare(typing.get_type_hints(cls, include_extras=True)[head])
+        hint = typing.get_type_hints(cls, include_extras=True)[head]
+        kind = bare(hint)
         if not rest:
-            data[head] = value
+            named = names_of(hint) if isinstance(value, str) else None
+            data[head] = to_dict(named.make(value, join(prefix, head))) if named else value
             return
         if hasattr(kind, "from_plain"):  # an option of a Spec: model.norm.eps=1e-5
             data[head] = kind.with_option(data[head], rest, value)
@@ -168,6 +189,11 @@ def bare(kind: Any) -> Any:
     return kind
 
 
+def names_of(hint: Any) -> Named | None:
+    """The names that a field's annotation has, if any."""
+    return next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Named)), None)
+
+
 def describe(cls: Any, prefix: str = "") -> list[FieldInfo]:
     """Every field of a configuration class, nested ones with dotted names."""
     lines: list[FieldInfo] = []
@@ -175,10 +201,12 @@ def describe(cls: Any, prefix: str = "") -> list[FieldInfo]:
     for field in dataclasses.fields(cls):
         hint, kind = hints[field.name], bare(hints[field.name])
         name = join(prefix, field.name)
+        notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)]
+        if named := names_of(hint):
+            lines.append(FieldInfo(name, "name", "", f"{' '.join(notes)}: {', '.join(named.makers)}"))
         if dataclasses.is_dataclass(kind) and not hasattr(kind, "from_plain"):
             lines += describe(kind, name)
             continue
-        notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)]
         lines.append(FieldInfo(name, type_name(hint), default_of(field), " ".join(notes)))
     return lines
 

@@ -148,9 +148,10 @@ class Run:
     """A run as read back. Missing files read as empty: a run that is still training has no result yet.
 
     Attributes:
-        training: lines of metrics.jsonl with `step`, `loss` (nats per token), `lr`, `grad_norm`, `tokens` (so far),
-            `seconds` (of training, time down left out), `tokens_per_second`, `flops` (6ND so far).
-        heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (nats per token), `heldout_bits_per_byte`.
+        training: lines of metrics.jsonl with `step`, `loss` (what is trained on, nats per token), `lr`, `grad_norm`,
+            `tokens` (so far), `seconds` (of training, time down left out), `tokens_per_second`, `flops` (6ND so far).
+        heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
+            token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
         samples: lines with `step`, `prompt`, `text`.
         status: "running", "finished" or "stopped".
     """

@@ -27,6 +27,15 @@ def corpus(tmp_path) -> Path:
 
 
 @pytest.fixture
+def scaling_data() -> Path:
+    """The optional tables of published studies; tests that need them are skipped where they are absent."""
+    folder = Path(os.environ.get("ISOFLOP_TEST_DATA", "")) / "scaling"
+    if not os.environ.get("ISOFLOP_TEST_DATA") or not folder.is_dir():
+        pytest.skip("ISOFLOP_TEST_DATA names no folder with published measurements")
+    return folder
+
+
+@pytest.fixture
 def test_data() -> Path:
     """The optional real text; tests that need it are skipped where it is absent."""
     folder = Path(os.environ.get("ISOFLOP_TEST_DATA", "")) / "data"

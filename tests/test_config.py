@@ -5,6 +5,7 @@ import pytest
 from isoflop.config import describe, from_dict, override, to_dict
 from isoflop.errors import UserError
 from isoflop.model.config import Spec
+from isoflop.model.presets import PRESETS
 from isoflop.trainer.config import RunConfig
 
 
@@ -24,6 +25,14 @@ def test_a_slot_is_swapped_with_one_word_and_its_options_set_with_a_dot():
     assert dict(override(RunConfig(), ["model.norm=layer", "model.norm.eps=0.1"]).model.norm.options) == {"eps": 0.1}
 
 
+def test_a_preset_replaces_the_whole_model():
+    assert override(RunConfig(), ["model.layers=7", "model=gpt2-medium"]).model == PRESETS["gpt2-medium"]()
+    changed = override(RunConfig(), ["model=gpt2-medium", "model.layers=7", "model.attention.kv_heads=4"])
+    assert changed.model == PRESETS["gpt2-medium"](layers=7, attention=Spec("full", kv_heads=4))
+    assert changed.data == RunConfig().data
+    assert from_dict(RunConfig, {"model": "gpt1", "steps": 3}).model == PRESETS["gpt1"]()
+
+
 @pytest.mark.parametrize(
     ("assignment", "names"),
     [
@@ -35,6 +44,8 @@ def test_a_slot_is_swapped_with_one_word_and_its_options_set_with_a_dot():
         ("steps=0", "steps = 0"),
         ("seed.x=1", "seed"),
         ("optim.name=mun", "muon"),
+        ("model=gpt2-medum", "did you mean gpt2-medium?"),
+        ("model=3", "model = 3 is not an object of fields"),
         ("optim.lr=-1", "optim.lr"),
         ("batch.sequences=0", "batch.sequences"),
     ],

@@ -14,6 +14,7 @@ from isoflop.errors import UserError
 
 PIECE = 64 * 1024  # plain text longer than this is cut at paragraph ends
 BLOCK = 1 << 20
+SIP = 8 * 1024
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 COMPRESSION_ENDINGS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
 OPENERS: dict[str, Any] = {"gzip": gzip.open, "xz": lzma.open}
@@ -38,13 +39,25 @@ def decompress(raw: BinaryIO, file: SourceFile) -> Iterator[bytes]:
         if found == "zstd":
             yield from zstd_blocks(raw)
         else:
-            opened: Any = OPENERS[found](raw) if found else raw
+            opened: Any = OPENERS[found](InSips(raw)) if found else raw
             while block := opened.read(BLOCK):
                 yield block
     except EOFError:
         raise UserError(f"{file.shown} is truncated: its {found} data stops before the end; fetch it again") from None
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         raise UserError(f"{file.shown} is damaged: its {found} data cannot be read ({error}); fetch it again") from None
+
+
+class InSips:
+    """A file that gives at most SIP bytes at a time, so that its place is near what has been decompressed: Python's own
+    readers take up to 128 KiB ahead, which is a megabyte of text that the survey would not count."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self.raw = raw
+        self.seek = raw.seek
+
+    def read(self, size: int = -1) -> bytes:
+        return self.raw.read(SIP if size < 0 else min(size, SIP))
 
 
 def zstd_blocks(raw: BinaryIO) -> Iterator[bytes]:

@@ -1,6 +1,7 @@
 """Which tokens does step k see? A pure function of k: the loader's only state is the number of the step.
 
-Sequences are numbered through the whole run, i = step * sequences + row. Number i is the j-th sequence drawn from some
+Sequences are numbered through the whole run, i = step * sequences + row (with a batch that grows, the sequences before
+the step + row). Number i is the j-th sequence drawn from some
 source; in epoch e = j // windows that is window `permutation(j % windows)` of the source's tokens taken as a circle:
 
     i ── place ──> (source, j) ── permute ──> window w ──> tokens [offset + w * context, ... + context]
@@ -9,7 +10,9 @@ Every arrow is arithmetic. Nothing is shuffled in memory, nothing is stored, and
 """
 
 import hashlib
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,7 +43,8 @@ class Loader:
 
     Args:
         context: tokens per sequence; each window has one more, since targets are inputs shifted by one.
-        sequences: per step, over all ranks.
+        sequences: per step, over all ranks; or, where that is not always the same, the function that says how many were
+            read before a step.
         seed: of the order within each source.
         skipped: (first step, steps) ranges of data that are passed over, counted in the steps of an unbroken run.
 
@@ -52,11 +56,12 @@ class Loader:
         self,
         prepared: Prepared,
         context: int,
-        sequences: int,
+        sequences: int | Callable[[int], int],
         seed: int,
         skipped: tuple[tuple[int, int], ...] = (),
     ) -> None:
-        self.context, self.sequences, self.seed, self.skipped = context, sequences, seed, tuple(sorted(skipped))
+        self.context, self.seed, self.skipped = context, seed, tuple(sorted(skipped))
+        self.before = sequences if callable(sequences) else partial(operator.mul, sequences)
         weights = {name: weight for name, weight in prepared.weights().items() if prepared.train_tokens(name)}
         self.names = sorted(weights, key=lambda name: (-weights[name], prepared.sources.index(name)))
         self.asked = [weights[name] for name in self.names]
@@ -77,13 +82,15 @@ class Loader:
         Raises:
             UserError: if the sequences cannot be divided by `world`.
         """
-        if self.sequences % world:
+        sequences = self.before(step + 1) - self.before(step)
+        if sequences % world:
             raise UserError(
-                f"batch.sequences = {self.sequences} cannot be divided among {world} processes; use a multiple"
+                f"the {sequences} sequences of a step cannot be divided among {world} processes; make batch.sequences "
+                "(and batch.ramp_from) a multiple"
             )
-        rows = self.sequences // world
-        first = self.data_step(step) * self.sequences + rank * rows
-        placed = [place(self.shares, first + row) for row in range(rows)]
+        rows = sequences // world
+        first = self.before(step) + rank * rows
+        placed = [place(self.shares, self.unbroken(first + row)) for row in range(rows)]
         windows_BT = np.empty((rows, self.context + 1), np.int64)
         for source in {source for source, _ in placed}:
             here = [row for row, (of, _) in enumerate(placed) if of == source]
@@ -95,14 +102,14 @@ class Loader:
 
     def tokens(self, steps: int) -> int:
         """Tokens that the first `steps` steps read, as targets."""
-        return steps * self.sequences * self.context
+        return self.before(steps) * self.context
 
-    def data_step(self, step: int) -> int:
-        """Where step `step` reads: its number among the steps of data that are not passed over."""
+    def unbroken(self, i: int) -> int:
+        """The number that sequence i of this run has in an unbroken one, in which nothing is passed over."""
         for first, count in self.skipped:
-            if step >= first:
-                step += count
-        return step
+            if i >= self.before(first):
+                i += self.before(first + count) - self.before(first)
+        return i
 
     def starts(self, source: int, draws: np.ndarray) -> np.ndarray:
         """The first token of each draw from a source."""
@@ -123,10 +130,11 @@ class Loader:
         epoch is a whole number of windows, so that each token is a target at least once; `repeated_per_epoch` of them
         (fewer than one context) are a second time.
         """
-        drawn = self.drawn(self.data_step(steps - 1) + 1) if steps else [0] * len(self.names)
+        end = self.unbroken(self.before(steps) - 1) + 1 if steps else 0
+        drawn = counts(self.shares, end)
         passed = [0] * len(self.names)
         for first, count in self.skipped:
-            if steps and first <= self.data_step(steps - 1):
+            if self.before(first) < end:
                 more = zip(passed, self.drawn(first + count), self.drawn(first), strict=True)
                 passed = [sum_ + after - before for sum_, after, before in more]
         read = [total - skipped for total, skipped in zip(drawn, passed, strict=True)]
@@ -147,8 +155,8 @@ class Loader:
         }
 
     def drawn(self, steps: int) -> list[int]:
-        """Sequences from each source in the first `steps` steps of data."""
-        return counts(self.shares, steps * self.sequences)
+        """Sequences from each source in the first `steps` steps of an unbroken run."""
+        return counts(self.shares, self.before(steps))
 
 
 def place(shares: Sequence[int], i: int) -> tuple[int, int]:

@@ -23,7 +23,8 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
     if not more.more:
         raise UserError(f"budget {str(more)!r} with --resume is on top of what the run had: write +{more}")
     decisions = read_lines(folder.log("decisions"))
-    timetable = Timetable(config.schedule, config.steps, tuple(Decision.from_dict(line) for line in decisions))
+    taken = tuple(Decision.from_dict(line) for line in decisions)
+    timetable = Timetable(config.schedule, config.steps, taken, read=config.batch.before)
     back_to = timetable.decay_step
     steps = checkpoint.steps(folder.checkpoints)
     if not steps:
@@ -52,9 +53,9 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
         folder.forget_after(at)
         reason = f"extended by {more}: goes on from step {at}, before the decay"
-        decision = Decision(
-            at_step=at, steps=max(at + 1, total), progress=min(at / max(at + 1, total), 0.999), reason=reason
-        )
+        end = max(at + 1, total)
+        progress = min(config.batch.before(at) / config.batch.before(end), 0.999)
+        decision = Decision(at_step=at, steps=end, progress=progress, reason=reason)
         folder.append("decisions", {**decision.to_dict(), "seconds": seconds}, durable=True)
         folder.event("extended", step=at, budget=str(more), steps=total)
 

@@ -93,7 +93,7 @@ def add_to_ledger(folder: RunFolder) -> None:
                 "run": str(folder.path.resolve()),
                 "time": time.time(),
                 "fingerprint": run.data.get("fingerprint"),
-                "lzma_bits_per_byte": run.plan.get("lzma_bits_per_byte"),
+                "ngram_bits_per_byte": run.plan.get("ngram_bits_per_byte"),
                 "unique_tokens": run.plan.get("unique_tokens"),
                 "parameters": run.plan["parameters"],
                 "tokens": run.result["tokens"],

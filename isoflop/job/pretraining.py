@@ -25,7 +25,8 @@ from isoflop.job.runs import data_of
 from isoflop.model.config import ModelConfig
 from isoflop.plan.advise import Advice, draw, settle
 from isoflop.plan.pairs import advise_pairs
-from isoflop.plan.prior import Expectation, lzma_bits_per_byte
+from isoflop.plan.predictability import ngram_bits_per_byte
+from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.runtime import measure_peak
@@ -81,7 +82,9 @@ def pretrain(
     given_vocabulary = 0
     if init:
         start, given_vocabulary = start_from(start, init)
-    data = override(start, assignments).data
+    asked = override(start, assignments)
+    make_trackers(asked.trackers)  # a missing one is said before anything is done
+    data = asked.data
     folder = RunFolder(Path(out) if out else new_folder_name(data))
     if not dry_run:
         folder.refuse_used()
@@ -90,6 +93,8 @@ def pretrain(
         return pretrain_pairs(allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener)
     with phases.time("prepare"):
         found = survey(data)
+        if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
+            prepare(data)
     with phases.time("calibrate"):
         sketch = draw(
             allowance,
@@ -108,20 +113,20 @@ def pretrain(
         account = prepared.account()
     unique = sum(prepared.train_tokens(name) for name in prepared.sources)
     sketch = replace(sketch, base=replace(sketch.base, data=data))
-    lzma_bpb = lzma_bits_per_byte(found.sample)
+    ngram_bpb = ngram_bits_per_byte(found.sample)
     advice = settle(
         sketch,
         unique,
         prepared.vocab_size,
         account["bytes_per_token"],
-        lzma_bpb,
+        ngram_bpb,
         from_scratch=not init and base is None,
     )
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
         return advice
-    plan = {**advice.to_dict(), "lzma_bits_per_byte": lzma_bpb, "unique_tokens": unique}
+    plan = {**advice.to_dict(), "ngram_bits_per_byte": ngram_bpb, "unique_tokens": unique}
     return carry_out(advice.config, folder, prepared, listener, phases, plan=plan)
 
 
@@ -169,8 +174,9 @@ def train(
     task = make_task(config)
     folder = RunFolder(Path(out) if out else new_folder_name(config.data))
     folder.refuse_used()
+    make_trackers(config.trackers)
     with phases.time("prepare"):
-        prepared = task.prepare(config.data, listener.progress)
+        prepared = task.prepare_data(config.data, listener.progress)
         tokens = task.batches(config, prepared).tokens(config.steps)
     plan: dict[str, Any] = {"kind": "given", "steps": config.steps, "tokens": tokens}
     if expected:

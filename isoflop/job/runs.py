@@ -175,10 +175,10 @@ def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> 
     account = load_json(folder.data) if folder.data.is_file() else {}
     where = Path(str(account.get("folder", "")))
     if account.get("folder") and (where / "manifest.json").is_file():
-        prepared = make_task(config).open(where)
+        prepared = make_task(config).open_data(where)
         if prepared.fingerprint == account.get("fingerprint"):
             return prepared
-    return make_task(config).prepare(config.data, progress)
+    return make_task(config).prepare_data(config.data, progress)
 
 
 def run_folder_of(path: Path) -> Path:

@@ -76,12 +76,16 @@ class ModelConfig:
     d_model: Annotated[int, "width of the residual stream"] = 128
     heads: Annotated[int, "attention heads"] = 2
     head_dim: Annotated[int, "width of a head; 0: d_model / heads"] = 0
-    norm: Annotated[Spec, "layer, rms, none"] = Spec("rms", gain=False)
-    position: Annotated[Spec, "none, learned, sinusoidal, rotary"] = Spec("rotary")
-    attention: Annotated[Spec, "full, none"] = Spec("full", qk_norm=True, qk_gain=False, bias=False)
-    feed_forward: Annotated[Spec, "mlp, gated, none"] = Spec("mlp", activation="relu2", bias=False)
-    wiring: Annotated[Spec, "pre, post, parallel"] = Spec("pre")
-    init: Annotated[Spec, "gpt2, modern"] = Spec("modern")
+    norm: Annotated[Spec, "layer, rms, batch, none"] = Spec("rms", gain=False)
+    position: Annotated[Spec, "none, learned, sinusoidal, rotary, alibi, relative"] = Spec("rotary")
+    attention: Annotated[Spec, "full, banded, alternating, latent, none"] = Spec(
+        "full", qk_norm=True, qk_gain=False, bias=False
+    )
+    feed_forward: Annotated[Spec, "mlp, gated, swiglu, geglu, reglu, bilinear, linear, moe, none"] = Spec(
+        "mlp", activation="relu2", bias=False
+    )
+    wiring: Annotated[Spec, "pre, post, sandwich, parallel, none, rezero, deepnorm"] = Spec("pre")
+    init: Annotated[Spec, "gpt2, normal, modern"] = Spec("modern")
     embedding_norm: Annotated[bool, "normalise the embedding before the first block"] = False
     final_norm: Annotated[bool, "normalise before the head"] = True
     tied_head: Annotated[bool, "the head's weight is the embedding's"] = False

@@ -1,7 +1,8 @@
 """Parameters and FLOPs, by every convention that our sources use. The convention is always in the name.
 
 Nothing here knows a block: parameters are counted on a model built on the meta device, and each block says what it
-multiplies (Part.matmul_weights) and how wide its scores are (Part.score_width).
+multiplies (Part.matmul_weights) and how wide its scores are (Part.score_width). The one exception is Chinchilla's
+formula, which leaves the positions' products out.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import torch
 from isoflop.config import nearest
 from isoflop.errors import UserError
 from isoflop.model.blocks.part import Linear, Part
+from isoflop.model.blocks.position import Position
 from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
 from isoflop.model.encoder_decoder import EncoderDecoder
@@ -88,9 +90,34 @@ def six_n_blocks(model: Model, context: int) -> float:
 
 def palm(model: Model, context: int) -> float:
     """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the whole
-    square of T x T, as if nothing were masked; recomputation never counted. N as in "6n"."""
-    widths = sum(m.score_width for m in model.modules() if isinstance(m, Part))
-    return 6 * count(model).matmul + 12 * widths * context
+    square of T x T, as if nothing were masked; recomputation never counted. N as in "6n". In a banded layer T is the
+    window, as in nanochat, so that what is never worked out is not claimed."""
+    scores = sum(m.score_width * m.band(context) for m in model.modules() if isinstance(m, Part))
+    return 6 * count(model).matmul + 12 * scores
+
+
+def chinchilla_f(model: Model, context: int) -> float:
+    """Chinchilla's appendix F as printed (2203.15556), a token of S:
+
+        3 (2 V d + L [6 d H K + 2 S H K + 3 H S + 2 S H K + 2 H K d + 4 d F] + 2 V d)
+
+    The look-up counts as a product, the whole square of scores counts, and a softmax three times a score. The matrix of
+    the relative positions, the fifth in its parameter counts, is in none of it."""
+    return chinchilla_a4(model, context) + 3 * 4 * model.head_weight.numel()
+
+
+def chinchilla_a4(model: Model, context: int) -> float:
+    """The same without both vocabulary terms: what the ratios of the paper's table A4 were computed with."""
+    total: float = 0
+    for block in model.units():
+        positions = {m for part in block.modules() if isinstance(part, Position) for m in part.modules()}
+        for m in block.modules():
+            if not isinstance(m, (Part, Linear)) or m in positions:
+                continue
+            total += 2 * m.matmul_weights()
+            if isinstance(m, Part) and m.score_width:
+                total += (4 * m.score_width + 3 * model.config.heads) * m.band(context)
+    return 3 * total
 
 
 def executed(model: Model, context: int) -> float:
@@ -104,6 +131,8 @@ CONVENTIONS: dict[str, Callable[[Model, int], float]] = {
     "6n_all": six_n_all,
     "6n_blocks": six_n_blocks,
     "palm": palm,
+    "chinchilla_f": chinchilla_f,
+    "chinchilla_a4": chinchilla_a4,
     "executed": executed,
 }
 

@@ -13,19 +13,21 @@ Letters: as in gpt.py, with S the source's positions. This is single-device code
 """
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isoflop.errors import UserError
 from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
+from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.blocks.part import Cache, Embedding, Linear, Part
 from isoflop.model.blocks.position import Position
 from isoflop.model.config import ModelConfig, Spec
-from isoflop.model.gpt import make_norm, make_position
+from isoflop.model.gpt import branch_init, make_norm, make_position
 from isoflop.model.init import INITS
-from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, WIRINGS, make
+from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, NORMS, POSITIONS, WIRINGS, make, resolve
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,19 @@ class EncoderDecoder(Part):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        check(config)
         self.config = config
-        depth = config.encoder_layers or config.layers
+        encoding = replace(config, layers=config.encoder_layers or config.layers)
         init = make(INITS, config.init, "model.init", layers=config.layers)
         role = "tied" if config.tied_head else "embedding"
         self.embedding = Embedding(config.vocab_size, config.d_model, init=init, role=role)
-        self.position = make_position(config, "input", init)
+        self.position = make_position(config, "input", init, config.head_width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
-        encoder_init = make(INITS, config.init, "model.init", layers=depth)
-        self.encoder: Any = nn.ModuleList(EncoderBlock(config, layer, depth, encoder_init) for layer in range(depth))
+        encoder_init = make(INITS, config.init, "model.init", layers=encoding.layers)
+        self.encoder: Any = nn.ModuleList(
+            EncoderBlock(encoding, layer, encoder_init) for layer in range(encoding.layers)
+        )
         self.memory_norm = make_norm(config) if config.final_norm else None
         self.decoder: Any = nn.ModuleList(DecoderBlock(config, layer, init) for layer in range(config.layers))
         self.norm = make_norm(config) if config.final_norm else None
@@ -124,6 +129,24 @@ class EncoderDecoder(Part):
     def matmul_weights(self) -> int:
         return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
 
+    def auxiliary_loss(self) -> Tensor | float:
+        """The sum of what the parts' last training forward adds to the loss; each is given once."""
+        total: Tensor | float = 0.0
+        for module in self.modules():
+            if isinstance(module, Part) and module.auxiliary is not None:
+                total = total + module.auxiliary
+                module.auxiliary = None
+        return total
+
+    def mean_readings(self) -> dict[str, float]:
+        """What the parts of the blocks say of the last forward (Part.readings), each name's mean over them."""
+        found: dict[str, list[float]] = {}
+        for unit in self.units():
+            for part in unit.modules():
+                for name, value in part.readings().items() if isinstance(part, Part) else ():
+                    found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
+
     def weights_by_side(self) -> tuple[int, int]:
         """The weights that a token of the source is multiplied by, and those that one of the target is. The keys and
         values of the memory belong to the source."""
@@ -148,12 +171,13 @@ class EncoderBlock(Part):
 
     causal = False
 
-    def __init__(self, config: ModelConfig, layer: int, layers: int, init: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, init: Any) -> None:
         super().__init__()
-        position = make_position(config, "attention", init)
-        self.attention = look(Bidirectional, config, position, init)
-        self.feed_forward = make_feed_forward(config, layer, layers, init)
-        self.wiring = make_wiring(config, 2 - self.feed_forward.absent, layers)
+        shapes = shapes_of(config, layer, init)
+        position = make_position(config, "attention", init, config.head_width)
+        self.attention = look(Bidirectional, config, position, shapes)
+        self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
+        self.wiring = make_wiring(config, 2 - self.feed_forward.absent)
 
     def forward(self, x_BSD: Tensor, visible_BS: Tensor | None = None) -> Tensor:
         branches = [lambda h_BSD: self.attention(h_BSD, visible_BS)]
@@ -167,12 +191,17 @@ class DecoderBlock(Part):
 
     def __init__(self, config: ModelConfig, layer: int, init: Any) -> None:
         super().__init__()
-        position = make_position(config, "attention", init)
-        shapes = shapes_of(config, layer, config.layers, init)
-        self.attention = make(ATTENTIONS, config.attention, "model.attention", position=position, **shapes)
-        self.memory = look(CrossAttention, config, Position(), init)  # no distance is known between two sequences
-        self.feed_forward = make_feed_forward(config, layer, config.layers, init)
-        self.wiring = make_wiring(config, 3 - self.attention.absent - self.feed_forward.absent, config.layers)
+        shapes = shapes_of(config, layer, init)
+        self.attention = make(
+            ATTENTIONS,
+            config.attention,
+            "model.attention",
+            position=lambda width: make_position(config, "attention", init, width),
+            **shapes,
+        )
+        self.memory = look(CrossAttention, config, Position(), shapes)  # no distance is known between two sequences
+        self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
+        self.wiring = make_wiring(config, 3 - self.attention.absent - self.feed_forward.absent)
 
     def forward(
         self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, visible_BS: Tensor | None, cache: Cache | None = None
@@ -185,25 +214,19 @@ class DecoderBlock(Part):
         return self.wiring(x_BTD, *branches)
 
 
-def look(kind: type[CrossAttention], config: ModelConfig, position: Position, init: Any) -> Any:
+def look(kind: type[CrossAttention], config: ModelConfig, position: Position, shapes: dict[str, Any]) -> Any:
     """An attention that hides nothing, with those of `model.attention`'s options that it knows."""
     known = inspect.signature(kind).parameters
     options = {name: value for name, value in config.attention.options if name in known}
-    shapes = shapes_of(config, 0, config.layers, init)
     return make({"full": kind}, Spec("full", **options), "model.attention", position=position, **shapes)
 
 
-def make_feed_forward(config: ModelConfig, layer: int, layers: int, init: Any) -> Any:
-    return make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes_of(config, layer, layers, init))
+def make_wiring(config: ModelConfig, branches: int) -> Any:
+    shapes = {"branches": branches, "norm": lambda: make_norm(config), "layers": config.layers}
+    return make(WIRINGS, config.wiring, "model.wiring", **shapes)
 
 
-def make_wiring(config: ModelConfig, branches: int, layers: int) -> Any:
-    return make(
-        WIRINGS, config.wiring, "model.wiring", branches=branches, norm=lambda: make_norm(config), layers=layers
-    )
-
-
-def shapes_of(config: ModelConfig, layer: int, layers: int, init: Any) -> dict[str, Any]:
+def shapes_of(config: ModelConfig, layer: int, init: Any) -> dict[str, Any]:
     """What a block tells its parts."""
     return {
         "d_model": config.d_model,
@@ -211,12 +234,25 @@ def shapes_of(config: ModelConfig, layer: int, layers: int, init: Any) -> dict[s
         "head_dim": config.head_width,
         "context": config.context,
         "layer": layer,
-        "layers": layers,
+        "layers": config.layers,
         "dropout": config.dropout,
-        "init": init,
+        "init": branch_init(config, init),
     }
 
 
 def multiplied(module: nn.Module) -> int:
     """The weights inside that a token is multiplied by."""
     return sum(part.matmul_weights() for part in module.modules() if isinstance(part, (Part, Linear)))
+
+
+def check(config: ModelConfig) -> None:
+    """Raises:
+    UserError: for an entry that means nothing in an encoder.
+    """
+    if not getattr(resolve(POSITIONS, config.position.name, "model.position"), "both_ways", True):
+        raise UserError(
+            f"model.position = {config.position.name!r} knows distances back alone; an encoder looks both ways: "
+            "use rotary, learned or sinusoidal"
+        )
+    if resolve(NORMS, config.norm.name, "model.norm") is BatchNorm:
+        raise UserError("model.norm = 'batch' would count padding in its statistics; use layer or rms")

@@ -2,8 +2,8 @@
 
     tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> dropout
               -> L blocks, each: the wiring joins two branches to the residual stream
-                     attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K)) v -> out
-                     feed_forward  up -> activation -> down, or gated
+                     attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K) [+ bias]) v -> out
+                     feed_forward  up -> activation -> down, or gated, or a few of many experts
               -> norm -> head -> logits_BTV
 
 Every part is an entry of a table in registry.py, chosen by config.py's Specs; the default ("modern") is pre-norm, RMS
@@ -13,6 +13,8 @@ own; presets.py has GPT-2 and others.
 Letters: B batch, T time (queries), S source (keys), D d_model, H heads, G key-value heads, K head_dim, F d_ff, V
 vocabulary, L layers. A tensor's name ends in its shape: q_BHTK.
 
+Training may add heads for later tokens (`look_ahead`) and auxiliary losses of the parts; the forward is the same.
+
 This is single-device code. It knows no ranks, files, trainers or printing.
 """
 
@@ -21,11 +23,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.blocks.part import Cache, Embedding, Linear, Part
+from isoflop.model.blocks.norm import normalise
+from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part
 from isoflop.model.blocks.position import Position
 from isoflop.model.config import ModelConfig
 from isoflop.model.init import INITS
 from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, NORMS, POSITIONS, WIRINGS, make, resolve
+
+TRAINING_ONLY = "ahead."  # what the names of tensors begin with that no reader of a trained model needs
 
 
 class GPT(Part):
@@ -42,11 +47,12 @@ class GPT(Part):
         init = make(INITS, config.init, "model.init", layers=config.layers)
         role = "tied" if config.tied_head else "embedding"
         self.embedding = Embedding(config.vocab_size, config.d_model, init=init, role=role)
-        self.position = make_position(config, "input", init)
+        self.position = make_position(config, "input", init, config.head_width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, init) for layer in range(config.layers))
         self.norm = make_norm(config) if config.final_norm else None
+        self.ahead = nn.ModuleList()
         self.head = None
         if not config.tied_head:
             self.head = Linear(config.d_model, config.vocab_size, bias=False, init=init, role="head")
@@ -64,15 +70,53 @@ class GPT(Part):
         start, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
         if start + T > self.config.context:
             raise ValueError(f"{start} + {T} positions do not fit in a context of {self.config.context}")
-        x_BTD = self.position.embed(self.embedding(tokens_BT), start)
-        if self.embedding_norm is not None:
-            x_BTD = self.embedding_norm(x_BTD)
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.embed(tokens_BT, start)
         for block in self.blocks:
             x_BTD = block(x_BTD, cache)
         if cache is not None:
             cache.advance(T)
-        return self.norm(x_BTD) if self.norm is not None else x_BTD
+        return normalise(self.norm, x_BTD, start) if self.norm is not None else x_BTD
+
+    def embed(self, tokens_BT: Tensor, start: int) -> Tensor:
+        """x_BTD, what the first block reads, of tokens that stand from `start` on."""
+        x_BTD = self.position.embed(self.embedding(tokens_BT), start)
+        if self.embedding_norm is not None:
+            x_BTD = normalise(self.embedding_norm, x_BTD, start)
+        dropped_BTD: Tensor = self.dropout(x_BTD)
+        return dropped_BTD
+
+    def hidden_ahead(self, tokens_BT: Tensor) -> list[Tensor]:
+        """h_BTD for the next token, as `hidden`, and for each token after it that `look_ahead` added a head for."""
+        x_BTD = self.embed(tokens_BT, 0)
+        for block in self.blocks[:-1]:
+            x_BTD = block(x_BTD)
+        h_BTD = self.blocks[-1](x_BTD)
+        if self.norm is not None:
+            h_BTD = normalise(self.norm, h_BTD, 0)
+        return [h_BTD, *(head(x_BTD) for head in self.ahead)]
+
+    def look_ahead(self, heads: int) -> None:
+        """Add heads for later tokens, each a block and a final norm: for training alone, no other path reads them."""
+        init = make(INITS, self.config.init, "model.init", layers=self.config.layers)
+        with self.embedding.weight.device:
+            self.ahead = nn.ModuleList(Ahead(self.config, init) for _ in range(heads))
+
+    def auxiliary_loss(self) -> Tensor | float:
+        """The sum of what the parts' last training forward adds to the loss; each is given once."""
+        total: Tensor | float = 0.0
+        for module in self.modules():
+            if isinstance(module, Part) and module.auxiliary is not None:
+                total = total + module.auxiliary
+                module.auxiliary = None
+        return total
+
+    def mean_readings(self) -> dict[str, float]:
+        """What the parts of the blocks say of the last forward (Part.readings), each name's mean over them."""
+        found: dict[str, list[float]] = {}
+        for module in self.blocks.modules():
+            for name, value in module.readings().items() if isinstance(module, Part) else ():
+                found.setdefault(name, []).append(value)
+        return {name: sum(values) / len(values) for name, values in found.items()}
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         return F.linear(h_BTD, self.head_weight)
@@ -84,7 +128,7 @@ class GPT(Part):
 
     def units(self) -> list[nn.Module]:
         """What distribution may wrap one by one, in the order of the forward."""
-        return list(self.blocks)
+        return [*self.blocks, *(head.block for head in self.ahead)]
 
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
@@ -94,7 +138,8 @@ class GPT(Part):
                 reset()
 
     def matmul_weights(self) -> int:
-        return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
+        uses = len(self.ahead) + (self.head is None)  # an untied head counts its first use itself
+        return uses * self.head_weight.numel()
 
 
 class Block(Part):
@@ -110,10 +155,15 @@ class Block(Part):
             "layer": layer,
             "layers": config.layers,
             "dropout": config.dropout,
-            "init": init,
+            "init": branch_init(config, init),
         }
-        position = make_position(config, "attention", init)
-        self.attention = make(ATTENTIONS, config.attention, "model.attention", position=position, **shapes)
+        self.attention = make(
+            ATTENTIONS,
+            config.attention,
+            "model.attention",
+            position=lambda width: make_position(config, "attention", init, width),
+            **shapes,
+        )
         self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
         branches = 2 - self.attention.absent - self.feed_forward.absent
         self.wiring = make(
@@ -131,21 +181,43 @@ class Block(Part):
             branches.append(lambda h_BTD: self.attention(h_BTD, cache))
         if not self.feed_forward.absent:
             branches.append(self.feed_forward)
-        return self.wiring(x_BTD, *branches)
+        start = cache.length if cache is not None else 0
+        y_BTD: Tensor = self.wiring(x_BTD, *branches, start=start)
+        return y_BTD
+
+
+class Ahead(Part):
+    """A head for a later token: what comes after the trunk once more, a last block and the final norm."""
+
+    def __init__(self, config: ModelConfig, init: Init) -> None:
+        super().__init__()
+        self.block = Block(config, config.layers - 1, init)
+        self.norm = make_norm(config) if config.final_norm else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = self.block(x_BTD)
+        return normalise(self.norm, x_BTD, 0) if self.norm is not None else x_BTD
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
-    return make(NORMS, config.norm, "model.norm", dim=config.d_model)
+    return make(NORMS, config.norm, "model.norm", dim=config.d_model, context=config.context)
 
 
-def make_position(config: ModelConfig, level: str, init: Any) -> Position:
-    """The chosen position if it acts at this level, else one that does nothing."""
+def branch_init(config: ModelConfig, init: Init) -> Init:
+    """How the wiring wants the weights in its branches filled; a private wiring need not say."""
+    chosen = getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "branch_init", None)
+    wanted: Init = chosen(init, config.layers) if chosen is not None else init
+    return wanted
+
+
+def make_position(config: ModelConfig, level: str, init: Any, head_dim: int) -> Position:
+    """The chosen position, for heads of this width, if it acts at this level, else one that does nothing."""
     if resolve(POSITIONS, config.position.name, "model.position").level != level:
         return Position()
     shapes = {
         "d_model": config.d_model,
         "heads": config.heads,
-        "head_dim": config.head_width,
+        "head_dim": head_dim,
         "context": config.context,
     }
     return make(POSITIONS, config.position, "model.position", init=init, **shapes)

@@ -15,7 +15,7 @@ class GPT2:
 
     | role                | distribution                                                                  |
     |---------------------|-------------------------------------------------------------------------------|
-    | matrix, head        | N(0, std), std = 0.02                                                         |
+    | matrix, score, head | N(0, std), std = 0.02                                                         |
     | embedding, tied     | N(0, std)                                                                     |
     | position            | N(0, 0.01)                                                                    |
     | residual            | N(0, std / sqrt(2 L)): the paper's factor; the released code only runs the    |
@@ -31,12 +31,24 @@ class GPT2:
         normal(weight, stds.get(role, self.std))
 
 
+class Normal:
+    """N(0, std) for every weight, positions and residual projections too: GPT-1 with std = 0.02 (openai/
+    finetune-transformer-lm, train.py), and what Hugging Face calls `initializer_range` in Llama and its kind."""
+
+    def __init__(self, *, std: float = 0.02) -> None:
+        self.std = std
+
+    def __call__(self, weight: Tensor, role: str) -> None:
+        normal(weight, self.std)
+
+
 class Modern:
     """Every branch starts as nothing, every product keeps the size of what it reads, at any width.
 
     | role      | distribution                                                                        |
     |-----------|-------------------------------------------------------------------------------------|
     | matrix    | N(0, gain / sqrt(fan-in)): unit input gives output of size `gain` at every width    |
+    | score     | the same                                                                            |
     | residual  | 0: at the start each block passes its input on, so depth needs no factor            |
     | head      | 0: the first loss is ln(V) exactly                                                  |
     | embedding | N(0, embedding_std), by coordinate and so the same at every width                   |
@@ -51,6 +63,7 @@ class Modern:
         width = weight.shape[-1]
         stds = {
             "matrix": self.gain / math.sqrt(width),
+            "score": self.gain / math.sqrt(width),
             "residual": 0.0,
             "head": 0.0,
             "embedding": self.embedding_std,
@@ -60,7 +73,7 @@ class Modern:
         normal(weight, stds[role])
 
 
-INITS: dict[str, type[Any]] = {"gpt2": GPT2, "modern": Modern}
+INITS: dict[str, type[Any]] = {"gpt2": GPT2, "normal": Normal, "modern": Modern}
 
 
 def normal(weight: Tensor, std: float) -> None:

@@ -1,7 +1,9 @@
-"""Next-token cross-entropy that never holds all the logits.
+"""What a batch is trained on, by name; and next-token cross-entropy that never holds all the logits.
 
 At a vocabulary of 50,257 the logits of one batch outweigh everything else in a step. Here a chunk of tokens at a time
 goes through head, softmax and both gradients, and only the gradients of the hidden states and of the head are kept.
+
+A loss is for training alone: what is measured on held-out text is plain cross-entropy always (measure.py).
 """
 
 from typing import Any
@@ -10,10 +12,108 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from isoflop.errors import UserError
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.gpt import GPT
+from isoflop.model.registry import make
+
 IGNORED = -100
 CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is up to twice as fast as all at once
 CHUNK_LOGITS_GPU = 2**25  # 128 MB: fewer and larger kernels
 SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient: thin ones spend their time on that
+
+
+class CrossEntropy:
+    """-ln p(next token), the mean over the tokens of a pass; and the base of the others."""
+
+    def prepare(self, model: GPT) -> None:
+        """Add to the model what only training needs. Once, before its optimisers are made."""
+
+    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT)
+
+
+class LabelSmoothing(CrossEntropy):
+    """Cross-entropy with the distribution that has 1 - eps on the next token and eps spread over all V ids (Szegedy et
+    al. 2015, 1512.00567, section 7; Vaswani et al. 2017 with eps = 0.1)."""
+
+    def __init__(self, *, eps: float = 0.1) -> None:
+        if not 0.0 <= eps < 1.0:
+            raise UserError(f"eps = {eps:g} is not in [0, 1)")
+        self.eps = eps
+
+    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT, smoothing=self.eps)
+
+
+class ZLoss(CrossEntropy):
+    """Cross-entropy + coefficient * (ln Z)^2, Z the sum of the exponentials of the logits: keeps ln Z near 0 (PaLM,
+    Chowdhery et al. 2022, 2204.02311, section 5, with 1e-4)."""
+
+    def __init__(self, *, coefficient: float = 1e-4) -> None:
+        if not coefficient >= 0.0:
+            raise UserError(f"coefficient = {coefficient:g} is negative; 0 is plain cross-entropy")
+        self.coefficient = coefficient
+
+    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT, z=self.coefficient)
+
+
+class MultiToken(CrossEntropy):
+    """The sum of n cross-entropies: of the next token, and of the second to the n-th after it, each from a head of its
+    own on one trunk (Gloeckle et al. 2024, 2404.19737, equation 2).
+
+    The trunk is all blocks but the last. The last one is the first head, so that the model itself is what it would be
+    without this loss; each further head is another such block and final norm, and all share the output matrix. The
+    further heads are there in training alone: no evaluation, sample or reader of a checkpoint knows them. At the end
+    of a sequence a head has no target and is not counted.
+
+    Options: `tokens`, n; the paper's best for code is 4.
+
+    Raises:
+        UserError: for n below 2 or above the context, and for a model without blocks.
+    """
+
+    def __init__(self, *, model: ModelConfig, tokens: int = 4) -> None:
+        if not 2 <= tokens <= model.context:
+            raise UserError(f"tokens = {tokens} is not between 2 and model.context = {model.context}")
+        if model.layers < 1:
+            raise UserError("its heads are copies of the last block, and model.layers = 0 has none; use cross_entropy")
+        self.tokens = tokens
+
+    def prepare(self, model: GPT) -> None:
+        model.look_ahead(self.tokens - 1)
+
+    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        losses = [
+            cross_entropy(h_BTD, model.head_weight, later(targets_BT, distance))
+            for distance, h_BTD in enumerate(model.hidden_ahead(inputs_BT))
+        ]
+        return torch.stack(losses).sum()
+
+
+LOSSES: dict[str, type[Any]] = {
+    "cross_entropy": CrossEntropy,
+    "label_smoothing": LabelSmoothing,
+    "z_loss": ZLoss,
+    "multi_token": MultiToken,
+}
+
+
+def make_loss(spec: Spec, model: ModelConfig) -> CrossEntropy:
+    """Raises:
+    UserError: for an unknown loss or option, or one that does not go with the model.
+    """
+    loss: CrossEntropy = make(LOSSES, spec, "loss", model=model)
+    return loss
+
+
+def later(targets_BT: Tensor, distance: int) -> Tensor:
+    """The targets `distance` positions further on, -100 where the sequence has ended."""
+    if distance == 0:
+        return targets_BT
+    ended = torch.full_like(targets_BT[:, :distance], IGNORED)
+    return torch.cat((targets_BT[:, distance:], ended), dim=1)
 
 
 def cross_entropy(
@@ -22,9 +122,13 @@ def cross_entropy(
     targets_BT: Tensor,
     *,
     reduction: str = "mean",
+    smoothing: float = 0.0,
+    z: float = 0.0,
     chunk: int = 0,
 ) -> Tensor:
     """-ln p(target), in nats, from the hidden states and the head's weight.
+
+    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2.
 
     Under autocast the products are in autocast's type; the softmax, the loss and the head's gradient are float32. The
     gradients are computed in the forward pass: backward only scales them.
@@ -45,9 +149,9 @@ def cross_entropy(
         chunk = max(SMALLEST_CHUNK, room // head_weight_VD.shape[0])
     differentiate = torch.is_grad_enabled() and (h_ND.requires_grad or head_weight_VD.requires_grad)
     if differentiate:
-        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk)
+        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z)
     else:
-        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False)
+        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z)
     if reduction == "sum":
         return total
     return total / (targets_N != IGNORED).sum().clamp(min=1)
@@ -57,9 +161,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     """The summed loss, with its gradients made on the way. Backward scales them where they lie, so it runs once."""
 
     @staticmethod
-    def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, smoothing: float, z: float
+    ) -> Tensor:
         wants_h, wants_weight = ctx.needs_input_grad[:2]
-        total, *ctx.grads = forward_backward(h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight)
+        total, *ctx.grads = forward_backward(h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z)
         return total
 
     @staticmethod
@@ -69,11 +175,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("this loss keeps its gradients for one backward; compute it again for another")
         grads, ctx.grads = ctx.grads, None
         scaled = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
-        return (*scaled, None, None)
+        return (*scaled, None, None, None, None)
 
 
 def forward_backward(
-    h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, wants_h: bool, wants_weight: bool
+    h_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    chunk: int,
+    wants_h: bool,
+    wants_weight: bool,
+    smoothing: float,
+    z: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The summed loss and its gradients by h and by the weight (None where not wanted), `chunk` tokens at a time."""
     device = h_ND.device.type
@@ -89,12 +202,26 @@ def forward_backward(
             h_CD, targets_C = h_ND[rows].to(product), targets_N[rows]
             counted_C = targets_C != IGNORED
             index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
-            log_p_CV = (h_CD @ weight.T).log_softmax(dim=-1, dtype=exact)
-            total -= (log_p_CV.gather(1, index_C1).squeeze(1) * counted_C).sum()
+            logits_CV = h_CD @ weight.T
+            log_p_CV = logits_CV.log_softmax(dim=-1, dtype=exact)
+            log_p_C1 = log_p_CV.gather(1, index_C1)
+            log_Z_C1 = logits_CV.gather(1, index_C1).to(exact) - log_p_C1 if z else None
+            del logits_CV
+            loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
+            if smoothing:
+                loss_C -= smoothing * log_p_CV.mean(1)
+            if log_Z_C1 is not None:
+                loss_C += z * log_Z_C1.square().squeeze(1)
+            total += (loss_C * counted_C).sum()
             if not (wants_h or wants_weight):
                 continue
-            grad_CV = log_p_CV.exp_()  # d loss / d logits = softmax - one-hot
-            grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, -1, dtype=exact))
+            # d loss / d logits = softmax - target distribution, and softmax * 2 z ln Z
+            grad_CV = log_p_CV.exp_()
+            if log_Z_C1 is not None:
+                grad_CV *= 1 + 2 * z * log_Z_C1
+            if smoothing:
+                grad_CV -= smoothing / grad_CV.shape[1]
+            grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
             grad_CV = grad_CV.to(product)
             # A token that is not counted is taken out of the narrow factors, which are D wide and not V.
             if grad_h_ND is not None:

@@ -11,27 +11,63 @@ import inspect
 import typing
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from torch import nn
 
 from isoflop.config import convert
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.attention import Alternating, Attention, Banded
 from isoflop.model.blocks.feed_forward import MLP, Gated
-from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
-from isoflop.model.blocks.part import Absent, entry
-from isoflop.model.blocks.position import Learned, Position, Rotary, Sinusoidal
-from isoflop.model.blocks.wiring import Parallel, PostNorm, PreNorm
+from isoflop.model.blocks.latent import Latent
+from isoflop.model.blocks.moe import MoE
+from isoflop.model.blocks.norm import BatchNorm, LayerNorm, NoNorm, RMSNorm
+from isoflop.model.blocks.part import Absent, ByDepth, entry
+from isoflop.model.blocks.position import Alibi, Learned, Position, Relative, Rotary, Sinusoidal
+from isoflop.model.blocks.wiring import DeepNorm, NoResidual, Parallel, PostNorm, PreNorm, ReZero, Sandwich
 from isoflop.model.config import Spec
 
-NORMS: dict[str, type[Any]] = {"layer": LayerNorm, "rms": RMSNorm, "none": NoNorm}
-POSITIONS: dict[str, type[Any]] = {"none": Position, "learned": Learned, "sinusoidal": Sinusoidal, "rotary": Rotary}
-ATTENTIONS: dict[str, type[Any]] = {"full": Attention, "none": Absent}
-FEED_FORWARDS: dict[str, type[Any]] = {"mlp": MLP, "gated": Gated, "none": Absent}
-WIRINGS: dict[str, type[Any]] = {"pre": PreNorm, "post": PostNorm, "parallel": Parallel}
+Entry = type[Any] | partial[Any]  # a partial: a class with some of its options said by the name
 
-SLOTS: dict[str, dict[str, type[Any]]] = {
+NORMS: dict[str, Entry] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm, "none": NoNorm}
+POSITIONS: dict[str, Entry] = {
+    "none": Position,
+    "learned": Learned,
+    "sinusoidal": Sinusoidal,
+    "rotary": Rotary,
+    "alibi": Alibi,
+    "relative": Relative,
+}
+ATTENTIONS: dict[str, Entry] = {
+    "full": Attention,
+    "banded": Banded,
+    "alternating": Alternating,
+    "latent": Latent,
+    "none": Absent,
+}
+FEED_FORWARDS: dict[str, Entry] = {
+    "mlp": MLP,
+    "gated": Gated,
+    "swiglu": partial(Gated, activation="silu"),
+    "geglu": partial(Gated, activation="gelu"),
+    "reglu": partial(Gated, activation="relu"),
+    "bilinear": partial(Gated, activation="identity"),
+    "linear": partial(MLP, activation="identity"),
+    "moe": MoE,
+    "none": Absent,
+}
+WIRINGS: dict[str, Entry] = {
+    "pre": PreNorm,
+    "post": PostNorm,
+    "sandwich": Sandwich,
+    "parallel": Parallel,
+    "none": NoResidual,
+    "rezero": ReZero,
+    "deepnorm": DeepNorm,
+}
+
+SLOTS: dict[str, dict[str, Entry]] = {
     "norm": NORMS,
     "position": POSITIONS,
     "attention": ATTENTIONS,
@@ -52,8 +88,8 @@ def trust_code(*packages: str) -> Iterator[None]:
         TRUSTED.reset(token)
 
 
-def resolve(table: Mapping[str, type[Any]], name: str, where: str) -> type[Any]:
-    """The class that a name or a dotted path stands for.
+def resolve(table: Mapping[str, Entry], name: str, where: str) -> Any:
+    """The class (or partial of one) that a name or a dotted path stands for.
 
     Raises:
         UserError: for a name that is not in the table, a path outside isoflop that is not trusted, or no such class.
@@ -76,11 +112,11 @@ def resolve(table: Mapping[str, type[Any]], name: str, where: str) -> type[Any]:
     return found
 
 
-def make(table: Mapping[str, type[Any]], spec: Spec, where: str, **shapes: Any) -> Any:
+def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> Any:
     """Build one entry: shapes from the parent, options from the Spec, both checked against the constructor.
 
     Args:
-        table: one of the five above (or init.py's).
+        table: one of the five above (or init.py's, or loss.py's).
         where: the dotted field, for messages: "model.norm".
         shapes: what the parent knows; passed on if the keyword-only constructor asks for it.
 
@@ -88,11 +124,15 @@ def make(table: Mapping[str, type[Any]], spec: Spec, where: str, **shapes: Any) 
         UserError: for an unknown entry or option (with the nearest right one), or a value that the entry refuses.
     """
     cls = resolve(table, spec.name, where)
+    said = cls.keywords if isinstance(cls, partial) else {}
     parameters = inspect.signature(cls).parameters
-    hints = typing.get_type_hints(cls.__init__)
-    options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in shapes]
+    hints = typing.get_type_hints((cls.func if isinstance(cls, partial) else cls).__init__)
+    known = {*shapes, *said}
+    options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in known]
     given = dict(spec.options)
     for name in given:
+        if name in said:
+            raise UserError(f"{where}.{name} is {said[name]} by the name {spec.name}; choose another entry to set it")
         if name not in options:
             close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
@@ -103,6 +143,10 @@ def make(table: Mapping[str, type[Any]], spec: Spec, where: str, **shapes: Any) 
     arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
     arguments |= {name: shape for name, shape in shapes.items() if name in parameters}
     try:
-        return cls(**arguments)
+        made = cls(**arguments)
     except UserError as error:
         raise UserError(f"{where} = {spec.name}: {error}") from None
+    if isinstance(made, ByDepth):
+        item = f"{where}.pattern[{made.item}]"
+        return make(table, Spec.from_plain(made.chosen, item), item, **shapes)
+    return made

@@ -54,15 +54,24 @@ class ScheduleConfig:
     name: Annotated[
         Literal["wsd", "cosine", "constant"], "wsd: warm-up, stable, linear decay; cosine: half a period; constant"
     ] = "wsd"
-    warmup: Annotated[float, "share of the planned steps in which the rate rises linearly"] = 0.02
+    warmup: Annotated[float, "share of the planned tokens in which the rate rises linearly"] = 0.02
     decay: Annotated[
         float, "share of the run, at its end, in which wsd falls linearly to the floor; 0 for no decay"
     ] = 0.3
     floor: Annotated[float, "factor at the very end (GPT-3's cosine: 0.1)"] = 0.0
+    length: Annotated[
+        float, "share of the run after which cosine has reached the floor, and stays there (GPT-3: 260 of 300)"
+    ] = 1.0
 
     def __post_init__(self) -> None:
         for field in ("warmup", "decay", "floor"):
             require(f"schedule.{field}", getattr(self, field), 0.0, 1.0)
+        require("schedule.length", self.length, 0.0, 1.0, open_low=True)
+        if self.name == "cosine" and self.length < 1.0 and self.floor == 0.0:
+            raise UserError(
+                f"schedule.length = {self.length:g} with schedule.floor = 0 trains the rest of the run at a rate of 0; "
+                "raise the floor or leave the length at 1"
+            )
 
 
 def require(

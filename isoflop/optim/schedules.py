@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step.
 
-A run's course is told in its progress u, from 0 to 1. The planned course is u = step / steps. A decision, made when the
+A run's course is told in its progress u, from 0 to 1: the share of the planned tokens that were read, u = step / steps
+where all steps read the same. A decision, made when the
 clock drifts or the budget grows, changes how steps map to u from one step on and nothing before it; since u decides the
 rate, the final decay moves along. Whoever has the plan and the list of decisions has every step's rate, so `--resume`
 replays the file of decisions and needs no other state.
@@ -9,6 +10,7 @@ replays the file of decisions and needs no other state.
 import bisect
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -64,16 +66,22 @@ class Decision:
 
 @dataclass(frozen=True)
 class Segment:
-    """u goes linearly from `u` at step `start` to 1 at step `end`."""
+    """u goes from `u` at step `start` to 1 at step `end`, linearly in what is read."""
 
     start: int
     u: float
     end: int
 
-    def progress(self, step: int) -> float:
+    def progress(self, step: int, read: Callable[[int], int]) -> float:
         if step >= self.end:
             return 1.0
-        return min(1.0, self.u + (1.0 - self.u) * ((step - self.start) / (self.end - self.start)))
+        start = read(self.start)
+        return min(1.0, self.u + (1.0 - self.u) * ((read(step) - start) / (read(self.end) - start)))
+
+
+def same_each(step: int) -> int:
+    """What is read before a step, in steps' worth, where all read the same."""
+    return step
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ class Timetable:
         config: the shape.
         steps: optimiser steps planned at the start.
         decisions: in the order taken.
+        read: what is read before a step, in any unit; it grows with every step.
 
     Raises:
         UserError: if there are no steps, or a decision comes before an earlier one, after the run's end, or at its end
@@ -93,6 +102,7 @@ class Timetable:
     config: ScheduleConfig
     steps: int
     decisions: tuple[Decision, ...] = ()
+    read: Callable[[int], int] = same_each
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -115,7 +125,7 @@ class Timetable:
         for decision in self.decisions:
             if decision.at_step > pieces[-1].end:
                 raise UserError(f"decision.at_step = {decision.at_step} is after the run's end, {pieces[-1].end}")
-            u = pieces[-1].progress(decision.at_step) if decision.progress is None else decision.progress
+            u = pieces[-1].progress(decision.at_step, self.read) if decision.progress is None else decision.progress
             if u >= 1.0:
                 raise UserError(
                     f"decision.at_step = {decision.at_step} is at the run's end: set decision.progress to go on"
@@ -128,10 +138,13 @@ class Timetable:
         """The run's length after all decisions."""
         return self.segments[-1].end
 
-    @property
+    @cached_property
     def warmup_steps(self) -> int:
-        """Steps until the full rate: from the plan alone, so that no decision changes a step that was taken."""
-        return max(1, round(self.config.warmup * self.steps))
+        """Steps until the full rate, the nearest number to the share of what is read: from the plan alone, so that no
+        decision changes a step that was taken."""
+        wanted = self.config.warmup * self.read(self.steps)
+        over = bisect.bisect_left(range(self.steps), wanted, key=self.read)
+        return max(1, min((max(over - 1, 0), over), key=lambda steps: (abs(self.read(steps) - wanted), steps % 2)))
 
     @property
     def decay_step(self) -> int | None:
@@ -150,12 +163,12 @@ class Timetable:
     def progress(self, step: int) -> float:
         """u of a step (0-based): 0 at the start, 1 from the end on."""
         index = bisect.bisect_right(self.segments, step, key=lambda segment: segment.start) - 1
-        return self.segments[max(index, 0)].progress(step)
+        return self.segments[max(index, 0)].progress(step, self.read)
 
     def scale(self, step: int) -> float:
         """The factor on every group's peak learning rate at a step (0-based). Above 0 at every step of the run, unless
         the shape is decayed to a floor of 0 at its very end, which no step reaches."""
-        return min(1.0, (step + 1) / self.warmup_steps) * self.shape(self.progress(step))
+        return min(1.0, self.read(step + 1) / self.read(self.warmup_steps)) * self.shape(self.progress(step))
 
     def shape(self, u: float) -> float:
         """The course without the warm-up: 1 at u = 0, never rising, `floor` at u = 1 (constant: 1 throughout)."""
@@ -165,6 +178,6 @@ class Timetable:
                 left = (1.0 - u) / self.config.decay if self.config.decay > 0 else 1.0
                 return floor + (1.0 - floor) * left if left < 1.0 else 1.0
             case "cosine":
-                return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * u))
+                return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, u / self.config.length)))
             case _:
                 return 1.0

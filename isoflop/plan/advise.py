@@ -15,40 +15,22 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from isoflop.budget import Budget
-from isoflop.config import load_json, override, to_dict
+from isoflop.config import override, to_dict
 from isoflop.errors import UserError
-from isoflop.files import home, write_json
-from isoflop.model.count import flops_per_token, parameters
+from isoflop.model.count import parameters
 from isoflop.model.presets import heads_for
+from isoflop.plan.candidates import Candidate, candidate_line, nearest_rungs, rough_flops, tokens_for
+from isoflop.plan.explain import Choice, choices_of, vocabulary_choice
+from isoflop.plan.machine import choose_runtime
 from isoflop.plan.prior import Expectation, expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
-from isoflop.plan.shapes import LADDER, batch_tokens_for, context_for, vocabulary_for
-from isoflop.runtime import choose_device, cores, describe_machine, measure_peak
+from isoflop.plan.shapes import batch_tokens_for, context_for, vocabulary_for
+from isoflop.runtime import choose_device, cores, measure_peak
 from isoflop.trainer import RunConfig, throughput
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
-TIMED = 4  # candidate shapes that are timed
-SECONDS_EACH = 1.2  # for timing one
+SECONDS_EACH = 2.0  # for timing one, in turns with the others
 MIN_STEPS = 20  # fewer are no training; a budget that buys fewer is refused
-HOOKS_SHARE = 0.03  # of the time, for held-out measurements, samples and checkpoints
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One line of the plan."""
-
-    name: str
-    value: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A shape that was considered. `tokens_per_second` is 0 where nothing was timed (a budget not in seconds)."""
-
-    config: RunConfig
-    parameters: int
-    tokens_per_second: float
 
 
 @dataclass(frozen=True)
@@ -150,19 +132,20 @@ def draw(
     rungs = nearest_rungs(target, lambda rung: shaped(rung, 1e6))
     tokens = flops / (6 * target)
     first = shaped(rungs[0], tokens)
-    runtime, calibration = choose_runtime(first, device, first.runtime.threads or cores())
+    runtime, calibration = choose_runtime(first, device, first.runtime.threads or cores(), peak)
     base = replace(base, runtime=replace(base.runtime, **runtime))
-    candidates: list[Candidate] = []
-    for rung in rungs:
-        config = shaped(rung, tokens)
-        count = parameters(config.model).matmul
-        if any(known.config.model == config.model for known in candidates):
-            continue
-        rate = 0.0
-        if budget.kind == "seconds":
-            rate = throughput.time_steps(config, SECONDS_EACH).tokens_per_second
+    shapes: list[RunConfig] = []
+    for config in (shaped(rung, tokens) for rung in rungs):
+        if all(config.model != known.model for known in shapes):
+            shapes.append(config)
+    rates = [0.0] * len(shapes)
+    if budget.kind == "seconds":
+        rates = [timed.tokens_per_second for timed in throughput.time_in_turns(shapes, SECONDS_EACH)]
+        for config, rate in zip(shapes, rates, strict=True):
             say(f"{config.model.layers} layers x {config.model.d_model}: {rate:,.0f} tokens/s")
-        candidates.append(Candidate(config, count, rate))
+    candidates = [
+        Candidate(config, parameters(config.model).matmul, rate) for config, rate in zip(shapes, rates, strict=True)
+    ]
     most = max(tokens_for(budget, candidate) for candidate in candidates)
     choices = (
         Choice(
@@ -194,7 +177,7 @@ def settle(
     unique_tokens: int,
     vocab_size: int,
     bytes_per_token: float,
-    lzma_bpb: float,
+    ngram_bpb: float,
     from_scratch: bool = True,
 ) -> Advice:
     """Choose among the candidates now that the tokens are counted, and state the loss to expect.
@@ -228,8 +211,8 @@ def settle(
     config = override(config, [text for text in sketch.assignments if not text.startswith("data.vocab_size")])
     config = replace(config, runtime=sketch.base.runtime)
     count = parameters(config.model).matmul
-    flops = float(config.tokens) * flops_per_token(config.model, convention="6n")
-    expected = expect(count, config.tokens, unique_tokens, lzma_bpb) if from_scratch else None
+    flops = float(config.tokens) * config.flops_per_token
+    expected = expect(count, config.tokens, unique_tokens, ngram_bpb) if from_scratch else None
     epochs = config.tokens / max(1, unique_tokens)
     return Advice(
         config=config,
@@ -241,73 +224,11 @@ def settle(
         expected=expected,
         choices=(*sketch.choices, *choices_of(config, count, epochs, bytes_per_token, best)),
         candidates=tuple(
-            candidate_line(c, budget, unique_tokens, lzma_bpb, c is best, from_scratch) for c in sketch.candidates
+            candidate_line(c, budget, unique_tokens, ngram_bpb, c is best, from_scratch) for c in sketch.candidates
         ),
         calibration=sketch.calibration,
         peak=sketch.peak,
     )
-
-
-def tokens_for(budget: Budget, candidate: Candidate) -> float:
-    """Tokens that the budget lets this candidate read."""
-    match budget.kind:
-        case "seconds":
-            return budget.amount * (1 - HOOKS_SHARE) * candidate.tokens_per_second
-        case "flops":
-            return budget.amount / flops_per_token(candidate.config.model, convention="6n")
-        case "steps":
-            return budget.amount * candidate.config.tokens_per_step
-        case _:
-            return budget.amount
-
-
-def rough_flops(budget: Budget, peak: dict[str, float], device: str) -> float:
-    """About how much compute a budget is, before anything is timed: to know where on the ladder to look."""
-    match budget.kind:
-        case "seconds":
-            share = 0.35 if device == "cpu" else 0.25
-            return budget.amount * share * (peak["float32"] if device == "cpu" else max(peak.values()))
-        case "steps":  # tokens that a batch of that size would be chosen for: the inverse of batch_tokens_for, roughly
-            return 6 * (budget.amount * 8192) ** 2 / TOKENS_PER_PARAMETER
-        case _:
-            return 6 * budget.amount**2 / TOKENS_PER_PARAMETER
-
-
-def nearest_rungs(target: float, shaped: Callable[[tuple[int, int]], RunConfig]) -> list[tuple[int, int]]:
-    """The rungs of the ladder nearest to `target` parameters, nearest first."""
-
-    def distance(rung: tuple[int, int]) -> float:
-        layers, d_model = rung
-        rough = 12 * layers * d_model**2 + shaped(rung).model.vocab_size * d_model
-        return abs(math.log(rough / target))
-
-    return sorted(LADDER, key=distance)[:TIMED]
-
-
-def choose_runtime(config: RunConfig, device: str, threads: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Device, dtype and threads: what the user asked for, else what timed steps say.
-
-    bfloat16 has to be 1.15 times as fast to be chosen. The choice is kept in $ISOFLOP_HOME/dtype.json for this machine
-    and shape: were it made anew each time, noise could give the same command different bits.
-    """
-    asked = config.runtime
-    runtime: dict[str, Any] = {"device": device, "dtype": asked.dtype, "threads": threads}
-    if asked.dtype != "auto":
-        return runtime, {"reason": "as asked for", **runtime}
-    machine = describe_machine(device)
-    shape = f"{config.model.layers} x {config.model.d_model}, {config.tokens_per_step} tokens"
-    key = ", ".join([machine["processor"], device, f"{threads} threads", f"torch {machine['torch']}", shape])
-    stored = home() / "dtype.json"
-    known: dict[str, float] = load_json(stored) if stored.is_file() else {}
-    if key not in known:
-        rates = {}
-        for dtype in ("float32", "bfloat16"):
-            trial = replace(config, runtime=replace(asked, device=device, dtype=dtype, threads=threads))
-            rates[dtype] = throughput.time_steps(trial, SECONDS_EACH).tokens_per_second
-        known = {**known, key: rates["bfloat16"] / rates["float32"]}
-        write_json(stored, known)
-    runtime["dtype"] = "bfloat16" if known[key] > 1.15 else "float32"
-    return runtime, {"reason": f"a step in bfloat16 ran at {known[key]:.2f} times float32's speed", **runtime}
 
 
 def with_batch(config: RunConfig, tokens: float) -> RunConfig:
@@ -332,69 +253,3 @@ def with_intervals(config: RunConfig) -> RunConfig:
         checkpoint=max(1, math.ceil(config.steps / 10)),
     )
     return replace(config, every=every)
-
-
-def vocabulary_choice(vocabulary: int, given: int, asked: bool, flops: float, corpus_bytes: float) -> Choice:
-    if given:
-        reason = "the tokenizer that was given"
-    elif asked:
-        reason = "as asked for"
-    else:
-        reason = f"goes with {flops:.2g} FLOPs and {corpus_bytes / 1e6:.3g} MB of text; more would be most of the model"
-    return Choice("vocabulary", f"{vocabulary:,} ids", reason)
-
-
-def choices_of(
-    config: RunConfig, count: int, epochs: float, bytes_per_token: float, best: Candidate
-) -> tuple[Choice, ...]:
-    model = config.model
-    ratio = config.tokens / count
-    repeated = f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
-    timed = f"; {best.tokens_per_second:,.0f} tokens/s measured" if best.tokens_per_second else ""
-    return (
-        Choice(
-            "shape",
-            f"{model.layers} layers x {model.d_model}, heads: {model.heads}",
-            f"the candidate that the budget feeds best{timed}",
-        ),
-        Choice("parameters N", f"{count:,}", "block and head weights, each that multiplies counted once; C = 6 N D"),
-        Choice(
-            "tokens D",
-            f"{config.tokens:,}",
-            f"{ratio:.1f} a parameter (about {TOKENS_PER_PARAMETER:.0f} are compute-optimal){repeated}",
-        ),
-        Choice(
-            "batch",
-            f"{config.batch.sequences} x {model.context} = {config.tokens_per_step:,} tokens",
-            "0.573 D^0.571 (Step Law)",
-        ),
-        Choice("steps", f"{config.steps:,}", "D over the batch"),
-        Choice(
-            "optimiser",
-            f"{config.optim.name}, lr {config.optim.lr:.3g}, matrix lr {config.optim.matrix_lr:.3g}",
-            "measured at small sizes, see LAB.md",
-        ),
-        Choice(
-            "schedule",
-            f"{config.schedule.name}, warm-up {config.schedule.warmup:.0%}, decay {config.schedule.decay:.0%}",
-            "ends at the budget; can be extended from before the decay",
-        ),
-        Choice("tokenizer", f"{bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
-    )
-
-
-def candidate_line(
-    candidate: Candidate, budget: Budget, unique_tokens: int, lzma_bpb: float, chosen: bool, from_scratch: bool
-) -> dict[str, Any]:
-    tokens = tokens_for(budget, candidate)
-    return {
-        "layers": candidate.config.model.layers,
-        "d_model": candidate.config.model.d_model,
-        "parameters": candidate.parameters,
-        "tokens_per_second": candidate.tokens_per_second or None,
-        "tokens": int(tokens),
-        "expected_bits_per_byte": expect(candidate.parameters, tokens, unique_tokens, lzma_bpb).bits_per_byte
-        if from_scratch
-        else None,
-        "chosen": chosen,
-    }

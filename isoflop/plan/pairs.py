@@ -16,8 +16,10 @@ from isoflop.data.prepared_pairs import PreparedPairs
 from isoflop.errors import UserError
 from isoflop.model.count import pair_flops_per_token, parameters
 from isoflop.model.presets import heads_for
-from isoflop.plan.advise import HOOKS_SHARE, MIN_STEPS, SECONDS_EACH, Advice, Choice, rough_flops, with_intervals
-from isoflop.plan.repetition import reducible_loss
+from isoflop.plan.advise import MIN_STEPS, SECONDS_EACH, Advice, with_intervals
+from isoflop.plan.candidates import HOOKS_SHARE, rough_flops
+from isoflop.plan.explain import Choice
+from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.shapes import batch_tokens_for
 from isoflop.runtime import choose_device, cores, measure_peak
 from isoflop.trainer import RunConfig, throughput
@@ -25,7 +27,6 @@ from isoflop.trainer import RunConfig, throughput
 # (blocks of the encoder and of the decoder, d_model)
 LADDER: tuple[tuple[int, int], ...] = ((1, 64), (2, 64), (2, 128), (3, 192), (4, 256), (6, 384), (6, 512), (6, 768))
 TIMED = 3  # candidates, those nearest to what the budget feeds
-TOKENS_PER_PARAMETER = 20.0  # as for a GPT, before repetition counts (repetition.py)
 
 
 def advise_pairs(
@@ -76,22 +77,19 @@ def advise_pairs(
 
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
     tokens = flops / (6 * target)
-    rungs = sorted(LADDER, key=lambda rung: abs(math.log(weights_of(shaped(rung, tokens), lengths) / target)))[:TIMED]
+    shapes = [shaped(rung, tokens) for rung in LADDER]
+    shapes = [config for i, config in enumerate(shapes) if config.model not in [c.model for c in shapes[:i]]]
+    configs = sorted(shapes, key=lambda config: abs(math.log(weights_of(config, lengths) / target)))[:TIMED]
+    rates = [0.0] * len(configs)
+    if budget.kind == "seconds":
+        data = [PairLoader(prepared, c.model.context, c.batch.sequences, c.seed) for c in configs]
+        rates = [timed.tokens_per_second for timed in throughput.time_in_turns(configs, SECONDS_EACH, data)]
+        for config, rate in zip(configs, rates, strict=True):
+            say(f"{config.model.layers} + {config.model.layers} layers x {config.model.d_model}: {rate:,.0f} tokens/s")
     unique = prepared.train_tokens(prepared.sources[0])
     lines: list[dict[str, Any]] = []
-    configs: list[RunConfig] = []
-    for rung in rungs:
-        config = shaped(rung, tokens)
-        if any(config.model == known.model for known in configs):
-            continue
-        rate = 0.0
-        if budget.kind == "seconds":
-            batches = PairLoader(prepared, config.model.context, config.batch.sequences, config.seed)
-            rate = throughput.time_steps(config, SECONDS_EACH, batches=batches).tokens_per_second
-            say(f"{config.model.layers} + {config.model.layers} layers x {config.model.d_model}: {rate:,.0f} tokens/s")
-        weights = weights_of(config, lengths)
-        bought = tokens_bought(budget, config, rate, lengths)
-        configs.append(config)
+    for config, rate in zip(configs, rates, strict=True):
+        weights, bought = weights_of(config, lengths), tokens_bought(budget, config, rate, lengths)
         lines.append(
             {
                 "layers": config.model.layers,

@@ -6,15 +6,14 @@ command that made them), and the expectation is read off a plane through them,
 
     log(bits per byte) = a + b log(z) + c log(C),    C = 6 N D,
 
-where z says how predictable the text is before any model has seen it: the bits per byte that LZMA needs for a sample
-of at most 1 MB. The plane is for runs at the compute-optimal balance of N and D on fresh tokens; a run off it, or one
-that repeats its text, has `excess` times that run's reducible loss (repetition.py). Above the table's largest C the
-reducible part shrinks with a published exponent (Besiroglu et al. 2024: alpha beta / (alpha + beta) = 0.178),
-and the interval widens with the distance. It is a prior: a first guess with an honest width.
+where z says how predictable the text is before any model has seen it (predictability.py). The plane is for runs at the
+compute-optimal balance of N and D on fresh tokens; a run off it, or one that repeats its text, has `excess` times that
+run's reducible loss (repetition.py). Above the table's largest C the reducible part shrinks with a published exponent
+(Besiroglu et al. 2024: alpha beta / (alpha + beta) = 0.178), and the interval widens with the distance. It is a prior:
+a first guess with an honest width.
 """
 
 import json
-import lzma
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -30,7 +29,7 @@ ALPHA, BETA = 0.34781, 0.36585  # Besiroglu et al. 2024, table 1
 EXPONENT = ALPHA * BETA / (ALPHA + BETA)
 IRREDUCIBLE = 1.8169 / math.log(2) / 4.4  # their E in nats per token, over about 4.4 bytes a token: bits per byte
 LEVEL = 0.9
-T_WIDTH = 1.75  # two-sided 90 % of Student's t at some 16 degrees of freedom
+T_WIDTH = 1.94  # two-sided 90 % of Student's t at 6 degrees of freedom: the misses are those of seven corpora
 WIDEN_PER_DECADE = 0.03  # added to the standard deviation of log(bits per byte) for each factor of ten beyond the table
 
 
@@ -58,23 +57,16 @@ class Expectation:
         return "better" if reached < self.low else "worse" if reached > self.high else "inside"
 
 
-def lzma_bits_per_byte(sample: bytes) -> float:
-    """How predictable a text is to a compressor that knows nothing: LZMA's bits per byte. At least 1 KB, else 2.5."""
-    if len(sample) < 1024:
-        return 2.5
-    return 8 * len(lzma.compress(sample, preset=6)) / len(sample)
-
-
 @cache
 def table() -> dict[str, Any]:
-    """prior.json: `command`, and `runs`, each with corpus, lzma, parameters, tokens, flops, bits_per_byte."""
+    """prior.json: `command`, and `runs`, each with corpus, ngram, parameters, tokens, flops, bits_per_byte."""
     loaded: dict[str, Any] = json.loads(resources.files("isoflop.plan").joinpath("prior.json").read_text("utf-8"))
     return loaded
 
 
 def design(runs: list[dict[str, Any]]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """The rows (1, log z, log C) and targets log(bits per byte, excess taken out) of some runs. Shapes (n, 3), (n,)."""
-    rows = [[1.0, math.log(run["lzma"]), math.log(run["flops"])] for run in runs]
+    rows = [[1.0, math.log(run["ngram"]), math.log(run["flops"])] for run in runs]
     targets = []
     for run in runs:
         floor = min(IRREDUCIBLE, 0.5 * run["bits_per_byte"])
@@ -104,7 +96,7 @@ def fit() -> tuple[tuple[float, float, float], float]:
     return (a, b, c), float(np.sqrt(np.mean(np.square(misses))))
 
 
-def expect(parameters: float, tokens: float, unique_tokens: float, lzma_bpb: float) -> Expectation:
+def expect(parameters: float, tokens: float, unique_tokens: float, ngram_bpb: float) -> Expectation:
     """What a run of N parameters on D tokens, drawn from so many unique ones, should reach on text this predictable."""
     flops = 6.0 * parameters * tokens
     (a, b, c), deviation = fit()
@@ -112,7 +104,7 @@ def expect(parameters: float, tokens: float, unique_tokens: float, lzma_bpb: flo
     smallest = min(run["flops"] for run in table()["runs"])
 
     def plane(compute: float) -> float:
-        return min(8.0, math.exp(a + b * math.log(lzma_bpb) + c * math.log(compute)))
+        return min(8.0, math.exp(a + b * math.log(ngram_bpb) + c * math.log(compute)))
 
     where = "inside the table's range"
     decades = 0.0

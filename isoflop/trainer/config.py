@@ -1,20 +1,37 @@
 """RunConfig: everything that decides a run. Frozen; derived values are properties (law 5)."""
 
+import bisect
+import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated, Any, Literal
 
+from isoflop.config import Named
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
-from isoflop.model.config import ModelConfig
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.count import CONVENTIONS, build_on_meta
+from isoflop.model.loss import make_loss
+from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How many sequences make one optimiser step, and how many go through the model at once."""
+    """How many sequences make one optimiser step, and how many go through the model at once.
+
+    With a ramp the first steps have `ramp_from` sequences, then 2, 3, ... times as many, each for an equal share of
+    `ramp_sequences`: linear in what was read, as in GPT-3 (2005.14165, appendix B). How many a step has, and how many
+    came before it, is a function of its number and of these fields alone.
+
+    Raises:
+        UserError: naming the field, for a value that does not fit the others.
+    """
 
     sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
     micro_sequences: Annotated[int, "sequences in one forward and backward pass; gradients accumulate; 0: all"] = 0
+    ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
+    ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
 
     def __post_init__(self) -> None:
         if self.sequences < 1:
@@ -24,10 +41,52 @@ class BatchConfig:
                 f"batch.micro_sequences = {self.micro_sequences} does not divide batch.sequences = {self.sequences}"
             )
 
+        if self.ramp_from < 0 or (self.ramp_from and self.sequences % self.ramp_from):
+            raise UserError(f"batch.ramp_from = {self.ramp_from} does not divide batch.sequences = {self.sequences}")
+        if self.ramp_sequences < 0 or bool(self.ramp_from) != bool(self.ramp_sequences):
+            raise UserError(
+                f"batch.ramp_from = {self.ramp_from} and batch.ramp_sequences = {self.ramp_sequences}: "
+                "a ramp needs both above 0"
+            )
+        if self.ramp_from and self.micro_sequences and self.ramp_from % self.micro_sequences:
+            raise UserError(
+                f"batch.micro_sequences = {self.micro_sequences} does not divide batch.ramp_from = {self.ramp_from}"
+            )
+
     @property
     def micro(self) -> int:
         """Sequences in one pass, with 0 resolved."""
         return self.micro_sequences or self.sequences
+
+    @cached_property
+    def levels(self) -> tuple[tuple[int, int, int], ...]:
+        """(first step, sequences read before it, sequences of each step from it on), in order."""
+        levels, step, read = [], 0, 0
+        stages = self.sequences // self.ramp_from - 1 if self.ramp_from else 0
+        for stage in range(1, stages + 1):
+            size = stage * self.ramp_from
+            levels.append((step, read, size))
+            steps = max(1, -(-(self.ramp_sequences * stage - read * stages) // (size * stages)))
+            step, read = step + steps, read + steps * size
+        return (*levels, (step, read, self.sequences))
+
+    def before(self, step: int) -> int:
+        """Sequences read before step `step` (from 0)."""
+        first, read, size = self.level(step)
+        return read + (step - first) * size
+
+    def at(self, step: int) -> int:
+        """Sequences that step `step` (from 0) reads."""
+        return self.level(step)[2]
+
+    def level(self, step: int) -> tuple[int, int, int]:
+        return self.levels[bisect.bisect_right(self.levels, step, key=lambda level: level[0]) - 1]
+
+    def steps_for(self, sequences: float) -> int:
+        """The fewest steps that read at least so many sequences."""
+        index = bisect.bisect_right(self.levels, max(sequences, 0), key=lambda level: level[1]) - 1
+        first, read, size = self.levels[index]
+        return first + math.ceil((sequences - read) / size)
 
 
 @dataclass(frozen=True)
@@ -71,7 +130,8 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. `steps` optimiser steps of `batch.sequences` sequences of `model.context` tokens, or as many pairs.
+    """A whole run: `steps` optimiser steps of `batch.sequences` sequences of `model.context` tokens each, or of as many
+    pairs; fewer during a ramp.
 
     What a task is made of (data, model, loss, measurement, samples) is said in trainer/task.py."""
 
@@ -79,7 +139,9 @@ class RunConfig:
         Literal["causal_lm", "seq2seq"],
         "what is learned: causal_lm, each token from those before it; seq2seq, an output from its input",
     ] = "causal_lm"
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: Annotated[ModelConfig, Named(PRESETS), "all of model at once, by a preset's name"] = field(
+        default_factory=ModelConfig
+    )
     data: DataConfig = field(default_factory=DataConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -87,6 +149,9 @@ class RunConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     every: EveryConfig = field(default_factory=EveryConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    loss: Annotated[Spec, "what is trained on: cross_entropy, label_smoothing, z_loss, multi_token"] = field(
+        default_factory=lambda: Spec("cross_entropy")
+    )
     steps: Annotated[int, "optimiser steps"] = 1000
     seconds: Annotated[
         float, "training seconds that the run is held to by moving its decay; 0: the clock decides nothing"
@@ -101,15 +166,33 @@ class RunConfig:
             raise UserError(f"steps = {self.steps} is not a positive number")
         if self.seconds < 0:
             raise UserError(f"seconds = {self.seconds} is negative; 0 lets the steps alone decide")
+        if self.seconds and self.batch.ramp_from:
+            raise UserError(
+                f"seconds = {self.seconds:g} and batch.ramp_from = {self.batch.ramp_from} do not go together: the pace "
+                "takes all steps to be alike; set one of them to 0"
+            )
         if self.model.vocab_size < 2:
             raise UserError(f"model.vocab_size = {self.model.vocab_size} is too small")
+        object.__setattr__(self, "loss", Spec.from_plain(self.loss, "loss"))  # a name alone is a Spec
+        make_loss(self.loss, self.model)
 
     @property
     def tokens_per_step(self) -> int:
-        """Of text; steps of pairs differ (PairLoader.tokens counts them)."""
+        """Tokens of a whole step of text, after any ramp. Steps of pairs differ (PairLoader.tokens counts them)."""
         return self.batch.sequences * self.model.context
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens read before step `step` (from 0)."""
+        return self.batch.before(step) * self.model.context
 
     @property
     def tokens(self) -> int:
         """Tokens that the planned steps read."""
-        return self.steps * self.tokens_per_step
+        return self.tokens_before(self.steps)
+
+    @property
+    def flops_per_token(self) -> float:
+        """Training FLOPs a token by the convention "6n" (model/count.py), with what the loss adds to the model."""
+        model: Any = build_on_meta(self.model)
+        make_loss(self.loss, self.model).prepare(model)
+        return CONVENTIONS["6n"](model, self.model.context)

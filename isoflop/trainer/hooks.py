@@ -26,7 +26,7 @@ class Live:
     Attributes:
         step: optimiser steps done.
         seconds: of training so far, time spent down left out.
-        flops: 6 N D so far, N as in model/count.py's "6n".
+        flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
         line: the newest training line, one step late; empty before the second step.
     """
 
@@ -80,7 +80,8 @@ class Hook:
 
 
 class HeldOut(Hook):
-    """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks."""
+    """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks. The line also has what the
+    model's parts say of the last held-out batch, such as a mixture's `load_entropy`."""
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
@@ -96,6 +97,7 @@ class HeldOut(Hook):
             "flops": live.flops,
             "heldout_loss": found.nats_per_token,
             "heldout_bits_per_byte": found.bits_per_byte,
+            **live.model.mean_readings(),
         }
         live.folder.append("metrics", line)
         for listener in self.listeners:

@@ -40,7 +40,8 @@ class RunResult:
     Attributes:
         folder: the run folder.
         step: optimiser steps done.
-        loss: mean training loss of the last tenth of the steps logged, nats per token.
+        loss: mean of what was trained on (config.loss, with auxiliary losses) over the last tenth of the steps logged,
+            nats per token.
         heldout_loss: the last held-out loss along the way, nats per token; None if none was measured.
         seconds: of training, time spent down left out.
         tokens: read in training.
@@ -72,7 +73,7 @@ def train(
     Args:
         hooks: told of every step, in order.
         prepared: the data, if the caller has it open already; else `config.data` is prepared (or found prepared).
-        task: what is learned, if not just what `config.task` names.
+        task: what is learned, if not just what `config.task` and `config.loss` name.
         plan: kept in plan.json: what was expected of this run.
         environment: kept in environment.json beside the machine's description.
         resume: go on from the last checkpoint of `out` (from nothing if it has none yet).
@@ -87,7 +88,7 @@ def train(
         folder.refuse_used()
     config = resolve_runtime(config)
     task = task or make_task(config)
-    prepared = prepared or task.prepare(config.data)
+    prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
     batches = task.batches(config, prepared)
     with disk_errors(f"the run folder {folder.path}"), folder.locked(), Signals() as signals:
@@ -116,11 +117,12 @@ def make_run(
         model = build_model(config.task, config.model)
     if config.init:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
+    task.prepare(model)
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
     optimizers = build(model, config.optim, runtime.dtype)
-    timetable = Timetable(config.schedule, config.steps)
+    timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     flops = task.flops_per_token(config, prepared)
     live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops)
     last = checkpoint.latest(folder.checkpoints) if resume else None
@@ -163,7 +165,7 @@ def run_steps(
             optimizers,
             live.task,
             [tensor.to(live.runtime.device) for tensor in batch],
-            micro=config.batch.micro,
+            micro=config.batch.micro_sequences or len(batch[0]),
             runtime=live.runtime,
             clip=config.optim.clip,
             scale=scale,
@@ -198,7 +200,8 @@ def seconds_held_to(live: Live) -> float:
 
 
 class Log:
-    """Training lines, written one step late so that the device is never waited for."""
+    """Training lines, written one step late so that the device is never waited for. Their `loss` is what is trained on,
+    auxiliary losses and smoothing and all; held-out lines have plain cross-entropy."""
 
     def __init__(self, live: Live) -> None:
         self.live = live

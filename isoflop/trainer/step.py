@@ -29,8 +29,8 @@ def take_step(
     that the gradients add up to the whole batch's mean.
 
     Returns:
-        The mean loss in nats per token and the gradient's norm before clipping, both still on the device, so that
-        reading them does not stall the next step.
+        The mean of what is trained on, in nats per token, and the gradient's norm before clipping, both still on the
+        device, so that reading them does not stall the next step.
     """
     counted = (batch[-1] != IGNORED).sum()
     set_lr(optimizers, scale)

@@ -17,9 +17,8 @@ from isoflop.data.prepare import Prepared, Progress, open_prepared, prepare
 from isoflop.data.prepared import Data
 from isoflop.generate.engine import generate
 from isoflop.measure import HeldOut, measure
-from isoflop.model.count import flops_per_token
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import cross_entropy
+from isoflop.model.loss import CrossEntropy, make_loss
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.seq2seq import Seq2Seq
@@ -30,12 +29,15 @@ class Task(Protocol):
 
     @property
     def loss(self) -> Callable[..., torch.Tensor]:
-        """(model, *batch) -> mean loss in nats per token, a scalar with gradient."""
+        """(model, *batch) -> what is trained on, mean over the tokens, in nats: a scalar with gradient."""
 
-    def prepare(self, config: DataConfig, progress: Progress | None = None) -> Data:
+    def prepare(self, model: Any) -> None:
+        """Add to the model what only training needs. Once, before its optimisers are made."""
+
+    def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
         """Make the data ready, or find that it was done before."""
 
-    def open(self, folder: Path) -> Data:
+    def open_data(self, folder: Path) -> Data:
         """Open data that was prepared."""
 
     def batches(self, config: RunConfig, data: Any) -> Batches:
@@ -52,22 +54,29 @@ class Task(Protocol):
 
 
 class CausalLM:
-    """Next-token prediction: cross-entropy of each token given those before it (GPT-1, section 3.1)."""
+    """Next-token prediction (GPT-1, section 3.1): a loss of model/loss.py, by default cross-entropy, and the auxiliary
+    losses of the model's parts."""
+
+    def __init__(self, criterion: CrossEntropy | None = None) -> None:
+        self.criterion = criterion or CrossEntropy()
+
+    def prepare(self, model: GPT) -> None:
+        self.criterion.prepare(model)
 
     def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT)
+        return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()
 
-    def prepare(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
+    def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
         return prepare(config, progress=progress)
 
-    def open(self, folder: Path) -> Prepared:
+    def open_data(self, folder: Path) -> Prepared:
         return open_prepared(folder)
 
     def batches(self, config: RunConfig, data: Prepared) -> Loader:
-        return Loader(data, config.model.context, config.batch.sequences, config.seed)
+        return Loader(data, config.model.context, config.batch.before, config.seed)
 
     def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
-        return flops_per_token(config.model, convention="6n")
+        return config.flops_per_token
 
     def measure(self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0) -> HeldOut:
         tokenizer = data.tokenizer
@@ -91,9 +100,13 @@ class CausalLM:
             yield {"prompt": prompt, "text": text}
 
 
-TASKS: dict[str, type[Task]] = {"causal_lm": CausalLM, "seq2seq": Seq2Seq}
+TASKS: dict[str, Callable[[CrossEntropy], Task]] = {"causal_lm": CausalLM, "seq2seq": Seq2Seq}
 
 
 def make_task(config: RunConfig) -> Task:
-    """The task that a configuration names."""
-    return TASKS[config.task]()
+    """The task that a configuration names, with the loss that it names.
+
+    Raises:
+        UserError: if the two do not go together.
+    """
+    return TASKS[config.task](make_loss(config.loss, config.model))

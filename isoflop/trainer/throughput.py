@@ -1,7 +1,9 @@
 """How fast a configuration trains here: real optimiser steps, timed."""
 
+import itertools
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +16,20 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import make_task
 
+TURNS = 5  # in which configurations are timed: a machine whose speed swings for a second or two favours none
+CYCLE = 16  # steps of pairs that are timed over and over: their lengths differ
+WARM_UP = 2  # steps before the first turn: memory is allocated, optimiser state made
+
 
 @dataclass(frozen=True)
 class Throughput:
     """What was measured.
 
     Attributes:
-        seconds_per_step: median over the timed steps (mean, where steps differ in length).
+        seconds_per_step: the median over the turns of the mean step in each. (A run is as slow as its mean step, so
+            single slow steps count; a turn in which the machine was busy with something else does not.)
         tokens_per_second: tokens of a step over that.
-        steps: steps timed, after two that warm up.
+        steps: steps timed, after those that warm up.
     """
 
     seconds_per_step: float
@@ -30,42 +37,65 @@ class Throughput:
     steps: int
 
 
-def time_steps(
-    config: RunConfig, seconds: float = 1.0, min_steps: int = 3, batches: Batches | None = None
-) -> Throughput:
-    """Time whole training steps of `config` for about `seconds`, at least `min_steps` of them: on the first steps of
-    `batches`, or on random tokens (causal_lm alone)."""
-    runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+def time_steps(config: RunConfig, seconds: float = 1.0) -> Throughput:
+    """Time whole training steps of `config` on random tokens for about `seconds`."""
+    return time_in_turns([config], seconds)[0]
+
+
+def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0, data: Sequence[Batches] = ()) -> list[Throughput]:
+    """Time whole training steps of several configurations on random tokens, or on what `data` has for each, TURNS times
+    in turn, for about `seconds` each. A turn takes at least one step, however long that is."""
+    batches: Sequence[Batches | None] = data or [None] * len(configs)
+    steps = [make_step(config, some) for config, some in zip(configs, batches, strict=True)]
+    for step in steps:
+        for _ in range(WARM_UP):
+            step()
+    turns: list[list[float]] = [[] for _ in configs]
+    counts = [0] * len(configs)
+    for _ in range(TURNS):
+        for i, step in enumerate(steps):
+            started, taken = time.perf_counter(), 0
+            while not taken or time.perf_counter() - started < seconds / TURNS:
+                step()
+                taken += 1
+            turns[i].append((time.perf_counter() - started) / taken)
+            counts[i] += taken
+    tokens = [
+        config.tokens_per_step if some is None else some.tokens(CYCLE) / CYCLE
+        for config, some in zip(configs, batches, strict=True)
+    ]
+    return [
+        Throughput(median, read / median, count)
+        for read, median, count in zip(tokens, map(statistics.median, turns), counts, strict=True)
+    ]
+
+
+def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[], None]:
+    """A whole training step of a fresh model on random tokens, or on the first CYCLE steps of `batches` in turn; it
+    returns when the device is done."""
     seed_everything(config.seed)
+    runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
     with runtime.device:
         model = build_model(config.task, config.model)
     task = make_task(config)
+    task.prepare(model)
     optimizers = build(model, config.optim, runtime.dtype)
-    tokens = torch.randint(
-        config.model.vocab_size, (config.batch.sequences, config.model.context + 1), device=runtime.device
-    )
-    batch = [tokens[:, :-1], tokens[:, 1:]]
-    times: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(times) < min_steps + 2 or time.perf_counter() < deadline:
-        if batches is not None:
-            batch = [tensor.to(runtime.device) for tensor in batches.batch(len(times))]
-        started = time.perf_counter()
+    shape = (config.batch.sequences, config.model.context + 1)
+    tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
+    numbers = itertools.cycle(range(CYCLE))
+
+    def step() -> None:
+        batch = (tokens[:, :-1], tokens[:, 1:]) if batches is None else batches.batch(next(numbers))
         take_step(
             model,
             optimizers,
             task,
-            batch,
+            [tensor.to(runtime.device) for tensor in batch],
             micro=config.batch.micro,
             runtime=runtime,
             clip=config.optim.clip,
             scale=1e-3,
         )
         runtime.synchronize()
-        times.append(time.perf_counter() - started)
-    timed = times[2:]
-    if batches is not None:  # steps differ in length
-        mean = statistics.mean(timed)
-        return Throughput(mean, (batches.tokens(len(times)) - batches.tokens(2)) / sum(timed), len(timed))
-    median = statistics.median(timed)
-    return Throughput(median, config.tokens_per_step / median, len(timed))
+
+    return step

@@ -156,6 +156,33 @@ def test_ranges_passed_over_shift_what_follows_and_are_accounted_for(mixture):
     assert gapped.account(3) == plain.account(3)
 
 
+def test_a_growing_batch_reads_the_same_sequences_in_the_same_order(mixture):
+    """How a run is cut into steps does not change what it reads."""
+    sizes = [2, 2, 4, 6, 6, 6]
+    before = list(itertools.accumulate(sizes, initial=0)).__getitem__
+    grown, plain = Loader(mixture, 16, before, 0), Loader(mixture, 16, 1, 0)
+    for step, size in enumerate(sizes[:-1]):
+        rows = [plain.batch(before(step) + row) for row in range(size)]
+        for side in (0, 1):
+            assert torch.equal(grown.batch(step)[side], torch.cat([row[side] for row in rows]))
+    halves = [grown.batch(3, rank, 2)[0] for rank in (0, 1)]
+    assert torch.equal(torch.cat(halves), grown.batch(3)[0])
+    assert grown.account(4) == plain.account(14)
+
+
+def test_ranges_passed_over_are_whole_steps_of_a_growing_batch(mixture):
+    sizes = [2, 2, 4, 6, 6, 6, 6, 6, 6]
+    before = list(itertools.accumulate(sizes, initial=0)).__getitem__
+    gapped, plain = Loader(mixture, 16, before, 0, skipped=((1, 2),)), Loader(mixture, 16, 1, 0)
+    read = [*range(2), *range(8, 30)]  # sequences 2 to 7 were those of steps 1 and 2
+    for step in range(5):
+        rows = [plain.batch(i)[0] for i in read[before(step) : before(step + 1)]]
+        assert torch.equal(gapped.batch(step)[0], torch.cat(rows))
+    account = gapped.account(5)
+    assert account["tokens"] == before(5) * 16
+    assert sum(source["passed_over"] for source in account["sources"].values()) == 6 * 16
+
+
 def test_a_source_smaller_than_a_window_is_refused_with_both_numbers(tmp_path):
     with pytest.raises(UserError, match=r"source all has 16 training tokens, fewer than the 17 .*model\.context"):
         Loader(Tokens(tmp_path, {"all": 16}), 16, 1, seed=0)

@@ -20,7 +20,8 @@ from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.registry import SLOTS
 
 S, T = 9, 7
-CASES = [{slot: Spec(name)} for slot, table in SLOTS.items() for name in table]
+REFUSED = [("norm", "batch"), ("position", "alibi"), ("position", "relative")]
+CASES = [{slot: Spec(name)} for slot, table in SLOTS.items() for name in table if (slot, name) not in REFUSED]
 CASES += [
     {"attention": Spec("full", kv_heads=2, qk_norm=True, bias=False)},
     {"attention": Spec("full", qk_norm=True, qk_gain=False), "position": Spec("rotary")},
@@ -240,6 +241,12 @@ def test_saves_and_loads(config):
     other.load_state_dict(load(save(model.state_dict())))
     pairs = some_pairs(config)
     assert torch.equal(other(*pairs), model(*pairs))
+
+
+@pytest.mark.parametrize(("slot", "name"), REFUSED)
+def test_entries_that_cannot_look_both_ways_or_past_padding_are_refused(slot, name):
+    with pytest.raises(UserError, match=f"model.{slot}"):
+        EncoderDecoder(ModelConfig(layers=1, d_model=16, heads=4, **{slot: Spec(name)}))
 
 
 def test_what_cannot_be_built_is_refused():

@@ -13,6 +13,7 @@ from isoflop.model.count import build_on_meta
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import cross_entropy
 from isoflop.model.presets import PRESETS, gpt2, modern
+from isoflop.model.registry import POSITIONS, WIRINGS
 
 TINY = {"vocab_size": 19, "context": 8, "layers": 2, "d_model": 16, "heads": 2}
 
@@ -44,10 +45,12 @@ def test_modern_starts_at_the_loss_of_a_guess(tied):
     assert loss.item() == pytest.approx(math.log(19), abs=0.3 if tied else 1e-5)
 
 
-def test_every_modern_weight_moves_within_two_steps():
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("feed_forward", ["mlp", "moe"])
+def test_every_modern_weight_moves_within_two_steps(wiring, feed_forward):
     """Heads and branches that start at zero must not stay there."""
     torch.manual_seed(0)
-    model = GPT(modern(**TINY))
+    model = GPT(modern(**TINY, wiring=wiring, feed_forward=feed_forward))
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     tokens = torch.randint(19, (4, 8))
@@ -81,11 +84,18 @@ def test_more_tokens_than_the_context_are_refused():
 def test_order_matters_only_with_positions():
     """The last token sees the others as a set without positions and as a sequence with them."""
     tokens = torch.tensor([[1, 2, 3, 4], [3, 2, 1, 4]])
-    for name, blind in (("none", True), ("learned", False), ("sinusoidal", False), ("rotary", False)):
+    for name in POSITIONS:
         torch.manual_seed(0)
         config = ModelConfig(**{**TINY, "layers": 1}, position=Spec(name), init=Spec("gpt2", std=0.5, position_std=0.5))
         h = GPT(config).hidden(tokens)[:, -1]
-        assert torch.allclose(h[0], h[1], atol=1e-6) == blind, name
+        assert torch.allclose(h[0], h[1], atol=1e-6) == (name == "none"), name
+
+
+def test_alternating_attention_leaves_no_trace_in_the_names():
+    alternating = {"name": "alternating", "pattern": ["full", {"name": "banded", "window": 3}]}
+    mixed, full = (GPT(ModelConfig(**{**TINY, "layers": 3}, attention=a)) for a in (alternating, "full"))
+    assert [block.attention.window for block in mixed.blocks] == [0, 3, 0]
+    assert list(mixed.state_dict()) == list(full.state_dict())
 
 
 def test_a_private_head_width_needs_no_division():
@@ -103,7 +113,17 @@ def test_a_private_head_width_needs_no_division():
         ({"norm": {"eps": 1e-5}}, "model.norm = "),
         ({"head_dim": 3}, "model.position = rotary: model.head_dim = 3 is odd"),
         ({"attention": {"name": "full", "kv_heads": 3}}, "model.attention = full: kv_heads = 3 does not divide"),
-        ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, modern; did you mean gpt2?"),
+        ({"attention": {"name": "alternating", "pattern": []}}, "model.attention = alternating: pattern is empty"),
+        (
+            {"attention": {"name": "alternating", "pattern": ["full", "banned"]}},
+            "model.attention.pattern[1] = 'banned' is not one of full, banded, alternating, latent, none; did you mean",
+        ),
+        (
+            {"attention": {"name": "alternating", "pattern": ["full", {"name": "banded", "widow": 3}]}},
+            "model.attention.pattern[1].widow is not an option of banded: did you mean window?",
+        ),
+        ({"attention": "latent", "position": "relative"}, "model.attention = latent: its position acts on a part"),
+        ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern; did you mean gpt2?"),
     ],
 )
 def test_what_cannot_be_built_is_named(fields, message):

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from isoflop.model.loss import cross_entropy
+from isoflop.errors import UserError
+from isoflop.model.blocks.norm import BatchNorm
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.count import build_on_meta, count, parameters
+from isoflop.model.gpt import GPT
+from isoflop.model.loss import LOSSES, cross_entropy, later, make_loss
+from isoflop.optim.groups import split
+
+TINY = {"vocab_size": 23, "context": 8, "layers": 2, "d_model": 16, "heads": 2, "init": "gpt2"}
 
 
 def problem(dtype=torch.float32, V=37, D=8, shape=(3, 11), ignore=True):
@@ -138,3 +146,124 @@ def test_never_holds_more_than_a_chunk_of_logits():
     with Watch():
         cross_entropy(h, weight, targets, chunk=128).backward()
     assert largest == 128 * 64
+
+
+@pytest.mark.parametrize("chunk", [7, 0])
+@pytest.mark.parametrize(("smoothing", "z"), [(0.1, 0.0), (0.0, 0.3), (0.25, 0.01)])
+def test_smoothing_and_z_equal_the_formula_in_float64(smoothing, z, chunk):
+    h, weight, targets = problem(torch.float64)
+    logits, flat = F.linear(h, weight).flatten(0, 1), targets.flatten()
+    log_z = logits.logsumexp(-1)[flat != -100]
+    expected = F.cross_entropy(logits, flat, label_smoothing=smoothing) + z * log_z.square().mean()
+    loss = cross_entropy(h, weight, targets, smoothing=smoothing, z=z, chunk=chunk)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        assert cross_entropy(h, weight, targets, smoothing=smoothing, z=z, chunk=chunk) == loss
+    expected_grads = torch.autograd.grad(expected, (h, weight))
+    for a, b in zip(torch.autograd.grad(loss, (h, weight)), expected_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+
+
+def batch():
+    tokens = torch.randint(23, (3, 9), generator=torch.Generator().manual_seed(0))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def model_for(spec, **fields):
+    torch.manual_seed(0)
+    config = ModelConfig(**{**TINY, **fields})
+    model, loss = GPT(config).double(), make_loss(spec, config)
+    loss.prepare(model)
+    return model.double(), loss
+
+
+@pytest.mark.parametrize(
+    ("spec", "formula"),
+    [
+        (Spec("cross_entropy"), lambda logits, y: F.cross_entropy(logits, y)),
+        (Spec("label_smoothing"), lambda logits, y: F.cross_entropy(logits, y, label_smoothing=0.1)),
+        (
+            Spec("z_loss", coefficient=0.5),
+            lambda logits, y: F.cross_entropy(logits, y) + 0.5 * logits.logsumexp(-1).square().mean(),
+        ),
+    ],
+)
+def test_losses_by_name_are_their_formulas(spec, formula):
+    model, loss = model_for(spec)
+    inputs, targets = batch()
+    torch.testing.assert_close(loss(model, inputs, targets), formula(model(inputs).flatten(0, 1), targets.flatten()))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_multi_token_is_the_sum_over_heads_on_one_trunk(tied):
+    """Against full logits, head by head, position by position."""
+    model, loss = model_for(Spec("multi_token", tokens=3), tied_head=tied, norm="layer")
+    inputs, targets = batch()
+    trunk = model.blocks[0](model.embed(inputs, 0))
+    hidden = [model.norm(model.blocks[1](trunk)), *(head.norm(head.block(trunk)) for head in model.ahead)]
+    expected = 0.0
+    for distance, h in enumerate(hidden):
+        log_p = (h @ model.head_weight.T).log_softmax(-1)
+        each = [-log_p[b, t, targets[b, t + distance]] for b in range(3) for t in range(8 - distance)]
+        expected = expected + torch.stack(each).mean()
+    torch.testing.assert_close(loss(model, inputs, targets), expected)
+
+
+def test_the_model_of_multi_token_is_what_it_is_without():
+    """In training mode with statistics too: the further heads touch nothing that the model reads."""
+    (with_heads, loss), (plain, cross) = (
+        model_for(Spec("multi_token"), norm="batch"),
+        model_for(Spec("cross_entropy"), norm="batch"),
+    )
+    inputs, targets = batch()
+    loss(with_heads, inputs, targets)
+    cross(plain, inputs, targets)
+    assert torch.equal(with_heads.eval()(inputs), plain.eval()(inputs))
+    assert isinstance(plain.norm, BatchNorm)
+    names = set(plain.state_dict())
+    assert {name for name in with_heads.state_dict() if not name.startswith("ahead.")} == names
+    torch.testing.assert_close(with_heads.hidden_ahead(inputs)[0], plain.hidden(inputs))
+
+
+def test_every_head_for_later_tokens_learns_and_is_counted():
+    model, loss = model_for(Spec("multi_token", tokens=3))
+    inputs, targets = batch()
+    loss(model, inputs, targets).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.ahead.parameters())
+    matrices = next(group for group in split(model) if group.name == "matrices").parameters
+    assert "ahead.1.block.attention.q.weight" in matrices
+    n = parameters(model.config)
+    block = (n.matmul - n.head) // 2
+    assert count(model).matmul == n.matmul + 2 * (block + n.head)
+
+
+def test_later_targets_end_with_the_sequence():
+    assert later(torch.tensor([[1, 2, 3, 4]]), 2).tolist() == [[3, 4, -100, -100]]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_finite_with_finite_gradients_and_needs_no_logits_of_all(name):
+    model, loss = model_for(Spec(name))
+    value = loss(model, *batch())
+    value.backward()
+    assert value.isfinite() and all(p.grad.isfinite().all() for p in model.parameters())
+    meta = build_on_meta(model.config)
+    loss.prepare(meta)
+    assert all(p.is_meta for p in meta.parameters())
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields", "message"),
+    [
+        (Spec("z_los"), {}, "loss = 'z_los' is not one of cross_entropy, .*did you mean z_loss"),
+        (Spec("label_smoothing", eps=1.0), {}, r"loss = label_smoothing: eps = 1 is not in \[0, 1\)"),
+        (Spec("z_loss", coefficient=-1), {}, "coefficient = -1 is negative"),
+        (Spec("z_loss", eps=1), {}, "loss.eps is not an option of z_loss: it has coefficient"),
+        (Spec("multi_token", tokens=1), {}, "tokens = 1 is not between 2 and model.context = 8"),
+        (Spec("multi_token", tokens=9), {}, "tokens = 9 is not between"),
+        (Spec("multi_token"), {"layers": 0}, "model.layers = 0 has none"),
+    ],
+)
+def test_losses_that_make_no_sense_are_refused(spec, fields, message):
+    with pytest.raises(UserError, match=message):
+        make_loss(spec, ModelConfig(**{**TINY, **fields}))

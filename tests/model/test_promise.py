@@ -21,14 +21,25 @@ ENTRIES = [(slot, Spec(name)) for slot, table in SLOTS.items() for name in table
 VARIANTS = [  # options that change what an entry computes
     ("norm", Spec("layer", bias=False)),
     ("norm", Spec("rms", gain=False)),
+    ("norm", Spec("batch", over="batch_time", momentum=0.3)),
     ("position", Spec("rotary", interleaved=True, base=100.0)),
     ("position", Spec("sinusoidal", scale=0.1)),
+    ("position", Spec("relative", base=100.0)),
     ("attention", Spec("full", kv_heads=2)),
     ("attention", Spec("full", kv_heads=1, qk_norm=True, bias=False)),
     ("attention", Spec("full", qk_norm=True, qk_gain=False)),
+    ("attention", Spec("full", soft_cap=2.0, kv_heads=2)),
+    ("attention", Spec("banded", window=4)),
+    ("attention", Spec("banded", window=1)),
+    ("attention", Spec("banded", window=3, kv_heads=2, soft_cap=2.0)),
+    ("attention", Spec("alternating", pattern=(Spec("banded", window=3), "none"))),
+    ("attention", Spec("latent", kv_rank=5, q_rank=7, rope_dim=6)),
+    ("attention", Spec("latent", soft_cap=2.0)),
     ("feed_forward", Spec("mlp", activation="relu2", bias=False, ratio=3.0)),
     ("feed_forward", Spec("mlp", activation="gelu_tanh", d_ff=20)),
     ("feed_forward", Spec("gated", activation="gelu", bias=True)),
+    ("feed_forward", Spec("moe", top_k=1, normalise=False, d_ff=8)),
+    ("feed_forward", Spec("moe", experts=4, top_k=3, shared=2, gated=True, activation="silu", balance=0.0)),
 ]
 
 
@@ -37,9 +48,28 @@ def name_of(case):
     return "-".join([slot, spec.name, *(f"{key}={value}" for key, value in spec.options)])
 
 
-@pytest.fixture(params=ENTRIES + VARIANTS, ids=name_of)
+TOGETHER = [  # entries that act on each other
+    {"position": position, "attention": attention}
+    for position in ("rotary", "alibi", "relative")
+    for attention in (
+        Spec("full", kv_heads=2, qk_norm=True),
+        Spec("full", soft_cap=2.0),
+        Spec("banded", window=4),
+        Spec("latent"),
+    )
+    if (position, attention.name) != ("relative", "latent")  # refused
+]
+
+
+def name_together(case):
+    return "-".join(name_of(item) if isinstance(item[1], Spec) else item[1] for item in case.items())
+
+
+@pytest.fixture(
+    params=[*({slot: spec} for slot, spec in ENTRIES + VARIANTS), *TOGETHER],
+    ids=name_together,
+)
 def config(request):
-    slot, spec = request.param
     base = {
         "vocab_size": 19,
         "context": T + 1,
@@ -50,7 +80,7 @@ def config(request):
         "position": "learned",
     }
     base |= {"norm": "layer", "position": "learned", "attention": "full", "feed_forward": "mlp", "init": "gpt2"}
-    return ModelConfig(**{**base, slot: spec})
+    return ModelConfig(**{**base, **request.param})
 
 
 def build(config, seed=0):
@@ -59,12 +89,13 @@ def build(config, seed=0):
 
 
 def stirred(config):
-    """A model with no weight at a special value, so that nothing hides behind a zero."""
+    """A model with no weight at a special value, so that nothing hides behind a zero, and statistics of some tokens."""
     model = build(config)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * 0.3)
-    return model
+        model.train()(some_tokens(config, batch=3))
+    return model.eval()
 
 
 def some_tokens(config, batch=2):
@@ -108,18 +139,40 @@ def test_models_share_nothing(config):
     assert torch.equal(one(tokens), before)
 
 
-def test_is_causal_by_gradient(config):
-    model = stirred(config)
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_is_causal_by_gradient(config, training):
+    model = stirred(config).train(training)
     seen = {}
     model.embedding.register_forward_hook(lambda m, i, out: seen.update(x=out.detach().requires_grad_()) or seen["x"])
-    h = model.hidden(some_tokens(config))
+    h = model.hidden(some_tokens(config, batch=4))
+    direction = torch.randn_like(h)
     leaks = 0.0
     for t in range(T):
-        (grad,) = torch.autograd.grad(h[:, t].square().sum(), seen["x"], retain_graph=True)
+        (grad,) = torch.autograd.grad((h * direction)[:, t].sum(), seen["x"], retain_graph=True)
         assert grad[:, t].abs().sum() > 0
         leaks += grad[:, t + 1 :].abs().sum().item()
-    declared = all(m.causal for m in model.modules() if isinstance(m, Part))
-    assert (leaks == 0) == declared
+    assert (leaks == 0) == declared_causal(model)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+def test_is_causal_by_changing_a_token(config, training):
+    """What a gradient does not see: a choice, such as a router's, that a later token turns over."""
+    model, tokens = stirred(config).train(training), some_tokens(config, batch=4)
+    with torch.no_grad():
+        before = model(tokens)
+        moved = 0.0
+        for t in range(T - 1):
+            changed = tokens.clone()
+            changed[:, t + 1] = (changed[:, t + 1] + 7) % config.vocab_size
+            after = model(changed)
+            assert not torch.allclose(after[:, t + 1], before[:, t + 1], atol=1e-4)
+            moved = max(moved, (after - before)[:, : t + 1].abs().max().item())
+    assert (moved < 1e-5 * before.abs().max()) == declared_causal(model)
+
+
+def declared_causal(model):
+    parts = [m for m in model.modules() if isinstance(m, Part)]
+    return all(m.causal and (m.causal_in_training or not model.training) for m in parts)
 
 
 def test_cached_decode_equals_the_full_forward(config):
@@ -161,10 +214,12 @@ def test_counts_are_what_runs(config):
     leaves = [m for m in model.modules() if isinstance(m, (Part, Linear))]
     matmul = sum(m.matmul_weights() for m in leaves)
     assert counter.get_total_flops() == T * (2 * matmul + sum(4 * m.score_width * T for m in parts))
-    assert model.flops(T) == 2 * matmul + sum(m.score_flops(T) for m in leaves)
+    seen = {m: sum(min(t, m.window or T) for t in range(1, T + 1)) / T for m in parts}
+    assert model.flops(T) == pytest.approx(2 * matmul + sum(4 * m.score_width * seen[m] for m in parts))
     counted = count(model)
     assert counted.matmul == matmul
-    assert counted.total == sum(t.numel() for t in save_and_load(model).values())
+    statistics = sum(t.numel() for name, t in model.named_buffers() if name in model.state_dict())
+    assert counted.total == sum(t.numel() for t in save_and_load(model).values()) - statistics
 
 
 def save_and_load(model):

@@ -48,7 +48,7 @@ def test_shapes_come_from_the_parent_and_options_from_the_spec():
 
 
 def test_an_unknown_entry_names_the_nearest_and_all():
-    assert refusal(Spec("lyer")) == "model.norm = 'lyer' is not one of layer, rms, none; did you mean layer?"
+    assert refusal(Spec("lyer")) == "model.norm = 'lyer' is not one of layer, rms, batch, none; did you mean layer?"
 
 
 def test_an_unknown_option_names_the_nearest():

@@ -139,3 +139,38 @@ def test_decisions_go_through_the_log(table):
 def test_invalid_decisions_are_refused(make):
     with pytest.raises(UserError):
         make()
+
+
+def test_cosine_may_end_before_the_run_and_stays_at_the_floor():
+    """GPT-3: down to 10 % over 260 of 300 billion tokens."""
+    table = Timetable(ScheduleConfig("cosine", warmup=0.0, floor=0.1, length=260 / 300), 300)
+    assert table.scale(130) == pytest.approx(0.55)
+    assert table.scale(259) > 0.1
+    assert [table.scale(step) for step in range(260, 300)] == pytest.approx([0.1] * 40)
+
+
+def test_a_course_that_would_end_at_a_rate_of_nothing_is_refused():
+    with pytest.raises(UserError, match=r"schedule\.length = 0\.5 with schedule\.floor = 0"):
+        ScheduleConfig("cosine", floor=0.0, length=0.5)
+
+
+def slow_start(step):
+    """Ten steps of one, then as many as ten each."""
+    return min(step, 10) + 10 * max(0, step - 10)
+
+
+def test_progress_and_warmup_follow_what_is_read():
+    plan = Timetable(ScheduleConfig("cosine", warmup=0.2, floor=0.1), 19, read=slow_start)  # reads 100
+    assert [plan.progress(step) for step in (0, 5, 10, 14, 19)] == pytest.approx([0.0, 0.05, 0.1, 0.5, 1.0])
+    assert plan.warmup_steps == 11  # which have read 20 of 100
+    assert plan.scale(4) == pytest.approx(5 / 20 * plan.shape(0.04))
+    after = plan.decide(Decision(at_step=10, steps=28))
+    assert [after.scale(step) for step in range(10)] == [plan.scale(step) for step in range(10)]
+    assert after.progress(19) == pytest.approx(0.1 + 0.9 * 90 / 180)
+
+
+@given(decided(), st.integers(1, 50))
+def test_steps_that_all_read_the_same_are_steps_to_the_bit(table, each):
+    scaled = dataclasses.replace(table, read=lambda step: step * each)
+    steps = range(table.total_steps + 1)
+    assert [scaled.scale(step) for step in steps] == [table.scale(step) for step in steps]

@@ -1,8 +1,11 @@
 import math
+import random
+from collections import Counter, defaultdict
 
 import pytest
 
-from isoflop.plan.prior import expect, lzma_bits_per_byte, table
+from isoflop.plan.predictability import BLOCK, ORDER, UNKNOWN, ngram_bits_per_byte
+from isoflop.plan.prior import expect, table
 from isoflop.plan.repetition import excess, reducible_loss
 
 
@@ -43,6 +46,31 @@ def test_repeated_text_is_worth_less_than_fresh():
     assert reducible_loss(1e6, 2e7, 1e6) > reducible_loss(1e6, 2e7, 2e7) == reducible_loss(1e6, 2e7, 1e9)
 
 
-def test_lzma_tells_order_from_noise():
-    assert lzma_bits_per_byte(b"the same line again\n" * 1000) < 0.5
-    assert lzma_bits_per_byte(bytes(range(256)) * 4) > 0
+def naive(sample: bytes) -> float:
+    """predictability.py's formula with dictionaries, byte by byte."""
+    blocks = [sample[i : i + BLOCK] for i in range(0, len(sample), BLOCK)]
+    learned = b"".join(block for i, block in enumerate(blocks) if i % 4 != 3)
+    held = b"".join(blocks[3::4])
+    seen = [defaultdict(Counter) for _ in range(ORDER + 1)]
+    for k in range(ORDER + 1):
+        for i in range(k, len(learned)):
+            seen[k][learned[i - k : i]][learned[i]] += 1
+    bits = 0.0
+    for i in range(ORDER, len(held)):
+        p = 1 / 256
+        for k in range(ORDER + 1):
+            after = seen[k].get(held[i - k : i])
+            if after:
+                p = (after[held[i]] + len(after) * p) / (after.total() + len(after))
+        bits -= math.log2(p)
+    return bits / (len(held) - ORDER)
+
+
+def test_predictability_is_the_interpolated_ngram_of_its_docstring():
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefgh", k=generator.randint(1, 5))) for _ in range(50)]
+    sample = " ".join(generator.choices(words, k=25_000)).encode()
+    assert ngram_bits_per_byte(sample) == pytest.approx(naive(sample), rel=1e-9)
+    assert ngram_bits_per_byte(b"the same line again\n" * 5000) < 0.01
+    assert ngram_bits_per_byte(random.Random(1).randbytes(200_000)) > 7.9
+    assert ngram_bits_per_byte(b"too little") == UNKNOWN

@@ -1,7 +1,11 @@
 """Attention: each position gathers from itself and the ones before it.
 
-Letters: B batch, T queries, S keys, D d_model, H heads, G key-value heads, K head_dim.
+Letters: B batch, T queries, S keys, D d_model, H heads, G key-value heads, K head_dim, V width of a
+value.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +13,10 @@ from torch.nn import functional as F
 
 from isoflop.errors import UserError
 from isoflop.model.blocks.norm import RMSNorm
-from isoflop.model.blocks.part import Cache, Init, Linear, Part
+from isoflop.model.blocks.part import ByDepth, Cache, Init, Linear, Part
 from isoflop.model.blocks.position import Position
+
+MakePosition = Callable[[int], Position]  # from the width of what it acts on
 
 
 class Attention(Part):
@@ -24,6 +30,8 @@ class Attention(Part):
             1 is multi-query (Shazeer 2019, 1911.02150), 0 means as many as heads.
         qk_norm: RMS norm over each head's queries and keys before position (Henry et al. 2020, 2010.04245).
         qk_gain: a learned gain in that norm (Qwen3 has one).
+        soft_cap: scores s become cap tanh(s / cap), so that none is larger (Gemma 2, 2408.00118, section 2; its cap is
+            50); 0: as they are. Torch's fused kernels cannot, so this is slower and holds all the scores.
         bias: on the four products.
     """
 
@@ -35,22 +43,24 @@ class Attention(Part):
         head_dim: int,
         layer: int,
         dropout: float,
-        position: Position,
+        position: MakePosition,
         init: Init,
         kv_heads: int = 0,
         qk_norm: bool = False,
         qk_gain: bool = True,
+        soft_cap: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
         kv_heads = kv_heads or heads
         if kv_heads < 0 or heads % kv_heads:
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
-        self.layer, self.heads, self.kv_heads, self.head_dim = layer, heads, kv_heads, head_dim
+        self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.score_width = heads * head_dim
-        self.position = position
-        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init)
-        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
+        self.soft_cap = checked_cap(soft_cap)
+        self.position = position(head_dim)
+        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
+        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
         self.q_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
         self.k_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
@@ -65,38 +75,163 @@ class Attention(Part):
         v_BGTK = split_heads(self.v(x_BTD), self.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        q_BHTK, k_BGTK = self.position.rotate(q_BHTK, start), self.position.rotate(k_BGTK, start)
+        bias = self.position.bias(q_BHTK, start)
+        q_BHTK, k_BGTK = self.position.query(q_BHTK, start), self.position.rotate(k_BGTK, start)
         k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if cache is None else cache.append(self.layer, k_BGTK, v_BGTK)
-        mask, is_causal = self.mask(q_BHTK, start)
-        y_BHTK = F.scaled_dot_product_attention(
+        y_BHTK = attend(
             q_BHTK,
             k_BGSK,
             v_BGSK,
-            attn_mask=mask,
-            is_causal=is_causal,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            enable_gqa=self.kv_heads != self.heads,
+            bias,
+            window=self.window,
+            soft_cap=self.soft_cap,
+            dropout=self.attention_dropout if self.training else 0.0,
         )
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
 
-    def mask(self, q_BHTK: Tensor, start: int) -> tuple[Tensor | None, bool]:
-        """What scaled_dot_product_attention gets as (attn_mask, is_causal).
 
-        torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
-        single new position sees every key and needs no mask at all.
-        """
-        bias = self.position.bias(q_BHTK, start)
-        T = q_BHTK.shape[2]
-        if bias is None and start == 0:
-            return None, T > 1
-        if bias is None and T == 1:
-            return None, False
-        visible_TS = torch.ones(T, start + T, dtype=torch.bool, device=q_BHTK.device).tril(start)
-        if bias is None:
-            return visible_TS, False
-        return bias.masked_fill(~visible_TS, float("-inf")).to(q_BHTK.dtype), False
+class Banded(Attention):
+    """Full attention's formula over a sliding band: each position sees itself and the window - 1 before it (Child et
+    al. 2019, 1904.10509; Mistral). L layers see L (window - 1) positions back.
+
+    A cache still holds every position.
+
+    Options: `window`, in positions; GPT-Neo, the open replication of GPT-3's alternation, has 256. The others are those
+    of full attention.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        heads: int,
+        head_dim: int,
+        layer: int,
+        dropout: float,
+        position: MakePosition,
+        init: Init,
+        window: int = 256,
+        kv_heads: int = 0,
+        qk_norm: bool = False,
+        qk_gain: bool = True,
+        soft_cap: float = 0.0,
+        bias: bool = True,
+    ) -> None:
+        if window < 1:
+            raise UserError(f"window = {window} is not positive; a position sees at least itself")
+        super().__init__(
+            d_model=d_model,
+            heads=heads,
+            head_dim=head_dim,
+            layer=layer,
+            dropout=dropout,
+            position=position,
+            init=init,
+            kv_heads=kv_heads,
+            qk_norm=qk_norm,
+            qk_gain=qk_gain,
+            soft_cap=soft_cap,
+            bias=bias,
+        )
+        self.window = self.position.window = window
+
+
+class Alternating(ByDepth):
+    """A pattern over depth: layer l has attention l mod n of the pattern. The default is GPT-3's (Brown et al. 2020,
+    2005.14165, section 2.1): dense and locally banded layers in turn.
+
+    Options: `pattern`, a list of entries, each a name or {"name": ..., option: value}.
+    """
+
+    def __init__(self, *, layer: int, pattern: tuple[Any, ...] = ("full", "banded")) -> None:
+        super().__init__(layer=layer, pattern=pattern)
+
+
+def attend(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    bias: Tensor | None,
+    *,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """y_BHTV = softmax(cap(scale q k^T + bias)) v, for the last T of S positions, each of which sees itself and those
+    before it, `window` of them at most (0: all). Keys and values may have fewer heads than queries and another width.
+
+    Args:
+        bias: broadcasts to (B, H, T, S).
+        scale: 1 / sqrt(K) if not given.
+    """
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    everything = not window or window >= S
+    # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
+    # single new position sees every key and needs no mask at all.
+    is_causal = 1 < T == S and everything and bias is None and not soft_cap
+    visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
+    if soft_cap:
+        return attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
+    mask = visible_TS
+    if bias is not None:
+        mask = bias if visible_TS is None else bias.masked_fill(~visible_TS, -torch.inf)
+        mask = mask.to(q_BHTK.dtype)
+    return F.scaled_dot_product_attention(
+        q_BHTK,
+        k_BGSK,
+        v_BGSV,
+        attn_mask=mask,
+        is_causal=is_causal,
+        dropout_p=dropout,
+        scale=scale,
+        enable_gqa=k_BGSK.shape[1] != q_BHTK.shape[1],
+    )
+
+
+def attend_capped(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    bias: Tensor | None,
+    visible_TS: Tensor | None,
+    soft_cap: float,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """The same product by product, since no fused kernel bounds the scores on the way. The cap is on what enters the
+    softmax, the bias of positions included."""
+    G = k_BGSK.shape[1]
+    scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
+    q_BGNTK = q_BHTK.unflatten(1, (G, -1)) * scale
+    scores_BHTS = (q_BGNTK @ k_BGSK.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
+    if bias is not None:
+        scores_BHTS = scores_BHTS + bias
+    scores_BHTS = soft_cap * (scores_BHTS / soft_cap).tanh()
+    if visible_TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
+    weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
+    return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSV.unsqueeze(2)).flatten(1, 2)
+
+
+def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
+    """visible_TS: whether query t, of the last T of S positions, sees key s: not after it, and among the last `window`
+    up to it (0: any)."""
+    visible_TS = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+    return visible_TS.triu(S - T - window + 1) if window else visible_TS
 
 
 def split_heads(x_BTC: Tensor, heads: int) -> Tensor:
     """(B, T, H * K) -> (B, H, T, K), a view."""
     return x_BTC.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def checked_cap(soft_cap: float) -> float:
+    """`soft_cap` as it is.
+
+    Raises:
+        UserError: if it is negative.
+    """
+    if soft_cap < 0:
+        raise UserError(f"soft_cap = {soft_cap:g} is negative; 0 caps nothing")
+    return soft_cap

@@ -41,8 +41,8 @@ class CrossAttention(Part):
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.position = position
-        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init)
-        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
+        self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
+        self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
         self.q_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
         self.k_norm = RMSNorm(dim=head_dim, gain=qk_gain) if qk_norm else None
@@ -63,23 +63,15 @@ class CrossAttention(Part):
         q_BHTK = split_heads(self.q(x_BTD), self.heads)
         if self.q_norm is not None:
             q_BHTK = self.q_norm(q_BHTK)
-        q_BHTK = self.position.rotate(q_BHTK, 0)
         y_BHTK = F.scaled_dot_product_attention(
-            q_BHTK,
+            self.position.query(q_BHTK, 0),
             k_BGSK,
             v_BGSK,
-            attn_mask=self.mask(q_BHTK, visible_BS),
+            attn_mask=None if visible_BS is None else visible_BS[:, None, None, :],
             dropout_p=self.attention_dropout if self.training else 0.0,
             enable_gqa=self.kv_heads != self.heads,
         )
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
-
-    def mask(self, q_BHTK: Tensor, visible_BS: Tensor | None) -> Tensor | None:
-        visible = None if visible_BS is None else visible_BS[:, None, None, :]
-        bias = self.position.bias(q_BHTK, 0)
-        if bias is None or visible is None:
-            return visible if bias is None else bias.to(q_BHTK.dtype)
-        return bias.masked_fill(~visible, float("-inf")).to(q_BHTK.dtype)
 
     def memory_weights(self) -> int:
         """How many of its children's weights multiply a position that is looked at, rather than one that looks."""

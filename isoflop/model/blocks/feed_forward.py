@@ -49,15 +49,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": gelu_tanh,
     "relu2": relu2,
     "silu": F.silu,
+    "identity": identity,
 }
-GATES: dict[str, Callable[[Tensor], Tensor]] = {**ACTIVATIONS, "identity": identity}
 
 
 class MLP(Part):
-    """y = W_down f(W_up x).
+    """y = W_down f(W_up x). The entry "linear" is this with f(x) = x: a product of two matrices and no more.
 
-    Options: `activation` (relu, gelu, gelu_tanh, relu2, silu); the hidden width is `ratio` * d_model, or `d_ff` where
-    that is not 0; `bias` on both products.
+    Options: `activation` (relu, gelu, gelu_tanh, relu2, silu, identity); the hidden width is `ratio` * d_model, or
+    `d_ff` where that is not 0; `bias` on both products.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class MLP(Part):
 
 
 class Gated(Part):
-    """y = W_down (f(W_gate x) * W_up x): SwiGLU with silu, GEGLU with gelu, ReGLU with relu, bilinear with identity
-    (Shazeer 2020, 2002.05202).
+    """y = W_down (f(W_gate x) * W_up x) (Shazeer 2020, 2002.05202, equations 5 and 6). The entries "swiglu", "geglu",
+    "reglu" and "bilinear" are this with f = silu, gelu, relu and the identity.
 
     Options: as MLP's. The hidden width is 8/3 d_model, which makes three matrices weigh what an MLP's two do at ratio
     4 (the paper's 2/3 rule), rounded up to a multiple of `multiple_of`; or `d_ff` where that is not 0.
@@ -108,7 +108,7 @@ class Gated(Part):
         F_ = hidden_width(d_model, ratio, d_ff)
         if not d_ff:
             F_ = -(-F_ // multiple_of) * multiple_of
-        self.activation = entry(GATES, activation, "activation")
+        self.activation = entry(ACTIVATIONS, activation, "activation")
         self.gate = Linear(d_model, F_, bias=bias, init=init)
         self.up = Linear(d_model, F_, bias=bias, init=init)
         self.down = Linear(F_, d_model, bias=bias, init=init, role="residual")

@@ -1,4 +1,7 @@
-"""Normalisation: keep the size of activations in hand, position by position."""
+"""Normalisation: keep the size of activations in hand.
+
+All but batch norm work on each position by itself.
+"""
 
 from typing import Any
 
@@ -7,7 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from isoflop.model.blocks.part import Part
+from isoflop.errors import UserError
+from isoflop.model.blocks.part import Part, entry
 
 
 class LayerNorm(Part):
@@ -76,6 +80,73 @@ class UnitRMS(torch.autograd.Function):
         return torch.addcmul(dy, y, (dy * y).mean(dim=-1, keepdim=True), value=-1).mul_(r), None
 
 
+class BatchNorm(Part):
+    """y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and variance of each feature over a batch (Ioffe &
+    Szegedy 2015, 1502.03167, algorithms 1 and 2).
+
+    Training uses the statistics of the batch at hand (of each pass, where gradients accumulate) and moves the running
+    ones a share `momentum` towards them, the variance unbiased. Evaluation uses the running ones always. They are
+    buffers, and so in every checkpoint, and float32 whatever the products are computed in.
+
+    Options:
+        over: "batch": each position has statistics of its own, over the sequences, so that nothing is learned from
+            later tokens; evaluation knows as many positions as training has seen, and decoding tells it where it is.
+            "batch_time": over sequences and positions together, as it is mostly applied to text (Shen et al. 2020,
+            2003.07845, section 3). Then a position's output depends on later tokens while training, and says so.
+        momentum: share of the new statistics in the running ones.
+
+    A pass needs two values a feature at least: UserError where it has one.
+    """
+
+    mean: Tensor
+    var: Tensor
+
+    def __init__(
+        self, *, dim: int, context: int, over: str = "batch", eps: float = 1e-5, momentum: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.positional = entry({"batch": True, "batch_time": False}, over, "over")
+        if not 0.0 < momentum <= 1.0:
+            raise UserError(f"momentum = {momentum:g} is not in (0, 1]")
+        self.causal_in_training = self.positional
+        self.eps, self.momentum = eps, momentum
+        shape = (context, dim) if self.positional else (dim,)
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.bias = nn.Parameter(torch.empty(dim))
+        self.register_buffer("mean", torch.empty(shape))
+        self.register_buffer("var", torch.empty(shape))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+        self.mean.zero_()
+        self.var.fill_(1.0)
+
+    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
+        T = x_BTD.shape[1]
+        if self.positional:  # T * D features of B values each
+            x_NC, rows, repeats = x_BTD.flatten(1), slice(start, start + T), T
+        else:
+            x_NC, rows, repeats = x_BTD.flatten(0, 1), slice(None), 1
+        if self.training and len(x_NC) < 2:
+            raise UserError(
+                "model.norm = batch has one value a feature in a pass, and no variance; "
+                "raise batch.sequences or batch.micro_sequences"
+            )
+        y_NC = F.batch_norm(
+            x_NC,
+            self.mean[rows].view(-1),  # views: written to in training
+            self.var[rows].view(-1),
+            self.weight.repeat(repeats),
+            self.bias.repeat(repeats),
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return y_NC.view(x_BTD.shape)
+
+
 class NoNorm(Part):
     """y = x."""
 
@@ -84,3 +155,9 @@ class NoNorm(Part):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return x_BTD
+
+
+def normalise(norm: nn.Module, x_BTD: Tensor, start: int) -> Tensor:
+    """norm(x), told where the first position stands if it has to know."""
+    y_BTD: Tensor = norm(x_BTD, start) if getattr(norm, "positional", False) else norm(x_BTD)
+    return y_BTD

@@ -6,7 +6,7 @@ shapes and have no default; the others are options, have a default, and are what
 
 import difflib
 from collections.abc import Mapping
-from typing import ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,9 @@ Entry = TypeVar("Entry")
 class Init(Protocol):
     """How a weight is filled, by the role that it plays.
 
-    Roles: "matrix" (a product inside a branch), "residual" (the product that writes a branch back into the residual
-    stream), "embedding", "tied" (an embedding that is the head as well), "position" (a learned position table), "head".
+    Roles: "matrix" (a product inside a branch), "score" (one whose result is only compared: queries, keys, a router),
+    "residual" (the product that writes a branch back into the residual stream), "embedding", "tied" (an embedding that
+    is the head as well), "position" (a learned position table), "head".
     """
 
     def __call__(self, weight: Tensor, role: str) -> None:
@@ -35,7 +36,7 @@ class Cache(Protocol):
         """Positions held before this forward."""
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep T new positions of one layer; give back all S = length + T of them."""
+        """Keep T new positions of one layer; give back all S = length + T of them. The two may differ in H and K."""
 
     def advance(self, positions: int) -> None:
         """Count T new positions as held, once a forward, after the last layer."""
@@ -46,13 +47,23 @@ class Part(nn.Module):
 
     Attributes:
         causal: False where an output may depend on later positions.
+        causal_in_training: False where it may while training alone.
+        positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
-        score_width: H * K of an attention that scores every earlier position, else 0.
+        score_width: width of the products between positions, at 4 FLOPs a pair: H * K of an attention (2 H K for the
+            score, 2 H K for the weighted value), the mean where the two differ, else 0.
+        window: how many positions each sees at most, itself among them; 0: all.
+        auxiliary: what the last training forward adds to the loss that is trained on, a scalar with gradient; GPT
+            collects it.
     """
 
-    causal: ClassVar[bool] = True
+    causal: bool = True
+    causal_in_training: bool = True
+    positional: bool = False
     absent: ClassVar[bool] = False
-    score_width: int = 0
+    score_width: float = 0
+    window: int = 0
+    auxiliary: Tensor | None = None
 
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer that this module itself owns (its children fill theirs)."""
@@ -64,15 +75,38 @@ class Part(nn.Module):
     def score_flops(self, context: int) -> float:
         """Forward FLOPs a token of products between positions (children not included).
 
-        A causal position t of `context` sees t of them, (context + 1) / 2 on average, and each costs 2 H K for the
-        score and 2 H K for the weighted value.
+        A causal position t of `context` sees min(t, w) of them, w = min(window, context): w - w (w - 1) / (2 context)
+        on average, which is (context + 1) / 2 where the window is everything. What a mask hides is not counted.
         """
-        return 4 * self.score_width * (context + 1) / 2
+        w = self.band(context)
+        return 4 * self.score_width * (w - w * (w - 1) / (2 * context))
+
+    def band(self, context: int) -> int:
+        """The most positions that one sees in sequences of `context`."""
+        return min(self.window or context, context)
+
+    def readings(self) -> dict[str, float]:
+        """What is worth watching about the last forward (children not included), by name. Worked out when asked: it may
+        wait for the device."""
+        return {}
 
     def flops(self, context: int) -> float:
         """Forward FLOPs a token of the products in this part, children included. Elementwise work is not counted."""
         parts = [module for module in self.modules() if isinstance(module, (Part, Linear))]
         return sum(2 * part.matmul_weights() + part.score_flops(context) for part in parts)
+
+
+class ByDepth:
+    """An entry that stands for others, by depth: layer l is built as item l mod n of `pattern`.
+
+    It is no part itself: `make` builds what it chose in its place, so that a model has no trace of it.
+    """
+
+    def __init__(self, *, layer: int, pattern: tuple[Any, ...]) -> None:
+        if not pattern:
+            raise UserError("pattern is empty; name at least one entry")
+        self.item = layer % len(pattern)
+        self.chosen = pattern[self.item]
 
 
 class Absent(Part):

@@ -1,8 +1,12 @@
 """How a model knows the order of its tokens.
 
 One class a method. A position acts where its `level` says: "input" ones are built once and added to the embedding
-(`embed`); "attention" ones are built once an attention and may turn queries and keys (`rotate`) or add to the scores
-(`bias`, which is given the queries, so that it can depend on them). What a method does not do is inherited as nothing.
+(`embed`); "attention" ones are built once an attention, which computes
+
+    scores_BHTS = query(q_BHTK) . rotate(k_BGSK) / sqrt(K) + bias(q_BHTK)
+
+so that they may turn queries and keys (`rotate`), change the queries alone (`query`) or add to the scores (`bias`,
+which is given the plain queries, so that it can depend on them). What a method does not do is inherited as nothing.
 `start` is always the position of the first of the T tokens: 0 in training, the cache's length in decoding.
 """
 
@@ -10,16 +14,26 @@ import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.part import Embedding, Init, Part
+from isoflop.model.blocks.part import Embedding, Init, Linear, Part
 
 
 class Position(Part):
-    """Does nothing: the entry "none", and the base of the others."""
+    """Does nothing: the entry "none", and the base of the others.
+
+    Attributes:
+        level: "input" or "attention", where it acts.
+        whole_heads: True where it must see every dimension of a head: it cannot act on a part of them, as latent
+            attention asks.
+        both_ways: False where `bias` means nothing for a key that comes after the query: no encoder can use it.
+    """
 
     level: ClassVar[str] = "attention"
+    whole_heads: ClassVar[bool] = False
+    both_ways: ClassVar[bool] = True
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
         """Add the positions start ... start + T - 1 to the embeddings."""
@@ -29,9 +43,13 @@ class Position(Part):
         """Turn queries or keys that stand at start ... start + T - 1. Keys are cached turned."""
         return x_BHTK
 
+    def query(self, q_BHTK: Tensor, start: int) -> Tensor:
+        """What the turned keys are multiplied by."""
+        return self.rotate(q_BHTK, start)
+
     def bias(self, q_BHTK: Tensor, start: int) -> Tensor | None:
         """What is added to the scores (scaled by 1/sqrt(K) already) of T queries with S = start + T keys: broadcasts to
-        (B, H, T, S). None: nothing."""
+        (B, H, T, S). None: nothing. Keys that come after the query are masked, whatever stands there."""
         return None
 
 
@@ -67,10 +85,7 @@ class Sinusoidal(Position):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        angles_TF = angles(self.table_TD, self.base)
-        with torch.no_grad():
-            self.table_TD[:, 0::2] = angles_TF.sin() * self.scale
-            self.table_TD[:, 1::2] = angles_TF.cos() * self.scale
+        fill_sinusoids(self.table_TD, self.base, self.scale)
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
         return x_BTD + self.table_TD[start : start + x_BTD.shape[1]]
@@ -119,6 +134,94 @@ class Rotary(Position):
         else:
             swapped_BHTK = x_BHTK.roll(x_BHTK.shape[-1] // 2, dims=-1)
         return torch.addcmul(x_BHTK * cos_TK, swapped_BHTK, sin_TK)
+
+
+class Alibi(Position):
+    """Takes m_h (t - s) off the score of query t and key s, m_h a fixed slope a head (Press et al. 2021, 2108.12409,
+    section 3 and the released code for head counts that are no power of two)."""
+
+    both_ways = False
+    slopes_H: Tensor
+
+    def __init__(self, *, heads: int) -> None:
+        super().__init__()
+        self.register_buffer("slopes_H", torch.empty(heads), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if not self.slopes_H.is_meta:
+            self.slopes_H.copy_(torch.tensor(slopes(len(self.slopes_H))))
+
+    def bias(self, q_BHTK: Tensor, start: int) -> Tensor:
+        T = q_BHTK.shape[2]
+        positions_S = torch.arange(start + T, device=q_BHTK.device, dtype=self.slopes_H.dtype)
+        return self.slopes_H[:, None, None] * (positions_S - positions_S[start:, None])
+
+
+def slopes(heads: int) -> list[float]:
+    """2^(-8/n), 2^(-16/n), ... for n heads, n a power of two. For other numbers those of the next lower power of two,
+    and then every second one of the next higher."""
+    n = 2 ** (heads.bit_length() - 1)
+    own = [2.0 ** (-8 * i / n) for i in range(1, n + 1)]
+    between = [2.0 ** (-4 * i / n) for i in range(1, 2 * n + 1, 2)]
+    return own + between[: heads - n]
+
+
+class Relative(Position):
+    """Transformer-XL's (Dai et al. 2019, 1901.02860, section 3.3), used by Gopher and Chinchilla: the score of query t
+    and key s, before 1/sqrt(K), is
+
+        (q_t + u) . k_s  +  (q_t + v) . W_R r_(t-s)
+
+    with u and v learned, one vector a head each, W_R a d x H K matrix (the fifth of a layer) and r_j the sinusoidal
+    vector of the distance j. W_R r is worked out once a sequence length and not once a sequence; in decoding it is
+    worked out anew at every step, which is right and not fast.
+
+    Options: `base` of the sinusoids.
+    """
+
+    whole_heads = True
+    both_ways = False
+    table_TD: Tensor
+
+    def __init__(
+        self, *, d_model: int, heads: int, head_dim: int, context: int, init: Init, base: float = 10_000.0
+    ) -> None:
+        super().__init__()
+        if d_model % 2:
+            raise UserError(f"model.d_model = {d_model} is odd; sinusoids come in pairs, so make it even")
+        self.heads, self.base = heads, base
+        self.score_width = heads * head_dim / 2  # 2 H K a pair: a score and nothing that it weighs
+        self.project = Linear(d_model, heads * head_dim, bias=False, init=init, role="score")
+        self.u = nn.Parameter(torch.empty(heads * head_dim))  # flat, since they are biases: no decay, no Muon
+        self.v = nn.Parameter(torch.empty(heads * head_dim))
+        self.register_buffer("table_TD", torch.empty(context, d_model), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        fill_sinusoids(self.table_TD, self.base)
+        nn.init.zeros_(self.u)
+        nn.init.zeros_(self.v)
+
+    def query(self, q_BHTK: Tensor, start: int) -> Tensor:
+        return q_BHTK + self.u.view(self.heads, 1, -1).to(q_BHTK.dtype)
+
+    def bias(self, q_BHTK: Tensor, start: int) -> Tensor:
+        T, S = q_BHTK.shape[2], start + q_BHTK.shape[2]
+        r_HSK = self.project(self.table_TD[:S].flip(0)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        q_BHTK = (q_BHTK + self.v.view(self.heads, 1, -1).to(q_BHTK.dtype)) / math.sqrt(q_BHTK.shape[-1])
+        # Column j of row i now holds distance S - 1 - j, and column s should hold start + i - s: row i goes T - 1 - i
+        # to the left. One column of padding and a reshape do that for all rows at once (the paper's appendix B).
+        x_BHTS = F.pad(q_BHTK @ r_HSK.transpose(-1, -2), (1, 0))
+        return x_BHTS.flatten(-2)[..., T:].unflatten(-1, (T, S))
+
+
+def fill_sinusoids(table_TD: Tensor, base: float, scale: float = 1.0) -> None:
+    """sin and cos of t / base^(2i/D) in the even and odd columns of row t."""
+    angles_TF = angles(table_TD, base)
+    with torch.no_grad():
+        table_TD[:, 0::2] = angles_TF.sin() * scale
+        table_TD[:, 1::2] = angles_TF.cos() * scale
 
 
 def angles(table_TK: Tensor, base: float) -> Tensor:
