@@ -31,8 +31,9 @@ from isoflop.config import from_dict, load_json
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, new_folder, sha256, to_json
+from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
-from isoflop.model.gpt import GPT, TRAINING_ONLY
+from isoflop.model.gpt import TRAINING_ONLY
 from isoflop.parallel import state
 from isoflop.records import RunFolder
 
@@ -174,7 +175,7 @@ def read(path: Path | str, step: int | None = None) -> Snapshot:
 
 def load_model(
     path: Path | str, device: torch.device | str = "cpu", step: int | None = None
-) -> tuple[GPT, Tokenizer, Snapshot]:
+) -> tuple[Model, Tokenizer, Snapshot]:
     """The model of a run or checkpoint, with its weights, ready to be evaluated; and its tokenizer.
 
     Raises:
@@ -182,13 +183,15 @@ def load_model(
     """
     snapshot = read(path, step)
     config = from_dict(ModelConfig, snapshot.config.get("model"), "model")
-    if config.layers > len(snapshot.weights):
+    task = str(snapshot.config.get("task", "causal_lm"))
+    if config.layers + config.encoder_layers > len(snapshot.weights):
         raise UserError(
-            f"model.layers = {config.layers} does not fit the weights of {snapshot.path}; use another checkpoint"
+            f"model.layers = {config.layers}, model.encoder_layers = {config.encoder_layers}: more than "
+            f"the weights of {snapshot.path}, which it does not fit; use another checkpoint"
         )
     with torch.device("meta"):  # the shapes alone: a configuration that lies must not cost its memory
-        check_weights(GPT(config), snapshot.weights)
-    model = GPT(config)
+        check_weights(build_model(task, config), snapshot.weights)
+    model = build_model(task, config)
     load_weights(model, snapshot.weights)
     return model.to(device).eval(), Tokenizer.from_json(snapshot.tokenizer), snapshot
 

@@ -6,7 +6,7 @@ Imports are inside the commands, so that `isoflop --help` does not wait for torc
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -40,6 +40,12 @@ def train(
         str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")
     ] = "",
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json", help="a config.json, to be run again")] = None,
+    task: Annotated[
+        Literal["causal_lm", "seq2seq"],
+        tyro.conf.arg(
+            help="seq2seq: an encoder-decoder on pairs, one a line, input and output divided by a tab or blank"
+        ),
+    ] = "causal_lm",
     init: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on from the weights of any run, on new text")] = "",
     heldout: Annotated[
         tuple[str, ...],
@@ -96,6 +102,7 @@ def train(
             heldout=heldout,
             init=init,
             strict=strict,
+            task=task,
             dry_run=dry_run,
             listener=listener,
         )
@@ -137,16 +144,19 @@ def prepare(
 def sample(
     run: RunArgument,
     *,
-    prompt: Annotated[str, tyro.conf.arg(help="text to continue; empty: a new document")] = "",
+    prompt: Annotated[str, tyro.conf.arg(help="text to continue, empty: a new document; seq2seq: the input")] = "",
     tokens: Annotated[int, tyro.conf.arg(help="how many to write at most")] = 200,
-    temperature: Annotated[float, tyro.conf.arg(help="0: the most likely token always")] = 0.8,
+    temperature: Annotated[
+        float | None, tyro.conf.arg(help="0: the most likely token always; 0.8 if nothing is said")
+    ] = None,
     top_k: Annotated[int, tyro.conf.arg(help="only the k most likely tokens; 0: all")] = 0,
     top_p: Annotated[float, tyro.conf.arg(help="only the most likely tokens that make up this share")] = 0.95,
     seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
+    beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept; 1 is greedy")] = 1,
     stream: Annotated[bool, tyro.conf.arg(help="show each piece as it is made")] = False,
     trust_code: Trusted = (),
 ) -> None:
-    """Let a model continue a text."""
+    """Let a model continue a text, or write its output for an input."""
     from isoflop import job
     from isoflop.model.registry import trust_code as trusting
 
@@ -155,8 +165,6 @@ def sample(
         sys.stdout.flush()
 
     with trusting(*trust_code):
-        if stream:
-            show(prompt)
         text = job.sample(
             run,
             prompt,
@@ -166,8 +174,10 @@ def sample(
             top_p=top_p,
             seed=seed,
             on_text=show if stream else None,
+            with_prompt=True,
+            beam=beam,
         )
-        print() if stream else print(prompt + text)
+        print() if stream else print(text)
 
 
 def evaluate(
@@ -175,23 +185,25 @@ def evaluate(
     sources: Sources = (),
     *,
     json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
+    beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept in decoding; 1 is greedy")] = 1,
     text_column: Annotated[
         str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")
     ] = "text",
     trust_code: Trusted = (),
 ) -> None:
-    """Measure held-out loss: on the run's own held-out text, or on the sources named."""
+    """Measure held-out loss (and error rates, for seq2seq) on what the run held out itself, or on the sources named."""
     from isoflop import job
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
 
     with trusting(*trust_code):
-        found = job.evaluate(run, sources, text_column).to_dict()
+        found = job.evaluate(run, sources, text_column, beam).to_dict()
     if json:
         print(to_json(found), end="")
         return
     for name, value in found.items():
-        print(f"{name:>15}  {value:,.4f}" if isinstance(value, float) else f"{name:>15}  {value:,}")
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        print(f"{name:>15}  {shown}")
 
 
 def report(

@@ -1,15 +1,17 @@
 """Held-out loss, perplexity and bits per byte: always plain cross-entropy, whatever the run was trained on."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import cross_entropy
+from isoflop.model.loss import IGNORED, cross_entropy
 from isoflop.runtime import Runtime
 
 BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
@@ -31,11 +33,13 @@ class HeldOut:
         nats: the summed cross-entropy of every token, the ends of documents included.
         tokens: how many tokens that was, the ends of documents included.
         bytes: how many bytes of text these tokens stand for; an end of document stands for none.
+        beside: what else the task is judged by, as names and numbers.
     """
 
     nats: float
     tokens: int
     bytes: int
+    beside: dict[str, Any] = field(default_factory=dict)
 
     @property
     def nats_per_token(self) -> float:
@@ -58,6 +62,7 @@ class HeldOut:
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
             "bytes": self.bytes,
+            **self.beside,
         }
 
 
@@ -114,3 +119,53 @@ def with_previous(tokens: Tokens, start: int, length: int, eot: int) -> npt.NDAr
     if start == 0:
         return np.concatenate([[eot], np.asarray(tokens[:length], dtype=np.int64)])
     return np.asarray(tokens[start - 1 : start + length], dtype=np.int64)
+
+
+class Pairs(Protocol):
+    """Inputs and outputs by number, each an array of ids (isoflop.data.prepared_pairs has the real ones)."""
+
+    @property
+    def source(self) -> Any: ...
+
+    @property
+    def target(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+
+@torch.no_grad()
+def measure_pairs(
+    model: EncoderDecoder,
+    pairs: Pairs,
+    batch: Callable[[npt.NDArray[Any]], tuple[torch.Tensor, ...]],
+    token_bytes: npt.NDArray[Any],
+    runtime: Runtime,
+    max_tokens: int = 0,
+) -> HeldOut:
+    """Measure an encoder-decoder on pairs: the cross-entropy of every output given its input, ends included; the bytes
+    are those of the outputs.
+
+    Args:
+        batch: numbers of pairs -> (source_BS, visible_BS, inputs_BT, targets_BT).
+        max_tokens: if the outputs hold more, evenly spaced pairs with about this many tokens of output; 0: everything.
+    """
+    lengths = np.asarray(pairs.target.lengths) + 1
+    chosen = np.arange(len(pairs))
+    if max_tokens and lengths.sum() > max_tokens:
+        count = max(1, int(max_tokens / lengths.mean()))
+        chosen = np.unique(np.linspace(0, len(pairs) - 1, count).astype(np.int64))
+    chosen = chosen[np.argsort(np.asarray(pairs.source.lengths)[chosen] + lengths[chosen], kind="stable")]
+    was_training = model.training
+    model.eval()
+    nats, counted, text_bytes = 0.0, 0, 0
+    rows = max(1, BATCH_TOKENS // int(2 * lengths.max()))
+    for first in range(0, len(chosen), rows):
+        *inputs, targets_BT = (part.to(runtime.device) for part in batch(chosen[first : first + rows]))
+        with runtime.autocast():
+            loss = cross_entropy(model.hidden(*inputs), model.head_weight, targets_BT, reduction="sum")
+        nats += float(loss)
+        there = targets_BT[targets_BT != IGNORED]
+        counted += there.numel()
+        text_bytes += int(token_bytes[there.cpu().numpy()].sum())
+    model.train(was_training)
+    return HeldOut(nats, counted, text_bytes)

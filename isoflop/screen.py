@@ -164,7 +164,7 @@ def show_plan(screen: Screen, advice: Advice) -> None:
         )
         screen.say(f"            {e.source}")
     else:
-        screen.say("  expected: nothing is stated; the prior knows runs from scratch with a planned model only")
+        screen.say("  expected: nothing is stated; the prior knows GPTs from scratch with a planned model only")
 
 
 def show_account(screen: Screen, account: dict[str, Any]) -> None:
@@ -176,11 +176,20 @@ def show_account(screen: Screen, account: dict[str, Any]) -> None:
     )
 
 
+def shown_sample(sample: dict[str, Any]) -> str:
+    """What a model wrote: on from a prompt, or for an input whose output is known."""
+    if "reference" not in sample:
+        return f"{sample['prompt']}{sample['text']}"
+    return f"{sample['prompt']} -> {sample['text']} (reference: {sample['reference']})"
+
+
 def show_outcome(screen: Screen, folder: Path) -> None:
     run = read_run(folder)
     result, expected = run.result, run.plan.get("expected")
     held = result["heldout"]
     reached = f"reached {held['bits_per_byte']:.3f} bits per byte held-out (perplexity {held['perplexity']:.1f})"
+    if "unit_error_rate" in held:
+        reached += f"; {held['unit_error_rate']:.1%} unit errors, {held['exact_match']:.1%} of outputs exact"
     if expected:
         where = {
             "inside": "inside the interval",
@@ -193,6 +202,6 @@ def show_outcome(screen: Screen, folder: Path) -> None:
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["phases"].items())
     screen.say(f"spent: {spent}; {result['tokens']:,} tokens, {result['flops']:.3g} FLOPs")
     if run.samples:
-        screen.say(f"a sample:\n{run.samples[-1]['prompt']}{run.samples[-1]['text']}\n")
+        screen.say(f"a sample:\n{shown_sample(run.samples[-1])}\n")
     screen.say(f"report: {run.folder.report}")
     screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")

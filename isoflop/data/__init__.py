@@ -10,4 +10,5 @@ encode   second reading: documents -> tokens, in parallel processes (worker: one
 shards   token files with header and checksum, written once and memory-mapped ever after
 prepare  where they meet
 loader   which tokens does step k see? A pure function of k.
+pairs, prepared_pairs, pair_loader    the same for pairs of an input and its output
 """

@@ -13,7 +13,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,19 @@ from isoflop.errors import UserError
 
 UNIT = 1 << 32  # weights are integers out of this many, so that shares are exact in any run
 ROUNDS = 4
+
+
+class Batches(Protocol):
+    """What a run sees, as pure functions of the step; Loader gives text and pair_loader.PairLoader pairs."""
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts."""
+
+    def tokens(self, steps: int) -> int:
+        """How many tokens the first `steps` steps read."""
+
+    def account(self, steps: int) -> dict[str, Any]:
+        """The same by source."""
 
 
 class Loader:
@@ -86,6 +99,10 @@ class Loader:
                 windows_BT[row] = self.streams[source].read(int(start), self.context + 1)
         tokens_BT = torch.from_numpy(windows_BT)
         return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+
+    def tokens(self, steps: int) -> int:
+        """Tokens that the first `steps` steps read, as targets."""
+        return self.before(steps) * self.context
 
     def unbroken(self, i: int) -> int:
         """The number that sequence i of this run has in an unbroken one, in which nothing is passed over."""

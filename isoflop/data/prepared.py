@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from isoflop.config import load_json
 from isoflop.data.shards import TokenStream, damaged, dtype_for, verify
@@ -12,6 +12,19 @@ from isoflop.errors import UserError
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 FORMAT, FORMAT_VERSION = "isoflop-data", 1
+
+
+class Data(Protocol):
+    """What a run needs of its data, whatever that holds: text (Prepared) or pairs (prepared_pairs.PreparedPairs)."""
+
+    fingerprint: str
+    vocab_size: int
+    tokenizer: Tokenizer
+    sources: tuple[str, ...]
+
+    def train_tokens(self, source: str) -> int: ...
+
+    def account(self) -> dict[str, Any]: ...
 
 
 class Prepared:

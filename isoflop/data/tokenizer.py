@@ -83,6 +83,25 @@ class Tokenizer:
         return cls(with_eot(inner))
 
     @classmethod
+    def of_units(cls, units: Iterable[str]) -> "Tokenizer":
+        """One id for each unit, at the beginning and after a blank; everything else is spelled in bytes.
+
+        For text that is written in a small set of signs with blanks between them, such as phonemes: `AH0 B AW1 T` is
+        four ids. There are no merges, so words of other text stay letter by letter.
+        """
+        table = byte_characters()
+        vocabulary = {character: byte for byte, character in enumerate(table)}
+        for unit in units:
+            for piece in (unit, f" {unit}"):
+                vocabulary.setdefault("".join(table[byte] for byte in piece.encode()), len(vocabulary))
+        inner = byte_level(models.BPE(vocabulary, [], ignore_merges=True))  # a piece that is an entry is that id
+        blanks = pre_tokenizers.Split(tokenizers.Regex(" ?[^ ]+"), "isolated")
+        inner.pre_tokenizer = pre_tokenizers.Sequence(
+            [blanks, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        )
+        return cls(with_eot(inner))
+
+    @classmethod
     def from_gpt2_merges(cls, path: Path | str) -> "Tokenizer":
         """GPT-2's tokenizer from its merges (`vocab.bpe`): ids are the 256 bytes in GPT-2's order, then one per merge.
 

@@ -39,6 +39,10 @@ class KVCache:
         """Count the positions that every layer has just appended."""
         self.length += positions
 
+    def select(self, rows_B: Tensor) -> None:
+        """Go on with these rows in this order, repeated or left out: what a beam search keeps."""
+        self.layers = {layer: (keys[rows_B], values[rows_B]) for layer, (keys, values) in self.layers.items()}
+
     def clear(self) -> None:
         """Hold nothing, keep the room."""
         self.length = 0

@@ -74,7 +74,8 @@ def extended_length(
             spent = held_to or per_step * timetable.total_steps
             return spent + more.amount, round((spent + more.amount) / per_step)
         case "tokens":
-            added = more.amount / config.tokens_per_step
+            last = training[-1]
+            added = more.amount / (last["tokens"] / last["step"])
         case "flops":
             last = training[-1]
             added = more.amount / (last["flops"] / last["step"])

@@ -1,37 +1,52 @@
 """What a run came to, beside what was expected of it: result.json, and the ledger that later plans can learn from."""
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from isoflop import checkpoint
 from isoflop.config import from_dict
-from isoflop.data.loader import Loader
-from isoflop.data.prepare import Prepared
+from isoflop.data.prepared import Data
+from isoflop.evaluate import transduction
 from isoflop.files import disk_errors, home, write_json
 from isoflop.job.listener import Phases
-from isoflop.measure import HeldOut, measure
+from isoflop.measure import HeldOut
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
-from isoflop.runtime import make_runtime, peak_memory
+from isoflop.runtime import Runtime, make_runtime, peak_memory
 from isoflop.trainer import RunConfig, RunResult
+from isoflop.trainer.task import make_task
 
 FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
 
 
-def measure_last(folder: RunFolder, prepared: Prepared, config: RunConfig) -> HeldOut:
-    """Held-out loss of the last checkpoint, over all held-out text up to FINAL_TOKENS."""
+# What a task's model is judged by beside its loss: (model, data, beam) -> names and numbers.
+JUDGED: dict[str, Callable[[Any, Any, int], dict[str, Any]]] = {
+    "causal_lm": lambda model, data, beam: {},
+    "seq2seq": lambda model, data, beam: transduction.evaluate(model, data, beam).to_dict(),
+}
+
+
+def judge(config: RunConfig, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, beam: int = 1) -> HeldOut:
+    """Held-out loss of a model, and what its task is judged by beside it."""
+    found = make_task(config).measure(model, data, runtime, max_tokens)
+    return replace(found, beside=JUDGED[config.task](model, data, beam))
+
+
+def measure_last(folder: RunFolder, prepared: Data, config: RunConfig) -> HeldOut:
+    """`judge` the last checkpoint, over everything held out up to FINAL_TOKENS."""
     model, _, snapshot = checkpoint.load_model(folder.path)
     run_as = from_dict(RunConfig, snapshot.config).runtime
     runtime = make_runtime(run_as.device, run_as.dtype, run_as.threads)
     model.to(runtime.device)
-    tokenizer = prepared.tokenizer
-    return measure(model, prepared.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, FINAL_TOKENS)
+    return judge(config, model, prepared, runtime, FINAL_TOKENS)
 
 
 def write_result(
     folder: RunFolder,
     config: RunConfig,
-    prepared: Prepared,
+    prepared: Data,
     result: RunResult,
     reached: HeldOut,
     environment: dict[str, Any],
@@ -39,7 +54,7 @@ def write_result(
     phases: Phases,
 ) -> None:
     """result.json: what the run came to, beside what was expected of it."""
-    loader = Loader(prepared, config.model.context, config.batch.before, config.seed)
+    batches = make_task(config).batches(config, prepared)
     run = read_run(folder.path)
     peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
     rate = result.flops / result.seconds if result.seconds else 0.0
@@ -57,7 +72,7 @@ def write_result(
             "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
             "peak_share": rate / peak if peak else None,
             "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
-            "data": loader.account(result.step),
+            "data": batches.account(result.step),
             "phases": phases.seconds,
             "verdict": verdict,
         },

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from isoflop import checkpoint
-from isoflop.budget import parse_budget
+from isoflop.budget import Budget, parse_budget
 from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
-from isoflop.data.prepare import Prepared, open_prepared, prepare, survey
+from isoflop.data.pairs import prepare_pairs
+from isoflop.data.prepare import open_prepared, prepare, survey
+from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.files import disk_errors
@@ -22,6 +24,7 @@ from isoflop.job.outcome import add_to_ledger, measure_last, write_result
 from isoflop.job.runs import data_of
 from isoflop.model.config import ModelConfig
 from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import ngram_bits_per_byte
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
@@ -31,6 +34,7 @@ from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
+from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
 
 
@@ -44,6 +48,7 @@ def pretrain(
     heldout: Sequence[str] = (),
     init: Path | str = "",
     strict: bool = False,
+    task: str = "causal_lm",
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> RunResult | Advice:
@@ -59,6 +64,7 @@ def pretrain(
         heldout: text to measure on, in place of a share of the sources.
         init: a run whose weights and tokenizer to go on from.
         strict: skipped files are errors.
+        task: "seq2seq" trains an encoder-decoder on pairs instead, one a line.
         dry_run: return the plan and train nothing.
 
     Returns:
@@ -72,7 +78,7 @@ def pretrain(
     if allowance.more:
         raise UserError(f"budget {budget!r} is more of something: it goes with --resume RUN")
     phases = Phases()
-    start = with_sources(base or RunConfig(), sources, heldout, strict)
+    start = with_sources(base or from_dict(RunConfig, {"task": task}), sources, heldout, strict)
     given_vocabulary = 0
     if init:
         start, given_vocabulary = start_from(start, init)
@@ -82,6 +88,9 @@ def pretrain(
     folder = RunFolder(Path(out) if out else new_folder_name(data))
     if not dry_run:
         folder.refuse_used()
+    if override(start, assignments).task == "seq2seq":
+        start = replace(start, task="seq2seq")
+        return pretrain_pairs(allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener)
     with phases.time("prepare"):
         found = survey(data)
         if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
@@ -121,6 +130,33 @@ def pretrain(
     return carry_out(advice.config, folder, prepared, listener, phases, plan=plan)
 
 
+def pretrain_pairs(
+    budget: Budget,
+    start: RunConfig,
+    assignments: Sequence[str],
+    folder: RunFolder,
+    given: bool,
+    continued: bool,
+    dry_run: bool,
+    listener: Listener,
+) -> RunResult | Advice:
+    """`pretrain` for the task seq2seq: prepare the pairs, plan, train. `given` keeps the model and rates of `start`,
+    `continued` (--init) its model."""
+    phases = Phases()
+    with phases.time("prepare"):
+        start = replace(start, data=override(start, assignments).data)
+        prepared = prepare_pairs(start.data, listener.progress)
+    with phases.time("calibrate"):
+        advice = advise_pairs(
+            budget, start, assignments, prepared, listener.say, fixed_model=given or continued, fixed_rates=given
+        )
+    listener.planned(advice)
+    listener.say(seconds_line(phases))
+    if dry_run:
+        return advice
+    return carry_out(advice.config, folder, prepared, listener, phases, plan=advice.to_dict())
+
+
 def train(
     config: RunConfig,
     out: Path | str | None = None,
@@ -135,12 +171,14 @@ def train(
     """
     listener = listener or Listener()
     phases = Phases()
+    task = make_task(config)
     folder = RunFolder(Path(out) if out else new_folder_name(config.data))
     folder.refuse_used()
     make_trackers(config.trackers)
     with phases.time("prepare"):
-        prepared = prepare(config.data, progress=listener.progress)
-    plan = {"kind": "given", "steps": config.steps, "tokens": config.tokens}
+        prepared = task.prepare_data(config.data, listener.progress)
+        tokens = task.batches(config, prepared).tokens(config.steps)
+    plan: dict[str, Any] = {"kind": "given", "steps": config.steps, "tokens": tokens}
     if expected:
         plan["expected"] = expected.to_dict()
     return carry_out(config, folder, prepared, listener, phases, plan=plan)
@@ -165,14 +203,14 @@ def resume(out: Path | str, budget: str = "", *, listener: Listener | None = Non
             f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m"
         )
     with phases.time("prepare"):
-        prepared = data_of(run.folder, config.data, listener.progress)
+        prepared = data_of(run.folder, config, listener.progress)
     return carry_out(config, run.folder, prepared, listener, phases, plan=run.plan, resume=True)
 
 
 def carry_out(
     config: RunConfig,
     folder: RunFolder,
-    prepared: Prepared,
+    prepared: Data,
     listener: Listener,
     phases: Phases,
     *,

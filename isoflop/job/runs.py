@@ -11,20 +11,26 @@ import torch
 from isoflop import checkpoint
 from isoflop.config import from_dict, load_json
 from isoflop.data.config import DataConfig
-from isoflop.data.prepare import Prepared, Progress, documents, open_prepared, prepare
+from isoflop.data.pairs import pairs_to_measure
+from isoflop.data.prepare import Progress, documents
+from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.engine import generate
+from isoflop.generate.transduce import transduce
+from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut, measure
-from isoflop.model.gpt import GPT
+from isoflop.model.build import Model
+from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.records import RunFolder, find_runs
 from isoflop.runtime import choose_device, make_runtime
 from isoflop.trainer import RunConfig
+from isoflop.trainer.task import make_task
 
 CHUNK_TOKENS = 1_000_000  # tokens of other people's text held at once by `evaluate`
 
 
-def load(run: Path | str, device: str = "cpu") -> tuple[GPT, Tokenizer]:
+def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
     """The model of a run's last checkpoint, ready to evaluate or sample, and its tokenizer.
 
     Raises:
@@ -40,21 +46,73 @@ def sample(
     prompt: str,
     *,
     tokens: int = 200,
-    temperature: float = 0.8,
+    temperature: float | None = None,
     top_k: int = 0,
     top_p: float = 0.95,
     seed: int = 0,
     on_text: Callable[[str], None] | None = None,
+    with_prompt: bool = False,
+    beam: int = 1,
 ) -> str:
-    """Continue `prompt` with a run's last checkpoint; see generate/engine.py for the arguments."""
+    """Let a run's last checkpoint write: on from `prompt`, or (seq2seq) its output for `prompt`.
+
+    Args:
+        temperature, ...: see generate/engine.py; None is 0.8. An encoder-decoder writes the likeliest output that a
+            search with `beam` hypotheses finds, and takes none of them.
+        with_prompt: the text that is given back and shown begins with the prompt, where it goes on from it.
+
+    Raises:
+        UserError: for a run that cannot be read, or an argument that its model has no use for.
+    """
     model, tokenizer = load(run, choose_device())
-    return generate(
-        model, tokenizer, prompt, tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, on_text=on_text
+    if isinstance(model, EncoderDecoder):
+        return output_for(model, tokenizer, prompt, temperature, beam, on_text)
+    if beam != 1:
+        raise UserError(f"--beam {beam} is for runs of --task seq2seq; this one continues a text, token by token")
+    begun = prompt if with_prompt else ""
+    if begun and on_text is not None:
+        on_text(begun)
+    return begun + generate(
+        model,
+        tokenizer,
+        prompt,
+        tokens,
+        temperature=0.8 if temperature is None else temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        on_text=on_text,
     )
 
 
-def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "text") -> HeldOut:
-    """Held-out loss of a run on its own held-out text, or on every document of `sources`.
+def output_for(
+    model: EncoderDecoder,
+    tokenizer: Tokenizer,
+    prompt: str,
+    temperature: float | None,
+    beam: int,
+    on_text: Callable[[str], None] | None,
+) -> str:
+    if temperature:
+        raise UserError(
+            f"--temperature {temperature:g} is for runs that continue a text; this one (--task seq2seq) writes its "
+            "likeliest output: leave it out, or search wider with --beam 4"
+        )
+    if not prompt:
+        raise UserError("--prompt is empty; this run (--task seq2seq) needs an input, as in --prompt WORD")
+    [ids] = transduce(model, tokenizer.encode_batch([prompt]), tokenizer.eot, beam)
+    text = tokenizer.decode(ids)
+    if on_text is not None:
+        on_text(text)
+    return text
+
+
+def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "text", beam: int = 1) -> HeldOut:
+    """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`; and what
+    its task is judged by beside that.
+
+    Args:
+        beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
 
     Raises:
         UserError: if there is no run or no text.
@@ -64,9 +122,11 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     runtime = make_runtime("auto", run_as.runtime.dtype, run_as.runtime.threads)
     model.to(runtime.device)
     if not sources:
-        prepared = data_of(RunFolder(run_folder_of(Path(run))), run_as.data, None)
-        return measure(model, prepared.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime)
+        data: Any = data_of(RunFolder(run_folder_of(Path(run))), run_as, None)
+        return judge(run_as, model, data, runtime, beam=beam)
     config = DataConfig(sources=tuple(sources), text_column=text_column)
+    if isinstance(model, EncoderDecoder):
+        return judge(run_as, model, pairs_to_measure(config, tokenizer), runtime, beam=beam)
     parts = [
         measure(model, tokens, tokenizer.token_bytes(), tokenizer.eot, runtime)
         for tokens in token_chunks(config, tokenizer)
@@ -110,15 +170,15 @@ def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
     return rows
 
 
-def data_of(folder: RunFolder, data: DataConfig, progress: Progress | None) -> Prepared:
+def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> Data:
     """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew."""
     account = load_json(folder.data) if folder.data.is_file() else {}
     where = Path(str(account.get("folder", "")))
     if account.get("folder") and (where / "manifest.json").is_file():
-        prepared = open_prepared(where)
+        prepared = make_task(config).open_data(where)
         if prepared.fingerprint == account.get("fingerprint"):
             return prepared
-    return prepare(data, progress=progress)
+    return make_task(config).prepare_data(config.data, progress)
 
 
 def run_folder_of(path: Path) -> Path:

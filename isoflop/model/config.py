@@ -63,7 +63,7 @@ def thaw(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer. The defaults are the preset "modern" at its smallest.
+    """A transformer, decoder-only or encoder-decoder. The defaults are the preset "modern" at its smallest.
 
     Raises:
         UserError: naming the field, for shapes that do not fit together.
@@ -71,7 +71,8 @@ class ModelConfig:
 
     vocab_size: Annotated[int, "token ids"] = 1024
     context: Annotated[int, "positions a model sees at once"] = 256
-    layers: Annotated[int, "blocks"] = 4
+    layers: Annotated[int, "blocks (of an encoder-decoder: of its decoder)"] = 4
+    encoder_layers: Annotated[int, "blocks of an encoder-decoder's encoder; 0: as many as the decoder's"] = 0
     d_model: Annotated[int, "width of the residual stream"] = 128
     heads: Annotated[int, "attention heads"] = 2
     head_dim: Annotated[int, "width of a head; 0: d_model / heads"] = 0
@@ -94,7 +95,7 @@ class ModelConfig:
         for name in ("vocab_size", "context", "d_model", "heads"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name} = {getattr(self, name)} is not positive")
-        for name in ("layers", "head_dim"):
+        for name in ("layers", "encoder_layers", "head_dim"):
             if getattr(self, name) < 0:
                 raise UserError(f"model.{name} = {getattr(self, name)} is negative")
         if not self.head_dim and self.d_model % self.heads:

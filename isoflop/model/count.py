@@ -14,8 +14,9 @@ from isoflop.config import nearest
 from isoflop.errors import UserError
 from isoflop.model.blocks.part import Linear, Part
 from isoflop.model.blocks.position import Position
+from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
-from isoflop.model.gpt import GPT
+from isoflop.model.encoder_decoder import EncoderDecoder
 
 
 @dataclass(frozen=True)
@@ -40,54 +41,54 @@ class Parameters:
     matmul: int
 
 
-def build_on_meta(config: ModelConfig) -> GPT:
+def build_on_meta(config: ModelConfig, task: str = "causal_lm") -> Model:
     """The model without its memory. Also the cheapest way to learn whether a configuration can be built.
 
     Raises:
         UserError: if it cannot.
     """
     with torch.device("meta"):
-        return GPT(config)
+        return build_model(task, config)
 
 
-def parameters(config: ModelConfig) -> Parameters:
+def parameters(config: ModelConfig, task: str = "causal_lm") -> Parameters:
     """Count the parameters of a configuration by building it.
 
     Raises:
         UserError: if it cannot be built.
     """
-    return count(build_on_meta(config))
+    return count(build_on_meta(config, task))
 
 
-def count(model: GPT) -> Parameters:
+def count(model: Model) -> Parameters:
     return Parameters(
         total=sum(p.numel() for p in model.parameters()),
         embedding=model.embedding.weight.numel(),
         position=sum(p.numel() for p in model.position.parameters()),
         head=model.head_weight.numel(),
-        blocks=sum(p.numel() for p in model.blocks.parameters()),
+        blocks=sum(p.numel() for unit in model.units() for p in unit.parameters()),
         matmul=sum(m.matmul_weights() for m in model.modules() if isinstance(m, (Part, Linear))),
     )
 
 
-def six_n(model: GPT, context: int) -> float:
+def six_n(model: Model, context: int) -> float:
     """6 N, N the weights of blocks and head: 2 forward and 4 backward a weight (Porian et al. 2024 "standard";
     nanochat). The head multiplies like any matrix, whether tied or not; the embedding is a look-up."""
     return 6 * count(model).matmul
 
 
-def six_n_all(model: GPT, context: int) -> float:
+def six_n_all(model: Model, context: int) -> float:
     """6 N, N all parameters, embeddings too: GPT-3's table D.1, the Chinchilla fits, Epoch."""
     return 6 * count(model).total
 
 
-def six_n_blocks(model: GPT, context: int) -> float:
+def six_n_blocks(model: Model, context: int) -> float:
     """6 N, N the matrices of the blocks alone, 12 L D^2 in a plain GPT: Kaplan 2020 (2001.08361, section 2.1)."""
     n = count(model)
     return 6 * (n.matmul - n.head)
 
 
-def palm(model: GPT, context: int) -> float:
+def palm(model: Model, context: int) -> float:
     """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the whole
     square of T x T, as if nothing were masked; recomputation never counted. N as in "6n". In a banded layer T is the
     window, as in nanochat, so that what is never worked out is not claimed."""
@@ -95,7 +96,7 @@ def palm(model: GPT, context: int) -> float:
     return 6 * count(model).matmul + 12 * scores
 
 
-def chinchilla_f(model: GPT, context: int) -> float:
+def chinchilla_f(model: Model, context: int) -> float:
     """Chinchilla's appendix F as printed (2203.15556), a token of S:
 
         3 (2 V d + L [6 d H K + 2 S H K + 3 H S + 2 S H K + 2 H K d + 4 d F] + 2 V d)
@@ -105,10 +106,10 @@ def chinchilla_f(model: GPT, context: int) -> float:
     return chinchilla_a4(model, context) + 3 * 4 * model.head_weight.numel()
 
 
-def chinchilla_a4(model: GPT, context: int) -> float:
+def chinchilla_a4(model: Model, context: int) -> float:
     """The same without both vocabulary terms: what the ratios of the paper's table A4 were computed with."""
     total: float = 0
-    for block in model.blocks:
+    for block in model.units():
         positions = {m for part in block.modules() if isinstance(part, Position) for m in part.modules()}
         for m in block.modules():
             if not isinstance(m, (Part, Linear)) or m in positions:
@@ -119,13 +120,13 @@ def chinchilla_a4(model: GPT, context: int) -> float:
     return 3 * total
 
 
-def executed(model: GPT, context: int) -> float:
+def executed(model: Model, context: int) -> float:
     """What is worked out: three times the forward FLOPs that the parts declare, so that causal attention counts at
     half, look-ups and elementwise work not at all. (The scores' and the head's backward is two products for one.)"""
     return 3 * model.flops(context)
 
 
-CONVENTIONS: dict[str, Callable[[GPT, int], float]] = {
+CONVENTIONS: dict[str, Callable[[Model, int], float]] = {
     "6n": six_n,
     "6n_all": six_n_all,
     "6n_blocks": six_n_blocks,
@@ -146,3 +147,16 @@ def flops_per_token(config: ModelConfig, context: int | None = None, convention:
         known = ", ".join(CONVENTIONS)
         raise UserError(f"convention {convention!r} is not one of {known}{nearest(convention, CONVENTIONS)}")
     return CONVENTIONS[convention](build_on_meta(config), config.context if context is None else context)
+
+
+def pair_flops_per_token(config: ModelConfig, source: float, target: float) -> float:
+    """Training FLOPs a token of an encoder-decoder, source and target tokens alike, in pairs of S and T: as "6n",
+    6 (N_S S + N_T T) / (S + T), N_S the weights that multiply a token of the source and N_T those that multiply one of
+    the target. Padding is not counted.
+
+    Raises:
+        UserError: for a configuration that cannot be built.
+    """
+    with torch.device("meta"):
+        read, written = EncoderDecoder(config).weights_by_side()
+    return 6 * (read * source + written * target) / (source + target)

@@ -72,7 +72,7 @@ class Advice:
             "kind": "prior",
             "choices": [to_dict(choice) for choice in self.choices],
             "parameters": self.parameters,
-            "total_parameters": parameters(self.config.model).total,
+            "total_parameters": parameters(self.config.model, self.config.task).total,
             "tokens": self.tokens,
             "flops": self.flops,
             "steps": self.config.steps,

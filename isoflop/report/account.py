@@ -44,6 +44,8 @@ def one_prompt(facts: Facts, prompt: str, taken: list[dict[str, Any]]) -> str:
 def one_sample(facts: Facts, prompt: str, sample: dict[str, Any], css: str) -> str:
     step, written = number(sample, "step"), str(sample.get("text") or "")
     continued = written.removeprefix(prompt)
+    if "reference" in sample:  # an output for an input, and what it should have been
+        continued = f"\n{written}\n({sample['reference']})"
     bits = None
     for line in facts.run.heldout:
         at = number(line, "step")

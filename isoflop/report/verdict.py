@@ -35,11 +35,12 @@ def header(facts: Facts) -> str:
 def story(facts: Facts) -> str:
     """The run in one or two sentences, of whatever is known by now."""
     run, reached = facts.run, facts.reached
-    size = f"{count(facts.total_parameters)}-parameter GPT" if facts.total_parameters else "GPT"
+    kind = "encoder-decoder" if run.config.get("task") == "seq2seq" else "GPT"
+    size = f"{count(facts.total_parameters)}-parameter {kind}" if facts.total_parameters else kind
     names = [name for name, _, _ in source_table(run)]
     bytes_ = number(run.data, "train", "bytes")
-    kind = f"{names[0]} text" if len(names) == 1 else f"text ({', '.join(names)})" if names else "text"
-    corpus = f" on {words.size(bytes_)} of {text(kind)}" if bytes_ else ""
+    about = f"{names[0]} text" if len(names) == 1 else f"text ({', '.join(names)})" if names else "text"
+    corpus = f" on {words.size(bytes_)} of {text(about)}" if bytes_ else ""
     start = run.config.get("init")
     origin = (
         f"trained on from {text(start)}"
@@ -96,6 +97,9 @@ def tiles(facts: Facts) -> str:
         ("Tokens per second", count(facts.tokens_per_second), [rate(speed)] if speed else []),
         ("Share of measured peak", percent(reached.peak_share), [f"peak {rate(peak)}"] if peak else []),
     ]
+    if (errors := number(facts.run.result, "heldout", "unit_error_rate")) is not None:
+        exact, inputs = (number(facts.run.result, "heldout", name) for name in ("exact_match", "inputs"))
+        entries.insert(0, ("Unit error rate", percent(errors), [f"{percent(exact)} of {count(inputs)} inputs exact"]))
     body = "\n".join(
         f'<div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="note">{"<br>".join(notes)}</dd></div>'
         for name, value, notes in entries

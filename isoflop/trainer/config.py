@@ -4,7 +4,7 @@ import bisect
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from isoflop.config import Named
 from isoflop.data.config import DataConfig
@@ -28,7 +28,7 @@ class BatchConfig:
         UserError: naming the field, for a value that does not fit the others.
     """
 
-    sequences: Annotated[int, "sequences of model.context tokens in one optimiser step"] = 32
+    sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
     micro_sequences: Annotated[int, "sequences in one forward and backward pass; gradients accumulate; 0: all"] = 0
     ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
     ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
@@ -130,8 +130,15 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run: `steps` optimiser steps of `batch.sequences x model.context` tokens each, fewer during a ramp."""
+    """A whole run: `steps` optimiser steps of `batch.sequences` sequences of `model.context` tokens each, or of as many
+    pairs; fewer during a ramp.
 
+    What a task is made of (data, model, loss, measurement, samples) is said in trainer/task.py."""
+
+    task: Annotated[
+        Literal["causal_lm", "seq2seq"],
+        "what is learned: causal_lm, each token from those before it; seq2seq, an output from its input",
+    ] = "causal_lm"
     model: Annotated[ModelConfig, Named(PRESETS), "all of model at once, by a preset's name"] = field(
         default_factory=ModelConfig
     )
@@ -171,7 +178,7 @@ class RunConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of a whole step, after any ramp."""
+        """Tokens of a whole step of text, after any ramp. Steps of pairs differ (PairLoader.tokens counts them)."""
         return self.batch.sequences * self.model.context
 
     def tokens_before(self, step: int) -> int:
@@ -186,6 +193,6 @@ class RunConfig:
     @property
     def flops_per_token(self) -> float:
         """Training FLOPs a token by the convention "6n" (model/count.py), with what the loss adds to the model."""
-        model = build_on_meta(self.model)
+        model: Any = build_on_meta(self.model)
         make_loss(self.loss, self.model).prepare(model)
         return CONVENTIONS["6n"](model, self.model.context)

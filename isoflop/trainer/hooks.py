@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from isoflop.data.prepare import Prepared
-from isoflop.generate.engine import generate
-from isoflop.measure import measure
-from isoflop.model.gpt import GPT
+from isoflop.data.loader import Batches
+from isoflop.data.prepared import Data
+from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.records import RunFolder
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
+from isoflop.trainer.task import Task
 
 
 @dataclass
@@ -32,8 +32,10 @@ class Live:
 
     config: RunConfig
     folder: RunFolder
-    model: GPT
-    prepared: Prepared
+    model: Model
+    task: Task
+    prepared: Data
+    batches: Batches
     runtime: Runtime
     timetable: Timetable
     flops_per_token: float
@@ -43,7 +45,7 @@ class Live:
 
     @property
     def tokens(self) -> int:
-        return self.config.tokens_before(self.step)
+        return self.batches.tokens(self.step)
 
     @property
     def flops(self) -> float:
@@ -84,15 +86,10 @@ class HeldOut(Hook):
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
 
-    def started(self, live: Live) -> None:
-        self.tokens = live.prepared.heldout()
-        self.token_bytes = live.prepared.tokenizer.token_bytes()
-
     def stepped(self, live: Live) -> None:
         if not live.due(live.config.every.evaluate):
             return
-        eot = live.prepared.tokenizer.eot
-        found = measure(live.model, self.tokens, self.token_bytes, eot, live.runtime, live.config.evaluate_tokens)
+        found = live.task.measure(live.model, live.prepared, live.runtime, live.config.evaluate_tokens)
         line = {
             "step": live.step,
             "tokens": live.tokens,
@@ -110,24 +107,12 @@ class HeldOut(Hook):
 class Samples(Hook):
     """Writes what the model says to the same prompts every `config.every.sample` steps.
 
-    Sampling draws from a generator of its own, so that the run's own generators do not notice.
+    A task draws its samples from a generator of their own, so that the run's own generators do not notice.
     """
 
     def stepped(self, live: Live) -> None:
         if not live.due(live.config.every.sample):
             return
-        how = live.config.sample
-        for prompt in how.prompts:
-            with torch.no_grad(), live.runtime.autocast():
-                text = generate(
-                    live.model,
-                    live.prepared.tokenizer,
-                    prompt,
-                    how.tokens,
-                    temperature=how.temperature,
-                    top_k=how.top_k,
-                    top_p=how.top_p,
-                    seed=live.config.seed,
-                    stop_at_eot=False,
-                )
-            live.folder.append("samples", {"step": live.step, "prompt": prompt, "text": text})
+        with torch.no_grad(), live.runtime.autocast():
+            for line in live.task.samples(live.model, live.prepared, live.config):
+                live.folder.append("samples", {"step": live.step, **line})

@@ -14,12 +14,11 @@ import torch
 
 from isoflop import checkpoint
 from isoflop.config import to_dict
-from isoflop.data.loader import Loader
-from isoflop.data.prepare import Prepared, prepare
+from isoflop.data.loader import Batches
+from isoflop.data.prepared import Data
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
-from isoflop.model.gpt import GPT
-from isoflop.model.loss import make_loss
+from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.records import RunFolder, read_lines
@@ -29,7 +28,7 @@ from isoflop.trainer.guard import Interrupted, Signals, check_finite
 from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
 from isoflop.trainer.step import take_step
-from isoflop.trainer.task import CausalLM, Task
+from isoflop.trainer.task import Task, make_task
 
 RATE_LINES = 20  # training lines over which tokens per second are averaged
 
@@ -63,7 +62,7 @@ def train(
     out: Path | str,
     *,
     hooks: Sequence[Hook] = (),
-    prepared: Prepared | None = None,
+    prepared: Data | None = None,
     task: Task | None = None,
     plan: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
@@ -74,7 +73,7 @@ def train(
     Args:
         hooks: told of every step, in order.
         prepared: the data, if the caller has it open already; else `config.data` is prepared (or found prepared).
-        task: what a batch teaches; by default the next tokens, by `config.loss`.
+        task: what is learned, if not just what `config.task` and `config.loss` name.
         plan: kept in plan.json: what was expected of this run.
         environment: kept in environment.json beside the machine's description.
         resume: go on from the last checkpoint of `out` (from nothing if it has none yet).
@@ -88,19 +87,19 @@ def train(
     if not resume:
         folder.refuse_used()
     config = resolve_runtime(config)
-    prepared = prepared or prepare(config.data)
+    task = task or make_task(config)
+    prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
-    loader = Loader(prepared, config.model.context, config.batch.before, config.seed)
+    batches = task.batches(config, prepared)
     with disk_errors(f"the run folder {folder.path}"), folder.locked(), Signals() as signals:
         if not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
             write_first_files(config, folder, prepared, plan or {}, about)
-        task = task or CausalLM(make_loss(config.loss, config.model))
-        live, optimizers = make_run(config, folder, prepared, task, resume)
+        live, optimizers = make_run(config, folder, task, prepared, batches, resume)
         try:
             for hook in hooks:
                 hook.started(live)
-            run_steps(live, optimizers, loader, task, list(hooks), signals)
+            run_steps(live, optimizers, list(hooks), signals)
         finally:
             for hook in hooks:
                 hook.ended(live)
@@ -109,13 +108,13 @@ def train(
 
 
 def make_run(
-    config: RunConfig, folder: RunFolder, prepared: Prepared, task: Task, resume: bool
+    config: RunConfig, folder: RunFolder, task: Task, prepared: Data, batches: Batches, resume: bool
 ) -> tuple[Live, list[torch.optim.Optimizer]]:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
     runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
     seed_everything(config.seed)
     with runtime.device:
-        model = GPT(config.model)
+        model = build_model(config.task, config.model)
     if config.init:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
     task.prepare(model)
@@ -124,7 +123,8 @@ def make_run(
             unit.compile()
     optimizers = build(model, config.optim, runtime.dtype)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
-    live = Live(config, folder, model, prepared, runtime, timetable, config.flops_per_token)
+    flops = task.flops_per_token(config, prepared)
+    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops)
     last = checkpoint.latest(folder.checkpoints) if resume else None
     if last is not None:
         progress = checkpoint.load(last, model, optimizers)
@@ -144,8 +144,6 @@ def make_run(
 def run_steps(
     live: Live,
     optimizers: list[torch.optim.Optimizer],
-    loader: Loader,
-    task: Task,
     hooks: list[Hook],
     signals: Signals,
 ) -> None:
@@ -160,14 +158,14 @@ def run_steps(
     while not live.done:
         if live.step == live.timetable.decay_step and saved != live.step:
             saved = save(live, optimizers, log)  # an extended run goes on from here
-        inputs_BT, targets_BT = loader.batch(live.step)
+        batch = live.batches.batch(live.step)
         scale = live.timetable.scale(live.step)
         loss, norm = take_step(
             live.model,
             optimizers,
-            task,
-            (inputs_BT.to(live.runtime.device), targets_BT.to(live.runtime.device)),
-            micro=config.batch.micro_sequences or len(inputs_BT),
+            live.task,
+            [tensor.to(live.runtime.device) for tensor in batch],
+            micro=config.batch.micro_sequences or len(batch[0]),
             runtime=live.runtime,
             clip=config.optim.clip,
             scale=scale,
@@ -271,7 +269,7 @@ def resolve_runtime(config: RunConfig) -> RunConfig:
     return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))
 
 
-def check_fits(config: RunConfig, prepared: Prepared) -> None:
+def check_fits(config: RunConfig, prepared: Data) -> None:
     """The model must know every id of the tokenizer; more rows than ids is allowed (padding)."""
     if config.model.vocab_size < prepared.vocab_size:
         raise UserError(
@@ -281,7 +279,7 @@ def check_fits(config: RunConfig, prepared: Prepared) -> None:
 
 
 def write_first_files(
-    config: RunConfig, folder: RunFolder, prepared: Prepared, plan: dict[str, Any], environment: dict[str, Any]
+    config: RunConfig, folder: RunFolder, prepared: Data, plan: dict[str, Any], environment: dict[str, Any]
 ) -> None:
     """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
     write_json(folder.plan, plan)

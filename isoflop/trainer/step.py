@@ -4,40 +4,43 @@ from collections.abc import Sequence
 
 import torch
 
-from isoflop.model.gpt import GPT
+from isoflop.model.build import Model
+from isoflop.model.loss import IGNORED
 from isoflop.optim.build import clip_gradients, set_lr
 from isoflop.runtime import Runtime
 from isoflop.trainer.task import Task
 
 
 def take_step(
-    model: GPT,
+    model: Model,
     optimizers: Sequence[torch.optim.Optimizer],
     task: Task,
-    batch: tuple[torch.Tensor, torch.Tensor],
+    batch: Sequence[torch.Tensor],
     *,
     micro: int,
     runtime: Runtime,
     clip: float,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take one step on `batch` (inputs_BT, targets_BT) at `scale` times the peak learning rates.
+    """Take one step on `batch`, what the task's loss takes with the targets last, at `scale` times the peak learning
+    rates.
 
-    The batch goes through the model `micro` sequences at a time; the gradients add up to the whole batch's mean.
+    The batch goes through the model `micro` sequences at a time, each pass weighted by its share of the targets, so
+    that the gradients add up to the whole batch's mean.
 
     Returns:
         The mean of what is trained on, in nats per token, and the gradient's norm before clipping, both still on the
         device, so that reading them does not stall the next step.
     """
-    inputs_BT, targets_BT = batch
-    passes = inputs_BT.shape[0] // micro
+    counted = (batch[-1] != IGNORED).sum()
     set_lr(optimizers, scale)
     total = torch.zeros((), device=runtime.device)
-    for inputs, targets in zip(inputs_BT.split(micro), targets_BT.split(micro), strict=True):
+    for part in zip(*(tensor.split(micro) for tensor in batch), strict=True):
+        share = (part[-1] != IGNORED).sum() / counted
         with runtime.autocast():
-            loss = task.loss(model, inputs, targets)
-        (loss / passes).backward()
-        total += loss.detach() / passes
+            loss = task.loss(model, *part)
+        (loss * share).backward()
+        total += loss.detach() * share
     norm = clip_gradients(model, clip)
     for optimizer in optimizers:
         optimizer.step()

@@ -1,5 +1,6 @@
 """How fast a configuration trains here: real optimiser steps, timed."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -7,15 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from isoflop.model.gpt import GPT
-from isoflop.model.loss import make_loss
+from isoflop.data.loader import Batches
+from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
-from isoflop.trainer.task import CausalLM
+from isoflop.trainer.task import make_task
 
 TURNS = 5  # in which configurations are timed: a machine whose speed swings for a second or two favours none
+CYCLE = 16  # steps of pairs that are timed over and over: their lengths differ
 WARM_UP = 2  # steps before the first turn: memory is allocated, optimiser state made
 
 
@@ -40,10 +42,11 @@ def time_steps(config: RunConfig, seconds: float = 1.0) -> Throughput:
     return time_in_turns([config], seconds)[0]
 
 
-def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0) -> list[Throughput]:
-    """Time whole training steps of several configurations on random tokens, TURNS times in turn, for about `seconds`
-    each. A turn takes at least one step, however long that is."""
-    steps = [make_step(config) for config in configs]
+def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0, data: Sequence[Batches] = ()) -> list[Throughput]:
+    """Time whole training steps of several configurations on random tokens, or on what `data` has for each, TURNS times
+    in turn, for about `seconds` each. A turn takes at least one step, however long that is."""
+    batches: Sequence[Batches | None] = data or [None] * len(configs)
+    steps = [make_step(config, some) for config, some in zip(configs, batches, strict=True)]
     for step in steps:
         for _ in range(WARM_UP):
             step()
@@ -57,32 +60,37 @@ def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0) -> list[Th
                 taken += 1
             turns[i].append((time.perf_counter() - started) / taken)
             counts[i] += taken
+    tokens = [
+        config.tokens_per_step if some is None else some.tokens(CYCLE) / CYCLE
+        for config, some in zip(configs, batches, strict=True)
+    ]
     return [
-        Throughput(median, config.tokens_per_step / median, count)
-        for config, median, count in zip(configs, map(statistics.median, turns), counts, strict=True)
+        Throughput(median, read / median, count)
+        for read, median, count in zip(tokens, map(statistics.median, turns), counts, strict=True)
     ]
 
 
-def make_step(config: RunConfig) -> Callable[[], None]:
-    """A whole training step of a fresh model on random tokens, which returns when the device is done."""
+def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[], None]:
+    """A whole training step of a fresh model on random tokens, or on the first CYCLE steps of `batches` in turn; it
+    returns when the device is done."""
     seed_everything(config.seed)
     runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
     with runtime.device:
-        model = GPT(config.model)
-    task = CausalLM(make_loss(config.loss, config.model))
+        model = build_model(config.task, config.model)
+    task = make_task(config)
     task.prepare(model)
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
-    batch = (tokens[:, :-1], tokens[:, 1:])
-    task = CausalLM()
+    numbers = itertools.cycle(range(CYCLE))
 
     def step() -> None:
+        batch = (tokens[:, :-1], tokens[:, 1:]) if batches is None else batches.batch(next(numbers))
         take_step(
             model,
             optimizers,
             task,
-            batch,
+            [tensor.to(runtime.device) for tensor in batch],
             micro=config.batch.micro,
             runtime=runtime,
             clip=config.optim.clip,

@@ -28,10 +28,12 @@ class Position(Part):
         level: "input" or "attention", where it acts.
         whole_heads: True where it must see every dimension of a head: it cannot act on a part of them, as latent
             attention asks.
+        both_ways: False where `bias` means nothing for a key that comes after the query: no encoder can use it.
     """
 
     level: ClassVar[str] = "attention"
     whole_heads: ClassVar[bool] = False
+    both_ways: ClassVar[bool] = True
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
         """Add the positions start ... start + T - 1 to the embeddings."""
@@ -138,6 +140,7 @@ class Alibi(Position):
     """Takes m_h (t - s) off the score of query t and key s, m_h a fixed slope a head (Press et al. 2021, 2108.12409,
     section 3 and the released code for head counts that are no power of two)."""
 
+    both_ways = False
     slopes_H: Tensor
 
     def __init__(self, *, heads: int) -> None:
@@ -178,6 +181,7 @@ class Relative(Position):
     """
 
     whole_heads = True
+    both_ways = False
     table_TD: Tensor
 
     def __init__(

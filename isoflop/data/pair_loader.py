@@ -1,0 +1,131 @@
+"""Which pairs does step k see? A pure function of k, as the loader of text is.
+
+Pairs are numbered through the whole run, i = step * sequences + row; number i is pair `permutation(i % n)` of epoch
+i // n. The pairs of POOL steps are sorted by length and dealt out again, so that a batch holds pairs of about one
+length and little padding; the order of the batches within a pool is a permutation too.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from isoflop.data.loader import ROUNDS, keys_of, permute
+from isoflop.data.prepared_pairs import Items, PairTokens, PreparedPairs
+from isoflop.errors import UserError
+
+POOL = 16  # steps whose pairs are sorted by length together
+IGNORED = -100  # a target that is not counted
+
+
+class PairLoader:
+    """Batches of pairs.
+
+    Args:
+        context: positions that the model has for each side.
+        sequences: pairs per step, over all ranks.
+        seed: of the order.
+
+    Raises:
+        UserError: if a pair does not fit in the context.
+    """
+
+    def __init__(self, prepared: PreparedPairs, context: int, sequences: int, seed: int) -> None:
+        if prepared.longest() > context:
+            raise UserError(
+                f"model.context = {context} is less than the {prepared.longest()} positions of the longest pair; "
+                f"use --set model.context={prepared.longest()}"
+            )
+        self.sequences, self.seed, self.name = sequences, seed, prepared.sources[0]
+        self.pairs, self.eot = prepared.train(), prepared.tokenizer.eot
+        self.lengths = self.pairs.source.lengths + self.pairs.target.lengths + 1
+        self.last_pool: tuple[int, np.ndarray] = (-1, np.empty(0))
+        self.last_epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
+        """(source_BS, visible_BS, inputs_BT, targets_BT) of step `step` (from 0): rows rank*B to (rank+1)*B of it.
+
+        Raises:
+            UserError: if the pairs of a step cannot be divided by `world`.
+        """
+        if self.sequences % world:
+            raise UserError(
+                f"batch.sequences = {self.sequences} cannot be divided among {world} processes; use a multiple"
+            )
+        rows = self.sequences // world
+        return collate(self.pairs, self.pool(step // POOL)[step % POOL][rank * rows : (rank + 1) * rows], self.eot)
+
+    def pool(self, number: int) -> np.ndarray:
+        """The pairs of POOL steps, (POOL, sequences) int64."""
+        if self.last_pool[0] != number:
+            count = POOL * self.sequences
+            drawn = self.drawn(np.arange(number * count, (number + 1) * count))
+            by_length = drawn[np.argsort(self.lengths[drawn], kind="stable")].reshape(POOL, self.sequences)
+            keys = keys_of(self.seed, f"pool of {self.name}", number)
+            self.last_pool = (number, by_length[permute(np.arange(POOL), POOL, keys[:ROUNDS])])
+        return self.last_pool[1]
+
+    def drawn(self, numbers: np.ndarray) -> np.ndarray:
+        """Running numbers -> pairs."""
+        epochs, places = np.divmod(numbers, len(self.pairs))
+        pairs = np.empty_like(numbers)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            pairs[here] = permute(places[here], len(self.pairs), keys_of(self.seed, self.name, int(epoch))[:ROUNDS])
+        return pairs
+
+    def tokens(self, steps: int) -> int:
+        """Tokens of both sides, padding left out, that the first `steps` steps read."""
+        pools, rest = divmod(steps, POOL)
+        inside = sum(int(self.lengths[rows].sum()) for rows in self.pool(pools)[:rest]) if rest else 0
+        epochs, part = divmod(pools * POOL * self.sequences, len(self.pairs))
+        return epochs * int(self.lengths.sum()) + self.tokens_of_epoch(epochs, part) + inside
+
+    def tokens_of_epoch(self, epoch: int, pairs: int) -> int:
+        """Tokens of the first `pairs` pairs of an epoch."""
+        if pairs == 0:
+            return 0
+        if self.last_epoch[0] != epoch:
+            first = epoch * len(self.pairs)
+            order = self.drawn(np.arange(first, first + len(self.pairs)))
+            self.last_epoch = (epoch, self.lengths[order].cumsum())
+        return int(self.last_epoch[1][pairs - 1])
+
+    def account(self, steps: int) -> dict[str, Any]:
+        """What the first `steps` steps read; `epochs` are passes over the pairs."""
+        tokens = self.tokens(steps)
+        read = {
+            "tokens": tokens,
+            "share": 1.0,
+            "asked": 1.0,
+            "epochs": steps * self.sequences / len(self.pairs),
+            "repeated_per_epoch": 0,
+            "passed_over": 0,
+        }
+        return {"tokens": tokens, "sources": {self.name: read}}
+
+
+def collate(pairs: PairTokens, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, ...]:
+    """(source_BS, visible_BS, inputs_BT, targets_BT) of the pairs with these numbers."""
+    return (*padded_source(pairs.source, chosen, eot), *padded_target(pairs.target, chosen, eot))
+
+
+def padded_source(items: Items, chosen: np.ndarray, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(source_BS, visible_BS): as wide as the longest, visible where there is a token."""
+    lengths = items.lengths[chosen]
+    source_BS = np.full((len(chosen), int(lengths.max())), pad, np.int64)
+    for row, item in enumerate(chosen):
+        source_BS[row, : lengths[row]] = items[item]
+    return torch.from_numpy(source_BS), torch.from_numpy(np.arange(source_BS.shape[1]) < lengths[:, None])
+
+
+def padded_target(items: Items, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(inputs_BT, targets_BT): the inputs begin with end-of-text and the targets end with it, as documents do; a target
+    beyond that is IGNORED."""
+    lengths = items.lengths[chosen]
+    shape = (len(chosen), int(lengths.max()) + 1)
+    inputs_BT, targets_BT = np.full(shape, eot, np.int64), np.full(shape, IGNORED, np.int64)
+    for row, item in enumerate(chosen):
+        inputs_BT[row, 1 : lengths[row] + 1] = targets_BT[row, : lengths[row]] = items[item]
+        targets_BT[row, lengths[row]] = eot
+    return torch.from_numpy(inputs_BT), torch.from_numpy(targets_BT)

@@ -1,0 +1,359 @@
+"""Pairs of an input and its output, from text files to tokens: what an encoder-decoder is trained on.
+
+One pair a line. Where a file has a tab in its beginning, a tab divides its lines; else the first blank does, as in
+CMUdict. Files may be compressed. A line that is no pair is skipped, counted and reported.
+
+    lines -> pairs -> variants named alike -> duplicates out -> split by input -> tokenizer -> tokens -> a folder
+
+All pairs are held in memory while they are prepared (about 200 bytes each). The folder is written whole or not at all
+and kept at `$ISOFLOP_HOME/data/<key>`, as prepared text is.
+"""
+
+import itertools
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from isoflop import files
+from isoflop.data.clean import digest_of, fraction
+from isoflop.data.config import DataConfig, check
+from isoflop.data.corpus import SourceFile, find_files, parse_sources
+from isoflop.data.decompress import decompress, peekable
+from isoflop.data.prepare import Progress, sweep
+from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum, sha256_of
+from isoflop.data.prepared_pairs import (
+    FORMAT,
+    FORMAT_VERSION,
+    SIDES,
+    LoosePairs,
+    PreparedPairs,
+    open_pairs,
+    write_side,
+)
+from isoflop.data.readers import Tally, binary_reason, lines
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+
+RULES = 1  # of splitting and choosing a tokenizer: raise it when other pairs than before are kept
+LONGEST = 512  # tokens of one side; longer pairs are dropped and counted
+FEWEST = 20  # inputs; of fewer nothing can be held out
+WANTED_HELDOUT = 1000  # pairs that measure an error rate to a percent or so, if they are no more than a tenth
+MOST_UNITS = 1000  # different signs that still are a set of units and not the words of a language
+USES_A_UNIT = 20  # times that a unit is used on average, at least
+VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of a further pronunciation, `read(2)`
+
+Pair = tuple[str, str]
+
+
+@dataclass
+class Split:
+    """What became of the pairs that were read."""
+
+    train: list[Pair] = field(default_factory=list)
+    heldout: list[Pair] = field(default_factory=list)
+    variants: int = 0
+    duplicates: int = 0
+    duplicate_bytes: int = 0
+    in_heldout: int = 0
+    too_long: int = 0
+    how: str = ""
+
+
+def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
+    """Turn files of pairs into tokens, or find that it was done before.
+
+    Raises:
+        UserError: for sources that hold no pairs, too few of them, or (strict) a line that is none.
+    """
+    check(config)
+    if config.path:
+        return open_pairs(Path(config.path))
+    started = time.perf_counter()
+    given = None if config.tokenizer == "bpe" else Tokenizer.from_file(config.tokenizer)
+    sources = [(source, find_files(source)) for source in parse_sources(config.sources)]
+    if weighted := [source.name for source, _ in sources if source.weight is not None]:
+        raise UserError(
+            f"source {weighted[0]} has a weight; pairs are read as often as they are there, so leave it out"
+        )
+    named = [
+        file for source in (parse_sources(config.heldout) if config.heldout else ()) for file in find_files(source)
+    ]
+    found = [file for _, listed in sources for file in listed]
+    key = key_of(config, found, named, given)
+    folder = files.home() / "data" / key[:16]
+    if (folder / MANIFEST).is_file():
+        return open_pairs(folder)
+    sweep(files.home() / "data")
+    report: Progress = progress or (lambda stage, done, total, note="": None)
+    report("reading", 0.0, 0.0, "pairs")
+    tally = Tally(strict=config.strict)
+    pairs = list(read_all(found, tally))
+    split = divide(pairs, list(read_all(named, tally)), config)
+    tokenizer = given or choose_tokenizer(split.train, config.vocab_size)
+    report("encoding", 0.0, 0.0, "pairs")
+    name = "+".join(source.name for source, _ in sources)
+    try:
+        with files.new_folder(folder) as temporary:
+            write(temporary, key, name, config, split, tally, tokenizer)
+    except OSError:
+        if (folder / MANIFEST).is_file():  # another process finished the same work first
+            return open_pairs(folder)
+        with files.disk_errors("the prepared pairs"):
+            raise
+    opened = open_pairs(folder, verify_checksums=False)
+    return PreparedPairs(folder, opened.manifest, seconds=time.perf_counter() - started, reused=False)
+
+
+def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile], given: Tokenizer | None) -> str:
+    """A name for the result: changes with the files, with any setting that matters, and with the format."""
+    settings = [config.vocab_size if given is None else 0, config.heldout_fraction, config.strict, config.seed]
+    origin = sha256_of(given.to_json()) if given else f"bpe {version('tokenizers')}"
+    listed = [[list(file.identity) for file in some] for some in (found, named)]
+    return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
+
+
+def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer) -> LoosePairs:
+    """Every pair of the sources, for a model that has this tokenizer.
+
+    Raises:
+        UserError: for sources that hold no pairs.
+    """
+    found = [file for source in parse_sources(config.sources) for file in find_files(source)]
+    once = dict.fromkeys(without_variants(list(read_all(found, Tally(strict=config.strict))), Split()))
+    return LoosePairs.of(list(once), tokenizer)
+
+
+# Lines -> pairs
+
+
+def read_all(found: Iterable[SourceFile], tally: Tally) -> Iterator[Pair]:
+    for file in found:
+        yield from read_pairs(file, tally)
+
+
+def read_pairs(file: SourceFile, tally: Tally) -> Iterator[Pair]:
+    """The pairs of a file, in its order.
+
+    Raises:
+        UserError: for a damaged file, one none of whose lines is a pair, or (strict) any line that is not.
+    """
+    before = tally.documents
+    try:
+        with file.path.open("rb") as raw:
+            blocks = peekable(decompress(raw, file))
+            first = next(blocks, b"")
+            if reason := binary_reason(first):
+                tally.skip(file.shown, reason, file.size, whole=True)
+                return
+            separator = "\t" if b"\t" in first else " "
+            for number, (line, size) in enumerate(lines(itertools.chain([first], blocks)), 1):
+                if not line:
+                    tally.empty += size > 0
+                    continue
+                pair, reason = parse_pair(line, separator)
+                if pair is None:
+                    tally.skip(f"{file.shown} line {number}", reason, size, whole=False)
+                    continue
+                tally.documents += 1
+                yield pair
+    except OSError as error:
+        raise UserError(f"{file.shown} cannot be read: {error.strerror or error}") from error
+    if tally.documents == before:
+        raise UserError(
+            f"{file.shown} holds no pairs: a line is an input and its output, with a tab or a blank between them"
+        )
+
+
+def parse_pair(line: bytes, separator: str) -> tuple[Pair | None, str]:
+    """(pair, "") or (None, why the line is none)."""
+    try:
+        source, found, target = line.decode().partition(separator)
+    except UnicodeDecodeError:
+        return None, "the line is not valid UTF-8"
+    source, target = source.strip(), target.strip()
+    if not found:
+        return None, f"there is no {'tab' if separator == chr(9) else 'blank'} in the line"
+    if not source or not target:
+        return None, "one side of the pair is empty"
+    if "\t" in target:
+        return None, "there is more than one tab in the line"
+    return (source, target), ""
+
+
+# Pairs -> train and held-out
+
+
+def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
+    """Split by the hash of the input, so that all outputs of an input are on one side; named held-out pairs are taken
+    as they are, and their inputs out of training.
+
+    The share held out is `heldout_fraction`, or as much as makes WANTED_HELDOUT inputs but no more than a tenth; at
+    least one input always.
+
+    Raises:
+        UserError: if there are fewer than FEWEST inputs.
+    """
+    split = Split()
+    pairs, named = (without_variants(some, split) for some in (pairs, named))
+    once = list(dict.fromkeys(pairs))
+    split.duplicates = len(pairs) - len(once)
+    split.duplicate_bytes = sum(map(size_of, pairs)) - sum(map(size_of, once))
+    inputs = dict.fromkeys(source for source, _ in once)
+    if len(inputs) < FEWEST:
+        raise UserError(
+            f"there are only {len(inputs)} different inputs in {' '.join(config.sources)}; "
+            f"give at least {FEWEST}, better thousands"
+        )
+    if named:
+        held = {source for source, _ in named}
+        split.heldout, split.how = list(dict.fromkeys(named)), "named"
+        split.train = [pair for pair in once if pair[0] not in held]
+        split.in_heldout = len(once) - len(split.train)
+        if not split.train:
+            raise UserError("every input is in the held-out pairs too; nothing is left to train on")
+        return split
+    share = max(config.heldout_fraction, min(0.1, WANTED_HELDOUT / len(inputs)))
+    place = {source: fraction(digest_of(source.encode()), "split", config.seed) for source in inputs}
+    share = max(share, min(place.values()))
+    split.heldout = [pair for pair in once if place[pair[0]] <= share]
+    split.train = [pair for pair in once if place[pair[0]] > share]
+    split.how = f"hash split of the inputs {100 * share:.2g} %"
+    return split
+
+
+def without_variants(pairs: list[Pair], split: Split) -> list[Pair]:
+    """`read(2)` becomes `read` where `read` is an input as well: CMUdict marks further pronunciations so, and the mark
+    says nothing that a model could know."""
+    inputs = {source for source, _ in pairs}
+    renamed = []
+    for source, target in pairs:
+        found = VARIANT.fullmatch(source)
+        plain = found[1] if found and found[1] in inputs else source
+        split.variants += plain != source
+        renamed.append((plain, target))
+    return renamed
+
+
+def size_of(pair: Pair) -> int:
+    return len(pair[0].encode()) + len(pair[1].encode())
+
+
+# Pairs -> tokens
+
+
+def choose_tokenizer(pairs: Sequence[Pair], vocab_size: int) -> Tokenizer:
+    """Which tokens suit these pairs; each is byte-level at the bottom, so that every text comes back exactly.
+
+    A side whose texts have no blanks is single words, and letters are what such tasks are about: bytes. A side that is
+    written in few signs with blanks between them (phonemes) gets one id a sign. Anything else is running text: then one
+    BPE of `vocab_size` ids is trained on both sides.
+    """
+    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
+    kinds = [kind_of(texts) for texts in sides]
+    if "text" in kinds:
+        return Tokenizer.train(itertools.chain(*sides), vocab_size)
+    units = {unit for texts, kind in zip(sides, kinds, strict=True) if kind == "units" for unit in units_of(texts)}
+    return Tokenizer.of_units(sorted(units))
+
+
+def kind_of(texts: Sequence[str]) -> str:
+    """ "words", "units" or "text"; see choose_tokenizer."""
+    if 10 * sum(" " in text for text in texts) < len(texts):
+        return "words"
+    units = units_of(texts)
+    closed = len(units) <= MOST_UNITS and units.total() >= USES_A_UNIT * len(units)
+    return "units" if closed else "text"
+
+
+def units_of(texts: Iterable[str]) -> Counter[str]:
+    return Counter(unit for text in texts for unit in text.split(" ") if unit)
+
+
+def write(
+    folder: Path, key: str, name: str, config: DataConfig, split: Split, tally: Tally, tokenizer: Tokenizer
+) -> None:
+    """The four streams of tokens, the tokenizer and, last, the manifest."""
+    split.train, dropped = short_enough(split.train, tokenizer)
+    split.heldout, dropped_heldout = short_enough(split.heldout, tokenizer)
+    split.too_long = dropped + dropped_heldout
+    if not split.train or not split.heldout:
+        raise UserError(f"no pair is short enough to learn from: both sides have at most {LONGEST} tokens")
+    streams = {
+        f"{part}.{side}": write_side(folder, f"{part}.{side}", [pair[number] for pair in pairs], tokenizer)
+        for part, pairs in (("train", split.train), ("heldout", split.heldout))
+        for number, side in enumerate(SIDES)
+    }
+    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "key": key,
+        "name": name,
+        "fingerprint": sha256_of([{k: v["sha256"] for k, v in streams.items()}, sha256_of(tokenizer.to_json())]),
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": files.sha256(folder / TOKENIZER),
+        "streams": streams,
+        "account": account_of(config, name, split, tally, tokenizer, streams),
+    }
+    files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
+
+
+def short_enough(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[list[Pair], int]:
+    """Pairs with at most LONGEST tokens a side, and how many were not."""
+    sides = [[len(ids) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])] for side in (0, 1)]
+    kept = [pair for pair, *lengths in zip(pairs, *sides, strict=True) if max(lengths) < LONGEST]
+    return kept, len(pairs) - len(kept)
+
+
+def account_of(
+    config: DataConfig,
+    name: str,
+    split: Split,
+    tally: Tally,
+    tokenizer: Tokenizer,
+    streams: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """What became of every line. Documents are pairs here and bytes are of both sides; tokens include the one that ends
+    each output, and no padding."""
+    sides = {"train": split.train, "heldout": split.heldout}
+    parts: dict[str, dict[str, Any]] = {
+        part: {
+            "documents": len(pairs),
+            "inputs": len({source for source, _ in pairs}),
+            "bytes": sum(map(size_of, pairs)),
+            "tokens": streams[f"{part}.source"]["tokens"] - len(pairs) + streams[f"{part}.target"]["tokens"],
+        }
+        for part, pairs in sides.items()
+    }
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": described(tokenizer, split.train) if config.tokenizer == "bpe" else config.tokenizer,
+        "bytes_per_token": parts["train"]["bytes"] / parts["train"]["tokens"],
+        "documents": tally.documents,
+        "empty": tally.empty,
+        "duplicates": split.duplicates,
+        "duplicate_bytes": split.duplicate_bytes,
+        "in_heldout": split.in_heldout,
+        "variants": split.variants,
+        "too_long": split.too_long,
+        "skipped": tally.skipped,
+        "skipped_files": tally.skipped_files,
+        "skipped_records": tally.skipped_records,
+        "skipped_bytes": tally.skipped_bytes,
+        "sampled_share": 1.0,
+        "train": parts["train"],
+        "heldout": {**parts["heldout"], "how": split.how},
+        "sources": {name: {**parts["train"], "duplicates": split.duplicates, "weight": None}},
+    }
+
+
+def described(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> str:
+    kinds = [kind_of([pair[side] for pair in pairs]) for side in (0, 1)]
+    if "text" in kinds:
+        return "byte-level BPE trained on both sides"
+    return " -> ".join({"words": "bytes", "units": "units between blanks"}[kind] for kind in kinds)

@@ -1,0 +1,176 @@
+"""Prepared pairs as the rest of the house sees them: a folder with the tokens of inputs and outputs.
+
+Four streams of tokens (shards.py): train.source, train.target, heldout.source, heldout.target. In each, an item ends
+with the end-of-text id, which no text becomes; item i of a source and item i of its target are a pair.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.config import load_json
+from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum
+from isoflop.data.shards import ShardWriter, TokenStream, damaged, dtype_for, verify
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+
+FORMAT, FORMAT_VERSION = "isoflop-pairs", 1
+SIDES = ("source", "target")
+AT_ONCE = 10_000  # texts encoded at once
+
+
+@dataclass(frozen=True)
+class Items:
+    """Sequences of ids, one after the other in one array. `items[i]` is the i-th, without its end-of-text."""
+
+    tokens: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, item: int) -> np.ndarray:
+        return self.tokens[self.starts[item] : self.ends[item]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64, end-of-text not counted."""
+        return self.ends - self.starts
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """Inputs and outputs; `source[i]` belongs to `target[i]`."""
+
+    source: Items
+    target: Items
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def tokens(self) -> int:
+        """Of both sides, with the end of each target."""
+        return int((self.source.lengths + self.target.lengths + 1).sum())
+
+
+class PreparedPairs:
+    """Pairs ready to be read at random.
+
+    Attributes:
+        folder, manifest, seconds, reused: as Prepared's.
+        fingerprint: SHA-256 over the tokens of all four streams and the tokenizer.
+        sources: one name, of all files together.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
+        self.folder, self.manifest, self.seconds, self.reused = folder, manifest, seconds, reused
+        self.fingerprint: str = manifest["fingerprint"]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), str(folder / TOKENIZER))
+        self.sources: tuple[str, ...] = (manifest["name"],)
+
+    def train_tokens(self, source: str) -> int:
+        """Tokens to train on, of both sides, with the end of each target."""
+        return int(self.manifest["account"]["train"]["tokens"])
+
+    def train(self) -> PairTokens:
+        return self._pairs("train")
+
+    def heldout(self) -> PairTokens:
+        return self._pairs("heldout")
+
+    def mean_lengths(self) -> tuple[float, float]:
+        """Mean tokens of a training pair's source and of its target, the target's end included."""
+        streams, pairs = self.manifest["streams"], self.manifest["account"]["train"]["documents"]
+        return streams["train.source"]["tokens"] / pairs - 1, streams["train.target"]["tokens"] / pairs
+
+    def longest(self) -> int:
+        """Positions that the longest side of any pair takes."""
+        return max(int(items.lengths.max()) + 1 for part in (self.train(), self.heldout()) for items in sides(part))
+
+    def account(self) -> dict[str, Any]:
+        """What became of every line; see pairs.account_of for the fields."""
+        return {
+            **self.manifest["account"],
+            "fingerprint": self.fingerprint,
+            "folder": str(self.folder.resolve()),
+            "seconds": self.seconds,
+            "reused": self.reused,
+        }
+
+    def _pairs(self, part: str) -> PairTokens:
+        return PairTokens(*(self._items(f"{part}.{side}") for side in SIDES))
+
+    def _items(self, stream: str) -> Items:
+        described = self.manifest["streams"][stream]
+        tokens = TokenStream(self.folder, described, dtype_for(self.vocab_size))[:]
+        ends = np.flatnonzero(tokens == self.tokenizer.eot).astype(np.int64)
+        return Items(tokens, np.concatenate([[0], ends[:-1] + 1]), ends)
+
+
+@dataclass(frozen=True)
+class LoosePairs:
+    """Pairs that lie in no folder, all of them held out: what a model is measured on for once."""
+
+    pairs: PairTokens
+    tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> "LoosePairs":
+        both = [items_of(tokenizer.encode_batch([pair[side] for pair in pairs])) for side in (0, 1)]
+        return cls(PairTokens(*both), tokenizer)
+
+    def heldout(self) -> PairTokens:
+        return self.pairs
+
+
+def items_of(texts: Sequence[np.ndarray]) -> Items:
+    ends = np.cumsum([len(ids) for ids in texts], dtype=np.int64)
+    return Items(np.concatenate(texts), np.concatenate([[0], ends[:-1]]), ends)
+
+
+def sides(pairs: PairTokens) -> tuple[Items, Items]:
+    return pairs.source, pairs.target
+
+
+def write_side(folder: Path, prefix: str, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
+    """One stream: each text's ids and end-of-text. Returns what the manifest says of it."""
+    writer = ShardWriter(folder, prefix, dtype_for(tokenizer.vocab_size))
+    end = np.array([tokenizer.eot], dtype=np.int64)
+    try:
+        for first in range(0, len(texts), AT_ONCE):
+            for ids in tokenizer.encode_batch(texts[first : first + AT_ONCE]):
+                writer.write(np.concatenate([ids, end]))
+        return writer.close()
+    finally:
+        writer.abandon()
+
+
+def open_pairs(folder: Path, verify_checksums: bool = True) -> PreparedPairs:
+    """Open what `prepare_pairs` wrote.
+
+    Raises:
+        UserError: if a file is missing, of another format version, or has so much as a flipped bit.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} holds no prepared pairs: there is no {MANIFEST} in it")
+    manifest = load_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{folder} does not hold prepared pairs; name the files of pairs themselves")
+    if manifest.get("version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder} was prepared in format {manifest.get('version')}, and this isoflop reads {FORMAT_VERSION}; "
+            "delete the folder to prepare the pairs again"
+        )
+    if manifest.get("checksum") != checksum(manifest):
+        raise damaged(folder / MANIFEST, "its checksum does not match")
+    if verify_checksums:
+        shards = [shard for stream in manifest["streams"].values() for shard in stream["shards"]]
+        sums = {shard["file"]: shard["sha256"] for shard in shards}
+        verify(folder, {TOKENIZER: manifest["tokenizer_sha256"], **sums})
+    return PreparedPairs(folder, manifest)

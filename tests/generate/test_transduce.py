@@ -1,0 +1,80 @@
+"""Decoding with an encoder-decoder: against choices made one by one without any cache."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from isoflop.errors import UserError
+from isoflop.generate.transduce import transduce
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.encoder_decoder import EncoderDecoder
+
+V, EOT, CONTEXT = 7, 6, 5
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    model = EncoderDecoder(ModelConfig(vocab_size=V, context=CONTEXT, layers=2, d_model=16, heads=2, init=Spec("gpt2")))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return model.train()
+
+
+@pytest.fixture
+def sources():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, V - 1, size=rng.integers(1, CONTEXT + 1)) for _ in range(9)]
+
+
+@torch.no_grad()
+def log_p(model, source, written):
+    """log p of the next token, without cache or padding."""
+    model.eval()
+    tokens = torch.tensor([[EOT, *written]])
+    return model(torch.tensor(source)[None], None, tokens)[0, -1].log_softmax(-1)
+
+
+def test_greedy_takes_the_likeliest_token_each_time(model, sources):
+    found = transduce(model, sources, EOT)
+    assert model.training  # it was, and still is
+    for source, output in zip(sources, found, strict=True):
+        written = []
+        while len(written) < CONTEXT and (token := int(log_p(model, source, written).argmax())) != EOT:
+            written.append(token)
+        assert output == written
+    assert len({tuple(output) for output in found}) > 1
+
+
+def worth(model, source, output):
+    whole = [*output, EOT][:CONTEXT]
+    return sum(float(log_p(model, source, whole[:i])[token]) for i, token in enumerate(whole))
+
+
+def test_a_wide_beam_finds_the_best_output_there_is(model, sources):
+    source = sources[0]
+    ended = [o for n in range(CONTEXT) for o in itertools.product(range(V - 1), repeat=n)]
+    # No more than two tokens are searched by hand: the model is made to end early.
+    with torch.no_grad():
+        model.head.weight[EOT] += 0.5 * model.head.weight.norm(dim=1).max()
+    short = [list(o) for o in ended if len(o) <= 2]
+    best = max(short, key=lambda output: worth(model, source, output))
+    [found] = transduce(model, [source], EOT, beam=60)
+    assert worth(model, source, found) >= worth(model, source, best) - 1e-4
+
+
+def test_a_wider_beam_is_not_worse_and_rows_do_not_mix(model, sources):
+    narrow, wide = transduce(model, sources, EOT), transduce(model, sources, EOT, beam=4)
+    assert [transduce(model, [source], EOT, beam=4)[0] for source in sources] == wide
+    gains = [worth(model, s, w) - worth(model, s, n) for s, w, n in zip(sources, wide, narrow, strict=True)]
+    assert sum(gains) > 0
+
+
+def test_what_makes_no_sense_is_refused(model, sources):
+    with pytest.raises(UserError, match="--beam 0"):
+        transduce(model, sources, EOT, beam=0)
+    with pytest.raises(UserError, match="context"):
+        transduce(model, [np.zeros(CONTEXT + 1, np.int64)], EOT)
