@@ -79,27 +79,32 @@ def cores() -> int:
 def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:
     """The best FLOP/s that a square matrix product reaches here, by dtype: the peak that a step is compared with.
 
-    One product of n x n matrices is 2 n^3 FLOPs. Sizes 512 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
-    calls, since what is wanted is the ceiling and not the average.
+    One product of n x n matrices is 2 n^3 FLOPs. Sizes 256 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
+    calls, since what is wanted is the ceiling and not the average. A size that would take longer than `seconds` at the
+    speed of the one before it is left out: a CPU without bfloat16 units computes such products a hundred times slower.
     """
-    sizes = (512, 1024, 2048) if device == "cpu" else (2048, 4096, 8192)
-    peaks: dict[str, float] = {}
-    for name, dtype in DTYPES.items():
-        runtime = Runtime(torch.device(device), dtype)
-        best = 0.0
-        for n in sizes:
-            a = torch.randn(n, n, device=device).to(dtype)
-            b = torch.randn(n, n, device=device).to(dtype)
+    sizes = (256, 512, 1024, 2048) if device == "cpu" else (1024, 2048, 4096, 8192)
+    return {name: peak_of(device, dtype, sizes, seconds / len(DTYPES)) for name, dtype in DTYPES.items()}
+
+
+def peak_of(device: str, dtype: torch.dtype, sizes: tuple[int, ...], seconds: float) -> float:
+    """The best FLOP/s over `sizes` (ascending) in about `seconds`."""
+    runtime = Runtime(torch.device(device), dtype)
+    best = 0.0
+    for n in sizes:
+        if best and 2.0 * n**3 / best > seconds / len(sizes):
+            break
+        a = torch.randn(n, n, device=device).to(dtype)
+        b = torch.randn(n, n, device=device).to(dtype)
+        a @ b
+        runtime.synchronize()
+        deadline = time.perf_counter() + seconds / len(sizes)
+        while time.perf_counter() < deadline:
+            started = time.perf_counter()
             a @ b
             runtime.synchronize()
-            deadline = time.perf_counter() + seconds / (len(sizes) * len(DTYPES))
-            while time.perf_counter() < deadline:
-                started = time.perf_counter()
-                a @ b
-                runtime.synchronize()
-                best = max(best, 2.0 * n**3 / (time.perf_counter() - started))
-        peaks[name] = best
-    return peaks
+            best = max(best, 2.0 * n**3 / (time.perf_counter() - started))
+    return best
 
 
 def peak_memory(device: str) -> int:

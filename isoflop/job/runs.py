@@ -17,7 +17,7 @@ from isoflop.errors import UserError
 from isoflop.generate.engine import generate
 from isoflop.measure import HeldOut, measure
 from isoflop.model.gpt import GPT
-from isoflop.records import RunFolder, find_runs
+from isoflop.records import RunFolder, find_runs, read_run
 from isoflop.runtime import choose_device, make_runtime
 from isoflop.trainer import RunConfig
 
@@ -59,6 +59,8 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     Raises:
         UserError: if there is no run or no text.
     """
+    if not sources and was_imported(Path(run)):
+        raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
     model, tokenizer, snapshot = checkpoint.load_model(Path(run))
     run_as = from_dict(RunConfig, snapshot.config)
     runtime = make_runtime("auto", run_as.runtime.dtype, run_as.runtime.threads)
@@ -68,7 +70,7 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
         return measure(model, prepared.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime)
     config = DataConfig(sources=tuple(sources), text_column=text_column)
     parts = [
-        measure(model, tokens, tokenizer.token_bytes(), tokenizer.eot, runtime)
+        measure(model, tokens, tokenizer.token_bytes(), tokenizer.start, runtime)
         for tokens in token_chunks(config, tokenizer)
     ]
     if not parts:
@@ -119,6 +121,11 @@ def data_of(folder: RunFolder, data: DataConfig, progress: Progress | None) -> P
         if prepared.fingerprint == account.get("fingerprint"):
             return prepared
     return prepare(data, progress=progress)
+
+
+def was_imported(path: Path) -> bool:
+    folder = run_folder_of(path)
+    return RunFolder(folder).config.is_file() and read_run(folder).status == "imported"
 
 
 def run_folder_of(path: Path) -> Path:

@@ -19,7 +19,7 @@ def header(facts: Facts) -> str:
     strip = f"<figure>{figures.verdict(facts.reached.bits_per_byte, expected)}</figure>" if expected else ""
     if facts.verdict:
         judgement = f'<p class="judgement {facts.verdict}">{JUDGEMENTS[facts.verdict][0]}</p>'
-    elif facts.finished:
+    elif facts.finished or run.status == "imported":
         judgement = ""
     else:
         judgement = f'<p class="judgement open">{"So far" if run.status == "running" else "Stopped before its end"}</p>'
@@ -35,6 +35,10 @@ def header(facts: Facts) -> str:
 def story(facts: Facts) -> str:
     """The run in one or two sentences, of whatever is known by now."""
     run, reached = facts.run, facts.reached
+    if run.status == "imported":
+        size = f"{count(facts.total_parameters)}-parameter GPT"
+        source = text(str(dig(run.plan, "source") or "elsewhere"))
+        return f"{words.article(size).capitalize()} {size}, imported from {source}; it was not trained here."
     size = f"{count(facts.total_parameters)}-parameter GPT" if facts.total_parameters else "GPT"
     names = [name for name, _, _ in source_table(run)]
     bytes_ = number(run.data, "train", "bytes")
