@@ -163,7 +163,7 @@ class Tokenizer:
         return [*parts, text[start:]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. Special tokens are no text; bytes that are not UTF-8 become U+FFFD."""
+        """The text of ids. Special tokens and ids past the last are no text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], begins: bool = True) -> bytes:
@@ -182,7 +182,7 @@ class Tokenizer:
     # Inside
 
     def _joined(self, ids: Iterable[int]) -> bytes:
-        return b"".join([self._pieces[i] for i in ids])
+        return b"".join([self._pieces[i] for i in ids if i < self.vocab_size])
 
     def _bytes_of_ids(self) -> list[bytes]:
         pieces = [b""] * self.vocab_size

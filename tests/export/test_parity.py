@@ -39,7 +39,10 @@ THEIRS = {
     "llama biases": ("Llama", {**LLAMA_SHAPE, "attention_bias": True, "mlp_bias": True}),
     "qwen3": ("Qwen3", {**LLAMA_SHAPE, **THETA, "head_dim": 16, "rms_norm_eps": 1e-6}),
     "arcee": ("Arcee", {**LLAMA_SHAPE, "hidden_act": "relu2", "rms_norm_eps": 1e-5}),
-    "apertus": ("Apertus", {**LLAMA_SHAPE, **THETA, "hidden_act": "relu2", "rms_norm_eps": 1e-6}),
+    "apertus": (  # a padding token would get no gradient
+        "Apertus",
+        {**LLAMA_SHAPE, **THETA, "hidden_act": "relu2", "rms_norm_eps": 1e-6, "pad_token_id": None},
+    ),
 }
 OURS = {
     "gpt2": gpt2(vocab_size=V, context=32, layers=2, d_model=48, heads=3),
