@@ -153,7 +153,7 @@ class Run:
         heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
             token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
         samples: lines with `step`, `prompt`, `text`.
-        status: "running", "finished" or "stopped".
+        status: "running", "finished", "stopped", or "imported" for weights that came from elsewhere.
     """
 
     folder: RunFolder
@@ -186,13 +186,14 @@ def read_run(path: Path | str) -> Run:
             f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder"
         )
     logs = {name: read_lines(folder.log(name)) for name in LOGS}
-    result = read_object(folder.result)
-    status = "running" if folder.is_locked() else "finished" if result else "stopped"
+    result, plan = read_object(folder.result), read_object(folder.plan)
+    imported = plan.get("kind") == "imported"
+    status = "running" if folder.is_locked() else "finished" if result else "imported" if imported else "stopped"
     return Run(
         folder=folder,
         config=read_object(folder.config),
         environment=read_object(folder.environment),
-        plan=read_object(folder.plan),
+        plan=plan,
         data=read_object(folder.data),
         result=result,
         training=[line for line in logs["metrics"] if "loss" in line],

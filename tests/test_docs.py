@@ -1,4 +1,4 @@
-"""The Python in docs/ runs as it stands there: a page's blocks in order, in one folder, files where a block names one."""
+"""The Python in docs/ runs as it stands there: blocks of a page in order, in one folder, files where one is named."""
 
 import re
 import subprocess

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from isoflop.errors import UserError
 
 EOT = "<|endoftext|>"
-EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>")
+EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
 PROBE = (
     "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
@@ -41,6 +41,9 @@ PRINTABLE = frozenset((*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x10
 class Tokenizer:
     """Text <-> ids. `eot` is the id that ends a document; `vocab_size` is the largest id plus one.
 
+    `start` is the id that a model reads before a document: the tokenizer's own token for it where its encoding with
+    special tokens begins with one (`begins`), as LLaMA's do; else `eot`, which ended the document before.
+
     Raises:
         UserError: if the tokenizer has no known end-of-text token or does not give a probe text back exactly.
     """
@@ -53,6 +56,9 @@ class Tokenizer:
         self.vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
         self.eot = find_eot(self.vocabulary, origin)
+        around = list(inner.encode("", add_special_tokens=True).ids)  # what is put around a text
+        self.begins = bool(around)
+        self.start: int = around[0] if around else self.eot
         self._pieces = self._bytes_of_ids()
         self._strips_space = not self._byte_level and self._joined(self.encode("a")) == b" a"
         self._probe(origin)
@@ -176,13 +182,17 @@ class Tokenizer:
         return [*parts, text[start:]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. Special tokens are no text; bytes that are not UTF-8 become U+FFFD."""
+        """The text of ids. Special tokens and ids past the last are no text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
-    def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of ids, which may begin or end within a character."""
+    def decode_bytes(self, ids: Iterable[int], begins: bool = True) -> bytes:
+        """The exact bytes of ids, which may begin or end within a character.
+
+        A SentencePiece tokenizer puts a space ahead of a text, which is not part of it and is taken off again; `begins`
+        is False for ids that go on from others.
+        """
         joined = self._joined(ids)
-        return joined[1:] if self._strips_space and joined.startswith(b" ") else joined
+        return joined[1:] if begins and self._strips_space and joined.startswith(b" ") else joined
 
     def token_bytes(self) -> np.ndarray:
         """(vocab_size,) int64: the bytes of text that each id stands for; 0 for `eot` and other special tokens."""
@@ -191,7 +201,7 @@ class Tokenizer:
     # Inside
 
     def _joined(self, ids: Iterable[int]) -> bytes:
-        return b"".join([self._pieces[i] for i in ids])
+        return b"".join([self._pieces[i] for i in ids if i < self.vocab_size])
 
     def _bytes_of_ids(self) -> list[bytes]:
         pieces = [b""] * self.vocab_size
@@ -216,7 +226,7 @@ class Tokenizer:
             ["x", *EOT_NAMES, *(t.content for t in self._inner.get_added_tokens_decoder().values())]
         )
         ids = self.encode(probe)
-        if self.decode_bytes(ids) != probe.encode():
+        if self.decode_bytes(ids) != probe.encode() or self.decode_bytes(self.encode(" a")) != b" a":
             raise UserError(
                 f"{origin} does not give text back exactly (white space, case or rare characters are lost), so bits "
                 'per byte would mean nothing; choose a byte-level tokenizer or "bpe"'

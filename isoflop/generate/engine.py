@@ -23,9 +23,12 @@ class Tokenizer(Protocol):
     @property
     def eot(self) -> int: ...
 
+    @property
+    def start(self) -> int: ...
+
     def encode(self, text: str) -> list[int]: ...
 
-    def decode_bytes(self, ids: Sequence[int]) -> bytes: ...
+    def decode_bytes(self, ids: Sequence[int], begins: bool = True) -> bytes: ...
 
 
 def generate(
@@ -42,8 +45,9 @@ def generate(
 ) -> str:
     """Continue a prompt.
 
-    The model reads the prompt as the beginning of a document, after an end-of-text token, as in training; an empty
-    prompt leaves that token alone. A prompt longer than the context is read from its end.
+    The model reads the prompt as the beginning of a document, after the tokenizer's `start` (for our own tokenizers an
+    end of text, as in training); an empty prompt leaves that token alone. A prompt longer than the context is read from
+    its end.
 
     Args:
         tokens: the most tokens to write.
@@ -68,10 +72,12 @@ def generate(
             if on_text is not None:
                 on_text(piece)
 
-    prompt_ids = [tokenizer.eot, *tokenizer.encode(prompt)]
+    prompt_ids = [tokenizer.start, *tokenizer.encode(prompt)]
+    begins = not prompt  # only the first token of a text can have a space in front that is not part of it
     for token in stream(model, prompt_ids, tokens, temperature, top_k, top_p, seed):
         if token != tokenizer.eot:
-            emit(decoder.decode(tokenizer.decode_bytes([token])))
+            emit(decoder.decode(tokenizer.decode_bytes([token], begins)))
+            begins = False
         elif stop_at_eot:
             break
     emit(decoder.decode(b"", final=True))

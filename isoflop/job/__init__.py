@@ -3,6 +3,7 @@
 pretraining   pretrain: survey, time the machine, plan, prepare, train, measure, report; train: a configuration that is
               already decided; resume: on with a run, or with more budget from before its decay (extend)
 runs          load, sample, evaluate, list_runs: what can be done with a run that is there
+transfer      import_model, export_model: models from elsewhere as runs, and back
 listener      who is told what while a job works
 outcome       result.json and the ledger
 """
@@ -10,5 +11,18 @@ outcome       result.json and the ledger
 from isoflop.job.listener import Listener
 from isoflop.job.pretraining import pretrain, resume, train, with_sources
 from isoflop.job.runs import evaluate, list_runs, load, sample
+from isoflop.job.transfer import export_model, import_model
 
-__all__ = ["Listener", "evaluate", "list_runs", "load", "pretrain", "resume", "sample", "train", "with_sources"]
+__all__ = [
+    "Listener",
+    "evaluate",
+    "export_model",
+    "import_model",
+    "list_runs",
+    "load",
+    "pretrain",
+    "resume",
+    "sample",
+    "train",
+    "with_sources",
+]

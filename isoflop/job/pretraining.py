@@ -196,6 +196,8 @@ def resume(out: Path | str, budget: str = "", *, listener: Listener | None = Non
     phases = Phases(dict(run.result.get("phases", {})))
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
+    if run.status == "imported":
+        raise UserError(f"{out} was imported and not trained here; train on from it: isoflop train SOURCE --init {out}")
     if budget:
         extend(run.folder, config, parse_budget(budget))
     elif run.status == "finished":

@@ -22,7 +22,7 @@ from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut, measure
 from isoflop.model.build import Model
 from isoflop.model.encoder_decoder import EncoderDecoder
-from isoflop.records import RunFolder, find_runs
+from isoflop.records import RunFolder, find_runs, read_run
 from isoflop.runtime import choose_device, make_runtime
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task
@@ -117,6 +117,8 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     Raises:
         UserError: if there is no run or no text.
     """
+    if not sources and was_imported(Path(run)):
+        raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
     model, tokenizer, snapshot = checkpoint.load_model(Path(run))
     run_as = from_dict(RunConfig, snapshot.config)
     runtime = make_runtime("auto", run_as.runtime.dtype, run_as.runtime.threads)
@@ -128,7 +130,7 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     if isinstance(model, EncoderDecoder):
         return judge(run_as, model, pairs_to_measure(config, tokenizer), runtime, beam=beam)
     parts = [
-        measure(model, tokens, tokenizer.token_bytes(), tokenizer.eot, runtime)
+        measure(model, tokens, tokenizer.token_bytes(), tokenizer.start, runtime)
         for tokens in token_chunks(config, tokenizer)
     ]
     if not parts:
@@ -179,6 +181,11 @@ def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> 
         if prepared.fingerprint == account.get("fingerprint"):
             return prepared
     return make_task(config).prepare_data(config.data, progress)
+
+
+def was_imported(path: Path) -> bool:
+    folder = run_folder_of(path)
+    return RunFolder(folder).config.is_file() and read_run(folder).status == "imported"
 
 
 def run_folder_of(path: Path) -> Path:

@@ -193,9 +193,11 @@ def costs(facts: Facts) -> str:
     body += "<h3>Machine and versions</h3>\n" + table([], [[name, value] for name, value in facts_of])
     folder = run.folder.path
     commands = [("run it again", ["isoflop", "train", "--config", str(run.folder.config), "--out", f"{folder}-again"])]
-    if not facts.finished and run.status != "running":
+    if run.status == "imported":
+        commands = [("train on from it", ["isoflop", "train", "SOURCE", "--init", str(folder)])]
+    elif not facts.finished and run.status != "running":
         commands.insert(0, ("go on from where it stopped", ["isoflop", "train", "--resume", str(folder)]))
-    if run.status != "running" and run.training:
+    if run.status != "running" and (run.training or run.status == "imported"):
         commands.append(("let it write", ["isoflop", "sample", str(folder), "--prompt", "Once"]))
     lines = "\n".join(f"{shlex.join(command)}    # {what}" for what, command in commands)
     body += f'<h3>Commands</h3>\n<pre class="box">{text(lines)}</pre>'

@@ -19,7 +19,7 @@ def header(facts: Facts) -> str:
     strip = f"<figure>{figures.verdict(facts.reached.bits_per_byte, expected)}</figure>" if expected else ""
     if facts.verdict:
         judgement = f'<p class="judgement {facts.verdict}">{JUDGEMENTS[facts.verdict][0]}</p>'
-    elif facts.finished:
+    elif facts.finished or run.status == "imported":
         judgement = ""
     else:
         judgement = f'<p class="judgement open">{"So far" if run.status == "running" else "Stopped before its end"}</p>'
@@ -37,6 +37,9 @@ def story(facts: Facts) -> str:
     run, reached = facts.run, facts.reached
     kind = "encoder-decoder" if run.config.get("task") == "seq2seq" else "GPT"
     size = f"{count(facts.total_parameters)}-parameter {kind}" if facts.total_parameters else kind
+    if run.status == "imported":
+        source = text(str(dig(run.plan, "source") or "elsewhere"))
+        return f"{words.article(size).capitalize()} {size}, imported from {source}; it was not trained here."
     names = [name for name, _, _ in source_table(run)]
     bytes_ = number(run.data, "train", "bytes")
     about = f"{names[0]} text" if len(names) == 1 else f"text ({', '.join(names)})" if names else "text"

@@ -14,12 +14,12 @@ from isoflop.model.presets import PRESETS
 class Bytes:
     """A token is a byte; 256 ends a text."""
 
-    eot = 256
+    eot = start = 256
 
     def encode(self, text):
         return list(text.encode())
 
-    def decode_bytes(self, ids):
+    def decode_bytes(self, ids, begins=True):
         return bytes(ids)
 
 

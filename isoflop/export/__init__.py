@@ -1,0 +1,96 @@
+"""Real weights, both ways. Reading knows the format from the path; writing checks itself before it is done.
+
+anatomy       what a model is, in the words that all formats share        names    what each format calls our tensors
+huggingface   folders of config.json and safetensors                      gguf     llama.cpp's file
+llama2c       llama2.c's .bin, read only                                  bundle   what goes in and out
+vocabulary    tokenizers in and out of their forms                        fields   a header's values, checked
+"""
+
+from pathlib import Path
+
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.data.tokenizer import read_text as read_tokenizer_text
+from isoflop.errors import UserError
+from isoflop.export.bundle import Bundle, compare
+from isoflop.export.gguf import FILE_NAME, read_gguf, write_gguf
+from isoflop.export.huggingface import read_folder, write_folder
+from isoflop.export.llama2c import read_bin, read_pieces
+
+TARGETS = ("hf", "gguf")
+
+__all__ = ["TARGETS", "Bundle", "compare", "read", "write"]
+
+
+def read(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
+    """The model at a path: a Hugging Face folder, a .gguf, or a llama2.c .bin.
+
+    Args:
+        tokenizer: a file to take the tokenizer from, in place of the model's own: tokenizer.json, GPT-2's vocab.bpe, or
+            llama2.c's tokenizer.bin, which is looked for beside a .bin.
+        context: positions to keep; 0: all, or 8,192 where positions are rotary.
+
+    Raises:
+        UserError: for what is not there, is none of these, or cannot be expressed by our blocks.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a Hugging Face folder, a .gguf or a llama2.c .bin")
+    given = read_tokenizer_file(Path(tokenizer)) if tokenizer else ""
+    try:
+        bundle = read_kind(path, given, context)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    ids = Tokenizer.from_json(bundle.tokenizer, tokenizer or f"the tokenizer of {path}").vocab_size
+    if ids > bundle.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {ids} ids and the model knows {bundle.config.vocab_size}: they do not belong together"
+        )
+    return bundle
+
+
+def read_kind(path: Path, tokenizer: str, context: int) -> Bundle:
+    if path.is_dir():
+        files = sorted(path.glob("*.gguf"))
+        if len(files) == 1 and not (path / "config.json").is_file():
+            return read_gguf(files[0], tokenizer, context)
+        return read_folder(path, tokenizer, context)
+    with path.open("rb") as file:
+        if file.read(4) == b"GGUF":
+            return read_gguf(path, tokenizer, context)
+    if path.suffix != ".bin":
+        raise UserError(f"{path} is neither a Hugging Face folder, a GGUF file nor a llama2.c .bin")
+    beside = path.with_name("tokenizer.bin")
+    if not tokenizer and beside.is_file() and beside != path:
+        tokenizer = read_pieces(beside)
+    return read_bin(path, tokenizer, context)
+
+
+def read_tokenizer_file(path: Path) -> str:
+    if path.suffix == ".bin" and path.is_file():
+        return read_pieces(path)
+    text = read_tokenizer_text(path)
+    return text if text.lstrip().startswith("{") else Tokenizer.from_gpt2_merges(path).to_json()
+
+
+def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, float]:
+    """Write a bundle into an existing empty folder, read it back, and compare.
+
+    Args:
+        target: "hf" or "gguf".
+        name: of the model.
+
+    Returns:
+        The architecture that it was written as, and the largest difference of the logits read back, in units of the
+        largest logit.
+
+    Raises:
+        UserError: naming the block that the format has not; if what reads back is another model.
+    """
+    if target not in TARGETS:
+        raise UserError(f"--to {target} is not one of {', '.join(TARGETS)}")
+    if target == "hf":
+        architecture = write_folder(bundle, folder)
+        again = read_folder(folder, context=bundle.config.context)
+    else:
+        architecture = write_gguf(bundle, folder, name)
+        again = read_gguf(folder / FILE_NAME, context=bundle.config.context)
+    return architecture, compare(bundle, again)

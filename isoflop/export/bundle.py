@@ -1,0 +1,135 @@
+"""What goes in and out: a configuration, its weights and its tokenizer, whatever the format."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from isoflop.checkpoint import load_weights
+from isoflop.data.tokenizer import PROBE, Tokenizer
+from isoflop.errors import UserError
+from isoflop.export.anatomy import Anatomy
+from isoflop.export.names import Names, check_shapes, in_halves, keys, to_ours, to_theirs
+from isoflop.model.config import ModelConfig
+from isoflop.model.gpt import GPT
+from isoflop.parallel.state import model_tensors
+
+LONGEST_CONTEXT = 8192  # positions of an import that does not say: rotary tables cost memory in every layer
+SAME = 1e-4  # the largest difference of logits, in units of the largest logit, that a written model may show
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model apart from any run.
+
+    Attributes:
+        weights: by our names, float32, a tied head not twice.
+        tokenizer: the text of a tokenizer.json; "" where there is none.
+        made_of: what was read, in a few words: "gguf llama".
+    """
+
+    config: ModelConfig
+    weights: dict[str, Tensor] = field(repr=False)
+    tokenizer: str = field(repr=False)
+    made_of: str = ""
+
+    def model(self) -> GPT:
+        """The GPT with these weights, ready to be evaluated."""
+        model = GPT(self.config)
+        load_weights(model, self.weights)
+        return model.eval()
+
+
+def gather(
+    anatomy: Anatomy,
+    names: Names,
+    found: Mapping[str, tuple[int, ...]],
+    load: Callable[[str], Tensor],
+    origin: str,
+    context: int = 0,
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Configuration and weights from tensors under the names of a format.
+
+    Args:
+        found: name -> shape of every tensor that the file has.
+        load: reads one; called only after all shapes are what the configuration says.
+        origin: the file, for messages.
+        context: positions to keep; 0: all, or LONGEST_CONTEXT where positions are rotary.
+
+    Raises:
+        UserError: for sizes that do not fit together, and tensors that are missing or unexpected.
+    """
+    if anatomy.layers > len(found):
+        raise UserError(f"{origin} says {anatomy.layers} layers and has {len(found)} tensors: it is damaged")
+    config = anatomy.to_config(origin)
+    with torch.device("meta"):
+        shapes = {name: tensor.detach() for name, tensor in weights_of(GPT(config)).items()}
+    wanted = keys(names, anatomy.layers, shapes)
+    check_shapes(to_theirs(wanted, shapes, anatomy.head_dim), found, origin)
+    sizes = {name: tensor.shape for name, tensor in shapes.items()}
+    weights = to_ours(wanted, load, sizes, anatomy.head_dim)
+    return shorten(config, weights, context)
+
+
+def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """The same model with fewer positions. A learned table loses the rows of the others.
+
+    Raises:
+        UserError: for more positions than the model has.
+    """
+    if context < 0 or context > config.context:
+        raise UserError(f"--context {context} is not in 1 to {config.context}, the positions that this model knows")
+    if not context:
+        context = min(config.context, LONGEST_CONTEXT) if config.position.name == "rotary" else config.context
+    table = "position.table.weight"
+    if table in weights and context < config.context:
+        weights = {**weights, table: weights[table][:context].clone()}
+    return replace(config, context=context), weights
+
+
+def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
+    """The tensors of a bundle under the names and in the layout of a format. Gains and biases that the family has and
+    the model has not are ones and zeros."""
+    weights = bundle.weights
+    if dict(bundle.config.position.options).get("interleaved"):
+        weights = {name: halved(name, tensor, anatomy.head_dim) for name, tensor in weights.items()}
+    with torch.device("meta"):
+        wanted = weights_of(GPT(anatomy.to_config("this model")))
+    full = {
+        name: weights[name] if name in weights else torch.full(like.shape, float(name.endswith(".weight")))
+        for name, like in wanted.items()
+    }
+    return to_theirs(keys(names, anatomy.layers, full), full, anatomy.head_dim)
+
+
+def halved(name: str, tensor: Tensor, head_dim: int) -> Tensor:
+    """A tensor of an interleaved model as it is in a half-split one: queries, keys and their norms' gains."""
+    part = name.rpartition(".")[0].rpartition("attention.")[2]
+    return in_halves(tensor, head_dim) if part in ("q", "k", "q_norm", "k_norm") else tensor
+
+
+def weights_of(model: GPT) -> dict[str, Tensor]:
+    return {name.removeprefix("model."): tensor for name, tensor in model_tensors(model).items()}
+
+
+def compare(one: Bundle, other: Bundle, context: int = 64) -> float:
+    """The largest difference of two models' logits on the same made-up tokens, in units of the largest logit.
+
+    Raises:
+        UserError: if it is more than SAME, or their tokenizers give a probing text other ids.
+    """
+    rows = min(one.config.vocab_size, other.config.vocab_size)
+    tokens_BT = torch.randint(rows, (2, min(context, one.config.context)), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, again = (b.model()(tokens_BT) for b in (one, other))
+    difference = float((logits - again).abs().max() / logits.abs().max().clamp(min=1.0))
+    if not difference <= SAME:
+        raise UserError(
+            f"what was written does not read back as the same model: logits differ by {difference:.2g} of the largest; "
+            "nothing was kept"
+        )
+    ids, ids_again = (Tokenizer.from_json(b.tokenizer).encode(PROBE) for b in (one, other))
+    if ids != ids_again:
+        raise UserError("what was written does not read back with the same tokenizer; nothing was kept")
+    return difference

@@ -1,0 +1,151 @@
+"""llama2.c's files: a .bin of float32 with seven numbers ahead of it, and a tokenizer.bin of pieces with scores.
+
+The original layout (its export.py, version 0): all layers' tensors of a kind together, queries and keys for interleaved
+rotary pairs, two tables of rotary angles that are worked out here instead. A negative vocabulary says that the head is
+not the embedding. Documents are separated by `<s>`, which is thus our end of text.
+"""
+
+import math
+import mmap
+import struct
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from isoflop.errors import UserError
+from isoflop.export.anatomy import Anatomy
+from isoflop.export.bundle import Bundle, gather
+from isoflop.export.fields import Fields
+from isoflop.export.names import LLAMA2C
+from isoflop.export.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece
+
+HEADER = struct.Struct("<7i")
+VERSIONED = 0x616B3432  # "ak42": the later layouts
+LONGEST_PIECE = 1024  # bytes
+BEGIN, END = 1, 2
+
+
+def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
+    """The model of a llama2.c .bin.
+
+    Args:
+        tokenizer: its tokenizer's text as JSON (see `read_pieces`).
+        context: see bundle.gather.
+
+    Raises:
+        UserError: if the file's size is not the one that its header gives.
+    """
+    if not tokenizer:
+        raise UserError(f"{path} has no tokenizer in it; name one: --tokenizer tokenizer.bin")
+    anatomy = read_header(path)
+    layers, D, F = anatomy.layers, anatomy.d_model, anatomy.d_ff
+    kv = anatomy.kv_heads * anatomy.head_dim
+    blocks = [
+        ("wiring.norms.0", (D,)),
+        ("attention.q", (D, D)),
+        ("attention.k", (kv, D)),
+        ("attention.v", (kv, D)),
+        ("attention.out", (D, D)),
+        ("wiring.norms.1", (D,)),
+        ("feed_forward.gate", (F, D)),
+        ("feed_forward.down", (D, F)),
+        ("feed_forward.up", (F, D)),
+    ]
+    offset = HEADER.size
+    places: dict[str, tuple[int, tuple[int, ...]]] = {}
+
+    def place(name: str, shape: tuple[int, ...]) -> None:
+        nonlocal offset
+        places[f"{name}.weight"] = (offset, shape)
+        offset += 4 * math.prod(shape)
+
+    found = path.stat().st_size
+    if found < 4 * layers * 2 * D:  # before as many names are made
+        raise wrong_size(path, found)
+    place("embedding", (anatomy.vocab_size, D))
+    for name, shape in blocks:
+        for n in range(layers):
+            place(f"blocks.{n}.{name}", shape)
+    place("norm", (D,))
+    offset += 4 * anatomy.context * anatomy.head_dim  # cosines and sines
+    if not anatomy.tied:
+        place("head", (anatomy.vocab_size, D))
+    if found != offset:
+        raise wrong_size(path, found, offset)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+
+        def load(name: str) -> Tensor:
+            start, shape = places[name]
+            return torch.frombuffer(bytearray(data[start : start + 4 * math.prod(shape)]), dtype=torch.float32).view(
+                shape
+            )
+
+        shapes = {name: shape for name, (_, shape) in places.items()}
+        config, weights = gather(anatomy, LLAMA2C, shapes, load, str(path), context)
+    return Bundle(config, weights, tokenizer, "llama2.c")
+
+
+def read_header(path: Path) -> Anatomy:
+    with path.open("rb") as file:
+        head = file.read(HEADER.size)
+    if len(head) < HEADER.size:
+        raise wrong_size(path, len(head))
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        raise UserError(f"{path} is a pickle, which isoflop never opens; save the model as safetensors first")
+    if struct.unpack("<I", head[:4])[0] == VERSIONED:
+        raise UserError(f"{path} is a later layout of llama2.c; export it as version 0 or to a Hugging Face folder")
+    names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+    said = dict(zip(names, HEADER.unpack(head), strict=True))
+    fields = Fields({**said, "vocab_size": abs(said["vocab_size"])}, f"{path} (read as llama2.c's)")
+    D, heads, kv_heads = (fields.size(name) for name in ("dim", "n_heads", "n_kv_heads"))
+    if D % heads or heads % kv_heads or D // heads % 2:
+        raise UserError(f"{fields.origin}: {D} wide with {heads} heads, {kv_heads} for keys, is no llama2.c model")
+    return Anatomy(
+        family="llama",
+        vocab_size=fields.size("vocab_size"),
+        context=fields.size("seq_len"),
+        layers=fields.size("n_layers"),
+        d_model=D,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=D // heads,
+        d_ff=fields.size("hidden_dim"),
+        activation="silu",
+        eps=1e-5,
+        base=10_000.0,
+        tied=said["vocab_size"] > 0,
+    )
+
+
+def wrong_size(path: Path, found: int, wanted: int | None = None) -> UserError:
+    said = f"its header gives {wanted:,}" if wanted else "that is too few for its header"
+    return UserError(f"{path} is no llama2.c model: it has {found:,} bytes and {said}")
+
+
+def read_pieces(path: Path) -> str:
+    """tokenizer.bin as a tokenizer.json. It has no kinds: ids 0, 1, 2 are unknown, begin and end, then come the bytes.
+
+    Raises:
+        UserError: for a file that ends within a piece, or has no such pieces.
+    """
+    data = path.read_bytes()
+    pieces: list[str] = []
+    scores: list[float] = []
+    offset = 4  # the longest piece's length, which nothing here needs
+    try:
+        while offset < len(data):
+            score, length = struct.unpack_from("<fi", data, offset)
+            offset += 8
+            if not 0 < length <= LONGEST_PIECE or offset + length > len(data):
+                raise ValueError(f"piece {len(pieces)} is {length} bytes long")
+            pieces.append(data[offset : offset + length].decode("utf-8").replace(" ", SPACE))
+            scores.append(score)
+            offset += length
+    except (struct.error, ValueError) as error:
+        raise UserError(f"{path} is no llama2.c tokenizer ({error})") from None
+    if len(pieces) < 259 or pieces[3] != "<0x00>":
+        raise UserError(f"{path} is no llama2.c tokenizer: pieces 3 to 258 are not the bytes")
+    pieces[BEGIN] = "<s>"
+    kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(pieces) - 259)]
+    return sentencepiece(pieces, scores, kinds, start=BEGIN)

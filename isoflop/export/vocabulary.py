@@ -1,0 +1,211 @@
+"""Tokenizers in and out of the forms that other formats keep them in, always to the `tokenizers` library's JSON.
+
+SentencePiece BPE keeps pieces with scores and no merges: it joins the pair whose joint piece scores highest. The same
+ids follow from merges in order of that score. Its text begins with a space that is not in the text; a piece's U+2581
+is a space, and what no piece has is spelt in bytes.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from isoflop.errors import UserError
+
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+# kinds of piece, as SentencePiece and GGUF number them
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def plain() -> Any:
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+
+
+def split_by(pattern: str) -> Any:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def digits_apart() -> Any:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain()])
+
+
+# GGUF's name of how text is cut before merges -> a function that makes it
+CUTS = {
+    "gpt-2": plain,
+    "default": plain,
+    "smollm": digits_apart,
+    "llama-bpe": lambda: split_by(LLAMA3_SPLIT),
+    "qwen2": lambda: split_by(QWEN2_SPLIT),
+}
+
+
+def read_tokenizer(folder: Path) -> str:
+    """The tokenizer of a Hugging Face folder, as JSON: tokenizer.json, or GPT-2's vocab.json and merges.txt.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if (folder / "tokenizer.json").is_file():
+        return spell_out_prefix((folder / "tokenizer.json").read_bytes().decode("utf-8", errors="replace"))
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        try:
+            vocabulary = json.loads((folder / "vocab.json").read_bytes())
+            lines = (folder / "merges.txt").read_bytes().decode("utf-8").split("\n")
+            merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
+            return byte_level(vocabulary, merges, "gpt-2", {}, str(folder))
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder}: vocab.json and merges.txt are no tokenizer ({str(error)[:120]})") from None
+    raise UserError(
+        f"{folder} has no tokenizer.json, and no vocab.json with merges.txt; name a tokenizer with --tokenizer FILE"
+    )
+
+
+def spell_out_prefix(text: str) -> str:
+    """A SentencePiece tokenizer.json whose leading space is put there by "Metaspace", with that space by a rule that
+    can be undone: Metaspace adds none where the text has one, so that "a" and " a" become the same ids."""
+    try:
+        described = json.loads(text)
+        cut, model = described.get("pre_tokenizer") or {}, described.get("model") or {}
+        if cut.get("type") != "Metaspace" or not model.get("byte_fallback") or cut.get("split", True):
+            return text
+        if cut.get("prepend_scheme", "always") == "never" or described.get("normalizer"):
+            return text
+        inner = tokenizers.Tokenizer.from_str(text)
+    except Exception:  # not a tokenizer: Tokenizer.from_json says so
+        return text
+    with_prefix(inner)
+    return str(inner.to_str())
+
+
+def with_prefix(inner: tokenizers.Tokenizer) -> None:
+    inner.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)])
+    inner.pre_tokenizer = None
+    inner.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+
+
+def sentencepiece(pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], start: int | None) -> str:
+    """SentencePiece BPE with byte fallback as a tokenizer.json.
+
+    Args:
+        kinds: of each piece: NORMAL, CONTROL, BYTE, ...
+        start: the id that begins a document, if one does.
+
+    Raises:
+        UserError: for two pieces that read the same, or no piece for some byte.
+    """
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    if len(vocabulary) != len(pieces):
+        raise UserError("the tokenizer has two pieces that read the same")
+    missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocabulary]
+    if missing:
+        raise UserError(f"the tokenizer has no piece for byte {missing[0]:#04x}, so it cannot write every text")
+    joined = {piece for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL}
+    merges: list[tuple[float, int, int, tuple[str, str]]] = []
+    for piece in joined:
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in joined and right in joined:
+                rank = -scores[vocabulary[piece]]
+                merges.append((rank, vocabulary[left], vocabulary[right], (left, right)))
+    merges.sort()
+    unknown = next((p for p, kind in zip(pieces, kinds, strict=True) if kind == UNKNOWN), None)
+    model = models.BPE(vocabulary, [pair for *_, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)
+    inner = tokenizers.Tokenizer(model)
+    with_prefix(inner)
+    special = [p for p, kind in zip(pieces, kinds, strict=True) if kind not in (NORMAL, BYTE)]
+    inner.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in special])
+    if start is not None:
+        begin_with(inner, pieces[start], start)
+    return str(inner.to_str())
+
+
+def begin_with(inner: tokenizers.Tokenizer, piece: str, number: int) -> None:
+    inner.post_processor = processors.TemplateProcessing(single=[piece, "$A"], special_tokens=[(piece, number)])
+
+
+def byte_level(
+    vocabulary: dict[str, int],
+    merges: Sequence[str],
+    cut: str,
+    added: dict[str, bool],
+    origin: str,
+    start: int | None = None,
+) -> str:
+    """Byte-level BPE as a tokenizer.json.
+
+    Args:
+        merges: "left right", in order.
+        cut: GGUF's name of how text is cut first.
+        added: pieces that are no product of merges -> whether they are special, which means no text.
+        start: the id that begins a document, if one does.
+
+    Raises:
+        UserError: for a cut that we have no rule for, or merges that do not belong to the vocabulary.
+    """
+    if cut not in CUTS:
+        raise UserError(f"{origin}: its tokenizer cuts text by {cut[:80]!r}; known are {', '.join(CUTS)}")
+    pairs = []
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if any(piece not in vocabulary for piece in (left, right, left + right)):
+            raise UserError(f"{origin}: {merge[:80]!r} is no merge of two pieces of its vocabulary")
+        pairs.append((left, right))
+    inner = tokenizers.Tokenizer(models.BPE(vocabulary, pairs))
+    inner.pre_tokenizer, inner.decoder = CUTS[cut](), decoders.ByteLevel()
+    named = {piece: True for piece in vocabulary if piece.startswith("<|") and piece.endswith("|>")} | added
+    inner.add_tokens([AddedToken(p, special=special, normalized=False) for p, special in named.items()])
+    if start is not None:
+        begin_with(inner, next(p for p, i in vocabulary.items() if i == start), start)
+    return str(inner.to_str())
+
+
+def cut_of(described: dict[str, Any]) -> str:
+    """GGUF's name of how a byte-level tokenizer.json cuts text.
+
+    Raises:
+        UserError: if it has none of ours.
+    """
+    for name, make in CUTS.items():
+        probe = tokenizers.Tokenizer(models.BPE())
+        probe.pre_tokenizer = make()
+        if same_cut(json.loads(probe.to_str())["pre_tokenizer"], described.get("pre_tokenizer")):
+            return name
+    raise UserError(f"the tokenizer cuts text in a way that GGUF has no name for among {', '.join(CUTS)}")
+
+
+def same_cut(one: Any, other: Any) -> bool:
+    """Equal but for what does not touch ids: ByteLevel's trim_offsets."""
+    return without_offsets(one) == without_offsets(other)
+
+
+def without_offsets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_offsets(item) for key, item in value.items() if key != "trim_offsets"}
+    return [without_offsets(item) for item in value] if isinstance(value, list) else value
+
+
+def scores_of(described: dict[str, Any]) -> dict[str, float]:
+    """Scores that give the merges of a SentencePiece tokenizer.json back: minus the place of a piece's first merge."""
+    scores: dict[str, float] = {}
+    for rank, merge in enumerate(described["model"]["merges"]):
+        left, right = merge.split(" ") if isinstance(merge, str) else merge
+        scores.setdefault(left + right, -float(rank))
+    return scores

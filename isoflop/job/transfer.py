@@ -1,0 +1,103 @@
+"""Models from elsewhere as runs, and runs as models for elsewhere."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop import checkpoint, export
+from isoflop.config import to_dict
+from isoflop.data.config import DataConfig
+from isoflop.errors import UserError
+from isoflop.files import disk_errors, new_folder, write_json, write_text
+from isoflop.job.runs import run_folder_of
+from isoflop.model.count import count
+from isoflop.records import RunFolder
+from isoflop.runtime import describe_machine
+from isoflop.trainer.config import RunConfig, RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What was read or written.
+
+    Attributes:
+        folder: the new run, or the exported folder.
+        kind: the format and architecture.
+        parameters: all weights.
+        difference: of the logits, written and read back, in units of the largest; None for an import.
+    """
+
+    folder: Path
+    kind: str
+    parameters: int
+    difference: float | None = None
+
+
+def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", context: int = 0) -> Transfer:
+    """Make a run of a model from elsewhere: a Hugging Face folder, a .gguf, a llama2.c .bin.
+
+    It is a run like any other, with a checkpoint of step 0 and no training: it can be sampled, measured on text that is
+    named, listed, exported, and trained on from with --init.
+
+    Args:
+        out: the run folder, which must not hold anything.
+        tokenizer, context: see export.read.
+
+    Raises:
+        UserError: for what cannot be used, before anything is written.
+    """
+    final = Path(out)
+    RunFolder(final).refuse_used()
+    if final.is_dir() and any(final.iterdir()):
+        raise UserError(f"--out {final} is not empty; name a new folder")
+    bundle = export.read(Path(path), tokenizer, context)
+    model = bundle.model()
+    parameters = count(model)
+    # its own tokenizer, so that config.json runs again as it is
+    data = DataConfig(tokenizer=str((final / "tokenizer.json").resolve()))
+    config = to_dict(RunConfig(model=bundle.config, data=data, runtime=RuntimeConfig(device="cpu", dtype="float32")))
+    plan = {
+        "kind": "imported",
+        "source": str(path),
+        "format": bundle.made_of,
+        "parameters": parameters.matmul,
+        "total_parameters": parameters.total,
+    }
+    with disk_errors(f"the run folder {final}"), new_folder(final) as temporary:
+        folder = RunFolder(temporary)
+        checkpoint.save(
+            folder.checkpoints,
+            step=0,
+            model=model,
+            optimizers=(),
+            config=config,
+            tokenizer=bundle.tokenizer,
+            fingerprint="",
+            progress={"seconds": 0.0, "tokens": 0},
+        )
+        write_json(folder.plan, plan)
+        write_json(folder.environment, describe_machine("cpu"))
+        write_text(folder.tokenizer, bundle.tokenizer)
+        write_json(folder.config, config)
+        folder.event("imported", source=str(path), format=bundle.made_of)
+    return Transfer(final, bundle.made_of, parameters.total)
+
+
+def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
+    """Write the last checkpoint of a run in another format, whole or not at all. What was written is read back first,
+    and its logits and token ids compared.
+
+    Args:
+        to: "hf" or "gguf".
+        out: a new folder.
+
+    Raises:
+        UserError: naming the block that the format cannot express; if the folder is not new.
+    """
+    final = Path(out)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise UserError(f"--out {final} is not empty; name a new folder")
+    model, _, snapshot = checkpoint.load_model(run)
+    bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
+    with disk_errors(f"the export {final}"), new_folder(final) as temporary:
+        architecture, difference = export.write(bundle, to, temporary, run_folder_of(Path(run).resolve()).name)
+    return Transfer(final, f"{to} {architecture}", count(model).total, difference)
