@@ -252,6 +252,18 @@ def verify(path: Path) -> None:
             raise damaged(path, name, "has other bytes than when it was written")
 
 
+def require_same_data(path: Path, fingerprint: str) -> None:
+    """Raises UserError unless a checkpoint was trained on the data with this fingerprint."""
+    trained_on = read_state(path)["fingerprint"]
+    if trained_on != fingerprint:
+        run = path.parent.parent
+        raise UserError(
+            f"the data of this run changed: its checkpoint was trained on {trained_on[:12]}, the sources now give "
+            f"{fingerprint[:12]}; bring the old text back, or train on from its weights on what there is now: "
+            f"isoflop train SOURCE ... --init {run} --out NEW"
+        )
+
+
 def damaged(path: Path, name: str, what: str) -> UserError:
     return UserError(
         f"checkpoint {path} is damaged: {name[:200]!r} {what}; delete that folder to use the checkpoint before it"

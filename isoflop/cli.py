@@ -3,6 +3,7 @@
 Imports are inside the commands, so that `isoflop --help` does not wait for torch.
 """
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,11 @@ from isoflop.errors import UserError
 Sources = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="[SOURCE ...]", help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -"),
+    tyro.conf.arg(
+        metavar="[SOURCE ...]",
+        help_behavior_hint="",
+        help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -",
+    ),
 ]
 Trusted = Annotated[
     tuple[str, ...],
@@ -35,7 +40,10 @@ def train(
             help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps (3m if nothing says how long); +1h with --resume"
         ),
     ] = "",
-    out: Annotated[Path | None, tyro.conf.arg(help="the run folder; by default a new one in runs/")] = None,
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="", help="the run folder; by default a new one in runs/"),
+    ] = None,
     recipe: Annotated[
         str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")
     ] = "",
@@ -64,7 +72,7 @@ def train(
 ) -> None:
     """Pretrain a GPT on raw text within a budget."""
     from isoflop import job
-    from isoflop.config import to_dict
+    from isoflop.config import override, to_dict
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
     from isoflop.recipe import load_recipe
@@ -81,13 +89,25 @@ def train(
         )
         if resume:
             refuse_with_resume(
-                sources=sources, out=out, recipe=recipe, config=config, init=init, heldout=heldout, set=set
+                {
+                    "SOURCE": sources,
+                    "--out": out,
+                    "--recipe": recipe,
+                    "--config": config,
+                    "--init": init,
+                    "--heldout": heldout,
+                    "--strict": strict,
+                    "--dry-run": dry_run,
+                    "--set": set,
+                }
             )
             show_outcome(screen, job.resume(resume, budget, listener=listener).folder)
             return
         base = load_recipe(recipe, config, set)
         if base is not None and not budget:
             base = job.with_sources(base, sources, heldout, strict)
+            if init:
+                base = override(job.start_from(base, init)[0], set)
             if dry_run:
                 screen.say(to_json(to_dict(base)))
                 return
@@ -296,6 +316,9 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal
         for a run that was stopped and saved.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a character of a sample is no reason to fail
     if list(arguments) == ["--version"]:
         print(f"isoflop {__version__}")
         return 0
@@ -357,7 +380,7 @@ def is_assignment(word: str) -> bool:
     return word.partition("=")[0].partition(".")[0] in RunConfig.__dataclass_fields__ and "=" in word
 
 
-def refuse_with_resume(**given: Any) -> None:
+def refuse_with_resume(given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value:
-            raise UserError(f"--{name} does not go with --resume: a run goes on as its config.json says")
+            raise UserError(f"{name} does not go with --resume: a run goes on as its config.json says")

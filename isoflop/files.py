@@ -1,6 +1,7 @@
 """Writing so that nothing is ever half-written, and where isoflop keeps what runs share."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -100,6 +101,27 @@ def disk_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        raise UserError(
-            f"{what} could not be written: {error.strerror or error}{place}; free some space or name another folder"
-        ) from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "free some space or name another folder" if full else "name another folder"
+        raise UserError(f"{what} could not be written: {error.strerror or error}{place}; {way_out}") from error
+
+
+def try_folder(folder: Path, what: str) -> None:
+    """Find out whether a folder can be made and written to, and leave everything as it was.
+
+    Raises:
+        UserError: naming `what` it is for, and the system's reason.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with disk_errors(what):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trial = folder / f".{secrets.token_hex(4)}.tmp"
+            try:
+                trial.write_bytes(b"isoflop")
+            finally:
+                trial.unlink(missing_ok=True)
+        finally:
+            for path in missing:  # deepest first
+                with contextlib.suppress(OSError):
+                    path.rmdir()

@@ -21,15 +21,17 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from isoflop.errors import UserError
 from isoflop.files import write_text
 
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
 LOGS = ("metrics", "samples", "decisions", "events")
 
 
@@ -103,7 +105,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file)
             except OSError:
                 file.seek(0)
                 raise UserError(
@@ -128,7 +130,9 @@ class RunFolder:
                 f"isoflop train --resume {self.path}"
             )
         first = {".lock", self.plan.name, self.environment.name, self.data.name, self.tokenizer.name}
-        if self.path.is_dir() and any(p for p in self.path.iterdir() if p.name not in first):
+        if self.path.is_dir() and any(
+            p for p in self.path.iterdir() if p.name not in first and not UNFINISHED.fullmatch(p.name)
+        ):
             raise UserError(f"--out {self.path} is not empty and holds no run; name a new folder")
 
     def is_locked(self) -> bool:
@@ -143,6 +147,16 @@ class RunFolder:
             return True
 
 
+def lock(file: IO[str]) -> None:
+    """Lock for writing. Whoever only asks whether a run is locked (is_locked) holds it for a moment, so try again."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 @dataclass(frozen=True)
 class Run:
     """A run as read back. Missing files read as empty: a run that is still training has no result yet.
@@ -153,7 +167,7 @@ class Run:
         heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
             token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
         samples: lines with `step`, `prompt`, `text`.
-        status: "running", "finished", "stopped", or "imported" for weights that came from elsewhere.
+        status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
 
     folder: RunFolder
@@ -211,7 +225,15 @@ def find_runs(path: Path | str) -> list[Run]:
     if not top.is_dir():
         raise UserError(f"{path} is not a folder; name the folder that holds your runs, as in `isoflop runs runs`")
     found = sorted({p.parent for depth in ("", "*/", "*/*/") for p in top.glob(f"{depth}config.json")})
-    return [read_run(folder) for folder in found if (folder / "environment.json").is_file()]
+    return [read_or_say(folder) for folder in found if (folder / "environment.json").is_file()]
+
+
+def read_or_say(path: Path) -> Run:
+    """A run, or one of the status "damaged" where its files cannot be read: one of many must not hide the others."""
+    try:
+        return read_run(path)
+    except UserError:
+        return Run(RunFolder(path), {}, {}, {}, {}, {}, [], [], [], [], [], status="damaged")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

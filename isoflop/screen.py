@@ -1,6 +1,7 @@
 """What a person sees while isoflop works: progress bars on a terminal, plain lines elsewhere."""
 
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,17 @@ PLAIN_WIDTH = 200  # columns where there is no terminal to ask
 LINES = 20  # plain lines a run prints where there is no terminal
 
 
+class Terminal(Console):
+    """A console whose other end may go away (a closed window, `| head`): then nothing more is shown, and what is being
+    trained goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
 class Screen(Hook):
     """Shows preparation and training. `quiet` shows nothing.
 
@@ -28,7 +40,7 @@ class Screen(Hook):
     """
 
     def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        self.console = Terminal(quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
         self.live_bars = self.console.is_terminal and not quiet
         self.peak = 0.0
         self._bars: Progress | None = None

@@ -101,6 +101,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     parts = list_parts(config)
     key = key_of(config, parts, given)
     folder = Path(out) if out else files.home() / "data" / key[:16]
+    files.try_folder(folder.parent, "the prepared data")
     if found := already_there(folder, key):
         return found
     sweep(files.home() / "data")
@@ -273,7 +274,9 @@ def account_of(
             "documents": heldout.documents,
             "bytes": heldout.bytes,
             "tokens": streams[None]["tokens"],
-            "how": "named" if config.heldout else f"hash split {100 * config.heldout_fraction:g} %",
+            "how": "named"
+            if config.heldout
+            else f"by hash, {heldout.bytes / max(train.bytes + heldout.bytes, 1):.1%} of the text",
             "unsampled_bytes": scan.total("unsampled_heldout").bytes,
         },
         "sources": {

@@ -91,7 +91,8 @@ def read_documents(
 def kind_of(file: SourceFile, first: bytes, column: str) -> str:
     """ "jsonl", "parquet" or "text": by the ending below the compression's, else by content.
 
-    A stream has no ending, so there a first line that is a JSON object with the text column makes it jsonl.
+    A stream has no ending, so there a first line that is a JSON object makes it jsonl; where that line is too long to
+    be seen whole, the name of the text column in it does.
     """
     suffixes = [suffix.lower() for suffix in Path(file.shown).suffixes]
     while suffixes and suffixes[-1] in COMPRESSION_ENDINGS:
@@ -104,7 +105,7 @@ def kind_of(file: SourceFile, first: bytes, column: str) -> str:
     if file.path != Path(file.shown) and first.startswith(b"{"):
         line, newline, _ = first.partition(b"\n")
         record, _ = parse_line(line, len(line))
-        if column in (record or {}) or (not newline and json.dumps(column).encode() in line):
+        if record or (not newline and json.dumps(column).encode() in line):
             return "jsonl"
     return kind
 

@@ -61,7 +61,8 @@ class Look:
 def look(source: Source, column: str, wanted: int) -> tuple[SourceSurvey, bytes]:
     """Read the beginnings of a few files, spread over the list, and scale what they held up to the whole source."""
     found = find_files(source)
-    chosen = found[:: math.ceil(len(found) / LOOKED_AT)]
+    filled = [file for file in found if file.size] or found
+    chosen = filled[:: math.ceil(len(filled) / LOOKED_AT)]
     looks = [beginning(file, column, READ_BYTES // len(chosen)) for file in chosen]
     disk, text = sum(one.disk_bytes for one in looks), sum(one.text_bytes for one in looks)
     size = total_size(found)

@@ -62,7 +62,7 @@ def generate(
     Raises:
         UserError: for a sampling argument out of range.
     """
-    check_arguments(tokens, temperature, top_k, top_p)
+    check_arguments(prompt, tokens, temperature, top_k, top_p, seed)
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     text: list[str] = []
 

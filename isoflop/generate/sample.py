@@ -47,10 +47,16 @@ def pick(probabilities_BV: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(probabilities_BV, 1, generator=generator).squeeze(1)
 
 
-def check_arguments(tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+def check_arguments(prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
     """Raises:
     UserError: naming the option whose value makes no sense.
     """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"--prompt {ascii(prompt)[:80]} is not valid UTF-8 at character {error.start}") from None
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed} is not between 0 and 2^63 - 1")
     if tokens < 1:
         raise UserError(f"--tokens {tokens} is not positive; ask for at least 1")
     if not 0.0 <= temperature < float("inf"):

@@ -9,7 +9,7 @@ outcome       result.json and the ledger
 """
 
 from isoflop.job.listener import Listener
-from isoflop.job.pretraining import pretrain, resume, train, with_sources
+from isoflop.job.pretraining import pretrain, resume, start_from, train, with_sources
 from isoflop.job.runs import evaluate, list_runs, load, sample
 from isoflop.job.transfer import export_model, import_model
 
@@ -23,6 +23,7 @@ __all__ = [
     "pretrain",
     "resume",
     "sample",
+    "start_from",
     "train",
     "with_sources",
 ]

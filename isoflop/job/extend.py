@@ -4,21 +4,26 @@ import shutil
 from typing import Any
 
 from isoflop import checkpoint
-from isoflop.budget import Budget
+from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
-from isoflop.files import disk_errors, write_text
+from isoflop.files import disk_errors, write_json, write_text
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.plan.prior import expect
 from isoflop.records import RunFolder, read_lines, read_run
 from isoflop.trainer import RunConfig
 
 
-def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
+def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str) -> None:
     """Set a run back to before its decay, with a later end: the run that the larger budget would have made.
 
-    The decayed end stays beside the run, in `ended/`.
+    The decayed end stays beside the run, in `ended/`, with its plan: the larger budget has one of its own.
+
+    Args:
+        fingerprint: of the data that the run would go on with.
 
     Raises:
-        UserError: if the schedule has no stage to go back to, or that checkpoint is gone.
+        UserError: if the schedule has no stage to go back to, or that checkpoint is gone, damaged or of other data;
+            nothing is changed then.
     """
     if not more.more:
         raise UserError(f"budget {str(more)!r} with --resume is on top of what the run had: write +{more}")
@@ -36,6 +41,8 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
     at = back_to if steps[-1] >= back_to else steps[-1]
     if at not in steps:
         raise UserError(f"{folder.path} has no checkpoint of step {at}, from before its decay; it cannot be extended")
+    checkpoint.verify(checkpoint.at_step(folder.checkpoints, at))
+    checkpoint.require_same_data(checkpoint.at_step(folder.checkpoints, at), fingerprint)
     seconds, total = extended_length(folder, config, timetable, decisions, more)
     with disk_errors(f"the run folder {folder.path}"), folder.locked():
         ended = folder.path / "ended" / f"step-{steps[-1]:08d}"
@@ -50,6 +57,8 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
         for path in (folder.result, folder.report):
             if path.exists():
                 path.replace(ended / path.name)
+        plan = read_run(folder.path).plan
+        write_json(ended / folder.plan.name, plan)
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
         folder.forget_after(at)
         reason = f"extended by {more}: goes on from step {at}, before the decay"
@@ -57,7 +66,31 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget) -> None:
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)
         decision = Decision(at_step=at, steps=end, progress=progress, reason=reason)
         folder.append("decisions", {**decision.to_dict(), "seconds": seconds}, durable=True)
+        write_json(folder.plan, extended_plan(plan, more, seconds, total))
         folder.event("extended", step=at, budget=str(more), steps=total)
+
+
+def extended_plan(plan: dict[str, Any], more: Budget, seconds: float, steps: int) -> dict[str, Any]:
+    """What is expected of the run with `more` on top, which is `steps` long in all."""
+    if not plan.get("steps"):
+        return plan
+    longer = steps / plan["steps"]
+    tokens, flops = (round(plan[name] * longer) if plan.get(name) else None for name in ("tokens", "flops"))
+    new = {**plan, "steps": steps, "tokens": tokens, "flops": flops, "seconds": seconds or None}
+    if plan.get("budget"):
+        before = parse_budget(plan["budget"])
+        same = before.kind == more.kind
+        new["budget"] = str(Budget(more.kind, before.amount + more.amount) if same else Budget("steps", steps))
+    new["choices"] = [
+        {**choice, "value": f"{value:,}", "reason": f"with {more} on top; {choice['value']} before"}
+        if (value := {"steps": steps, "tokens D": tokens}.get(choice["name"]))
+        else choice
+        for choice in plan.get("choices", [])
+    ]
+    if plan.get("expected") and tokens and {"parameters", "unique_tokens", "ngram_bits_per_byte"} <= plan.keys():
+        expected = expect(plan["parameters"], tokens, plan["unique_tokens"], plan["ngram_bits_per_byte"])
+        new["expected"] = expected.to_dict()
+    return new
 
 
 def extended_length(
@@ -77,8 +110,9 @@ def extended_length(
             last = training[-1]
             added = more.amount / (last["tokens"] / last["step"])
         case "flops":
-            last = training[-1]
-            added = more.amount / (last["flops"] / last["step"])
+            if not training:
+                raise UserError(f"{folder.path} has no step on record yet; extend it by tokens or steps instead")
+            added = more.amount / (training[-1]["flops"] / training[-1]["step"])
         case _:
             added = more.amount
     return 0.0, timetable.total_steps + max(1, round(added))

@@ -57,7 +57,8 @@ def write_result(
     batches = make_task(config).batches(config, prepared)
     run = read_run(folder.path)
     peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
-    rate = result.flops / result.seconds if result.seconds else 0.0
+    stepping = result.seconds - result.aside
+    rate = result.flops / stepping if stepping else 0.0
     expected = plan.get("expected")
     verdict = Expectation(**expected).verdict(reached.bits_per_byte) if expected else None
     write_json(
@@ -69,7 +70,8 @@ def write_result(
             "seconds": result.seconds,
             "tokens": result.tokens,
             "flops": result.flops,
-            "tokens_per_second": result.tokens / result.seconds if result.seconds else 0.0,
+            "aside_seconds": result.aside,
+            "tokens_per_second": result.tokens / stepping if stepping else 0.0,
             "peak_share": rate / peak if peak else None,
             "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
             "data": batches.account(result.step),

@@ -17,7 +17,7 @@ from isoflop.data.prepare import open_prepared, prepare, survey
 from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.files import disk_errors
+from isoflop.files import disk_errors, try_folder
 from isoflop.job.extend import extend
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.outcome import add_to_ledger, measure_last, write_result
@@ -88,6 +88,7 @@ def pretrain(
     folder = RunFolder(Path(out) if out else new_folder_name(data))
     if not dry_run:
         folder.refuse_used()
+        try_folder(folder.path, f"--out {folder.path}")
     if override(start, assignments).task == "seq2seq":
         start = replace(start, task="seq2seq")
         return pretrain_pairs(allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener)
@@ -174,6 +175,7 @@ def train(
     task = make_task(config)
     folder = RunFolder(Path(out) if out else new_folder_name(config.data))
     folder.refuse_used()
+    try_folder(folder.path, f"--out {folder.path}")
     make_trackers(config.trackers)
     with phases.time("prepare"):
         prepared = task.prepare_data(config.data, listener.progress)
@@ -193,20 +195,21 @@ def resume(out: Path | str, budget: str = "", *, listener: Listener | None = Non
     listener = listener or Listener()
     run = read_run(out)
     config = from_dict(RunConfig, run.config)
-    phases = Phases(dict(run.result.get("phases", {})))
+    phases = Phases(dict(run.result.get("phases") or run.plan.get("phases", {})))
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
     if run.status == "imported":
         raise UserError(f"{out} was imported and not trained here; train on from it: isoflop train SOURCE --init {out}")
-    if budget:
-        extend(run.folder, config, parse_budget(budget))
-    elif run.status == "finished":
+    if run.status == "finished" and not budget:
         raise UserError(
             f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m"
         )
+    more = parse_budget(budget) if budget else None
     with phases.time("prepare"):
         prepared = data_of(run.folder, config, listener.progress)
-    return carry_out(config, run.folder, prepared, listener, phases, plan=run.plan, resume=True)
+    if more:
+        extend(run.folder, config, more, prepared.fingerprint)
+    return carry_out(config, run.folder, prepared, listener, phases, plan=read_run(out).plan, resume=True)
 
 
 def carry_out(
@@ -235,7 +238,7 @@ def carry_out(
         folder.path,
         hooks=[HeldOutHook(tuple(hooks)), Samples(), *hooks],
         prepared=prepared,
-        plan=plan,
+        plan={**plan, "phases": dict(phases.seconds)},
         environment=environment,
         resume=resume,
     )
@@ -260,10 +263,10 @@ def start_from(base: RunConfig, init: Path | str) -> tuple[RunConfig, int]:
         raise UserError(f"--init {init} does not exist; name a run folder")
     snapshot = checkpoint.read(source)
     model = from_dict(ModelConfig, snapshot.config["model"], "model")
-    tokenizer = checkpoint.latest(source / "checkpoints") or source
-    data = replace(base.data, tokenizer=str((tokenizer / "tokenizer.json").resolve()))
+    # the checkpoint and not its run: what the run's last one is may change
+    data = replace(base.data, tokenizer=str((snapshot.path / "tokenizer.json").resolve()))
     vocabulary = Tokenizer.from_json(snapshot.tokenizer).vocab_size
-    return replace(base, model=model, data=data, init=str(source.resolve())), vocabulary
+    return replace(base, model=model, data=data, init=str(snapshot.path.resolve())), vocabulary
 
 
 def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[str], strict: bool) -> RunConfig:

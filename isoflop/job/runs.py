@@ -1,6 +1,7 @@
 """What can be done with a run that is there: load it, let it write, measure it, list it."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,13 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
 def token_chunks(config: DataConfig, tokenizer: Tokenizer) -> Iterator[npt.NDArray[np.int64]]:
     """The tokens of every document of the sources, each followed by end-of-text, some CHUNK_TOKENS at a time."""
     held: list[npt.NDArray[np.int64]] = []
+    count = 0
     for document in documents(config):
         held.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
-        if sum(map(len, held)) >= CHUNK_TOKENS:
+        count += len(held[-1])
+        if count >= CHUNK_TOKENS:
             yield np.concatenate(held)
-            held = []
+            held, count = [], 0
     if held:
         yield np.concatenate(held)
 
@@ -164,7 +167,7 @@ def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
                 "parameters": run.plan.get("parameters"),
                 "steps": run.training[-1]["step"] if run.training else 0,
                 "tokens": run.training[-1]["tokens"] if run.training else 0,
-                "seconds": run.training[-1]["seconds"] if run.training else 0.0,
+                "seconds": run.result.get("seconds", run.training[-1]["seconds"] if run.training else 0.0),
                 "bits_per_byte": reached,
                 "expected": expected,
             }
@@ -180,7 +183,10 @@ def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> 
         prepared = make_task(config).open_data(where)
         if prepared.fingerprint == account.get("fingerprint"):
             return prepared
-    return make_task(config).prepare_data(config.data, progress)
+    data = config.data
+    if data.tokenizer != "bpe" and folder.tokenizer.is_file():  # its own copy: the one named may be gone
+        data = replace(data, tokenizer=str(folder.tokenizer))
+    return make_task(config).prepare_data(data, progress)
 
 
 def was_imported(path: Path) -> bool:

@@ -125,15 +125,15 @@ def draw(
             model = replace(
                 model, vocab_size=vocabulary, layers=layers, d_model=d_model, heads=heads, head_dim=0, context=context
             )
-        config = replace(base, model=model)
-        return override(config if fixed_rates else with_batch(config, tokens), assignments)
+        config = override(replace(base, model=model), assignments)  # the batch goes with the context asked for
+        return config if fixed_rates else override(with_batch(config, tokens), assignments)
 
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
     rungs = nearest_rungs(target, lambda rung: shaped(rung, 1e6))
     tokens = flops / (6 * target)
     first = shaped(rungs[0], tokens)
     runtime, calibration = choose_runtime(first, device, first.runtime.threads or cores(), peak)
-    base = replace(base, runtime=replace(base.runtime, **runtime))
+    base = replace(base, runtime=replace(first.runtime, **runtime))
     shapes: list[RunConfig] = []
     for config in (shaped(rung, tokens) for rung in rungs):
         if all(config.model != known.model for known in shapes):
@@ -147,6 +147,7 @@ def draw(
         Candidate(config, parameters(config.model).matmul, rate) for config, rate in zip(shapes, rates, strict=True)
     ]
     most = max(tokens_for(budget, candidate) for candidate in candidates)
+    buys_enough(budget, min(candidates, key=lambda candidate: candidate.parameters))
     choices = (
         Choice(
             "device", f"{runtime['device']}, {runtime['dtype']}, {runtime['threads']} threads", calibration["reason"]
@@ -198,18 +199,12 @@ def settle(
     model = replace(best.config.model, vocab_size=max(vocab_size, 2)) if from_scratch else best.config.model
     data = replace(sketch.base.data, vocab_size=vocab_size)
     config = replace(best.config, model=model, data=data, runtime=sketch.base.runtime)
+    asked = [text for text in sketch.assignments if not text.startswith(("data.vocab_size", "runtime."))]
     if not sketch.fixed_rates:
-        config = with_rates(with_batch(config, wanted))
-    steps = int(budget.amount) if budget.kind == "steps" else int(wanted / config.tokens_per_step)
-    if steps < MIN_STEPS and budget.kind != "steps":
-        raise UserError(
-            f"budget {str(budget)!r} is too small: it buys {max(0, steps)} steps of {config.tokens_per_step} tokens "
-            f"for {best.parameters:,} parameters, and fewer than {MIN_STEPS} train nothing; give it more"
-        )
+        config = override(with_rates(with_batch(config, wanted)), asked)  # what is asked for comes before the counting
+    steps = buys_enough(budget, replace(best, config=config))
     seconds = budget.amount if budget.kind == "seconds" else 0.0
-    config = with_intervals(replace(config, steps=max(1, steps), seconds=seconds))
-    config = override(config, [text for text in sketch.assignments if not text.startswith("data.vocab_size")])
-    config = replace(config, runtime=sketch.base.runtime)
+    config = override(with_intervals(replace(config, steps=max(1, steps), seconds=seconds)), asked)
     count = parameters(config.model).matmul
     flops = float(config.tokens) * config.flops_per_token
     expected = expect(count, config.tokens, unique_tokens, ngram_bpb) if from_scratch else None
@@ -231,6 +226,23 @@ def settle(
     )
 
 
+def buys_enough(budget: Budget, candidate: Candidate) -> int:
+    """The steps that the budget buys a candidate.
+
+    Raises:
+        UserError: if they are fewer than MIN_STEPS and were not asked for as such.
+    """
+    if budget.kind == "steps":
+        return int(budget.amount)
+    steps = int(tokens_for(budget, candidate) / candidate.config.tokens_per_step)
+    if steps < MIN_STEPS:
+        raise UserError(
+            f"budget {str(budget)!r} is too small: it buys {steps} steps of {candidate.config.tokens_per_step} tokens "
+            f"for {candidate.parameters:,} parameters, and fewer than {MIN_STEPS} train nothing; give it more"
+        )
+    return steps
+
+
 def with_batch(config: RunConfig, tokens: float) -> RunConfig:
     """The batch that goes with a run of `tokens` tokens."""
     sequences = max(4, round(batch_tokens_for(tokens) / config.model.context))
@@ -245,11 +257,13 @@ def with_rates(config: RunConfig) -> RunConfig:
 
 
 def with_intervals(config: RunConfig) -> RunConfig:
-    """Some 20 held-out measurements, 5 samples, 10 checkpoints a run."""
+    """Some 20 held-out measurements, 5 samples, 10 checkpoints a run. The measurements read a fiftieth of what training
+    reads in all, each at least 8,192 tokens."""
     every = replace(
         config.every,
         evaluate=max(1, math.ceil(config.steps / 20)),
         sample=max(1, math.ceil(config.steps / 5)),
         checkpoint=max(1, math.ceil(config.steps / 10)),
     )
-    return replace(config, every=every)
+    measured = min(max(config.tokens // 1000, 8192), 2**20)
+    return replace(config, every=every, evaluate_tokens=measured)

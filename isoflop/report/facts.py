@@ -172,13 +172,13 @@ def bits_per_nat(bits: float | None, nats: float | None, run: Run) -> float | No
 
 
 def machine(run: Run) -> str:
-    """The machine in a few words: "2 cores, AMD EPYC 7B13"."""
+    """The machine in a few words: "2 threads, AMD EPYC 7B13"."""
     said = run.environment
     if said.get("gpu"):
         return str(said["gpu"])
     name = re.sub(r"\((R|TM|tm|r)\)|\bCPU\b|@.*|\d+-Core|\bProcessor\b", " ", str(said.get("processor") or ""))
-    cores = number(said, "cores")
-    parts = [f"{cores:.0f} core{'s' if cores != 1 else ''}" if cores else "", " ".join(name.split())]
+    threads = first(number(run.config, "runtime", "threads") or None, number(said, "threads"))
+    parts = [f"{threads:.0f} thread{'s' if threads != 1 else ''}" if threads else "", " ".join(name.split())]
     return ", ".join(part for part in parts if part)
 
 

@@ -16,6 +16,8 @@ from isoflop.report.figures import Interval, Mark
 from isoflop.report.style import key, section, table
 from isoflop.report.words import count, dig, duration, fixed, number, objects, percent, power, text
 
+DECISIONS_TOLD = 4  # beside the curve; more would hide it
+
 
 def learning(facts: Facts) -> str:
     run, ratio, expected = facts.run, facts.bits_per_nat, facts.expected_bits
@@ -74,13 +76,22 @@ def moments(facts: Facts) -> list[Mark]:
     found: list[tuple[float | None, str, bool]] = [(facts.decay_step, "decay starts", False)]
     back = [event for event in run.events if event.get("event") in ("resumed", "extended")]
     found += [(number(event, "step"), str(event["event"]), False) for event in back]
-    found += [(number(line, "at_step"), f"decision {index}", True) for index, line in enumerate(run.decisions, 1)]
+    few = len(run.decisions) <= DECISIONS_TOLD
+    found += [
+        (number(line, "at_step"), f"decision {index}" if few else "", True)
+        for index, line in enumerate(run.decisions, 1)
+    ]
     placed = [(tokens_at(run, step), label, strong) for step, label, strong in found if step is not None]
     return [Mark(tokens, label, strong) for tokens, label, strong in placed if tokens is not None]
 
 
 def decisions_told(facts: Facts) -> list[str]:
-    return [key("mark", f"decision {index}: {tell(decision)}") for index, decision in enumerate(facts.run.decisions, 1)]
+    decisions = facts.run.decisions
+    if len(decisions) > DECISIONS_TOLD:
+        return [
+            key("mark", f"{len(decisions)} decisions of the clock, each told in the history; {tell(decisions[-1])}")
+        ]
+    return [key("mark", f"decision {index}: {tell(decision)}") for index, decision in enumerate(decisions, 1)]
 
 
 def tell(decision: dict[str, object]) -> str:

@@ -30,9 +30,10 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Within this context SIGINT and SIGTERM are noted in `received`; a second one ends the process at once."""
+    """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
+    process at once. One that is ignored, as SIGHUP is under nohup, stays so."""
 
-    CAUGHT = (signal.SIGINT, signal.SIGTERM)
+    CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -40,7 +41,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            self._before = {number: signal.signal(number, self._note) for number in self.CAUGHT}
+            heard = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,6 +26,7 @@ class Live:
     Attributes:
         step: optimiser steps done.
         seconds: of training so far, time spent down left out.
+        aside: of these seconds, those spent beside the steps: on measuring, sampling, checkpoints.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
         line: the newest training line, one step late; empty before the second step.
     """
@@ -41,6 +42,7 @@ class Live:
     flops_per_token: float
     step: int = 0
     seconds: float = 0.0
+    aside: float = 0.0
     line: dict[str, Any] | None = None
 
     @property

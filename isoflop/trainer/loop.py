@@ -44,6 +44,7 @@ class RunResult:
             nats per token.
         heldout_loss: the last held-out loss along the way, nats per token; None if none was measured.
         seconds: of training, time spent down left out.
+        aside: of these, those spent beside the steps: on measuring, sampling, checkpoints.
         tokens: read in training.
         flops: 6 N D.
     """
@@ -53,6 +54,7 @@ class RunResult:
     loss: float
     heldout_loss: float | None
     seconds: float
+    aside: float
     tokens: int
     flops: float
 
@@ -115,7 +117,8 @@ def make_run(
     seed_everything(config.seed)
     with runtime.device:
         model = build_model(config.task, config.model)
-    if config.init:
+    last = checkpoint.latest(folder.checkpoints) if resume else None
+    if config.init and last is None:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
     task.prepare(model)
     if config.runtime.compile:
@@ -125,15 +128,10 @@ def make_run(
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     flops = task.flops_per_token(config, prepared)
     live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops)
-    last = checkpoint.latest(folder.checkpoints) if resume else None
     if last is not None:
+        checkpoint.require_same_data(last, prepared.fingerprint)
         progress = checkpoint.load(last, model, optimizers)
-        if progress["fingerprint"] != prepared.fingerprint:
-            raise UserError(
-                f"the data of this run changed: its checkpoint was trained on {progress['fingerprint'][:12]}, "
-                f"the sources now give {prepared.fingerprint[:12]}; bring the old text back or start anew with --init"
-            )
-        live.step, live.seconds = progress["step"], progress["seconds"]
+        live.step, live.seconds, live.aside = progress["step"], progress["seconds"], progress.get("aside", 0.0)
     folder.forget_after(live.step)
     decisions = tuple(Decision.from_dict(line) for line in read_lines(folder.log("decisions")))
     live.timetable = replace(timetable, decisions=decisions)
@@ -174,6 +172,7 @@ def run_steps(
         live.step += 1
         live.seconds = time.monotonic() - before
         log.add(loss, norm, scale)
+        stepped_at = time.monotonic()
         for hook in hooks:
             hook.stepped(live)
         live.seconds = time.monotonic() - before
@@ -184,6 +183,7 @@ def run_steps(
                 hook.decided(live, decision)
         if live.due(config.every.checkpoint) or live.done:
             saved = save(live, optimizers, log)
+        live.aside += time.monotonic() - stepped_at
         live.seconds = time.monotonic() - before
         if signals.received is not None and not live.done:
             if saved != live.step:
@@ -205,8 +205,8 @@ class Log:
 
     def __init__(self, live: Live) -> None:
         self.live = live
-        self.pending: tuple[dict[str, Any], torch.Tensor, torch.Tensor] | None = None
-        self.marks: deque[tuple[int, float]] = deque([(live.tokens, live.seconds)], maxlen=RATE_LINES)
+        self.pending: tuple[dict[str, Any], torch.Tensor, torch.Tensor, float] | None = None
+        self.marks: deque[tuple[int, float]] = deque([(live.tokens, live.seconds - live.aside)], maxlen=RATE_LINES)
 
     def add(self, loss: torch.Tensor, norm: torch.Tensor, scale: float) -> None:
         live = self.live
@@ -219,21 +219,22 @@ class Log:
             "seconds": live.seconds,
             "flops": live.flops,
         }
-        self.pending = (line, loss, norm)
+        self.pending = (line, loss, norm, live.seconds - live.aside)
 
     def rate(self) -> float:
-        """Tokens per second over the last RATE_LINES lines; 0 before there are two."""
+        """Tokens per second of the steps over the last RATE_LINES lines, what is done beside them left out; 0 before
+        there are two."""
         (tokens, seconds), (last_tokens, last_seconds) = self.marks[0], self.marks[-1]
         return (last_tokens - tokens) / (last_seconds - seconds) if last_seconds > seconds else 0.0
 
     def flush(self) -> None:
         if self.pending is None:
             return
-        line, loss, norm = self.pending
+        line, loss, norm, stepping = self.pending
         self.pending = None
         line["loss"], line["grad_norm"] = float(loss), float(norm)
         check_finite(line["step"], line["loss"], line["grad_norm"])
-        self.marks.append((line["tokens"], line["seconds"]))
+        self.marks.append((line["tokens"], stepping))
         line["tokens_per_second"] = round(self.rate(), 1)
         line["seconds"] = round(line["seconds"], 4)
         self.live.line = line
@@ -252,7 +253,7 @@ def save(live: Live, optimizers: list[torch.optim.Optimizer], log: Log) -> int:
         config=to_dict(live.config),
         tokenizer=live.prepared.tokenizer.to_json(),
         fingerprint=live.prepared.fingerprint,
-        progress={"seconds": live.seconds, "tokens": live.tokens},
+        progress={"seconds": live.seconds, "aside": live.aside, "tokens": live.tokens},
     )
     decay = live.timetable.decay_step
     checkpoint.prune(live.folder.checkpoints, live.config.every.keep, keep=() if decay is None else (decay,))
@@ -300,6 +301,7 @@ def summarize(live: Live) -> RunResult:
         loss=sum(tail) / len(tail) if tail else float("nan"),
         heldout_loss=heldout[-1] if heldout else None,
         seconds=live.seconds,
+        aside=live.aside,
         tokens=live.tokens,
         flops=live.flops,
     )
