@@ -2,6 +2,7 @@
 
 import gzip
 import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from isoflop.export import bundle as bundles
 from isoflop.export.bundle import Bundle, weights_of
 from isoflop.export.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece
 from isoflop.generate.engine import generate, stream
+from isoflop.model.config import Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import modern
 
@@ -126,14 +128,30 @@ def smollm(smollm_gguf, tmp_path):
 
 
 @pytest.mark.slow
-def test_smollm2_knows_a_capital_and_reads_a_book(smollm, test_data, tmp_path):
+def test_smollm2_is_read_as_transformers_reads_it(smollm_gguf, smollm, test_data):
     model, tokenizer = isoflop.load(smollm)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert generate(model, tokenizer, "The capital of France is", 1, temperature=0.0) == " Paris"
     with gzip.open(test_data / "childrens_books.txt.gz") as books:
-        text = books.read(40_000)[20_000:]
-    (tmp_path / "slice.txt").write_bytes(text)
-    assert isoflop.evaluate(smollm, [str(tmp_path / "slice.txt")]).bits_per_byte < 1.1
+        text = books.read(22_000)[20_000:].decode()
+    tokens = torch.tensor([[tokenizer.start, *tokenizer.encode(text)]])[:, :256]
+
+    def nats(logits):
+        return float(torch.nn.functional.cross_entropy(logits[0, :-1], tokens[0, 1:]))
+
+    crossed = GPT(replace(model.config, position=Spec("rotary", base=100_000.0, interleaved=True))).eval()
+    crossed.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        logits = model(tokens)
+        assert nats(logits) < nats(crossed(tokens)) - 0.5  # the file's order of rows is not the rotary order here
+        transformers = pytest.importorskip("transformers", reason="the comparison needs transformers")
+        pytest.importorskip("accelerate", reason="transformers reads GGUF with accelerate")
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            smollm_gguf.parent, gguf_file=smollm_gguf.name, dtype=torch.float32
+        ).eval()
+        their_logits = theirs(tokens).logits
+    assert abs(nats(logits) - nats(their_logits)) < 1e-5
+    assert (logits - their_logits).abs().max() < 1e-4 * their_logits.abs().max()
 
 
 def test_a_sentencepiece_tokenizer_keeps_what_it_reads():
