@@ -37,7 +37,9 @@ def train(
     budget: Annotated[
         str,
         tyro.conf.arg(
-            help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps (3m if nothing says how long); +1h with --resume"
+            metavar="BUDGET",
+            help_behavior_hint="(default: 3m)",
+            help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps; +1h with --resume",
         ),
     ] = "",
     out: Annotated[
@@ -45,22 +47,29 @@ def train(
         tyro.conf.arg(metavar="DIR", help_behavior_hint="", help="the run folder; by default a new one in runs/"),
     ] = None,
     recipe: Annotated[
-        str, tyro.conf.arg(metavar="FILE.py:NAME", help="a Python function that returns a RunConfig")
+        str,
+        tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="", help="a Python function that returns a RunConfig"),
     ] = "",
-    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json", help="a config.json, to be run again")] = None,
+    config: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint="", help="a config.json, to be run again")
+    ] = None,
     task: Annotated[
         Literal["causal_lm", "seq2seq"],
         tyro.conf.arg(
             help="seq2seq: an encoder-decoder on pairs, one a line, input and output divided by a tab or blank"
         ),
     ] = "causal_lm",
-    init: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on from the weights of any run, on new text")] = "",
+    init: Annotated[
+        str, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on from the weights of any run, on new text")
+    ] = "",
     heldout: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
     ] = (),
-    resume: Annotated[str, tyro.conf.arg(metavar="RUN", help="go on with a run that was stopped")] = "",
+    resume: Annotated[
+        str, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on with a run that was stopped")
+    ] = "",
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
     set: Annotated[
@@ -328,6 +337,7 @@ def run(arguments: Sequence[str]) -> int:
             prog="isoflop",
             description="Raw text and a compute budget in, the best GPT that the budget can buy out.",
             args=spread_set(arguments),
+            config=(tyro.conf.FlagCreatePairsOff,),
         )
     except UserError as error:
         print(f"isoflop: {error}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Each thing a person can get wrong: one clear line that names it, exit code 2, and nothing on disk is changed."""
 
 import gzip
+import io
 import json
 import shutil
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_an_unknown_entry_of_a_slot(train, corpus):
     assert "rsm" in said and "rms" in said
 
 
+def test_a_folder_that_cannot_be_made_is_said_at_once(capsys, corpus, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("isoflop.job.pretraining.survey", lambda data: pytest.fail("work began before the refusal"))
+    said = refused(capsys, "train", str(corpus), "--budget", "20steps", "--out", str(tmp_path / "file" / "run"), *SMALL)
+    assert "Not a directory" in said and "free some space" not in said
+
+
+def test_a_stream_of_records_without_the_text_column(capsys, tmp_path, monkeypatch):
+    records = "".join(f'{{"content": "document {i} {"word " * 50}"}}\n' for i in range(200)).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(records)))
+    said = refused(capsys, "prepare", "-", "--out", str(tmp_path / "out"))
+    assert "'text'" in said and "content" in said
+
+
 @pytest.fixture
 def finished(tmp_path, corpus, capsys) -> Path:
     out = tmp_path / "finished"
@@ -98,6 +113,10 @@ def test_things_that_need_a_run(finished, corpus, capsys, tmp_path):
     assert "holds no run" in refused(capsys, "train", "--resume", str(tmp_path / "nowhere"))
     assert "isoflop runs" in refused(capsys, "sample", str(corpus))
     assert "temperature" in refused(capsys, "sample", str(finished), "--temperature", "-1")
+    assert "UTF-8" in refused(capsys, "sample", str(finished), "--prompt", "\udcff bad")
+    assert "--seed" in refused(capsys, "sample", str(finished), "--seed", str(10**30))
+    for option in (["--dry-run"], ["--strict"], ["--set", "seed=2"], ["--init", str(finished)]):
+        assert option[0] in refused(capsys, "train", "--resume", str(finished), "--budget", "+5steps", *option)
     assert "/no/such" in refused(capsys, "eval", str(finished), "/no/such")
     assert tree_of(finished) == before
 
@@ -114,8 +133,10 @@ def test_flipped_bits(finished, capsys):
     shard = next(p for p in sorted(data.iterdir()) if p.suffix not in (".json",))
     bits = shard.read_bytes()
     shard.write_bytes(bits[:-3] + bytes([bits[-3] ^ 4]) + bits[-2:])
+    before = tree_of(finished)
     said = refused(capsys, "train", "--resume", str(finished), "--budget", "+20steps")
     assert shard.name in said
+    assert tree_of(finished) == before  # a refused extension takes nothing apart
     shutil.rmtree(data)
 
 
@@ -131,3 +152,12 @@ def test_a_full_disk(finished, corpus, capsys, tmp_path, monkeypatch):
     monkeypatch.undo()
     after = tree_of(finished)
     assert all(bytes_ in after.values() for bytes_ in before.values())  # what there was is still there, if moved
+
+
+def test_one_damaged_run_does_not_hide_the_others(finished, capsys):
+    other = finished.with_name("other")
+    shutil.copytree(finished, other)
+    (other / "config.json").write_text("{")
+    assert cli(["runs", str(finished.parent)]) == 0
+    said = capsys.readouterr().out
+    assert "damaged" in said and "finished" in said

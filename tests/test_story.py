@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,10 @@ def test_a_finished_run_goes_on_from_before_its_decay(corpus, tmp_path):
     assert more.returncode == 0, more.stdout + more.stderr
     after = losses(out)
     decision = read_run(out).decisions[-1]
+    plan, before = read_run(out).plan, json.loads((out / "ended" / "step-00000030" / "plan.json").read_text())
+    assert (plan["budget"], plan["steps"], before["budget"], before["steps"]) == ("50steps", 50, "30steps", 30)
+    assert plan["tokens"] == before["tokens"] * 50 / 30 == read_run(out).result["tokens"]
+    assert plan["expected"]["bits_per_byte"] < before["expected"]["bits_per_byte"]
     assert len(after) == 50 == decision["steps"]
     assert after[: decision["at_step"]] == first[: decision["at_step"]]
     assert read_run(out).training[decision["at_step"]]["lr"] == read_run(out).training[decision["at_step"] - 1]["lr"]
@@ -126,6 +131,29 @@ def test_going_on_from_another_runs_weights(corpus, tmp_path):
     assert losses(second.folder)[0] < 0.9 * losses(first.folder)[0]
     assert read_run(second.folder).config["model"] == read_run(first.folder).config["model"]
     assert (second.folder / "tokenizer.json").read_text() == (first.folder / "tokenizer.json").read_text()
+
+
+def test_a_run_begun_from_other_weights_needs_them_only_to_begin(corpus, tmp_path):
+    """Stopped, its first weights and prepared text gone, it goes on all the same; and --config takes --init too."""
+    first = isoflop.pretrain([str(corpus)], "20steps", tmp_path / "first", assignments=TINY)
+    batch = [text for text in TINY if not text.startswith(("model.", "data."))]
+    second = isoflop.pretrain([str(corpus)], "20steps", tmp_path / "second", init=first.folder, assignments=batch)
+    config = second.folder / "config.json"
+    again = run("train", "--config", str(config), "--init", str(first.folder), "--out", str(tmp_path / "again"))
+    assert again.returncode == 0, again.stderr
+    assert losses(tmp_path / "again") == losses(second.folder)
+    shutil.rmtree(first.folder)
+    shutil.rmtree(Path(os.environ["ISOFLOP_HOME"]) / "data")
+    isoflop.resume(second.folder, "+10steps")
+    assert len(losses(second.folder)) == 30
+
+
+def test_a_closed_pipe_does_not_stop_a_run(corpus, tmp_path):
+    process = start(corpus, tmp_path / "run", 40)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(300) == 0
+    assert read_run(tmp_path / "run").status == "finished"
 
 
 def test_a_dry_run_plans_and_leaves_nothing(corpus, tmp_path):
