@@ -121,6 +121,12 @@ def test_a_configuration_runs_again_and_micro_batches_change_nothing(pairs, tmp_
     assert losses(small.folder) == pytest.approx(losses(first.folder), rel=2e-3)
 
 
+def test_other_losses_and_blocks_train_too(pairs, tmp_path):
+    more = ["loss=label_smoothing", "model.feed_forward=moe", "model.attention=banded", "model.dropout=0.1"]
+    result = isoflop.pretrain([str(pairs)], "30steps", tmp_path / "run", task="seq2seq", assignments=[*TINY, *more])
+    assert losses(result.folder)[-1] < 0.9 * losses(result.folder)[0]
+
+
 @pytest.mark.parametrize("budget", ["9s", "2e10", "60000tok"])
 def test_budgets_of_every_kind_are_planned(pairs, tmp_path, budget):
     out = tmp_path / "run"
@@ -159,6 +165,10 @@ def test_files_that_hold_no_pairs(tmp_path, capsys):
 def test_arguments_that_do_not_go_together(pairs, tmp_path, capsys):
     base = ["train", "--task", "seq2seq", "--budget", "20steps", "--out", str(tmp_path / "out")]
     assert "weight" in refused(capsys, *base, f"a={pairs}:0.5")
+    assert "multi_token" in refused(capsys, *base, str(pairs), "--set", *TINY, "loss=multi_token")
+    ramp = ["batch.ramp_from=16", "batch.ramp_sequences=640"]
+    assert "batch.ramp_from" in refused(capsys, *base, str(pairs), "--set", *TINY, *ramp)
+    assert "alibi" in refused(capsys, *base, str(pairs), "--set", *TINY, "model.position=alibi")
     assert "context" in refused(capsys, *base, str(pairs), "--set", *TINY, "model.context=3")
     assert "2e3" in refused(capsys, *base[:3], "--budget", "2e3", str(pairs)).replace("2000flop", "2e3")
     assert not (tmp_path / "out").exists()

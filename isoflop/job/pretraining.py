@@ -78,6 +78,10 @@ def pretrain(
     if allowance.more:
         raise UserError(f"budget {budget!r} is more of something: it goes with --resume RUN")
     phases = Phases()
+    if base is not None and task not in ("causal_lm", base.task):
+        raise UserError(
+            f"--task {task} does not go with a configuration whose task is {base.task}; leave one of them out"
+        )
     start = with_sources(base or from_dict(RunConfig, {"task": task}), sources, heldout, strict)
     given_vocabulary = 0
     if init:
