@@ -67,8 +67,11 @@ def test_pick_draws_in_proportion_and_by_its_generator_alone():
         ({"top_p": 1.5}, "--top-p 1.5"),
         ({"top_k": -2}, "--top-k -2"),
         ({"tokens": 0}, "--tokens 0"),
+        ({"seed": -1}, "--seed -1"),
+        ({"prompt": "\ud800"}, "--prompt"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments, named):
     with pytest.raises(UserError, match=named):
-        check_arguments(**{"tokens": 5, "temperature": 1.0, "top_k": 0, "top_p": 1.0, **arguments})
+        usual = {"prompt": "", "tokens": 5, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+        check_arguments(**{**usual, **arguments})
