@@ -21,7 +21,7 @@ from isoflop.records import read_run
 from isoflop.trainer.loop import RunResult
 
 TABLE = Path(__file__).parents[1] / "isoflop" / "plan" / "prior.json"
-COMMAND = "python bench/prior.py stdlib=stdlib books=... reddit=... web=... --flops 5e11 2e12 6e12"
+COMMAND = "python bench/prior.py CORPUS=PATH ... --flops 5e11 2e12 6e12 2e13 --seeds 0 1"
 
 
 def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> dict[str, Any]:
