@@ -102,6 +102,9 @@ def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
     assert cli(["sample", str(whole)]) == 2
     assert "--prompt" in capsys.readouterr().err
 
+    assert cli(["export", str(whole), "--to", "hf", "--out", str(tmp_path / "hf")]) == 2
+    assert "encoder-decoder" in capsys.readouterr().err and not (tmp_path / "hf").exists()
+
     more = isoflop.resume(whole, "+5000tok")
     assert more.step > STEPS and losses(whole)[: STEPS // 2] == losses(broken)[: STEPS // 2]
 
