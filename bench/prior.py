@@ -38,7 +38,8 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
         run = read_run(result.folder)
     return {
         "corpus": corpus,
-        "ngram": round(run.plan["ngram_bits_per_byte"], 4),
+        "ngram": round(run.plan["predictability"]["ngram"], 4),
+        "lzma": round(run.plan["predictability"]["lzma"], 4),
         "parameters": run.plan["parameters"],
         "tokens": result.tokens,
         "flops": result.flops,

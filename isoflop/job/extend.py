@@ -5,9 +5,11 @@ from typing import Any
 
 from isoflop import checkpoint
 from isoflop.budget import Budget, parse_budget
+from isoflop.config import from_dict
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
 from isoflop.records import RunFolder, read_lines, read_run
 from isoflop.trainer import RunConfig
@@ -87,8 +89,9 @@ def extended_plan(plan: dict[str, Any], more: Budget, seconds: float, steps: int
         else choice
         for choice in plan.get("choices", [])
     ]
-    if plan.get("expected") and tokens and {"parameters", "unique_tokens", "ngram_bits_per_byte"} <= plan.keys():
-        expected = expect(plan["parameters"], tokens, plan["unique_tokens"], plan["ngram_bits_per_byte"])
+    if plan.get("expected") and tokens and {"parameters", "unique_tokens", "predictability"} <= plan.keys():
+        text = from_dict(Predictability, plan["predictability"], "predictability")
+        expected = expect(plan["parameters"], tokens, plan["unique_tokens"], text)
         new["expected"] = expected.to_dict()
     return new
 

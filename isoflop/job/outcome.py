@@ -95,7 +95,7 @@ def add_to_ledger(folder: RunFolder) -> None:
                 "run": str(folder.path.resolve()),
                 "time": time.time(),
                 "fingerprint": run.data.get("fingerprint"),
-                "ngram_bits_per_byte": run.plan.get("ngram_bits_per_byte"),
+                "predictability": run.plan.get("predictability"),
                 "unique_tokens": run.plan.get("unique_tokens"),
                 "parameters": run.plan["parameters"],
                 "tokens": run.result["tokens"],

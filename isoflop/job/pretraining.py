@@ -9,7 +9,7 @@ from typing import Any
 
 from isoflop import checkpoint
 from isoflop.budget import Budget, parse_budget
-from isoflop.config import from_dict, override
+from isoflop.config import from_dict, override, to_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
 from isoflop.data.pairs import prepare_pairs
@@ -25,7 +25,7 @@ from isoflop.job.runs import data_of
 from isoflop.model.config import ModelConfig
 from isoflop.plan.advise import Advice, draw, settle
 from isoflop.plan.pairs import advise_pairs
-from isoflop.plan.predictability import ngram_bits_per_byte
+from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.report.page import write_report
@@ -118,20 +118,20 @@ def pretrain(
         account = prepared.account()
     unique = sum(prepared.train_tokens(name) for name in prepared.sources)
     sketch = replace(sketch, base=replace(sketch.base, data=data))
-    ngram_bpb = ngram_bits_per_byte(found.sample)
+    text = predictability(found.sample)
     advice = settle(
         sketch,
         unique,
         prepared.vocab_size,
         account["bytes_per_token"],
-        ngram_bpb,
+        text,
         from_scratch=not init and base is None,
     )
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
         return advice
-    plan = {**advice.to_dict(), "ngram_bits_per_byte": ngram_bpb, "unique_tokens": unique}
+    plan = {**advice.to_dict(), "predictability": to_dict(text), "unique_tokens": unique}
     return carry_out(advice.config, folder, prepared, listener, phases, plan=plan)
 
 

@@ -22,6 +22,7 @@ from isoflop.model.presets import heads_for
 from isoflop.plan.candidates import Candidate, candidate_line, nearest_rungs, rough_flops, tokens_for
 from isoflop.plan.explain import Choice, choices_of, vocabulary_choice
 from isoflop.plan.machine import choose_runtime
+from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import Expectation, expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.shapes import batch_tokens_for, context_for, vocabulary_for
@@ -178,7 +179,7 @@ def settle(
     unique_tokens: int,
     vocab_size: int,
     bytes_per_token: float,
-    ngram_bpb: float,
+    text: Predictability,
     from_scratch: bool = True,
 ) -> Advice:
     """Choose among the candidates now that the tokens are counted, and state the loss to expect.
@@ -207,7 +208,7 @@ def settle(
     config = override(with_intervals(replace(config, steps=max(1, steps), seconds=seconds)), asked)
     count = parameters(config.model).matmul
     flops = float(config.tokens) * config.flops_per_token
-    expected = expect(count, config.tokens, unique_tokens, ngram_bpb) if from_scratch else None
+    expected = expect(count, config.tokens, unique_tokens, text) if from_scratch else None
     epochs = config.tokens / max(1, unique_tokens)
     return Advice(
         config=config,
@@ -219,7 +220,7 @@ def settle(
         expected=expected,
         choices=(*sketch.choices, *choices_of(config, count, epochs, bytes_per_token, best)),
         candidates=tuple(
-            candidate_line(c, budget, unique_tokens, ngram_bpb, c is best, from_scratch) for c in sketch.candidates
+            candidate_line(c, budget, unique_tokens, text, c is best, from_scratch) for c in sketch.candidates
         ),
         calibration=sketch.calibration,
         peak=sketch.peak,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoflop.budget import Budget
+from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.shapes import LADDER
@@ -61,7 +62,7 @@ def nearest_rungs(target: float, shaped: Callable[[tuple[int, int]], RunConfig])
 
 
 def candidate_line(
-    candidate: Candidate, budget: Budget, unique_tokens: int, ngram_bpb: float, chosen: bool, from_scratch: bool
+    candidate: Candidate, budget: Budget, unique_tokens: int, text: Predictability, chosen: bool, from_scratch: bool
 ) -> dict[str, Any]:
     tokens = tokens_for(budget, candidate)
     return {
@@ -70,7 +71,7 @@ def candidate_line(
         "parameters": candidate.parameters,
         "tokens_per_second": candidate.tokens_per_second or None,
         "tokens": int(tokens),
-        "expected_bits_per_byte": expect(candidate.parameters, tokens, unique_tokens, ngram_bpb).bits_per_byte
+        "expected_bits_per_byte": expect(candidate.parameters, tokens, unique_tokens, text).bits_per_byte
         if from_scratch
         else None,
         "chosen": chosen,

@@ -5,6 +5,7 @@ import pytest
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
 from isoflop.plan.advise import draw, settle
+from isoflop.plan.predictability import UNKNOWN
 from isoflop.trainer import RunConfig
 
 
@@ -15,7 +16,7 @@ def no_clock(monkeypatch):
 
 def plan(budget: str, *assignments: str):
     sketch = draw(parse_budget(budget), RunConfig(), assignments, corpus_bytes=5e6)
-    return settle(sketch, 2_000_000, sketch.vocabulary, 2.5, 2.3)
+    return settle(sketch, 2_000_000, sketch.vocabulary, 2.5, UNKNOWN)
 
 
 @pytest.mark.parametrize("asked", [(), ("batch.sequences=4",), ("batch.sequences=64",), ("model.context=64",)])

@@ -4,9 +4,11 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from isoflop.plan.predictability import BLOCK, ORDER, UNKNOWN, ngram_bits_per_byte
+from isoflop.plan.predictability import BLOCK, ORDER, UNKNOWN, Predictability, ngram_bits_per_byte, predictability
 from isoflop.plan.prior import expect, table
 from isoflop.plan.repetition import excess, reducible_loss
+
+TEXT = {value: Predictability(value, value) for value in (2.5, 3.0)}
 
 
 def test_the_table_is_of_real_runs_over_several_corpora():
@@ -18,12 +20,12 @@ def test_the_table_is_of_real_runs_over_several_corpora():
 
 
 def test_more_compute_and_easier_text_mean_less_loss():
-    assert expect(1e6, 2e7, 1e9, 3.0).bits_per_byte < expect(3e5, 6e6, 1e9, 3.0).bits_per_byte
-    assert expect(1e6, 2e7, 1e9, 2.5).bits_per_byte < expect(1e6, 2e7, 1e9, 3.0).bits_per_byte
+    assert expect(1e6, 2e7, 1e9, TEXT[3.0]).bits_per_byte < expect(3e5, 6e6, 1e9, TEXT[3.0]).bits_per_byte
+    assert expect(1e6, 2e7, 1e9, TEXT[2.5]).bits_per_byte < expect(1e6, 2e7, 1e9, TEXT[3.0]).bits_per_byte
 
 
 def test_the_interval_holds_the_value_and_widens_beyond_the_table():
-    inside, far = expect(1e5, 2e6, 1e9, 3.0), expect(1e9, 2e10, 1e12, 3.0)
+    inside, far = expect(1e5, 2e6, 1e9, TEXT[3.0]), expect(1e9, 2e10, 1e12, TEXT[3.0])
     for e in (inside, far):
         assert 0 < e.low < e.bits_per_byte < e.high <= 16
     assert far.high / far.low > inside.high / inside.low
@@ -31,7 +33,7 @@ def test_the_interval_holds_the_value_and_widens_beyond_the_table():
 
 
 def test_a_verdict_says_on_which_side():
-    e = expect(1e5, 2e6, 1e9, 3.0)
+    e = expect(1e5, 2e6, 1e9, TEXT[3.0])
     assert [e.verdict(x) for x in (e.low * 0.9, e.bits_per_byte, e.high * 1.1)] == ["better", "inside", "worse"]
 
 
@@ -73,4 +75,5 @@ def test_predictability_is_the_interpolated_ngram_of_its_docstring():
     assert ngram_bits_per_byte(sample) == pytest.approx(naive(sample), rel=1e-9)
     assert ngram_bits_per_byte(b"the same line again\n" * 5000) < 0.01
     assert ngram_bits_per_byte(random.Random(1).randbytes(200_000)) > 7.9
-    assert ngram_bits_per_byte(b"too little") == UNKNOWN
+    assert predictability(b"too little") == UNKNOWN
+    assert predictability(sample).ngram == ngram_bits_per_byte(sample) > 0 < predictability(sample).lzma
