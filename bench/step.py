@@ -11,9 +11,6 @@ that of a process of its own for each, since a process remembers its worst momen
 
 import argparse
 import json
-import math
-import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,7 +27,7 @@ from isoflop.model.gpt import GPT
 from isoflop.model.presets import gpt2
 from isoflop.optim.build import build
 from isoflop.optim.config import OptimConfig
-from isoflop.runtime import Runtime, describe_machine, measure_peak, seed_everything
+from isoflop.runtime import Runtime, describe_machine, measure_peak, peak_memory, seed_everything
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import CausalLM
 
@@ -139,9 +136,8 @@ def run(sizes: list[str], dtypes: list[str], rounds: int) -> dict[str, Any]:
         flops = flops_per_token(config, convention="executed") * tokens
         for dtype in dtypes:
             if peak[dtype] < 0.1 * peak["float32"]:  # hours, on a processor without units for it
-                print(
-                    f"{size}  {dtype:9} left out: matrix products run at {peak[dtype] / peak['float32']:.2g} of float32's"
-                )
+                slower = peak["float32"] / peak[dtype]
+                print(f"{size}  {dtype:9} left out: its matrix products are {slower:.0f} times slower here")
                 continue
             steps = {name: make(size, getattr(torch, dtype)) for name, make in MAKERS.items()}
             seconds = time_in_turns(steps, STEPS[size], rounds)
@@ -184,8 +180,7 @@ def main() -> None:
         step = MAKERS[given.memory_of](given.sizes[0], getattr(torch, given.dtypes[0]))
         for _ in range(3):
             step()
-        unit = 1 if platform.system() == "Darwin" else 1024
-        print(math.floor(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
+        print(peak_memory("cpu"))
         return
     result = run(given.sizes, given.dtypes, given.rounds)
     if given.json:

@@ -1,5 +1,6 @@
 """The machine: device and dtype, threads, seeds, memory, and what its matrix units reach at best."""
 
+import contextlib
 import os
 import platform
 import random
@@ -7,6 +8,7 @@ import resource
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,10 @@ def peak_memory(device: str) -> int:
     """The most bytes this process has held: device memory on a GPU, resident memory on a CPU."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
+    with contextlib.suppress(OSError):  # Linux; its getrusage would count what the parent held when it started us
+        for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
