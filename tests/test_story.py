@@ -116,7 +116,9 @@ def test_a_time_budget_is_kept_and_its_decisions_are_on_record(corpus, tmp_path)
     out = tmp_path / "run"
     result = isoflop.pretrain([str(corpus)], "6s", out, assignments=[*TINY, "every.checkpoint=0"])
     assert abs(result.seconds - 6) < 0.6  # 10 %: six seconds on a busy test machine; the bench takes minutes
-    assert read_run(out).config["seconds"] == 6
+    run = read_run(out)
+    assert run.config["seconds"] == 6
+    assert all(run.events[0]["time"] <= decision["time"] <= run.events[-1]["time"] for decision in run.decisions)
 
 
 def test_going_on_from_another_runs_weights(corpus, tmp_path):

@@ -1,6 +1,7 @@
 """More budget for a run that has one: back to before its decay, with a later end."""
 
 import shutil
+import time
 from typing import Any
 
 from isoflop import checkpoint
@@ -67,7 +68,7 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         end = max(at + 1, total)
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)
         decision = Decision(at_step=at, steps=end, progress=progress, reason=reason)
-        folder.append("decisions", {**decision.to_dict(), "seconds": seconds}, durable=True)
+        folder.append("decisions", {**decision.to_dict(), "seconds": seconds, "time": time.time()}, durable=True)
         write_json(folder.plan, extended_plan(plan, more, seconds, total))
         folder.event("extended", step=at, budget=str(more), steps=total)
 

@@ -177,7 +177,7 @@ def run_steps(
             hook.stepped(live)
         live.seconds = time.monotonic() - before
         if pace and (decision := pace.look(live.step, live.seconds, live.timetable)):
-            live.folder.append("decisions", decision.to_dict(), durable=True)
+            live.folder.append("decisions", {**decision.to_dict(), "time": time.time()}, durable=True)
             live.timetable = live.timetable.decide(decision)
             for hook in hooks:
                 hook.decided(live, decision)

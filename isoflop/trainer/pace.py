@@ -57,5 +57,9 @@ class Pace:
         return Decision(
             at_step=step,
             steps=steps,
-            reason=f"at {per_step * 1e3:.3g} ms a step it would have ended at {ends:.0f} s, not {self.seconds:.0f} s",
+            reason=f"at {in_words(per_step)} a step it would have ended at {ends:.0f} s, not {self.seconds:.0f} s",
         )
+
+
+def in_words(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
