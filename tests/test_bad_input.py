@@ -161,3 +161,11 @@ def test_one_damaged_run_does_not_hide_the_others(finished, capsys):
     assert cli(["runs", str(finished.parent)]) == 0
     said = capsys.readouterr().out
     assert "damaged" in said and "finished" in said
+
+
+@pytest.mark.parametrize("more", ["+10s", "+1000tok", "+1e9"])
+def test_an_extension_in_what_no_step_has_measured_yet(finished, capsys, more):
+    (finished / "metrics.jsonl").write_text("")
+    before = tree_of(finished)
+    assert "extend it by steps" in refused(capsys, "train", "--resume", str(finished), "--budget", more)
+    assert tree_of(finished) == before

@@ -107,16 +107,13 @@ def extended_length(
     match more.kind:
         case "seconds":
             if not per_step:
-                raise UserError(f"{folder.path} has no timed step yet; extend it by tokens or steps instead")
+                raise UserError(f"{folder.path} has no timed step yet; extend it by steps instead")
             spent = held_to or per_step * timetable.total_steps
             return spent + more.amount, round((spent + more.amount) / per_step)
-        case "tokens":
-            last = training[-1]
-            added = more.amount / (last["tokens"] / last["step"])
-        case "flops":
+        case "tokens" | "flops":
             if not training:
-                raise UserError(f"{folder.path} has no step on record yet; extend it by tokens or steps instead")
-            added = more.amount / (training[-1]["flops"] / training[-1]["step"])
+                raise UserError(f"{folder.path} has no step on record yet; extend it by steps instead")
+            added = more.amount / (training[-1][more.kind] / training[-1]["step"])
         case _:
             added = more.amount
     return 0.0, timetable.total_steps + max(1, round(added))

@@ -93,7 +93,7 @@ def pretrain(
     if not dry_run:
         folder.refuse_used()
         try_folder(folder.path, f"--out {folder.path}")
-    if override(start, assignments).task == "seq2seq":
+    if asked.task == "seq2seq":
         start = replace(start, task="seq2seq")
         return pretrain_pairs(allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener)
     with phases.time("prepare"):

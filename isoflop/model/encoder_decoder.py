@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from isoflop.errors import UserError
 from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
 from isoflop.model.blocks.norm import BatchNorm
-from isoflop.model.blocks.part import Cache, Embedding, Linear, Part
+from isoflop.model.blocks.part import Cache, Embedding, Linear, Part, mean_readings, reset_inside, take_auxiliary
 from isoflop.model.blocks.position import Position
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import branch_init, make_norm, make_position
@@ -121,31 +121,18 @@ class EncoderDecoder(Part):
 
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None and module is not self:
-                reset()
+        reset_inside(self)
 
     def matmul_weights(self) -> int:
         return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
 
     def auxiliary_loss(self) -> Tensor | float:
         """The sum of what the parts' last training forward adds to the loss; each is given once."""
-        total: Tensor | float = 0.0
-        for module in self.modules():
-            if isinstance(module, Part) and module.auxiliary is not None:
-                total = total + module.auxiliary
-                module.auxiliary = None
-        return total
+        return take_auxiliary(self)
 
     def mean_readings(self) -> dict[str, float]:
         """What the parts of the blocks say of the last forward (Part.readings), each name's mean over them."""
-        found: dict[str, list[float]] = {}
-        for unit in self.units():
-            for part in unit.modules():
-                for name, value in part.readings().items() if isinstance(part, Part) else ():
-                    found.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        return mean_readings(self.units())
 
     def weights_by_side(self) -> tuple[int, int]:
         """The weights that a token of the source is multiplied by, and those that one of the target is. The keys and

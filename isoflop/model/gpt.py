@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.model.blocks.norm import normalise
-from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part
+from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, mean_readings, reset_inside, take_auxiliary
 from isoflop.model.blocks.position import Position
 from isoflop.model.config import ModelConfig
 from isoflop.model.init import INITS
@@ -103,20 +103,11 @@ class GPT(Part):
 
     def auxiliary_loss(self) -> Tensor | float:
         """The sum of what the parts' last training forward adds to the loss; each is given once."""
-        total: Tensor | float = 0.0
-        for module in self.modules():
-            if isinstance(module, Part) and module.auxiliary is not None:
-                total = total + module.auxiliary
-                module.auxiliary = None
-        return total
+        return take_auxiliary(self)
 
     def mean_readings(self) -> dict[str, float]:
         """What the parts of the blocks say of the last forward (Part.readings), each name's mean over them."""
-        found: dict[str, list[float]] = {}
-        for module in self.blocks.modules():
-            for name, value in module.readings().items() if isinstance(module, Part) else ():
-                found.setdefault(name, []).append(value)
-        return {name: sum(values) / len(values) for name, values in found.items()}
+        return mean_readings(self.blocks)
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         return F.linear(h_BTD, self.head_weight)
@@ -132,10 +123,7 @@ class GPT(Part):
 
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
-        for module in self.modules():
-            reset = getattr(module, "reset_parameters", None)
-            if reset is not None and module is not self:
-                reset()
+        reset_inside(self)
 
     def matmul_weights(self) -> int:
         uses = len(self.ahead) + (self.head is None)  # an untied head counts its first use itself

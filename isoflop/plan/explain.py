@@ -50,6 +50,14 @@ def choices_of(
             f"{config.batch.sequences} x {model.context} = {config.tokens_per_step:,} tokens",
             "0.573 D^0.571 (Step Law)",
         ),
+        *choices_of_course(config),
+        Choice("tokenizer", f"{bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
+    )
+
+
+def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
+    """How long and at which rates, whatever is trained."""
+    return (
         Choice("steps", f"{config.steps:,}", "D over the batch"),
         Choice(
             "optimiser",
@@ -61,5 +69,4 @@ def choices_of(
             f"{config.schedule.name}, warm-up {config.schedule.warmup:.0%}, decay {config.schedule.decay:.0%}",
             "ends at the budget; can be extended from before the decay",
         ),
-        Choice("tokenizer", f"{bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
     )

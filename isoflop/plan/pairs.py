@@ -17,7 +17,7 @@ from isoflop.errors import UserError
 from isoflop.model.count import pair_flops_per_token, parameters
 from isoflop.plan.advise import MIN_STEPS, SECONDS_EACH, Advice, with_intervals
 from isoflop.plan.candidates import HOOKS_SHARE, rough_flops
-from isoflop.plan.explain import Choice
+from isoflop.plan.explain import Choice, choices_of_course
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.shapes import batch_tokens_for
 from isoflop.runtime import choose_device, cores, measure_peak
@@ -203,15 +203,5 @@ def choices_of(config: RunConfig, prepared: PreparedPairs, read: int, best: dict
             "0.573 D^0.571 (Step Law)",
         ),
         Choice("context", f"{model.context} positions", "the longest side of a pair and its end"),
-        Choice("steps", f"{config.steps:,}", "D over the batch"),
-        Choice(
-            "optimiser",
-            f"{config.optim.name}, lr {config.optim.lr:.3g}, matrix lr {config.optim.matrix_lr:.3g}",
-            "measured at small sizes, see LAB.md",
-        ),
-        Choice(
-            "schedule",
-            f"{config.schedule.name}, warm-up {config.schedule.warmup:.0%}, decay {config.schedule.decay:.0%}",
-            "ends at the budget; can be extended from before the decay",
-        ),
+        *choices_of_course(config),
     )

@@ -5,7 +5,7 @@ shapes and have no default; the others are options, have a default, and are what
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -146,6 +146,33 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         self.init(self.weight, self.role)
+
+
+def reset_inside(model: nn.Module) -> None:
+    """Let every module below `model` fill what it owns, in the order of construction."""
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None and module is not model:
+            reset()
+
+
+def take_auxiliary(model: nn.Module) -> Tensor | float:
+    """The sum of the parts' auxiliary losses, each of which is taken away."""
+    total: Tensor | float = 0.0
+    for module in model.modules():
+        if isinstance(module, Part) and module.auxiliary is not None:
+            total = total + module.auxiliary
+            module.auxiliary = None
+    return total
+
+
+def mean_readings(units: Iterable[nn.Module]) -> dict[str, float]:
+    """What the parts of some blocks say of the last forward (Part.readings), each name's mean over them."""
+    found: dict[str, list[float]] = {}
+    for part in (module for unit in units for module in unit.modules() if isinstance(module, Part)):
+        for name, value in part.readings().items():
+            found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
 
 
 def entry(table: Mapping[str, Entry], name: str, where: str) -> Entry:
