@@ -35,8 +35,9 @@ class Cache(Protocol):
     def length(self) -> int:
         """Positions held before this forward."""
 
-    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep T new positions of one layer; give back all S = length + T of them. The two may differ in H and K."""
+    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
+        """Keep T new positions of one layer; give back all S = length + T of them, or with a window at least those that
+        the new ones see, so that S is less. The two may differ in H and K."""
 
     def advance(self, positions: int) -> None:
         """Count T new positions as held, once a forward, after the last layer."""
