@@ -63,14 +63,7 @@ def generate(
     Raises:
         UserError: for a sampling argument out of range.
     """
-    how: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "stop_at_eot": stop_at_eot,
-    }
-    return generate_all(model, tokenizer, [prompt], tokens, **how, on_text=on_text)[0]
+    return generate_all(model, tokenizer, [prompt], tokens, temperature, top_k, top_p, seed, stop_at_eot, on_text)[0]
 
 
 def generate_all(

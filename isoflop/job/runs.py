@@ -18,6 +18,7 @@ from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.engine import generate
+from isoflop.generate.layout import lay_out
 from isoflop.generate.transduce import transduce
 from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut, measure
@@ -70,6 +71,7 @@ def sample(
         return output_for(model, tokenizer, prompt, temperature, beam, on_text)
     if beam != 1:
         raise UserError(f"--beam {beam} is for runs of --task seq2seq; this one continues a text, token by token")
+    lay_out(model)
     begun = prompt if with_prompt else ""
     if begun and on_text is not None:
         on_text(begun)
