@@ -231,6 +231,23 @@ def test_a_window_that_holds_everything_is_full_attention():
     torch.testing.assert_close(banded(x), full(x))
 
 
+@pytest.mark.parametrize("options", [{}, {"kv_heads": 2}, {"soft_cap": 2.0}])
+@pytest.mark.parametrize("position", [None, Distance()])
+def test_a_band_in_blocks_is_the_band_at_once(monkeypatch, options, position):
+    torch.manual_seed(0)
+    banded = make_attention(window=3, kind=Banded, position=position, **options)
+    x = torch.randn(2, 23, 16, dtype=torch.float64)
+    at_once = banded(x)
+    monkeypatch.setattr("isoflop.model.blocks.attention.BLOCK", 4)
+    torch.testing.assert_close(banded(x), at_once)
+    cache = KVCache(23)
+    parts = []
+    for start, end in ((0, 7), (7, 23)):
+        parts.append(banded(x[:, start:end], cache))
+        cache.advance(end - start)
+    torch.testing.assert_close(torch.cat(parts, dim=1), at_once)
+
+
 def test_soft_cap_is_the_formula_and_bounds_the_scores():
     torch.manual_seed(0)
     capped, x = make_attention(soft_cap=0.5, kv_heads=2), torch.randn(1, 5, 16, dtype=torch.float64) * 3
