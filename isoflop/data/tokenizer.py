@@ -7,7 +7,7 @@ and only the data step puts the real one between documents.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from isoflop.data.pieces import Remembered
 from isoflop.errors import UserError
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
+PLAIN_STRETCH = 4096  # characters that are looked up together, or left to the library together
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
 PROBE = (
     "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
@@ -69,6 +71,10 @@ class Tokenizer:
             and inner.normalizer is None
             and all(token.special for token in added)
         )
+        by_piece = (  # a piece has the same ids wherever it stands
+            self._splits_at_spaces and not inner.pre_tokenizer.add_prefix_space and not inner.model.dropout
+        )
+        self._remembered = Remembered(self._ids_of) if by_piece else None
 
     # Origins
 
@@ -167,8 +173,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int64 ids of each text; the same as `encode` one by one."""
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        if self._remembered is not None:
+            return [self._remembered.ids(self.stretches(text, PLAIN_STRETCH)) for text in texts]
+        return [np.array(ids, dtype=np.int64) for ids in self._ids_of(texts)]
 
     def stretches(self, text: str, length: int) -> list[str]:
         """Cut a long text where it makes no difference to its ids: before a space that follows a letter, and only if
@@ -199,6 +206,10 @@ class Tokenizer:
         return np.array([len(piece) for piece in self._pieces], dtype=np.int64)
 
     # Inside
+
+    def _ids_of(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return (encoding.ids for encoding in encodings)
 
     def _joined(self, ids: Iterable[int]) -> bytes:
         return b"".join([self._pieces[i] for i in ids if i < self.vocab_size])
