@@ -23,7 +23,7 @@ from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompres
 from isoflop.errors import UserError
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
-LONGEST_LINE = 256 * 1024 * 1024  # a .jsonl record beyond this is not held in memory but skipped
+LONGEST_LINE = 64 * 1024 * 1024  # a .jsonl record beyond this is not held in memory but skipped
 RECORD_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BINARY_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF-", b"PK\x03\x04", b"\x7fELF", b"BZh", b"SQLite format 3")
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
