@@ -5,7 +5,6 @@ the case's own generator, so that (target, seed, number) is the case.
 """
 
 import gzip
-import hashlib
 import json
 import lzma
 import os
@@ -42,8 +41,8 @@ class Case:
     must_refuse: bool = False
 
     def files(self, *endings: str) -> list[Path]:
-        """Regular files, in order of name, with one of the endings if any are named."""
-        found = (p for p in sorted(self.folder.rglob("*")) if p.is_file() and not p.is_symlink())
+        """Regular files of a sane size, in order of name, with one of the endings if any are named."""
+        found = whole_files(self.folder)
         return [p for p in found if not endings or p.name.endswith(endings)]
 
     def pick(self, *endings: str) -> Path | None:
@@ -607,12 +606,8 @@ def spoil_string(case: Case) -> str:
     return f"{kind} in line {at}: {line[:60]!r}"
 
 
-def file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def whole_files(folder: Path) -> Iterator[Path]:
-    """Regular files of a sane size, which a signature can be made of."""
+    """Regular files of a sane size: what can be read to be spoilt or signed."""
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.is_symlink() and path.stat().st_size < 2**30:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 2**28:
             yield path

@@ -126,8 +126,8 @@ def read_prepared(folder: Path) -> None:
 
 def resign_prepared(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
         here = {path.name: path for path in whole_files(folder)}
+        manifest = json.loads(here["manifest.json"].read_bytes())
         manifest["tokenizer_sha256"] = sha256(here["tokenizer.json"])
         streams = manifest.get("streams")
         listed = [*streams.values()] if streams else [manifest["heldout"], *(s["train"] for s in manifest["sources"])]
@@ -238,13 +238,13 @@ def read_checkpoint(folder: Path) -> None:
 
 def resign_checkpoint(folder: Path) -> None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_bytes())
-        listed = (p for p in whole_files(folder) if p.name != "manifest.json")
+        here = {path.relative_to(folder).as_posix(): path for path in whole_files(folder)}
+        manifest = json.loads(here.pop("manifest.json").read_bytes())
         manifest["files"] = {
-            p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in listed
+            name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in here.items()
         }
         (folder / "manifest.json").write_text(json.dumps(manifest))
-    except (ValueError, TypeError, AttributeError, OSError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError):
         return
 
 
