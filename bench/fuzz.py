@@ -125,6 +125,8 @@ def run(cases: list[dict[str, Any]], workers: int = 1, limit: float = 20.0) -> d
                 told = process.ask(case, limit)
                 with lock:
                     found.setdefault(case["target"], Found()).add(case, told)
+                if told["outcome"] not in ("read", "refused"):
+                    print(f"{case}: {told['outcome']}", file=sys.stderr, flush=True)
         except BaseException as error:
             broken.append(error)
         finally:

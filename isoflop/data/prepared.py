@@ -104,12 +104,12 @@ def open_prepared(folder: Path, verify_checksums: bool = True) -> Prepared:
         raise damaged(folder / MANIFEST, "its checksum does not match")
     shards = check_manifest(manifest, folder / MANIFEST)
     if verify_checksums:
-        verify(folder, {TOKENIZER: manifest["tokenizer_sha256"], **shards}, manifest["vocab_size"])
+        verify(folder, {TOKENIZER: (manifest["tokenizer_sha256"], -1), **shards}, manifest["vocab_size"])
     return Prepared(folder, manifest)
 
 
-def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, str]:
-    """Every field that a Prepared reads. Returns the token files with their SHA-256.
+def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, tuple[str, int]]:
+    """Every field that a Prepared reads. Returns the token files with their SHA-256 and bytes.
 
     Raises:
         UserError: naming the first field that is not what `prepare` writes.
@@ -117,7 +117,8 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, str]:
     for name, kind in (("fingerprint", str), ("tokenizer_sha256", str), ("account", dict), ("vocab_size", int)):
         field(manifest, name, kind, path)
     field(field(manifest, "heldout", dict, path), "bytes", int, path)
-    shards = check_stream(manifest["heldout"], path)
+    ids = manifest["vocab_size"]
+    shards = check_stream(manifest["heldout"], path, ids)
     sources = field(manifest, "sources", list, path)
     names = [field(source, "name", str, path) for source in sources]
     weights = [source.get("weight") for source in sources]
@@ -127,7 +128,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, str]:
     if any(isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1 for weight in given):
         raise damaged(path, "the weight of a source is no share")
     for source in sources:
-        shards |= check_stream(field(source, "train", dict, path), path)
+        shards |= check_stream(field(source, "train", dict, path), path, ids)
     if not manifest["heldout"]["tokens"] or not sum(source["train"]["tokens"] for source in sources):
         raise damaged(path, "there is nothing to train on or nothing held out")
     return shards

@@ -176,12 +176,12 @@ def open_pairs(folder: Path, verify_checksums: bool = True) -> PreparedPairs:
         raise damaged(folder / MANIFEST, "its checksum does not match")
     sums = check_manifest(manifest, folder / MANIFEST)
     if verify_checksums:
-        verify(folder, {TOKENIZER: manifest["tokenizer_sha256"], **sums}, manifest["vocab_size"])
+        verify(folder, {TOKENIZER: (manifest["tokenizer_sha256"], -1), **sums}, manifest["vocab_size"])
     return PreparedPairs(folder, manifest)
 
 
-def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, str]:
-    """Every field that a PreparedPairs reads. Returns the token files with their SHA-256.
+def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, tuple[str, int]]:
+    """Every field that a PreparedPairs reads. Returns the token files with their SHA-256 and bytes.
 
     Raises:
         UserError: naming the first field that is not what `prepare_pairs` writes.
@@ -193,8 +193,8 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, str]:
     if not field(train, "documents", int, path):
         raise damaged(path, "there are no pairs to train on")
     streams = field(manifest, "streams", dict, path)
-    sums: dict[str, str] = {}
+    sums: dict[str, tuple[str, int]] = {}
     for part in ("train", "heldout"):
         for side in SIDES:
-            sums |= check_stream(field(streams, f"{part}.{side}", dict, path), path)
+            sums |= check_stream(field(streams, f"{part}.{side}", dict, path), path, manifest["vocab_size"])
     return sums

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from isoflop import files
 from isoflop.errors import UserError
-from isoflop.untrusted import open_regular
+from isoflop.files import sha256
+from isoflop.untrusted import LARGEST_TEXT, open_regular
 
 MAGIC, VERSION, HEADER = b"ISOFLOP\0", 1, struct.Struct("<8sIIQ40x")
 SHARD_BYTES = 256 * 1024 * 1024
@@ -72,7 +72,7 @@ class ShardWriter:
         self.file.seek(0)
         self.file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self.count))
         self.file.close()
-        self.shards.append({"file": self.path.name, "tokens": self.count, "sha256": files.sha256(self.path)})
+        self.shards.append({"file": self.path.name, "tokens": self.count, "sha256": sha256(self.path)})
 
     def close(self) -> dict[str, Any]:
         self.finish()
@@ -154,8 +154,8 @@ def field(holder: Any, name: str, kind: type, manifest: Path) -> Any:
     return value
 
 
-def check_stream(described: Any, manifest: Path) -> dict[str, str]:
-    """What a manifest says of a stream, every field checked: its files with their SHA-256.
+def check_stream(described: Any, manifest: Path, vocab_size: int) -> dict[str, tuple[str, int]]:
+    """What a manifest says of a stream, every field checked: its files with their SHA-256 and bytes.
 
     Raises:
         UserError: for a field that is not what ShardWriter.close gives, such as a file outside the folder.
@@ -168,13 +168,17 @@ def check_stream(described: Any, manifest: Path) -> dict[str, str]:
     for name in names:
         if not SHARD_NAME.fullmatch(name):
             raise damaged(manifest, f"{name[:80]!r} is no name of a token file in its folder")
-    return dict(zip(names, (field(shard, "sha256", str, manifest) for shard in shards), strict=True))
+    width = dtype_for(vocab_size).itemsize
+    sizes = [HEADER.size + shard["tokens"] * width for shard in shards]
+    sums = [field(shard, "sha256", str, manifest) for shard in shards]
+    return dict(zip(names, zip(sums, sizes, strict=True), strict=True))
 
 
-def verify(folder: Path, checksums: dict[str, str], vocab_size: int = 0) -> None:
+def verify(folder: Path, files: dict[str, tuple[str, int]], vocab_size: int = 0) -> None:
     """Compare every file with its SHA-256; in threads, since hashing lets go of the interpreter.
 
     Args:
+        files: name -> SHA-256 and bytes, which are compared first: hashing takes as long as a file is; -1: any text's.
         vocab_size: token files (.bin) hold only ids below it; 0: not looked at.
 
     Raises:
@@ -186,6 +190,9 @@ def verify(folder: Path, checksums: dict[str, str], vocab_size: int = 0) -> None
         digest, largest = hashlib.sha256(), -1
         try:
             with open_regular(folder / name) as file:
+                size, wanted = os.fstat(file.fileno()).st_size, files[name][1]
+                if size > LARGEST_TEXT if wanted < 0 else size != wanted:
+                    return f"it has {size} bytes" + ("" if wanted < 0 else f" instead of {wanted}")
                 digest.update(file.read(HEADER.size))
                 while block := file.read(1 << 20):
                     digest.update(block)
@@ -194,12 +201,12 @@ def verify(folder: Path, checksums: dict[str, str], vocab_size: int = 0) -> None
                         largest = max(largest, int(np.frombuffer(block[:whole], dtype).max(initial=0)))
         except OSError as error:
             return error.strerror or str(error)
-        if digest.hexdigest() != checksums[name]:
+        if digest.hexdigest() != files[name][0]:
             return "its checksum does not match"
         return f"it holds the id {largest}, and there are {vocab_size}" if vocab_size and largest >= vocab_size else ""
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for name, reason in zip(checksums, pool.map(differs, checksums), strict=True):
+        for name, reason in zip(files, pool.map(differs, files), strict=True):
             if reason:
                 raise damaged(folder / name, reason)
 
