@@ -381,7 +381,7 @@ def bomb(case: Case) -> str:
     """A small file that unpacks to a very large one, or says so."""
     draw = case.draw
     kind = draw.choice(["gz", "xz", "zst", "xz dictionary", "zst window", "parquet", "parquet pages", "gz of a bomb"])
-    size = draw.choice([20, 60, 150]) * 2**20
+    size = draw.choice([20, 60, 100]) * 2**20
     block = draw.choice([b"a", b" ", b"\n", b"a\n", b"[", b'{"text": "', b"\\", b"ab ", b"\xc3"])
     name = draw.choice(["x.txt", "x.jsonl", "x.csv"])
     content = (block * (2**20 // len(block)))[: 2**20]
@@ -538,7 +538,7 @@ def lead_outside(case: Case) -> str:
         named = [
             (holder, key)
             for holder, key in places(value)
-            if isinstance(holder[key], str) and (outside / holder[key]).is_file() and holder[key]
+            if isinstance(holder[key], str) and 0 < len(holder[key]) < 100 and (outside / holder[key]).is_file()
         ]
         if not named:
             continue

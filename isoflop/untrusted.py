@@ -53,7 +53,7 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
             size = os.fstat(file.fileno()).st_size
             if size > largest:
                 raise UserError(f"{path} has {size:,} bytes; no such file has more than {largest:,}")
-            return file.read(largest)
+            return file.read(size)  # and no more: what is asked for is taken from memory at once
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:

@@ -88,11 +88,11 @@ def xz_blocks(raw: BinaryIO) -> Iterator[bytes]:
 def zstd_blocks(raw: BinaryIO, size: int) -> Iterator[bytes]:
     """Frame by frame, since zstandard's own stream reader takes a truncated frame for a whole one.
 
-    4 KiB at a time bound what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
+    1 KiB at a time bounds what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
     """
     decompressor = zstandard.ZstdDecompressor(max_window_size=min(2**31, max(ZSTD_WINDOW, 64 * size)))
     frame, pending = None, bytearray()
-    while data := raw.read(4096):
+    while data := raw.read(1024):
         while data:
             frame = frame or decompressor.decompressobj()
             pending += frame.decompress(data)

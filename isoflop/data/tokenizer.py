@@ -150,7 +150,7 @@ class Tokenizer:
         Raises:
             UserError: if it is malformed, lossy or has no end-of-text token.
         """
-        described = parse_json(text, origin)
+        described = parse_json(text, f"{origin} is not a tokenizer.json: it")
         # What follows reads a stranger's rules with a library that raises bare Exceptions, and panics.
         with foreign(f"{origin} is not a tokenizer.json"):
             if growth(described) > MOST_GROWTH:
