@@ -11,12 +11,14 @@ table by target and every kind of finding with the case that shows it; the exit 
 
 import argparse
 import json
+import math
 import os
 import selectors
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,8 +109,11 @@ class Process:
         self.errors.close()
 
 
-def run(cases: list[dict[str, Any]], workers: int = 1, limit: float = 20.0) -> dict[str, Found]:
-    """Every case; what came of each target's."""
+def run(
+    cases: list[dict[str, Any]], workers: int = 1, limit: float = 20.0, minutes: float = math.inf
+) -> dict[str, Found]:
+    """Every case, or as many as fit into so many minutes; what came of each target's."""
+    end = time.monotonic() + 60 * minutes
     found: dict[str, Found] = {}
     left, lock, broken = iter(cases), threading.Lock(), list[BaseException]()
 
@@ -118,7 +123,7 @@ def run(cases: list[dict[str, Any]], workers: int = 1, limit: float = 20.0) -> d
             while True:
                 with lock:
                     case = next(left, None)
-                if case is None or broken:
+                if case is None or broken or time.monotonic() > end:
                     return
                 if process is None or not process.alive:
                     process = Process()
@@ -144,14 +149,12 @@ def run(cases: list[dict[str, Any]], workers: int = 1, limit: float = 20.0) -> d
 
 
 def plan(cases: int, seed: int, only: list[str], weights: dict[str, float]) -> list[dict[str, Any]]:
-    """Which cases: each target's share by weight, at least one; target after target, so that few examples are made."""
+    """Which cases: each target's share by weight, at least one; all targets go on together."""
     names = only or list(weights)
     total = sum(weights[name] for name in names)
-    return [
-        {"target": name, "seed": seed, "number": number}
-        for name in names
-        for number in range(max(1, round(cases * weights[name] / total)))
-    ]
+    shares = {name: max(1, round(cases * weights[name] / total)) for name in names}
+    listed = [(number / share, name, number) for name, share in shares.items() for number in range(share)]
+    return [{"target": name, "seed": seed, "number": number} for _, name, number in sorted(listed)]
 
 
 def show(found: dict[str, Found], findings: int = 3) -> int:
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], choices=list(TARGETS), metavar="TARGET")
     parser.add_argument("--number", type=int, help="this one case alone")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no case after so many")
     parser.add_argument("--limit", type=float, default=20.0, help="seconds that a case may take")
     given = parser.parse_args()
     if given.number is not None:
@@ -201,7 +205,7 @@ def main() -> None:
         print("\n".join(f"{name}: {value}" for name, value in told.items()))
         sys.exit(told["outcome"] not in ("read", "refused"))
     cases = plan(given.cases, given.seed, given.only, {name: target.weight for name, target in TARGETS.items()})
-    sys.exit(1 if show(run(cases, given.workers, given.limit)) else 0)
+    sys.exit(1 if show(run(cases, given.workers, given.limit, given.minutes)) else 0)
 
 
 if __name__ == "__main__":
