@@ -108,7 +108,7 @@ def tokenizer() -> Tokenizer:
 
 
 def make_prepared(folder: Path) -> None:
-    text = folder.with_name("text")
+    text = folder.with_name("corpus of prepared")
     text.mkdir()
     for n, words in enumerate(TEXTS):
         (text / f"{n}.txt").write_text(words)
