@@ -558,7 +558,7 @@ def lead_outside(case: Case) -> str:
 
 def spoil_string(case: Case) -> str:
     """One line of text that is given on the command line: numbers grown, signs repeated, pieces from elsewhere."""
-    path = case.files()[0]
+    path = case.files(".txt")[0]
     lines = path.read_text(encoding="utf-8", errors="surrogatepass").split("\n")
     draw = case.draw
     at = draw.randrange(len(lines))

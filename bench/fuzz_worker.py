@@ -123,7 +123,10 @@ def judge(target: Target, case: Case, watch: Watch) -> dict[str, Any]:
     if outcome == "refused":
         if len(said.splitlines()) != 1 or len(said) > LONGEST_MESSAGE:
             outcome = "not one line"
-        elif not any(word in said for word in ("/", "=", "'", "unknown field", "decision.", *names)):
+        elif not any(
+            word in said
+            for word in ("/", "=", "'", "unknown field", "decision.", "model.", "a source is empty", *names)
+        ):
             outcome = "names nothing"
     elif outcome == "read" and case.must_refuse:
         outcome = "read from outside"

@@ -17,6 +17,9 @@ class UserError(Exception):
 def one_line(text: str) -> str:
     """Text as one line that a terminal shows as it is: a name that a message quotes may hold anything, line feeds and
     a terminal's commands too, and be as long as a book."""
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST - 500]} ... {text[-490:]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    shown = shorter(text)
+    return shorter("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown))
+
+
+def shorter(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]} ... {text[-490:]}"

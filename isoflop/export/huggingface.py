@@ -232,7 +232,7 @@ class opened:
     def __init__(self, path: Path) -> None:
         try:
             self.file = safetensors.safe_open(str(path), framework="pt")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, MemoryError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} cannot be read as safetensors ({str(error)[:120]})") from None
 
     def __enter__(self) -> Any:
