@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from isoflop.checkpoint import load_weights
+from isoflop.checkpoint import check_buffers, load_weights
 from isoflop.data.tokenizer import PROBE, Tokenizer
 from isoflop.errors import UserError
 from isoflop.export.anatomy import Anatomy
@@ -36,6 +36,8 @@ class Bundle:
 
     def model(self) -> GPT:
         """The GPT with these weights, ready to be evaluated."""
+        with torch.device("meta"):
+            check_buffers(GPT(self.config), self.made_of)
         model = GPT(self.config)
         load_weights(model, self.weights)
         return model.eval()

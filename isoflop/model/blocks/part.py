@@ -184,6 +184,6 @@ def entry(table: Mapping[str, Entry], name: str, where: str) -> Entry:
     """
     if name in table:
         return table[name]
-    close = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], table, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(f"{where} = {name!r} is not one of {', '.join(table)}{hint}")
