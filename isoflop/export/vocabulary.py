@@ -62,7 +62,8 @@ def read_tokenizer(folder: Path) -> str:
         UserError: if there is none.
     """
     if (folder / "tokenizer.json").is_file():
-        return spell_out_prefix((folder / "tokenizer.json").read_bytes().decode("utf-8", errors="replace"))
+        text = (folder / "tokenizer.json").read_bytes().decode("utf-8", errors="replace")
+        return spell_out_prefix(without_composition(text))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         try:
             vocabulary = json.loads((folder / "vocab.json").read_bytes())
@@ -71,9 +72,26 @@ def read_tokenizer(folder: Path) -> str:
             return byte_level(vocabulary, merges, "gpt-2", {}, str(folder))
         except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{folder}: vocab.json and merges.txt are no tokenizer ({str(error)[:120]})") from None
+    if (folder / "tokenizer.model").is_file():
+        raise UserError(
+            f"{folder / 'tokenizer.model'} is SentencePiece's own form, which is not read; save the tokenizer as "
+            "tokenizer.json (transformers' AutoTokenizer does), or name another with --tokenizer FILE"
+        )
     raise UserError(
         f"{folder} has no tokenizer.json, and no vocab.json with merges.txt; name a tokenizer with --tokenizer FILE"
     )
+
+
+def without_composition(text: str) -> str:
+    """A byte-level tokenizer.json without NFC ahead of it, which Qwen's have: text that is composed already, as nearly
+    all is, keeps its ids, and other text comes back as it was. GGUF leaves it out too."""
+    try:
+        described = json.loads(text)
+        if described["normalizer"] != {"type": "NFC"} or described["decoder"]["type"] != "ByteLevel":
+            return text
+    except (ValueError, KeyError, TypeError):  # no tokenizer: Tokenizer.from_json says so
+        return text
+    return json.dumps({**described, "normalizer": None}, ensure_ascii=False)
 
 
 def spell_out_prefix(text: str) -> str:
