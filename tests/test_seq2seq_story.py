@@ -94,6 +94,9 @@ def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
     held.write_text("abc\tC B A\nabc\tX X X\n")
     assert cli(["eval", str(whole), str(held), "--json", "--beam", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["inputs"] == 1
+    held.write_text(f"abc\tC B A\n{'abc' * 20}\tX\n")
+    assert cli(["eval", str(whole), str(held)]) == 2
+    assert "takes 61 positions" in capsys.readouterr().err
 
     assert cli(["sample", str(whole), "--prompt", "abc"]) == 0
     assert set(capsys.readouterr().out.split()) <= set("ABCDEFGH")  # the output alone, not the prompt before it

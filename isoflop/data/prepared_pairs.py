@@ -57,6 +57,11 @@ class PairTokens:
         """Of both sides, with the end of each target."""
         return int((self.source.lengths + self.target.lengths + 1).sum())
 
+    @property
+    def longest(self) -> int:
+        """Positions that the longest side of any pair takes."""
+        return max(int(items.lengths.max()) + 1 for items in (self.source, self.target))
+
 
 class PreparedPairs:
     """Pairs ready to be read at random.
@@ -91,7 +96,7 @@ class PreparedPairs:
 
     def longest(self) -> int:
         """Positions that the longest side of any pair takes."""
-        return max(int(items.lengths.max()) + 1 for part in (self.train(), self.heldout()) for items in sides(part))
+        return max(self.train().longest, self.heldout().longest)
 
     def account(self) -> dict[str, Any]:
         """What became of every line; see pairs.account_of for the fields."""
@@ -137,10 +142,6 @@ class LoosePairs:
 def items_of(texts: Sequence[np.ndarray]) -> Items:
     ends = np.cumsum([len(ids) for ids in texts], dtype=np.int64)
     return Items(np.concatenate(texts), np.concatenate([[0], ends[:-1]]), ends)
-
-
-def sides(pairs: PairTokens) -> tuple[Items, Items]:
-    return pairs.source, pairs.target
 
 
 def write_side(folder: Path, prefix: str, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -64,16 +64,33 @@ def read_tokenizer(folder: Path) -> str:
         UserError: if there is none.
     """
     if (folder / "tokenizer.json").is_file():
-        return spell_out_prefix(read_text(folder / "tokenizer.json"))
+        return spell_out_prefix(without_composition(read_text(folder / "tokenizer.json")))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         vocabulary = parse_json(read_text(folder / "vocab.json"), str(folder / "vocab.json"))
         lines = read_text(folder / "merges.txt").split("\n")
         merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
         with foreign(f"{folder}: vocab.json and merges.txt are no tokenizer"):
             return byte_level(vocabulary, merges, "gpt-2", {}, str(folder))
+    if (folder / "tokenizer.model").is_file():
+        raise UserError(
+            f"{folder / 'tokenizer.model'} is SentencePiece's own form, which is not read; save the tokenizer as "
+            "tokenizer.json (transformers' AutoTokenizer does), or name another with --tokenizer FILE"
+        )
     raise UserError(
         f"{folder} has no tokenizer.json, and no vocab.json with merges.txt; name a tokenizer with --tokenizer FILE"
     )
+
+
+def without_composition(text: str) -> str:
+    """A byte-level tokenizer.json without NFC ahead of it, which Qwen's have: text that is composed already, as nearly
+    all is, keeps its ids, and other text comes back as it was. GGUF leaves it out too."""
+    try:
+        described = parse_json(text, "")
+        if described["normalizer"] != {"type": "NFC"} or described["decoder"]["type"] != "ByteLevel":
+            return text
+    except (UserError, KeyError, TypeError):  # no tokenizer: Tokenizer.from_json says so
+        return text
+    return json.dumps({**described, "normalizer": None}, ensure_ascii=False)
 
 
 def spell_out_prefix(text: str) -> str:

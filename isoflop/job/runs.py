@@ -132,7 +132,13 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
         return judge(run_as, model, data, runtime, beam=beam)
     config = DataConfig(sources=tuple(sources), text_column=text_column)
     if isinstance(model, EncoderDecoder):
-        return judge(run_as, model, pairs_to_measure(config, tokenizer), runtime, beam=beam)
+        loose = pairs_to_measure(config, tokenizer)
+        if loose.pairs.longest > model.config.context:
+            raise UserError(
+                f"the longest pair in {' '.join(sources)} takes {loose.pairs.longest} positions and the model has "
+                f"{model.config.context}: leave longer pairs out"
+            )
+        return judge(run_as, model, loose, runtime, beam=beam)
     parts = [
         measure(model, tokens, tokenizer.token_bytes(), tokenizer.start, runtime)
         for tokens in token_chunks(config, tokenizer)
