@@ -176,5 +176,7 @@ def test_arguments_that_do_not_go_together(pairs, tmp_path, capsys):
     assert "batch.ramp_from" in refused(capsys, *base, str(pairs), "--set", *TINY, *ramp)
     assert "alibi" in refused(capsys, *base, str(pairs), "--set", *TINY, "model.position=alibi")
     assert "context" in refused(capsys, *base, str(pairs), "--set", *TINY, "model.context=3")
+    prompt = f'sample.prompts=["{"a" * 600}"]'
+    assert "sample.prompts" in refused(capsys, *base, str(pairs), "--set", *TINY, prompt)
     assert "2e3" in refused(capsys, *base[:3], "--budget", "2e3", str(pairs)).replace("2000flop", "2e3")
     assert not (tmp_path / "out").exists()
