@@ -86,6 +86,11 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         dcp.save(contiguous, storage_writer=writer, no_dist=not dist.is_initialized())
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in main memory, which nothing that trains will change. It waits for the device."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """The tensors in a folder, from the files' headers alone.
 

@@ -4,7 +4,7 @@ A hook is handed to `train` by whoever starts the run. It sees a `Live`, may add
 change the model, the generators or the schedule: a run with hooks has the same bits as one without.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.records import RunFolder
 from isoflop.runtime import Runtime
-from isoflop.trainer.config import RunConfig
+from isoflop.trainer.config import GuardConfig, RunConfig
 from isoflop.trainer.task import Task
+from isoflop.trainer.trouble import Watch
 
 
 @dataclass
@@ -28,7 +29,11 @@ class Live:
         seconds: of training so far, time spent down left out.
         aside: of these seconds, those spent beside the steps: on measuring, sampling, checkpoints.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
-        line: the newest training line, one step late; empty before the second step.
+        line: the newest training line; None before the first step, and a step left out has none.
+        watch: what looks at each step's numbers.
+        skips: what went wrong so far: the lines of skips.jsonl.
+        heldout: (step, loss) of the held-out measurements so far.
+        notices: what a person should know before the first step.
     """
 
     config: RunConfig
@@ -44,6 +49,10 @@ class Live:
     seconds: float = 0.0
     aside: float = 0.0
     line: dict[str, Any] | None = None
+    watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))
+    skips: list[dict[str, Any]] = field(default_factory=list)
+    heldout: list[tuple[int, float]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -69,7 +78,13 @@ class Hook:
         """Before the first step of this process, after a checkpoint was loaded if there was one."""
 
     def stepped(self, live: Live) -> None:
-        """After each optimiser step."""
+        """After each step, taken or left out."""
+
+    def troubled(self, live: Live, line: dict[str, Any]) -> None:
+        """After a bad step was put on record (a line of skips.jsonl) and before anything is done about it."""
+
+    def noticed(self, live: Live, text: str) -> None:
+        """When there is something that a person should know: one line."""
 
     def decided(self, live: Live, decision: Decision) -> None:
         """After the clock moved the end of the run."""
@@ -102,6 +117,7 @@ class HeldOut(Hook):
             **live.model.mean_readings(),
         }
         live.folder.append("metrics", line)
+        live.heldout.append((live.step, found.nats_per_token))
         for listener in self.listeners:
             listener.measured(live, line)
 
