@@ -127,8 +127,11 @@ def take(
     )
 
 
-def write(pending: Pending) -> Path:
+def write(pending: Pending, then: str = "") -> Path:
     """Write a checkpoint. A kill at any moment leaves the older ones as they were.
+
+    Args:
+        then: see `disk_errors`.
 
     Returns:
         The checkpoint's folder. One of the same step that was there is replaced.
@@ -137,7 +140,7 @@ def write(pending: Pending) -> Path:
         UserError: if the disk refuses, or the run's folder is no longer there.
     """
     final = pending.final
-    with disk_errors(f"checkpoint {final}"):
+    with disk_errors(f"checkpoint {final}", then):
         final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
         sweep(final.parent)
         with new_folder(final) as folder:

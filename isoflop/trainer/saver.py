@@ -5,7 +5,7 @@
 
 At most one is being written; the next save waits for it. What a thread's disk refuses is raised in the run, at the next
 step. The copy takes main memory: 4 bytes a parameter for the weights and 4 (Muon) or 8 (AdamW) for the optimiser, from
-the save until it is written. What lies on the disk is byte for byte what writing at once would have put there.
+the save until it is written. What lies on the disk is bit for bit what writing at once would have put there.
 """
 
 import math
@@ -83,7 +83,8 @@ def write_and_prune(
     heldout: Sequence[tuple[int, float]],
     also: Collection[int],
 ) -> None:
-    folder = checkpoint.write(pending).parent
+    folder = pending.final.parent
+    checkpoint.write(pending, then=f"isoflop train --resume {folder.parent}")
     stay = wanted(checkpoint.steps(folder), every, heldout)
     checkpoint.prune(folder, every.keep, keep={*stay, *also})
 
