@@ -25,6 +25,7 @@ from isoflop.job.outcome import add_to_ledger, measure_last, write_result
 from isoflop.job.runs import data_of
 from isoflop.model.config import ModelConfig
 from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.far import far_off
 from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
@@ -235,6 +236,9 @@ def carry_out(
             }
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
+    if not resume:
+        for line in far_off(config):
+            listener.say(line)
     listener.peak(environment["peak"].get(dtype, 0.0))
     result = train_steps(
         config,

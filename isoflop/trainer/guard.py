@@ -1,16 +1,17 @@
-"""What stops a run early: signals, and numbers gone wrong."""
+"""What stops a run early: signals, and numbers gone wrong for good (trouble.py says when)."""
 
-import math
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 
 class Diverged(Exception):
-    """Loss or gradient is no longer a finite number. The last checkpoint is from before that."""
+    """Loss or gradient went wrong more often than the run may go on with. The last checkpoint is from before that."""
 
 
 class Interrupted(Exception):
@@ -29,14 +30,22 @@ class Interrupted(Exception):
         self.folder = folder
 
 
+class CutShort(Exception):
+    """A signal came in the middle of what can be done again after the run is resumed."""
+
+
 class Signals:
     """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
-    process at once. One that is ignored, as SIGHUP is under nohup, stays so."""
+    process at once. One that is ignored, as SIGHUP is under nohup, stays so.
+
+    The run looks at `received` between steps, so that it is saved within a step, a checkpoint that is being written and
+    its own. What could take longer, measuring and sampling, is cut short."""
 
     CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._cuts = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -53,12 +62,21 @@ class Signals:
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum
+        if self._cuts:
+            raise CutShort
 
+    @contextlib.contextmanager
+    def cut_short(self) -> Iterator[None]:
+        """Within this, a signal raises CutShort at once, also one that came before: only for work that leaves nothing
+        half done behind.
 
-def check_finite(step: int, loss: float, norm: float) -> None:
-    """Raises Diverged unless both are finite."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"step {step}: loss {loss} and gradient norm {norm} are no longer finite; "
-            "the last checkpoint is from before that: start again with a lower optim.lr and optim.matrix_lr"
-        )
+        Raises:
+            CutShort: when a signal comes.
+        """
+        self._cuts = True
+        try:
+            if self.received is not None:
+                raise CutShort
+            yield
+        finally:
+            self._cuts = False
