@@ -1,8 +1,9 @@
 """Who is silent? When one of many processes hangs, all wait for it, and none says so.
 
 Every process leaves a beat in the store each second or two: who it is, where, at which step, and whether its main
-thread waits for others. While steps are taken nobody reads them. Where this process has made no progress for half of `timeout`
-it begins to read them all, and after the whole of it the silent ones are named, by the first of these that finds any:
+thread waits for others. While steps are taken nobody reads them. Where this process has made no progress for half of
+`timeout` it begins to read them all, and after the whole of it the silent ones are named, by the first of these that
+finds any:
 
     no beat any more             killed, stopped, or its host is gone
     beats, and does not wait     its own code hangs
