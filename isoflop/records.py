@@ -9,7 +9,7 @@
       metrics.jsonl     one JSON object a line; training lines have `step` and `loss`, held-out lines `heldout_loss`
       samples.jsonl     text written by the model along the way
       decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
-      events.jsonl      started, resumed, stopped, finished, with the wall-clock time
+      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
       result.json       what the finished run reached
       checkpoints/step-00001000/
       report.html
@@ -37,9 +37,14 @@ LOGS = ("metrics", "samples", "decisions", "events")
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder and the names in it."""
+    """A run's folder and the names in it.
+
+    Attributes:
+        mine: False where another process of the same run writes here: what this one would write is left out.
+    """
 
     path: Path
+    mine: bool = True
 
     @property
     def config(self) -> Path:
@@ -78,6 +83,8 @@ class RunFolder:
 
     def append(self, name: str, record: dict[str, Any], durable: bool = False) -> None:
         """Add one line to a log, flushed to the system; `durable` waits for the disk too."""
+        if not self.mine:
+            return
         with self.log(name).open("ab") as file:
             file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
             if durable:
@@ -89,6 +96,8 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop the metric, sample and decision lines of steps after `step`: they are about to be made again."""
+        if not self.mine:
+            return
         for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step")):
             path = self.log(name)
             if path.exists():
@@ -102,6 +111,9 @@ class RunFolder:
         Raises:
             UserError: if another process holds it.
         """
+        if not self.mine:
+            yield
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
             try:

@@ -14,6 +14,7 @@ from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
+from isoflop.parallel.config import ParallelConfig
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class BatchConfig:
     """
 
     sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
-    micro_sequences: Annotated[int, "sequences in one forward and backward pass; gradients accumulate; 0: all"] = 0
+    micro_sequences: Annotated[
+        int, "sequences in one forward and backward pass of a process; gradients accumulate; 0: all of its part"
+    ] = 0
     ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
     ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
 
@@ -97,7 +100,7 @@ class RuntimeConfig:
     dtype: Annotated[str, "what matrix products are computed in: auto, float32 or bfloat16; weights stay float32"] = (
         "auto"
     )
-    threads: Annotated[int, "CPU threads; 0: one a core"] = 0
+    threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one a core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
 
 
@@ -147,6 +150,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     every: EveryConfig = field(default_factory=EveryConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     loss: Annotated[Spec, "what is trained on: cross_entropy, label_smoothing, z_loss, multi_token"] = field(

@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -11,6 +12,8 @@ from typing import Any, Self
 
 class Diverged(Exception):
     """Loss or gradient is no longer a finite number. The last checkpoint is from before that."""
+
+    exit_code = 1
 
 
 class Interrupted(Exception):
@@ -25,18 +28,25 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int, folder: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
         self.signum = signum
+        self.exit_code = 128 + signum
         self.step = step
         self.folder = folder
 
 
 class Signals:
     """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
-    process at once. One that is ignored, as SIGHUP is under nohup, stays so."""
+    process at once. One that is ignored, as SIGHUP is under nohup, stays so.
+
+    Args:
+        echo: seconds in which a further one is the first once more. A Ctrl-C reaches torchrun and, where the processes
+            are of the terminal's group too, these; torchrun then passes its own on.
+    """
 
     CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.received: int | None = None
+        self._echo, self._at = echo, 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -50,9 +60,10 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._at = signum, time.monotonic()
+        elif time.monotonic() - self._at >= self._echo:
             os._exit(128 + signum)
-        self.received = signum
 
 
 def check_finite(step: int, loss: float, norm: float) -> None:

@@ -1,7 +1,8 @@
 """What may happen beside the steps of a run: measuring, sampling, telling somebody.
 
 A hook is handed to `train` by whoever starts the run. It sees a `Live`, may add lines to the run folder, and must not
-change the model, the generators or the schedule: a run with hooks has the same bits as one without.
+change the model, the generators or the schedule: a run with hooks has the same bits as one without. Where several
+processes train one model, what measures and samples is a hook in each of them, and what talks in the first alone.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
@@ -27,6 +29,7 @@ class Live:
         step: optimiser steps done.
         seconds: of training so far, time spent down left out.
         aside: of these seconds, those spent beside the steps: on measuring, sampling, checkpoints.
+        layout: how the model lies over the processes.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
         line: the newest training line, one step late; empty before the second step.
     """
@@ -40,6 +43,7 @@ class Live:
     runtime: Runtime
     timetable: Timetable
     flops_per_token: float
+    layout: Layout
     step: int = 0
     seconds: float = 0.0
     aside: float = 0.0
@@ -91,7 +95,9 @@ class HeldOut(Hook):
     def stepped(self, live: Live) -> None:
         if not live.due(live.config.every.evaluate):
             return
-        found = live.task.measure(live.model, live.prepared, live.runtime, live.config.evaluate_tokens)
+        found = live.task.measure(
+            live.model, live.prepared, live.runtime, live.config.evaluate_tokens, live.layout.group
+        )
         line = {
             "step": live.step,
             "tokens": live.tokens,
@@ -113,7 +119,7 @@ class Samples(Hook):
     """
 
     def stepped(self, live: Live) -> None:
-        if not live.due(live.config.every.sample):
+        if not live.due(live.config.every.sample) or not (live.layout.together or live.folder.mine):
             return
         with torch.no_grad(), live.runtime.autocast():
             for line in live.task.samples(live.model, live.prepared, live.config):

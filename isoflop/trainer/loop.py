@@ -1,6 +1,9 @@
 """The run itself: everything is made, then one visible while loop.
 
 while step < end:  batch -> step -> line (one step late) -> hooks -> clock -> checkpoint -> signals
+
+Under torchrun every process runs this loop on its part of each batch. The first one's clock counts, and it alone
+writes; where they have to agree is in together.py, who holds what in isoflop/parallel.
 """
 
 import time
@@ -21,6 +24,9 @@ from isoflop.files import disk_errors, write_json, write_text
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.mesh import ALONE, Group
+from isoflop.parallel.shard import lay_out
+from isoflop.parallel.watch import Watchdog
 from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import choose_device, cores, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -29,7 +35,9 @@ from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import Task, make_task
+from isoflop.trainer.together import agree, check_world, seed_step
 
+ECHO = 2.0  # seconds in which one Ctrl-C reaches a process twice, from the terminal and from torchrun
 RATE_LINES = 20  # training lines over which tokens per second are averaged
 
 
@@ -69,6 +77,7 @@ def train(
     plan: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
     resume: bool = False,
+    group: Group = ALONE,
 ) -> RunResult:
     """Train `config` into the run folder `out`, or go on with the run that is there.
 
@@ -79,29 +88,36 @@ def train(
         plan: kept in plan.json: what was expected of this run.
         environment: kept in environment.json beside the machine's description.
         resume: go on from the last checkpoint of `out` (from nothing if it has none yet).
+        group: the processes that train it together; each calls this with the same arguments but for the hooks.
 
     Raises:
         UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
         Interrupted: a signal came; the run is saved and `resume=True` goes on.
         Diverged: loss or gradient became infinite or not a number.
     """
-    folder = RunFolder(Path(out))
-    if not resume:
+    folder = RunFolder(Path(out), mine=group.first)
+    if not resume and group.first:
         folder.refuse_used()
     config = resolve_runtime(config)
+    check_world(config, group)
     task = task or make_task(config)
     prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
     batches = task.batches(config, prepared)
-    with disk_errors(f"the run folder {folder.path}"), folder.locked(), Signals() as signals:
-        if not (resume and folder.config.exists()):
+    with (
+        disk_errors(f"the run folder {folder.path}"),
+        folder.locked(),
+        Signals(0.0 if group.alone else ECHO) as signals,
+    ):
+        if group.first and not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
             write_first_files(config, folder, prepared, plan or {}, about)
-        live, optimizers = make_run(config, folder, task, prepared, batches, resume)
+        live, optimizers = make_run(config, folder, task, prepared, batches, resume, group)
         try:
             for hook in hooks:
                 hook.started(live)
-            run_steps(live, optimizers, list(hooks), signals)
+            with Watchdog(group, config.parallel.timeout, folder.path, live.step) as watchdog:
+                run_steps(live, optimizers, list(hooks), signals, watchdog)
         finally:
             for hook in hooks:
                 hook.ended(live)
@@ -110,32 +126,44 @@ def train(
 
 
 def make_run(
-    config: RunConfig, folder: RunFolder, task: Task, prepared: Data, batches: Batches, resume: bool
+    config: RunConfig,
+    folder: RunFolder,
+    task: Task,
+    prepared: Data,
+    batches: Batches,
+    resume: bool,
+    group: Group,
 ) -> tuple[Live, list[torch.optim.Optimizer]]:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
-    runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+    asked = config.runtime
+    runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
     seed_everything(config.seed)
     with runtime.device:
         model = build_model(config.task, config.model)
-    last = checkpoint.latest(folder.checkpoints) if resume else None
+    found = checkpoint.latest(folder.checkpoints) if resume and group.first else None
+    last = Path(name) if (name := group.broadcast(str(found or ""))) else None
     if config.init and last is None:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
     task.prepare(model)
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
-    optimizers = build(model, config.optim, runtime.dtype)
+    layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type)
+    optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     flops = task.flops_per_token(config, prepared)
-    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops)
+    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout)
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint)
         progress = checkpoint.load(last, model, optimizers)
         live.step, live.seconds, live.aside = progress["step"], progress["seconds"], progress.get("aside", 0.0)
     folder.forget_after(live.step)
+    group.barrier()  # the logs are what the first one left of them
     decisions = tuple(Decision.from_dict(line) for line in read_lines(folder.log("decisions")))
     live.timetable = replace(timetable, decisions=decisions)
-    folder.event("resumed" if resume else "started", step=live.step)
+    mode, copies = config.parallel.resolve(group.size, group.hosts)
+    world = {"processes": group.size, "hosts": group.hosts, "mode": mode, "copies": copies, "launch": group.launch}
+    folder.event("resumed" if resume else "started", step=live.step, **world)
     return live, optimizers
 
 
@@ -144,11 +172,12 @@ def run_steps(
     optimizers: list[torch.optim.Optimizer],
     hooks: list[Hook],
     signals: Signals,
+    watchdog: Watchdog,
 ) -> None:
     """The loop. On return every planned step is done and the last checkpoint is written."""
-    config = live.config
+    config, group = live.config, live.layout.group
     held_to = seconds_held_to(live)
-    pace = Pace(held_to) if held_to else None
+    pace = Pace(held_to) if held_to and group.first else None
     log = Log(live)
     saved = live.step if live.step else -1
     before = time.monotonic() - live.seconds
@@ -156,7 +185,10 @@ def run_steps(
     while not live.done:
         if live.step == live.timetable.decay_step and saved != live.step:
             saved = save(live, optimizers, log)  # an extended run goes on from here
-        batch = live.batches.batch(live.step)
+        watchdog.at(live.step, "reading its batch")
+        batch = live.batches.batch(live.step, group.rank, group.size)
+        seed_step(group, config.seed, live.step)
+        watchdog.at(live.step, "in the step")
         scale = live.timetable.scale(live.step)
         loss, norm = take_step(
             live.model,
@@ -167,16 +199,20 @@ def run_steps(
             runtime=live.runtime,
             clip=config.optim.clip,
             scale=scale,
+            layout=live.layout,
         )
         log.flush()  # the step before this one: reading it now does not keep the device waiting
         live.step += 1
         live.seconds = time.monotonic() - before
         log.add(loss, norm, scale)
         stepped_at = time.monotonic()
+        watchdog.at(live.step, "beside the steps")
         for hook in hooks:
             hook.stepped(live)
         live.seconds = time.monotonic() - before
-        if pace and (decision := pace.look(live.step, live.seconds, live.timetable)):
+        decision = pace.look(live.step, live.seconds, live.timetable) if pace else None
+        signal, decision = agree(group, signals.received, decision)
+        if decision:
             live.folder.append("decisions", {**decision.to_dict(), "time": time.time()}, durable=True)
             live.timetable = live.timetable.decide(decision)
             for hook in hooks:
@@ -185,11 +221,11 @@ def run_steps(
             saved = save(live, optimizers, log)
         live.aside += time.monotonic() - stepped_at
         live.seconds = time.monotonic() - before
-        if signals.received is not None and not live.done:
+        if signal is not None and not live.done:
             if saved != live.step:
                 save(live, optimizers, log)
-            live.folder.event("stopped", step=live.step, signal=signals.received)
-            raise Interrupted(signals.received, live.step, live.folder.path)
+            live.folder.event("stopped", step=live.step, signal=signal)
+            raise Interrupted(signal, live.step, live.folder.path)
     log.flush()
 
 

@@ -19,6 +19,7 @@ from isoflop.generate.engine import generate
 from isoflop.measure import HeldOut, measure
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import CrossEntropy, make_loss
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.seq2seq import Seq2Seq
@@ -46,8 +47,8 @@ class Task(Protocol):
     def flops_per_token(self, config: RunConfig, data: Any) -> float:
         """6 N: training FLOPs for each of the tokens that `batches` counts."""
 
-    def measure(self, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0) -> HeldOut:
-        """Held-out loss; `max_tokens` 0: on everything held out."""
+    def measure(self, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE) -> HeldOut:
+        """Held-out loss, shared out among the processes of `group`; `max_tokens` 0: on everything held out."""
 
     def samples(self, model: Any, data: Any, config: RunConfig) -> Iterator[dict[str, str]]:
         """What the model says now: lines with `prompt` and `text`."""
@@ -78,9 +79,11 @@ class CausalLM:
     def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
         return config.flops_per_token
 
-    def measure(self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0) -> HeldOut:
+    def measure(
+        self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE
+    ) -> HeldOut:
         tokenizer = data.tokenizer
-        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens)
+        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens, group)
 
     def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[dict[str, str]]:
         """Continuations of the same prompts, drawn from a generator of their own."""
