@@ -7,9 +7,11 @@
 A calculation, not a measurement (isoflop/parallel/cluster.py has the model,
 docs/many-machines.md what it is worth).
 `--batch` is tokens in an optimiser step, shared by all GPUs; each pass takes as many sequences as fit. `--share` is the
-share of the peak that the products reach with nobody to talk to: measure it on one node. Parameters, gradients and
-moments are kept in float32, products are in bfloat16, gradients are summed in float32 after the last pass in ddp and
-after every pass in the others. hsdp shards within whole nodes, as many as are fastest.
+share of the peak that the products reach with nobody to talk to: measure it on one node. hsdp shards within whole
+nodes, as many as are fastest. Parameters, gradients and moments are in float32, products in bfloat16 and sums in float32. By
+default a step is what isoflop/parallel/shard.py makes of it: parameters are gathered in float32, gradients are summed
+after the last pass (until then fsdp holds them whole), and the model is built whole on every GPU before it is divided;
+`--gather 2`, `--sum every` and `--pieces` say what the alternatives would give.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from dataclasses import dataclass, replace
 from isoflop.errors import UserError
 from isoflop.model.count import build_on_meta, count, palm
 from isoflop.model.presets import PRESETS
-from isoflop.parallel.cluster import CLUSTERS, PAID, Cluster, Step, Work, require_fits, step
+from isoflop.parallel.cluster import CLUSTERS, PAID, USABLE, Cluster, Step, Work, require_fits, step
 from isoflop.parallel.cost import Layout, Memory, activation_bytes, memory
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
@@ -53,6 +55,25 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Way:
+    """How a step is done.
+
+    Attributes:
+        share: of the peak.
+        recompute: the blocks are worked out again in the backward pass.
+        gather: bytes of a parameter on its way.
+        every: gradients are summed after every pass, not after the last alone.
+        pieces: the model need not fit a GPU whole at first.
+    """
+
+    share: float
+    recompute: bool = False
+    gather: float = 4
+    every: bool = False
+    pieces: bool = False
+
+
+@dataclass(frozen=True)
 class Row:
     """One way to train it."""
 
@@ -66,7 +87,7 @@ class Row:
         return self.layout.processes * self.sequences * self.passes * model.context / self.step.seconds
 
 
-def rows(model: Model, cluster: Cluster, gpus: int, batch: float, share: float, recompute: bool) -> Iterator[Row | str]:
+def rows(model: Model, cluster: Cluster, gpus: int, batch: float, way: Way) -> Iterator[Row | str]:
     """The three modes on so many GPUs; the reason for one that cannot be."""
     sequences = round(batch / model.context / gpus)
     for mode in ("ddp", "fsdp", "hsdp"):
@@ -74,9 +95,9 @@ def rows(model: Model, cluster: Cluster, gpus: int, batch: float, share: float, 
             yield f"{mode:5} a batch of {batch:,.0f} tokens has fewer sequences than there are GPUs"
             continue
         try:
-            yield fastest(model, cluster, layouts(mode, gpus, cluster.node), sequences, share, recompute)
+            yield fastest(model, cluster, layouts(mode, gpus, cluster.node), sequences, way)
         except UserError as error:
-            yield f"{mode:5} {error}"
+            yield f"{mode:5} {str(error).partition('(')[0].strip()}"
 
 
 def layouts(mode: str, gpus: int, node: int) -> list[Layout]:
@@ -88,46 +109,54 @@ def layouts(mode: str, gpus: int, node: int) -> list[Layout]:
     return [Layout("hsdp", gpus, gpus // size) for size in shards]
 
 
-def fastest(
-    model: Model, cluster: Cluster, choices: list[Layout], sequences: int, share: float, recompute: bool
-) -> Row:
+def fastest(model: Model, cluster: Cluster, choices: list[Layout], sequences: int, way: Way) -> Row:
     """Each layout with the most sequences a pass that fit, and of these the fastest.
 
     Raises:
         UserError: if none fits.
     """
+    whole = 4 * model.parameters
+    if whole > USABLE * cluster.memory and not way.pieces:
+        raise UserError(
+            f"built whole on every GPU first, {whole / 1e9:.0f} GB do not fit one of {cluster.memory / 1e9:.0f} GB"
+        )
     found: list[Row] = []
     refusal: UserError | None = None
     for layout in choices:
         for passes in (n for n in range(1, sequences + 1) if sequences % n == 0):
-            micro = sequences // passes
-            activations = activation_bytes(micro * model.context, model.layers, model.d_model, recompute=recompute)
+            tokens = sequences // passes * model.context
             held = memory(
-                layout, model.parameters, largest_unit=model.largest_unit, activations=activations, compute_bytes=2
+                layout,
+                model.parameters,
+                largest_unit=model.largest_unit,
+                activations=activation_bytes(tokens, model.layers, model.d_model, recompute=way.recompute),
+                compute_bytes=way.gather if layout.shards > 1 else 2,
+                whole_gradients=passes > 1 and not way.every,
             )
             try:
                 require_fits(held, cluster)
             except UserError as error:
                 refusal = error
                 continue
-            work = Work(model.parameters, model.flops, micro * model.context, model.layers + 1, passes, recompute)
-            found.append(Row(layout, micro, passes, step(work, layout, cluster, share), held))
+            work = Work(model.parameters, model.flops, tokens, model.layers + 1, passes, way.recompute)
+            taken = step(work, layout, cluster, way.share, parameter_bytes=way.gather, reduce_every_pass=way.every)
+            found.append(Row(layout, sequences // passes, passes, taken, held))
             break
     if refusal and not found:
         raise refusal
     return min(found, key=lambda row: row.step.seconds)
 
 
-def show(name: str, cluster: Cluster, sizes: list[int], batch: float, share: float, recompute: bool) -> None:
+def show(name: str, cluster: Cluster, sizes: list[int], batch: float, way: Way) -> None:
     model = Model.of(name)
     print(
         f"{name}: {model.parameters / 1e9:.2f}e9 parameters, {batch:,.0f} tokens a step, context {model.context:,}, "
-        f"{share:.0%} of the peak when alone"
+        f"{way.share:.0%} of the peak when alone"
     )
     print("| GPUs | mode | shards | sequences x passes | tokens/s | MFU | step | compute | exposed | memory |")
     print("|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for gpus in sizes:
-        found = list(rows(model, cluster, gpus, batch, share, recompute))
+        found = list(rows(model, cluster, gpus, batch, way))
         best = max((row.tokens_per_second(model) for row in found if isinstance(row, Row)), default=0.0)
         marked = False
         for row in found:
@@ -357,6 +386,11 @@ def main() -> None:
         "--share", type=float, default=0.41, help="of the peak, with nobody to talk to (0.41: torchtitan's)"
     )
     parser.add_argument("--recompute", action="store_true", help="work the blocks out again in the backward pass")
+    parser.add_argument("--gather", type=int, choices=[2, 4], default=4, help="bytes of a parameter on its way")
+    parser.add_argument(
+        "--sum", choices=["last", "every"], default="last", help="the pass after which gradients are summed"
+    )
+    parser.add_argument("--pieces", action="store_true", help="as if a model were not built whole before it is divided")
     parser.add_argument("--network", type=float, help="Gb/s from a node to the others, all adapters together")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--fit", action="store_true")
@@ -376,7 +410,8 @@ def main() -> None:
         cluster = CLUSTERS[given.cluster]
         if given.network:
             cluster = replace(cluster, network=given.network * 1e9 / 8)
-        show(given.model, cluster, given.gpus, given.batch, given.share, given.recompute)
+        way = Way(given.share, given.recompute, given.gather, given.sum == "every", given.pieces)
+        show(given.model, cluster, given.gpus, given.batch, way)
 
 
 if __name__ == "__main__":

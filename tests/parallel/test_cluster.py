@@ -2,7 +2,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from cluster import FITTED, Model, check, fit, rows, unfitted
+from cluster import FITTED, Model, Way, check, fit, rows, unfitted
 
 from isoflop.errors import UserError
 from isoflop.parallel.cluster import CLUSTERS, PAID, Work, require_fits, step
@@ -95,8 +95,10 @@ def test_what_does_not_fit_is_refused():
 
 def test_the_table_says_why_a_mode_cannot_be():
     model = Model(12_850e6, 7.9e10, layers=40, d_model=5120, context=2048, largest_unit=315e6)  # GPT-3 13B
-    ddp, fsdp, hsdp = rows(model, H100, 8, 2**21, 0.41, recompute=False)
+    way = Way(0.41, every=True)
+    ddp, fsdp, hsdp = rows(model, H100, 8, 2**21, way)
     assert "do not fit" in ddp and "needs more than one node" in hsdp
     assert fsdp.sequences * fsdp.passes * 8 * model.context == 2**21
     assert fsdp.held.total < H100.memory
-    assert all("fewer sequences" in row for row in rows(model, H100, 2048, 2**21, 0.41, recompute=False))
+    assert all("fewer sequences" in row for row in rows(model, H100, 2048, 2**21, way))
+    assert all("built whole" in row for row in rows(replace(model, parameters=70e9), H100, 64, 2**21, way))
