@@ -8,10 +8,10 @@ A calculation, not a measurement (isoflop/parallel/cluster.py has the model,
 docs/many-machines.md what it is worth).
 `--batch` is tokens in an optimiser step, shared by all GPUs; each pass takes as many sequences as fit. `--share` is the
 share of the peak that the products reach with nobody to talk to: measure it on one node. hsdp shards within whole
-nodes, as many as are fastest. Parameters, gradients and moments are in float32, products in bfloat16 and sums in float32. By
-default a step is what isoflop/parallel/shard.py makes of it: parameters are gathered in float32, gradients are summed
-after the last pass (until then fsdp holds them whole), and the model is built whole on every GPU before it is divided;
-`--gather 2`, `--sum every` and `--pieces` say what the alternatives would give.
+nodes, as many as are fastest. Parameters, gradients and moments are in float32, products in bfloat16 and sums in
+float32. By default a step is what isoflop/parallel/shard.py makes of it: parameters are gathered in float32, gradients
+are summed after the last pass (until then fsdp holds them whole), and the model is built whole on every GPU before it
+is divided; `--gather 2`, `--sum every` and `--pieces` say what the alternatives would give.
 """
 
 import argparse

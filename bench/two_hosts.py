@@ -50,7 +50,7 @@ def why_not() -> str:
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if missing:
         return f"{', '.join(missing)} not found: install util-linux and iproute2"
-    try_it = [*enter_new(), "sh", "-c", "ip link add a type veth peer name b"]
+    try_it = [*enter_new(), "sh", "-c", "ip link add end0 type veth peer name end1"]
     done = subprocess.run(try_it, capture_output=True, text=True)
     if done.returncode:
         reason = " ".join(done.stderr.split())
