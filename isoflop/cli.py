@@ -4,6 +4,7 @@ Imports are inside the commands, so that `isoflop --help` does not wait for torc
 """
 
 import io
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -356,8 +357,10 @@ def run(arguments: Sequence[str]) -> int:
 def stopped_run(error: Exception) -> int:
     """The exit code of a run that ended early, said in one line; anything else is raised again."""
     from isoflop.parallel.mesh import Lost, Told
-    from isoflop.trainer.guard import Diverged, Interrupted
+    from isoflop.trainer.guard import Diverged, Interrupted, Signals
 
+    for number in Signals.CAUGHT:  # torchrun sends one to all when the first has left; the exit code is said already
+        signal.signal(number, signal.SIG_IGN)
     if isinstance(error, Told):
         return error.exit_code
     if isinstance(error, Interrupted):

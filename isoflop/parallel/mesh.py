@@ -28,7 +28,7 @@ from isoflop.errors import UserError
 JOINING = timedelta(minutes=10)  # how long a process waits for the others to start
 NEVER = timedelta(days=7)  # collectives have no limit of their own: watch.py is the judge of who is silent
 POLL = 0.2  # seconds between two looks at the store
-LEAVING = 10.0  # seconds that the first process, which may host the store, waits for the others to leave
+LEAVING = 10.0  # seconds that a process waits for the others to leave with it
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")
 
 _times_joined = itertools.count()  # a process may join, leave and join again; the store outlives that
@@ -185,11 +185,25 @@ class Group:
             return error
         exit_code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
         if self.speaks(exit_code):
+            self.part(exit_code)
             return error
         with contextlib.suppress(RuntimeError):
             self.store.wait(["failure"], timedelta(seconds=2))
             exit_code = int(self.store.get("failure"))
+        self.part(exit_code)
         return Told(exit_code)
+
+    def part(self, exit_code: int = 0) -> None:
+        """Wait, but not for long, until the others are about to leave as well. torchrun ends all that are still there
+        when one has failed, and a process that saved and is through shall leave with its own exit code; and the first
+        one, which may host the store, leaves last."""
+        if self.store is None or not (exit_code == 0 or exit_code > 128):
+            return
+        with contextlib.suppress(RuntimeError):
+            self.store.add("left", 1)
+            deadline = time.monotonic() + LEAVING
+            while (self.first or exit_code) and self.store.add("left", 0) < self.size and time.monotonic() < deadline:
+                time.sleep(POLL)
 
 
 ALONE = Group()
@@ -253,7 +267,8 @@ def joined() -> Iterator[Group]:
         if told is error:
             raise
         raise told from error
-    leave(group)
+    group.part()
+    dist.destroy_process_group()
 
 
 def join(place: dict[str, Any]) -> Group:
@@ -281,16 +296,6 @@ def join(place: dict[str, Any]) -> Group:
         timeout=NEVER,
     )
     return Group(**place, store=store)
-
-
-def leave(group: Group) -> None:
-    """Part from the others; the first goes last."""
-    assert group.store is not None
-    group.store.add("left", 1)
-    deadline = time.monotonic() + LEAVING
-    while group.first and group.store.add("left", 0) < group.size and time.monotonic() < deadline:
-        time.sleep(POLL)
-    dist.destroy_process_group()
 
 
 def broken(error: BaseException) -> bool:

@@ -1,8 +1,9 @@
 """Who is silent? When one of many processes hangs, all wait for it, and none says so.
 
 Every process leaves a beat in the store each second or two: who it is, where, at which step, and whether its main
-thread waits for others. While steps are taken nobody reads them. Where this process has made no progress for half of `timeout`
-it begins to read them all, and after the whole of it the silent ones are named, by the first of these that finds any:
+thread waits for others. While steps are taken nobody reads them. Where this process has made no progress for half of
+`timeout` it begins to read them all, and after the whole of it the silent ones are named, by the first of these that
+finds any:
 
     no beat any more             killed, stopped, or its host is gone
     beats, and does not wait     its own code hangs
@@ -87,17 +88,18 @@ class Watchdog:
         self.listening = True
         deadline = time.monotonic() + (MISSED + 3) * self.every + 2
         gone: list[int] = []
+        store: Any = self.group.store
         with contextlib.suppress(RuntimeError):
             while not gone and time.monotonic() < deadline:
                 time.sleep(self.every)
-                assert self.group.store is not None
-                if self.group.store.check(["failure"]):
-                    return Told(int(self.group.store.get("failure")))
+                if store.check(["failure"]):
+                    return Told(int(store.get("failure")))
                 gone = [rank for rank in self.heard if self.missing(rank, time.monotonic())]
-        named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or "an unknown one"
+        gone = gone or [rank for rank in range(self.group.size) if rank not in self.heard]
+        named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or f"to an unknown one ({error})"
         return Lost(
-            f"the connection to another process broke: {named}. It was killed, or its host is gone ({first_line(error)}"
-            f"). Go on with: isoflop train --resume {self.folder}"
+            f"the connection to another process broke, which was killed or whose host is gone: {named}. Go on with: "
+            f"isoflop train --resume {self.folder}"
         )
 
     def close(self) -> None:
@@ -118,15 +120,14 @@ class Watchdog:
 
     def talk(self) -> None:
         """Leave beats; read those of the others when nothing moves."""
-        while not self.over.wait(self.every):
-            try:
+        while not self.over.is_set():
+            with contextlib.suppress(RuntimeError):  # the judge sees how long ago the store last answered
                 self.pulse += 1
                 self.store.set(f"beat/{self.group.rank}", json.dumps(self.beat()))
                 if self.listening or self.still > self.timeout / 2:
                     self.listen()
                 self.answered = time.monotonic()
-            except RuntimeError:
-                continue  # the judge sees how long ago it last answered
+            self.over.wait(self.every)
 
     def beat(self) -> dict[str, Any]:
         return {
@@ -223,7 +224,3 @@ class Watchdog:
             file.write(json.dumps(record).encode() + b"\n")
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).partition("\n")[0][:200]
