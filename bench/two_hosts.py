@@ -40,6 +40,8 @@ CABLE = "cable"
 NAMES = {"left": "10.77.0.1", "right": "10.77.0.2"}
 PORT = 29400
 TOOLS = ("unshare", "nsenter", "ip", "mount")
+RETRIES = 6  # of TCP before it gives a connection up, 25 s; Linux's own 15 are 15 minutes, which torchrun waits for
+LEAVING = 90.0  # seconds for torchrun to leave after the processes
 STARTING = 180.0  # seconds for imports, rendezvous and preparing the text, on a busy machine
 
 
@@ -74,7 +76,10 @@ class Host:
 
     @classmethod
     def make(cls, name: str, address: str, hosts_file: Path) -> "Host":
-        own = f"echo {name} > /proc/sys/kernel/hostname && mount --bind '{hosts_file}' /etc/hosts && ip link set lo up"
+        own = (
+            f"echo {name} > /proc/sys/kernel/hostname && mount --bind '{hosts_file}' /etc/hosts && "
+            f"echo {RETRIES} > /proc/sys/net/ipv4/tcp_retries2 && ip link set lo up"
+        )
         sleeper = subprocess.Popen(
             ["unshare", "--net", "--uts", "--mount", "sh", "-c", f"{own} && echo ready && exec sleep infinity"],
             stdout=subprocess.PIPE,
@@ -189,11 +194,14 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in read_run(run).training]
 
 
-def named(said: str, other: Host, ranks: list[int]) -> str:
+def said_why(number: int, per_host: int, launched: list[Launched]) -> str:
     """The line in which a host names the other one and a process of it as silent; empty if it does not."""
-    rank = rf"\brank (?:{'|'.join(map(str, ranks))})\b"
-    for line in said.splitlines():
-        if re.search(rank, line) and re.search(rf"\b{other.name}\b.*(?:is silent|does not answer)", line):
+    other = launched[1 - number].host
+    ranks = "|".join(str(rank) for rank in range((1 - number) * per_host, (2 - number) * per_host))
+    for line in launched[number].said.splitlines():
+        if re.search(rf"\brank (?:{ranks})\b", line) and re.search(
+            rf"\b{other.name}\b.*(?:is silent|does not answer)", line
+        ):
             return line.strip()
     return ""
 
@@ -219,17 +227,28 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
     running = launch(hosts, given.per_host, [*new, str(broken)], folder, "broken")
     wait(f"step {given.cut_at}", lambda: ended(running) or steps_done(broken) >= given.cut_at, STARTING, running)
     hosts[0].run("ip", "link", "set", CABLE, "down")
-    print(f"the cable is cut at step {steps_done(broken)}", flush=True)
-    took = wait("both hosts give up", lambda: ended(running), 3 * given.silence + 120, running)
+    cut = time.monotonic()
+    print(f"the cable is cut at step {steps_done(broken)}; silence allowed: {given.silence:g} s", flush=True)
+    spoke, left = [0.0, 0.0], [0.0, 0.0]
+
+    def watch() -> bool:
+        for number, one in enumerate(running):
+            spoke[number] = spoke[number] or (time.monotonic() - cut) * bool(said_why(number, given.per_host, running))
+            left[number] = left[number] or (time.monotonic() - cut) * (one.process.poll() is not None)
+        return all(left)
+
+    wait("both hosts give up", watch, given.silence + LEAVING, running)
     wrong = []
     for number, one in enumerate(running):
-        other = hosts[1 - number]
-        line = named(one.said, other, list(range((1 - number) * given.per_host, (2 - number) * given.per_host)))
-        print(f"{one.host.name}: exit code {one.process.returncode}, {line or 'named nobody'}", flush=True)
+        line, other = said_why(number, given.per_host, running), hosts[1 - number]
+        print(
+            f"{one.host.name}: {line or 'named nobody'}\n  {spoke[number]:.1f} s after the cut; torchrun left after "
+            f"{left[number]:.1f} s with exit code {one.process.returncode}",
+            flush=True,
+        )
         if not one.process.returncode or not line:
             print(one.said[-4000:])
             wrong.append(f"{one.host.name} did not name a process of {other.name} and stop")
-    print(f"both stopped {took:.1f} s after the cut; silence allowed: {given.silence:g} s", flush=True)
 
     hosts[0].run("ip", "link", "set", CABLE, "up")
     running = launch(hosts, given.per_host, ["--resume", str(broken)], folder, "resumed")
