@@ -26,6 +26,7 @@ from isoflop.job.together import again, send, together
 from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
 from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.far import far_off
 from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
@@ -295,6 +296,9 @@ def carry_out(
             }
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
+    if not resume:
+        for line in far_off(config):
+            listener.say(line)
     listener.peak(environment["peak"].get(dtype, 0.0) * group.machines(choose_device(config.runtime.device)))
     check_world(config, group)
     send(group, config, folder, prepared, resume)
