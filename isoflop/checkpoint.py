@@ -69,7 +69,26 @@ class Snapshot:
     progress: dict[str, Any]
 
 
-def save(
+class Damaged(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint that is still to be written: `write` does it, now or in a thread.
+
+    Attributes:
+        final: the folder that it will be.
+        tensors: name -> tensor; the live ones, or a copy that training no longer changes.
+        texts: file name -> content.
+    """
+
+    final: Path
+    tensors: dict[str, Tensor] = field(repr=False)
+    texts: dict[str, str] = field(repr=False)
+
+
+def take(
     checkpoints: Path,
     *,
     step: int,
@@ -79,42 +98,57 @@ def save(
     tokenizer: str,
     fingerprint: str,
     progress: dict[str, Any],
-) -> Path:
-    """Write the checkpoint of a step. A kill at any moment leaves the older ones as they were.
+    copied: bool = False,
+) -> Pending:
+    """Gather the checkpoint of a step.
 
     Args:
-        checkpoints: the run's folder of checkpoints; made if need be.
+        checkpoints: the run's folder of checkpoints; made if need be, but not what it lies in.
         step: optimiser steps taken.
         config: the run's configuration as plain JSON values.
         tokenizer: the text of tokenizer.json.
         fingerprint: of the data.
         progress: JSON values that `load` gives back.
-
-    Returns:
-        The checkpoint's folder. One of the same step that was there is replaced.
-
-    Raises:
-        UserError: if the disk refuses.
+        copied: copy the tensors into main memory, so that training may go on before they are written.
     """
-    final = checkpoints / folder_name(step)
     tensors = {
         **state.model_tensors(model),
         **state.optimizer_tensors(model, optimizers),
         **state.generator_tensors(),
     }
-    texts = {
-        "config.json": to_json(config),
-        "tokenizer.json": tokenizer,
-        "state.json": to_json({"format": FORMAT, "step": step, "fingerprint": fingerprint, "progress": progress}),
-    }
-    with disk_errors(f"checkpoint {final}"):
+    return Pending(
+        final=checkpoints / folder_name(step),
+        tensors=state.copied(tensors) if copied else tensors,
+        texts={
+            "config.json": to_json(config),
+            "tokenizer.json": tokenizer,
+            "state.json": to_json({"format": FORMAT, "step": step, "fingerprint": fingerprint, "progress": progress}),
+        },
+    )
+
+
+def write(pending: Pending, then: str = "") -> Path:
+    """Write a checkpoint. A kill at any moment leaves the older ones as they were.
+
+    Args:
+        then: see `disk_errors`.
+
+    Returns:
+        The checkpoint's folder. One of the same step that was there is replaced.
+
+    Raises:
+        UserError: if the disk refuses, or the run's folder is no longer there.
+    """
+    final = pending.final
+    with disk_errors(f"checkpoint {final}", then):
+        final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
         if state.first():
-            sweep(checkpoints)
+            sweep(final.parent)
         with state.folder_for_all(final) as (folder, finishes):
             (folder / "tensors").mkdir(exist_ok=True)
-            state.save_tensors(folder / "tensors", tensors)
+            state.save_tensors(folder / "tensors", pending.tensors)
             if finishes:
-                finish(folder, texts)
+                finish(folder, pending.texts)
                 if final.exists():
                     remove(final)
     return final
@@ -128,10 +162,41 @@ def finish(folder: Path, texts: Mapping[str, str]) -> None:
     (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
 
 
-def load(path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Any]:
+def save(
+    checkpoints: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    config: dict[str, Any],
+    tokenizer: str,
+    fingerprint: str,
+    progress: dict[str, Any],
+) -> Path:
+    """`take`, then `write`: the checkpoint of a step, at once."""
+    return write(
+        take(
+            checkpoints,
+            step=step,
+            model=model,
+            optimizers=optimizers,
+            config=config,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            progress=progress,
+        )
+    )
+
+
+def load(
+    path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], verified: bool = False
+) -> dict[str, Any]:
     """Put a run back to where it was when `path` was saved: weights, optimisers, torch's generators.
 
     The optimisers may be new: their state is created. What follows is bit for bit what would have followed.
+
+    Args:
+        verified: the files were checked already, by `last_whole`.
 
     Returns:
         The progress given to `save`, with `step` and `fingerprint`.
@@ -139,7 +204,8 @@ def load(path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimize
     Raises:
         UserError: if the checkpoint is damaged, or naming the first tensor that does not fit; nothing is changed then.
     """
-    verify(path)
+    if not verified:
+        verify(path)
     said = read_state(path)
     state.restore(path / "tensors", model, optimizers)
     state.restore_generators(path / "tensors")
@@ -228,11 +294,15 @@ def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        UserError: naming the file that is damaged, missing, or not of the checkpoint, and the way out.
+        Damaged: naming the file that is damaged or missing, and the way out.
+        UserError: naming one that is not of the checkpoint.
     """
     if not (path / MANIFEST).is_file():
-        raise UserError(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
-    manifest = read_object(path / MANIFEST)
+        raise Damaged(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
+    try:
+        manifest = read_object(path / MANIFEST)
+    except UserError as error:
+        raise Damaged(str(error)) from None
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise UserError(
@@ -269,8 +339,8 @@ def require_same_data(path: Path, fingerprint: str) -> None:
         )
 
 
-def damaged(path: Path, name: str, what: str) -> UserError:
-    return UserError(
+def damaged(path: Path, name: str, what: str) -> Damaged:
+    return Damaged(
         f"checkpoint {path} is damaged: {name[:200]!r} {what}; delete that folder to use the checkpoint before it"
     )
 
@@ -306,6 +376,34 @@ def latest(checkpoints: Path) -> Path | None:
     """The checkpoint of the highest step, or None if there is none."""
     found = steps(checkpoints)
     return checkpoints / folder_name(found[-1]) if found else None
+
+
+def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The highest step's checkpoint whose files are what was written, and those above it that are not, with the reason.
+    Nothing is changed.
+
+    Raises:
+        UserError: if it holds a file that is not part of it.
+    """
+    broken: list[tuple[Path, str]] = []
+    folders = [p for p in checkpoints.iterdir() if STEP_FOLDER.fullmatch(p.name)] if checkpoints.is_dir() else []
+    for path in sorted(folders, key=step_of, reverse=True):
+        try:
+            verify(path)
+            return path, broken
+        except Damaged as error:
+            broken.append((path, str(error)))
+        except OSError as error:  # a sector that cannot be read
+            broken.append((path, f"{path} cannot be read: {error.strerror or error}"))
+    return None, broken
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that nobody takes it for one and nothing of it is lost."""
+    aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
+    with disk_errors(f"the damaged checkpoint {path}"):
+        path.replace(aside)
+    return aside
 
 
 def at_step(checkpoints: Path, step: int) -> Path:
@@ -367,6 +465,11 @@ def find(path: Path, step: int | None) -> Path:
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named for."""
+    return int(path.name.removeprefix("step-"))
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from isoflop.records import RunFolder, read_run
 from isoflop.runtime import Runtime, make_runtime, peak_memory
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.task import make_task
+from isoflop.trainer.trouble import account, gaps
 
 FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
 
@@ -60,8 +61,8 @@ def write_result(
     phases: Phases,
 ) -> None:
     """result.json: what the run came to, beside what was expected of it."""
-    batches = make_task(config).batches(config, prepared)
     run = read_run(folder.path)
+    batches = make_task(config).batches(config, prepared, gaps(run.skips))
     peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
     stepping = result.seconds - result.aside
     rate = result.flops / stepping if stepping else 0.0
@@ -81,6 +82,7 @@ def write_result(
             "peak_share": rate / peak if peak else None,
             "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
             "data": batches.account(result.step),
+            "guard": account(run.skips),
             "phases": phases.seconds,
             "verdict": verdict,
         },

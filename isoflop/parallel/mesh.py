@@ -6,7 +6,16 @@ the data) go through the store instead, which has no time limit.
 
     torchrun ── environment ──> joined() ──> Group ──> shard.py (who holds what) · reduce.py (sums) · watch.py (silence)
 
-When one process ends with an error, all do, with the same exit code, and one of them says why.
+When one process ends with an error, all do, with the same exit code, and one of them says why: 2 what the user can
+mend, 1 what failed (a run that diverged, a lost or silent process), 128 + signal where a signal stopped the run and it
+is saved. A signal may go to torchrun, which passes SIGTERM and SIGINT on, or to any one process. torchrun itself (2.13,
+tried) gives 1 in every one of these cases, after its own account of them, in which each process's code stands; it
+waits 30 seconds for the processes that it told to stop, then kills them. A Ctrl-C reaches the processes from torchrun
+alone where it gives each a session of its own, and else from the terminal too: hence `echo` in trainer/guard.py.
+
+With `--max-restarts` torchrun starts all processes again when one has died. The first one then finds its own launch
+(TORCHELASTIC_RUN_ID) in the run folder's history and goes on from the last checkpoint. It cannot tell a signal's exit
+from a failure either: stop a run by a signal to torchrun, or it is brought back.
 """
 
 import contextlib

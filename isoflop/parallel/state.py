@@ -107,6 +107,11 @@ def folder_for_all(final: Path) -> Iterator[tuple[Path, bool]]:
     group.barrier()
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in main memory, which nothing that trains will change. It waits for the device."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+
+
 def stored_tensors(folder: Path) -> dict[str, Stored]:
     """The tensors in a folder, from the files' headers alone.
 

@@ -1,6 +1,5 @@
-"""What stops a run early: signals, and numbers gone wrong."""
+"""What stops a run early: signals, and numbers gone wrong for good (trouble.py says when)."""
 
-import math
 import os
 import signal
 import threading
@@ -11,7 +10,7 @@ from typing import Any, Self
 
 
 class Diverged(Exception):
-    """Loss or gradient is no longer a finite number. The last checkpoint is from before that."""
+    """Loss or gradient went wrong more often than the run may go on with. The last checkpoint is from before that."""
 
     exit_code = 1
 
@@ -64,12 +63,3 @@ class Signals:
             self.received, self._at = signum, time.monotonic()
         elif time.monotonic() - self._at >= self._echo:
             os._exit(128 + signum)
-
-
-def check_finite(step: int, loss: float, norm: float) -> None:
-    """Raises Diverged unless both are finite."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"step {step}: loss {loss} and gradient norm {norm} are no longer finite; "
-            "the last checkpoint is from before that: start again with a lower optim.lr and optim.matrix_lr"
-        )

@@ -5,7 +5,7 @@ change the model, the generators or the schedule: a run with hooks has the same 
 processes train one model, what measures and samples is a hook in each of them, and what talks in the first alone.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,8 +17,9 @@ from isoflop.optim.schedules import Decision, Timetable
 from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder
 from isoflop.runtime import Runtime
-from isoflop.trainer.config import RunConfig
+from isoflop.trainer.config import GuardConfig, RunConfig
 from isoflop.trainer.task import Task
+from isoflop.trainer.trouble import Watch
 
 
 @dataclass
@@ -31,7 +32,11 @@ class Live:
         aside: of these seconds, those spent beside the steps: on measuring, sampling, checkpoints.
         layout: how the model lies over the processes.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
-        line: the newest training line, one step late; empty before the second step.
+        line: the newest training line; None before the first step, and a step left out has none.
+        watch: what looks at each step's numbers.
+        skips: what went wrong so far: the lines of skips.jsonl.
+        heldout: (step, loss) of the held-out measurements so far.
+        notices: what a person should know before the first step.
     """
 
     config: RunConfig
@@ -48,6 +53,10 @@ class Live:
     seconds: float = 0.0
     aside: float = 0.0
     line: dict[str, Any] | None = None
+    watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))
+    skips: list[dict[str, Any]] = field(default_factory=list)
+    heldout: list[tuple[int, float]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -73,7 +82,13 @@ class Hook:
         """Before the first step of this process, after a checkpoint was loaded if there was one."""
 
     def stepped(self, live: Live) -> None:
-        """After each optimiser step."""
+        """After each step, taken or left out."""
+
+    def troubled(self, live: Live, line: dict[str, Any]) -> None:
+        """After a bad step was put on record (a line of skips.jsonl) and before anything is done about it."""
+
+    def noticed(self, live: Live, text: str) -> None:
+        """When there is something that a person should know: one line."""
 
     def decided(self, live: Live, decision: Decision) -> None:
         """After the clock moved the end of the run."""
@@ -108,6 +123,7 @@ class HeldOut(Hook):
             **live.model.mean_readings(),
         }
         live.folder.append("metrics", line)
+        live.heldout.append((live.step, found.nats_per_token))
         for listener in self.listeners:
             listener.measured(live, line)
 

@@ -69,10 +69,10 @@ class Seq2Seq:
     def open_data(self, folder: Path) -> PreparedPairs:
         return open_pairs(folder)
 
-    def batches(self, config: RunConfig, data: PreparedPairs) -> PairLoader:
+    def batches(self, config: RunConfig, data: PreparedPairs, skipped: tuple[tuple[int, int], ...] = ()) -> PairLoader:
         if config.batch.ramp_from:
             raise UserError(f"batch.ramp_from = {config.batch.ramp_from} is for text; steps of pairs are all alike")
-        return PairLoader(data, config.model.context, config.batch.sequences, config.seed)
+        return PairLoader(data, config.model.context, config.batch.sequences, config.seed, skipped)
 
     def flops_per_token(self, config: RunConfig, data: PreparedPairs) -> float:
         return pair_flops_per_token(config.model, *data.mean_lengths())

@@ -41,8 +41,8 @@ class Task(Protocol):
     def open_data(self, folder: Path) -> Data:
         """Open data that was prepared."""
 
-    def batches(self, config: RunConfig, data: Any) -> Batches:
-        """What the steps of a run see."""
+    def batches(self, config: RunConfig, data: Any, skipped: tuple[tuple[int, int], ...] = ()) -> Batches:
+        """What the steps of a run see, with these ranges of sequences passed over (data/gaps.py)."""
 
     def flops_per_token(self, config: RunConfig, data: Any) -> float:
         """6 N: training FLOPs for each of the tokens that `batches` counts."""
@@ -73,8 +73,8 @@ class CausalLM:
     def open_data(self, folder: Path) -> Prepared:
         return open_prepared(folder)
 
-    def batches(self, config: RunConfig, data: Prepared) -> Loader:
-        return Loader(data, config.model.context, config.batch.before, config.seed)
+    def batches(self, config: RunConfig, data: Prepared, skipped: tuple[tuple[int, int], ...] = ()) -> Loader:
+        return Loader(data, config.model.context, config.batch.before, config.seed, skipped)
 
     def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
         return config.flops_per_token

@@ -4,6 +4,8 @@ All that is decided by a clock or a signal is decided between two steps, by one 
 process's clock counts, and whoever got a signal stops all of them after the same step.
 """
 
+from typing import Any
+
 import torch
 
 from isoflop.errors import UserError
@@ -52,6 +54,12 @@ def check_world(config: RunConfig, group: Group) -> None:
             f"model.norm = {config.model.norm.name!r} takes statistics over the sequences of a pass, and a pass would "
             f"be other sequences with {group.size} processes; use rms or layer, or one process"
         )
+
+
+def world_of(config: RunConfig, group: Group) -> dict[str, Any]:
+    """What the history says of who trains from here on."""
+    mode, copies = config.parallel.resolve(group.size, group.hosts)
+    return {"processes": group.size, "hosts": group.hosts, "mode": mode, "copies": copies, "launch": group.launch}
 
 
 def parts_of(config: RunConfig) -> list[Part]:

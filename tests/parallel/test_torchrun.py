@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from small import TINY
 
 import isoflop
 from isoflop.records import read_run
+from small import TINY
 
 pytestmark = pytest.mark.slow
 STEPS = ["steps=24", "every.checkpoint=6", "every.evaluate=8", "every.sample=12", "optim.lr=0.003"]
@@ -63,7 +63,8 @@ def recipe(tmp_path, corpus) -> Path:
         "from isoflop.config import override\n"
         "from isoflop.data.config import DataConfig\n"
         "from isoflop.trainer.config import RunConfig\n"
-        f"def run():\n    return override(RunConfig(data=DataConfig(sources=({str(corpus)!r},))), {[*TINY, *STEPS]!r})\n"
+        f"def run():\n    data = DataConfig(sources=({str(corpus)!r},))\n"
+        f"    return override(RunConfig(data=data), {[*TINY, *STEPS]!r})\n"
     )
     return file
 
