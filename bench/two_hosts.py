@@ -31,6 +31,7 @@ from pathlib import Path
 from isoflop.config import to_dict
 from isoflop.files import write_json
 from isoflop.model.presets import modern
+from isoflop.parallel.config import ParallelConfig
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig
 from isoflop.trainer.config import BatchConfig, EveryConfig, RuntimeConfig
@@ -164,9 +165,10 @@ def steps_done(run: Path) -> int:
     return metrics.read_bytes().count(b'"grad_norm"') if metrics.exists() else 0
 
 
-def write_config(path: Path, steps: int, processes: int, mode: str, silence: float) -> None:
+def write_config(path: Path, steps: int, processes: int, mode: str) -> None:
     """A small run: a tenth of a second a step, a checkpoint every five."""
     config = RunConfig(
+        parallel=ParallelConfig(mode=mode, timeout=STARTING),
         model=modern(layers=2, d_model=64, context=128, vocab_size=512),
         batch=BatchConfig(sequences=4 * processes),
         runtime=RuntimeConfig(device="cpu", dtype="float32", threads=1),
@@ -175,7 +177,6 @@ def write_config(path: Path, steps: int, processes: int, mode: str, silence: flo
     )
     plain = to_dict(config)
     plain["data"]["vocab_size"] = config.model.vocab_size
-    plain["parallel"] = {**plain.get("parallel", {}), "mode": mode, "timeout": silence}
     write_json(path, plain)
 
 
@@ -211,11 +212,11 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
     hosts = connect(folder)
     os.environ["ISOFLOP_HOME"] = str(folder / "home")
     config, source = folder / "config.json", text(folder)
-    write_config(config, given.steps, 2 * given.per_host, given.mode, given.silence)
+    write_config(config, given.steps, 2 * given.per_host, given.mode)
     whole, broken = folder / "whole", folder / "broken"
-    new = [str(source), "--config", str(config), "--out"]
+    new = [str(source), "--config", str(config)]
 
-    running = launch(hosts, given.per_host, [*new, str(whole)], folder, "whole")
+    running = launch(hosts, given.per_host, [*new, "--out", str(whole)], folder, "whole")
     took = wait("the unbroken run ends", lambda: ended(running), STARTING + given.steps, running)
     failed = [one for one in running if one.process.returncode]
     for one in failed:
@@ -224,7 +225,8 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
         return ["the unbroken run failed"]
     print(f"unbroken: {given.steps} steps by {2 * given.per_host} processes on two hosts, {took:.1f} s", flush=True)
 
-    running = launch(hosts, given.per_host, [*new, str(broken)], folder, "broken")
+    short = ["--set", f"parallel.timeout={given.silence}"]
+    running = launch(hosts, given.per_host, [*new, *short, "--out", str(broken)], folder, "broken")
     wait(f"step {given.cut_at}", lambda: ended(running) or steps_done(broken) >= given.cut_at, STARTING, running)
     hosts[0].run("ip", "link", "set", CABLE, "down")
     cut = time.monotonic()
@@ -251,7 +253,8 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
             wrong.append(f"{one.host.name} did not name a process of {other.name} and stop")
 
     hosts[0].run("ip", "link", "set", CABLE, "up")
-    running = launch(hosts, given.per_host, ["--resume", str(broken)], folder, "resumed")
+    patient = ["--set", f"parallel.timeout={STARTING}"]
+    running = launch(hosts, given.per_host, ["--resume", str(broken), *patient], folder, "resumed")
     wait("the resumed run ends", lambda: ended(running), STARTING + given.steps, running)
     for one in running:
         if one.process.returncode:

@@ -54,7 +54,7 @@ def with_slurm(arguments: list[str], choices: list[list[str]], given: argparse.N
     import submitit
 
     executor = submitit.AutoExecutor(folder=given.out / "slurm", cluster=given.engine)
-    asked: dict[str, Any] = {"timeout_min": round(60 * given.hours), "slurm_array_parallelism": given.at_once}
+    asked: dict[str, Any] = {"timeout_min": max(1, round(60 * given.hours)), "slurm_array_parallelism": given.at_once}
     if given.gpus:
         asked["gpus_per_node"] = given.gpus
     if given.partition:
