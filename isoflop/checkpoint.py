@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from isoflop.config import from_dict, load_json
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.files import disk_errors, new_folder, sha256, to_json
+from isoflop.files import disk_errors, sha256, to_json
 from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import TRAINING_ONLY
@@ -143,19 +143,24 @@ def write(pending: Pending, then: str = "") -> Path:
     final = pending.final
     with disk_errors(f"checkpoint {final}", then):
         final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
-        sweep(final.parent)
-        with new_folder(final) as folder:
-            (folder / "tensors").mkdir()
+        if state.first():
+            sweep(final.parent)
+        with state.folder_for_all(final) as (folder, finishes):
+            (folder / "tensors").mkdir(exist_ok=True)
             state.save_tensors(folder / "tensors", pending.tensors)
-            for name, text in pending.texts.items():
-                (folder / name).write_bytes(text.encode("utf-8"))
-            files = {
-                name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in listing(folder).items()
-            }
-            (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
-            if final.exists():
-                remove(final)
+            if finishes:
+                finish(folder, pending.texts)
+                if final.exists():
+                    remove(final)
     return final
+
+
+def finish(folder: Path, texts: Mapping[str, str]) -> None:
+    """Add what is not a tensor to a checkpoint's folder, and the manifest of it all."""
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("utf-8"))
+    files = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in listing(folder).items()}
+    (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
 
 
 def save(
@@ -443,8 +448,11 @@ def at_step(checkpoints: Path, step: int) -> Path:
 
 
 def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`."""
+    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`; of several processes the first
+    one does."""
     found = steps(checkpoints)
+    if not state.first():
+        return
     with disk_errors(f"old checkpoints of {checkpoints}"):
         for step in found[: max(0, len(found) - keep_last)]:
             if step not in keep:

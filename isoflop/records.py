@@ -10,7 +10,7 @@
       samples.jsonl     text written by the model along the way
       decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
       skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
-      events.jsonl      started, resumed, stopped, finished, with the wall-clock time
+      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
       result.json       what the finished run reached
       checkpoints/step-00001000/
       report.html
@@ -43,9 +43,14 @@ NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.E
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder and the names in it."""
+    """A run's folder and the names in it.
+
+    Attributes:
+        mine: False where another process of the same run writes here: what this one would write is left out.
+    """
 
     path: Path
+    mine: bool = True
 
     @property
     def config(self) -> Path:
@@ -85,6 +90,8 @@ class RunFolder:
     def append(self, name: str, record: dict[str, Any], durable: bool = False) -> None:
         """Add one line to a log, flushed to the system; `durable` waits for the disk too. A line that the disk had no
         room for leaves nothing behind."""
+        if not self.mine:
+            return
         line = json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
         with self.log(name).open("ab", buffering=0) as file:
             end = file.tell()
@@ -104,6 +111,8 @@ class RunFolder:
     def forget_after(self, step: int, skips: bool = False) -> None:
         """Drop the lines of steps after `step` from the logs: they are about to be made again. What a rollback passes
         over stays so, unless `skips` forgets that as well."""
+        if not self.mine:
+            return
         for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step"), ("skips", "step")):
             path = self.log(name)
             if path.exists():
@@ -116,6 +125,8 @@ class RunFolder:
 
     def mend(self) -> None:
         """Take a torn last line, which a power cut can leave, off every log, so that the next one begins a line."""
+        if not self.mine:
+            return
         for name in LOGS:
             path = self.log(name)
             whole = path.read_bytes() if path.exists() else b""
@@ -130,6 +141,9 @@ class RunFolder:
         Raises:
             UserError: if another process holds it, or the file system has no locks.
         """
+        if not self.mine:
+            yield Lock(self.path)
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
             try:
@@ -182,10 +196,10 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Lock:
-    """The lock on a run's folder, for as long as its file is open."""
+    """The lock on a run's folder, for as long as its file is open; none where another process of the run holds it."""
 
     path: Path
-    file: IO[str]
+    file: IO[str] | None = None
 
     def check(self) -> None:
         """Find out whether what lies at the folder's path is still what was locked: a mount can vanish, and a folder be
@@ -194,6 +208,8 @@ class Lock:
         Raises:
             UserError: if not.
         """
+        if self.file is None:
+            return
         held = os.fstat(self.file.fileno())
         try:
             there = (self.path / ".lock").stat()

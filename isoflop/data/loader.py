@@ -29,8 +29,9 @@ ROUNDS = 4
 class Batches(Protocol):
     """What a run sees, as pure functions of the step; Loader gives text and pair_loader.PairLoader pairs."""
 
-    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
-        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts."""
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
+        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts. Of
+        `world` processes each gets an equal part of the step's sequences."""
 
     def tokens(self, steps: int) -> int:
         """How many tokens the first `steps` steps read."""

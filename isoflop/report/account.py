@@ -11,6 +11,7 @@ from isoflop.report.style import key, section, stack, table
 from isoflop.report.words import count, dig, duration, fixed, named, number, objects, percent, size, text
 
 EARLY_SAMPLES = 4
+WORLD = ("processes", "hosts", "mode", "copies", "launch")  # of an event: who trained from there on
 
 
 def samples(facts: Facts) -> str:
@@ -222,8 +223,10 @@ def history(facts: Facts) -> str:
     run = facts.run
     rows = []
     for event in run.events:
-        rest = {name: value for name, value in event.items() if name not in ("event", "time", "step")}
+        rest = {name: value for name, value in event.items() if name not in ("event", "time", "step", *WORLD)}
         details = ", ".join(f"{text(name)} {text(words.plain(value))}" for name, value in rest.items())
+        if "processes" in event:
+            details = ", ".join(filter(None, (text(world(event)), details)))
         rows.append(
             (
                 number(event, "time"),
@@ -243,6 +246,16 @@ def history(facts: Facts) -> str:
     rows.sort(key=lambda row: row[0] or 0.0)
     body = table(["time (UTC)", "step", "what", ""], [list(row[1:]) for row in rows], {1}) if rows else ""
     return section("History", "" if rows else "Nothing has been written down yet.", body)
+
+
+def world(event: dict[str, Any]) -> str:
+    """By how many processes a run went on, in words: "4 processes on 2 hosts, hsdp, 2 copies of the model"."""
+    processes, hosts, copies = (number(event, name) or 1 for name in ("processes", "hosts", "copies"))
+    if processes == 1:
+        return "1 process"
+    where = f" on {count(hosts)} hosts" if hosts > 1 else ""
+    whole = f", {count(copies)} copies of the model" if event.get("mode") == "hsdp" else ""
+    return f"{count(processes)} processes{where}, {event.get('mode')}{whole}"
 
 
 def told(line: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from isoflop.model.loss import make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.schedules import MOST_STEPS
+from isoflop.parallel.config import ParallelConfig
 
 MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 
@@ -32,7 +33,9 @@ class BatchConfig:
     """
 
     sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
-    micro_sequences: Annotated[int, "sequences in one forward and backward pass; gradients accumulate; 0: all"] = 0
+    micro_sequences: Annotated[
+        int, "sequences in one forward and backward pass of a process; gradients accumulate; 0: all of its part"
+    ] = 0
     ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
     ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
 
@@ -100,7 +103,7 @@ class RuntimeConfig:
     dtype: Annotated[str, "what matrix products are computed in: auto, float32 or bfloat16; weights stay float32"] = (
         "auto"
     )
-    threads: Annotated[int, "CPU threads; 0: one a core"] = 0
+    threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one a core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
 
 
@@ -196,6 +199,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     every: EveryConfig = field(default_factory=EveryConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)

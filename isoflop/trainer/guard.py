@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -12,6 +13,8 @@ from typing import Any, Self
 
 class Diverged(Exception):
     """Loss or gradient went wrong more often than the run may go on with. The last checkpoint is from before that."""
+
+    exit_code = 1
 
 
 class Interrupted(Exception):
@@ -26,6 +29,7 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int, folder: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
         self.signum = signum
+        self.exit_code = 128 + signum
         self.step = step
         self.folder = folder
 
@@ -39,12 +43,18 @@ class Signals:
     process at once. One that is ignored, as SIGHUP is under nohup, stays so.
 
     The run looks at `received` between steps, so that it is saved within a step, a checkpoint that is being written and
-    its own. What could take longer, measuring and sampling, is cut short."""
+    its own. What could take longer, measuring and sampling, is cut short.
+
+    Args:
+        echo: seconds in which a further one is the first once more. A Ctrl-C reaches torchrun and, where the processes
+            are of the terminal's group too, these; torchrun then passes its own on.
+    """
 
     CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.received: int | None = None
+        self._echo, self._at = echo, 0.0
         self._cuts = False
         self._before: dict[int, Any] = {}
 
@@ -60,8 +70,10 @@ class Signals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            os._exit(128 + signum)
-        self.received = signum
+            if time.monotonic() - self._at >= self._echo:
+                os._exit(128 + signum)
+            return
+        self.received, self._at = signum, time.monotonic()
         if self._cuts:
             raise CutShort
 

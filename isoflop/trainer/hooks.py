@@ -1,7 +1,8 @@
 """What may happen beside the steps of a run: measuring, sampling, telling somebody.
 
 A hook is handed to `train` by whoever starts the run. It sees a `Live`, may add lines to the run folder, and must not
-change the model, the generators or the schedule: a run with hooks has the same bits as one without.
+change the model, the generators or the schedule: a run with hooks has the same bits as one without. Where several
+processes train one model, what measures and samples is a hook in each of them, and what talks in the first alone.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import GuardConfig, RunConfig
@@ -30,6 +32,7 @@ class Live:
         step: optimiser steps done.
         seconds: of training so far, time spent down left out.
         aside: of these seconds, those spent beside the steps: on measuring, sampling, checkpoints.
+        layout: how the model lies over the processes.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
         line: the newest training line; None before the first step, and a step left out has none.
         watch: what looks at each step's numbers.
@@ -48,6 +51,7 @@ class Live:
     runtime: Runtime
     timetable: Timetable
     flops_per_token: float
+    layout: Layout
     step: int = 0
     seconds: float = 0.0
     aside: float = 0.0
@@ -71,8 +75,11 @@ class Live:
         return self.step >= self.timetable.total_steps
 
     def may_be_cut_short(self) -> contextlib.AbstractContextManager[None]:
-        """For what a hook does at length and leaves nothing half done of; see guard.Signals.cut_short."""
-        return self.signals.cut_short() if self.signals else contextlib.nullcontext()
+        """For what a hook does at length and leaves nothing half done of; see guard.Signals.cut_short. Several
+        processes do it to its end: one that left in the middle would leave the others waiting."""
+        if self.signals is None or not self.layout.group.alone:
+            return contextlib.nullcontext()
+        return self.signals.cut_short()
 
     def due(self, every: int) -> bool:
         """Whether something that happens every `every` steps (0: never) and at the end happens now."""
@@ -121,7 +128,9 @@ class HeldOut(Hook):
             return
         try:
             with live.may_be_cut_short():
-                found = live.task.measure(live.model, live.prepared, live.runtime, live.config.evaluate_tokens)
+                found = live.task.measure(
+                    live.model, live.prepared, live.runtime, live.config.evaluate_tokens, live.layout.group
+                )
         except CutShort:
             return
         line = {
@@ -151,7 +160,7 @@ class Samples(Hook):
             self.stepped(live)
 
     def stepped(self, live: Live) -> None:
-        if not live.due(live.config.every.sample):
+        if not live.due(live.config.every.sample) or not (live.layout.together or live.folder.mine):
             return
         try:
             with live.may_be_cut_short(), torch.no_grad(), live.runtime.autocast():

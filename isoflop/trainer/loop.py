@@ -2,6 +2,10 @@
 
 while step < end:  batch -> gradients -> look -> update -> line -> hooks -> clock -> checkpoint -> signals
                                         └─> trouble: keep · leave out · go back · stop
+
+Under torchrun every process runs this loop on its part of each batch. Loss and gradient norm are those of all, so that
+all find the same trouble; the first one's clock counts, and it alone writes. Where else they have to agree is in
+together.py, who holds what in isoflop/parallel.
 """
 
 import math
@@ -23,6 +27,9 @@ from isoflop.files import disk_errors, write_json, write_text
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.mesh import ALONE, Group
+from isoflop.parallel.shard import lay_out
+from isoflop.parallel.watch import Watchdog
 from isoflop.records import Lock, RunFolder, read_lines
 from isoflop.runtime import choose_device, cores, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -33,8 +40,10 @@ from isoflop.trainer.preflight import check_memory, dry_batch, estimate
 from isoflop.trainer.saver import Saver
 from isoflop.trainer.step import Statistics, find_gradients, leave_out, update
 from isoflop.trainer.task import Task, make_task
+from isoflop.trainer.together import agree, check_world, seed_step, world_of
 from isoflop.trainer.trouble import Trouble, Watch, gaps, must_stop
 
+ECHO = 2.0  # seconds in which one Ctrl-C reaches a process twice, from the terminal and from torchrun
 RATE_LINES = 20  # training lines over which tokens per second are averaged
 
 
@@ -74,6 +83,7 @@ def train(
     plan: dict[str, Any] | None = None,
     environment: dict[str, Any] | None = None,
     resume: bool = False,
+    group: Group = ALONE,
 ) -> RunResult:
     """Train `config` into the run folder `out`, or go on with the run that is there.
 
@@ -84,41 +94,45 @@ def train(
         plan: kept in plan.json: what was expected of this run.
         environment: kept in environment.json beside the machine's description.
         resume: go on from the last checkpoint of `out` (from nothing if it has none yet).
+        group: the processes that train it together; each calls this with the same arguments but for the hooks.
 
     Raises:
         UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
         Interrupted: a signal came; the run is saved and `resume=True` goes on.
         Diverged: loss or gradient went wrong more often than config.guard allows.
     """
-    folder = RunFolder(Path(out))
-    if not resume:
+    folder = RunFolder(Path(out), mine=group.first)
+    if not resume and group.first:
         folder.refuse_used()
     config = resolve_runtime(config)
+    check_world(config, group)
     task = task or make_task(config)
     prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
     batches = task.batches(config, prepared)  # text that is too short is refused before anything is written
-    if config.guard.preflight:
+    if config.guard.preflight and group.alone:
         runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
         check_memory(config, estimate(config, task, batches, runtime), config.runtime.device)
     again = f"isoflop train --resume {folder.path}"
-    with disk_errors(f"the run folder {folder.path}", then=again), folder.locked() as lock, Signals() as signals:
-        if not (resume and folder.config.exists()):
+    echo = 0.0 if group.alone else ECHO
+    with disk_errors(f"the run folder {folder.path}", then=again), folder.locked() as lock, Signals(echo) as signals:
+        if group.first and not (resume and folder.config.exists()):
             about = {**describe_machine(config.runtime.device), **(environment or {})}
             write_first_files(config, folder, prepared, plan or {}, about)
         folder.mend()
-        live, optimizers = make_run(config, folder, task, prepared, batches, resume)
+        live, optimizers = make_run(config, folder, task, prepared, batches, resume, group)
         live.signals = signals
-        saver = Saver(config.every)
+        saver = Saver(config.every, group)
         try:
             for hook in hooks:
                 hook.started(live)
                 for text in live.notices:
                     hook.noticed(live, text)
-            if config.guard.preflight and not live.done:
-                dry_batch(live, optimizers)
-            run_steps(live, optimizers, list(hooks), signals, saver, lock)
-            saver.wait()
+            with Watchdog(group, config.parallel.timeout, folder.path, live.step) as watchdog:
+                if config.guard.preflight and not live.done:
+                    dry_batch(live, optimizers)
+                run_steps(live, optimizers, list(hooks), signals, saver, lock, watchdog)
+                saver.wait()
         finally:
             saver.finish()
             for hook in hooks:
@@ -128,14 +142,21 @@ def train(
 
 
 def make_run(
-    config: RunConfig, folder: RunFolder, task: Task, prepared: Data, batches: Batches, resume: bool
+    config: RunConfig,
+    folder: RunFolder,
+    task: Task,
+    prepared: Data,
+    batches: Batches,
+    resume: bool,
+    group: Group,
 ) -> tuple[Live, list[torch.optim.Optimizer]]:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
-    runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+    asked = config.runtime
+    runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
     seed_everything(config.seed)
     with runtime.device:
         model = build_model(config.task, config.model)
-    last, said = last_checkpoint(folder) if resume else (None, [])
+    last, said = last_checkpoint(folder, group) if resume else (None, [])
     if config.init and last is None:
         start = checkpoint.read(Path(config.init))
         if start.tokenizer != prepared.tokenizer.to_json():
@@ -146,25 +167,29 @@ def make_run(
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
-    optimizers = build(model, config.optim, runtime.dtype)
+    layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type)
+    optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     flops = task.flops_per_token(config, prepared)
-    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, notices=said)
+    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     progress = put_back(live, optimizers, last)
     live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
-    folder.event("resumed" if resume else "started", step=live.step)
+    folder.event("resumed" if resume else "started", step=live.step, **world_of(config, group))
     return live, optimizers
 
 
-def last_checkpoint(folder: RunFolder) -> tuple[Path | None, list[str]]:
+def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:
     """The last checkpoint that is whole, None if there is none yet; and what is to be said: newer ones that are damaged
-    are set aside.
+    are set aside. The first process looks, and all go by what it found.
 
     Raises:
         UserError: if there are some and not one is whole; they are left where they are.
     """
+    if not group.first:
+        found = group.broadcast()
+        return (Path(found) if found else None), []
     last, broken = checkpoint.last_whole(folder.checkpoints)
     if last is None and broken:
         raise UserError(
@@ -176,6 +201,7 @@ def last_checkpoint(folder: RunFolder) -> tuple[Path | None, list[str]]:
         aside = checkpoint.set_aside(path)
         folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
         said.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
+    group.broadcast(str(last or ""))
     return last, said
 
 
@@ -189,6 +215,7 @@ def put_back(live: Live, optimizers: list[torch.optim.Optimizer], last: Path | N
     progress = {} if last is None else checkpoint.load(last, live.model, optimizers, verified=True)
     live.step = progress.get("step", 0)
     live.folder.forget_after(live.step)
+    live.layout.group.barrier()  # the logs are what the first process left of them
     live.watch = Watch(live.config.guard, progress.get("recent", ()))
     live.skips = read_lines(live.folder.log("skips"))
     live.batches = live.task.batches(live.config, live.prepared, gaps(live.skips))
@@ -206,11 +233,12 @@ def run_steps(
     signals: Signals,
     saver: Saver,
     lock: Lock,
+    watchdog: Watchdog,
 ) -> None:
     """The loop. On return every planned step is done and the last checkpoint is written or being written."""
-    config = live.config
+    config, group = live.config, live.layout.group
     held_to = seconds_held_to(live)
-    pace = Pace(held_to) if held_to else None
+    pace = Pace(held_to) if held_to and group.first else None
     log = Log(live)
     statistics = Statistics(live.model)
     saved = live.step if live.step else -1
@@ -224,7 +252,10 @@ def run_steps(
         lock.check()
         if live.step == live.timetable.decay_step and saved != live.step:
             saved = save(live, optimizers, saver)  # an extended run goes on from here
-        batch = live.batches.batch(live.step) if batch is None else batch
+        watchdog.at(live.step, "reading its batch")
+        batch = live.batches.batch(live.step, group.rank, group.size) if batch is None else batch
+        seed_step(group, config.seed, live.step)
+        watchdog.at(live.step, "in the step")
         scale = live.timetable.scale(live.step)
         statistics.keep()
         on_device = find_gradients(
@@ -234,8 +265,9 @@ def run_steps(
             micro=config.batch.micro_sequences or len(batch[0]),
             runtime=live.runtime,
             clip=config.optim.clip,
+            layout=live.layout,
         )
-        batch = live.batches.batch(live.step + 1)  # read while the device works
+        batch = live.batches.batch(live.step + 1, group.rank, group.size)  # read while the device works
         loss, norm = (float(number) for number in on_device)  # here it is waited for
         trouble = live.watch.look(loss, norm)
         taken = trouble is None or trouble.action == "keep"
@@ -251,17 +283,21 @@ def run_steps(
             if trouble.action == "rollback":
                 saver.wait()
                 go_back(live, optimizers, hooks)
-                saved, batch, log, pace = live.step, None, Log(live), Pace(held_to) if held_to else None
+                saved, batch, log = live.step, None, Log(live)
+                pace = Pace(held_to) if pace else None
                 continue
         live.step += 1
         live.seconds = time.monotonic() - before
         if taken:
             log.add(loss, norm, scale)
         stepped_at = time.monotonic()
+        watchdog.at(live.step, "beside the steps")
         for hook in hooks:
             hook.stepped(live)
         live.seconds = time.monotonic() - before
-        if pace and (decision := pace.look(live.step, live.seconds, live.timetable)):
+        decision = pace.look(live.step, live.seconds, live.timetable) if pace else None
+        signal, decision = agree(group, signals.received, decision)
+        if decision:
             live.folder.append("decisions", {**decision.to_dict(), "time": time.time()}, durable=True)
             live.timetable = live.timetable.decide(decision)
             for hook in hooks:
@@ -270,12 +306,12 @@ def run_steps(
             saved = save(live, optimizers, saver)
         live.aside += time.monotonic() - stepped_at
         live.seconds = time.monotonic() - before
-        if signals.received is not None and not live.done:
+        if signal is not None and not live.done:
             if saved != live.step:
                 save(live, optimizers, saver)
             saver.wait()
-            live.folder.event("stopped", step=live.step, signal=signals.received)
-            raise Interrupted(signals.received, live.step, live.folder.path)
+            live.folder.event("stopped", step=live.step, signal=signal)
+            raise Interrupted(signal, live.step, live.folder.path)
 
 
 def put_on_record(live: Live, hooks: Sequence[Hook], trouble: Trouble, loss: float, norm: float) -> None:
@@ -311,7 +347,7 @@ def go_back(live: Live, optimizers: list[torch.optim.Optimizer], hooks: Sequence
     """Back to the last checkpoint; what is on record to be passed over is not read again. The clock runs on: the time
     was spent."""
     at = live.step
-    last, said = last_checkpoint(live.folder)
+    last, said = last_checkpoint(live.folder, live.layout.group)
     put_back(live, optimizers, last)
     live.model.train()
     live.folder.event("rolled back", step=live.step, from_step=at)
@@ -375,7 +411,7 @@ def save(live: Live, optimizers: list[torch.optim.Optimizer], saver: Saver) -> i
             "tokens": live.tokens,
             "recent": live.watch.state(),
         },
-        copied=live.config.every.background,
+        copied=saver.background,
     )
     decay = live.timetable.decay_step
     doubtful = any(line["step"] == live.step and line["action"] != "keep" for line in live.skips)

@@ -5,7 +5,8 @@
 
 The estimate: weights, gradients and the optimiser's state are counted on the meta device. What the backward pass needs
 is measured on models of the same kind with at most four layers, on one and two sequences, and carried on linearly in
-layers and sequences. A run resumed on a smaller machine is refused likewise.
+layers and sequences. A run resumed on a smaller machine is refused likewise. Where several processes share a model
+nothing is estimated, since what each holds depends on how it is divided; the dry batch is taken by all together.
 """
 
 from collections.abc import Sequence
@@ -165,7 +166,7 @@ def dry_batch(live: Live, optimizers: list[torch.optim.Optimizer]) -> None:
     generators = state.generator_tensors()
     statistics = Statistics(live.model)
     statistics.keep()
-    rows = live.config.batch.micro
+    rows = min(live.config.batch.micro, live.config.batch.sequences // live.layout.group.size)
     try:
         find_gradients(
             live.model,
@@ -174,6 +175,7 @@ def dry_batch(live: Live, optimizers: list[torch.optim.Optimizer]) -> None:
             micro=rows,
             runtime=live.runtime,
             clip=live.config.optim.clip,
+            layout=live.layout,
         )
     except torch.OutOfMemoryError as error:
         half = next((n for n in range(rows // 2, 0, -1) if live.config.batch.sequences % n == 0), 1)

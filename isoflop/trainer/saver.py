@@ -13,6 +13,7 @@ import threading
 from collections.abc import Collection, Sequence
 
 from isoflop import checkpoint
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.trainer.config import EveryConfig
 
 
@@ -21,10 +22,12 @@ class Saver:
 
     Args:
         every: which stay, and whether they are written in the background.
+        group: of several processes each writes its part, and the first one drops. They write at once, beside no step:
+            what they exchange in writing would get between what they exchange in the steps.
     """
 
-    def __init__(self, every: EveryConfig) -> None:
-        self.every = every
+    def __init__(self, every: EveryConfig, group: Group = ALONE) -> None:
+        self.every, self.background = every, every.background and group.alone
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -32,7 +35,7 @@ class Saver:
         """Write a checkpoint, once the one before is written, and drop those no longer wanted.
 
         Args:
-            pending: of tensors that nothing will change, if `every.background`.
+            pending: of tensors that nothing will change, if `background`.
             heldout: (step, loss) of the measurements so far.
             also: steps whose checkpoints stay.
 
@@ -40,7 +43,7 @@ class Saver:
             UserError: if the disk refused this one or the one before.
         """
         self.wait()
-        if not self.every.background:
+        if not self.background:
             write_and_prune(pending, self.every, heldout, also)
             return
         arguments = (pending, self.every, tuple(heldout), tuple(also))

@@ -7,6 +7,7 @@ import torch
 from isoflop.model.build import Model
 from isoflop.model.loss import IGNORED
 from isoflop.optim.build import clip_gradients, set_lr
+from isoflop.parallel.shard import Layout
 from isoflop.runtime import Runtime
 from isoflop.trainer.task import Task
 
@@ -21,9 +22,10 @@ def take_step(
     runtime: Runtime,
     clip: float,
     scale: float,
+    layout: Layout | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`find_gradients`, then `update`: a step that nobody looks at before it is taken."""
-    loss, norm = find_gradients(model, task, batch, micro=micro, runtime=runtime, clip=clip)
+    loss, norm = find_gradients(model, task, batch, micro=micro, runtime=runtime, clip=clip, layout=layout)
     update(optimizers, scale)
     return loss, norm
 
@@ -36,25 +38,33 @@ def find_gradients(
     micro: int,
     runtime: Runtime,
     clip: float,
+    layout: Layout | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Leave the clipped gradients of `batch`, what the task's loss takes with the targets last, in the parameters.
 
     The batch goes through the model `micro` sequences at a time, each pass weighted by its share of the targets, so
-    that the gradients add up to the whole batch's mean.
+    that the gradients add up to the whole batch's mean. With several processes `batch` is this one's part, and its
+    shares are of the targets of all.
+
+    Args:
+        layout: how the model lies over the processes; None: there is one.
 
     Returns:
         The mean of what is trained on, in nats per token, and the gradient's norm before clipping, both still on the
         device: reading them waits for it.
     """
-    counted = (batch[-1] != IGNORED).sum()
+    layout = layout or Layout(model, task.loss)
+    counted = layout.sum((batch[-1] != IGNORED).sum())
     total = torch.zeros((), device=runtime.device)
-    for part in zip(*(tensor.split(micro) for tensor in batch), strict=True):
+    parts = list(zip(*(tensor.split(micro) for tensor in batch), strict=True))
+    for number, part in enumerate(parts, 1):
         share = (part[-1] != IGNORED).sum() / counted
-        with runtime.autocast():
-            loss = task.loss(model, *part)
-        (loss * share).backward()
+        with layout.last_pass(number == len(parts)):
+            with runtime.autocast():
+                loss = layout.loss(*part)
+            (loss * share).backward()
         total += loss.detach() * share
-    return total, clip_gradients(model, clip)
+    return layout.sum(total), clip_gradients(model, clip, layout.whole)
 
 
 def update(optimizers: Sequence[torch.optim.Optimizer], scale: float) -> None:
