@@ -327,8 +327,9 @@ def verify(path: Path) -> None:
             raise damaged(path, name, "has other bytes than when it was written")
 
 
-def require_same_data(path: Path, fingerprint: str) -> None:
-    """Raises UserError unless a checkpoint was trained on the data with this fingerprint."""
+def require_same_data(path: Path, fingerprint: str, tokenizer: str = "") -> None:
+    """Raises UserError unless a checkpoint was trained on the data with this fingerprint and, if it is given, with this
+    tokenizer (the text of its tokenizer.json)."""
     trained_on = read_state(path)["fingerprint"]
     if trained_on != fingerprint:
         run = path.parent.parent
@@ -336,6 +337,10 @@ def require_same_data(path: Path, fingerprint: str) -> None:
             f"the data of this run changed: its checkpoint was trained on {trained_on[:12]}, the sources now give "
             f"{fingerprint[:12]}; bring the old text back, or train on from its weights on what there is now: "
             f"isoflop train SOURCE ... --init {run} --out NEW"
+        )
+    if tokenizer and read_text(path / "tokenizer.json") != tokenizer:
+        raise UserError(
+            f"the tokenizer of {path} is not that of the data: its ids would mean other text; bring the old one back"
         )
 
 

@@ -43,6 +43,9 @@ class Batches(Protocol):
         """What has to be passed over so that nothing is read of what `steps` steps from `step` on read: (first
         sequence, how many), as an unbroken run numbers them (gaps.py)."""
 
+    def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        """A batch, of token 0 alone, with the largest shape that so many sequences of a step can have."""
+
 
 class Loader:
     """Batches of a run.
@@ -112,6 +115,10 @@ class Loader:
 
     def span(self, step: int, steps: int) -> tuple[int, int]:
         return self.gaps.span(self.before(step), self.before(step + steps))
+
+    def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        zeros_BT = torch.zeros((sequences, self.context), dtype=torch.int64)
+        return zeros_BT, zeros_BT.clone()
 
     def starts(self, source: int, draws: np.ndarray) -> np.ndarray:
         """The first token of each draw from a source."""

@@ -92,6 +92,13 @@ class PairLoader:
         first, count = self.gaps.span(step, step + steps)
         return first * self.sequences, count * self.sequences
 
+    def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        longest_source, longest_target = (int(side.lengths.max()) for side in (self.pairs.source, self.pairs.target))
+        source_BS, inputs_BT = (
+            torch.zeros((sequences, length), dtype=torch.int64) for length in (longest_source, longest_target + 1)
+        )
+        return source_BS, torch.ones_like(source_BS, dtype=torch.bool), inputs_BT, inputs_BT.clone()
+
     def tokens(self, steps: int) -> int:
         """Tokens of both sides, padding left out, that the first `steps` steps read."""
         end = self.gaps.unbroken(steps - 1) + 1 if steps else 0

@@ -59,11 +59,13 @@ def write_result(
     environment: dict[str, Any],
     plan: dict[str, Any],
     phases: Phases,
+    group: Group = ALONE,
 ) -> None:
     """result.json: what the run came to, beside what was expected of it."""
     run = read_run(folder.path)
     batches = make_task(config).batches(config, prepared, gaps(run.skips))
     peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
+    peak *= group.machines(run.config["runtime"]["device"])
     stepping = result.seconds - result.aside
     rate = result.flops / stepping if stepping else 0.0
     expected = plan.get("expected")

@@ -26,12 +26,13 @@ from isoflop.job.together import again, send, together
 from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
 from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.far import far_off
 from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.report.page import write_report
-from isoflop.runtime import measure_peak
+from isoflop.runtime import choose_device, measure_peak
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
@@ -122,6 +123,7 @@ def pretrain(
             fixed_model=base is not None or bool(init),
             fixed_rates=base is not None,
             fixed_vocabulary=given_vocabulary or tokenizer_size(data, base),
+            machines=group.machines(choose_device(asked.runtime.device)),
         )
     with phases.time("prepare"):
         share = 0 if data.max_train_bytes or found.bytes <= sketch.train_bytes else int(sketch.train_bytes)
@@ -166,7 +168,14 @@ def pretrain_pairs(
         prepared = prepare_pairs(start.data, listener.progress)
     with phases.time("calibrate"):
         advice = advise_pairs(
-            budget, start, assignments, prepared, listener.say, fixed_model=given or continued, fixed_rates=given
+            budget,
+            start,
+            assignments,
+            prepared,
+            listener.say,
+            fixed_model=given or continued,
+            fixed_rates=given,
+            machines=group.machines(choose_device(override(start, assignments).runtime.device)),
         )
     listener.planned(advice)
     listener.say(seconds_line(phases))
@@ -287,7 +296,10 @@ def carry_out(
             }
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
-    listener.peak(environment["peak"].get(dtype, 0.0))
+    if not resume:
+        for line in far_off(config):
+            listener.say(line)
+    listener.peak(environment["peak"].get(dtype, 0.0) * group.machines(choose_device(config.runtime.device)))
     check_world(config, group)
     send(group, config, folder, prepared, resume)
     result = train_steps(
@@ -304,12 +316,12 @@ def carry_out(
     with phases.time("evaluate"):
         reached = measure_last(folder, prepared, config, group)
     with disk_errors(f"the run folder {folder.path}"):
-        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+        write_result(folder, config, prepared, result, reached, environment, plan, phases, group)
         folder.event("finished", step=result.step)
         started = time.monotonic()
         write_report([folder.path])
         phases.seconds["report"] = round(time.monotonic() - started, 2)
-        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+        write_result(folder, config, prepared, result, reached, environment, plan, phases, group)
     add_to_ledger(folder)
     return result
 

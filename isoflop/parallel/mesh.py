@@ -110,6 +110,10 @@ class Group:
         """This process's own device of a kind: "cuda" -> "cuda:3"."""
         return f"cuda:{self.local_rank}" if name == "cuda" and not self.alone else name
 
+    def machines(self, device: str) -> int:
+        """How many times what one process reaches with all of a host's threads, or with its GPU, all have together."""
+        return self.size if device.startswith("cuda") else self.hosts
+
     def mesh(self, device: str, replicas: int = 1) -> DeviceMesh:
         """All processes in a row, or as (replicas, pieces)."""
         kind = device.partition(":")[0]
@@ -294,7 +298,7 @@ def join(place: dict[str, Any]) -> Group:
         raise UserError(f"process {place['rank']} does not reach the others at {where} ({reason})") from None
     store = dist.PrefixStore(f"isoflop/{next(_times_joined)}/{place['restarts']}", store)
     backend = "gloo"
-    if torch.cuda.is_available():
+    if place["local_rank"] < torch.cuda.device_count():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(place["local_rank"])
     dist.init_process_group(

@@ -213,18 +213,23 @@ def restore_generators(folder: Path) -> None:
     tensors = {name: tensor for name, tensor in generator_tensors().items() if name in stored}
     load_tensors(folder, tensors, stored)
     try:
-        for name, tensor in tensors.items():
-            match name.split("."):
-                case [_, "cpu"]:
-                    torch.set_rng_state(tensor)
-                case [_, "mps"]:
-                    torch.mps.set_rng_state(tensor)
-                case [_, _, index]:
-                    torch.cuda.set_rng_state(tensor, int(index))
+        set_generators(tensors)
     except RuntimeError as error:
         raise UserError(
             f"{folder} holds no usable state of a random generator ({error}); use another checkpoint"
         ) from None
+
+
+def set_generators(tensors: Mapping[str, Tensor]) -> None:
+    """Set torch's generators to what `generator_tensors` gave."""
+    for name, tensor in tensors.items():
+        match name.split("."):
+            case [_, "cpu"]:
+                torch.set_rng_state(tensor)
+            case [_, "mps"]:
+                torch.mps.set_rng_state(tensor)
+            case [_, _, index]:
+                torch.cuda.set_rng_state(tensor, int(index))
 
 
 def match_state(

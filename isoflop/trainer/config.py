@@ -149,6 +149,10 @@ class GuardConfig:
     pass_over: Annotated[int, "steps whose data a rollback passes over, from the bad one on"] = 1
     in_a_row: Annotated[int, "bad steps in a row that stop the run"] = 5
     in_all: Annotated[int, "bad steps in all that stop the run"] = 100
+    preflight: Annotated[
+        bool,
+        "before the first step: estimate the memory, refuse what does not fit, try a batch of the largest shape",
+    ] = True
 
     def __post_init__(self) -> None:
         if not self.sigmas > 0:

@@ -1,9 +1,11 @@
 """What stops a run early: signals, and numbers gone wrong for good (trouble.py says when)."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -32,9 +34,16 @@ class Interrupted(Exception):
         self.folder = folder
 
 
+class CutShort(Exception):
+    """A signal came in the middle of what can be done again after the run is resumed."""
+
+
 class Signals:
     """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
     process at once. One that is ignored, as SIGHUP is under nohup, stays so.
+
+    The run looks at `received` between steps, so that it is saved within a step, a checkpoint that is being written and
+    its own. What could take longer, measuring and sampling, is cut short.
 
     Args:
         echo: seconds in which a further one is the first once more. A Ctrl-C reaches torchrun and, where the processes
@@ -46,6 +55,7 @@ class Signals:
     def __init__(self, echo: float = 0.0) -> None:
         self.received: int | None = None
         self._echo, self._at = echo, 0.0
+        self._cuts = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -59,7 +69,26 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received, self._at = signum, time.monotonic()
-        elif time.monotonic() - self._at >= self._echo:
-            os._exit(128 + signum)
+        if self.received is not None:
+            if time.monotonic() - self._at >= self._echo:
+                os._exit(128 + signum)
+            return
+        self.received, self._at = signum, time.monotonic()
+        if self._cuts:
+            raise CutShort
+
+    @contextlib.contextmanager
+    def cut_short(self) -> Iterator[None]:
+        """Within this, a signal raises CutShort at once, also one that came before: only for work that leaves nothing
+        half done behind.
+
+        Raises:
+            CutShort: when a signal comes.
+        """
+        self._cuts = True
+        try:
+            if self.received is not None:
+                raise CutShort
+            yield
+        finally:
+            self._cuts = False

@@ -5,6 +5,7 @@ change the model, the generators or the schedule: a run with hooks has the same 
 processes train one model, what measures and samples is a hook in each of them, and what talks in the first alone.
 """
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,10 @@ from isoflop.data.prepared import Data
 from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.parallel.shard import Layout
-from isoflop.records import RunFolder
+from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import GuardConfig, RunConfig
+from isoflop.trainer.guard import CutShort, Signals
 from isoflop.trainer.task import Task
 from isoflop.trainer.trouble import Watch
 
@@ -37,6 +39,7 @@ class Live:
         skips: what went wrong so far: the lines of skips.jsonl.
         heldout: (step, loss) of the held-out measurements so far.
         notices: what a person should know before the first step.
+        signals: those that may cut measuring and sampling short; None: nothing may.
     """
 
     config: RunConfig
@@ -57,6 +60,7 @@ class Live:
     skips: list[dict[str, Any]] = field(default_factory=list)
     heldout: list[tuple[int, float]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    signals: Signals | None = None
 
     @property
     def tokens(self) -> int:
@@ -69,6 +73,13 @@ class Live:
     @property
     def done(self) -> bool:
         return self.step >= self.timetable.total_steps
+
+    def may_be_cut_short(self) -> contextlib.AbstractContextManager[None]:
+        """For what a hook does at length and leaves nothing half done of; see guard.Signals.cut_short. Several
+        processes do it to its end: one that left in the middle would leave the others waiting."""
+        if self.signals is None or not self.layout.group.alone:
+            return contextlib.nullcontext()
+        return self.signals.cut_short()
 
     def due(self, every: int) -> bool:
         """Whether something that happens every `every` steps (0: never) and at the end happens now."""
@@ -102,17 +113,26 @@ class Hook:
 
 class HeldOut(Hook):
     """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks. The line also has what the
-    model's parts say of the last held-out batch, such as a mixture's `load_entropy`."""
+    model's parts say of the last held-out batch, such as a mixture's `load_entropy`. A measurement that a signal cut
+    short is made when the run goes on."""
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
 
+    def started(self, live: Live) -> None:
+        if live.step and all(step != live.step for step, _ in live.heldout):
+            self.stepped(live)
+
     def stepped(self, live: Live) -> None:
         if not live.due(live.config.every.evaluate):
             return
-        found = live.task.measure(
-            live.model, live.prepared, live.runtime, live.config.evaluate_tokens, live.layout.group
-        )
+        try:
+            with live.may_be_cut_short():
+                found = live.task.measure(
+                    live.model, live.prepared, live.runtime, live.config.evaluate_tokens, live.layout.group
+                )
+        except CutShort:
+            return
         line = {
             "step": live.step,
             "tokens": live.tokens,
@@ -131,12 +151,21 @@ class HeldOut(Hook):
 class Samples(Hook):
     """Writes what the model says to the same prompts every `config.every.sample` steps.
 
-    A task draws its samples from a generator of their own, so that the run's own generators do not notice.
+    A task draws its samples from a generator of their own, so that the run's own generators do not notice. Samples that
+    a signal cut short are drawn when the run goes on.
     """
+
+    def started(self, live: Live) -> None:
+        if live.step and all(line.get("step") != live.step for line in read_lines(live.folder.log("samples"))):
+            self.stepped(live)
 
     def stepped(self, live: Live) -> None:
         if not live.due(live.config.every.sample) or not (live.layout.together or live.folder.mine):
             return
-        with torch.no_grad(), live.runtime.autocast():
-            for line in live.task.samples(live.model, live.prepared, live.config):
-                live.folder.append("samples", {"step": live.step, **line})
+        try:
+            with live.may_be_cut_short(), torch.no_grad(), live.runtime.autocast():
+                lines = list(live.task.samples(live.model, live.prepared, live.config))
+        except CutShort:
+            return
+        for line in lines:
+            live.folder.append("samples", {"step": live.step, **line})

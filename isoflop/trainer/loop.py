@@ -36,6 +36,7 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import Diverged, Interrupted, Signals
 from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
+from isoflop.trainer.preflight import check_memory, dry_batch, estimate
 from isoflop.trainer.saver import Saver
 from isoflop.trainer.step import Statistics, find_gradients, leave_out, update
 from isoflop.trainer.task import Task, make_task
@@ -109,6 +110,9 @@ def train(
     prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
     batches = task.batches(config, prepared)  # text that is too short is refused before anything is written
+    if config.guard.preflight and group.alone:
+        runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
+        check_memory(config, estimate(config, task, batches, runtime), config.runtime.device)
     again = f"isoflop train --resume {folder.path}"
     echo = 0.0 if group.alone else ECHO
     with disk_errors(f"the run folder {folder.path}", then=again), folder.locked() as lock, Signals(echo) as signals:
@@ -117,6 +121,7 @@ def train(
             write_first_files(config, folder, prepared, plan or {}, about)
         folder.mend()
         live, optimizers = make_run(config, folder, task, prepared, batches, resume, group)
+        live.signals = signals
         saver = Saver(config.every, group)
         try:
             for hook in hooks:
@@ -124,6 +129,8 @@ def train(
                 for text in live.notices:
                     hook.noticed(live, text)
             with Watchdog(group, config.parallel.timeout, folder.path, live.step) as watchdog:
+                if config.guard.preflight and not live.done:
+                    dry_batch(live, optimizers)
                 run_steps(live, optimizers, list(hooks), signals, saver, lock, watchdog)
                 saver.wait()
         finally:
@@ -151,7 +158,11 @@ def make_run(
         model = build_model(config.task, config.model)
     last, said = last_checkpoint(folder, group) if resume else (None, [])
     if config.init and last is None:
-        checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
+        start = checkpoint.read(Path(config.init))
+        if start.tokenizer != prepared.tokenizer.to_json():
+            warned = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
+            said = [*said, warned]
+        checkpoint.load_weights(model, start.weights)
     task.prepare(model)
     if config.runtime.compile:
         for unit in model.units():
@@ -162,7 +173,7 @@ def make_run(
     flops = task.flops_per_token(config, prepared)
     live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
     if last is not None:
-        checkpoint.require_same_data(last, prepared.fingerprint)
+        checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     progress = put_back(live, optimizers, last)
     live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
     folder.event("resumed" if resume else "started", step=live.step, **world_of(config, group))

@@ -66,8 +66,8 @@ class Seq2Seq:
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
         return prepare_pairs(config, progress)
 
-    def open_data(self, folder: Path) -> PreparedPairs:
-        return open_pairs(folder)
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> PreparedPairs:
+        return open_pairs(folder, verify_checksums)
 
     def batches(self, config: RunConfig, data: PreparedPairs, skipped: tuple[tuple[int, int], ...] = ()) -> PairLoader:
         if config.batch.ramp_from:

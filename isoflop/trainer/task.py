@@ -38,7 +38,7 @@ class Task(Protocol):
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
         """Make the data ready, or find that it was done before."""
 
-    def open_data(self, folder: Path) -> Data:
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> Data:
         """Open data that was prepared."""
 
     def batches(self, config: RunConfig, data: Any, skipped: tuple[tuple[int, int], ...] = ()) -> Batches:
@@ -70,8 +70,8 @@ class CausalLM:
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
         return prepare(config, progress=progress)
 
-    def open_data(self, folder: Path) -> Prepared:
-        return open_prepared(folder)
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> Prepared:
+        return open_prepared(folder, verify_checksums)
 
     def batches(self, config: RunConfig, data: Prepared, skipped: tuple[tuple[int, int], ...] = ()) -> Loader:
         return Loader(data, config.model.context, config.batch.before, config.seed, skipped)

@@ -36,6 +36,12 @@ def check_world(config: RunConfig, group: Group) -> None:
     config.parallel.resolve(group.size, group.hosts)
     if group.alone:
         return
+    cards = torch.cuda.device_count()
+    if config.runtime.device.startswith("cuda") and cards < group.local_size:
+        raise UserError(
+            f"{group.local_size} processes on this host have {cards} GPUs: start as many processes as GPUs, or use "
+            "--set runtime.device=cpu"
+        )
     batch = config.batch
     for name, sequences in (("batch.sequences", batch.sequences), ("batch.ramp_from", batch.ramp_from)):
         if sequences % group.size:

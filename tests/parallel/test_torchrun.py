@@ -16,8 +16,9 @@ from isoflop.records import read_run
 from small import TINY
 
 pytestmark = pytest.mark.slow
-STEPS = ["steps=24", "every.checkpoint=6", "every.evaluate=8", "every.sample=12", "optim.lr=0.003"]
-RAMP = ["batch.ramp_from=4", "batch.ramp_sequences=40"]
+# long enough that a signal comes before the end, also on a fast machine
+STEPS = ["steps=240", "every.checkpoint=40", "every.evaluate=80", "every.sample=120", "optim.lr=0.003"]
+RAMP = ["batch.ramp_from=4", "batch.ramp_sequences=400"]
 
 
 def environment() -> dict[str, str]:
@@ -85,10 +86,10 @@ def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
     assert len(spoken(refused)) == 1 and "batch.sequences = 9" in refused and not (tmp_path / "no").exists()
 
     process = start(1, train(recipe, resized, *RAMP))
-    until_step(resized, 5, process)
+    until_step(resized, 20, process)
     process.send_signal(signal.SIGTERM)
     finish(process, 143)
-    for processes, mode, steps in ((2, ["fsdp"], 10), (4, ["hsdp", "parallel.replicas=2"], 15)):
+    for processes, mode, steps in ((2, ["fsdp"], 60), (4, ["hsdp", "parallel.replicas=2"], 110)):
         process = start(processes, ["train", "--resume", resized, "--set", f"parallel.mode={mode[0]}", *mode[1:]])
         until_step(resized, steps, process)
         process.send_signal(signal.SIGTERM)
@@ -96,9 +97,11 @@ def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
     finish(start(1, ["train", "--resume", resized]))
 
     one, many = read_run(whole), read_run(resized)
-    assert losses(resized) == pytest.approx(losses(whole), rel=1e-5)
+    assert losses(resized) == pytest.approx(
+        losses(whole), rel=1e-4
+    )  # differences in the last bits, grown for 240 steps
     assert [line["tokens"] for line in many.training] == [line["tokens"] for line in one.training]
-    assert many.result["heldout"]["nats_per_token"] == pytest.approx(one.result["heldout"]["nats_per_token"], rel=1e-5)
+    assert many.result["heldout"]["nats_per_token"] == pytest.approx(one.result["heldout"]["nats_per_token"], rel=1e-4)
     assert [(e["processes"], e["mode"]) for e in many.events if e["event"] in ("started", "resumed")] == [
         (1, "none"),
         (2, "fsdp"),
@@ -117,7 +120,7 @@ def test_a_killed_worker_brings_the_group_back(tmp_path, recipe):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     finish(start(2, train(recipe, whole)))
     process = start(2, train(recipe, killed), launcher=("--max-restarts", "1"))
-    until_step(killed, 14, process)
+    until_step(killed, 70, process)
     os.kill(workers(process)[1], signal.SIGKILL)
     text = finish(process)
     assert losses(killed) == losses(whole)
