@@ -41,8 +41,8 @@ CABLE = "cable"
 NAMES = {"left": "10.77.0.1", "right": "10.77.0.2"}
 PORT = 29400
 TOOLS = ("unshare", "nsenter", "ip", "mount")
-RETRIES = 6  # of TCP before it gives a connection up, 25 s; Linux's own 15 are 15 minutes, which torchrun waits for
-LEAVING = 90.0  # seconds for torchrun to leave after the processes
+RETRIES, PATIENCE = 7, 50.0  # of TCP before it gives a connection up; Linux's own 15 are a quarter of an hour
+LEAVING = 180.0  # seconds for torchrun to leave after the processes
 STARTING = 180.0  # seconds for imports, rendezvous and preparing the text, on a busy machine
 
 
@@ -279,6 +279,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a folder in which runs and logs stay")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.silence > 0.8 * PATIENCE:
+        parser.error(
+            f"--silence {given.silence:g} is too long: TCP gives up after {PATIENCE:g} s here, and torchrun with it"
+        )
     if not given.inside:
         reason = why_not()
         if reason:

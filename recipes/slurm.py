@@ -103,7 +103,8 @@ def executor(given: argparse.Namespace) -> submitit.AutoExecutor:
         "stderr_to_stdout": True,
         "slurm_cpus_per_task": given.cpus,
         "slurm_signal_delay_s": given.grace,
-        "slurm_srun_args": ["--kill-on-bad-exit=1"],  # when one fails, the others have nobody to wait for
+        # when one fails, the others have nobody to wait for; and srun does not always take the cores from sbatch
+        "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={given.cpus}"],
         "slurm_additional_parameters": {"requeue": True},
     }
     if given.gpus:
