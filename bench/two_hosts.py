@@ -19,6 +19,7 @@ Exit code 0 if all of that happened; 1, with what did not, otherwise.
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -78,7 +79,8 @@ class Host:
     @classmethod
     def make(cls, name: str, address: str, hosts_file: Path) -> "Host":
         own = (
-            f"echo {name} > /proc/sys/kernel/hostname && mount --bind '{hosts_file}' /etc/hosts && "
+            f"{shlex.quote(sys.executable)} -c 'import socket; socket.sethostname(\"{name}\")' && "
+            f"mount --bind '{hosts_file}' /etc/hosts && "
             f"echo {RETRIES} > /proc/sys/net/ipv4/tcp_retries2 && ip link set lo up"
         )
         sleeper = subprocess.Popen(
