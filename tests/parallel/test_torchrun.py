@@ -39,7 +39,7 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
 
 
 def spoken(text: str) -> list[str]:
-    return [line for line in text.splitlines() if line.startswith("isoflop: ")]
+    return [line for line in text.splitlines() if "isoflop: " in line]  # torchrun's own may begin the line
 
 
 def until_step(folder: Path, step: int, process: subprocess.Popen) -> None:
