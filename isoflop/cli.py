@@ -72,6 +72,7 @@ def train(
     ] = "",
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    profile: Annotated[bool, tyro.conf.arg(help="show in the report where the time of a few steps goes")] = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -86,6 +87,7 @@ def train(
     from isoflop.model.registry import trust_code as trusting
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen, show_outcome, show_plan
+    from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
         screen = Screen()
@@ -93,7 +95,7 @@ def train(
             say=screen.say,
             progress=screen.progress,
             planned=lambda advice: show_plan(screen, advice),
-            hooks=(screen,),
+            hooks=(Profile(), screen) if profile else (screen,),
             peak=lambda flops: setattr(screen, "peak", flops),
         )
         if resume:

@@ -12,6 +12,7 @@
       events.jsonl      started, resumed, stopped, finished, with the wall-clock time
       result.json       what the finished run reached
       checkpoints/step-00001000/
+      profile/          with --profile: where the time of a few steps went (trainer/profile.py)
       report.html
 
 This module is the only way to read a run; nothing else parses these files.
@@ -72,6 +73,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     def log(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
@@ -167,6 +172,7 @@ class Run:
         heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
             token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
         samples: lines with `step`, `prompt`, `text`.
+        profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
 
@@ -182,6 +188,7 @@ class Run:
     decisions: list[dict[str, Any]] = field(repr=False)
     events: list[dict[str, Any]] = field(repr=False)
     status: str = "stopped"
+    profile: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -216,6 +223,7 @@ def read_run(path: Path | str) -> Run:
         decisions=logs["decisions"],
         events=logs["events"],
         status=status,
+        profile=read_object(folder.profile / "profile.json"),
     )
 
 

@@ -1,0 +1,64 @@
+"""--profile shows where the time goes and changes no number."""
+
+import gzip
+import json
+
+from safetensors.torch import load_file
+
+from isoflop.config import override
+from isoflop.records import read_run
+from isoflop.report.page import write_report
+from isoflop.trainer import RunConfig, train
+from isoflop.trainer.profile import Profile, in_short
+from small import TINY
+
+
+def what_was_learned(folder):
+    """Every tensor of every checkpoint, and the lines of metrics without what the clock says."""
+    kept = {}
+    for path in folder.rglob("*.safetensors"):
+        for name, tensor in load_file(path).items():
+            kept[f"{path.relative_to(folder)}:{name}"] = tensor.numpy().tobytes()
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    kept["metrics"] = [(line["step"], line["loss"], line["grad_norm"]) for line in lines]
+    return kept
+
+
+def test_a_run_that_is_watched_has_the_same_bits(tmp_path, corpus):
+    config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=8"])
+    train(config, tmp_path / "plain")
+    train(config, tmp_path / "watched", hooks=[Profile()])
+    assert what_was_learned(tmp_path / "plain") == what_was_learned(tmp_path / "watched")
+    seen = read_run(tmp_path / "watched").profile
+    assert (seen["first_step"], seen["steps"]) == (4, 3)
+    names = {row["name"] for row in seen["operations"]}
+    assert "aten::mm" in names and "isoflop/trainer/step.py take_step" in names
+    own = sum(row["microseconds"] for row in seen["operations"])
+    assert abs(own - seen["microseconds"]) < 1e-3 * seen["microseconds"]  # each moment is somebody's, and once
+    with gzip.open(tmp_path / "watched" / "profile" / "trace.json.gz") as file:
+        assert json.load(file)["traceEvents"]
+    page = write_report([tmp_path / "watched"]).read_text(encoding="utf-8")
+    assert "Where the time goes" in page and 'href="profile/trace.json.gz"' in page and "take_step" in page
+    assert "Where the time goes" not in write_report([tmp_path / "plain"]).read_text(encoding="utf-8")
+
+
+def test_a_short_run_is_watched_to_its_end(tmp_path, corpus):
+    config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=2"])
+    train(config, tmp_path / "run", hooks=[Profile()])
+    assert read_run(tmp_path / "run").profile["steps"] == 2
+
+
+def test_time_in_a_call_is_not_counted_again_in_its_caller():
+    def span(name, start, took, **more):
+        return {"ph": "X", "cat": "cpu_op", "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1, **more}
+
+    found = in_short([span("b", 1, 4), span("a", 0, 10), span("b", 6, 2), span("c", 2, 1), span("a", 10, 5)])
+    assert found["microseconds"] == 15
+    assert {row["name"]: (row["calls"], row["microseconds"]) for row in found["operations"]} == {
+        "a": (2, 9),
+        "b": (2, 5),
+        "c": (1, 1),
+    }
+    (a,) = found["tree"]
+    (b,) = a["inside"]
+    assert (a["microseconds"], b["microseconds"], b["inside"][0]["name"]) == (15, 6, "c")
