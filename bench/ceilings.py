@@ -20,7 +20,7 @@ from shapes import SIZES, Size
 
 CALLS = 20
 SQUARES = (512, 1024, 2048, 4096)
-HOPELESS = 0.1  # of float32's speed
+HOPELESS = 0.5  # of float32's speed: without units for it bfloat16 has a hundredth to a tenth
 ARRAY = 2**26  # numbers, 256 MB
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

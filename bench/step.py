@@ -1,14 +1,14 @@
 """Our training step beside others', same architecture, optimiser, batch and context, in turns in one run.
 
-    python bench/step.py --nanogpt FOLDER [--transformers] [--sizes S M L] [--rounds 5] [--json]
-                         [--also compile recompute plain-malloc]
+    python bench/step.py --nanogpt FOLDER [--modes compile bfloat16] [--transformers] [--sizes S M L] [--rounds 5]
+                         [--also compile recompute plain-malloc] [--json]
 
 nanoGPT is run as its README says from the folder that you name (git clone of karpathy/nanoGPT): its own train.py at its
-CPU default, and with its --compile and --dtype flags: its best mode, where one of these is faster. Hugging Face's
-GPT2LMHeadModel needs the extra `bench`. Ours is our own loop, loader, logging and all. Each trainer is a process of its
-own; they take turns of about two seconds, and each round gives one ratio; printed are medians of the rounds. Share of
-peak: the step's FLOPs counted as executed (model/count.py; attention counts what the mask leaves), over the best matrix
-product in the same dtype in the same run. Peak memory is the most that the process held.
+CPU default, and in its other --modes. (On a CPU its --dtype changes nothing: it enters no autocast there.) Hugging
+Face's GPT2LMHeadModel needs the extra `bench`. Ours is our own loop, loader, logging and all. Each trainer is a process
+of its own; they take turns of about two seconds, and each round gives one ratio; printed are medians of the rounds.
+Share of peak: the step's FLOPs counted as executed (model/count.py; attention counts what the mask leaves), over the
+best matrix product in the same dtype in the same run. Peak memory is the most that the process held.
 
 Before nanoGPT is timed its model is given our weights, and the losses and gradients of the two are compared.
 """
@@ -37,6 +37,11 @@ ALSO = {
     "recompute": {"recompute": True},
     "plain-malloc": {"keep": False},
 }
+MODES = {
+    "compile": {"compile": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "compile-bfloat16": {"compile": True, "dtype": "bfloat16"},
+}
 
 
 def contenders(given: argparse.Namespace, dtypes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -48,9 +53,8 @@ def contenders(given: argparse.Namespace, dtypes: list[str]) -> Iterator[tuple[s
     if given.nanogpt:
         folder = str(given.nanogpt.resolve())
         yield "nanogpt", {"trainer": "nanogpt", "folder": folder}
-        if not given.defaults_only:
-            yield "nanogpt compile", {"trainer": "nanogpt", "folder": folder, "compile": True}
-            yield "nanogpt bfloat16", {"trainer": "nanogpt", "folder": folder, "dtype": "bfloat16"}
+        for name in given.modes:
+            yield f"nanogpt {name}", {"trainer": "nanogpt", "folder": folder, **MODES[name]}
     if given.transformers:
         for dtype in dtypes:
             yield f"transformers {dtype}", {"trainer": "transformers", "dtype": dtype}
@@ -113,7 +117,7 @@ def same_model(folder: Path, size: Size) -> dict[str, float]:
     for model, loss in zip((ours, theirs), losses, strict=True):
         loss.backward()
         norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
-    found = {"loss": float(losses[0]), "nanogpt_loss": float(losses[1]), "norm": norms[0], "nanogpt_norm": norms[1]}
+    found = {"loss": losses[0].item(), "nanogpt_loss": losses[1].item(), "norm": norms[0], "nanogpt_norm": norms[1]}
     if abs(found["loss"] - found["nanogpt_loss"]) > 1e-4 or abs(norms[0] / norms[1] - 1) > 1e-3:
         raise RuntimeError(f"the two are not the same model: {found}")
     return found
@@ -178,7 +182,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of karpathy/nanoGPT")
     parser.add_argument("--transformers", action="store_true", help="also Hugging Face's GPT2LMHeadModel")
-    parser.add_argument("--defaults-only", action="store_true", help="nanoGPT without its --compile and --dtype")
+    parser.add_argument(
+        "--modes", nargs="*", choices=list(MODES), default=["compile"], help="also nanoGPT with these flags of its own"
+    )
     parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)

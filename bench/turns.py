@@ -101,7 +101,7 @@ def take_turns(
         for number in range(rounds + 1):
             for name, contender in list(contenders.items()):
                 try:
-                    answer = contender.take(steps if number else max(3, steps // 4))
+                    answer = contender.take(steps if number else max(2, steps // 4))
                 except RuntimeError as error:
                     missing[name] = str(error)
                     del contenders[name]
