@@ -21,6 +21,7 @@ from isoflop.files import disk_errors, write_json, write_text
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.wrap import recompute
 from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import choose_device, cores, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -121,6 +122,8 @@ def make_run(
     if config.init and last is None:
         checkpoint.load_weights(model, checkpoint.read(Path(config.init)).weights)
     task.prepare(model)
+    if config.runtime.recompute:
+        recompute(model, list(model.units()))
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
