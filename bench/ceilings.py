@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+
 from record import record
 from shapes import SIZES, Size
 

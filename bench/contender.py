@@ -67,12 +67,11 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
         from isoflop.allocator import keep_freed_memory
 
         keep_freed_memory()
-    from shapes import SIZES, nanogpt_model
-
     from isoflop.optim.config import OptimConfig, ScheduleConfig
     from isoflop.trainer.config import BatchConfig, EveryConfig, RunConfig, RuntimeConfig
     from isoflop.trainer.hooks import Hook, Live
     from isoflop.trainer.loop import train
+    from shapes import SIZES, nanogpt_model
 
     size = SIZES[spec["size"]]
 
@@ -195,10 +194,10 @@ def transformers(spec: dict[str, Any], gate: Gate) -> None:
     """Hugging Face's GPT2LMHeadModel with fused AdamW on random tokens: there is no loop of its own to run as simple as
     the others."""
     import torch
-    from shapes import SIZES
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from isoflop.runtime import make_runtime, seed_everything
+    from shapes import SIZES
 
     size = SIZES[spec["size"]]
     runtime = make_runtime(spec.get("device", "cpu"), spec.get("dtype", "float32"))

@@ -16,12 +16,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from record import record
-
 from isoflop import job
 from isoflop.allocator import keep_freed_memory
 from isoflop.data.loader import Loader
 from isoflop.trainer import hooks, loop
+from record import record
 
 TARGET = 0.02  # of the training seconds
 

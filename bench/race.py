@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from record import ROOT, record, version
 from step import load_nanogpt
 
 from isoflop.budget import parse_budget
@@ -36,6 +35,7 @@ from isoflop.data.corpus import find_files, parse_sources
 from isoflop.data.readers import Tally, read_documents
 from isoflop.errors import UserError
 from isoflop.files import write_text
+from record import ROOT, record, version
 
 HELD_OUT = 0.02  # of the text's bytes
 TRIED = 60  # steps of nanoGPT that are timed before its schedule is set

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ceilings import peaks, shapes_of, units_for
-from record import record, version
-from shapes import SIZES, Size, nanogpt_model
-from turns import Turns, random_tokens, ratio, take_turns
 
+from ceilings import peaks, shapes_of, units_for
 from isoflop.errors import UserError
 from isoflop.model.count import flops_per_token
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import cross_entropy
+from record import record, version
+from shapes import SIZES, Size, nanogpt_model
+from turns import Turns, random_tokens, ratio, take_turns
 
 ALSO = {
     "compile": {"compile": True},
