@@ -1,6 +1,6 @@
 """What a run spends beside its steps: on the loader, on logging, on measuring and sampling, on checkpoints.
 
-    python bench/overhead.py [SOURCE ...] [--budget 60s] [--json]
+    python bench/overhead.py [SOURCE ...] [--budget 3m] [--json]
 
 A whole run as `isoflop train` makes it, with the intervals that the plan chooses; the default corpus where no text is
 named. Each of these parts is timed where it happens; what a checkpoint costs is what is left of the time beside the
@@ -64,7 +64,7 @@ def measure(sources: list[str], budget: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="SOURCE")
-    parser.add_argument("--budget", default="60s")
+    parser.add_argument("--budget", default="3m")
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/overhead.json")
     given = parser.parse_args()
     keep_freed_memory()

@@ -31,7 +31,7 @@ def provenance(result: dict[str, Any]) -> str:
     peers = "".join(f", {name} {version}" for name, version in result["peers"].items())
     return (
         f"`{result['command']}` at commit {result['commit']} on {result['date']}: {machine['processor']}, "
-        f"{machine['cores']} cores, torch {machine['torch']}{peers}."
+        f"{machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}{peers}."
     )
 
 
@@ -120,7 +120,7 @@ def overhead(result: dict[str, Any]) -> str:
 def where(result: dict[str, Any]) -> str:
     said = (
         f"Ceilings: {result['flops_per_second'] / 1e9:.0f} GFLOP/s in float32 matrix products, "
-        f"{result['bytes_per_second'] / 1e9:.1f} GB/s of memory; {result['threads']} threads. {provenance(result)}"
+        f"{result['bytes_per_second'] / 1e9:.1f} GB/s of memory. {provenance(result)}"
     )
     blocks = [said]
     for row in result["rows"]:
