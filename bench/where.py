@@ -1,6 +1,6 @@
 """Where the time of a training step goes, part by part, beside the least that the machine's two ceilings allow.
 
-    python bench/where.py [--sizes S M L] [--steps 3] [--model nanogpt|modern] [--json]
+    python bench/where.py [--sizes S M L] [--steps 1] [--threads N] [--json]
 
 For each part of a step: its time (torch.profiler, each operation's own time), the operations that it computes and the
 bytes that it names, both counted from the tensors that go in and out of every operation (TorchDispatchMode), and the
@@ -115,11 +115,11 @@ def operations(name: str, args: Any) -> float:
     return 0
 
 
-def make(config: ModelConfig, size: Size, optimizer: str) -> Callable[[], None]:
+def make(config: ModelConfig, size: Size) -> Callable[[], None]:
     """A whole step of ours on random tokens, without the loop around it."""
     seed_everything(0)
     model, task = GPT(config), CausalLM()
-    optimizers = build(model, OptimConfig(name=optimizer, lr=1e-4), torch.float32)  # type: ignore[arg-type]
+    optimizers = build(model, OptimConfig(name="adamw", lr=1e-4), torch.float32)
     runtime = Runtime(torch.device("cpu"), torch.float32)
     tokens = torch.randint(config.vocab_size, (size.batch, config.context + 1))
     batch = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
@@ -161,8 +161,8 @@ def watched(step: Callable[[], None], steps: int) -> tuple[Counter[str], float]:
 
 def measure(name: str, given: argparse.Namespace, peak: float, memory: float) -> dict[str, Any]:
     size = SIZES[name]
-    config = nanogpt_model(size) if given.model == "nanogpt" else modern(size)
-    step = make(config, size, "adamw" if given.model == "nanogpt" else "muon")
+    config = nanogpt_model(size)
+    step = make(config, size)
     for _ in range(2):
         step()
     with Counted() as counted:
@@ -187,7 +187,6 @@ def measure(name: str, given: argparse.Namespace, peak: float, memory: float) ->
     return {
         "size": name,
         "shape": str(size),
-        "model": given.model,
         "seconds_per_step": round(seconds, 6),
         "watched_seconds_per_step": round(whole, 6),
         "flops_per_step": flops,
@@ -196,16 +195,9 @@ def measure(name: str, given: argparse.Namespace, peak: float, memory: float) ->
     }
 
 
-def modern(size: Size) -> ModelConfig:
-    """Our default architecture at a size, its head one row for each id as there."""
-    return ModelConfig(
-        vocab_size=size.vocabulary, context=size.context, layers=size.layers, d_model=size.d_model, heads=size.heads
-    )
-
-
 def show(row: dict[str, Any]) -> None:
     print(
-        f"\n{row['size']}  {row['shape']}  {row['model']}: {1e3 * row['seconds_per_step']:.1f} ms a step, "
+        f"\n{row['size']}  {row['shape']}: {1e3 * row['seconds_per_step']:.1f} ms a step, "
         f"{row['flops_per_step'] / 1e9:.2f} GFLOP, {row['peak_share']:.0%} of peak"
     )
     for part in row["parts"]:
@@ -220,8 +212,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--model", choices=["nanogpt", "modern"], default="nanogpt")
-    parser.add_argument("--steps", type=int, default=3, help="that the profiler watches (times ten at S)")
+    parser.add_argument("--steps", type=int, default=1, help="that the profiler watches (times ten at S)")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/where.json")
     given = parser.parse_args()

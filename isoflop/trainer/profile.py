@@ -1,7 +1,7 @@
 """Where the time of a run's steps goes: a few of them under torch.profiler.
 
     RUN/profile/trace.json.gz   every operation and Python call, for ui.perfetto.dev or chrome://tracing
-    RUN/profile/profile.json    the same in short: a table of operations and a tree of calls, drawn in the report
+    RUN/profile/profile.json    the steps in short: a table of operations and a tree of calls, drawn in the report
 
 Watching changes no number: the run has the same bits as one that is not watched.
 """
@@ -24,6 +24,8 @@ from isoflop.trainer.hooks import Hook, Live
 SETTLE = 3  # steps of this process before the first that is watched: memory is allocated in them, kernels are chosen
 STEPS = 3  # that are watched
 SMALLEST = 0.002  # of the whole: calls that took less are left out of the tree
+LOOP = "isoflop/trainer/loop.py run_steps"
+BESIDE = (" stepped", " save", " measured", " decided")  # calls of the loop that are no part of a step
 SHOWN = ("cpu_op", "user_annotation", "python_function", "kernel")
 
 
@@ -78,20 +80,41 @@ class Profile(Hook):
 
 
 def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The table and the tree of a Chrome trace.
+    """The table and the tree of a Chrome trace: of the loop that takes the steps, without what hooks and checkpoints do
+    between them; of everything where there is no loop.
 
     Returns:
-        `microseconds` watched; `operations`: rows of `name`, `calls`, `microseconds` spent in the operation itself and
-        not in those that it calls, most first; `tree`: nodes of `name`, `microseconds` with what is called, `inside`.
+        `microseconds` of that; `operations`: rows of `name`, `calls`, `microseconds` spent in the operation itself and
+        not in those that it calls, most first (on a GPU: of its kernels); `tree`: nodes of `name`, `microseconds` with
+        what is called, `inside`.
     """
     spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in SHOWN]
-    tree = nest(span for span in spans if worth_showing(span))
+    forest = nest(span for span in spans if span["cat"] != "kernel" and worth_showing(span))
+    tree = without_what_is_beside(find_all(forest, LOOP)) or forest
     own: Counter[str] = Counter()
     calls: Counter[str] = Counter()
-    count_own(tree, own, calls)
+    kernels = [node for span in spans if span["cat"] == "kernel" for node in nest([span])]
+    count_own(kernels or tree, own, calls)
     total = sum(node["microseconds"] for node in tree)
     rows = [{"name": name, "calls": calls[name], "microseconds": round(own[name], 1)} for name, _ in own.most_common()]
     return {"microseconds": round(total, 1), "operations": rows, "tree": merge(tree, SMALLEST * total)}
+
+
+def find_all(nodes: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The uppermost nodes of a name."""
+    found = []
+    for node in nodes:
+        found += [node] if node["name"] == name else find_all(node["inside"], name)
+    return found
+
+
+def without_what_is_beside(loops: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Loops without the calls that are no part of a step, and without their time."""
+    for loop in loops:
+        beside = [node for node in loop["inside"] if node["name"].endswith(BESIDE)]
+        loop["inside"] = [node for node in loop["inside"] if not node["name"].endswith(BESIDE)]
+        loop["microseconds"] -= sum(node["microseconds"] for node in beside)
+    return loops
 
 
 def worth_showing(span: dict[str, Any]) -> bool:

@@ -48,6 +48,24 @@ def test_a_short_run_is_watched_to_its_end(tmp_path, corpus):
     assert read_run(tmp_path / "run").profile["steps"] == 2
 
 
+def test_what_is_done_between_the_steps_is_left_out():
+    def call(name, start, took):
+        return {"ph": "X", "cat": "python_function", "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1}
+
+    found = in_short(
+        [
+            call("/home/me/isoflop/trainer/loop.py(7): train", 0, 100),
+            call("/home/me/isoflop/trainer/loop.py(9): run_steps", 5, 90),
+            call("/home/me/isoflop/trainer/step.py(3): take_step", 10, 20),
+            call("/home/me/isoflop/trainer/hooks.py(3): stepped", 30, 50),
+            call("/home/me/torch/nn/modules/module.py(1): _call_impl", 11, 3),
+        ]
+    )
+    assert found["microseconds"] == 40
+    (loop,) = found["tree"]
+    assert [node["name"] for node in loop["inside"]] == ["isoflop/trainer/step.py take_step"]
+
+
 def test_time_in_a_call_is_not_counted_again_in_its_caller():
     def span(name, start, took, **more):
         return {"ph": "X", "cat": "cpu_op", "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1, **more}
