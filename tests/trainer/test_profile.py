@@ -5,7 +5,9 @@ import json
 
 from safetensors.torch import load_file
 
-from isoflop.config import override
+from isoflop import cli
+from isoflop.config import override, to_dict
+from isoflop.files import write_json
 from isoflop.records import read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig, train
@@ -40,6 +42,15 @@ def test_a_run_that_is_watched_has_the_same_bits(tmp_path, corpus):
     page = write_report([tmp_path / "watched"]).read_text(encoding="utf-8")
     assert "Where the time goes" in page and 'href="profile/trace.json.gz"' in page and "take_step" in page
     assert "Where the time goes" not in write_report([tmp_path / "plain"]).read_text(encoding="utf-8")
+
+
+def test_the_flag_watches(tmp_path, corpus):
+    config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=5"])
+    write_json(tmp_path / "config.json", to_dict(config))
+    words = ["train", "--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "run"), "--profile"]
+    assert cli.run(words) == 0
+    assert (tmp_path / "run" / "profile" / "profile.json").is_file()
+    assert "Where the time goes" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_short_run_is_watched_to_its_end(tmp_path, corpus):
