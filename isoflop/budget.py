@@ -17,6 +17,7 @@ from isoflop.errors import UserError
 SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 MULTIPLES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 NUMBER = r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
+LONGEST = 100  # characters of a budget
 EXAMPLES = "write 90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps or $20@2.5/h"
 
 
@@ -50,6 +51,8 @@ def parse_budget(text: str) -> Budget:
     Raises:
         UserError: if `text` is none of the forms in the module's docstring, or not a positive finite amount.
     """
+    if len(text) > LONGEST:
+        raise UserError(f"budget {text!r} is not understood: {EXAMPLES}")
     stripped = text.strip()
     more, body = stripped.startswith("+"), stripped.removeprefix("+")
     if money := re.fullmatch(rf"\$?{NUMBER}(?:usd)?@(?P<price>[\d.eE]+)/h", body, re.IGNORECASE):

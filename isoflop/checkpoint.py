@@ -36,11 +36,12 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import TRAINING_ONLY
 from isoflop.parallel import state
 from isoflop.records import RunFolder
+from isoflop.untrusted import read_text
 
 FORMAT = "isoflop checkpoint 1"
 MANIFEST = "manifest.json"
 REQUIRED = ("config.json", "state.json", "tokenizer.json")
-LARGEST_JSON = 256 * 2**20  # bytes; a tokenizer of 200,000 entries has 20 MB
+BUFFERS = 256 * 2**20  # bytes of tables that a model may work out beside its weights, and 8 times those
 STEP_FOLDER = re.compile(r"step-(\d{8,15})")
 LEFT_OVER = re.compile(r"\.step-\d{8,15}\.[0-9a-f]+\.tmp")
 
@@ -190,10 +191,18 @@ def load_model(
             f"the weights of {snapshot.path}, which it does not fit; use another checkpoint"
         )
     with torch.device("meta"):  # the shapes alone: a configuration that lies must not cost its memory
-        check_weights(build_model(task, config), snapshot.weights)
+        sketch = build_model(task, config)
+        check_weights(sketch, snapshot.weights)
+        check_buffers(sketch, str(snapshot.path))
+    tokenizer = Tokenizer.from_json(snapshot.tokenizer, str(snapshot.path / "tokenizer.json"))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{snapshot.path}: its tokenizer has {tokenizer.vocab_size} ids and its model {config.vocab_size}; "
+            "use another checkpoint"
+        )
     model = build_model(task, config)
     load_weights(model, snapshot.weights)
-    return model.to(device).eval(), Tokenizer.from_json(snapshot.tokenizer), snapshot
+    return model.to(device).eval(), tokenizer, snapshot
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -217,6 +226,20 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise UserError(
                 f"weight {name[:200]!r} is {there} in the checkpoint and {here} in the model: configurations differ"
             )
+        if weights[name].dtype.is_floating_point != own[name].dtype.is_floating_point:
+            raise UserError(f"weight {name[:200]!r} is {weights[name].dtype} and should be {own[name].dtype}")
+
+
+def check_buffers(model: nn.Module, origin: str) -> None:
+    """Raises UserError if the tables that a model works out by itself (of rotary positions, say), which no file has to
+    hold, are so large beside its weights that its configuration must be lying."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    tables = sum(b.numel() * b.element_size() for b in model.buffers())
+    if tables > BUFFERS + 8 * weights:
+        raise UserError(
+            f"{origin}: its configuration asks for {tables >> 20:,} MiB of tables, with {weights >> 20:,} of weights; "
+            "choose fewer positions (context)"
+        )
 
 
 def verify(path: Path) -> None:
@@ -370,25 +393,18 @@ def read_state(path: Path) -> dict[str, Any]:
             raise UserError(f"{path / 'state.json'}: {name} is missing or not {kind.__name__}; use another checkpoint")
     if not 0 <= said["step"] < 10**15:
         raise UserError(f"{path / 'state.json'}: step is out of range; use another checkpoint")
+    for name, value in said["progress"].items():
+        if name in ("seconds", "aside", "tokens") and not number(value):
+            raise UserError(f"{path / 'state.json'}: progress {name} = {value!r} is no number; use another checkpoint")
     return said
 
 
+def number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e30
+
+
 def read_object(path: Path) -> dict[str, Any]:
-    check_size(path)
     value = load_json(path)
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object; use another checkpoint")
     return value
-
-
-def read_text(path: Path) -> str:
-    check_size(path)
-    try:
-        return path.read_bytes().decode("utf-8")
-    except ValueError as error:
-        raise UserError(f"{path} is not UTF-8: {error}") from None
-
-
-def check_size(path: Path) -> None:
-    if path.stat().st_size > LARGEST_JSON:
-        raise UserError(f"{path} is larger than any checkpoint's ({LARGEST_JSON >> 20} MB); use another checkpoint")

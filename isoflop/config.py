@@ -9,6 +9,7 @@ may also be given as one word for a whole object has a `Named` in its annotation
 import dataclasses
 import difflib
 import json
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from isoflop.errors import UserError
+from isoflop.untrusted import parse_json, read_text, too_deep
 
 T = TypeVar("T")
+
+LONGEST_NAME = 100  # characters that are compared with the right names; what is longer is no misspelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,9 +110,11 @@ def convert(kind: Any, value: Any, where: str) -> Any:
 def convert_scalar(kind: Any, value: Any, where: str) -> Any:
     if kind is Any:
         return value
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:
+            raise UserError(f"{where} = {value!r} is not a finite number")
         return float(value)
-    if kind is int and isinstance(value, float) and value == int(value):
+    if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
         raise UserError(f"{where} = {value!r} is not {article(kind.__name__)}")
@@ -175,9 +181,12 @@ def set_path(cls: Any, data: dict[str, Any], dotted: str, value: Any) -> None:
 
 def parse_value(raw: str) -> Any:
     try:
-        return json.loads(raw)
-    except ValueError:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
         return raw.strip()
+    if too_deep(value, raw):
+        raise UserError(f"{raw[:60]!r} ... is nested too deeply for a value")
+    return value
 
 
 def bare(kind: Any) -> Any:
@@ -231,16 +240,9 @@ def load_json(path: Path) -> Any:
     """Read one JSON file.
 
     Raises:
-        UserError: if it is missing or not JSON.
+        UserError: if it is missing or not JSON, or larger or deeper than any of ours.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    return parse_json(read_text(path), str(path))
 
 
 def has_default(field: dataclasses.Field[Any]) -> bool:
@@ -249,14 +251,14 @@ def has_default(field: dataclasses.Field[Any]) -> bool:
 
 def unknown_field(dotted: str, names: list[str]) -> UserError:
     head, _, last = dotted.rpartition(".")
-    close = difflib.get_close_matches(last, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(last[:LONGEST_NAME], names, n=1, cutoff=0.5)
     hint = f"did you mean {join(head, close[0])}?" if close else f"the fields here are {', '.join(names)}"
     return UserError(f"unknown field {dotted}: {hint} (`isoflop config` lists all)")
 
 
 def nearest(value: Any, allowed: typing.Iterable[Any]) -> str:
     """`; did you mean x?` where one of the allowed values is close, else nothing."""
-    close = difflib.get_close_matches(str(value), [str(a) for a in allowed], n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(value)[:LONGEST_NAME], [str(a) for a in allowed], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 

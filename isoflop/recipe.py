@@ -3,7 +3,7 @@
 A recipe is the user's own code, named on the command line, and is executed; a config.json is data and is not.
 """
 
-import importlib.util
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from isoflop.config import from_dict, load_json, nearest, override
 from isoflop.errors import UserError
 from isoflop.trainer.config import RunConfig
+from isoflop.untrusted import read_bytes
 
 
 def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str]) -> RunConfig | None:
@@ -33,16 +34,17 @@ def call(recipe: str) -> RunConfig:
     if not separator or not name.isidentifier():
         raise UserError(f"--recipe {recipe!r} is not of the form FILE.py:NAME")
     path = Path(file)
-    if not path.is_file():
-        raise UserError(f"--recipe {recipe!r}: {file} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"--recipe {recipe!r}: {file} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
+    if path.suffix != ".py":
+        raise UserError(f"--recipe {recipe!r}: {file!r} is not a Python file")
+    source = read_bytes(path)
+    # Compiled from what is read, so that nothing runs but the text that the user can see: no compiled file beside it.
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
     try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
+        program = compile(source, str(path), "exec", dont_inherit=True)
+    except (SyntaxError, ValueError) as error:
         raise UserError(f"--recipe {recipe!r}: {error}") from None
+    exec(program, module.__dict__)
     functions: dict[str, Any] = {key: value for key, value in vars(module).items() if callable(value)}
     if name not in functions:
         raise UserError(f"--recipe {recipe!r}: {file} has no function {name}{nearest(name, functions)}")

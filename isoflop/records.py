@@ -29,8 +29,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from isoflop.config import load_json
 from isoflop.errors import UserError
 from isoflop.files import write_text
+from isoflop.untrusted import LARGEST_LOG, parse_json, read_bytes
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
 LOGS = ("metrics", "samples", "decisions", "events")
@@ -97,7 +99,7 @@ class RunFolder:
         for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step")):
             path = self.log(name)
             if path.exists():
-                kept = [line for line in read_lines(path) if line.get(key, 0) <= step]
+                kept = [line for line in read_lines(path) if not after(line.get(key), step)]
                 write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
     @contextlib.contextmanager
@@ -150,6 +152,10 @@ class RunFolder:
             return False
         except OSError:
             return True
+
+
+def after(at: Any, step: int) -> bool:
+    return isinstance(at, (int, float)) and at > step
 
 
 def lock(file: IO[str]) -> None:
@@ -252,24 +258,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path, LARGEST_LOG).split(b"\n")
     records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
-        except ValueError:
+            record = parse_json(line, f"{path} line {number}")
+            if not isinstance(record, dict):
+                raise UserError(f"{path} line {number} is no JSON object")
+            records.append(record)
+        except UserError as error:
             if number < len(lines) - 1:
-                raise UserError(f"{path} line {number} is not JSON; the file was changed by hand or damaged") from None
+                raise UserError(f"{error}; the file was changed by hand or damaged") from None
     return records
 
 
 def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from None
+    value = load_json(path)
     return value if isinstance(value, dict) else {}

@@ -94,6 +94,9 @@ def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
     held.write_text("abc\tC B A\nabc\tX X X\n")
     assert cli(["eval", str(whole), str(held), "--json", "--beam", "2"]) == 0
     assert json.loads(capsys.readouterr().out)["inputs"] == 1
+    held.write_text(f"abc\tC B A\n{'abc' * 20}\tX\n")
+    assert cli(["eval", str(whole), str(held)]) == 2
+    assert "takes 61 positions" in capsys.readouterr().err
 
     assert cli(["sample", str(whole), "--prompt", "abc"]) == 0
     assert set(capsys.readouterr().out.split()) <= set("ABCDEFGH")  # the output alone, not the prompt before it
@@ -173,5 +176,7 @@ def test_arguments_that_do_not_go_together(pairs, tmp_path, capsys):
     assert "batch.ramp_from" in refused(capsys, *base, str(pairs), "--set", *TINY, *ramp)
     assert "alibi" in refused(capsys, *base, str(pairs), "--set", *TINY, "model.position=alibi")
     assert "context" in refused(capsys, *base, str(pairs), "--set", *TINY, "model.context=3")
+    prompt = f'sample.prompts=["{"a" * 600}"]'
+    assert "sample.prompts" in refused(capsys, *base, str(pairs), "--set", *TINY, prompt)
     assert "2e3" in refused(capsys, *base[:3], "--budget", "2e3", str(pairs)).replace("2000flop", "2e3")
     assert not (tmp_path / "out").exists()

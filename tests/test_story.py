@@ -193,6 +193,13 @@ def test_the_environment_does_not_decide_the_bits(corpus, tmp_path, monkeypatch)
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
+def test_a_start_does_not_wait_for_what_only_the_report_needs():
+    code = "import sys, isoflop, isoflop.job; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+    code = "import sys, isoflop; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+
+
 def test_help_does_not_wait_for_torch():
     code = (
         "import sys, isoflop.cli as c\ntry: c.run(['-h'])\nexcept SystemExit: pass\nassert 'torch' not in sys.modules"

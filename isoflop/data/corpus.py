@@ -27,6 +27,7 @@ from isoflop import files
 from isoflop.errors import UserError
 
 STDIN, STDLIB = "-", "stdlib"
+LONGEST_SOURCE = 5000  # characters; no path has more than 4,096
 NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf))", re.DOTALL)
 STDLIB_ENDINGS = (".py", ".txt", ".rst")
@@ -80,6 +81,8 @@ def split_source(text: str) -> tuple[str, str, float | None]:
     """`books=PATH:0.6` -> ("books", "PATH", 0.6); no name is "", no weight None."""
     if not text.strip():
         raise UserError("a source is empty; name a file, a folder, a glob or - for standard input")
+    if len(text) > LONGEST_SOURCE:
+        raise UserError(f"source {text!r} is longer than any path")
     named, weighted = NAME.fullmatch(text), WEIGHT.fullmatch(text)
     readings: list[tuple[str, str, str | None]] = [("", text, None)]
     if named:
@@ -106,7 +109,7 @@ def normalise(sources: Sequence[Source]) -> tuple[Source, ...]:
 
 
 def exists(pattern: str) -> bool:
-    if pattern in (STDIN, STDLIB) or os.path.lexists(Path(pattern).expanduser()):
+    if pattern in (STDIN, STDLIB) or os.path.lexists(expand(pattern)):
         return True
     return is_glob(pattern) and any(glob.iglob(expand(pattern), recursive=True))  # noqa: PTH207 - may be absolute
 
@@ -116,7 +119,10 @@ def is_glob(pattern: str) -> bool:
 
 
 def expand(pattern: str) -> str:
-    return str(Path(pattern).expanduser())
+    try:
+        return str(Path(pattern).expanduser())
+    except RuntimeError:  # ~name of nobody here
+        return pattern
 
 
 def name_of(pattern: str) -> str:
@@ -153,7 +159,11 @@ def find_files(source: Source) -> list[SourceFile]:
     matches = sorted(glob.glob(expand(source.pattern), recursive=True))  # noqa: PTH207 - may be absolute
     if not matches:
         raise UserError(f"no file matches {source.pattern!r}; quote the pattern and check its folder")
-    regular = dict.fromkeys(p for match in matches for p in (walk(Path(match)) if Path(match).is_dir() else [match]))
+    regular = dict.fromkeys(
+        p
+        for match in matches
+        for p in (walk(Path(match)) if Path(match).is_dir() else [match] if Path(match).is_file() else [])
+    )
     if not regular:
         raise UserError(f"{source.pattern!r} matches only folders without files")
     return [describe(Path(name)) for name in regular]

@@ -17,7 +17,8 @@ BLOCK = 1 << 20
 SIP = 8 * 1024
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 COMPRESSION_ENDINGS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
-OPENERS: dict[str, Any] = {"gzip": gzip.open, "xz": lzma.open}
+XZ_MEMORY = 512 * 2**20  # bytes; xz -9 needs 65 MiB. A header of a few bytes can ask for 4 GiB
+ZSTD_WINDOW = 128 * 2**20  # bytes; zstd's own limit, and --long=27. A larger one, up to 2 GiB, only in a large file
 ZSTD_SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
 
 
@@ -37,9 +38,11 @@ def decompress(raw: BinaryIO, file: SourceFile) -> Iterator[bytes]:
         raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
     try:
         if found == "zstd":
-            yield from zstd_blocks(raw)
+            yield from zstd_blocks(raw, file.size)
+        elif found == "xz":
+            yield from xz_blocks(raw)
         else:
-            opened: Any = OPENERS[found](InSips(raw)) if found else raw
+            opened: Any = gzip.GzipFile(fileobj=InSips(raw)) if found else raw
             while block := opened.read(BLOCK):
                 yield block
     except EOFError:
@@ -60,14 +63,36 @@ class InSips:
         return self.raw.read(SIP if size < 0 else min(size, SIP))
 
 
-def zstd_blocks(raw: BinaryIO) -> Iterator[bytes]:
+def xz_blocks(raw: BinaryIO) -> Iterator[bytes]:
+    """Stream by stream, since Python's own reader of .xz has no limit of memory. Zeros may stand between streams."""
+    decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
+    data, ended = b"", False
+    while True:
+        if decompressor.eof:
+            data = (decompressor.unused_data or raw.read(SIP)).lstrip(b"\0")
+            while not data and (data := raw.read(SIP)):
+                data = data.lstrip(b"\0")
+            if not data:
+                return
+            decompressor, ended = lzma.LZMADecompressor(memlimit=XZ_MEMORY), False
+        elif decompressor.needs_input:
+            data = raw.read(SIP)
+            ended = not data
+        if ended:
+            raise EOFError
+        if block := decompressor.decompress(data, BLOCK):
+            yield block
+        data = b""
+
+
+def zstd_blocks(raw: BinaryIO, size: int) -> Iterator[bytes]:
     """Frame by frame, since zstandard's own stream reader takes a truncated frame for a whole one.
 
-    4 KiB at a time bound what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
+    1 KiB at a time bounds what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
     """
-    decompressor = zstandard.ZstdDecompressor(max_window_size=2**31)
+    decompressor = zstandard.ZstdDecompressor(max_window_size=min(2**31, max(ZSTD_WINDOW, 64 * size)))
     frame, pending = None, bytearray()
-    while data := raw.read(4096):
+    while data := raw.read(1024):
         while data:
             frame = frame or decompressor.decompressobj()
             pending += frame.decompress(data)

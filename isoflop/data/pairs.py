@@ -9,6 +9,7 @@ All pairs are held in memory while they are prepared (about 200 bytes each). The
 and kept at `$ISOFLOP_HOME/data/<key>`, as prepared text is.
 """
 
+import codecs
 import itertools
 import re
 import time
@@ -35,7 +36,7 @@ from isoflop.data.prepared_pairs import (
     open_pairs,
     write_side,
 )
-from isoflop.data.readers import Tally, binary_reason, lines
+from isoflop.data.readers import LONGEST_LINE, Tally, binary_reason, lines
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 
@@ -146,16 +147,16 @@ def read_pairs(file: SourceFile, tally: Tally) -> Iterator[Pair]:
     try:
         with file.path.open("rb") as raw:
             blocks = peekable(decompress(raw, file))
-            first = next(blocks, b"")
+            first = next(blocks, b"").removeprefix(codecs.BOM_UTF8)
             if reason := binary_reason(first):
                 tally.skip(file.shown, reason, file.size, whole=True)
                 return
             separator = "\t" if b"\t" in first else " "
             for number, (line, size) in enumerate(lines(itertools.chain([first], blocks)), 1):
-                if not line:
+                if not line and size <= LONGEST_LINE:
                     tally.empty += size > 0
                     continue
-                pair, reason = parse_pair(line, separator)
+                pair, reason = parse_pair(line, separator) if line else (None, "the line is longer than any pair")
                 if pair is None:
                     tally.skip(f"{file.shown} line {number}", reason, size, whole=False)
                     continue

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from isoflop.config import load_json
-from isoflop.data.shards import TokenStream, damaged, dtype_for, verify
+from isoflop.data.shards import TokenStream, check_stream, damaged, dtype_for, field, verify
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.untrusted import read_text
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
 FORMAT, FORMAT_VERSION = "isoflop-data", 1
@@ -44,7 +45,7 @@ class Prepared:
         self.folder, self.manifest, self.seconds, self.reused = folder, manifest, seconds, reused
         self.fingerprint: str = manifest["fingerprint"]
         self.vocab_size: int = manifest["vocab_size"]
-        self.tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), str(folder / TOKENIZER))
+        self.tokenizer = tokenizer_of(folder, self.vocab_size)
         self.dtype = dtype_for(self.vocab_size)
         self.heldout_bytes: int = manifest["heldout"]["bytes"]
         self._sources: dict[str, dict[str, Any]] = {source["name"]: source for source in manifest["sources"]}
@@ -101,11 +102,48 @@ def open_prepared(folder: Path, verify_checksums: bool = True) -> Prepared:
         )
     if manifest.get("checksum") != checksum(manifest):
         raise damaged(folder / MANIFEST, "its checksum does not match")
+    shards = check_manifest(manifest, folder / MANIFEST)
     if verify_checksums:
-        streams = [manifest["heldout"], *(source["train"] for source in manifest["sources"])]
-        shards = {shard["file"]: shard["sha256"] for stream in streams for shard in stream["shards"]}
-        verify(folder, {TOKENIZER: manifest["tokenizer_sha256"], **shards})
+        verify(folder, {TOKENIZER: (manifest["tokenizer_sha256"], -1), **shards}, manifest["vocab_size"])
     return Prepared(folder, manifest)
+
+
+def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, tuple[str, int]]:
+    """Every field that a Prepared reads. Returns the token files with their SHA-256 and bytes.
+
+    Raises:
+        UserError: naming the first field that is not what `prepare` writes.
+    """
+    for name, kind in (("fingerprint", str), ("tokenizer_sha256", str), ("account", dict), ("vocab_size", int)):
+        field(manifest, name, kind, path)
+    field(field(manifest, "heldout", dict, path), "bytes", int, path)
+    ids = manifest["vocab_size"]
+    shards = check_stream(manifest["heldout"], path, ids)
+    sources = field(manifest, "sources", list, path)
+    names = [field(source, "name", str, path) for source in sources]
+    weights = [source.get("weight") for source in sources]
+    given = [weight for weight in weights if weight is not None]
+    if len(set(names)) != len(names) or (given and len(given) != len(names)):
+        raise damaged(path, "its sources are named twice, or some have no weight")
+    if any(isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1 for weight in given):
+        raise damaged(path, "the weight of a source is no share")
+    for source in sources:
+        shards |= check_stream(field(source, "train", dict, path), path, ids)
+    if not manifest["heldout"]["tokens"] or not sum(source["train"]["tokens"] for source in sources):
+        raise damaged(path, "there is nothing to train on or nothing held out")
+    return shards
+
+
+def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a folder of prepared data.
+
+    Raises:
+        UserError: if it cannot be used, or has other ids than the manifest says.
+    """
+    found = Tokenizer.from_json(read_text(folder / TOKENIZER), str(folder / TOKENIZER))
+    if found.vocab_size != vocab_size:
+        raise damaged(folder / TOKENIZER, f"it has {found.vocab_size} ids and the manifest says {vocab_size}")
+    return found
 
 
 def checksum(manifest: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from isoflop.config import load_json
-from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum
-from isoflop.data.shards import ShardWriter, TokenStream, damaged, dtype_for, verify
+from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum, tokenizer_of
+from isoflop.data.shards import ShardWriter, TokenStream, check_stream, damaged, dtype_for, field, verify
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 
@@ -57,6 +57,11 @@ class PairTokens:
         """Of both sides, with the end of each target."""
         return int((self.source.lengths + self.target.lengths + 1).sum())
 
+    @property
+    def longest(self) -> int:
+        """Positions that the longest side of any pair takes."""
+        return max(int(items.lengths.max()) + 1 for items in (self.source, self.target))
+
 
 class PreparedPairs:
     """Pairs ready to be read at random.
@@ -71,7 +76,7 @@ class PreparedPairs:
         self.folder, self.manifest, self.seconds, self.reused = folder, manifest, seconds, reused
         self.fingerprint: str = manifest["fingerprint"]
         self.vocab_size: int = manifest["vocab_size"]
-        self.tokenizer = Tokenizer.from_json((folder / TOKENIZER).read_text(encoding="utf-8"), str(folder / TOKENIZER))
+        self.tokenizer = tokenizer_of(folder, self.vocab_size)
         self.sources: tuple[str, ...] = (manifest["name"],)
 
     def train_tokens(self, source: str) -> int:
@@ -91,7 +96,7 @@ class PreparedPairs:
 
     def longest(self) -> int:
         """Positions that the longest side of any pair takes."""
-        return max(int(items.lengths.max()) + 1 for part in (self.train(), self.heldout()) for items in sides(part))
+        return max(self.train().longest, self.heldout().longest)
 
     def account(self) -> dict[str, Any]:
         """What became of every line; see pairs.account_of for the fields."""
@@ -104,7 +109,12 @@ class PreparedPairs:
         }
 
     def _pairs(self, part: str) -> PairTokens:
-        return PairTokens(*(self._items(f"{part}.{side}") for side in SIDES))
+        pairs = PairTokens(*(self._items(f"{part}.{side}") for side in SIDES))
+        if not len(pairs.source) or len(pairs.source) != len(pairs.target):
+            raise damaged(
+                self.folder / MANIFEST, f"it has {len(pairs.source)} {part} sources, {len(pairs.target)} targets"
+            )
+        return pairs
 
     def _items(self, stream: str) -> Items:
         described = self.manifest["streams"][stream]
@@ -132,10 +142,6 @@ class LoosePairs:
 def items_of(texts: Sequence[np.ndarray]) -> Items:
     ends = np.cumsum([len(ids) for ids in texts], dtype=np.int64)
     return Items(np.concatenate(texts), np.concatenate([[0], ends[:-1]]), ends)
-
-
-def sides(pairs: PairTokens) -> tuple[Items, Items]:
-    return pairs.source, pairs.target
 
 
 def write_side(folder: Path, prefix: str, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
@@ -169,8 +175,27 @@ def open_pairs(folder: Path, verify_checksums: bool = True) -> PreparedPairs:
         )
     if manifest.get("checksum") != checksum(manifest):
         raise damaged(folder / MANIFEST, "its checksum does not match")
+    sums = check_manifest(manifest, folder / MANIFEST)
     if verify_checksums:
-        shards = [shard for stream in manifest["streams"].values() for shard in stream["shards"]]
-        sums = {shard["file"]: shard["sha256"] for shard in shards}
-        verify(folder, {TOKENIZER: manifest["tokenizer_sha256"], **sums})
+        verify(folder, {TOKENIZER: (manifest["tokenizer_sha256"], -1), **sums}, manifest["vocab_size"])
     return PreparedPairs(folder, manifest)
+
+
+def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, tuple[str, int]]:
+    """Every field that a PreparedPairs reads. Returns the token files with their SHA-256 and bytes.
+
+    Raises:
+        UserError: naming the first field that is not what `prepare_pairs` writes.
+    """
+    for name, kind in (("fingerprint", str), ("tokenizer_sha256", str), ("name", str), ("vocab_size", int)):
+        field(manifest, name, kind, path)
+    train = field(field(manifest, "account", dict, path), "train", dict, path)
+    field(train, "tokens", int, path)
+    if not field(train, "documents", int, path):
+        raise damaged(path, "there are no pairs to train on")
+    streams = field(manifest, "streams", dict, path)
+    sums: dict[str, tuple[str, int]] = {}
+    for part in ("train", "heldout"):
+        for side in SIDES:
+            sums |= check_stream(field(streams, f"{part}.{side}", dict, path), path, manifest["vocab_size"])
+    return sums

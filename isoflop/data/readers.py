@@ -23,7 +23,8 @@ from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompres
 from isoflop.errors import UserError
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
-LONGEST_LINE = 256 * 1024 * 1024  # a .jsonl record beyond this is not held in memory but skipped
+PARQUET_ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
+LONGEST_LINE = 64 * 1024 * 1024  # a .jsonl record beyond this is not held in memory but skipped
 RECORD_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BINARY_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF-", b"PK\x03\x04", b"\x7fELF", b"BZh", b"SQLite format 3")
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
@@ -313,8 +314,8 @@ def parquet_rows(
         if column not in table.schema_arrow.names:
             raise no_column(file, column, table.schema_arrow.names)
         rows = 0
-        for batch in table.iter_batches(batch_size=256, columns=[column], use_threads=False):
-            for value in as_binary(batch.column(0), file, column).to_pylist():
+        for batch in table.iter_batches(batch_size=PARQUET_ROWS, columns=[column], use_threads=False):
+            for value in (item.as_py() for item in as_binary(batch.column(0), file, column)):
                 reason = f"column {column!r} holds nothing" if value is None else ""
                 try:
                     (value or b"").decode()

@@ -11,6 +11,8 @@ Every document is followed by the end-of-text id. A stream is one or more files,
 
 import contextlib
 import hashlib
+import os
+import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from isoflop import files
 from isoflop.errors import UserError
+from isoflop.files import sha256
+from isoflop.untrusted import LARGEST_TEXT, open_regular
 
 MAGIC, VERSION, HEADER = b"ISOFLOP\0", 1, struct.Struct("<8sIIQ40x")
 SHARD_BYTES = 256 * 1024 * 1024
+SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.bin")
 
 
 def dtype_for(vocab_size: int) -> np.dtype[Any]:
@@ -68,7 +72,7 @@ class ShardWriter:
         self.file.seek(0)
         self.file.write(HEADER.pack(MAGIC, VERSION, self.dtype.itemsize, self.count))
         self.file.close()
-        self.shards.append({"file": self.path.name, "tokens": self.count, "sha256": files.sha256(self.path)})
+        self.shards.append({"file": self.path.name, "tokens": self.count, "sha256": sha256(self.path)})
 
     def close(self) -> dict[str, Any]:
         self.finish()
@@ -125,9 +129,8 @@ def map_shard(path: Path, tokens: int, dtype: np.dtype[Any]) -> np.ndarray:
         UserError: if it is missing, of another size, or its header does not fit the manifest.
     """
     try:
-        with path.open("rb") as file:
-            head = file.read(HEADER.size)
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            head, size = file.read(HEADER.size), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from None
     if size != HEADER.size + tokens * dtype.itemsize:
@@ -139,21 +142,71 @@ def map_shard(path: Path, tokens: int, dtype: np.dtype[Any]) -> np.ndarray:
     return np.memmap(path, dtype, "r", offset=HEADER.size, shape=(tokens,))
 
 
-def verify(folder: Path, checksums: dict[str, str]) -> None:
-    """Compare every file with its SHA-256; in threads, since hashing lets go of the interpreter.
+def field(holder: Any, name: str, kind: type, manifest: Path) -> Any:
+    """What a manifest says under a name. A manifest may come from anyone, and its checksum be right all the same.
 
     Raises:
-        UserError: naming the first file that is missing or differs.
+        UserError: if it is missing, of another kind, or a number below 0 or beyond what a file can have.
     """
+    value: Any = holder.get(name) if isinstance(holder, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not 0 <= value < 1 << 60):
+        raise damaged(manifest, f"{name} is missing or no {kind.__name__} that it could be")
+    return value
+
+
+def check_stream(described: Any, manifest: Path, vocab_size: int) -> dict[str, tuple[str, int]]:
+    """What a manifest says of a stream, every field checked: its files with their SHA-256 and bytes.
+
+    Raises:
+        UserError: for a field that is not what ShardWriter.close gives, such as a file outside the folder.
+    """
+    shards = field(described, "shards", list, manifest)
+    total = sum(field(shard, "tokens", int, manifest) for shard in shards)
+    if not shards or total != field(described, "tokens", int, manifest):
+        raise damaged(manifest, "the tokens of a stream are not those of its files")
+    names = [field(shard, "file", str, manifest) for shard in shards]
+    for name in names:
+        if not SHARD_NAME.fullmatch(name):
+            raise damaged(manifest, f"{name[:80]!r} is no name of a token file in its folder")
+    width = dtype_for(vocab_size).itemsize
+    sizes = [HEADER.size + shard["tokens"] * width for shard in shards]
+    sums = [field(shard, "sha256", str, manifest) for shard in shards]
+    return dict(zip(names, zip(sums, sizes, strict=True), strict=True))
+
+
+def verify(folder: Path, files: dict[str, tuple[str, int]], vocab_size: int = 0) -> None:
+    """Compare every file with its SHA-256; in threads, since hashing lets go of the interpreter.
+
+    Args:
+        files: name -> SHA-256 and bytes, which are compared first: hashing takes as long as a file is; -1: any text's.
+        vocab_size: token files (.bin) hold only ids below it; 0: not looked at.
+
+    Raises:
+        UserError: naming the first file that is missing, differs, or holds an id that no vocabulary has.
+    """
+    dtype = dtype_for(vocab_size)
 
     def differs(name: str) -> str:
+        digest, largest = hashlib.sha256(), -1
         try:
-            return "" if files.sha256(folder / name) == checksums[name] else "its checksum does not match"
+            with open_regular(folder / name) as file:
+                size, wanted = os.fstat(file.fileno()).st_size, files[name][1]
+                if size > LARGEST_TEXT if wanted < 0 else size != wanted:
+                    return f"it has {size} bytes" + ("" if wanted < 0 else f" instead of {wanted}")
+                digest.update(file.read(HEADER.size))
+                while block := file.read(1 << 20):
+                    digest.update(block)
+                    if vocab_size and name.endswith(".bin"):
+                        whole = len(block) - len(block) % dtype.itemsize
+                        largest = max(largest, int(np.frombuffer(block[:whole], dtype).max(initial=0)))
         except OSError as error:
             return error.strerror or str(error)
+        if digest.hexdigest() != files[name][0]:
+            return "its checksum does not match"
+        return f"it holds the id {largest}, and there are {vocab_size}" if vocab_size and largest >= vocab_size else ""
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        for name, reason in zip(checksums, pool.map(differs, checksums), strict=True):
+        for name, reason in zip(files, pool.map(differs, files), strict=True):
             if reason:
                 raise damaged(folder / name, reason)
 

@@ -7,7 +7,7 @@ and only the data step puts the real one between documents.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,17 @@ import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
+from isoflop.data.pieces import Remembered
 from isoflop.errors import UserError
+from isoflop.untrusted import foreign, parse_json, read_bytes
 
 EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
+PLAIN_STRETCH = 4096  # characters that are looked up together, or left to the library together
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
+BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+MOST_UNUSED = 100_000  # ids without an entry, beside as many as there are entries
+MOST_GROWTH = 64  # times that a tokenizer's rules may lengthen a text; SentencePiece's own: 3
 PROBE = (
     "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
 )
@@ -55,10 +61,14 @@ class Tokenizer:
         self._inner = inner
         self.vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
+        if self.vocab_size > 2 * len(self.vocabulary) + MOST_UNUSED:
+            raise UserError(f"{origin} has an id {self.vocab_size - 1} and only {len(self.vocabulary)} entries")
         self.eot = find_eot(self.vocabulary, origin)
         around = list(inner.encode("", add_special_tokens=True).ids)  # what is put around a text
         self.begins = bool(around)
         self.start: int = around[0] if around else self.eot
+        if not 0 <= self.start < self.vocab_size:
+            raise UserError(f"{origin} begins texts with the id {self.start}, which is none of its own")
         self._pieces = self._bytes_of_ids()
         self._strips_space = not self._byte_level and self._joined(self.encode("a")) == b" a"
         self._probe(origin)
@@ -69,6 +79,10 @@ class Tokenizer:
             and inner.normalizer is None
             and all(token.special for token in added)
         )
+        by_piece = (  # a piece has the same ids wherever it stands
+            self._splits_at_spaces and not inner.pre_tokenizer.add_prefix_space and not inner.model.dropout
+        )
+        self._remembered = Remembered(self._ids_of) if by_piece else None
 
     # Origins
 
@@ -132,7 +146,8 @@ class Tokenizer:
             vocabulary.setdefault("".join(pair), len(vocabulary))
         if not merges:
             raise UserError(f"{path} holds no merges; name a tokenizer.json or GPT-2's vocab.bpe")
-        return cls(with_eot(byte_level(models.BPE(vocabulary, merges))), str(path))
+        with foreign(f"{path} is no list of merges"):
+            return cls(with_eot(byte_level(models.BPE(vocabulary, merges))), str(path))
 
     @classmethod
     def from_json(cls, text: str, origin: str = "tokenizer.json") -> "Tokenizer":
@@ -141,15 +156,14 @@ class Tokenizer:
         Raises:
             UserError: if it is malformed, lossy or has no end-of-text token.
         """
-        try:
-            described = json.loads(text)
+        described = parse_json(text, f"{origin} is not a tokenizer.json: it")
+        # What follows reads a stranger's rules with a library that raises bare Exceptions, and panics.
+        with foreign(f"{origin} is not a tokenizer.json"):
+            if growth(described) > MOST_GROWTH:
+                raise ValueError("its rules make a text longer without bound")
             for added in described.get("added_tokens") or []:
                 added["special"] = added["special"] or added["content"] in EOT_NAMES
-            inner = tokenizers.Tokenizer.from_str(json.dumps(described))
-        except Exception as error:  # the library raises bare Exception
-            reason = str(error).partition("\n")[0][:120]
-            raise UserError(f"{origin} is not a tokenizer.json ({reason})") from None
-        return cls(inner, origin)
+            return cls(tokenizers.Tokenizer.from_str(json.dumps(described)), origin)
 
     @classmethod
     def from_file(cls, path: Path | str) -> "Tokenizer":
@@ -167,8 +181,9 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int64 ids of each text; the same as `encode` one by one."""
-        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        if self._remembered is not None:
+            return [self._remembered.ids(self.stretches(text, PLAIN_STRETCH)) for text in texts]
+        return [np.array(ids, dtype=np.int64) for ids in self._ids_of(texts)]
 
     def stretches(self, text: str, length: int) -> list[str]:
         """Cut a long text where it makes no difference to its ids: before a space that follows a letter, and only if
@@ -200,6 +215,10 @@ class Tokenizer:
 
     # Inside
 
+    def _ids_of(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        encodings = self._inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return (encoding.ids for encoding in encodings)
+
     def _joined(self, ids: Iterable[int]) -> bytes:
         return b"".join([self._pieces[i] for i in ids if i < self.vocab_size])
 
@@ -208,16 +227,17 @@ class Tokenizer:
         added = self._inner.get_added_tokens_decoder()
         of_character = {character: byte for byte, character in enumerate(byte_characters())}
         self._byte_level = isinstance(self._inner.decoder, decoders.ByteLevel)
-        anchor = self._inner.decode([self.encode("a")[-1]]) if not self._byte_level and self.encode("a") else ""
+        of_a = [] if self._byte_level else self.encode("a")[-1:]
+        anchor = self._inner.decode(of_a) if of_a else ""
         for piece, i in self.vocabulary.items():
             if i in added:
                 pieces[i] = b"" if added[i].special else piece.encode()
             elif self._byte_level:
                 pieces[i] = bytes(of_character[c] for c in piece if c in of_character)
-            elif len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):  # SentencePiece's byte fallback
+            elif BYTE_PIECE.fullmatch(piece):  # SentencePiece's byte fallback
                 pieces[i] = bytes([int(piece[3:5], 16)])
             else:
-                pieces[i] = self._inner.decode([self.encode("a")[-1], i])[len(anchor) :].encode()
+                pieces[i] = self._inner.decode([*of_a, i])[len(anchor) :].encode()
         return pieces
 
     def _probe(self, origin: str) -> None:
@@ -254,14 +274,31 @@ def find_eot(vocabulary: dict[str, int], origin: str) -> int:
     raise UserError(f"{origin} has no end-of-text token; looked for {', '.join(EOT_NAMES)}")
 
 
+def growth(described: Any) -> float:
+    """How many times longer the rules of a tokenizer.json can make a text. Thirty rules that each write two letters
+    for one would make a gigabyte of a letter."""
+    factor = 1.0
+    for part in ("normalizer", "decoder"):
+        steps = [described.get(part)]
+        while steps:
+            step = steps.pop()
+            if not isinstance(step, dict):
+                continue
+            for name in ("normalizers", "decoders"):
+                steps += step[name] if isinstance(step.get(name), list) else []
+            content, pattern = step.get("content"), step.get("pattern")
+            if step.get("type") == "Replace" and isinstance(content, str):
+                found = pattern.get("String") if isinstance(pattern, dict) else None
+                length = len(found) if isinstance(found, str) else 0
+                # in bytes of UTF-8; a pattern that matches nothing writes between any two of them
+                factor *= max(1.0, len(content.encode()) / length if length else 1.0 + len(content.encode()))
+    return factor
+
+
 def read_text(path: Path) -> str:
     try:
-        return path.read_bytes().decode()
-    except FileNotFoundError:
-        raise UserError(
-            f'tokenizer {path} does not exist; name a tokenizer.json, GPT-2\'s vocab.bpe or "bpe"'
-        ) from None
-    except OSError as error:
-        raise UserError(f"tokenizer {path} cannot be read: {error.strerror}") from None
+        return read_bytes(path).decode()
     except UnicodeDecodeError:
         raise UserError(f"tokenizer {path} is not text; name a tokenizer.json or GPT-2's vocab.bpe") from None
+    except UserError as error:
+        raise UserError(f'tokenizer {error}; name a tokenizer.json, GPT-2\'s vocab.bpe or "bpe"') from None

@@ -15,6 +15,7 @@ from isoflop.export.bundle import Bundle, compare
 from isoflop.export.gguf import FILE_NAME, read_gguf, write_gguf
 from isoflop.export.huggingface import read_folder, write_folder
 from isoflop.export.llama2c import read_bin, read_pieces
+from isoflop.untrusted import open_regular
 
 TARGETS = ("hf", "gguf")
 
@@ -53,7 +54,7 @@ def read_kind(path: Path, tokenizer: str, context: int) -> Bundle:
         if len(files) == 1 and not (path / "config.json").is_file():
             return read_gguf(files[0], tokenizer, context)
         return read_folder(path, tokenizer, context)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(4) == b"GGUF":
             return read_gguf(path, tokenizer, context)
     if path.suffix != ".bin":

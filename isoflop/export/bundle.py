@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from isoflop.checkpoint import load_weights
+from isoflop.checkpoint import check_buffers, load_weights
 from isoflop.data.tokenizer import PROBE, Tokenizer
 from isoflop.errors import UserError
 from isoflop.export.anatomy import Anatomy
@@ -36,6 +36,8 @@ class Bundle:
 
     def model(self) -> GPT:
         """The GPT with these weights, ready to be evaluated."""
+        with torch.device("meta"):
+            check_buffers(GPT(self.config), self.made_of)
         model = GPT(self.config)
         load_weights(model, self.weights)
         return model.eval()
@@ -91,9 +93,7 @@ def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tu
 def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
     """The tensors of a bundle under the names and in the layout of a format. Gains and biases that the family has and
     the model has not are ones and zeros."""
-    weights = bundle.weights
-    if dict(bundle.config.position.options).get("interleaved"):
-        weights = {name: halved(name, tensor, anatomy.head_dim) for name, tensor in weights.items()}
+    weights = in_halves_of(bundle)
     with torch.device("meta"):
         wanted = weights_of(GPT(anatomy.to_config("this model")))
     full = {
@@ -101,6 +101,13 @@ def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
         for name, like in wanted.items()
     }
     return to_theirs(keys(names, anatomy.layers, full), full, anatomy.head_dim)
+
+
+def in_halves_of(bundle: Bundle) -> dict[str, Tensor]:
+    """The weights as a half-split model has them."""
+    if not dict(bundle.config.position.options).get("interleaved"):
+        return bundle.weights
+    return {name: halved(name, tensor, bundle.config.head_width) for name, tensor in bundle.weights.items()}
 
 
 def halved(name: str, tensor: Tensor, head_dim: int) -> Tensor:
@@ -116,9 +123,19 @@ def weights_of(model: GPT) -> dict[str, Tensor]:
 def compare(one: Bundle, other: Bundle, context: int = 64) -> float:
     """The largest difference of two models' logits on the same made-up tokens, in units of the largest logit.
 
+    Args:
+        one: what was written; its tensors must come back as they are. Logits alone would not show all of them: a head
+            that is still zero hides the rest, and rows of tokens and positions that were not asked for are not seen.
+
     Raises:
-        UserError: if it is more than SAME, or their tokenizers give a probing text other ids.
+        UserError: if a tensor is another one, the difference is more than SAME, or their tokenizers give a probing text
+            other ids.
     """
+    for name, tensor in in_halves_of(one).items():
+        if name not in other.weights or not torch.equal(tensor.float(), other.weights[name].float()):
+            raise UserError(
+                f"what was written does not read back as the same model: {name} is another tensor; nothing was kept"
+            )
     rows = min(one.config.vocab_size, other.config.vocab_size)
     tokens_BT = torch.randint(rows, (2, min(context, one.config.context)), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

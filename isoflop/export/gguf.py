@@ -41,6 +41,7 @@ from isoflop.export.vocabulary import (
     scores_of,
     sentencepiece,
 )
+from isoflop.untrusted import open_regular
 
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -92,7 +93,7 @@ def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
 
 @contextmanager
 def mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
@@ -282,7 +283,7 @@ def read_tokenizer(fields: Fields) -> str:
         scores = fields.list_of("tokenizer.ggml.scores", float)
         if len(scores) < len(pieces):
             raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(scores)} scores")
-        return sentencepiece(pieces, scores, kinds, first)
+        return sentencepiece(pieces, scores, kinds, first, fields.origin)
     if kind != "gpt2":
         raise UserError(f"{fields.origin}: a tokenizer of kind {kind[:80]!r} is not read; gpt2 and llama are")
     vocabulary = {piece: i for i, piece in enumerate(pieces)}

@@ -1,6 +1,5 @@
 """Hugging Face folders: config.json, safetensors (one file or sharded) and the tokenizer beside them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from isoflop.export.fields import Fields
 from isoflop.export.names import HUGGING_FACE
 from isoflop.export.vocabulary import read_tokenizer
 from isoflop.files import to_json
+from isoflop.untrusted import parse_json, read_bytes
 
-LARGEST_JSON = 256 * 2**20
 DTYPES = ("F64", "F32", "F16", "BF16")
 # Hugging Face's words for activations; the first of each of ours is the one written
 ACTIVATIONS = {
@@ -207,6 +206,8 @@ def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
     found: dict[str, tuple[int, ...]] = {}
     where: dict[str, Path] = {}
     for file in files:
+        if not (folder / file).is_file():
+            raise UserError(f"{folder / file} is missing, or is no file")
         with opened(folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 part = tensors.get_slice(name)
@@ -231,7 +232,7 @@ class opened:
     def __init__(self, path: Path) -> None:
         try:
             self.file = safetensors.safe_open(str(path), framework="pt")
-        except (OSError, ValueError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, MemoryError, safetensors.SafetensorError) as error:
             raise UserError(f"{path} cannot be read as safetensors ({str(error)[:120]})") from None
 
     def __enter__(self) -> Any:
@@ -242,14 +243,9 @@ class opened:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise UserError(f"{path} is larger than {LARGEST_JSON >> 20} MB; it is no configuration")
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; name a folder with config.json and model.safetensors") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({str(error)[:120]})") from None
+    if not path.exists():
+        raise UserError(f"{path} does not exist; name a folder with config.json and model.safetensors")
+    value = parse_json(read_bytes(path), str(path))
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object")
     return value

@@ -18,11 +18,11 @@ from isoflop.export.anatomy import Anatomy
 from isoflop.export.bundle import Bundle, gather
 from isoflop.export.fields import Fields
 from isoflop.export.names import LLAMA2C
-from isoflop.export.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece
+from isoflop.export.vocabulary import BYTE, CONTROL, LONGEST_PIECE, NORMAL, SPACE, UNKNOWN, sentencepiece
+from isoflop.untrusted import read_bytes
 
 HEADER = struct.Struct("<7i")
 VERSIONED = 0x616B3432  # "ak42": the later layouts
-LONGEST_PIECE = 1024  # bytes
 BEGIN, END = 1, 2
 
 
@@ -129,7 +129,7 @@ def read_pieces(path: Path) -> str:
     Raises:
         UserError: for a file that ends within a piece, or has no such pieces.
     """
-    data = path.read_bytes()
+    data = read_bytes(path)
     pieces: list[str] = []
     scores: list[float] = []
     offset = 4  # the longest piece's length, which nothing here needs
@@ -148,4 +148,4 @@ def read_pieces(path: Path) -> str:
         raise UserError(f"{path} is no llama2.c tokenizer: pieces 3 to 258 are not the bytes")
     pieces[BEGIN] = "<s>"
     kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(pieces) - 259)]
-    return sentencepiece(pieces, scores, kinds, start=BEGIN)
+    return sentencepiece(pieces, scores, kinds, BEGIN, str(path))

@@ -14,8 +14,10 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from isoflop.errors import UserError
+from isoflop.untrusted import foreign, parse_json, read_text
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+LONGEST_PIECE = 1024  # characters
 # kinds of piece, as SentencePiece and GGUF number them
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -62,32 +64,48 @@ def read_tokenizer(folder: Path) -> str:
         UserError: if there is none.
     """
     if (folder / "tokenizer.json").is_file():
-        return spell_out_prefix((folder / "tokenizer.json").read_bytes().decode("utf-8", errors="replace"))
+        return spell_out_prefix(without_composition(read_text(folder / "tokenizer.json")))
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-        try:
-            vocabulary = json.loads((folder / "vocab.json").read_bytes())
-            lines = (folder / "merges.txt").read_bytes().decode("utf-8").split("\n")
-            merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
+        vocabulary = parse_json(read_text(folder / "vocab.json"), str(folder / "vocab.json"))
+        lines = read_text(folder / "merges.txt").split("\n")
+        merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
+        with foreign(f"{folder}: vocab.json and merges.txt are no tokenizer"):
             return byte_level(vocabulary, merges, "gpt-2", {}, str(folder))
-        except (ValueError, AttributeError, TypeError) as error:
-            raise UserError(f"{folder}: vocab.json and merges.txt are no tokenizer ({str(error)[:120]})") from None
+    if (folder / "tokenizer.model").is_file():
+        raise UserError(
+            f"{folder / 'tokenizer.model'} is SentencePiece's own form, which is not read; save the tokenizer as "
+            "tokenizer.json (transformers' AutoTokenizer does), or name another with --tokenizer FILE"
+        )
     raise UserError(
         f"{folder} has no tokenizer.json, and no vocab.json with merges.txt; name a tokenizer with --tokenizer FILE"
     )
+
+
+def without_composition(text: str) -> str:
+    """A byte-level tokenizer.json without NFC ahead of it, which Qwen's have: text that is composed already, as nearly
+    all is, keeps its ids, and other text comes back as it was. GGUF leaves it out too."""
+    try:
+        described = parse_json(text, "")
+        if described["normalizer"] != {"type": "NFC"} or described["decoder"]["type"] != "ByteLevel":
+            return text
+    except (UserError, KeyError, TypeError):  # no tokenizer: Tokenizer.from_json says so
+        return text
+    return json.dumps({**described, "normalizer": None}, ensure_ascii=False)
 
 
 def spell_out_prefix(text: str) -> str:
     """A SentencePiece tokenizer.json whose leading space is put there by "Metaspace", with that space by a rule that
     can be undone: Metaspace adds none where the text has one, so that "a" and " a" become the same ids."""
     try:
-        described = json.loads(text)
+        described = parse_json(text, "")
         cut, model = described.get("pre_tokenizer") or {}, described.get("model") or {}
         if cut.get("type") != "Metaspace" or not model.get("byte_fallback") or cut.get("split", True):
             return text
         if cut.get("prepend_scheme", "always") == "never" or described.get("normalizer"):
             return text
-        inner = tokenizers.Tokenizer.from_str(text)
-    except Exception:  # not a tokenizer: Tokenizer.from_json says so
+        with foreign(""):
+            inner = tokenizers.Tokenizer.from_str(text)
+    except (UserError, AttributeError):  # not a tokenizer: Tokenizer.from_json says so
         return text
     with_prefix(inner)
     return str(inner.to_str())
@@ -101,7 +119,9 @@ def with_prefix(inner: tokenizers.Tokenizer) -> None:
     )
 
 
-def sentencepiece(pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], start: int | None) -> str:
+def sentencepiece(
+    pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int], start: int | None, origin: str
+) -> str:
     """SentencePiece BPE with byte fallback as a tokenizer.json.
 
     Args:
@@ -113,10 +133,14 @@ def sentencepiece(pieces: Sequence[str], scores: Sequence[float], kinds: Sequenc
     """
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
-        raise UserError("the tokenizer has two pieces that read the same")
+        raise UserError(f"{origin}: its tokenizer has two pieces that read the same")
+    if any(len(piece) > LONGEST_PIECE for piece in pieces):  # each is tried at every cut
+        raise UserError(f"{origin}: its tokenizer has a piece of more than {LONGEST_PIECE} characters")
     missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocabulary]
     if missing:
-        raise UserError(f"the tokenizer has no piece for byte {missing[0]:#04x}, so it cannot write every text")
+        raise UserError(
+            f"{origin}: its tokenizer has no piece for byte {missing[0]:#04x}, so it cannot write every text"
+        )
     joined = {piece for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL}
     merges: list[tuple[float, int, int, tuple[str, str]]] = []
     for piece in joined:
@@ -127,14 +151,16 @@ def sentencepiece(pieces: Sequence[str], scores: Sequence[float], kinds: Sequenc
                 merges.append((rank, vocabulary[left], vocabulary[right], (left, right)))
     merges.sort()
     unknown = next((p for p, kind in zip(pieces, kinds, strict=True) if kind == UNKNOWN), None)
-    model = models.BPE(vocabulary, [pair for *_, pair in merges], unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    inner = tokenizers.Tokenizer(model)
-    with_prefix(inner)
+    pairs = [pair for *_, pair in merges]
     special = [p for p, kind in zip(pieces, kinds, strict=True) if kind not in (NORMAL, BYTE)]
-    inner.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in special])
-    if start is not None:
-        begin_with(inner, pieces[start], start)
-    return str(inner.to_str())
+    with foreign(f"{origin}: its pieces are no tokenizer"):
+        model = models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
+        inner = tokenizers.Tokenizer(model)
+        with_prefix(inner)
+        inner.add_special_tokens([AddedToken(p, special=True, normalized=False) for p in special])
+        if start is not None:
+            begin_with(inner, pieces[start], start)
+        return str(inner.to_str())
 
 
 def begin_with(inner: tokenizers.Tokenizer, piece: str, number: int) -> None:
@@ -168,13 +194,14 @@ def byte_level(
         if any(piece not in vocabulary for piece in (left, right, left + right)):
             raise UserError(f"{origin}: {merge[:80]!r} is no merge of two pieces of its vocabulary")
         pairs.append((left, right))
-    inner = tokenizers.Tokenizer(models.BPE(vocabulary, pairs))
-    inner.pre_tokenizer, inner.decoder = CUTS[cut](), decoders.ByteLevel()
     named = {piece: True for piece in vocabulary if piece.startswith("<|") and piece.endswith("|>")} | added
-    inner.add_tokens([AddedToken(p, special=special, normalized=False) for p, special in named.items()])
-    if start is not None:
-        begin_with(inner, next(p for p, i in vocabulary.items() if i == start), start)
-    return str(inner.to_str())
+    with foreign(f"{origin}: its vocabulary and merges are no tokenizer"):
+        inner = tokenizers.Tokenizer(models.BPE(vocabulary, pairs))
+        inner.pre_tokenizer, inner.decoder = CUTS[cut](), decoders.ByteLevel()
+        inner.add_tokens([AddedToken(p, special=special, normalized=False) for p, special in named.items()])
+        if start is not None:
+            begin_with(inner, next(p for p, i in vocabulary.items() if i == start), start)
+        return str(inner.to_str())
 
 
 def cut_of(described: dict[str, Any]) -> str:

@@ -1,1 +1,2 @@
-"""Text from a model: cache.py keeps keys and values, sample.py picks tokens, engine.py turns them into text."""
+"""Text from a model: cache.py keeps keys and values, layout.py orders the weights, sample.py picks tokens, engine.py
+turns them into text."""

@@ -5,6 +5,7 @@ pretraining   pretrain: survey, time the machine, plan, prepare, train, measure,
 runs          load, sample, evaluate, list_runs: what can be done with a run that is there
 transfer      import_model, export_model: models from elsewhere as runs, and back
 listener      who is told what while a job works
+ceiling       the machine's peak, remembered
 outcome       result.json and the ledger
 """
 

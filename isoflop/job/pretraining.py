@@ -18,6 +18,7 @@ from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, try_folder
+from isoflop.job.ceiling import machine_peak
 from isoflop.job.extend import extend
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.outcome import add_to_ledger, measure_last, write_result
@@ -28,8 +29,6 @@ from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
-from isoflop.report.page import write_report
-from isoflop.runtime import measure_peak
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
@@ -232,7 +231,7 @@ def carry_out(
         with phases.time("calibrate"):
             environment = {
                 "peak": plan.get("peak")
-                or measure_peak(config.runtime.device if config.runtime.device != "auto" else "cpu")
+                or machine_peak(config.runtime.device if config.runtime.device != "auto" else "cpu")
             }
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
@@ -253,6 +252,8 @@ def carry_out(
         write_result(folder, config, prepared, result, reached, environment, plan, phases)
         folder.event("finished", step=result.step)
         started = time.monotonic()
+        from isoflop.report.page import write_report  # noqa: PLC0415 - its matplotlib takes as long to load as a start
+
         write_report([folder.path])
         phases.seconds["report"] = round(time.monotonic() - started, 2)
         write_result(folder, config, prepared, result, reached, environment, plan, phases)

@@ -18,12 +18,14 @@ from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.engine import generate
+from isoflop.generate.layout import lay_out
 from isoflop.generate.transduce import transduce
 from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut, measure
 from isoflop.model.build import Model
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.records import RunFolder, find_runs, read_run
+from isoflop.report.words import number
 from isoflop.runtime import choose_device, make_runtime
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task
@@ -70,6 +72,7 @@ def sample(
         return output_for(model, tokenizer, prompt, temperature, beam, on_text)
     if beam != 1:
         raise UserError(f"--beam {beam} is for runs of --task seq2seq; this one continues a text, token by token")
+    lay_out(model)
     begun = prompt if with_prompt else ""
     if begun and on_text is not None:
         on_text(begun)
@@ -129,7 +132,13 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
         return judge(run_as, model, data, runtime, beam=beam)
     config = DataConfig(sources=tuple(sources), text_column=text_column)
     if isinstance(model, EncoderDecoder):
-        return judge(run_as, model, pairs_to_measure(config, tokenizer), runtime, beam=beam)
+        loose = pairs_to_measure(config, tokenizer)
+        if loose.pairs.longest > model.config.context:
+            raise UserError(
+                f"the longest pair in {' '.join(sources)} takes {loose.pairs.longest} positions and the model has "
+                f"{model.config.context}: leave longer pairs out"
+            )
+        return judge(run_as, model, loose, runtime, beam=beam)
     parts = [
         measure(model, tokens, tokenizer.token_bytes(), tokenizer.start, runtime)
         for tokens in token_chunks(config, tokenizer)
@@ -158,21 +167,25 @@ def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
     rows = []
     for run in find_runs(path):
         last = run.heldout[-1] if run.heldout else {}
-        reached = run.result.get("heldout", {}).get("bits_per_byte", last.get("heldout_bits_per_byte"))
-        expected = (run.plan.get("expected") or {}).get("bits_per_byte")
+        latest = run.training[-1] if run.training else {}
+        reached = number(run.result, "heldout", "bits_per_byte") or number(last, "heldout_bits_per_byte")
         rows.append(
             {
                 "run": str(run.folder.path),
                 "status": run.status,
-                "parameters": run.plan.get("parameters"),
-                "steps": run.training[-1]["step"] if run.training else 0,
-                "tokens": run.training[-1]["tokens"] if run.training else 0,
-                "seconds": run.result.get("seconds", run.training[-1]["seconds"] if run.training else 0.0),
+                "parameters": whole(number(run.plan, "parameters")),
+                "steps": whole(number(latest, "step")) or 0,
+                "tokens": whole(number(latest, "tokens")) or 0,
+                "seconds": number(run.result, "seconds") or number(latest, "seconds") or 0.0,
                 "bits_per_byte": reached,
-                "expected": expected,
+                "expected": number(run.plan, "expected", "bits_per_byte"),
             }
         )
     return rows
+
+
+def whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> Data:

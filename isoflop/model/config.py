@@ -17,7 +17,7 @@ class Spec:
     name: str
     options: tuple[tuple[str, Any], ...]
 
-    def __init__(self, name: str, **options: Any) -> None:
+    def __init__(self, name: str, /, **options: Any) -> None:
         object.__setattr__(self, "name", name)
         object.__setattr__(self, "options", tuple((key, freeze(value)) for key, value in sorted(options.items())))
 
@@ -31,7 +31,7 @@ class Spec:
         if isinstance(value, str):
             return cls(value)
         if isinstance(value, dict) and isinstance(value.get("name"), str) and all(isinstance(k, str) for k in value):
-            return cls(**value)
+            return cls(value["name"], **{key: option for key, option in value.items() if key != "name"})
         raise UserError(f'{where} = {value!r} is not an entry: write a name, or {{"name": ..., option: value}}')
 
     def to_plain(self) -> Any:
@@ -59,6 +59,10 @@ def thaw(value: Any) -> Any:
     if isinstance(value, Spec):
         return value.to_plain()
     return [thaw(item) for item in value] if isinstance(value, tuple) else value
+
+
+LARGEST = 2**28  # of any size of a model: a product of two still counts as bytes in 64 bits
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -93,11 +97,11 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "d_model", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} = {getattr(self, name)} is not positive")
+            if not 1 <= getattr(self, name) <= LARGEST:
+                raise UserError(f"model.{name} = {getattr(self, name)} is not positive, or more than any model has")
         for name in ("layers", "encoder_layers", "head_dim"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.{name} = {getattr(self, name)} is negative")
+            if not 0 <= getattr(self, name) <= (LARGEST if name == "head_dim" else MOST_LAYERS):
+                raise UserError(f"model.{name} = {getattr(self, name)} is negative, or more than any model has")
         if not self.head_dim and self.d_model % self.heads:
             raise UserError(
                 f"model.heads = {self.heads} does not divide model.d_model = {self.d_model}; "

@@ -24,6 +24,7 @@ from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
 from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.blocks.part import Cache, Embedding, Linear, Part, mean_readings, reset_inside, take_auxiliary
 from isoflop.model.blocks.position import Position
+from isoflop.model.blocks.wiring import DeepNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import branch_init, make_norm, make_position
 from isoflop.model.init import INITS
@@ -240,6 +241,11 @@ def check(config: ModelConfig) -> None:
         raise UserError(
             f"model.position = {config.position.name!r} knows distances back alone; an encoder looks both ways: "
             "use rotary, learned or sinusoidal"
+        )
+    if resolve(WIRINGS, config.wiring.name, "model.wiring") is DeepNorm:
+        raise UserError(
+            "model.wiring = 'deepnorm' has the constants of a decoder-only model, and an encoder-decoder needs others; "
+            "use pre, post or rezero"
         )
     if resolve(NORMS, config.norm.name, "model.norm") is BatchNorm:
         raise UserError("model.norm = 'batch' would count padding in its statistics; use layer or rms")

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
@@ -26,7 +27,7 @@ from isoflop.model.blocks.norm import BatchNorm, LayerNorm, NoNorm, RMSNorm
 from isoflop.model.blocks.part import Absent, ByDepth, entry
 from isoflop.model.blocks.position import Alibi, Learned, Position, Relative, Rotary, Sinusoidal
 from isoflop.model.blocks.wiring import DeepNorm, NoResidual, Parallel, PostNorm, PreNorm, ReZero, Sandwich
-from isoflop.model.config import Spec
+from isoflop.model.config import LARGEST, Spec
 
 Entry = type[Any] | partial[Any]  # a partial: a class with some of its options said by the name
 
@@ -75,6 +76,8 @@ SLOTS: dict[str, dict[str, Entry]] = {
     "wiring": WIRINGS,
 }
 
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", re.ASCII)
+
 TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted packages", default=())
 
 
@@ -96,6 +99,8 @@ def resolve(table: Mapping[str, Entry], name: str, where: str) -> Any:
     """
     if "." not in name:
         return entry(table, name, where)
+    if not DOTTED.fullmatch(name):
+        raise UserError(f"{where} = {name!r} is neither an entry nor the dotted path of a class")
     module, _, attribute = name.rpartition(".")
     package = name.partition(".")[0]
     allowed = ("isoflop", *TRUSTED.get())
@@ -134,12 +139,15 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
         if name in said:
             raise UserError(f"{where}.{name} is {said[name]} by the name {spec.name}; choose another entry to set it")
         if name not in options:
-            close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+            close = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
             raise UserError(f"{where}.{name} is not an option of {spec.name}: {hint}")
     missing = [name for name in options if name not in given and parameters[name].default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"{where} = {spec.name!r} needs {where}.{missing[0]}, which has no default")
+    for name, value in given.items():
+        if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
+            raise UserError(f"{where}.{name} = {value} is more than any model has")
     arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
     arguments |= {name: shape for name, shape in shapes.items() if name in parameters}
     try:

@@ -25,6 +25,8 @@ def build(model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.bflo
     for group in split(model):
         by_muon = config.name == "muon" and group.name == "matrices"
         lr = config.matrix_lr if by_muon else config.lr
+        if group.name == "head" and config.head_lr:
+            lr = config.head_lr
         settings: dict[str, object] = {
             "params": list(group.parameters.values()),
             "name": group.name,

@@ -19,6 +19,8 @@ from isoflop.config import from_dict, to_dict
 from isoflop.errors import UserError
 from isoflop.optim.config import ScheduleConfig
 
+MOST_STEPS = 10**15
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -43,6 +45,8 @@ class Decision:
     def __post_init__(self) -> None:
         if self.at_step < 0:
             raise UserError(f"decision.at_step = {self.at_step} is negative")
+        if self.steps > MOST_STEPS:
+            raise UserError(f"decision.steps = {self.steps} is more than any run has")
         if self.steps <= self.at_step:
             raise UserError(f"decision.steps = {self.steps} is not after the step it is taken at, {self.at_step}")
         if self.progress is not None and not 0.0 <= self.progress < 1.0:

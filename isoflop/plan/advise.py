@@ -251,10 +251,16 @@ def with_batch(config: RunConfig, tokens: float) -> RunConfig:
 
 
 def with_rates(config: RunConfig) -> RunConfig:
-    """The peak learning rates of a size; see LAB.md for the runs behind them."""
-    width = config.model.d_model
-    scale = (width / 128) ** -0.5
-    return replace(config, optim=replace(config.optim, lr=config.optim.lr * scale))
+    """The peak learning rates of a size, from those of width 128; see LAB.md for the runs behind them.
+
+    By coordinate, Muon's steps and the embedding's change what the next layer reads alike at every width. The head sums
+    over the width, where Adam's steps add up, so its rate falls as 1 / width (Yang et al. 2022, 2203.03466, table 8).
+    One rate for both kinds of use (a tied head; AdamW for all) falls half-way, as the square root.
+    """
+    narrow, optim = 128 / config.model.d_model, config.optim
+    if optim.name == "adamw" or config.model.tied_head:
+        return replace(config, optim=replace(optim, lr=optim.lr * math.sqrt(narrow)))
+    return replace(config, optim=replace(optim, head_lr=optim.lr * narrow))
 
 
 def with_intervals(config: RunConfig) -> RunConfig:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from isoflop.optim.config import OptimConfig
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.trainer import RunConfig
@@ -55,13 +56,19 @@ def choices_of(
     )
 
 
+def rates_in_words(optim: OptimConfig) -> str:
+    head = f", head lr {optim.head_lr:.3g}" if optim.head_lr else ""
+    matrices = f", matrix lr {optim.matrix_lr:.3g}" if optim.name == "muon" else ""
+    return f"{optim.name}, lr {optim.lr:.3g}{head}{matrices}"
+
+
 def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
     """How long and at which rates, whatever is trained."""
     return (
         Choice("steps", f"{config.steps:,}", "D over the batch"),
         Choice(
             "optimiser",
-            f"{config.optim.name}, lr {config.optim.lr:.3g}, matrix lr {config.optim.matrix_lr:.3g}",
+            rates_in_words(config.optim),
             "measured at small sizes, see LAB.md",
         ),
         Choice(

@@ -14,6 +14,9 @@ from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
+from isoflop.optim.schedules import MOST_STEPS
+
+MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,8 @@ class BatchConfig:
     ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
 
     def __post_init__(self) -> None:
-        if self.sequences < 1:
-            raise UserError(f"batch.sequences = {self.sequences} is not a positive number")
+        if not 1 <= self.sequences <= MOST_SEQUENCES:
+            raise UserError(f"batch.sequences = {self.sequences} is not a positive number that a step can have")
         if self.micro_sequences < 0 or (self.micro_sequences and self.sequences % self.micro_sequences):
             raise UserError(
                 f"batch.micro_sequences = {self.micro_sequences} does not divide batch.sequences = {self.sequences}"
@@ -165,8 +168,8 @@ class RunConfig:
     trackers: Annotated[tuple[str, ...], "also log to any of tensorboard, wandb, mlflow"] = ()
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps = {self.steps} is not a positive number")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise UserError(f"steps = {self.steps} is not a positive number that a run can have")
         if self.seconds < 0:
             raise UserError(f"seconds = {self.seconds} is negative; 0 lets the steps alone decide")
         if self.seconds and self.batch.ramp_from:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from isoflop import checkpoint
-from isoflop.config import to_dict
+from isoflop.config import convert, to_dict
 from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.errors import UserError
@@ -199,7 +199,7 @@ def run_steps(
 def seconds_held_to(live: Live) -> float:
     """The seconds that the run must keep to: the configuration's, or those of its last extension; 0: none."""
     extended = [line["seconds"] for line in read_lines(live.folder.log("decisions")) if "seconds" in line]
-    return float(extended[-1]) if extended else live.config.seconds
+    return float(convert(float, extended[-1], "decision.seconds")) if extended else live.config.seconds
 
 
 class Log:

@@ -40,7 +40,7 @@ class Seq2Seq:
     not counted.
 
     Raises:
-        UserError: for a loss that needs a decoder-only model, and (batches) for a ramp.
+        UserError: for a loss that needs a decoder-only model, and (batches) for a ramp or a prompt that does not fit.
     """
 
     def __init__(self, criterion: CrossEntropy | None = None) -> None:
@@ -71,6 +71,12 @@ class Seq2Seq:
     def batches(self, config: RunConfig, data: PreparedPairs) -> PairLoader:
         if config.batch.ramp_from:
             raise UserError(f"batch.ramp_from = {config.batch.ramp_from} is for text; steps of pairs are all alike")
+        for prompt in config.sample.prompts:
+            if (length := len(data.tokenizer.encode(prompt))) > config.model.context:
+                raise UserError(
+                    f"sample.prompts has an input of {length} tokens and model.context is {config.model.context}: "
+                    f"shorten {prompt[:40]!r}"
+                )
         return PairLoader(data, config.model.context, config.batch.sequences, config.seed)
 
     def flops_per_token(self, config: RunConfig, data: PreparedPairs) -> float:

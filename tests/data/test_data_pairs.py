@@ -54,6 +54,12 @@ def test_compressed_files_and_blanks_give_the_same_tokens(tmp_path, pack):
     assert prepared(tmp_path / "a.packed").fingerprint == plain.fingerprint
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_input(tmp_path):
+    plain = prepared(write(tmp_path / "a.tsv", some_lines()))
+    (tmp_path / "marked.tsv").write_text("\n".join(some_lines()), encoding="utf-8-sig")
+    assert prepared(tmp_path / "marked.tsv").fingerprint == plain.fingerprint
+
+
 def test_what_is_no_pair_is_counted(tmp_path):
     lines = some_lines()
     extra = ["", "no tab here", "\tno input", "no output\t", "one\ttwo\tthree", lines[0], lines[1]]

@@ -47,7 +47,7 @@ def test_one_flipped_bit_is_named_with_the_way_out(tmp_path, place):
     content[place] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"delete the folder {tmp_path}"):
-        verify(tmp_path, {shard["file"]: shard["sha256"]})
+        verify(tmp_path, {shard["file"]: (shard["sha256"], len(content))})
 
 
 @pytest.mark.parametrize("harm", ["missing", "shorter", "longer", "header"])

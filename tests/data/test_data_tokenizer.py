@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
+from isoflop.data.pieces import PLAIN, SETTLED
 from isoflop.data.tokenizer import EOT, Tokenizer, byte_characters
 from isoflop.errors import UserError
 
@@ -46,6 +47,40 @@ def test_every_text_comes_back_exactly_and_holds_no_end(trained, text):
     ids = trained.encode(text)
     assert trained.decode_bytes(ids) == text.encode() and trained.eot not in ids
     assert trained.token_bytes()[ids].sum() == len(text.encode())
+
+
+SETTLED_CHARACTERS = [chr(c) for block in SETTLED for c in block]
+PLAIN_TEXT = st.text(SETTLED_CHARACTERS) | st.text("ab 1\n\t'sltrve.\xa0é—½ª") | st.text(f"{EOT} \u3000中\x1c")
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=PLAIN_TEXT)
+def test_remembered_pieces_have_the_librarys_ids(trained, text):
+    for _ in range(2):  # unseen, and seen
+        assert trained.encode_batch([text, f" {text}", f"{text}\n{text}"])[1].tolist() == trained.encode(f" {text}")
+
+
+def test_every_settled_character_is_split_as_the_library_splits_it(trained):
+    """Beside a letter, a number, a sign and white space, on both sides."""
+    texts = [
+        "".join(
+            f"{before}{c}{after}|"
+            for before in ("a", "1", ".", " ", "\n ", "'")
+            for after in ("b", "2", "!", "  ", "s")
+        )
+        for c in SETTLED_CHARACTERS
+    ]
+    assert all(PLAIN.fullmatch(text) for text in texts)
+    for text, ids in zip(texts, trained.encode_batch(texts), strict=True):
+        assert ids.tolist() == trained.encode(text)
+
+
+def test_a_full_memory_is_emptied_and_changes_nothing(trained, monkeypatch):
+    monkeypatch.setattr("isoflop.data.pieces.REMEMBERED", 50)
+    texts = [" ".join(f"w{i}" for i in range(start, start + 40)) for start in range(0, 400, 20)]
+    tokenizer = Tokenizer.from_json(trained.to_json())
+    for text, ids in zip(texts, tokenizer.encode_batch(texts), strict=True):
+        assert ids.tolist() == trained.encode(text)
 
 
 def test_the_end_of_text_is_the_last_id_and_no_text(trained):

@@ -1,6 +1,7 @@
 """An imported model is a run like any other; an export is whole or not at all."""
 
 import gzip
+import json
 import tarfile
 from dataclasses import replace
 
@@ -90,6 +91,20 @@ def test_an_export_that_does_not_read_back_leaves_nothing(imported, tmp_path, mo
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 
+@pytest.mark.parametrize("lost", ["embed_tokens.weight", "0.self_attn.q_proj.weight"])
+def test_the_check_of_an_export_sees_what_logits_do_not_show(lost, tokenizer, tmp_path, monkeypatch):
+    """The head of a new model is zero, and so are its logits, whatever lies before it."""
+    honest, model = bundles.to_theirs, GPT(CONFIG)
+
+    def wrong(*arguments):
+        return {name: tensor * 2 if name.endswith(lost) else tensor for name, tensor in honest(*arguments).items()}
+
+    bundle = Bundle(CONFIG, {n: p.detach() for n, p in weights_of(model).items()}, tokenizer.to_json())
+    monkeypatch.setattr(bundles, "to_theirs", wrong)
+    with pytest.raises(UserError, match="is another tensor"):
+        export.write(bundle, "hf", tmp_path, "x")
+
+
 def test_a_shorter_context_keeps_the_model(hf, tmp_path):
     whole, short = export.read(hf), export.read(hf, context=8)
     tokens = torch.randint(330, (1, 8))
@@ -159,9 +174,26 @@ def test_a_sentencepiece_tokenizer_keeps_what_it_reads():
     pieces += [SPACE + "t", "he", SPACE + "the", SPACE, "t", "h", "e", "a"]
     kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * 8]
     scores = [0.0] * 259 + [-0.0, -1.0, -2.0, -3.0, -4.0, -5.0, -6.0, -7.0]
-    read = Tokenizer.from_json(sentencepiece(pieces, scores, kinds, start=1))
+    read = Tokenizer.from_json(sentencepiece(pieces, scores, kinds, start=1, origin="here"))
     assert [pieces[i] for i in read.encode("the a")] == [SPACE + "the", SPACE, "a"]
     assert (read.start, read.eot) == (1, 2)
     for text in ("the", " the", "  the\n", "\n", "naïve 中 <s> the", ""):
         assert read.decode(read.encode(text)) == text
     assert read.decode_bytes(read.encode("the"), begins=False) == b" the"
+
+
+def test_a_byte_level_tokenizer_that_composes_characters_is_read_without_that(hf, tokenizer):
+    """Qwen's tokenizer.json has NFC ahead of its bytes, and text would not come back as it was."""
+    described = json.loads((hf / "tokenizer.json").read_text(encoding="utf-8"))
+    (hf / "tokenizer.json").write_text(json.dumps({**described, "normalizer": {"type": "NFC"}}), encoding="utf-8")
+    read = Tokenizer.from_json(export.read(hf).tokenizer)
+    for text in ("na\u00efve fox", "nai\u0308ve fox"):
+        assert read.encode(text) == tokenizer.encode(text)
+        assert read.decode(read.encode(text)) == text
+
+
+def test_sentencepieces_own_file_is_named(hf):
+    (hf / "tokenizer.json").unlink()
+    (hf / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    with pytest.raises(UserError, match=r"tokenizer\.model is SentencePiece's own form"):
+        export.read(hf)

@@ -5,8 +5,9 @@ import torch
 
 from isoflop.errors import UserError
 from isoflop.generate.cache import KVCache
-from isoflop.generate.engine import decode, generate, prefill, stream
-from isoflop.model.config import ModelConfig
+from isoflop.generate.engine import decode, generate, generate_all, prefill, stream, stream_all
+from isoflop.generate.layout import lay_out
+from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import PRESETS
 
@@ -152,3 +153,62 @@ def test_nonsense_is_refused_before_any_work(arguments):
     with pytest.raises(UserError):
         generate(model, Bytes(), "", **{"tokens": 1, **arguments})
     assert model.asked == 0
+
+
+PROMPTS = [[256, 5, 9], [256], [256, *range(40)], [256, 7, 7, 7, 7, 7, 7], [3, 1]]
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_side_by_side_each_writes_what_it_writes_alone(preset, temperature):
+    """Prompts of all lengths, one past the context; on past the end of the context; by their own seeds."""
+    model = model_of(preset).double()
+    how = {"temperature": temperature, "top_p": 0.9}
+    rows = [[] for _ in PROMPTS]
+    for row, token in stream_all(model, PROMPTS, 25, **how, seed=3):
+        rows[row].append(token)
+    assert rows == [list(stream(model, prompt, 25, **how, seed=3 + i)) for i, prompt in enumerate(PROMPTS)]
+
+
+def test_a_row_that_stops_leaves_the_others_as_they_were():
+    model = model_of(stir=1.0).double()
+    alone = [list(stream(model, prompt, 25, temperature=0.0)) for prompt in PROMPTS]
+    stop = alone[0][7]
+    rows = [[] for _ in PROMPTS]
+    for row, token in stream_all(model, PROMPTS, 25, temperature=0.0, stop=stop):
+        rows[row].append(token)
+    assert rows == [row[: row.index(stop) + 1] if stop in row else row for row in alone]
+    assert len({len(row) for row in rows}) > 1
+
+
+def test_texts_side_by_side_are_those_alone():
+    model = model_of().double()
+    prompts = ["ab", "", "a longer one, past the context", "é"]
+    alone = [generate(model, Bytes(), prompt, 20, seed=5 + i) for i, prompt in enumerate(prompts)]
+    assert generate_all(model, Bytes(), prompts, 20, seed=5) == alone
+    assert generate_all(model, Bytes(), [], 20) == []
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+def test_laid_out_for_decoding_is_the_same_model(preset):
+    model = model_of(preset).double()
+    tokens, before = torch.randint(257, (2, 9)), {name: t.clone() for name, t in model.state_dict().items()}
+    logits, said = model(tokens), list(stream(model, [256, 1], 20, temperature=0.0))
+    lay_out(model)
+    assert model.head_weight.stride() == (1, 257)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    torch.testing.assert_close(model(tokens), logits)
+    assert list(stream(model, [256, 1], 20, temperature=0.0)) == said
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 30])
+@pytest.mark.parametrize("pieces", [[1] * 40, [17, 1, 1, 12, 1, 1, 1, 1, 5], [3, 4, 5, 6, 22]])
+def test_a_band_is_decoded_from_two_windows(window, pieces):
+    model = model_of(context=40, attention=Spec("banded", window=window)).double()
+    tokens, cache = torch.randint(257, (2, 40)), KVCache(40)
+    full, read = model(tokens), 0
+    for n in pieces:
+        torch.testing.assert_close(prefill(model, tokens[:, read : read + n], cache), full[:, read + n - 1])
+        read += n
+    held = [layer.keys.shape[2] for layer in cache.layers.values()]
+    assert held == [min(40, 2 * window)] * 2

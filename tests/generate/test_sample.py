@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from isoflop.errors import UserError
-from isoflop.generate.sample import check_arguments, pick, probabilities
+from isoflop.generate.sample import FIRST_LOOK, check_arguments, pick, probabilities
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]).log()
 
@@ -46,6 +46,23 @@ def test_top_p_counts_what_top_k_left():
 
 def test_what_is_kept_sums_to_one():
     torch.testing.assert_close(probabilities(LOGITS, 0.7, 3, 0.8).sum(-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.1, 8.0])
+def test_a_few_looked_at_are_what_sorting_everything_gives(top_p, spread):
+    """Flat logits, of which thousands are kept, and steep ones, of which a few are."""
+    logits = torch.randn(3, 20 * FIRST_LOOK, generator=torch.Generator().manual_seed(0)) * spread
+    p, ids = logits.softmax(-1).sort(dim=-1, descending=True)
+    wanted = torch.zeros_like(p).scatter_(1, ids, p.masked_fill(p.cumsum(-1) - p >= top_p, 0.0))
+    found = probabilities(logits, top_p=top_p)
+    torch.testing.assert_close(found, wanted / wanted.sum(-1, keepdim=True), atol=1e-6, rtol=1e-4)
+    assert ((wanted > 0).sum(-1) > FIRST_LOOK).tolist() == [spread < 1.0] * 3
+
+
+def test_what_has_no_probability_is_never_picked():
+    p = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(1000, 5)
+    assert set(pick(p, torch.Generator().manual_seed(0)).tolist()) == {1, 3}
 
 
 def test_pick_draws_in_proportion_and_by_its_generator_alone():

@@ -185,10 +185,9 @@ def test_qk_norm_makes_scores_blind_to_the_size_of_queries():
 class Distance(Position):
     """A bias that depends on the query, as Transformer-XL's does: q_0 * (t - s)."""
 
-    def bias(self, q_BHTK, start):
-        T = q_BHTK.shape[2]
-        t_T1 = torch.arange(start, start + T).unsqueeze(1)
-        return q_BHTK[..., :1] * (t_T1 - torch.arange(start + T))
+    def bias(self, q_BHTK, S):
+        t_T1 = torch.arange(S - q_BHTK.shape[2], S).unsqueeze(1)
+        return q_BHTK[..., :1] * (t_T1 - torch.arange(S))
 
 
 def test_a_position_may_add_a_bias_to_the_scores():
@@ -196,7 +195,7 @@ def test_a_position_may_add_a_bias_to_the_scores():
     attention = make_attention(position=Distance())
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     q, k, v = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in (attention.q, attention.k, attention.v))
-    scores = q @ k.transpose(-1, -2) / 2 + Distance().bias(q, 0)
+    scores = q @ k.transpose(-1, -2) / 2 + Distance().bias(q, 5)
     weights = scores.masked_fill(torch.ones(5, 5).triu(1).bool(), -math.inf).softmax(-1)
     torch.testing.assert_close(attention(x), attention.out((weights @ v).transpose(1, 2).flatten(2)))
 
@@ -230,6 +229,23 @@ def test_a_window_that_holds_everything_is_full_attention():
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     full.load_state_dict(banded.state_dict())
     torch.testing.assert_close(banded(x), full(x))
+
+
+@pytest.mark.parametrize("options", [{}, {"kv_heads": 2}, {"soft_cap": 2.0}])
+@pytest.mark.parametrize("position", [None, Distance()])
+def test_a_band_in_blocks_is_the_band_at_once(monkeypatch, options, position):
+    torch.manual_seed(0)
+    banded = make_attention(window=3, kind=Banded, position=position, **options)
+    x = torch.randn(2, 23, 16, dtype=torch.float64)
+    at_once = banded(x)
+    monkeypatch.setattr("isoflop.model.blocks.attention.BLOCK", 4)
+    torch.testing.assert_close(banded(x), at_once)
+    cache = KVCache(23)
+    parts = []
+    for start, end in ((0, 7), (7, 23)):
+        parts.append(banded(x[:, start:end], cache))
+        cache.advance(end - start)
+    torch.testing.assert_close(torch.cat(parts, dim=1), at_once)
 
 
 def test_soft_cap_is_the_formula_and_bounds_the_scores():
@@ -287,7 +303,7 @@ def test_alibi_slopes_are_the_papers(heads, expected):
 
 
 def test_alibi_takes_off_the_distance_times_the_slope():
-    bias = Alibi(heads=4).bias(torch.zeros(1, 4, 2, 8), 3)
+    bias = Alibi(heads=4).bias(torch.zeros(1, 4, 2, 8), 5)
     assert bias.shape == (4, 2, 5)
     for h, slope in enumerate((2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)):
         for i, t in enumerate((3, 4)):
@@ -328,7 +344,8 @@ def test_latent_attention_is_the_papers_equations():
 def test_a_latent_cache_holds_the_latent_and_the_shared_key_alone():
     latent, cache = make_latent(lambda width: Rotary(head_dim=width, context=8), kv_rank=6, rope_dim=2), KVCache(8)
     latent(torch.randn(1, 5, 16, dtype=torch.float64), cache)
-    assert sum(t[:, :, :1].numel() for t in cache.layers[0]) == 6 + 2  # numbers a position, where full has 2 H K = 32
+    held = cache.layers[0]  # numbers a position, where full has 2 H K = 32
+    assert held.keys[:, :, :1].numel() + held.values[:, :, :1].numel() == 6 + 2
 
 
 def test_gated_weighs_what_an_mlp_does():

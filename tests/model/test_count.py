@@ -8,7 +8,7 @@ import pytest
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig
 from isoflop.model.count import CONVENTIONS, build_on_meta, flops_per_token, parameters
-from isoflop.model.presets import PRESETS, gpt2
+from isoflop.model.presets import PRESETS, gpt2, llama
 
 # GPT-3's table D.1: parameters in millions, PF-days and training FLOPs for 300B tokens, as printed.
 GPT3 = {
@@ -167,6 +167,26 @@ def test_conventions_of_gpt2():
     assert flops_per_token(config, convention="executed") == pytest.approx(
         6 * (blocks + head) + attention / 2, rel=1e-3
     )
+
+
+def test_palm_gives_the_papers_utilisation():
+    """PaLM 540B (2204.02311, tables 1 and 3): 540.35B parameters, 238.3K tokens/s on 6,144 chips of 275 TFLOP/s are a
+    utilisation of 46.2 %, 45.7 % without attention (appendix B)."""
+    config = llama(
+        vocab_size=256_000,
+        layers=118,
+        d_model=18_432,
+        heads=48,
+        head_dim=256,
+        kv_heads=1,
+        d_ff=4 * 18_432,
+        wiring="parallel",
+        tied_head=True,
+    )
+    assert parameters(config).matmul == pytest.approx(540.35e9, rel=1e-4)
+    seconds = 238.3e3 / (6144 * 275e12)
+    assert round(100 * seconds * flops_per_token(config, convention="palm"), 1) == 46.2
+    assert round(100 * seconds * flops_per_token(config, convention="6n"), 1) == 45.7
 
 
 def test_sequence_length_enters_attention_alone():

@@ -20,7 +20,7 @@ from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.registry import SLOTS
 
 S, T = 9, 7
-REFUSED = [("norm", "batch"), ("position", "alibi"), ("position", "relative")]
+REFUSED = [("norm", "batch"), ("position", "alibi"), ("position", "relative"), ("wiring", "deepnorm")]
 CASES = [{slot: Spec(name)} for slot, table in SLOTS.items() for name in table if (slot, name) not in REFUSED]
 CASES += [
     {"attention": Spec("full", kv_heads=2, qk_norm=True, bias=False)},

@@ -44,6 +44,13 @@ def test_every_parameter_is_trained_once_at_its_rate_and_decay(name):
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_a_head_may_have_a_rate_of_its_own(name):
+    rates = {group["name"]: group["base_lr"] for group in groups(build(Model(), OptimConfig(name=name, head_lr=0.002)))}
+    assert rates["head"] == 0.002
+    assert rates["embedding"] == rates["vectors"] == OptimConfig().lr
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_it_learns(name):
     torch.manual_seed(0)
     model = Model()

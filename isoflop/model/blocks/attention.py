@@ -17,6 +17,7 @@ from isoflop.model.blocks.part import ByDepth, Cache, Init, Linear, Part
 from isoflop.model.blocks.position import Position
 
 MakePosition = Callable[[int], Position]  # from the width of what it acts on
+BLOCK = 128  # queries of a band worked through at once, at least: below this, calls cost more than they save
 
 
 class Attention(Part):
@@ -75,14 +76,14 @@ class Attention(Part):
         v_BGTK = split_heads(self.v(x_BTD), self.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
-        bias = self.position.bias(q_BHTK, start)
-        q_BHTK, k_BGTK = self.position.query(q_BHTK, start), self.position.rotate(k_BGTK, start)
-        k_BGSK, v_BGSK = (k_BGTK, v_BGTK) if cache is None else cache.append(self.layer, k_BGTK, v_BGTK)
+        k_BGSK, v_BGSK = self.position.rotate(k_BGTK, start), v_BGTK
+        if cache is not None:
+            k_BGSK, v_BGSK = cache.append(self.layer, k_BGSK, v_BGSK, self.window)
         y_BHTK = attend(
-            q_BHTK,
+            self.position.query(q_BHTK, start),
             k_BGSK,
             v_BGSK,
-            bias,
+            self.position.bias(q_BHTK, k_BGSK.shape[2]),
             window=self.window,
             soft_cap=self.soft_cap,
             dropout=self.attention_dropout if self.training else 0.0,
@@ -94,7 +95,8 @@ class Banded(Attention):
     """Full attention's formula over a sliding band: each position sees itself and the window - 1 before it (Child et
     al. 2019, 1904.10509; Mistral). L layers see L (window - 1) positions back.
 
-    A cache still holds every position.
+    A cache holds two windows at most, and long sequences are worked through in blocks, so that both memory and time go
+    with the window.
 
     Options: `window`, in positions; GPT-Neo, the open replication of GPT-3's alternation, has 256. The others are those
     of full attention.
@@ -167,26 +169,53 @@ def attend(
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     everything = not window or window >= S
+    if not everything and max(window, BLOCK) < T:
+        return attend_in_blocks(
+            q_BHTK, k_BGSK, v_BGSV, bias, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
+        )
     # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
     # single new position sees every key and needs no mask at all.
     is_causal = 1 < T == S and everything and bias is None and not soft_cap
+    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
+    if T == 1 and everything and G < H:  # the queries that share a head of keys are its T then, and nothing is copied
+        q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
+        bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
     visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
     if soft_cap:
-        return attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
-    mask = visible_TS
-    if bias is not None:
-        mask = bias if visible_TS is None else bias.masked_fill(~visible_TS, -torch.inf)
-        mask = mask.to(q_BHTK.dtype)
-    return F.scaled_dot_product_attention(
-        q_BHTK,
-        k_BGSK,
-        v_BGSV,
-        attn_mask=mask,
-        is_causal=is_causal,
-        dropout_p=dropout,
-        scale=scale,
-        enable_gqa=k_BGSK.shape[1] != q_BHTK.shape[1],
-    )
+        y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
+    else:
+        mask = visible_TS
+        if bias is not None:
+            mask = bias if visible_TS is None else bias.masked_fill(~visible_TS, -torch.inf)
+            mask = mask.to(q_BHTK.dtype)
+        y_BHTV = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSV,
+            attn_mask=mask,
+            is_causal=is_causal,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=q_BHTK.shape[1] != G,
+        )
+    return y_BHTV.reshape(-1, H, T, y_BHTV.shape[-1])
+
+
+def attend_in_blocks(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, bias: Tensor | None, *, window: int, **how: Any
+) -> Tensor:
+    """The same over a band, some queries at a time with the keys that any of them sees: T (block + window) products and
+    not T S."""
+    T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
+    parts = []
+    for begin in range(0, T, block):
+        end = min(begin + block, T)
+        seen = slice(max(0, S - T + begin + 1 - window), S - T + end)
+        near = None if bias is None else bias[..., begin:end, seen]
+        parts.append(
+            attend(q_BHTK[:, :, begin:end], k_BGSK[:, :, seen], v_BGSV[:, :, seen], near, window=window, **how)
+        )
+    return torch.cat(parts, dim=2)
 
 
 def attend_capped(

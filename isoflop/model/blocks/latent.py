@@ -84,20 +84,20 @@ class Latent(Part):
         q_BHTR = self.position.query(split_heads(self.q_rope(h_BTD), H), start)
         c_B1TC = self.kv_norm(self.kv_down(x_BTD)).unsqueeze(1)
         k_B1TR = self.position.rotate(self.k_rope(x_BTD).unsqueeze(1), start)
-        bias = self.position.bias(q_BHTR, start)
         if cache is None:
             k_BHTK, v_BHSV = (split_heads(up(c_B1TC.squeeze(1)), H) for up in (self.k_up, self.v_up))
             query = torch.cat((q_BHTK, q_BHTR), -1)
             key = torch.cat((k_BHTK, k_B1TR.expand(-1, H, -1, -1)), -1)
-        else:
-            v_BHSV, k_B1SR = cache.append(self.layer, c_B1TC, k_B1TR)
+        else:  # held as one tensor, so that no key is put together anew: values are the latents in it
+            held_B1TW = torch.cat((c_B1TC, k_B1TR), -1)
+            key, _ = cache.append(self.layer, held_B1TW, held_B1TW[..., :0])
             query = torch.cat((q_BHTK @ self.k_up.weight.unflatten(0, (H, -1)), q_BHTR), -1)
-            key = torch.cat((v_BHSV, k_B1SR), -1)
+            v_BHSV = key[..., : c_B1TC.shape[-1]]
         y_BHTV = attend(
             query,
             key,
             v_BHSV,
-            bias,
+            self.position.bias(q_BHTR, key.shape[2]),
             soft_cap=self.soft_cap,
             dropout=self.attention_dropout if self.training else 0.0,
             scale=(self.head_dim + q_BHTR.shape[-1]) ** -0.5,

@@ -35,8 +35,9 @@ class Cache(Protocol):
     def length(self) -> int:
         """Positions held before this forward."""
 
-    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep T new positions of one layer; give back all S = length + T of them. The two may differ in H and K."""
+    def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
+        """Keep T new positions of one layer; give back all S = length + T of them, or with a window at least those that
+        the new ones see, so that S is less. The two may differ in H and K."""
 
     def advance(self, positions: int) -> None:
         """Count T new positions as held, once a forward, after the last layer."""
@@ -183,6 +184,6 @@ def entry(table: Mapping[str, Entry], name: str, where: str) -> Entry:
     """
     if name in table:
         return table[name]
-    close = difflib.get_close_matches(str(name), table, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name)[:100], table, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise UserError(f"{where} = {name!r} is not one of {', '.join(table)}{hint}")

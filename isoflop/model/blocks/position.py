@@ -3,7 +3,7 @@
 One class a method. A position acts where its `level` says: "input" ones are built once and added to the embedding
 (`embed`); "attention" ones are built once an attention, which computes
 
-    scores_BHTS = query(q_BHTK) . rotate(k_BGSK) / sqrt(K) + bias(q_BHTK)
+    scores_BHTS = query(q_BHTK) . rotate(k_BGSK) / sqrt(K) + bias(q_BHTK, S)
 
 so that they may turn queries and keys (`rotate`), change the queries alone (`query`) or add to the scores (`bias`,
 which is given the plain queries, so that it can depend on them). What a method does not do is inherited as nothing.
@@ -47,9 +47,9 @@ class Position(Part):
         """What the turned keys are multiplied by."""
         return self.rotate(q_BHTK, start)
 
-    def bias(self, q_BHTK: Tensor, start: int) -> Tensor | None:
-        """What is added to the scores (scaled by 1/sqrt(K) already) of T queries with S = start + T keys: broadcasts to
-        (B, H, T, S). None: nothing. Keys that come after the query are masked, whatever stands there."""
+    def bias(self, q_BHTK: Tensor, S: int) -> Tensor | None:
+        """What is added to the scores (scaled by 1/sqrt(K) already) of T queries with S keys, the last one at the last
+        query: broadcasts to (B, H, T, S). None: nothing. Keys after the query are masked, whatever stands there."""
         return None
 
 
@@ -152,10 +152,9 @@ class Alibi(Position):
         if not self.slopes_H.is_meta:
             self.slopes_H.copy_(torch.tensor(slopes(len(self.slopes_H))))
 
-    def bias(self, q_BHTK: Tensor, start: int) -> Tensor:
-        T = q_BHTK.shape[2]
-        positions_S = torch.arange(start + T, device=q_BHTK.device, dtype=self.slopes_H.dtype)
-        return self.slopes_H[:, None, None] * (positions_S - positions_S[start:, None])
+    def bias(self, q_BHTK: Tensor, S: int) -> Tensor:
+        positions_S = torch.arange(S, device=q_BHTK.device, dtype=self.slopes_H.dtype)
+        return self.slopes_H[:, None, None] * (positions_S - positions_S[S - q_BHTK.shape[2] :, None])
 
 
 def slopes(heads: int) -> list[float]:
@@ -174,8 +173,8 @@ class Relative(Position):
         (q_t + u) . k_s  +  (q_t + v) . W_R r_(t-s)
 
     with u and v learned, one vector a head each, W_R a d x H K matrix (the fifth of a layer) and r_j the sinusoidal
-    vector of the distance j. W_R r is worked out once a sequence length and not once a sequence; in decoding it is
-    worked out anew at every step, which is right and not fast.
+    vector of the distance j. W_R r is worked out once for all sequences of a batch; where there are few queries, as in
+    decoding, W_R moves to their side instead, which has fewer products.
 
     Options: `base` of the sinusoids.
     """
@@ -206,14 +205,18 @@ class Relative(Position):
     def query(self, q_BHTK: Tensor, start: int) -> Tensor:
         return q_BHTK + self.u.view(self.heads, 1, -1).to(q_BHTK.dtype)
 
-    def bias(self, q_BHTK: Tensor, start: int) -> Tensor:
-        T, S = q_BHTK.shape[2], start + q_BHTK.shape[2]
-        r_HSK = self.project(self.table_TD[:S].flip(0)).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        q_BHTK = (q_BHTK + self.v.view(self.heads, 1, -1).to(q_BHTK.dtype)) / math.sqrt(q_BHTK.shape[-1])
+    def bias(self, q_BHTK: Tensor, S: int) -> Tensor:
+        B, H, T, K = q_BHTK.shape
+        D, r_SD = self.table_TD.shape[1], self.table_TD[:S].to(q_BHTK.dtype)
+        q_BHTK = (q_BHTK + self.v.view(H, 1, -1).to(q_BHTK.dtype)) / math.sqrt(K)
+        if B * T * D * (K + S) < S * K * (D + B * T):  # products of either way, over H
+            q_BHTD = q_BHTK @ self.project.weight.unflatten(0, (H, K)).to(q_BHTK.dtype)
+            x_BHTS = (q_BHTD @ r_SD.T).flip(-1)
+        else:
+            x_BHTS = q_BHTK @ self.project(r_SD.flip(0)).unflatten(-1, (H, K)).permute(1, 2, 0)
         # Column j of row i now holds distance S - 1 - j, and column s should hold start + i - s: row i goes T - 1 - i
         # to the left. One column of padding and a reshape do that for all rows at once (the paper's appendix B).
-        x_BHTS = F.pad(q_BHTK @ r_HSK.transpose(-1, -2), (1, 0))
-        return x_BHTS.flatten(-2)[..., T:].unflatten(-1, (T, S))
+        return F.pad(x_BHTS, (1, 0)).flatten(-2)[..., T:].unflatten(-1, (T, S))
 
 
 def fill_sinusoids(table_TD: Tensor, base: float, scale: float = 1.0) -> None:

@@ -1,0 +1,140 @@
+"""Reading what may come from anyone: bounded first, parsed after, one line for whatever is wrong.
+
+Nothing here runs code from a file. A pipe or a device in place of a file is refused before it is read (it may never
+end), a size before it costs memory, a nesting before it overflows somebody's stack.
+"""
+
+import io
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+
+LARGEST_TEXT = 256 * 2**20  # bytes of one JSON file; a tokenizer of 200,000 entries has 20 MB
+LARGEST_LOG = 4 * 2**30  # bytes of a log; a line a step for ten million steps
+DEEPEST = 100  # objects and lists inside one another; ours have five
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """A file opened for reading, if it is one. A pipe is not waited for.
+
+    Raises:
+        OSError: for what is no regular file, or cannot be opened.
+    """
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    try:
+        raw = io.FileIO(path, "rb", opener=opener)
+    except ValueError as error:  # a NUL or half of a surrogate pair in its name
+        raise OSError(str(error)) from None
+    if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
+        raw.close()
+        raise OSError("it is no regular file")
+    return io.BufferedReader(raw, 1 << 20)
+
+
+def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
+    """A whole file.
+
+    Raises:
+        UserError: if it is missing, no regular file, or has more than `largest` bytes.
+    """
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > largest:
+                raise UserError(f"{path} has {size:,} bytes; no such file has more than {largest:,}")
+            return file.read(size)  # and no more: what is asked for is taken from memory at once
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+    """A whole file of UTF-8.
+
+    Raises:
+        UserError: as `read_bytes`, and for bytes that are no UTF-8.
+    """
+    try:
+        return read_bytes(path, largest).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}") from None
+
+
+def parse_json(text: str | bytes, origin: str) -> Any:
+    """A JSON value that can be nested no deeper than DEEPEST and written again.
+
+    Raises:
+        UserError: naming `origin`.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{origin} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise UserError(f"{origin} is not valid JSON: {error}") from None
+    if too_deep(value, text):
+        raise UserError(f"{origin} is not valid JSON: it is nested more than {DEEPEST} deep")
+    if halved(value, text):
+        raise UserError(f"{origin} holds half of a surrogate pair, which is no text")
+    return value
+
+
+def too_deep(value: Any, text: str | bytes) -> bool:
+    """Whether a value is nested more than DEEPEST deep; `text` is what it was read from."""
+    opening = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
+    if opening <= DEEPEST:
+        return False
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for item in level
+            if isinstance(item, (dict, list))
+            for inner in (item.values() if isinstance(item, dict) else item)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def halved(value: Any, text: str | bytes) -> bool:
+    """Whether JSON wrote half of a surrogate pair (`"\\ud800"`), which no file can be written with."""
+    if not SURROGATE.search(text if isinstance(text, str) else text.decode("utf-8", errors="replace")):
+        return False
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Around a parser that is not ours: whatever it raises is the file's fault and becomes one line.
+
+    Raises:
+        UserError: `what` with the parser's reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        # a panic of a library written in Rust is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what} ({reason})") from None
