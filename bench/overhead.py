@@ -43,8 +43,9 @@ def time_calls(spent: Counter[str], owner: Any, method: str, name: str) -> None:
 def measure(sources: list[str], budget: str) -> dict[str, Any]:
     spent: Counter[str] = Counter()
     time_calls(spent, Loader, "batch", "loader")
-    time_calls(spent, loop.Log, "add", "logging")
-    time_calls(spent, loop.Log, "flush", "logging")
+    for method in ("add", "flush"):
+        if hasattr(loop.Log, method):
+            time_calls(spent, loop.Log, method, "logging")
     time_calls(spent, hooks.HeldOut, "stepped", "evaluation")
     time_calls(spent, hooks.Samples, "stepped", "samples")
     with tempfile.TemporaryDirectory() as scratch:
