@@ -1,27 +1,45 @@
 """Kill a real run at random moments, resume it each time, and compare it bit for bit with one that was left alone.
 
-    python bench/kill.py [SOURCE ...] [--kills 5] [--budget 6e5tok] [--signals KILL INT TERM] [--seed 0] [--set F=V ...]
+    python bench/kill.py [SOURCE ...] [--kills 100] [--budget 600steps] [--signals KILL INT TERM] [--seed 0] [--set F=V]
 
-The budget is in tokens or steps, so that the clock decides nothing. The first kill comes while the text is prepared and
-the run planned, the others at a random step and up to a third of a second on: in a step, a measurement, a checkpoint's
-write. Prints each kill and the steps gone on from, and how many losses and tensors differ in the end (0, or something
-is wrong: exit code 1).
+The budget is in tokens or steps, so that the clock decides nothing. Each life of the process is ended after a time
+drawn uniformly from its start to some way into its steps, so that all of its life is hit: preparing the text, timing
+the machine, starting again, steps, measurements, writing a checkpoint. Prints each kill, where it hit, and what it
+cost: the steps on record that were not in a checkpoint yet and are done again, and the seconds they had taken. In the
+end, the checkpoints lost (damaged, or gone though nothing newer was there) and the losses and tensors that differ: all
+0, or something is wrong (exit code 1).
 """
 
 import argparse
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from isoflop import checkpoint
-from isoflop.records import read_run
+from isoflop.errors import UserError
+from isoflop.records import RunFolder, read_lines, read_run
+
+BEFORE_IT_IS_A_RUN = 8  # kills at most before there is anything to resume; the text is prepared anew each time
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One kill: the signal, where it hit, and the work to be done again."""
+
+    signal: str
+    where: str
+    steps: int
+    seconds: float
 
 
 def start(arguments: list[str], home: Path) -> subprocess.Popen[bytes]:
@@ -36,21 +54,59 @@ def finish(process: subprocess.Popen[bytes]) -> None:
         raise SystemExit(f"a run ended with {process.returncode}:\n{said}")
 
 
-def steps_done(run: Path) -> int:
+def is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def steps_done(folder: Path) -> int:
     """Optimiser steps that a stopped run had on record when it was stopped."""
-    if not (run / "config.json").is_file():
-        return 0
-    training = read_run(run).training
+    training = read_run(folder).training if is_run(folder) else []
     return training[-1]["step"] if training else 0
 
 
-def wait_for(run: Path, step: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until the run has this many steps on record, or ends."""
-    metrics = run / "metrics.jsonl"
-    while step and process.poll() is None:
-        if metrics.exists() and metrics.read_bytes().count(b'"grad_norm"') >= step:
-            return
-        time.sleep(0.01)
+def lost_checkpoints(folder: Path, seen: int) -> tuple[int, int]:
+    """(checkpoints that are damaged, or missing though they were the newest, the newest step)."""
+    checkpoints = RunFolder(folder).checkpoints
+    steps = checkpoint.steps(checkpoints)
+    damaged = 0
+    for step in steps:
+        try:
+            checkpoint.verify(checkpoint.at_step(checkpoints, step))
+        except UserError:
+            damaged += 1
+    newest = steps[-1] if steps else 0
+    return damaged + (newest < seen), max(newest, seen)
+
+
+def where_it_hit(folder: Path, began_at: int) -> str:
+    """Which part of its life a process was in when it was killed, by what it left; `began_at`: the steps on record when
+    it started."""
+    if not is_run(folder):
+        return "before it was a run"
+    run = read_run(folder)
+    if run.result:
+        return "after its last step"
+    if any(p.name.endswith(".tmp") for p in (folder / "checkpoints").glob(".step-*")):
+        return "writing a checkpoint"
+    done = steps_done(folder)
+    if done == began_at:
+        return "starting"
+    every = run.config["every"]["evaluate"]
+    if done % every == 0 and (not run.heldout or run.heldout[-1]["step"] < done):
+        return "measuring"
+    return "in its steps"
+
+
+def work_to_redo(folder: Path) -> tuple[int, float]:
+    """(steps, their seconds) on record beyond the newest checkpoint."""
+    if not is_run(folder):
+        return 0, 0.0
+    steps = checkpoint.steps(RunFolder(folder).checkpoints)
+    safe = steps[-1] if steps else 0
+    lines = read_lines(RunFolder(folder).log("metrics"))
+    times = {line["step"]: line["seconds"] for line in lines if "grad_norm" in line}
+    done = max(times, default=0)
+    return max(0, done - safe), max(0.0, times.get(done, 0.0) - times.get(safe, 0.0))
 
 
 def differing(one: Path, other: Path) -> tuple[int, int, int, int]:
@@ -62,16 +118,80 @@ def differing(one: Path, other: Path) -> tuple[int, int, int, int]:
     return losses, len(a), tensors, len(u)
 
 
+def kill_often(
+    new: list[str],
+    broken: Path,
+    home: Path,
+    signals: list[str],
+    kills: int,
+    draw: random.Random,
+    first: float,
+    rest: float,
+) -> tuple[list[Kill], int]:
+    """Start a run, kill and resume it `kills` times or until it ends by itself, then let it finish.
+
+    Args:
+        first: seconds from a fresh start to the first step.
+        rest: seconds of all the steps of a run left alone.
+
+    Returns:
+        The kills, and the checkpoints lost.
+    """
+    total, told, lost, newest = 0, [], 0, 0
+    boot = first / 2
+    for number in range(kills):
+        resumed, began_at = is_run(broken), steps_done(broken)
+        process = start(["--resume", str(broken)] if resumed else [*new, str(broken)], home)
+        share = 1 - total / max(1, steps_of(new))
+        beyond = 2 * rest * share / (kills - number)
+        least = first if not resumed and number >= BEFORE_IT_IS_A_RUN else 0.0
+        wait_until = time.monotonic() + draw.uniform(least, (boot if resumed else first) + beyond)
+        began, stepped = time.monotonic(), False
+        while time.monotonic() < wait_until and process.poll() is None:
+            time.sleep(0.005)
+            if resumed and not stepped and has_stepped(broken, began_at):
+                boot, stepped = time.monotonic() - began, True
+        if process.poll() is not None:
+            finish(process)
+            break
+        name = signals[number % len(signals)]
+        process.send_signal(getattr(signal, f"SIG{name}"))
+        process.communicate()
+        now_lost, newest = lost_checkpoints(broken, newest)
+        lost += now_lost
+        total = steps_done(broken)
+        told.append(Kill(name, where_it_hit(broken, began_at), *work_to_redo(broken)))
+        kill = told[-1]
+        cost = (
+            f"{kill.steps} steps, {kill.seconds:.2f} s to be done again" if is_run(broken) else "nothing to go on from"
+        )
+        print(f"kill {number + 1}: SIG{name} {kill.where}, {total} steps on record: {cost}", flush=True)
+    else:
+        finish(start(["--resume", str(broken)] if is_run(broken) else [*new, str(broken)], home))
+    return told, lost
+
+
+def has_stepped(folder: Path, began_at: int) -> bool:
+    """Whether there is a step on record that was not when the process started."""
+    lines = read_lines(folder / "metrics.jsonl")
+    return any(line["step"] > began_at for line in lines[-2:])
+
+
+def steps_of(new: list[str]) -> int:
+    """The steps of a budget such as 600steps; 1,000 where it is in something else (only the pace of the kills)."""
+    budget = new[new.index("--budget") + 1]
+    return int(budget.removesuffix("steps")) if budget.endswith("steps") else 1000
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*")
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--budget", default="6e5tok")
-    parser.add_argument("--signals", nargs="+", choices=["KILL", "INT", "TERM"], default=["KILL", "INT"])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--budget", default="600steps")
+    parser.add_argument("--signals", nargs="+", choices=["KILL", "INT", "TERM"], default=["KILL"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--set", nargs="+", default=[], help="passed on to `isoflop train`")
     given = parser.parse_args()
-    draw = random.Random(given.seed)
     extra = [word for text in given.set for word in ("--set", text)]
     with tempfile.TemporaryDirectory() as folder:
         top = Path(folder)
@@ -79,28 +199,33 @@ def main() -> None:
         began = time.time()
         new = [*given.sources, "--budget", given.budget, *extra, "--out"]
         finish(start([*new, str(whole)], top / "home"))
-        print(f"unbroken: {time.time() - began:.1f} s, {steps_done(whole)} steps", flush=True)
-        first_step = read_run(whole).events[0]["time"] - began
+        took = time.time() - began
+        first = read_run(whole).events[0]["time"] - began
+        print(f"unbroken: {took:.1f} s, {steps_done(whole)} steps, the first after {first:.1f} s", flush=True)
         # the broken run has a home of its own, so that it prepares its text itself
         home = top / "home of the broken run"
-        targets = sorted(draw.randrange(1, steps_done(whole) - 1) for _ in range(given.kills - 1))
-        process = start([*new, str(broken)], home)
-        for number, target in enumerate([0, *targets]):
-            name = given.signals[number % len(given.signals)]
-            wait_for(broken, target, process)
-            time.sleep(draw.uniform(0, first_step if not target else 0.3))
-            process.send_signal(getattr(signal, f"SIG{name}"))
-            process.communicate()
-            is_run = (broken / "config.json").is_file()
-            where = f"at step {steps_done(broken)}" if is_run else "before it was a run"
-            process = start(["--resume", str(broken)] if is_run else [*new, str(broken)], home)
-            print(f"kill {number + 1}: SIG{name} {where}", flush=True)
-        finish(process)
-        resumed = [int(e["step"]) for e in read_run(broken).events if e["event"] == "resumed"]
+        draw = random.Random(given.seed)
+        began = time.time()
+        kills, lost = kill_often(new, broken, home, given.signals, given.kills, draw, first, took - first)
+        tell(kills, time.time() - began)
         losses, of_losses, tensors, of_tensors = differing(whole, broken)
-        print(f"resumed from steps {resumed}")
-        print(f"{given.kills} kills: {losses} of {of_losses} losses differ, {tensors} of {of_tensors} tensors differ")
-        sys.exit(1 if losses or tensors else 0)
+        print(
+            f"{len(kills)} kills: {lost} checkpoints lost, {losses} of {of_losses} losses differ, "
+            f"{tensors} of {of_tensors} tensors differ"
+        )
+        sys.exit(1 if lost or losses or tensors else 0)
+
+
+def tell(kills: list[Kill], took: float) -> None:
+    """Where the kills hit, and what they cost."""
+    for where, count in Counter(kill.where for kill in kills).most_common():
+        print(f"  {count:3} {where}")
+    if kills:
+        steps, seconds = [kill.steps for kill in kills], [kill.seconds for kill in kills]
+        print(
+            f"done again for a kill: {statistics.mean(steps):.1f} steps ({max(steps)} at most), "
+            f"{statistics.mean(seconds):.2f} s ({max(seconds):.2f} at most); {took:.0f} s in all"
+        )
 
 
 if __name__ == "__main__":

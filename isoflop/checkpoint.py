@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from isoflop.config import from_dict, load_json
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.files import disk_errors, new_folder, sha256, to_json
+from isoflop.files import disk_errors, sha256, to_json
 from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import TRAINING_ONLY
@@ -70,6 +70,99 @@ class Snapshot:
     progress: dict[str, Any]
 
 
+class Damaged(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checkpoint that is still to be written: `write` does it, now or in a thread.
+
+    Attributes:
+        final: the folder that it will be.
+        tensors: name -> tensor; the live ones, or a copy that training no longer changes.
+        texts: file name -> content.
+    """
+
+    final: Path
+    tensors: dict[str, Tensor] = field(repr=False)
+    texts: dict[str, str] = field(repr=False)
+
+
+def take(
+    checkpoints: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    config: dict[str, Any],
+    tokenizer: str,
+    fingerprint: str,
+    progress: dict[str, Any],
+    copied: bool = False,
+) -> Pending:
+    """Gather the checkpoint of a step.
+
+    Args:
+        checkpoints: the run's folder of checkpoints; made if need be, but not what it lies in.
+        step: optimiser steps taken.
+        config: the run's configuration as plain JSON values.
+        tokenizer: the text of tokenizer.json.
+        fingerprint: of the data.
+        progress: JSON values that `load` gives back.
+        copied: copy the tensors into main memory, so that training may go on before they are written.
+    """
+    tensors = {
+        **state.model_tensors(model),
+        **state.optimizer_tensors(model, optimizers),
+        **state.generator_tensors(),
+    }
+    return Pending(
+        final=checkpoints / folder_name(step),
+        tensors=state.copied(tensors) if copied else tensors,
+        texts={
+            "config.json": to_json(config),
+            "tokenizer.json": tokenizer,
+            "state.json": to_json({"format": FORMAT, "step": step, "fingerprint": fingerprint, "progress": progress}),
+        },
+    )
+
+
+def write(pending: Pending, then: str = "") -> Path:
+    """Write a checkpoint. A kill at any moment leaves the older ones as they were.
+
+    Args:
+        then: see `disk_errors`.
+
+    Returns:
+        The checkpoint's folder. One of the same step that was there is replaced.
+
+    Raises:
+        UserError: if the disk refuses, or the run's folder is no longer there.
+    """
+    final = pending.final
+    with disk_errors(f"checkpoint {final}", then):
+        final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
+        if state.first():
+            sweep(final.parent)
+        with state.folder_for_all(final) as (folder, finishes):
+            (folder / "tensors").mkdir(exist_ok=True)
+            state.save_tensors(folder / "tensors", pending.tensors)
+            if finishes:
+                finish(folder, pending.texts)
+                if final.exists():
+                    remove(final)
+    return final
+
+
+def finish(folder: Path, texts: Mapping[str, str]) -> None:
+    """Add what is not a tensor to a checkpoint's folder, and the manifest of it all."""
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode("utf-8"))
+    files = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in listing(folder).items()}
+    (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
+
+
 def save(
     checkpoints: Path,
     *,
@@ -81,53 +174,30 @@ def save(
     fingerprint: str,
     progress: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of a step. A kill at any moment leaves the older ones as they were.
-
-    Args:
-        checkpoints: the run's folder of checkpoints; made if need be.
-        step: optimiser steps taken.
-        config: the run's configuration as plain JSON values.
-        tokenizer: the text of tokenizer.json.
-        fingerprint: of the data.
-        progress: JSON values that `load` gives back.
-
-    Returns:
-        The checkpoint's folder. One of the same step that was there is replaced.
-
-    Raises:
-        UserError: if the disk refuses.
-    """
-    final = checkpoints / folder_name(step)
-    tensors = {
-        **state.model_tensors(model),
-        **state.optimizer_tensors(model, optimizers),
-        **state.generator_tensors(),
-    }
-    texts = {
-        "config.json": to_json(config),
-        "tokenizer.json": tokenizer,
-        "state.json": to_json({"format": FORMAT, "step": step, "fingerprint": fingerprint, "progress": progress}),
-    }
-    with disk_errors(f"checkpoint {final}"):
-        sweep(checkpoints)
-        with new_folder(final) as folder:
-            (folder / "tensors").mkdir()
-            state.save_tensors(folder / "tensors", tensors)
-            for name, text in texts.items():
-                (folder / name).write_bytes(text.encode("utf-8"))
-            files = {
-                name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in listing(folder).items()
-            }
-            (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
-            if final.exists():
-                remove(final)
-    return final
+    """`take`, then `write`: the checkpoint of a step, at once."""
+    return write(
+        take(
+            checkpoints,
+            step=step,
+            model=model,
+            optimizers=optimizers,
+            config=config,
+            tokenizer=tokenizer,
+            fingerprint=fingerprint,
+            progress=progress,
+        )
+    )
 
 
-def load(path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Any]:
+def load(
+    path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], verified: bool = False
+) -> dict[str, Any]:
     """Put a run back to where it was when `path` was saved: weights, optimisers, torch's generators.
 
     The optimisers may be new: their state is created. What follows is bit for bit what would have followed.
+
+    Args:
+        verified: the files were checked already, by `last_whole`.
 
     Returns:
         The progress given to `save`, with `step` and `fingerprint`.
@@ -135,7 +205,8 @@ def load(path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimize
     Raises:
         UserError: if the checkpoint is damaged, or naming the first tensor that does not fit; nothing is changed then.
     """
-    verify(path)
+    if not verified:
+        verify(path)
     said = read_state(path)
     state.restore(path / "tensors", model, optimizers)
     state.restore_generators(path / "tensors")
@@ -246,11 +317,15 @@ def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        UserError: naming the file that is damaged, missing, or not of the checkpoint, and the way out.
+        Damaged: naming the file that is damaged or missing, and the way out.
+        UserError: naming one that is not of the checkpoint.
     """
     if not (path / MANIFEST).is_file():
-        raise UserError(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
-    manifest = read_object(path / MANIFEST)
+        raise Damaged(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
+    try:
+        manifest = read_object(path / MANIFEST)
+    except UserError as error:
+        raise Damaged(str(error)) from None
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise UserError(
@@ -275,8 +350,9 @@ def verify(path: Path) -> None:
             raise damaged(path, name, "has other bytes than when it was written")
 
 
-def require_same_data(path: Path, fingerprint: str) -> None:
-    """Raises UserError unless a checkpoint was trained on the data with this fingerprint."""
+def require_same_data(path: Path, fingerprint: str, tokenizer: str = "") -> None:
+    """Raises UserError unless a checkpoint was trained on the data with this fingerprint and, if it is given, with this
+    tokenizer (the text of its tokenizer.json)."""
     trained_on = read_state(path)["fingerprint"]
     if trained_on != fingerprint:
         run = path.parent.parent
@@ -285,10 +361,14 @@ def require_same_data(path: Path, fingerprint: str) -> None:
             f"{fingerprint[:12]}; bring the old text back, or train on from its weights on what there is now: "
             f"isoflop train SOURCE ... --init {run} --out NEW"
         )
+    if tokenizer and read_text(path / "tokenizer.json") != tokenizer:
+        raise UserError(
+            f"the tokenizer of {path} is not that of the data: its ids would mean other text; bring the old one back"
+        )
 
 
-def damaged(path: Path, name: str, what: str) -> UserError:
-    return UserError(
+def damaged(path: Path, name: str, what: str) -> Damaged:
+    return Damaged(
         f"checkpoint {path} is damaged: {name[:200]!r} {what}; delete that folder to use the checkpoint before it"
     )
 
@@ -326,6 +406,34 @@ def latest(checkpoints: Path) -> Path | None:
     return checkpoints / folder_name(found[-1]) if found else None
 
 
+def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The highest step's checkpoint whose files are what was written, and those above it that are not, with the reason.
+    Nothing is changed.
+
+    Raises:
+        UserError: if it holds a file that is not part of it.
+    """
+    broken: list[tuple[Path, str]] = []
+    folders = [p for p in checkpoints.iterdir() if STEP_FOLDER.fullmatch(p.name)] if checkpoints.is_dir() else []
+    for path in sorted(folders, key=step_of, reverse=True):
+        try:
+            verify(path)
+            return path, broken
+        except Damaged as error:
+            broken.append((path, str(error)))
+        except OSError as error:  # a sector that cannot be read
+            broken.append((path, f"{path} cannot be read: {error.strerror or error}"))
+    return None, broken
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that nobody takes it for one and nothing of it is lost."""
+    aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
+    with disk_errors(f"the damaged checkpoint {path}"):
+        path.replace(aside)
+    return aside
+
+
 def at_step(checkpoints: Path, step: int) -> Path:
     """The checkpoint of one step.
 
@@ -340,8 +448,11 @@ def at_step(checkpoints: Path, step: int) -> Path:
 
 
 def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`."""
+    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`; of several processes the first
+    one does."""
     found = steps(checkpoints)
+    if not state.first():
+        return
     with disk_errors(f"old checkpoints of {checkpoints}"):
         for step in found[: max(0, len(found) - keep_last)]:
             if step not in keep:
@@ -382,6 +493,11 @@ def find(path: Path, step: int | None) -> Path:
 
 def folder_name(step: int) -> str:
     return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named for."""
+    return int(path.name.removeprefix("step-"))
 
 
 def read_state(path: Path) -> dict[str, Any]:

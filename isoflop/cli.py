@@ -4,6 +4,7 @@ Imports are inside the commands, so that `isoflop --help` does not wait for torc
 """
 
 import io
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -85,12 +86,13 @@ def train(
     from isoflop.config import override, to_dict
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
+    from isoflop.parallel.mesh import talks
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen, show_outcome, show_plan
     from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
-        screen = Screen()
+        screen = Screen(quiet=not talks())
         listener = job.Listener(
             say=screen.say,
             progress=screen.progress,
@@ -109,10 +111,9 @@ def train(
                     "--heldout": heldout,
                     "--strict": strict,
                     "--dry-run": dry_run,
-                    "--set": set,
                 }
             )
-            show_outcome(screen, job.resume(resume, budget, listener=listener).folder)
+            show_outcome(screen, job.resume(resume, budget, assignments=set, listener=listener).folder)
             return
         base = load_recipe(recipe, config, set)
         if base is not None and not budget:
@@ -325,7 +326,8 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal
-        for a run that was stopped and saved.
+        for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
+        torchrun itself says more, and gives 1 for any of them (parallel/mesh.py).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -343,7 +345,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     except UserError as error:
         print(f"isoflop: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt:
         print("isoflop: stopped", file=sys.stderr)
         return 130
@@ -356,12 +358,17 @@ def run(arguments: Sequence[str]) -> int:
 
 def stopped_run(error: Exception) -> int:
     """The exit code of a run that ended early, said in one line; anything else is raised again."""
-    from isoflop.trainer.guard import Diverged, Interrupted
+    from isoflop.parallel.mesh import Lost, Told
+    from isoflop.trainer.guard import Diverged, Interrupted, Signals
 
+    for number in Signals.CAUGHT:  # torchrun sends one to all when the first has left; the exit code is said already
+        signal.signal(number, signal.SIG_IGN)
+    if isinstance(error, Told):
+        return error.exit_code
     if isinstance(error, Interrupted):
         print(f"isoflop: {error}; saved. Go on with: isoflop train --resume {error.folder}", file=sys.stderr)
-        return 128 + error.signum
-    if isinstance(error, Diverged):
+        return error.exit_code
+    if isinstance(error, Diverged | Lost):
         print(f"isoflop: {error}", file=sys.stderr)
         return 1
     raise error

@@ -10,6 +10,8 @@ class UserError(Exception):
     Python it is an ordinary exception. Raise it before anything on disk is changed.
     """
 
+    exit_code = 2
+
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
 

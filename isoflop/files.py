@@ -91,8 +91,11 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turn a full or read-only disk into one line.
+def disk_errors(what: str, then: str = "") -> Iterator[None]:
+    """Turn a full, read-only or vanished disk into one line.
+
+    Args:
+        then: what goes on when the disk does, a command; without it the way out is another folder.
 
     Raises:
         UserError: naming `what` was being written and the system's reason.
@@ -103,6 +106,8 @@ def disk_errors(what: str) -> Iterator[None]:
         place = f" ({error.filename})" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = "free some space or name another folder" if full else "name another folder"
+        if then:
+            way_out = f"{'free some space' if full else 'mend that'}, then: {then}"
         raise UserError(f"{what} could not be written: {error.strerror or error}{place}; {way_out}") from error
 
 

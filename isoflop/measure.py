@@ -1,7 +1,7 @@
 """Held-out loss, perplexity and bits per byte: always plain cross-entropy, whatever the run was trained on."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,9 +12,13 @@ import torch
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import IGNORED, cross_entropy
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 
 BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
+
+
+Found = tuple[float, int, int]  # nats, tokens, bytes of a group of sequences
 
 
 class Tokens(Protocol):
@@ -74,6 +78,7 @@ def measure(
     eot: int,
     runtime: Runtime,
     max_tokens: int = 0,
+    group: Group = ALONE,
 ) -> HeldOut:
     """Measure a model on a stream of documents, each followed by `eot`.
 
@@ -86,31 +91,46 @@ def measure(
         tokens: ids, shape (n,).
         token_bytes: bytes that each id stands for, shape (vocab_size,).
         max_tokens: if the stream is longer, evenly spaced windows of about this many tokens in all; 0: everything.
+        group: the processes that share the work; all get the figure.
     """
     context, count = model.config.context, len(tokens)
     starts = np.arange(0, count, context)
     if max_tokens and count > max_tokens:
         starts = starts[np.unique(np.linspace(0, len(starts) - 1, max(1, max_tokens // context)).astype(np.int64))]
-    was_training = model.training
-    model.eval()
-    nats, counted, text_bytes = 0.0, 0, 0
     whole = [start for start in starts if start + context <= count]
     rows = max(1, BATCH_TOKENS // context)
     groups = [whole[i : i + rows] for i in range(0, len(whole), rows)]
     if len(whole) < len(starts):
         groups.append([starts[-1]])
-    for group in groups:
-        length = min(context, count - int(group[0]))
-        window = torch.from_numpy(np.stack([with_previous(tokens, int(s), length, eot) for s in group])).to(
-            runtime.device
-        )
+
+    def one(starts: Sequence[int]) -> Found:
+        length = min(context, count - int(starts[0]))
+        windows = np.stack([with_previous(tokens, int(start), length, eot) for start in starts])
+        window = torch.from_numpy(windows).to(runtime.device)
         targets_BT = window[:, 1:]
         with runtime.autocast():
             loss = cross_entropy(model.hidden(window[:, :-1]), model.head_weight, targets_BT, reduction="sum")
-        nats += float(loss)
-        counted += targets_BT.numel()
-        text_bytes += int(token_bytes[targets_BT.cpu().numpy()].sum())
+        return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum())
+
+    return shared_out(model, groups, one, group)
+
+
+def shared_out(
+    model: GPT | EncoderDecoder, groups: Sequence[Any], one: Callable[[Any], Found], group: Group
+) -> HeldOut:
+    """Measure groups of sequences, each process every N-th one, with the model in evaluation. They are added up in
+    their own order, so that the sum does not depend on how many processes there are.
+
+    All measure as many, some the last one again: where the model is divided, a forward needs all of them."""
+    was_training = model.training
+    model.eval()
+    turns = range(group.rank, -(-len(groups) // group.size) * group.size, group.size)
+    everyone = group.gather([one(groups[min(turn, len(groups) - 1)]) for turn in turns])
     model.train(was_training)
+    nats, counted, text_bytes = 0.0, 0, 0
+    for turn in range(len(groups)):
+        found = everyone[turn % group.size][turn // group.size]
+        nats, counted, text_bytes = nats + found[0], counted + found[1], text_bytes + found[2]
     return HeldOut(nats, counted, text_bytes)
 
 
@@ -141,6 +161,7 @@ def measure_pairs(
     token_bytes: npt.NDArray[Any],
     runtime: Runtime,
     max_tokens: int = 0,
+    group: Group = ALONE,
 ) -> HeldOut:
     """Measure an encoder-decoder on pairs: the cross-entropy of every output given its input, ends included; the bytes
     are those of the outputs.
@@ -148,6 +169,7 @@ def measure_pairs(
     Args:
         batch: numbers of pairs -> (source_BS, visible_BS, inputs_BT, targets_BT).
         max_tokens: if the outputs hold more, evenly spaced pairs with about this many tokens of output; 0: everything.
+        group: the processes that share the work; all get the figure.
     """
     lengths = np.asarray(pairs.target.lengths) + 1
     chosen = np.arange(len(pairs))
@@ -155,17 +177,13 @@ def measure_pairs(
         count = max(1, int(max_tokens / lengths.mean()))
         chosen = np.unique(np.linspace(0, len(pairs) - 1, count).astype(np.int64))
     chosen = chosen[np.argsort(np.asarray(pairs.source.lengths)[chosen] + lengths[chosen], kind="stable")]
-    was_training = model.training
-    model.eval()
-    nats, counted, text_bytes = 0.0, 0, 0
     rows = max(1, BATCH_TOKENS // int(2 * lengths.max()))
-    for first in range(0, len(chosen), rows):
-        *inputs, targets_BT = (part.to(runtime.device) for part in batch(chosen[first : first + rows]))
+
+    def one(numbers: npt.NDArray[Any]) -> Found:
+        *inputs, targets_BT = (part.to(runtime.device) for part in batch(numbers))
         with runtime.autocast():
             loss = cross_entropy(model.hidden(*inputs), model.head_weight, targets_BT, reduction="sum")
-        nats += float(loss)
         there = targets_BT[targets_BT != IGNORED]
-        counted += there.numel()
-        text_bytes += int(token_bytes[there.cpu().numpy()].sum())
-    model.train(was_training)
-    return HeldOut(nats, counted, text_bytes)
+        return float(loss), there.numel(), int(token_bytes[there.cpu().numpy()].sum())
+
+    return shared_out(model, [chosen[first : first + rows] for first in range(0, len(chosen), rows)], one, group)

@@ -9,7 +9,8 @@
       metrics.jsonl     one JSON object a line; training lines have `step` and `loss`, held-out lines `heldout_loss`
       samples.jsonl     text written by the model along the way
       decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
-      events.jsonl      started, resumed, stopped, finished, with the wall-clock time
+      skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
+      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
       result.json       what the finished run reached
       checkpoints/step-00001000/
       profile/          with --profile: where the time of a few steps went (trainer/profile.py)
@@ -19,6 +20,7 @@ This module is the only way to read a run; nothing else parses these files.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -35,14 +37,21 @@ from isoflop.files import write_text
 from isoflop.untrusted import LARGEST_LOG, parse_json, read_bytes
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
-LOGS = ("metrics", "samples", "decisions", "events")
+LOGS = ("metrics", "samples", "decisions", "skips", "events")
+# what flock says where the file system has no locks
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run's folder and the names in it."""
+    """A run's folder and the names in it.
+
+    Attributes:
+        mine: False where another process of the same run writes here: what this one would write is left out.
+    """
 
     path: Path
+    mine: bool = True
 
     @property
     def config(self) -> Path:
@@ -84,36 +93,72 @@ class RunFolder:
         return self.path / f"{name}.jsonl"
 
     def append(self, name: str, record: dict[str, Any], durable: bool = False) -> None:
-        """Add one line to a log, flushed to the system; `durable` waits for the disk too."""
-        with self.log(name).open("ab") as file:
-            file.write(json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n")
+        """Add one line to a log, flushed to the system; `durable` waits for the disk too. A line that the disk had no
+        room for leaves nothing behind."""
+        if not self.mine:
+            return
+        line = json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
+        with self.log(name).open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log(name)))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
             if durable:
-                file.flush()
                 os.fsync(file.fileno())
 
     def event(self, what: str, **details: Any) -> None:
         self.append("events", {"event": what, "time": time.time(), **details}, durable=True)
 
-    def forget_after(self, step: int) -> None:
-        """Drop the metric, sample and decision lines of steps after `step`: they are about to be made again."""
-        for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step")):
+    def forget_after(self, step: int, skips: bool = False) -> None:
+        """Drop the lines of steps after `step` from the logs: they are about to be made again. What a rollback passes
+        over stays so, unless `skips` forgets that as well."""
+        if not self.mine:
+            return
+        for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step"), ("skips", "step")):
             path = self.log(name)
             if path.exists():
-                kept = [line for line in read_lines(path) if not after(line.get(key), step)]
+                kept = [
+                    line
+                    for line in read_lines(path)
+                    if not after(line.get(key), step) or (line.get("action") == "rollback" and not skips)
+                ]
                 write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
+    def mend(self) -> None:
+        """Take a torn last line, which a power cut can leave, off every log, so that the next one begins a line."""
+        if not self.mine:
+            return
+        for name in LOGS:
+            path = self.log(name)
+            whole = path.read_bytes() if path.exists() else b""
+            if whole and not whole.endswith(b"\n"):
+                write_text(path, whole[: whole.rfind(b"\n") + 1].decode("utf-8"))
+
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder for one writer. The system drops the lock with the process, so none can be stale.
+    def locked(self) -> Iterator["Lock"]:
+        """Hold the folder for one writer. The system drops the lock with the process, so none can be stale: what a
+        killed process left is only its number, in a file that nobody holds.
 
         Raises:
-            UserError: if another process holds it.
+            UserError: if another process holds it, or the file system has no locks.
         """
+        if not self.mine:
+            yield Lock(self.path)
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a+") as file:
             try:
                 lock(file)
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    raise UserError(
+                        f"{self.path} is on a file system without locks ({error.strerror}): two runs could write "
+                        "there at once; mount it with flock, or name an --out on another disk"
+                    ) from None
                 file.seek(0)
                 raise UserError(
                     f"{self.path} is in use by process {file.read().strip() or '?'}; wait for it or name another --out"
@@ -121,7 +166,7 @@ class RunFolder:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            yield
+            yield Lock(self.path, file)
 
     def refuse_used(self) -> None:
         """Refuse a folder that cannot take a new run. What a kill left before config.json was written is no hindrance.
@@ -150,8 +195,36 @@ class RunFolder:
                 return False
         except FileNotFoundError:
             return False
+        except OSError as error:
+            return error.errno not in NO_LOCKS
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The lock on a run's folder, for as long as its file is open; none where another process of the run holds it."""
+
+    path: Path
+    file: IO[str] | None = None
+
+    def check(self) -> None:
+        """Find out whether what lies at the folder's path is still what was locked: a mount can vanish, and a folder be
+        moved or replaced, under a run that writes to it by name.
+
+        Raises:
+            UserError: if not.
+        """
+        if self.file is None:
+            return
+        held = os.fstat(self.file.fileno())
+        try:
+            there = (self.path / ".lock").stat()
         except OSError:
-            return True
+            there = None
+        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            raise UserError(
+                f"the run folder {self.path} is gone from under the run (unmounted, moved or deleted); bring it back, "
+                f"then: isoflop train --resume {self.path}"
+            )
 
 
 def after(at: Any, step: int) -> bool:
@@ -178,6 +251,9 @@ class Run:
         heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
             token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
         samples: lines with `step`, `prompt`, `text`.
+        skips: lines with `step`, `kind` ("non-finite" or "spike"), `action` ("keep", "skip", "rollback", "stop"),
+            `reason`, `loss` and `grad_norm` (null where not finite), `tokens` left out or passed over; with a rollback
+            also `back_to` and the range of sequences passed over (data/gaps.py), `first` and `sequences`.
         profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
@@ -192,6 +268,7 @@ class Run:
     heldout: list[dict[str, Any]] = field(repr=False)
     samples: list[dict[str, Any]] = field(repr=False)
     decisions: list[dict[str, Any]] = field(repr=False)
+    skips: list[dict[str, Any]] = field(repr=False)
     events: list[dict[str, Any]] = field(repr=False)
     status: str = "stopped"
     profile: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -227,6 +304,7 @@ def read_run(path: Path | str) -> Run:
         heldout=[line for line in logs["metrics"] if "heldout_loss" in line],
         samples=logs["samples"],
         decisions=logs["decisions"],
+        skips=logs["skips"],
         events=logs["events"],
         status=status,
         profile=read_object(folder.profile / "profile.json"),
@@ -247,7 +325,7 @@ def read_or_say(path: Path) -> Run:
     try:
         return read_run(path)
     except UserError:
-        return Run(RunFolder(path), {}, {}, {}, {}, {}, [], [], [], [], [], status="damaged")
+        return Run(RunFolder(path), {}, {}, {}, {}, {}, [], [], [], [], [], [], status="damaged")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

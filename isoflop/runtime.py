@@ -121,6 +121,55 @@ def peak_memory(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def free_memory(device: str) -> int | None:
+    """Bytes that can be had on a device, or in main memory for "cpu"; None where the system does not say.
+
+    Main memory: what Linux calls available (free, or held by caches that it would drop), or what the process's control
+    group leaves of its limit, whichever is less.
+    """
+    if device.startswith("cuda"):
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    if device.startswith("mps"):
+        return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
+    left = [bytes_ for bytes_ in (available(Path("/proc/meminfo")), *map(left_of, control_groups())) if bytes_]
+    return min(left, default=None)
+
+
+def available(meminfo: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return None
+
+
+def control_groups() -> list[Path]:
+    """The folders of this process's memory control group and of those above it."""
+    root, found = Path("/sys/fs/cgroup"), []
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers in ("", "memory"):
+                top = root / controllers
+                own = top / name.lstrip("/")
+                found += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return found
+
+
+def left_of(group: Path) -> int | None:
+    """What a control group's limit (cgroup v2, or v1) leaves, with the file caches that it would drop; None without."""
+    names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+    for limit, used in names:
+        with contextlib.suppress(OSError, ValueError):  # "max": no limit
+            left = int((group / limit).read_text()) - int((group / used).read_text())
+            for line in (group / "memory.stat").read_text().splitlines():
+                if line.startswith("inactive_file "):
+                    left += int(line.split()[1])
+            return max(left, 1)
+    return None
+
+
 def describe_machine(device: str) -> dict[str, Any]:
     """What environment.json says of the machine and the versions."""
     described: dict[str, Any] = {

@@ -104,6 +104,13 @@ class Screen(Hook):
     def measured(self, live: Live, line: dict[str, Any]) -> None:
         self._heldout = f"  held-out {line['heldout_bits_per_byte']:.3f} bits/byte"
 
+    def noticed(self, live: Live, text: str) -> None:
+        self.say(text)
+
+    def troubled(self, live: Live, line: dict[str, Any]) -> None:
+        if line["action"] != "keep":  # spikes that change nothing are counted at the end
+            self.say(trouble_told(line))
+
     def decided(self, live: Live, decision: Decision) -> None:
         self.say(f"step {decision.at_step:,}: the end moves to step {decision.steps:,}: {decision.reason}")
 
@@ -141,6 +148,27 @@ class Screen(Hook):
             f"loss {line['loss']:.3f}{self._heldout}  {rate:,.0f} tok/s  {speed / 1e9:,.0f} GFLOP/s{share}  "
             f"{live.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs"
         )
+
+
+def trouble_told(line: dict[str, Any]) -> str:
+    """A bad step and what was done about it: a line of skips.jsonl as a sentence."""
+    done = {
+        "skip": "the step is left out",
+        "rollback": f"back to the last checkpoint, and {line['tokens']:,} tokens from that step on are passed over",
+        "stop": "the run stops",
+    }
+    return f"step {line['step']:,}: {line['reason']}: {done[line['action']]}"
+
+
+def bad_steps_told(counted: dict[str, Any]) -> str:
+    """What went wrong in a run, counted (trainer/trouble.py's account) as a sentence; empty if nothing did."""
+    said = [
+        (counted.get("steps_left_out"), "steps left out ({left_out_tokens:,} tokens)"),
+        (counted.get("rollbacks"), "rollbacks ({passed_over_tokens:,} tokens passed over)"),
+        (counted.get("spikes_kept"), "spikes, kept"),
+    ]
+    parts = [f"{count:,} {words.format(**counted)}" for count, words in said if count]
+    return f"numbers gone wrong: {', '.join(parts)}" if parts else ""
 
 
 def left(live: Live) -> str:
@@ -213,6 +241,8 @@ def show_outcome(screen: Screen, folder: Path) -> None:
     screen.say(reached)
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["phases"].items())
     screen.say(f"spent: {spent}; {result['tokens']:,} tokens, {result['flops']:.3g} FLOPs")
+    if bad := bad_steps_told(result.get("guard", {})):
+        screen.say(bad)
     if run.samples:
         screen.say(f"a sample:\n{shown_sample(run.samples[-1])}\n")
     screen.say(f"report: {run.folder.report}")

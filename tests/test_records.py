@@ -1,3 +1,7 @@
+import errno
+import subprocess
+import sys
+
 import pytest
 
 from isoflop.errors import UserError
@@ -46,3 +50,34 @@ def test_a_file_is_replaced_whole(tmp_path):
         write_text(path, "\ud800")
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_lock_of_a_killed_process_is_none(tmp_path):
+    """kill -9 leaves .lock with its number in it; the system has let go of it, and the next writer just goes on."""
+    folder = RunFolder(tmp_path / "run")
+    code = (
+        "import sys, time; from pathlib import Path; from isoflop.records import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).locked():\n    print('held', flush=True)\n    time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder.path)], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(UserError, match=f"in use by process {process.pid}"), folder.locked():
+        pass
+    process.kill()
+    process.communicate()
+    assert (folder.path / ".lock").read_text() == str(process.pid)
+    assert not folder.is_locked()
+    with folder.locked() as lock:
+        assert folder.is_locked()
+        lock.check()
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("isoflop.records.fcntl.flock", refuse)
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"without locks \(No locks available\).*mount it with flock"), folder.locked():
+        pass
+    assert not folder.is_locked()

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from isoflop.data.gaps import Gaps
 from isoflop.data.prepared import Prepared
 from isoflop.errors import UserError
 
@@ -28,14 +29,22 @@ ROUNDS = 4
 class Batches(Protocol):
     """What a run sees, as pure functions of the step; Loader gives text and pair_loader.PairLoader pairs."""
 
-    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
-        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts."""
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
+        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts. Of
+        `world` processes each gets an equal part of the step's sequences."""
 
     def tokens(self, steps: int) -> int:
         """How many tokens the first `steps` steps read."""
 
     def account(self, steps: int) -> dict[str, Any]:
         """The same by source."""
+
+    def span(self, step: int, steps: int) -> tuple[int, int]:
+        """What has to be passed over so that nothing is read of what `steps` steps from `step` on read: (first
+        sequence, how many), as an unbroken run numbers them (gaps.py)."""
+
+    def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        """A batch, of token 0 alone, with the largest shape that so many sequences of a step can have."""
 
 
 class Loader:
@@ -46,7 +55,7 @@ class Loader:
         sequences: per step, over all ranks; or, where that is not always the same, the function that says how many were
             read before a step.
         seed: of the order within each source.
-        skipped: (first step, steps) ranges of data that are passed over, counted in the steps of an unbroken run.
+        skipped: (first, how many) ranges of sequences that are passed over, numbered as an unbroken run reads them.
 
     Raises:
         UserError: if a source has less than one window of tokens.
@@ -60,7 +69,7 @@ class Loader:
         seed: int,
         skipped: tuple[tuple[int, int], ...] = (),
     ) -> None:
-        self.context, self.seed, self.skipped = context, seed, tuple(sorted(skipped))
+        self.context, self.seed, self.gaps = context, seed, Gaps.of(skipped)
         self.before = sequences if callable(sequences) else partial(operator.mul, sequences)
         weights = {name: weight for name, weight in prepared.weights().items() if prepared.train_tokens(name)}
         self.names = sorted(weights, key=lambda name: (-weights[name], prepared.sources.index(name)))
@@ -90,7 +99,7 @@ class Loader:
             )
         rows = sequences // world
         first = self.before(step) + rank * rows
-        placed = [place(self.shares, self.unbroken(first + row)) for row in range(rows)]
+        placed = [place(self.shares, self.gaps.unbroken(first + row)) for row in range(rows)]
         windows_BT = np.empty((rows, self.context + 1), np.int64)
         for source in {source for source, _ in placed}:
             here = [row for row, (of, _) in enumerate(placed) if of == source]
@@ -104,12 +113,12 @@ class Loader:
         """Tokens that the first `steps` steps read, as targets."""
         return self.before(steps) * self.context
 
-    def unbroken(self, i: int) -> int:
-        """The number that sequence i of this run has in an unbroken one, in which nothing is passed over."""
-        for first, count in self.skipped:
-            if i >= self.before(first):
-                i += self.before(first + count) - self.before(first)
-        return i
+    def span(self, step: int, steps: int) -> tuple[int, int]:
+        return self.gaps.span(self.before(step), self.before(step + steps))
+
+    def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        zeros_BT = torch.zeros((sequences, self.context), dtype=torch.int64)
+        return zeros_BT, zeros_BT.clone()
 
     def starts(self, source: int, draws: np.ndarray) -> np.ndarray:
         """The first token of each draw from a source."""
@@ -126,21 +135,21 @@ class Loader:
     def account(self, steps: int) -> dict[str, Any]:
         """What the first `steps` steps read.
 
-        Per source: `tokens` as targets, its `share` of all and the share `asked`, and `epochs`, passes over it. An
-        epoch is a whole number of windows, so that each token is a target at least once; `repeated_per_epoch` of them
-        (fewer than one context) are a second time.
+        Per source: `tokens` as targets, its `share` of all and the share `asked`, `epochs`, passes over it, and tokens
+        `passed_over`, which are none of these. An epoch is a whole number of windows, so that each token is a target at
+        least once; `repeated_per_epoch` of them (fewer than one context) are a second time.
         """
-        end = self.unbroken(self.before(steps) - 1) + 1 if steps else 0
+        end = self.gaps.unbroken(self.before(steps) - 1) + 1 if steps else 0
         drawn = counts(self.shares, end)
         passed = [0] * len(self.names)
-        for first, count in self.skipped:
-            if self.before(first) < end:
-                more = zip(passed, self.drawn(first + count), self.drawn(first), strict=True)
-                passed = [sum_ + after - before for sum_, after, before in more]
+        for first, count in self.gaps.before(self.before(steps)):
+            more = zip(passed, counts(self.shares, first + count), counts(self.shares, first), strict=True)
+            passed = [sum_ + after - before for sum_, after, before in more]
         read = [total - skipped for total, skipped in zip(drawn, passed, strict=True)]
         total = max(sum(read), 1)
         return {
             "tokens": sum(read) * self.context,
+            "passed_over": sum(passed) * self.context,
             "sources": {
                 name: {
                     "tokens": read[s] * self.context,
@@ -153,10 +162,6 @@ class Loader:
                 for s, name in enumerate(self.names)
             },
         }
-
-    def drawn(self, steps: int) -> list[int]:
-        """Sequences from each source in the first `steps` steps of an unbroken run."""
-        return counts(self.shares, self.before(steps))
 
 
 def place(shares: Sequence[int], i: int) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from isoflop.data.gaps import Gaps
 from isoflop.data.loader import ROUNDS, keys_of, permute
 from isoflop.data.prepared_pairs import Items, PairTokens, PreparedPairs
 from isoflop.errors import UserError
@@ -25,17 +26,29 @@ class PairLoader:
         context: positions that the model has for each side.
         sequences: pairs per step, over all ranks.
         seed: of the order.
+        skipped: (first, how many) ranges of pairs that are passed over, numbered as an unbroken run reads them; whole
+            steps, since a step's pairs are dealt together.
 
     Raises:
-        UserError: if a pair does not fit in the context.
+        UserError: if a pair does not fit in the context, or a range does not begin and end with a step.
     """
 
-    def __init__(self, prepared: PreparedPairs, context: int, sequences: int, seed: int) -> None:
+    def __init__(
+        self,
+        prepared: PreparedPairs,
+        context: int,
+        sequences: int,
+        seed: int,
+        skipped: tuple[tuple[int, int], ...] = (),
+    ) -> None:
         if prepared.longest() > context:
             raise UserError(
                 f"model.context = {context} is less than the {prepared.longest()} positions of the longest pair; "
                 f"use --set model.context={prepared.longest()}"
             )
+        if cut := [some for some in skipped if any(number % sequences for number in some)]:
+            raise UserError(f"the pairs passed over, {cut[0]}, are no whole steps of {sequences}; see skips.jsonl")
+        self.gaps = Gaps.of((first // sequences, count // sequences) for first, count in skipped)  # in steps
         self.sequences, self.seed, self.name = sequences, seed, prepared.sources[0]
         self.pairs, self.eot = prepared.train(), prepared.tokenizer.eot
         self.lengths = self.pairs.source.lengths + self.pairs.target.lengths + 1
@@ -53,7 +66,8 @@ class PairLoader:
                 f"batch.sequences = {self.sequences} cannot be divided among {world} processes; use a multiple"
             )
         rows = self.sequences // world
-        return collate(self.pairs, self.pool(step // POOL)[step % POOL][rank * rows : (rank + 1) * rows], self.eot)
+        pool, place = divmod(self.gaps.unbroken(step), POOL)
+        return collate(self.pairs, self.pool(pool)[place][rank * rows : (rank + 1) * rows], self.eot)
 
     def pool(self, number: int) -> np.ndarray:
         """The pairs of POOL steps, (POOL, sequences) int64."""
@@ -74,8 +88,29 @@ class PairLoader:
             pairs[here] = permute(places[here], len(self.pairs), keys_of(self.seed, self.name, int(epoch))[:ROUNDS])
         return pairs
 
+    def span(self, step: int, steps: int) -> tuple[int, int]:
+        first, count = self.gaps.span(step, step + steps)
+        return first * self.sequences, count * self.sequences
+
+    def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
+        longest_source, longest_target = (int(side.lengths.max()) for side in (self.pairs.source, self.pairs.target))
+        source_BS, inputs_BT = (
+            torch.zeros((sequences, length), dtype=torch.int64) for length in (longest_source, longest_target + 1)
+        )
+        return source_BS, torch.ones_like(source_BS, dtype=torch.bool), inputs_BT, inputs_BT.clone()
+
     def tokens(self, steps: int) -> int:
         """Tokens of both sides, padding left out, that the first `steps` steps read."""
+        end = self.gaps.unbroken(steps - 1) + 1 if steps else 0
+        return self.tokens_unbroken(end) - self.passed_over(steps)
+
+    def passed_over(self, steps: int) -> int:
+        """Tokens that the first `steps` steps passed over."""
+        gaps = self.gaps.before(steps)
+        return sum(self.tokens_unbroken(first + count) - self.tokens_unbroken(first) for first, count in gaps)
+
+    def tokens_unbroken(self, steps: int) -> int:
+        """Tokens in the first `steps` steps of a run without gaps."""
         pools, rest = divmod(steps, POOL)
         inside = sum(int(self.lengths[rows].sum()) for rows in self.pool(pools)[:rest]) if rest else 0
         epochs, part = divmod(pools * POOL * self.sequences, len(self.pairs))
@@ -93,16 +128,16 @@ class PairLoader:
 
     def account(self, steps: int) -> dict[str, Any]:
         """What the first `steps` steps read; `epochs` are passes over the pairs."""
-        tokens = self.tokens(steps)
+        tokens, passed = self.tokens(steps), self.passed_over(steps)
         read = {
             "tokens": tokens,
             "share": 1.0,
             "asked": 1.0,
             "epochs": steps * self.sequences / len(self.pairs),
             "repeated_per_epoch": 0,
-            "passed_over": 0,
+            "passed_over": passed,
         }
-        return {"tokens": tokens, "sources": {self.name: read}}
+        return {"tokens": tokens, "passed_over": passed, "sources": {self.name: read}}
 
 
 def collate(pairs: PairTokens, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, ...]:

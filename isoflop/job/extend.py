@@ -63,7 +63,7 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         plan = read_run(folder.path).plan
         write_json(ended / folder.plan.name, plan)
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
-        folder.forget_after(at)
+        folder.forget_after(at, skips=True)
         reason = f"extended by {more}: goes on from step {at}, before the decay"
         end = max(at + 1, total)
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)

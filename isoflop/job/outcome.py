@@ -12,11 +12,13 @@ from isoflop.evaluate import transduction
 from isoflop.files import disk_errors, home, write_json
 from isoflop.job.listener import Phases
 from isoflop.measure import HeldOut
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.runtime import Runtime, make_runtime, peak_memory
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.task import make_task
+from isoflop.trainer.trouble import account, gaps
 
 FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
 
@@ -28,19 +30,24 @@ JUDGED: dict[str, Callable[[Any, Any, int], dict[str, Any]]] = {
 }
 
 
-def judge(config: RunConfig, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, beam: int = 1) -> HeldOut:
+def judge(
+    config: RunConfig, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, beam: int = 1, group: Group = ALONE
+) -> HeldOut:
     """Held-out loss of a model, and what its task is judged by beside it."""
-    found = make_task(config).measure(model, data, runtime, max_tokens)
+    found = make_task(config).measure(model, data, runtime, max_tokens, group)
+    if not group.first:
+        return found
     return replace(found, beside=JUDGED[config.task](model, data, beam))
 
 
-def measure_last(folder: RunFolder, prepared: Data, config: RunConfig) -> HeldOut:
-    """`judge` the last checkpoint, over everything held out up to FINAL_TOKENS."""
+def measure_last(folder: RunFolder, prepared: Data, config: RunConfig, group: Group = ALONE) -> HeldOut:
+    """`judge` the last checkpoint, over everything held out up to FINAL_TOKENS. Several processes share out the
+    held-out loss; what the task is judged by beside it is the first one's alone."""
     model, _, snapshot = checkpoint.load_model(folder.path)
     run_as = from_dict(RunConfig, snapshot.config).runtime
-    runtime = make_runtime(run_as.device, run_as.dtype, run_as.threads)
+    runtime = make_runtime(group.device(run_as.device), run_as.dtype, group.threads(run_as.threads))
     model.to(runtime.device)
-    return judge(config, model, prepared, runtime, FINAL_TOKENS)
+    return judge(config, model, prepared, runtime, FINAL_TOKENS, group=group)
 
 
 def write_result(
@@ -52,11 +59,13 @@ def write_result(
     environment: dict[str, Any],
     plan: dict[str, Any],
     phases: Phases,
+    group: Group = ALONE,
 ) -> None:
     """result.json: what the run came to, beside what was expected of it."""
-    batches = make_task(config).batches(config, prepared)
     run = read_run(folder.path)
+    batches = make_task(config).batches(config, prepared, gaps(run.skips))
     peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
+    peak *= group.machines(run.config["runtime"]["device"])
     stepping = result.seconds - result.aside
     rate = result.flops / stepping if stepping else 0.0
     expected = plan.get("expected")
@@ -75,6 +84,7 @@ def write_result(
             "peak_share": rate / peak if peak else None,
             "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
             "data": batches.account(result.step),
+            "guard": account(run.skips),
             "phases": phases.seconds,
             "verdict": verdict,
         },

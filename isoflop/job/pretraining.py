@@ -23,21 +23,30 @@ from isoflop.job.extend import extend
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.outcome import add_to_ledger, measure_last, write_result
 from isoflop.job.runs import data_of
+from isoflop.job.together import again, send, together
 from isoflop.model.config import ModelConfig
+from isoflop.parallel.mesh import Group
 from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.far import far_off
 from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
+from isoflop.runtime import choose_device
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
 from isoflop.trainer.task import make_task
+from isoflop.trainer.together import check_world
 from isoflop.trainer.trackers import make_trackers
 
+MOVABLE = ("parallel", "runtime")  # the fields of RunConfig that may change while a run is on its way
 
+
+@together
 def pretrain(
+    group: Group,
     sources: Sequence[str] = (),
     budget: str = "3m",
     out: Path | str | None = None,
@@ -88,13 +97,18 @@ def pretrain(
     asked = override(start, assignments)
     make_trackers(asked.trackers)  # a missing one is said before anything is done
     data = asked.data
-    folder = RunFolder(Path(out) if out else new_folder_name(data))
+    asked.parallel.resolve(group.size, group.hosts)
+    folder = RunFolder(Path(out) if out else new_folder_name(data, group))
+    if not dry_run and again(group, folder):
+        return go_on(group, folder, "", (), listener)
     if not dry_run:
         folder.refuse_used()
         try_folder(folder.path, f"--out {folder.path}")
     if asked.task == "seq2seq":
         start = replace(start, task="seq2seq")
-        return pretrain_pairs(allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener)
+        return pretrain_pairs(
+            group, allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener
+        )
     with phases.time("prepare"):
         found = survey(data)
         if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
@@ -109,6 +123,7 @@ def pretrain(
             fixed_model=base is not None or bool(init),
             fixed_rates=base is not None,
             fixed_vocabulary=given_vocabulary or tokenizer_size(data, base),
+            machines=group.machines(choose_device(asked.runtime.device)),
         )
     with phases.time("prepare"):
         share = 0 if data.max_train_bytes or found.bytes <= sketch.train_bytes else int(sketch.train_bytes)
@@ -131,10 +146,11 @@ def pretrain(
     if dry_run:
         return advice
     plan = {**advice.to_dict(), "predictability": to_dict(text), "unique_tokens": unique}
-    return carry_out(advice.config, folder, prepared, listener, phases, plan=plan)
+    return carry_out(group, advice.config, folder, prepared, listener, phases, plan=plan)
 
 
 def pretrain_pairs(
+    group: Group,
     budget: Budget,
     start: RunConfig,
     assignments: Sequence[str],
@@ -152,16 +168,25 @@ def pretrain_pairs(
         prepared = prepare_pairs(start.data, listener.progress)
     with phases.time("calibrate"):
         advice = advise_pairs(
-            budget, start, assignments, prepared, listener.say, fixed_model=given or continued, fixed_rates=given
+            budget,
+            start,
+            assignments,
+            prepared,
+            listener.say,
+            fixed_model=given or continued,
+            fixed_rates=given,
+            machines=group.machines(choose_device(override(start, assignments).runtime.device)),
         )
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
         return advice
-    return carry_out(advice.config, folder, prepared, listener, phases, plan=advice.to_dict())
+    return carry_out(group, advice.config, folder, prepared, listener, phases, plan=advice.to_dict())
 
 
+@together
 def train(
+    group: Group,
     config: RunConfig,
     out: Path | str | None = None,
     *,
@@ -176,7 +201,10 @@ def train(
     listener = listener or Listener()
     phases = Phases()
     task = make_task(config)
-    folder = RunFolder(Path(out) if out else new_folder_name(config.data))
+    check_world(config, group)
+    folder = RunFolder(Path(out) if out else new_folder_name(config.data, group))
+    if again(group, folder):
+        return go_on(group, folder, "", (), listener)
     folder.refuse_used()
     try_folder(folder.path, f"--out {folder.path}")
     make_trackers(config.trackers)
@@ -186,18 +214,35 @@ def train(
     plan: dict[str, Any] = {"kind": "given", "steps": config.steps, "tokens": tokens}
     if expected:
         plan["expected"] = expected.to_dict()
-    return carry_out(config, folder, prepared, listener, phases, plan=plan)
+    return carry_out(group, config, folder, prepared, listener, phases, plan=plan)
 
 
-def resume(out: Path | str, budget: str = "", *, listener: Listener | None = None) -> RunResult:
+@together
+def resume(
+    group: Group,
+    out: Path | str,
+    budget: str = "",
+    *,
+    assignments: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> RunResult:
     """Go on with a run from its last checkpoint; with a budget such as "+1h", from before its decay.
+
+    Args:
+        assignments: "parallel.mode=fsdp" and the like: where and by how many processes a run computes may change on its
+            way, as nothing that it learns depends on it. They hold until the next `resume`.
 
     Raises:
         UserError: if there is no run, it is finished and no budget is added, or its data changed.
     """
-    listener = listener or Listener()
+    return go_on(group, RunFolder(Path(out)), budget, assignments, listener or Listener())
+
+
+def go_on(group: Group, folder: RunFolder, budget: str, assignments: Sequence[str], listener: Listener) -> RunResult:
+    out = folder.path
     run = read_run(out)
-    config = from_dict(RunConfig, run.config)
+    config = override(from_dict(RunConfig, run.config), movable(assignments))
+    check_world(config, group)
     phases = Phases(dict(run.result.get("phases") or run.plan.get("phases", {})))
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
@@ -212,10 +257,26 @@ def resume(out: Path | str, budget: str = "", *, listener: Listener | None = Non
         prepared = data_of(run.folder, config, listener.progress)
     if more:
         extend(run.folder, config, more, prepared.fingerprint)
-    return carry_out(config, run.folder, prepared, listener, phases, plan=read_run(out).plan, resume=True)
+    return carry_out(group, config, run.folder, prepared, listener, phases, plan=read_run(out).plan, resume=True)
+
+
+def movable(assignments: Sequence[str]) -> Sequence[str]:
+    """Assignments that may be made to a run on its way.
+
+    Raises:
+        UserError: naming one that may not.
+    """
+    for assignment in assignments:
+        if assignment.partition(".")[0] not in MOVABLE:
+            raise UserError(
+                f"--set {assignment} does not go with --resume: a run goes on as its config.json says, but for "
+                f"{' and '.join(f'{name}.*' for name in MOVABLE)}"
+            )
+    return assignments
 
 
 def carry_out(
+    group: Group,
     config: RunConfig,
     folder: RunFolder,
     prepared: Data,
@@ -235,7 +296,12 @@ def carry_out(
             }
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
-    listener.peak(environment["peak"].get(dtype, 0.0))
+    if not resume:
+        for line in far_off(config):
+            listener.say(line)
+    listener.peak(environment["peak"].get(dtype, 0.0) * group.machines(choose_device(config.runtime.device)))
+    check_world(config, group)
+    send(group, config, folder, prepared, resume)
     result = train_steps(
         config,
         folder.path,
@@ -244,19 +310,20 @@ def carry_out(
         plan={**plan, "phases": dict(phases.seconds)},
         environment=environment,
         resume=resume,
+        group=group,
     )
     phases.seconds["train"] = round(result.seconds, 2)
     with phases.time("evaluate"):
-        reached = measure_last(folder, prepared, config)
+        reached = measure_last(folder, prepared, config, group)
     with disk_errors(f"the run folder {folder.path}"):
-        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+        write_result(folder, config, prepared, result, reached, environment, plan, phases, group)
         folder.event("finished", step=result.step)
         started = time.monotonic()
         from isoflop.report.page import write_report  # noqa: PLC0415 - its matplotlib takes as long to load as a start
 
         write_report([folder.path])
         phases.seconds["report"] = round(time.monotonic() - started, 2)
-        write_result(folder, config, prepared, result, reached, environment, plan, phases)
+        write_result(folder, config, prepared, result, reached, environment, plan, phases, group)
     add_to_ledger(folder)
     return result
 
@@ -292,11 +359,12 @@ def tokenizer_size(data: DataConfig, base: RunConfig | None) -> int:
     return 0 if base is None else data.vocab_size
 
 
-def new_folder_name(data: DataConfig) -> Path:
-    """runs/<first source>-<number>, the first that is free."""
+def new_folder_name(data: DataConfig, group: Group) -> Path:
+    """runs/<first source>-<number>, the first that is free; or the one that these processes were at before they were
+    started again."""
     name = "data" if data.path else parse_sources(data.sources)[0].name
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
     number = 1
-    while (Path("runs") / f"{stem}-{number}").exists():
+    while (folder := Path("runs") / f"{stem}-{number}").exists() and not again(group, RunFolder(folder)):
         number += 1
-    return Path("runs") / f"{stem}-{number}"
+    return folder

@@ -120,6 +120,11 @@ class EncoderDecoder(Part):
         """What distribution may wrap one by one, in the order of the forward."""
         return [*self.encoder, *self.decoder]
 
+    def units_within(self) -> list[nn.Module]:
+        """Parts of these that are entered apart from their block: `read` asks for keys and values (`remember`) long
+        before the block's turn."""
+        return [block.memory for block in self.decoder]
+
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
         reset_inside(self)

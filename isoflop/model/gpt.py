@@ -121,6 +121,10 @@ class GPT(Part):
         """What distribution may wrap one by one, in the order of the forward."""
         return [*self.blocks, *(head.block for head in self.ahead)]
 
+    def units_within(self) -> list[nn.Module]:
+        """Parts of these that are entered apart from their block: none."""
+        return []
+
     def reset_parameters(self) -> None:
         """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
         reset_inside(self)

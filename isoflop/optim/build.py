@@ -1,16 +1,21 @@
 """From a model and its OptimConfig to the optimisers, and the two things that a step does to them from outside."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
-from isoflop.optim.muon import Muon
+from isoflop.optim.muon import Matrices, Muon
 
 
-def build(model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.bfloat16) -> list[torch.optim.Optimizer]:
+def build(
+    model: nn.Module,
+    config: OptimConfig,
+    dtype: torch.dtype = torch.bfloat16,
+    matrices: Matrices | None = None,
+) -> list[torch.optim.Optimizer]:
     """The optimisers of a model: Muon first (with name="muon"), then AdamW.
 
     Every parameter group has a `name` (see groups.py) and keeps its peak learning rate as `base_lr`.
@@ -19,8 +24,9 @@ def build(model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.bflo
         model: has `units()`, the list of its blocks; already on its device.
         config: what to build.
         dtype: what Muon's orthogonalisation computes in; pass the dtype that the forward pass was found fastest in.
+        matrices: how Muon gets at whole matrices where they lie over several processes; None: they lie here.
     """
-    matrices: list[dict[str, object]] = []
+    muons: list[dict[str, object]] = []
     others: list[dict[str, object]] = []
     for group in split(model):
         by_muon = config.name == "muon" and group.name == "matrices"
@@ -34,10 +40,10 @@ def build(model: nn.Module, config: OptimConfig, dtype: torch.dtype = torch.bflo
             "base_lr": lr,
             "weight_decay": config.weight_decay if group.decay else 0.0,
         }
-        (matrices if by_muon else others).append(settings)
+        (muons if by_muon else others).append(settings)
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
-        optimizers.append(Muon(matrices, momentum=config.momentum, dtype=dtype))
+    if muons:
+        optimizers.append(Muon(muons, momentum=config.momentum, dtype=dtype, matrices=matrices))
     if others:
         optimizers.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
     return optimizers
@@ -50,14 +56,17 @@ def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None:
             group["lr"] = group["base_lr"] * scale
 
 
-def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+def clip_gradients(model: nn.Module, max_norm: float, whole: Callable[[Tensor], Tensor] = lambda norm: norm) -> Tensor:
     """Scale all gradients down together so that their global L2 norm is at most `max_norm`; 0 leaves them.
+
+    Args:
+        whole: puts a norm together of which each process has a part.
 
     Returns:
         The norm before, 0-dimensional, on the gradients' device. A NaN or infinite gradient shows in it.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -1,15 +1,16 @@
 """Muon, with matrices of one shape orthogonalised together.
 
 The update is that of `torch.optim.Muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): the same
-momentum, coefficients and scaling, and a test holds it to torch's. Two things differ. Matrices of equal shape pass
+momentum, coefficients and scaling, and a test holds it to torch's. Three things differ. Matrices of equal shape pass
 through the Newton-Schulz iteration as one batch: a model has a handful of shapes and many layers, and a product of
 128 x 128 matrices is too small to fill a processor (4 layers of width 128 on two cores: 10.7 ms a step, torch's 19.0).
-And a parameter may have more than two dimensions, which is then a stack of matrices.
+A parameter may have more than two dimensions, which is then a stack of matrices. And where the matrices lie in pieces
+over several processes, whoever divided them hands in how they are put together.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +20,27 @@ from torch import Tensor
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 EPSILON = 1e-7
+
+
+class Matrices(Protocol):
+    """How matrices lie in this process (parallel/matrices.py has those of several)."""
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """The part of a parameter, gradient or buffer that lies here, sharing its memory."""
+
+    def work(self, work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        """Apply `work`, which maps a stack (n, ..., R, C) to one of the same shape, to whole tensors of `like`'s shape
+        of which `parts` lie here; give back what belongs here of each result."""
+
+
+class Whole:
+    """Matrices that lie whole in the only process."""
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def work(self, work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        return list(work(torch.stack(list(parts))).unbind())
 
 
 class Muon(torch.optim.Optimizer):
@@ -35,6 +57,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled, as in AdamW.
         dtype: what the iteration computes in. bfloat16 is torch's, and about twice as fast on processors that have it;
             on others float32 is the faster one.
+        matrices: how they lie over processes.
     """
 
     def __init__(
@@ -44,9 +67,11 @@ class Muon(torch.optim.Optimizer):
         momentum: float = 0.95,
         weight_decay: float = 0.0,
         dtype: torch.dtype = torch.bfloat16,
+        matrices: Matrices | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self.dtype = dtype
+        self.matrices: Matrices = matrices or Whole()
         for parameter in (p for group in self.param_groups for p in group["params"]):
             if parameter.ndim < 2:
                 raise ValueError(f"Muon trains matrices, not a tensor of shape {tuple(parameter.shape)}")
@@ -74,15 +99,19 @@ class Muon(torch.optim.Optimizer):
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers.append(self.state[parameter]["momentum_buffer"])
+            buffers.append(self.matrices.local(self.state[parameter]["momentum_buffer"]))
             assert parameter.grad is not None
-            gradients.append(parameter.grad)
+            gradients.append(self.matrices.local(parameter.grad))
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
-        steps = orthogonalize(torch.stack(ahead), self.dtype).to(parameters[0].dtype)
+        steps = self.matrices.work(self.orthogonal, ahead, parameters[0])
         rows, columns = parameters[0].shape[-2:]
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
-        torch._foreach_add_(parameters, list(steps.unbind()), alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+        here = [self.matrices.local(parameter) for parameter in parameters]
+        torch._foreach_mul_(here, 1 - lr * weight_decay)
+        torch._foreach_add_(here, steps, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
+
+    def orthogonal(self, matrices: Tensor) -> Tensor:
+        return orthogonalize(matrices, self.dtype).to(matrices.dtype)
 
 
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -25,6 +25,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from isoflop.errors import UserError
+from isoflop.files import new_folder
+from isoflop.parallel.mesh import present
 
 # what torch.compile and recomputation put into the names of the modules that they wrap
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
@@ -84,6 +86,30 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with plainly():
         dcp.save(contiguous, storage_writer=writer, no_dist=not dist.is_initialized())
+
+
+def first() -> bool:
+    """Whether this process is the one that tidies up."""
+    return present().first
+
+
+@contextmanager
+def folder_for_all(final: Path) -> Iterator[tuple[Path, bool]]:
+    """files.new_folder, when all processes write into it: yields the temporary folder, and whether this process is the
+    one that finishes it. All have left it when it has its name."""
+    group = present()
+    if group.first:
+        with new_folder(final) as folder:
+            group.broadcast(str(folder))
+            yield folder, True
+    else:
+        yield Path(group.broadcast()), False
+    group.barrier()
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in main memory, which nothing that trains will change. It waits for the device."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
 def stored_tensors(folder: Path) -> dict[str, Stored]:
@@ -167,9 +193,10 @@ def restore(folder: Path, model: nn.Module, optimizers: Iterable[torch.optim.Opt
 
 
 def generator_tensors() -> dict[str, Tensor]:
-    """The states of torch's generators: `rng.cpu`, and `rng.cuda.0`, `rng.mps` where those are in use."""
+    """The states of torch's generators: `rng.cpu`, and `rng.cuda.0`, `rng.mps` where those are in use. Of several
+    processes (each draws from what seed, step and rank give) one `rng.cpu` stands for all."""
     tensors = {"rng.cpu": torch.get_rng_state()}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized() and present().alone:
         tensors |= {f"rng.cuda.{i}": tensor for i, tensor in enumerate(torch.cuda.get_rng_state_all())}
     if torch.backends.mps.is_available():
         tensors["rng.mps"] = torch.mps.get_rng_state()
@@ -186,18 +213,23 @@ def restore_generators(folder: Path) -> None:
     tensors = {name: tensor for name, tensor in generator_tensors().items() if name in stored}
     load_tensors(folder, tensors, stored)
     try:
-        for name, tensor in tensors.items():
-            match name.split("."):
-                case [_, "cpu"]:
-                    torch.set_rng_state(tensor)
-                case [_, "mps"]:
-                    torch.mps.set_rng_state(tensor)
-                case [_, _, index]:
-                    torch.cuda.set_rng_state(tensor, int(index))
+        set_generators(tensors)
     except RuntimeError as error:
         raise UserError(
             f"{folder} holds no usable state of a random generator ({error}); use another checkpoint"
         ) from None
+
+
+def set_generators(tensors: Mapping[str, Tensor]) -> None:
+    """Set torch's generators to what `generator_tensors` gave."""
+    for name, tensor in tensors.items():
+        match name.split("."):
+            case [_, "cpu"]:
+                torch.set_rng_state(tensor)
+            case [_, "mps"]:
+                torch.mps.set_rng_state(tensor)
+            case [_, _, index]:
+                torch.cuda.set_rng_state(tensor, int(index))
 
 
 def match_state(

@@ -93,6 +93,7 @@ def draw(
     say: Callable[[str], None] = lambda line: None,
     fixed_model: bool = False,
     fixed_rates: bool = False,
+    machines: int = 1,
     fixed_vocabulary: int = 0,
 ) -> Sketch:
     """Time the machine where the budget is in seconds, and choose what the text has to be prepared with.
@@ -103,6 +104,7 @@ def draw(
         corpus_bytes: about how much text there is.
         fixed_model: keep base.model as it is (--init, a recipe).
         fixed_rates: keep its batch and learning rates too (a recipe).
+        machines: how many like this one train together; what they lose to one another, the clock finds out.
         fixed_vocabulary: the ids of a tokenizer that is given; 0: one is trained, and its size chosen here.
 
     Raises:
@@ -111,7 +113,7 @@ def draw(
     device = choose_device(override(base, assignments).runtime.device)
     say(f"measuring this machine ({device})")
     peak = measure_peak(device)
-    flops = budget.amount if budget.kind == "flops" else rough_flops(budget, peak, device)
+    flops = budget.amount if budget.kind == "flops" else rough_flops(budget, peak, device, machines)
     asked = {text.partition("=")[0].strip() for text in assignments}
     vocabulary = fixed_vocabulary or vocabulary_for(flops, corpus_bytes)
     context = base.model.context if fixed_model else context_for(flops)
@@ -141,7 +143,7 @@ def draw(
             shapes.append(config)
     rates = [0.0] * len(shapes)
     if budget.kind == "seconds":
-        rates = [timed.tokens_per_second for timed in throughput.time_in_turns(shapes, SECONDS_EACH)]
+        rates = [machines * timed.tokens_per_second for timed in throughput.time_in_turns(shapes, SECONDS_EACH)]
         for config, rate in zip(shapes, rates, strict=True):
             say(f"{config.model.layers} layers x {config.model.d_model}: {rate:,.0f} tokens/s")
     candidates = [

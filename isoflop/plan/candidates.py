@@ -38,12 +38,12 @@ def tokens_for(budget: Budget, candidate: Candidate) -> float:
             return budget.amount
 
 
-def rough_flops(budget: Budget, peak: dict[str, float], device: str) -> float:
+def rough_flops(budget: Budget, peak: dict[str, float], device: str, machines: int = 1) -> float:
     """About how much compute a budget is, before anything is timed: to know where on the ladder to look."""
     match budget.kind:
         case "seconds":
             share = 0.35 if device == "cpu" else 0.25
-            return budget.amount * share * (peak["float32"] if device == "cpu" else max(peak.values()))
+            return machines * budget.amount * share * (peak["float32"] if device == "cpu" else max(peak.values()))
         case "steps":  # tokens that a batch of that size would be chosen for: the inverse of batch_tokens_for, roughly
             return 6 * (budget.amount * 8192) ** 2 / TOKENS_PER_PARAMETER
         case _:

@@ -37,6 +37,7 @@ def advise_pairs(
     say: Callable[[str], None] = lambda line: None,
     fixed_model: bool = False,
     fixed_rates: bool = False,
+    machines: int = 1,
 ) -> Advice:
     """Choose what `budget` should train on these pairs.
 
@@ -45,6 +46,7 @@ def advise_pairs(
         assignments: `--set` strings; they hold in every candidate.
         fixed_model: keep base.model (--init, a recipe).
         fixed_rates: keep its batch and rates (a recipe).
+        machines: as in `advise.draw`.
 
     Raises:
         UserError: if the budget buys less than MIN_STEPS steps.
@@ -52,7 +54,7 @@ def advise_pairs(
     device = choose_device(override(base, assignments).runtime.device)
     say(f"measuring this machine ({device})")
     peak = measure_peak(device)
-    flops = budget.amount if budget.kind == "flops" else rough_flops(budget, peak, device)
+    flops = budget.amount if budget.kind == "flops" else rough_flops(budget, peak, device, machines)
     base = replace(base, runtime=runtime_for(override(base, assignments), device))
     lengths = prepared.mean_lengths()
     kept = [text for text in assignments if not text.startswith("data.")]
@@ -83,7 +85,7 @@ def advise_pairs(
     rates = [0.0] * len(configs)
     if budget.kind == "seconds":
         data = [PairLoader(prepared, c.model.context, c.batch.sequences, c.seed) for c in configs]
-        rates = [timed.tokens_per_second for timed in throughput.time_in_turns(configs, SECONDS_EACH, data)]
+        rates = [machines * timed.tokens_per_second for timed in throughput.time_in_turns(configs, SECONDS_EACH, data)]
         for config, rate in zip(configs, rates, strict=True):
             say(f"{config.model.layers} + {config.model.layers} layers x {config.model.d_model}: {rate:,.0f} tokens/s")
     unique = prepared.train_tokens(prepared.sources[0])

@@ -65,9 +65,16 @@ def learning(facts: Facts) -> str:
         + "".join(small)
         + "</div>"
     )
-    return section(
-        "Learning", "Loss in nats per token; the right-hand axis reads the held-out curve in bits per byte.", body
-    )
+    said = "Loss in nats per token; the right-hand axis reads the held-out curve in bits per byte."
+    return section("Learning", f"{said} {bad_steps(facts)}".rstrip(), body)
+
+
+def bad_steps(facts: Facts) -> str:
+    """One line on the steps whose numbers went wrong; empty where none did."""
+    actions = [str(line.get("action")) for line in facts.run.skips]
+    names = (("skip", "left out"), ("rollback", "rolled back, their data passed over"), ("keep", "spikes, kept"))
+    parts = [f"{count(actions.count(action))} {said}" for action, said in names if action in actions]
+    return f"Steps whose numbers went wrong: {', '.join(parts)}; the history tells each." if parts else ""
 
 
 def moments(facts: Facts) -> list[Mark]:

@@ -15,6 +15,7 @@ from isoflop.model.loss import make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.schedules import MOST_STEPS
+from isoflop.parallel.config import ParallelConfig
 
 MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 
@@ -32,7 +33,9 @@ class BatchConfig:
     """
 
     sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
-    micro_sequences: Annotated[int, "sequences in one forward and backward pass; gradients accumulate; 0: all"] = 0
+    micro_sequences: Annotated[
+        int, "sequences in one forward and backward pass of a process; gradients accumulate; 0: all of its part"
+    ] = 0
     ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
     ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
 
@@ -100,7 +103,7 @@ class RuntimeConfig:
     dtype: Annotated[str, "what matrix products are computed in: auto, float32 or bfloat16; weights stay float32"] = (
         "auto"
     )
-    threads: Annotated[int, "CPU threads; 0: one a core"] = 0
+    threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one a core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
     recompute: Annotated[
         bool, "work out a block's inside again in the backward pass: less memory, a third more time, the same bits"
@@ -116,11 +119,57 @@ class EveryConfig:
     sample: Annotated[int, "steps between samples"] = 250
     checkpoint: Annotated[int, "steps between checkpoints"] = 250
     keep: Annotated[int, "how many of the last checkpoints stay; the one before the decay stays too"] = 2
+    keep_best: Annotated[bool, "the checkpoint with the least held-out loss stays as well"] = True
+    keep_every: Annotated[int, "checkpoints of steps that this divides stay for good"] = 0
+    background: Annotated[
+        bool, "checkpoints are written beside the steps, from a copy in memory: 8 bytes a parameter, with adamw 12"
+    ] = True
 
     def __post_init__(self) -> None:
-        for name in ("log", "evaluate", "sample", "checkpoint", "keep"):
+        for name in ("log", "evaluate", "sample", "checkpoint", "keep", "keep_every"):
             if getattr(self, name) < (1 if name in ("log", "keep") else 0):
                 raise UserError(f"every.{name} = {getattr(self, name)} is too small")
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What is done when a step's numbers go wrong (trainer/trouble.py).
+
+    By default a step whose loss or gradient is not finite is left out, as nothing can be learned from it, and five in a
+    row stop the run: the weights are gone then, and not the data. A spike is counted and told and nothing else is done:
+    the gradient is clipped anyway, and a healthy run has spikes, whose steps it is not for a rule to take away.
+    """
+
+    non_finite: Annotated[
+        Literal["skip", "rollback", "stop"],
+        "at a loss or gradient that is not finite: skip, leave the update out; rollback, go back to the last "
+        "checkpoint and pass over the data; stop",
+    ] = "skip"
+    spike: Annotated[
+        Literal["keep", "skip", "rollback", "stop"], "at a spike: keep the step and count it, or one of these"
+    ] = "keep"
+    sigmas: Annotated[
+        float, "a spike: a loss or gradient norm this many standard deviations above the mean of the last good steps"
+    ] = 6.0
+    window: Annotated[int, "good steps that the mean is over; until there are as many, nothing is a spike"] = 128
+    pass_over: Annotated[int, "steps whose data a rollback passes over, from the bad one on"] = 1
+    in_a_row: Annotated[int, "bad steps in a row that stop the run"] = 5
+    in_all: Annotated[int, "bad steps in all that stop the run"] = 100
+    preflight: Annotated[
+        bool,
+        "before the first step: estimate the memory, refuse what does not fit, try a batch of the largest shape",
+    ] = True
+
+    def __post_init__(self) -> None:
+        if not self.sigmas > 0:
+            raise UserError(f"guard.sigmas = {self.sigmas:g} is not above 0; 6 is usual")
+        for name, least in {"window": 2, "pass_over": 1, "in_a_row": 1, "in_all": 1}.items():
+            if getattr(self, name) < least:
+                raise UserError(f"guard.{name} = {getattr(self, name)} is too small; it must be at least {least}")
+
+    @property
+    def may_roll_back(self) -> bool:
+        return "rollback" in (self.non_finite, self.spike)
 
 
 @dataclass(frozen=True)
@@ -153,7 +202,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     every: EveryConfig = field(default_factory=EveryConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
     loss: Annotated[Spec, "what is trained on: cross_entropy, label_smoothing, z_loss, multi_token"] = field(
         default_factory=lambda: Spec("cross_entropy")

@@ -1,16 +1,20 @@
-"""What stops a run early: signals, and numbers gone wrong."""
+"""What stops a run early: signals, and numbers gone wrong for good (trouble.py says when)."""
 
-import math
+import contextlib
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
 
 class Diverged(Exception):
-    """Loss or gradient is no longer a finite number. The last checkpoint is from before that."""
+    """Loss or gradient went wrong more often than the run may go on with. The last checkpoint is from before that."""
+
+    exit_code = 1
 
 
 class Interrupted(Exception):
@@ -25,18 +29,33 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int, folder: Path) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
         self.signum = signum
+        self.exit_code = 128 + signum
         self.step = step
         self.folder = folder
 
 
+class CutShort(Exception):
+    """A signal came in the middle of what can be done again after the run is resumed."""
+
+
 class Signals:
     """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
-    process at once. One that is ignored, as SIGHUP is under nohup, stays so."""
+    process at once. One that is ignored, as SIGHUP is under nohup, stays so.
+
+    The run looks at `received` between steps, so that it is saved within a step, a checkpoint that is being written and
+    its own. What could take longer, measuring and sampling, is cut short.
+
+    Args:
+        echo: seconds in which a further one is the first once more. A Ctrl-C reaches torchrun and, where the processes
+            are of the terminal's group too, these; torchrun then passes its own on.
+    """
 
     CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
-    def __init__(self) -> None:
+    def __init__(self, echo: float = 0.0) -> None:
         self.received: int | None = None
+        self._echo, self._at = echo, 0.0
+        self._cuts = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -51,14 +70,25 @@ class Signals:
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
-            os._exit(128 + signum)
-        self.received = signum
+            if time.monotonic() - self._at >= self._echo:
+                os._exit(128 + signum)
+            return
+        self.received, self._at = signum, time.monotonic()
+        if self._cuts:
+            raise CutShort
 
+    @contextlib.contextmanager
+    def cut_short(self) -> Iterator[None]:
+        """Within this, a signal raises CutShort at once, also one that came before: only for work that leaves nothing
+        half done behind.
 
-def check_finite(step: int, loss: float, norm: float) -> None:
-    """Raises Diverged unless both are finite."""
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise Diverged(
-            f"step {step}: loss {loss} and gradient norm {norm} are no longer finite; "
-            "the last checkpoint is from before that: start again with a lower optim.lr and optim.matrix_lr"
-        )
+        Raises:
+            CutShort: when a signal comes.
+        """
+        self._cuts = True
+        try:
+            if self.received is not None:
+                raise CutShort
+            yield
+        finally:
+            self._cuts = False

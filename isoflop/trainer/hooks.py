@@ -1,10 +1,12 @@
 """What may happen beside the steps of a run: measuring, sampling, telling somebody.
 
 A hook is handed to `train` by whoever starts the run. It sees a `Live`, may add lines to the run folder, and must not
-change the model, the generators or the schedule: a run with hooks has the same bits as one without.
+change the model, the generators or the schedule: a run with hooks has the same bits as one without. Where several
+processes train one model, what measures and samples is a hook in each of them, and what talks in the first alone.
 """
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,10 +15,13 @@ from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
-from isoflop.records import RunFolder
+from isoflop.parallel.shard import Layout
+from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import Runtime
-from isoflop.trainer.config import RunConfig
+from isoflop.trainer.config import GuardConfig, RunConfig
+from isoflop.trainer.guard import CutShort, Signals
 from isoflop.trainer.task import Task
+from isoflop.trainer.trouble import Watch
 
 
 @dataclass
@@ -27,8 +32,14 @@ class Live:
         step: optimiser steps done.
         seconds: of training so far, time spent down left out.
         aside: of these seconds, those spent beside the steps: on measuring, sampling, checkpoints.
+        layout: how the model lies over the processes.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
-        line: the newest training line, one step late; empty before the second step.
+        line: the newest training line; None before the first step, and a step left out has none.
+        watch: what looks at each step's numbers.
+        skips: what went wrong so far: the lines of skips.jsonl.
+        heldout: (step, loss) of the held-out measurements so far.
+        notices: what a person should know before the first step.
+        signals: those that may cut measuring and sampling short; None: nothing may.
     """
 
     config: RunConfig
@@ -40,10 +51,16 @@ class Live:
     runtime: Runtime
     timetable: Timetable
     flops_per_token: float
+    layout: Layout
     step: int = 0
     seconds: float = 0.0
     aside: float = 0.0
     line: dict[str, Any] | None = None
+    watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))
+    skips: list[dict[str, Any]] = field(default_factory=list)
+    heldout: list[tuple[int, float]] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+    signals: Signals | None = None
 
     @property
     def tokens(self) -> int:
@@ -57,6 +74,13 @@ class Live:
     def done(self) -> bool:
         return self.step >= self.timetable.total_steps
 
+    def may_be_cut_short(self) -> contextlib.AbstractContextManager[None]:
+        """For what a hook does at length and leaves nothing half done of; see guard.Signals.cut_short. Several
+        processes do it to its end: one that left in the middle would leave the others waiting."""
+        if self.signals is None or not self.layout.group.alone:
+            return contextlib.nullcontext()
+        return self.signals.cut_short()
+
     def due(self, every: int) -> bool:
         """Whether something that happens every `every` steps (0: never) and at the end happens now."""
         return every > 0 and (self.step % every == 0 or self.done)
@@ -69,7 +93,13 @@ class Hook:
         """Before the first step of this process, after a checkpoint was loaded if there was one."""
 
     def stepped(self, live: Live) -> None:
-        """After each optimiser step."""
+        """After each step, taken or left out."""
+
+    def troubled(self, live: Live, line: dict[str, Any]) -> None:
+        """After a bad step was put on record (a line of skips.jsonl) and before anything is done about it."""
+
+    def noticed(self, live: Live, text: str) -> None:
+        """When there is something that a person should know: one line."""
 
     def decided(self, live: Live, decision: Decision) -> None:
         """After the clock moved the end of the run."""
@@ -83,15 +113,26 @@ class Hook:
 
 class HeldOut(Hook):
     """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks. The line also has what the
-    model's parts say of the last held-out batch, such as a mixture's `load_entropy`."""
+    model's parts say of the last held-out batch, such as a mixture's `load_entropy`. A measurement that a signal cut
+    short is made when the run goes on."""
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
 
+    def started(self, live: Live) -> None:
+        if live.step and all(step != live.step for step, _ in live.heldout):
+            self.stepped(live)
+
     def stepped(self, live: Live) -> None:
         if not live.due(live.config.every.evaluate):
             return
-        found = live.task.measure(live.model, live.prepared, live.runtime, live.config.evaluate_tokens)
+        try:
+            with live.may_be_cut_short():
+                found = live.task.measure(
+                    live.model, live.prepared, live.runtime, live.config.evaluate_tokens, live.layout.group
+                )
+        except CutShort:
+            return
         line = {
             "step": live.step,
             "tokens": live.tokens,
@@ -102,6 +143,7 @@ class HeldOut(Hook):
             **live.model.mean_readings(),
         }
         live.folder.append("metrics", line)
+        live.heldout.append((live.step, found.nats_per_token))
         for listener in self.listeners:
             listener.measured(live, line)
 
@@ -109,12 +151,21 @@ class HeldOut(Hook):
 class Samples(Hook):
     """Writes what the model says to the same prompts every `config.every.sample` steps.
 
-    A task draws its samples from a generator of their own, so that the run's own generators do not notice.
+    A task draws its samples from a generator of their own, so that the run's own generators do not notice. Samples that
+    a signal cut short are drawn when the run goes on.
     """
 
+    def started(self, live: Live) -> None:
+        if live.step and all(line.get("step") != live.step for line in read_lines(live.folder.log("samples"))):
+            self.stepped(live)
+
     def stepped(self, live: Live) -> None:
-        if not live.due(live.config.every.sample):
+        if not live.due(live.config.every.sample) or not (live.layout.together or live.folder.mine):
             return
-        with torch.no_grad(), live.runtime.autocast():
-            for line in live.task.samples(live.model, live.prepared, live.config):
-                live.folder.append("samples", {"step": live.step, **line})
+        try:
+            with live.may_be_cut_short(), torch.no_grad(), live.runtime.autocast():
+                lines = list(live.task.samples(live.model, live.prepared, live.config))
+        except CutShort:
+            return
+        for line in lines:
+            live.folder.append("samples", {"step": live.step, **line})

@@ -25,7 +25,14 @@ SETTLE = 3  # steps of this process before the first that is watched: memory is 
 STEPS = 3  # that are watched
 SMALLEST = 0.002  # of the whole: calls that took less are left out of the tree
 LOOP = "isoflop/trainer/loop.py run_steps"
-BESIDE = (" stepped", " save", " measured", " decided")  # calls of the loop that are no part of a step
+BESIDE = (
+    " stepped",
+    " save",
+    " measured",
+    " decided",
+    " troubled",
+    " noticed",
+)  # calls of the loop that are no part of a step
 SHOWN = ("cpu_op", "user_annotation", "python_function", "kernel")
 
 

@@ -18,6 +18,7 @@ from isoflop.measure import HeldOut, measure_pairs
 from isoflop.model.count import pair_flops_per_token
 from isoflop.model.encoder_decoder import EncoderDecoder, Memory
 from isoflop.model.loss import CrossEntropy, MultiToken
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 
@@ -65,10 +66,10 @@ class Seq2Seq:
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
         return prepare_pairs(config, progress)
 
-    def open_data(self, folder: Path) -> PreparedPairs:
-        return open_pairs(folder)
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> PreparedPairs:
+        return open_pairs(folder, verify_checksums)
 
-    def batches(self, config: RunConfig, data: PreparedPairs) -> PairLoader:
+    def batches(self, config: RunConfig, data: PreparedPairs, skipped: tuple[tuple[int, int], ...] = ()) -> PairLoader:
         if config.batch.ramp_from:
             raise UserError(f"batch.ramp_from = {config.batch.ramp_from} is for text; steps of pairs are all alike")
         for prompt in config.sample.prompts:
@@ -77,13 +78,18 @@ class Seq2Seq:
                     f"sample.prompts has an input of {length} tokens and model.context is {config.model.context}: "
                     f"shorten {prompt[:40]!r}"
                 )
-        return PairLoader(data, config.model.context, config.batch.sequences, config.seed)
+        return PairLoader(data, config.model.context, config.batch.sequences, config.seed, skipped)
 
     def flops_per_token(self, config: RunConfig, data: PreparedPairs) -> float:
         return pair_flops_per_token(config.model, *data.mean_lengths())
 
     def measure(
-        self, model: EncoderDecoder, data: PreparedPairs | LoosePairs, runtime: Runtime, max_tokens: int = 0
+        self,
+        model: EncoderDecoder,
+        data: PreparedPairs | LoosePairs,
+        runtime: Runtime,
+        max_tokens: int = 0,
+        group: Group = ALONE,
     ) -> HeldOut:
         pairs, tokenizer = data.heldout(), data.tokenizer
         return measure_pairs(
@@ -93,6 +99,7 @@ class Seq2Seq:
             tokenizer.token_bytes(),
             runtime,
             max_tokens,
+            group,
         )
 
     def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[dict[str, str]]:

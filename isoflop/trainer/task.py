@@ -19,6 +19,7 @@ from isoflop.generate.engine import generate
 from isoflop.measure import HeldOut, measure
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import CrossEntropy, make_loss
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.seq2seq import Seq2Seq
@@ -37,17 +38,17 @@ class Task(Protocol):
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
         """Make the data ready, or find that it was done before."""
 
-    def open_data(self, folder: Path) -> Data:
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> Data:
         """Open data that was prepared."""
 
-    def batches(self, config: RunConfig, data: Any) -> Batches:
-        """What the steps of a run see."""
+    def batches(self, config: RunConfig, data: Any, skipped: tuple[tuple[int, int], ...] = ()) -> Batches:
+        """What the steps of a run see, with these ranges of sequences passed over (data/gaps.py)."""
 
     def flops_per_token(self, config: RunConfig, data: Any) -> float:
         """6 N: training FLOPs for each of the tokens that `batches` counts."""
 
-    def measure(self, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0) -> HeldOut:
-        """Held-out loss; `max_tokens` 0: on everything held out."""
+    def measure(self, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE) -> HeldOut:
+        """Held-out loss, shared out among the processes of `group`; `max_tokens` 0: on everything held out."""
 
     def samples(self, model: Any, data: Any, config: RunConfig) -> Iterator[dict[str, str]]:
         """What the model says now: lines with `prompt` and `text`."""
@@ -69,18 +70,20 @@ class CausalLM:
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
         return prepare(config, progress=progress)
 
-    def open_data(self, folder: Path) -> Prepared:
-        return open_prepared(folder)
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> Prepared:
+        return open_prepared(folder, verify_checksums)
 
-    def batches(self, config: RunConfig, data: Prepared) -> Loader:
-        return Loader(data, config.model.context, config.batch.before, config.seed)
+    def batches(self, config: RunConfig, data: Prepared, skipped: tuple[tuple[int, int], ...] = ()) -> Loader:
+        return Loader(data, config.model.context, config.batch.before, config.seed, skipped)
 
     def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
         return config.flops_per_token
 
-    def measure(self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0) -> HeldOut:
+    def measure(
+        self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE
+    ) -> HeldOut:
         tokenizer = data.tokenizer
-        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens)
+        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens, group)
 
     def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[dict[str, str]]:
         """Continuations of the same prompts, drawn from a generator of their own."""

@@ -44,7 +44,6 @@ class Tracker(Hook):
         self._write(live, {f"heldout/{name}": line[name] for name in numbers(line)}, line["step"])
 
     def ended(self, live: Live) -> None:
-        self.stepped(live)  # lines come one step late, so the last one is still to be told
         if self._service is not None:
             self._guarded(live, self._service[1])
 

@@ -167,6 +167,24 @@ def test_batches_hold_the_pairs_and_padding_that_is_not_counted(data):
     assert visible.all(1).any() and (targets != IGNORED).all(1).any()  # no wider than the longest
 
 
+def test_steps_passed_over_are_not_read_and_are_accounted_for(data):
+    plain, gapped = PairLoader(data, 32, 8, 0), PairLoader(data, 32, 8, 0, skipped=((24, 8), (160, 16)))
+    there = [step for step in range(40) if step not in (3, 20, 21)]
+    lengths = [plain.tokens(step + 1) - plain.tokens(step) for step in range(40)]
+    for step in (0, 2, 3, 18, 19, 30):
+        for one, other in zip(gapped.batch(step), plain.batch(there[step]), strict=True):
+            assert torch.equal(one, other)
+    for steps in (0, 3, 4, 19, 20, 30):
+        assert gapped.tokens(steps) == sum(lengths[step] for step in there[:steps])
+    account = gapped.account(30)
+    assert account["passed_over"] == lengths[3] + lengths[20] + lengths[21]
+    assert account["tokens"] + account["passed_over"] == plain.tokens(33)
+    assert gapped.span(18, 2) == (144 + 8, 32)  # steps 19 and 22 of an unbroken run, and what lies between them
+    assert gapped.span(2, 1) == (16, 8)
+    with pytest.raises(UserError, match="no whole steps"):
+        PairLoader(data, 32, 8, 0, skipped=((4, 8),))
+
+
 def test_ranks_share_a_step(data):
     loader = PairLoader(data, 32, 8, seed=0)
     whole = loader.pool(0)[3]

@@ -34,13 +34,13 @@ def test_a_run_that_is_watched_has_the_same_bits(tmp_path, corpus):
     seen = read_run(tmp_path / "watched").profile
     assert (seen["first_step"], seen["steps"]) == (4, 3)
     names = {row["name"] for row in seen["operations"]}
-    assert "aten::mm" in names and "isoflop/trainer/step.py take_step" in names
+    assert "aten::mm" in names and any(name.startswith("isoflop/trainer/step.py") for name in names)
     own = sum(row["microseconds"] for row in seen["operations"])
     assert abs(own - seen["microseconds"]) < 1e-3 * seen["microseconds"]  # each moment is somebody's, and once
     with gzip.open(tmp_path / "watched" / "profile" / "trace.json.gz") as file:
         assert json.load(file)["traceEvents"]
     page = write_report([tmp_path / "watched"]).read_text(encoding="utf-8")
-    assert "Where the time goes" in page and 'href="profile/trace.json.gz"' in page and "take_step" in page
+    assert "Where the time goes" in page and 'href="profile/trace.json.gz"' in page and "trainer/step.py" in page
     assert "Where the time goes" not in write_report([tmp_path / "plain"]).read_text(encoding="utf-8")
 
 

@@ -98,6 +98,7 @@ class BatchNorm(Part):
     A pass needs two values a feature at least: UserError where it has one.
     """
 
+    separate = False
     mean: Tensor
     var: Tensor
 

@@ -49,6 +49,7 @@ class Part(nn.Module):
     Attributes:
         causal: False where an output may depend on later positions.
         causal_in_training: False where it may while training alone.
+        separate: False where what one sequence gives in training depends on which others are in its pass.
         positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
         score_width: width of the products between positions, at 4 FLOPs a pair: H * K of an attention (2 H K for the
@@ -60,6 +61,7 @@ class Part(nn.Module):
 
     causal: bool = True
     causal_in_training: bool = True
+    separate: bool = True
     positional: bool = False
     absent: ClassVar[bool] = False
     score_width: float = 0

@@ -1,0 +1,193 @@
+"""What it costs to train one model by several processes: time on this machine, and bytes on the wire.
+
+    python bench/scaling.py [--rounds 5] [--steps 20] [--json FILE]      about five minutes on two cores
+
+Time. One process with two threads against two processes with one thread each, the same batch, in turns; printed is the
+median over the rounds of the ratio of each round, so that a machine whose speed drifts does not decide. 100 % would be
+two processes as fast as one with both cores, so that it is not the cores that a second process adds: what is measured
+is what dividing the batch and exchanging the gradients costs beside the threads of one process. Each turn is a fresh
+group of processes, timed after warming up.
+
+Bytes. Counted is what the kernel's TCP has sent for each process's sockets (tcpi_bytes_sent of TCP_INFO) in the timed
+steps, everything in it: gradients, parameters, the loss, the norm, the stop flag, headers. Beside it the least that any
+algorithm has to send (parallel/cost.py).
+"""
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoflop.config import override
+from isoflop.model.build import build_model
+from isoflop.optim.build import build
+from isoflop.parallel.cost import Layout, traffic
+from isoflop.parallel.mesh import Group, joined
+from isoflop.parallel.shard import lay_out
+from isoflop.runtime import describe_machine, make_runtime, seed_everything
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.step import take_step
+from isoflop.trainer.task import make_task
+from isoflop.trainer.together import agree
+
+# name: layers, d_model, heads, context, batch, vocabulary (a demo's size, and five times its parameters)
+SIZES = {"small": (4, 128, 4, 256, 16, 4096), "medium": (6, 320, 5, 256, 16, 8192)}
+WARM_UP = 3  # steps
+BYTES_SENT = 200  # where tcpi_bytes_sent lies in the kernel's struct tcp_info (Linux 4.19 and later)
+TCP_INFO = 11
+
+
+def config_of(size: str, optimizer: str) -> RunConfig:
+    layers, d_model, heads, context, batch, vocabulary = SIZES[size]
+    fields = {
+        "model.layers": layers,
+        "model.d_model": d_model,
+        "model.heads": heads,
+        "model.context": context,
+        "model.vocab_size": vocabulary,
+        "batch.sequences": batch,
+        "optim.name": optimizer,
+    }
+    return override(RunConfig(), [f"{name}={value}" for name, value in fields.items()])
+
+
+def sent() -> int:
+    """Bytes that this process's TCP sockets have sent so far."""
+    total = 0
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as one:
+                info = one.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 256)
+        except OSError:  # gone in the meantime, or no TCP
+            continue
+        if len(info) >= BYTES_SENT + 8:
+            total += struct.unpack_from("Q", info, BYTES_SENT)[0]
+    return total
+
+
+def member(size: str, optimizer: str, mode: str, replicas: int, threads: int, steps: int, group: Group) -> None:
+    """One process: train, and print what it took."""
+    config = config_of(size, optimizer)
+    config = override(config, [f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
+    seed_everything(0)
+    runtime = make_runtime("cpu", "float32", threads)
+    model = build_model(config.task, config.model)
+    task = make_task(config)
+    layout = lay_out(model, task.loss, group, config.parallel, "cpu")
+    optimizers = build(model, config.optim, torch.float32, layout.matrices)
+    rows = config.batch.sequences // group.size
+    tokens = torch.randint(config.model.vocab_size, (rows, config.model.context + 1))
+
+    def step() -> None:
+        take_step(
+            model,
+            optimizers,
+            task,
+            (tokens[:, :-1], tokens[:, 1:]),
+            micro=rows,
+            runtime=runtime,
+            clip=1.0,
+            scale=1e-3,
+            layout=layout,
+        )
+        agree(group, None, None)
+
+    for _ in range(WARM_UP):
+        step()
+    group.barrier()
+    before, started = sent(), time.perf_counter()
+    for _ in range(steps):
+        step()
+    seconds = (time.perf_counter() - started) / steps
+    counted = group.gather((sent() - before) / steps)
+    if group.first:
+        parameters = sum(p.numel() for p in model.parameters())
+        root = parameters - sum(p.numel() for unit in model.units() for p in unit.parameters())
+        kept = root + sum(p.numel() for p in model.units()[-1].parameters())
+        print(json.dumps({"seconds": seconds, "sent": counted, "parameters": parameters, "kept": kept}))
+
+
+def measure(size: str, optimizer: str, mode: str, processes: int, threads: int, steps: int) -> dict[str, Any]:
+    """A fresh group of processes, each started as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    replicas = 2 if mode == "hsdp" else 0
+    arguments = ["--member", size, optimizer, mode, str(replicas), str(threads), str(steps)]
+    base = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    members = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        if processes > 1:
+            base |= {name: str(value) for name, value in place.items()}
+            base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        members.append(
+            subprocess.Popen([sys.executable, __file__, *arguments], env=dict(base), stdout=subprocess.PIPE, text=True)
+        )
+    printed = [one.communicate()[0] for one in members]
+    if any(one.returncode for one in members):
+        raise SystemExit(f"a process of {mode} failed; see above")
+    found: dict[str, Any] = json.loads(printed[0])
+    return found
+
+
+def least(mode: str, processes: int, found: dict[str, Any]) -> float:
+    layout = Layout(mode, processes, 2 if mode == "hsdp" else 0)  # type: ignore[arg-type]
+    return traffic(layout, found["parameters"], kept=found["kept"]).total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--member", nargs=6, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.member:
+        size, optimizer, mode, *numbers = given.member
+        replicas, threads, steps = map(int, numbers)
+        with joined() as group:
+            member(size, optimizer, mode, replicas, threads, steps, group)
+        return
+    results: dict[str, Any] = {"machine": describe_machine("cpu"), "time": {}, "bytes": {}}
+    print("time of a step, the batch whole: one process with 2 threads, then two with 1 each")
+    for size in SIZES:
+        ratios: dict[str, list[float]] = {"ddp": [], "fsdp": []}
+        alone: list[float] = []
+        for _ in range(given.rounds):
+            alone.append(measure(size, "muon", "none", 1, 2, given.steps)["seconds"])
+            for mode, found in ratios.items():
+                found.append(alone[-1] / measure(size, "muon", mode, 2, 1, given.steps)["seconds"])
+        results["time"][size] = {"alone": alone, **ratios}
+        shares = ", ".join(
+            f"{mode} {statistics.median(found):.0%} ({min(found):.0%} to {max(found):.0%})"
+            for mode, found in ratios.items()
+        )
+        print(f"  {size:8} {statistics.median(alone) * 1e3:7.1f} ms a step alone; {shares}")
+    print("bytes that a process sends in a step, against the least")
+    for mode, processes in (("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4), ("hsdp", 4)):
+        for optimizer in ("adamw", "muon"):
+            found = measure("small", optimizer, mode, processes, 1, 5)
+            counted, bound = statistics.mean(found["sent"]), least(mode, processes, found)
+            results["bytes"][f"{mode} {processes} {optimizer}"] = {"sent": found["sent"], "least": bound}
+            print(
+                f"  {mode:5} {processes} processes, {optimizer:5}  {counted / 1e6:8.2f} MB, "
+                f"least {bound / 1e6:8.2f} MB: {counted / bound:.2f}"
+            )
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

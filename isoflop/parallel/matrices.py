@@ -1,0 +1,94 @@
+"""Whole matrices for an optimiser that needs them (Muon), where each process holds all of them, or a piece of each.
+
+Either way the matrices are dealt out: of a list, process r gets every N-th one, beginning with number r, and is the
+only one to work on it. No product is computed twice, and all processes go on with the same bits.
+
+    Shared    whole everywhere (DDP)    work on one's own ──> all gather the results
+    Divided   rows divided (FSDP2)      rows ──all to all──> whole ones of one's own ──> work ──all to all──> rows
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from isoflop.parallel.mesh import Group
+
+Work = Callable[[Tensor], Tensor]
+
+
+class Matrices(Protocol):
+    """What optim/muon.py asks for."""
+
+    def local(self, tensor: Tensor) -> Tensor:
+        """The part of a parameter, gradient or buffer that lies here, sharing its memory."""
+
+    def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        """Apply `work`, which maps a stack (n, ..., R, C) to one of the same shape, to tensors of one shape.
+
+        Args:
+            parts: what lies here of each.
+            like: one of the parameters.
+
+        Returns:
+            What belongs here of each result, in `work`'s dtype.
+        """
+
+
+class Shared:
+    """Every process has all matrices."""
+
+    def __init__(self, group: Group) -> None:
+        self.rank, self.size = group.rank, group.size
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        each = -(-len(parts) // self.size)  # the last ones to be dealt to may have one less, and work on one twice
+        own = [parts[min(i, len(parts) - 1)] for i in range(self.rank, each * self.size, self.size)]
+        done = work(torch.stack(own)).contiguous()
+        everyone = [torch.empty_like(done) for _ in range(self.size)]
+        dist.all_gather(everyone, done)
+        return [everyone[i % self.size][i // self.size] for i in range(len(parts))]
+
+
+class Divided:
+    """Every process has some rows (of the first dimension) of each tensor, as FSDP2 deals them: pieces of
+    ceil(rows / N), the last ones shorter or empty. Copies of the model (HSDP) each do the same work."""
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self.group = mesh.get_group()
+        self.rank, self.size = mesh.get_local_rank(), mesh.size()
+
+    def local(self, tensor: Tensor) -> Tensor:
+        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+    def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        shape = like.shape
+        piece = -(-shape[0] // self.size)
+        rows = [max(0, min(piece, shape[0] - rank * piece)) for rank in range(self.size)]
+        row = shape[1:].numel()
+        owned = [len(range(rank, len(parts), self.size)) for rank in range(self.size)]
+        mine = owned[self.rank]
+        order = [i for rank in range(self.size) for i in range(rank, len(parts), self.size)]  # by owner
+        sent = [count * rows[self.rank] * row for count in owned]
+        received = [mine * count * row for count in rows]
+
+        flat = torch.cat([parts[i].reshape(-1) for i in order])
+        arrived = self.exchange(flat, sent, received)
+        pieces = [p.view(mine, count, *shape[1:]) for p, count in zip(arrived.split(received), rows, strict=True)]
+        whole = torch.cat(pieces, dim=1)
+        done = work(whole) if mine else whole
+        back = torch.cat([p.reshape(-1) for p in done.split(rows, dim=1)]).to(flat.dtype)
+        results = self.exchange(back, received, sent).view(len(parts), rows[self.rank], *shape[1:])
+        return [results[order.index(i)] for i in range(len(parts))]
+
+    def exchange(self, flat: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        arrived = flat.new_empty(sum(received))
+        dist.all_to_all_single(arrived, flat, received, sent, group=self.group)
+        return arrived

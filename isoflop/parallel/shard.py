@@ -1,0 +1,159 @@
+"""How a model lies over the processes: whole, copied (DDP), divided (FSDP2), or divided within copies (HSDP).
+
+The model is single-device code and stays so: it lists its units, and here is what is done to them. A `Layout` is what a
+training step sees of it:
+
+                parameters        a pass with gradient       gradients of the step         norm         Muon
+    Layout      whole             the loss itself            its own                       its own      all matrices
+    Replicated  whole, all alike  through DDP                summed as backward goes       its own      1/N of them
+    Sharded     1/N of each unit  units gathered in turn     summed, each keeps its piece  over pieces  1/N of them
+
+Gradients are sums and never means: every pass is weighted by its share of the targets of the whole step, over all
+processes, so that the sum is the gradient of the whole step's mean however the targets are spread (in batches of pairs
+each process has another number). What is summed in another order differs in the last bits, and in nothing else.
+
+A model is built whole on every device before it is divided, from one seed, so that all modes start from the same
+weights: what is to be trained with `fsdp` must fit a device in float32 without gradients and optimiser.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from isoflop.parallel.config import ParallelConfig
+from isoflop.parallel.matrices import Divided, Matrices, Shared
+from isoflop.parallel.mesh import ALONE, Group
+
+Loss = Callable[..., Tensor]
+
+# by what a model or one of its units may be entered, beside forward
+ENTRANCES = ("hidden", "hidden_ahead", "logits", "read", "write", "remember")
+
+
+class Layout:
+    """A model that lies whole in the only process.
+
+    Attributes:
+        group: the processes.
+        matrices: how an optimiser gets at whole matrices; None: they are whole.
+        together: whether a forward needs all processes, also one that nothing is learned from.
+    """
+
+    matrices: Matrices | None = None
+    together = False
+
+    def __init__(self, model: Any, loss: Loss, group: Group = ALONE) -> None:
+        self.model, self.group, self._loss = model, group, loss
+
+    def loss(self, *batch: Tensor) -> Tensor:
+        """The loss of one pass, with gradient."""
+        return self._loss(self.model, *batch)
+
+    def last_pass(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """The context of a pass and its backward. Gradients are exchanged in the step's last one."""
+        return contextlib.nullcontext()
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.group.sum(tensor)
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        """A tensor of which each process may have a part (a norm), whole."""
+        return tensor
+
+
+class Pass(nn.Module):
+    """The loss as a module's forward: what DDP wraps."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        return self.loss(self.model, *batch)
+
+
+class Replicated(Layout):
+    """Every process has the whole model; gradients are summed while the backward pass goes on."""
+
+    def __init__(self, model: nn.Module, loss: Loss, group: Group) -> None:
+        super().__init__(model, loss, group)
+        # what buffers a model may have is alike everywhere, so none is sent; torch 2.13 has another word for it
+        known = inspect.signature(DistributedDataParallel.__init__).parameters
+        quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: Any = {quiet: False, "gradient_as_bucket_view": True}
+        self._wrapped = DistributedDataParallel(Pass(model, loss), **options)
+        self._wrapped.register_comm_hook(None, summed)
+        self.matrices = Shared(group)
+
+    def loss(self, *batch: Tensor) -> Tensor:
+        value: Tensor = self._wrapped(*batch)
+        return value
+
+    @contextlib.contextmanager
+    def last_pass(self, last: bool) -> Any:
+        with contextlib.nullcontext() if last else self._wrapped.no_sync():
+            yield
+
+
+class Sharded(Layout):
+    """Every process has a piece of each unit, and gathers a unit when its turn comes."""
+
+    together = True
+
+    def __init__(self, model: Any, loss: Loss, group: Group, device: str, replicas: int) -> None:
+        super().__init__(model, loss, group)
+        mesh = group.mesh(device, replicas)
+        units = model.units()
+        for part in model.units_within():
+            divide(part, mesh, again=True)
+        for unit in units:
+            divide(unit, mesh, again=unit is not units[-1])  # backward begins with the last one: it stays
+        divide(model, mesh, again=False)
+        self.matrices = Divided(mesh["piece"] if replicas > 1 else mesh)
+
+    @contextlib.contextmanager
+    def last_pass(self, last: bool) -> Any:
+        self.model.set_requires_gradient_sync(last)
+        yield
+
+    def whole(self, tensor: Tensor) -> Tensor:
+        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def lay_out(model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str) -> Layout:
+    """Divide a model, which lies whole on `device` and is alike in all processes, as the configuration says.
+
+    Args:
+        loss: (model, *batch) -> a scalar with gradient.
+    """
+    mode, replicas = config.resolve(group.size, group.hosts)
+    if mode == "none":
+        return Layout(model, loss)
+    if mode == "ddp":
+        return Replicated(model, loss, group)
+    return Sharded(model, loss, group, device, replicas)
+
+
+def divide(module: Any, mesh: Any, again: bool) -> None:
+    """FSDP2 on one module; `again`: its pieces are gathered again for the backward pass, not kept whole until then."""
+    sharded = fully_shard(module, mesh=mesh, reshard_after_forward=again)
+    sharded.set_gradient_divide_factor(1.0)
+    sharded.set_force_sum_reduction_for_comms(True)
+    for name in ENTRANCES:
+        if hasattr(module, name):
+            register_fsdp_forward_method(module, name)
+
+
+def summed(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """What DDP does with a bucket of gradients: their sum over all processes (its own way is the mean)."""
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    return work.get_future().then(lambda done: done.value()[0])

@@ -1,0 +1,31 @@
+"""Settings that somebody chose far from where the plan would have: said, never refused."""
+
+from dataclasses import replace
+
+from isoflop.optim.config import OptimConfig
+from isoflop.plan.advise import with_rates
+from isoflop.plan.shapes import batch_tokens_for
+from isoflop.trainer import RunConfig
+
+FAR = 10.0  # times more or less: beyond what the rules' doubt, and a search around them, would explain
+
+
+def far_off(config: RunConfig) -> list[str]:
+    """One line for each learning rate, and the batch, that is more than FAR times what the plan would choose for a run
+    of this size, or less than its FAR-th part. The batch of pairs has no rule in tokens and is left out."""
+    planned = with_rates(replace(config, optim=OptimConfig(name=config.optim.name))).optim
+    pairs = [("optim.lr", config.optim.lr, planned.lr)]
+    if config.optim.name == "muon":
+        pairs.append(("optim.matrix_lr", config.optim.matrix_lr, planned.matrix_lr))
+    if config.task == "causal_lm":
+        tokens = float(config.tokens_per_step)
+        pairs.append(("the batch, in tokens,", tokens, batch_tokens_for(config.tokens)))
+    return [
+        f"note: {name} = {value:,.4g} is {times(value / usual)} the {usual:,.4g} that the plan would choose"
+        for name, value, usual in pairs
+        if not 1 / FAR <= value / usual <= FAR
+    ]
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 1 else f"1/{1 / ratio:,.0f} of"

@@ -1,0 +1,186 @@
+"""Before the first step: does it fit in memory, and does the largest batch go through?
+
+    estimate ─> more than is free? refused, with the setting that fits       nothing has been allocated yet
+    dry batch ─> forward and backward of the largest shape, no update        what fails, fails now and not in an hour
+
+The estimate: weights, gradients and the optimiser's state are counted on the meta device. What the backward pass needs
+is measured on models of the same kind with at most four layers, on one and two sequences, and carried on linearly in
+layers and sequences. A run resumed on a smaller machine is refused likewise. Where several processes share a model
+nothing is estimated, since what each holds depends on how it is divided; the dry batch is taken by all together.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from isoflop.data.loader import Batches
+from isoflop.errors import UserError
+from isoflop.model.build import build_model
+from isoflop.optim.config import OptimConfig
+from isoflop.optim.groups import split
+from isoflop.parallel import state
+from isoflop.runtime import Runtime, free_memory
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.hooks import Live
+from isoflop.trainer.step import Statistics, find_gradients, leave_out
+from isoflop.trainer.task import Task
+
+FLOAT = 4  # bytes: weights, gradients and moments are float32
+SPARE = 1.1  # of what the backward pass keeps, for what it holds besides for a moment
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a run needs.
+
+    Attributes:
+        fixed: weights, gradients, the optimiser's state, and what Muon's step works on.
+        sequence: what the backward pass needs for one sequence in a pass.
+        copy: of a checkpoint that is being written, in main memory.
+    """
+
+    fixed: int
+    sequence: int
+    copy: int
+
+    def total(self, sequences: int) -> int:
+        """With so many sequences in a pass, all in one memory."""
+        return self.fixed + self.sequence * sequences + self.copy
+
+
+def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> Memory:
+    """The memory of a run, before anything large is made. Draws from torch's generators."""
+    with torch.device("meta"):
+        model = build_model(config.task, config.model)
+    task.prepare(model)
+    weights = FLOAT * sum(tensor.numel() for tensor in model.parameters())
+    moments = sum(FLOAT * numel * (1 if by_muon else 2) for numel, by_muon in sizes(model, config.optim))
+    stacks: dict[Any, int] = {}
+    for group in split(model):
+        if config.optim.name == "muon" and group.name == "matrices":
+            for tensor in group.parameters.values():
+                stacks[tensor.shape] = stacks.get(tensor.shape, 0) + FLOAT * tensor.numel()
+    return Memory(
+        fixed=2 * weights + moments + 3 * max(stacks.values(), default=0),
+        sequence=round(SPARE * for_a_sequence(config, task, batches, runtime)),
+        copy=weights + moments if config.every.background else 0,
+    )
+
+
+def sizes(model: Any, optim: OptimConfig) -> list[tuple[int, bool]]:
+    """(elements, whether Muon trains it) of every parameter."""
+    return [
+        (tensor.numel(), optim.name == "muon" and group.name == "matrices")
+        for group in split(model)
+        for tensor in group.parameters.values()
+    ]
+
+
+def for_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
+    """Bytes that are kept for the backward pass of one sequence of the largest shape, beyond what any pass keeps."""
+    layers = config.model.layers + config.model.encoder_layers
+    few, more = (min(count, config.model.layers) for count in (2, 4))
+    found = []
+    for count in dict.fromkeys((few, more)):
+        model = replace(config.model, layers=count, encoder_layers=min(count, config.model.encoder_layers))
+        with runtime.device:
+            small = build_model(config.task, model)
+        task.prepare(small)
+        one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (2, 4))
+        found.append((model.layers + model.encoder_layers, (two - one) / 2))
+    (depth, bytes_), (further, more_bytes) = found[0], found[-1]
+    if further == depth:
+        return bytes_ * layers / depth  # all of them were there, or the encoder alone is deeper
+    return bytes_ + (layers - depth) * (more_bytes - bytes_) / (further - depth)
+
+
+def kept_bytes(model: Any, task: Task, batch: Sequence[torch.Tensor], runtime: Runtime) -> int:
+    """What a forward pass of `batch` keeps for its backward pass, in bytes."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), runtime.autocast():
+        loss = task.loss(model, *(tensor.to(runtime.device) for tensor in batch))
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    del loss
+    return sum(bytes_ for place, bytes_ in kept.items() if place not in own)
+
+
+def check_memory(config: RunConfig, need: Memory, device: str) -> None:
+    """Compare with what is free: on the device, and the checkpoint's copy in main memory.
+
+    Raises:
+        UserError: with the setting that would fit.
+    """
+    free, free_here = free_memory(device), free_memory("cpu")
+    on_device = need if device == "cpu" else replace(need, copy=0)
+    if free is not None and on_device.total(config.batch.micro) > free:
+        raise UserError(
+            f"this run needs about {shown(on_device.total(config.batch.micro))} of memory on {device} and "
+            f"{shown(free)} is free: {shown(need.fixed)} for weights, gradients and optimiser, "
+            f"{shown(need.sequence * config.batch.micro)} for a pass of {config.batch.micro} sequences"
+            + (f", {shown(on_device.copy)} for a checkpoint's copy" if on_device.copy else "")
+            + f"; {way_out(config, on_device, free)}"
+        )
+    if free_here is not None and device != "cpu" and need.copy > free_here:
+        raise UserError(
+            f"a checkpoint's copy needs {shown(need.copy)} of main memory and {shown(free_here)} is free; "
+            "use --set every.background=false"
+        )
+
+
+def way_out(config: RunConfig, need: Memory, free: int) -> str:
+    """The setting that fits, with the most sequences in a pass."""
+    batch = config.batch
+    divisors = [
+        rows
+        for rows in range(batch.micro - 1, 0, -1)
+        if batch.sequences % rows == 0 and (batch.ramp_from or batch.sequences) % rows == 0
+    ]
+    for more, memory in (("", need), (" every.background=false", replace(need, copy=0))):
+        for rows in divisors:
+            if memory.total(rows) <= free:
+                return f"use --set batch.micro_sequences={rows}{more}"
+        if more and memory.total(batch.micro) <= free:
+            return f"use --set{more}"
+    return "no size of a pass fits: use a smaller model, such as fewer --set model.layers, or a larger machine"
+
+
+def shown(bytes_: float) -> str:
+    return f"{bytes_ / 1e9:,.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:,.1f} MB"
+
+
+def dry_batch(live: Live, optimizers: list[torch.optim.Optimizer]) -> None:
+    """One pass of the largest shape, forward and backward, without an update. Weights, running statistics and torch's
+    generators are afterwards what they were, bit for bit.
+
+    Raises:
+        UserError: if the device runs out of memory, with the setting that may fit.
+    """
+    generators = state.generator_tensors()
+    statistics = Statistics(live.model)
+    statistics.keep()
+    rows = min(live.config.batch.micro, live.config.batch.sequences // live.layout.group.size)
+    try:
+        find_gradients(
+            live.model,
+            live.task,
+            [tensor.to(live.runtime.device) for tensor in live.batches.largest(rows)],
+            micro=rows,
+            runtime=live.runtime,
+            clip=live.config.optim.clip,
+            layout=live.layout,
+        )
+    except torch.OutOfMemoryError as error:
+        half = next((n for n in range(rows // 2, 0, -1) if live.config.batch.sequences % n == 0), 1)
+        reason = str(error).partition(". ")[0]
+        raise UserError(f"a pass of {rows} sequences: {reason}; use --set batch.micro_sequences={half}") from None
+    finally:
+        leave_out(optimizers, statistics)
+        state.set_generators(generators)

@@ -1,0 +1,80 @@
+"""Where the processes of a run have to agree: what cannot be divided, who stops when, when the end moves.
+
+All that is decided by a clock or a signal is decided between two steps, by one message that all exchange: the first
+process's clock counts, and whoever got a signal stops all of them after the same step.
+"""
+
+from typing import Any
+
+import torch
+
+from isoflop.errors import UserError
+from isoflop.model.blocks.part import Part
+from isoflop.model.count import build_on_meta
+from isoflop.optim.schedules import Decision
+from isoflop.parallel.mesh import Group
+from isoflop.trainer.config import RunConfig
+
+
+def agree(group: Group, signal: int | None, decision: Decision | None) -> tuple[int | None, Decision | None]:
+    """What holds for all after a step, of what came up in each: a signal that any of them received, and the decision
+    that the first one's clock made."""
+    if group.alone:
+        return signal, decision
+    number, decided = group.largest([signal or 0, int(decision is not None)])
+    if decided:
+        decision = Decision.from_dict(group.broadcast(decision.to_dict() if decision else None))
+    return number or None, decision
+
+
+def check_world(config: RunConfig, group: Group) -> None:
+    """Whether the run can be divided among these processes; nothing is allocated.
+
+    Raises:
+        UserError: naming the field that does not fit.
+    """
+    config.parallel.resolve(group.size, group.hosts)
+    if group.alone:
+        return
+    cards = torch.cuda.device_count()
+    if config.runtime.device.startswith("cuda") and cards < group.local_size:
+        raise UserError(
+            f"{group.local_size} processes on this host have {cards} GPUs: start as many processes as GPUs, or use "
+            "--set runtime.device=cpu"
+        )
+    batch = config.batch
+    for name, sequences in (("batch.sequences", batch.sequences), ("batch.ramp_from", batch.ramp_from)):
+        if sequences % group.size:
+            above = -(-sequences // group.size) * group.size
+            raise UserError(
+                f"{name} = {sequences} cannot be divided among {group.size} processes; use --set {name}={above}"
+            )
+        rows = sequences // group.size
+        if rows > batch.micro and rows % batch.micro:
+            raise UserError(
+                f"batch.micro_sequences = {batch.micro} does not divide the {rows} of {name} = {sequences} that each "
+                f"of {group.size} processes gets; use a divisor of {rows}"
+            )
+    if config.task == "causal_lm" and any(not part.separate for part in parts_of(config)):
+        raise UserError(
+            f"model.norm = {config.model.norm.name!r} takes statistics over the sequences of a pass, and a pass would "
+            f"be other sequences with {group.size} processes; use rms or layer, or one process"
+        )
+
+
+def world_of(config: RunConfig, group: Group) -> dict[str, Any]:
+    """What the history says of who trains from here on."""
+    mode, copies = config.parallel.resolve(group.size, group.hosts)
+    return {"processes": group.size, "hosts": group.hosts, "mode": mode, "copies": copies, "launch": group.launch}
+
+
+def parts_of(config: RunConfig) -> list[Part]:
+    return [part for part in build_on_meta(config.model).modules() if isinstance(part, Part)]
+
+
+def seed_step(group: Group, seed: int, step: int) -> None:
+    """Before a step of several processes: each one's dropout is drawn from a generator that the seed, the step and the
+    rank decide, so that no two drop alike, and a resumed run goes on with the same. One process goes on with its
+    generator as it is, whose state is in the checkpoint."""
+    if not group.alone:
+        torch.manual_seed((seed * 1_000_003 + step) * 65_537 + group.rank)

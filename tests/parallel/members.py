@@ -1,0 +1,117 @@
+"""Run by every process of a group of test_equality.py: trains small models in every mode, and prints what came out.
+
+python members.py MODE[,MODE] CASE[,CASE]     with RANK and so on in the environment, or alone with the mode none
+"""
+
+import json
+import sys
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from isoflop.config import override
+from isoflop.measure import measure
+from isoflop.model.build import build_model
+from isoflop.model.loss import IGNORED
+from isoflop.optim.build import build
+from isoflop.parallel.mesh import joined
+from isoflop.parallel.shard import lay_out
+from isoflop.runtime import make_runtime, seed_everything
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.step import take_step
+from isoflop.trainer.task import make_task
+
+SMALL = [
+    "model.layers=2",
+    "model.d_model=36",  # with 3 heads: nothing divides by 4
+    "model.heads=3",
+    "model.context=16",
+    "model.vocab_size=67",
+    "batch.sequences=8",
+]
+# name -> (what is set, steps)
+CASES: dict[str, tuple[list[str], int]] = {
+    "muon": ([], 50),
+    "adamw": (["optim.name=adamw", "optim.clip=0.1"], 50),
+    "accumulated": (["batch.micro_sequences=2"], 3),
+    "tied": (["model.tied_head=true", "model=gpt2"], 3),
+    "multi_token": (["loss=multi_token"], 3),
+    "experts": (["model.feed_forward=moe"], 3),
+    "experts_in_passes": (["model.feed_forward=moe", "batch.micro_sequences=4"], 3),
+    "pairs": (["task=seq2seq"], 3),
+}
+
+
+def make(config, group, mode):
+    seed_everything(0)
+    model = build_model(config.task, config.model)
+    task = make_task(config)
+    task.prepare(model)
+    parallel = override(config, [f"parallel.mode={mode}", f"parallel.replicas={2 if mode == 'hsdp' else 0}"]).parallel
+    layout = lay_out(model, task.loss, group, parallel, "cpu")
+    return task, model, layout, build(model, config.optim, torch.float32, layout.matrices)
+
+
+def batch_of(config, step, group):
+    """The whole step's rows, and of these the process's own; in pairs the last rows are nearly all padding."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(67, (8, 17), generator=generator)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].clone()
+    rows = slice(group.rank * 8 // group.size, (group.rank + 1) * 8 // group.size)
+    if config.task != "seq2seq":
+        return inputs[rows], targets[rows]
+    targets[5:, 2:] = IGNORED
+    sources = torch.randint(67, (8, 11), generator=generator)
+    return sources[rows], (sources > 5)[rows], inputs[rows], targets[rows]
+
+
+def whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def run(case, mode, group):
+    changes, steps = CASES[case]
+    config = override(RunConfig(), [*changes, *SMALL])
+    runtime = make_runtime("cpu", "float32")
+    task, model, layout, optimizers = make(config, group, mode)
+    gradients = {}
+
+    def keep(optimizer, *_):  # what a step is about to use
+        if not gradients:
+            gradients.update({name: whole(p.grad).clone() for name, p in model.named_parameters()})
+
+    for optimizer in optimizers[:1]:
+        optimizer.register_step_pre_hook(keep)
+    lines = []
+    for step in range(steps):
+        loss, norm = take_step(
+            model,
+            optimizers,
+            task,
+            batch_of(config, step, group),
+            micro=config.batch.micro_sequences or 8,
+            runtime=runtime,
+            clip=config.optim.clip,
+            scale=0.3,
+            layout=layout,
+        )
+        lines.append([float(loss), float(norm)])
+    found = {"lines": lines, "gradients": {name: g.flatten().tolist() for name, g in gradients.items()}}
+    found["weights"] = {name: whole(p.detach()).flatten().tolist() for name, p in model.named_parameters()}
+    if config.task == "causal_lm":
+        held = torch.randint(67, (24010,), generator=torch.Generator().manual_seed(9)).numpy()
+        nats = measure(model, held, torch.ones(67, dtype=torch.int64).numpy(), 0, runtime, group=group).nats
+        found["heldout"] = nats
+    return found
+
+
+def main(modes, cases):
+    torch.set_num_threads(1)
+    with joined() as group:
+        shown = {f"{case} {mode}": run(case, mode, group) for case in cases for mode in modes}
+        if group.first:
+            print(json.dumps(shown))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1].split(","), sys.argv[2].split(","))

@@ -1,0 +1,114 @@
+"""Several processes compute what one does.
+
+How near: a gradient is a sum over the tokens of a step. Each process sums its own rows in float32, and the parts are
+added up in another order than one process adds them. A sum of n terms rounded to 24 bits differs by order of
+sqrt(n) 2^-24 of its terms' size: at these few hundred terms a relative 1e-6, against which single elements, in which
+large terms cancel, are held by an absolute 1e-6 of the largest gradient. Training carries the difference on and makes
+it grow a little each step: over 50 steps 1e-5 of the loss is allowed (3e-7 is what is seen).
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import isoflop
+from isoflop.parallel.mesh import Group
+from isoflop.trainer.together import seed_step
+
+CASES = ("muon", "adamw", "accumulated", "tied", "multi_token", "experts", "experts_in_passes", "pairs")
+MEMBERS = Path(__file__).with_name("members.py")
+
+
+def run_group(size: int, modes: str, cases: list[str]) -> dict:
+    """What a group of processes prints, each started as torchrun would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    roots = [str(Path(isoflop.__file__).parents[1]), str(MEMBERS.parent)]
+    base = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(size):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        if size > 1:
+            base |= {**{k: str(v) for k, v in place.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, str(MEMBERS), modes, ",".join(cases)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen(command, env=dict(base), **pipes))
+    printed = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, printed, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    assert all(not out for out, _ in printed[1:])
+    return json.loads(printed[0][0])
+
+
+@pytest.fixture(scope="module")
+def one():
+    return run_group(1, "none", [case for case in CASES if case != "experts"])
+
+
+@pytest.fixture(scope="module")
+def two():
+    return run_group(2, "ddp,fsdp", list(CASES))
+
+
+@pytest.fixture(scope="module")
+def four():
+    return run_group(4, "ddp,fsdp,hsdp", ["muon"])
+
+
+def assert_equal(one: dict, many: dict) -> None:
+    losses, norms = np.array(one["lines"]).T
+    other_losses, other_norms = np.array(many["lines"]).T
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(other_norms, norms, rtol=1e-4)
+    assert many["gradients"].keys() == one["gradients"].keys()
+    largest = max(np.abs(g).max() for g in one["gradients"].values())
+    for name, gradient in one["gradients"].items():
+        np.testing.assert_allclose(many["gradients"][name], gradient, rtol=1e-5, atol=1e-6 * largest, err_msg=name)
+    for name, weight in one["weights"].items():
+        np.testing.assert_allclose(many["weights"][name], weight, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("experts")])
+def test_two_processes_equal_one(one, two, case, mode):
+    assert_equal(one[f"{case} none"], two[f"{case} {mode}"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "fsdp", "hsdp"])
+def test_four_processes_equal_one(one, four, mode):
+    assert_equal(one["muon none"], four[f"muon {mode}"])
+    assert four[f"muon {mode}"]["heldout"] == pytest.approx(one["muon none"]["heldout"], rel=1e-5)
+
+
+def test_experts_are_balanced_within_a_pass_of_a_process(one, two):
+    """A pass's balance loss is a product of two means over it and no mean itself: two processes with four sequences
+    each have that of one process with two passes of four."""
+    for mode in ("ddp", "fsdp"):
+        assert_equal(one["experts_in_passes none"], two[f"experts {mode}"])
+        assert_equal(one["experts_in_passes none"], two[f"experts_in_passes {mode}"])
+
+
+@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
+def test_heldout_loss_does_not_depend_on_the_number_of_processes(one, two, mode):
+    for case in ("muon", "adamw"):  # the weights differ in their last bits
+        assert two[f"{case} {mode}"]["heldout"] == pytest.approx(one[f"{case} none"]["heldout"], rel=1e-5)
+
+
+def test_every_process_drops_others_and_a_resumed_step_the_same():
+    def drawn(rank, step, size=2):
+        torch.manual_seed(7)
+        seed_step(Group(rank, size), 0, step)
+        return torch.rand(4).tolist()
+
+    assert len({tuple(drawn(rank, step)) for rank in range(2) for step in range(3)}) == 6
+    assert drawn(1, 2) == drawn(1, 2)
+    assert drawn(0, 0, size=1) == drawn(0, 5, size=1)  # alone the run's own generator goes on

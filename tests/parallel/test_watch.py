@@ -1,0 +1,102 @@
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import isoflop
+from isoflop.parallel.mesh import Group
+from isoflop.parallel.watch import Watchdog
+
+BEAT = {"pulse": 1, "host": "a", "node": 0, "step": 7, "doing": "in the step", "marks": 20, "waits": True}
+
+
+@pytest.fixture
+def watchdog(tmp_path) -> Watchdog:
+    return Watchdog(Group(0, 3), 60.0, tmp_path, 0)
+
+
+def hear(watchdog: Watchdog, *beats: dict, ago: float = 0.0) -> None:
+    watchdog.heard = {rank: (BEAT | beat, time.monotonic() - ago) for rank, beat in enumerate(beats)}
+
+
+def test_whoever_no_longer_beats_is_silent_whatever_the_others_do(watchdog):
+    hear(watchdog, {}, {"waits": False}, {"marks": 3, "host": "b"})
+    beat, at = watchdog.heard[2]
+    watchdog.heard[2] = (beat, at - 100)
+    now = time.monotonic()
+    assert watchdog.silent(now) == [2]
+    assert watchdog.words([2], now) == (
+        "no progress for 60 s: rank 2 on host b is silent, last heard of at step 7, in the step"
+    )
+
+
+def test_of_those_that_beat_the_one_that_does_not_wait_hangs(watchdog):
+    hear(watchdog, {}, {"waits": False, "step": 6}, {"marks": 3})
+    now = time.monotonic()
+    assert watchdog.silent(now) == [1]
+    assert "rank 1 on host a hangs at step 6" in watchdog.words([1], now)
+
+
+def test_where_all_wait_the_one_that_got_least_far_is_named(watchdog):
+    hear(watchdog, {}, {}, {"marks": 3})
+    assert watchdog.silent(time.monotonic()) == [2]
+
+
+def test_one_that_was_never_heard_of_is_named(watchdog):
+    hear(watchdog, {}, {})
+    now = time.monotonic()
+    assert watchdog.silent(now) == [2]
+    assert "rank 2 was never heard of" in watchdog.words([2], now)
+
+
+def test_one_process_is_not_watched(tmp_path):
+    with Watchdog(Group(), 0.01, tmp_path, 0) as watchdog:
+        watchdog.at(1, "in the step")
+        time.sleep(0.1)
+    assert not list(tmp_path.iterdir())
+
+
+HANGING = """
+import sys, time
+from pathlib import Path
+from isoflop.parallel.mesh import joined
+from isoflop.parallel.watch import Watchdog
+
+def sleeps_for_ever():
+    time.sleep(1000)
+
+with joined() as group, Watchdog(group, 2.0, Path(sys.argv[1]), 5) as watchdog:
+    watchdog.at(5, "in the step")
+    group.barrier()
+    if group.rank == 1:
+        sleeps_for_ever()
+    group.barrier()
+"""
+
+
+def test_a_process_that_hangs_is_named_with_its_stack(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (tmp_path / "hanging.py").write_text(HANGING)
+    run = tmp_path / "run"
+    run.mkdir()
+    processes = []
+    for rank in range(2):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(Path(isoflop.__file__).parents[1])}
+        command = [sys.executable, str(tmp_path / "hanging.py"), str(run)]
+        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    errors = [process.communicate(timeout=180)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    said = [line for text in errors for line in text.splitlines() if line.startswith("isoflop: ")]
+    assert len(said) == 1
+    assert f"rank 1 on host {socket.gethostname()} hangs at step 5, in the step" in said[0]
+    assert f"--resume {run}" in said[0]
+    assert "sleeps_for_ever" in (run / "stacks" / "rank-1.txt").read_text()
+    assert '"hung"' in (run / "events.jsonl").read_text()

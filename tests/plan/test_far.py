@@ -1,0 +1,21 @@
+"""What is far from the plan is said in one line."""
+
+from isoflop.config import override
+from isoflop.plan.advise import with_batch, with_rates
+from isoflop.plan.far import far_off
+from isoflop.trainer import RunConfig
+
+
+def test_what_the_plan_chooses_is_not_far_from_it():
+    for width, steps in ((64, 300), (512, 20_000)):
+        config = override(RunConfig(), [f"model.d_model={width}", f"steps={steps}"])
+        assert far_off(with_rates(with_batch(config, config.tokens))) == []
+
+
+def test_each_far_setting_is_named_with_both_numbers():
+    config = override(RunConfig(), ["model.d_model=128", "optim.lr=1", "optim.matrix_lr=1e-4", "batch.sequences=4000"])
+    lr, matrix_lr, batch = far_off(config)
+    assert "optim.lr = 1 is 100 times the 0.01 that" in lr
+    assert "optim.matrix_lr = 0.0001 is 1/150 of the 0.015 that" in matrix_lr
+    assert batch.startswith("note: the batch, in tokens, =")
+    assert len(far_off(override(config, ["optim.name=adamw"]))) == 2  # matrix_lr is not used

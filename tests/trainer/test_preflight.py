@@ -1,0 +1,100 @@
+"""Before the first step: what does not fit is refused with what would, and trying it out leaves no trace."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from isoflop import checkpoint
+from isoflop.config import override
+from isoflop.errors import UserError
+from isoflop.model.build import build_model
+from isoflop.records import read_run
+from isoflop.runtime import available, free_memory, left_of, make_runtime
+from isoflop.trainer import RunConfig, train
+from isoflop.trainer.preflight import Memory, check_memory, estimate, kept_bytes
+from isoflop.trainer.task import CausalLM
+from small import TINY
+
+GB = 10**9
+
+
+@pytest.fixture
+def config(corpus):
+    start = RunConfig()
+    start = replace(start, data=replace(start.data, sources=(str(corpus),)))
+    more = ["model.vocab_size=320", "steps=4", "model.dropout=0.1", "model.norm=batch", "every.checkpoint=0"]
+    return override(start, [*TINY, *more])
+
+
+def test_trying_it_out_leaves_no_trace(config, tmp_path):
+    """Dropout draws and batch norm counts in a dry batch as well; afterwards nobody can tell."""
+    train(config, tmp_path / "tried")
+    train(override(config, ["guard.preflight=false"]), tmp_path / "untried")
+    one, other = (read_run(tmp_path / name).training for name in ("tried", "untried"))
+    assert [line["loss"] for line in one] == [line["loss"] for line in other]
+    a, b = (checkpoint.read(tmp_path / name).weights for name in ("tried", "untried"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_there(config, tmp_path, monkeypatch):
+    task = CausalLM()
+    data = task.prepare_data(config.data)
+    need = estimate(config, task, task.batches(config, data), make_runtime("cpu", "float32", 1))
+    free = need.total(3)  # of 8 sequences in a pass
+    monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device: free)
+    with pytest.raises(UserError, match=r"8 sequences.*use --set batch\.micro_sequences=2$"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    train(override(config, ["batch.micro_sequences=2"]), tmp_path / "run")  # and that does
+
+
+def test_the_estimate_grows_as_what_the_backward_pass_really_keeps(config):
+    """From models of two and four layers and a few sequences to one of six with eight."""
+    config = override(config, ["model.layers=6", "model.norm=rms"])
+    task = CausalLM()
+    runtime = make_runtime("cpu", "float32", 1)
+    batches = task.batches(config, task.prepare_data(config.data))
+    need = estimate(config, task, batches, runtime)
+    model = build_model(config.task, config.model)
+    really = kept_bytes(model, task, batches.largest(8), runtime)
+    assert really <= 8 * need.sequence <= 1.3 * really
+    parameters = sum(tensor.numel() for tensor in model.parameters())
+    assert 12 * parameters <= need.fixed <= 24 * parameters and 8 * parameters <= need.copy <= 12 * parameters
+
+
+@pytest.mark.parametrize(
+    ("need", "said"),
+    [
+        (Memory(2 * GB, GB // 2, GB), "micro_sequences=4"),
+        (Memory(4 * GB, GB, 2 * GB), "micro_sequences=1 every.background=false"),
+        (Memory(6 * GB, GB, 0), "no size of a pass fits"),
+    ],
+)
+def test_the_way_out_is_the_largest_that_fits(monkeypatch, need, said):
+    monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device: 5 * GB)
+    config = override(RunConfig(), ["batch.sequences=12"])
+    with pytest.raises(UserError, match=said) as raised:
+        check_memory(config, need, "cpu")
+    assert "\n" not in str(raised.value) and "5.0 GB is free" in str(raised.value)
+    monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device: None)
+    check_memory(config, need, "cpu")  # where the system does not say, nothing is refused
+
+
+def test_what_is_free_is_what_the_system_and_the_group_leave(tmp_path):
+    assert 2**20 < free_memory("cpu") < 2**50
+    (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2048 kB\n")
+    assert available(tmp_path / "meminfo") == 2**21
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
+    assert left_of(tmp_path) == 350_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert left_of(tmp_path) is None
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused(config, tmp_path, monkeypatch):
+    train(config, tmp_path / "run")
+    monkeypatch.setattr("isoflop.data.tokenizer.Tokenizer.to_json", lambda self: '{"another": 1}')
+    with pytest.raises(UserError, match="tokenizer"):
+        train(override(config, ["steps=6"]), tmp_path / "run", resume=True)

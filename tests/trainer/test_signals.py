@@ -1,0 +1,84 @@
+"""Signals: what is at work is cut short and made up for, everything is saved, and a second one does not wait."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from isoflop.config import override
+from isoflop.records import read_run
+from isoflop.trainer import RunConfig, train
+from isoflop.trainer.guard import CutShort, Interrupted, Signals
+from isoflop.trainer.hooks import HeldOut, Samples
+from isoflop.trainer.task import CausalLM
+from small import TINY
+
+
+@pytest.fixture
+def config(corpus):
+    start = RunConfig()
+    start = replace(start, data=replace(start.data, sources=(str(corpus),)))
+    return override(start, [*TINY, "model.vocab_size=320", "steps=12", "every.evaluate=4", "every.sample=4"])
+
+
+class Slow(CausalLM):
+    """Its second measurement takes a minute, in which a signal comes."""
+
+    def __init__(self, signum):
+        super().__init__()
+        self.signum, self.measured = signum, 0
+
+    def measure(self, *arguments, **more):
+        self.measured += 1
+        if self.measured == 2:
+            threading.Timer(0.2, os.kill, (os.getpid(), self.signum)).start()
+            time.sleep(60)
+        return super().measure(*arguments, **more)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_measurement_is_cut_short_and_made_when_the_run_goes_on(config, tmp_path, signum):
+    hooks = [HeldOut(), Samples()]
+    train(config, tmp_path / "whole", hooks=hooks)
+    began = time.monotonic()
+    with pytest.raises(Interrupted) as raised:
+        train(config, tmp_path / "cut", task=Slow(signum), hooks=hooks)
+    assert time.monotonic() - began < 30
+    assert (raised.value.signum, raised.value.step) == (signum, 8)
+    stopped = read_run(tmp_path / "cut")
+    assert [line["step"] for line in stopped.heldout] == [4] == sorted({line["step"] for line in stopped.samples})
+    train(config, tmp_path / "cut", hooks=hooks, resume=True)
+    whole, cut = (read_run(tmp_path / name) for name in ("whole", "cut"))
+    assert [(line["step"], line["loss"]) for line in whole.training] == [(x["step"], x["loss"]) for x in cut.training]
+    measured = [[(line["step"], line["heldout_loss"]) for line in run.heldout] for run in (whole, cut)]
+    assert measured[0] == measured[1] and len(measured[0]) == 3
+    assert [line["text"] for line in whole.samples] == [line["text"] for line in cut.samples]
+
+
+def test_only_what_may_be_cut_short_is():
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        with pytest.raises(CutShort), signals.cut_short():
+            pytest.fail("it had come before")
+
+
+def test_a_second_signal_leaves_at_once():
+    code = (
+        "import time; from isoflop.trainer.guard import Signals\n"
+        "with Signals():\n    print('ready', flush=True)\n    end = time.monotonic() + 60\n"
+        "    while time.monotonic() < end: time.sleep(0.05)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 128 + signal.SIGINT
+    process.stdout.close()

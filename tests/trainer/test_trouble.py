@@ -1,0 +1,316 @@
+"""Numbers gone wrong: what a bad step leaves behind, what a run makes of it, and that no kill changes that."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from isoflop import checkpoint
+from isoflop.config import override
+from isoflop.data.gaps import Gaps
+from isoflop.errors import UserError
+from isoflop.job.listener import Phases
+from isoflop.job.outcome import write_result
+from isoflop.measure import HeldOut
+from isoflop.model.build import build_model
+from isoflop.optim.build import build
+from isoflop.optim.schedules import Timetable
+from isoflop.records import RunFolder, read_lines, read_run
+from isoflop.report.page import write_report
+from isoflop.runtime import seed_everything
+from isoflop.trainer import RunConfig, train
+from isoflop.trainer.config import GuardConfig
+from isoflop.trainer.guard import Diverged
+from isoflop.trainer.hooks import Hook
+from isoflop.trainer.task import CausalLM
+from isoflop.trainer.trouble import Watch, find_trouble, in_a_row
+from small import TINY
+
+STEPS = 12
+
+
+class Poisoned(CausalLM):
+    """Text in which the batches of some steps of an unbroken run make the loss what `factor` makes of it, be it met
+    when it may; `skipped` are ranges that nobody ever draws."""
+
+    def __init__(self, config, prepared, steps=(), factor=math.nan, skipped=()):
+        super().__init__()
+        batches = super().batches(config, prepared)
+        self.poison = [batches.batch(step)[0][0] for step in steps]
+        self.factor, self.skipped, self.met = factor, tuple(skipped), 0
+
+    def loss(self, model, inputs_BT, targets_BT):
+        loss = super().loss(model, inputs_BT, targets_BT)
+        if any((inputs_BT == row).all(1).any() for row in self.poison):
+            self.met += 1
+            return loss * self.factor
+        return loss
+
+    def batches(self, config, data, skipped=()):
+        return super().batches(config, data, (*self.skipped, *skipped))
+
+
+class PowerCut(Exception):
+    pass
+
+
+class Cut(Hook):
+    """Ends the process, as far as the run can tell, when a step is put on record as bad."""
+
+    def troubled(self, live, line):
+        raise PowerCut
+
+
+class CutAt(Hook):
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, live):
+        if live.step == self.step:
+            raise PowerCut
+
+
+@pytest.fixture
+def config(corpus):
+    start = RunConfig()
+    start = replace(start, data=replace(start.data, sources=(str(corpus),)))
+    more = ["model.vocab_size=320", f"steps={STEPS}", "model.dropout=0.1", "model.norm=batch", "every.checkpoint=4"]
+    return override(start, [*TINY, *more])
+
+
+@pytest.fixture
+def prepared(config):
+    return CausalLM().prepare_data(config.data)
+
+
+def end_of(folder):
+    """Losses by step, and every tensor of the last checkpoint: weights, moments, counts, generators."""
+    last = checkpoint.latest(RunFolder(folder).checkpoints)
+    tensors = checkpoint.state.stored_tensors(last / "tensors")
+    loaded = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
+    checkpoint.state.load_tensors(last / "tensors", loaded)
+    return {line["step"]: line["loss"] for line in read_run(folder).training}, loaded
+
+
+def assert_same_end(one, other):
+    (losses, tensors), (its, others) = end_of(one), end_of(other)
+    assert losses == its
+    assert sorted(tensors) == sorted(others)
+    assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
+
+
+def test_a_step_left_out_is_as_if_its_update_had_not_been(config, prepared, tmp_path):
+    """Against a loop of our own that takes no update at that step: weights, both optimisers' moments and step counts,
+    the running statistics of batch norm, and torch's generator, of which dropout drew in that step too."""
+    bad = 5
+    task = Poisoned(config, prepared, [bad])
+    train(config, tmp_path / "run", task=task, prepared=prepared)
+    assert task.met == 1
+    seed_everything(config.seed)
+    model = build_model(config.task, config.model)
+    optimizers = build(model, config.optim, torch.float32)
+    batches = CausalLM().batches(config, prepared)
+    timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
+    model.train()
+    losses = {}
+    for step in range(STEPS):
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        loss = CausalLM().loss(model, *batches.batch(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
+        if step == bad:
+            for name, buffer in model.named_buffers():
+                buffer.copy_(before[name])
+        else:
+            losses[step + 1] = loss.item()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * timetable.scale(step)
+            if step != bad:
+                optimizer.step()
+            optimizer.zero_grad()
+    reached, tensors = end_of(tmp_path / "run")
+    assert reached == losses
+    own = {**checkpoint.state.model_tensors(model), **checkpoint.state.optimizer_tensors(model, optimizers)}
+    assert [name for name, tensor in own.items() if not torch.equal(tensors[name], tensor)] == []
+    counts = {name: tensor.item() for name, tensor in tensors.items() if name.endswith(".step")}
+    assert counts and set(counts.values()) == {STEPS - 1.0}
+    assert torch.equal(tensors["rng.cpu"], torch.get_rng_state())
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_rollback_is_the_run_that_never_drew_that_batch(config, prepared, tmp_path, optimizer):
+    config = override(config, [f"optim.name={optimizer}", "guard.non_finite=rollback"])
+    rows = config.batch.sequences
+    train(config, tmp_path / "run", task=Poisoned(config, prepared, [6, 9]), prepared=prepared)
+    never = Poisoned(config, prepared, skipped=((6 * rows, rows), (9 * rows, rows)))
+    train(config, tmp_path / "never", task=never, prepared=prepared)
+    assert_same_end(tmp_path / "run", tmp_path / "never")
+    run = read_run(tmp_path / "run")
+    assert [(line["step"], line["first"], line["sequences"]) for line in run.skips] == [(7, 48, 8), (9, 72, 8)]
+    assert [line["step"] for line in run.training] == list(range(1, STEPS + 1))
+    assert [event["from_step"] for event in run.events if event["event"] == "rolled back"] == [6, 8]
+
+
+def test_before_the_first_checkpoint_a_rollback_goes_back_to_the_start(config, prepared, tmp_path):
+    config = override(config, ["guard.non_finite=rollback", "guard.pass_over=2"])
+    train(config, tmp_path / "run", task=Poisoned(config, prepared, [2]), prepared=prepared)
+    never = Poisoned(config, prepared, skipped=((16, 16),))
+    train(config, tmp_path / "never", task=never, prepared=prepared)
+    assert_same_end(tmp_path / "run", tmp_path / "never")
+
+
+@pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.parametrize("hook", [Cut(), CutAt(8)])
+def test_killed_in_the_middle_of_it_and_resumed_it_is_the_same(config, prepared, tmp_path, action, hook):
+    """Once right after the record and before anything is done about it, once some steps later."""
+    config = override(config, [f"guard.non_finite={action}"])
+    train(config, tmp_path / "whole", task=Poisoned(config, prepared, [6, 10]), prepared=prepared)
+    with pytest.raises(PowerCut):
+        train(config, tmp_path / "cut", task=Poisoned(config, prepared, [6, 10]), prepared=prepared, hooks=[hook])
+    train(config, tmp_path / "cut", task=Poisoned(config, prepared, [6, 10]), prepared=prepared, resume=True)
+    assert_same_end(tmp_path / "whole", tmp_path / "cut")
+    told = [[{**line, "time": 0} for line in read_run(tmp_path / name).skips] for name in ("whole", "cut")]
+    assert told[0] == told[1] and len(told[0]) == 2
+
+
+def test_a_spike_is_judged_by_the_steps_before_it_and_nothing_else(config, prepared, tmp_path):
+    """A loss ten thousand times too large, left out; the run is the one that left it out for not being a number. A kill
+    forgets nothing of what is compared with."""
+    common = ["guard.window=4", "guard.sigmas=50", "guard.spike=skip"]
+    config = override(config, common)
+    train(config, tmp_path / "spike", task=Poisoned(config, prepared, [9], factor=1e4), prepared=prepared)
+    train(config, tmp_path / "nan", task=Poisoned(config, prepared, [9]), prepared=prepared)
+    assert_same_end(tmp_path / "spike", tmp_path / "nan")
+    [line] = read_run(tmp_path / "spike").skips
+    assert (line["step"], line["kind"], line["action"]) == (10, "spike", "skip") and line["loss"] > 1e4
+    with pytest.raises(PowerCut):
+        train(config, tmp_path / "cut", task=Poisoned(config, prepared), prepared=prepared, hooks=[CutAt(9)])
+    train(config, tmp_path / "cut", task=Poisoned(config, prepared, [9], 1e4), prepared=prepared, resume=True)
+    assert_same_end(tmp_path / "spike", tmp_path / "cut")
+
+
+def test_a_spike_is_by_default_counted_and_kept(config, prepared, tmp_path):
+    quiet, told = (override(config, [f"guard.window={window}", "guard.sigmas=1"]) for window in (128, 4))
+    train(quiet, tmp_path / "quiet", prepared=prepared)
+    train(told, tmp_path / "told", task=Poisoned(told, prepared), prepared=prepared)
+    assert {line["action"] for line in read_run(tmp_path / "told").skips} == {"keep"}
+    assert read_run(tmp_path / "quiet").skips == []
+    assert end_of(tmp_path / "quiet")[0] == end_of(tmp_path / "told")[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "steps", "after", "said"),
+    [
+        (["guard.in_a_row=3"], range(6, STEPS), 8, "3 bad steps in a row"),
+        (["guard.in_all=2"], [6, 9], 9, "2 bad steps in all"),
+        (["guard.non_finite=stop"], [6], 6, "guard.non_finite is stop"),
+        (["guard.non_finite=rollback", "guard.in_a_row=3"], range(6, 12), 6, "3 bad steps in a row"),
+    ],
+)
+def test_it_stops_after_the_stated_number_with_the_last_good_checkpoint(
+    config, prepared, tmp_path, more, steps, after, said
+):
+    config = override(config, more)
+    with pytest.raises(Diverged, match=f"step {after + 1}: loss nan.*{said}") as raised:
+        train(config, tmp_path / "run", task=Poisoned(config, prepared, steps), prepared=prepared)
+    folder = RunFolder(tmp_path / "run")
+    last = checkpoint.latest(folder.checkpoints)
+    assert str(last) in str(raised.value) and "\n" not in str(raised.value)
+    checkpoint.verify(last)
+    assert checkpoint.step_of(last) == (9 if after > 8 else 4)  # 9: before the decay
+    assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(last).weights.values())
+    train(
+        config, tmp_path / "run", task=Poisoned(config, prepared), prepared=prepared, resume=True
+    )  # the text is mended
+
+
+def test_everything_is_counted_and_shown(config, prepared, tmp_path):
+    config = override(config, ["guard.spike=rollback", "guard.window=4", "guard.sigmas=50"])
+
+    class Both(Poisoned):
+        def loss(self, model, inputs_BT, targets_BT):
+            self.factor = math.nan if (inputs_BT == self.poison[0]).all(1).any() else 1e4
+            return super().loss(model, inputs_BT, targets_BT)
+
+    result = train(config, tmp_path / "run", task=Both(config, prepared, [3, 9]), prepared=prepared)
+    folder = RunFolder(tmp_path / "run")
+    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, {}, Phases())
+    tokens = config.tokens_per_step
+    found = read_run(tmp_path / "run").result
+    assert found["guard"] == {
+        "spikes_kept": 0,
+        "steps_left_out": 1,
+        "left_out_tokens": tokens,
+        "rollbacks": 1,
+        "passed_over_tokens": tokens,
+    }
+    assert found["data"]["passed_over"] == tokens
+    assert sum(source["passed_over"] for source in found["data"]["sources"].values()) == tokens
+    assert found["tokens"] == found["data"]["tokens"] == STEPS * tokens
+    page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    assert "left out" in page and "passed over" in page and "loss nan" in page
+
+
+def test_the_rule_for_a_spike():
+    config = GuardConfig(window=4, sigmas=3)
+    recent = [(1.0, 2.0), (1.2, 2.2), (0.8, 1.8), (1.0, 2.0)]
+    limit = 1.0 + 3 * math.sqrt(0.02)
+    assert find_trouble(limit - 1e-9, 2.0, recent, config) is None
+    assert find_trouble(limit + 1e-9, 2.0, recent, config).kind == "spike"
+    assert "gradient norm" in find_trouble(1.0, 9.0, recent, config).reason
+    assert find_trouble(0.0, 0.0, recent, config) is None  # far below is no trouble
+    assert find_trouble(99.0, 99.0, recent[:3], config) is None  # too few to compare with
+    for numbers in ((math.nan, 1.0), (1.0, math.inf), (-math.inf, 1.0)):
+        assert find_trouble(*numbers, recent[:1], config).kind == "non-finite"
+
+
+def test_a_bad_step_is_not_compared_with():
+    watch = Watch(GuardConfig(spike="skip", window=3, sigmas=2))
+    for loss in (1.0, 1.1, 0.9):
+        assert watch.look(loss, 1.0) is None
+    for _ in range(5):
+        assert watch.look(50.0, 1.0).kind == "spike"
+        assert watch.look(math.nan, 1.0).kind == "non-finite"
+    assert Watch(watch.config, watch.state()).look(1.05, 1.0) is None
+    assert watch.state() == [[1.0, 1.0], [1.1, 1.0], [0.9, 1.0]]
+
+
+def test_bad_steps_in_a_row_are_those_without_progress_between():
+    def skips(*steps):
+        return [{"step": step, "action": "skip"} for step in steps]
+
+    def backs(*steps):
+        return [{"step": step, "action": "rollback"} for step in steps]
+
+    assert [in_a_row(skips(*s)) for s in ([], [3], [3, 4], [3, 5], [3, 5, 6, 7])] == [0, 1, 2, 1, 3]
+    assert [in_a_row(backs(*s)) for s in ([7, 7, 7], [7, 8], [7, 7, 8, 8])] == [3, 1, 2]
+    assert in_a_row(backs(7) + skips(3) + backs(7)) == 2  # step 3 was left out anew on the way back to 7
+    assert in_a_row(backs(7) + skips(3)) == 1
+
+
+@pytest.mark.parametrize("setting", ["sigmas=0", "window=1", "pass_over=0", "in_a_row=0", "in_all=0", "spike=ignore"])
+def test_a_setting_without_sense_is_named(setting):
+    with pytest.raises(UserError, match=rf"guard\.{setting.partition('=')[0]}"):
+        override(RunConfig(), [f"guard.{setting}"])
+
+
+def test_gaps_overlapping_and_out_of_order_are_one():
+    gaps = Gaps.of([(10, 5), (2, 2), (14, 3), (4, 1)])
+    assert gaps.ranges == ((2, 3), (10, 7))
+    there = [i for i in range(40) if not (2 <= i < 5 or 10 <= i < 17)]
+    assert [gaps.unbroken(i) for i in range(len(there))] == there
+    assert gaps.span(1, 3) == (1, 5)  # sequences 1 and 2 are numbers 1 and 5
+    assert gaps.before(0) == [] and gaps.before(2) == [] and gaps.before(3) == [(2, 3)]
+
+
+def test_a_torn_record_is_mended_and_a_full_disk_leaves_no_half_line(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.append("skips", {"step": 1})
+    with folder.log("skips").open("a") as file:
+        file.write('{"st')
+    folder.mend()
+    folder.append("skips", {"step": 2})
+    assert read_lines(folder.log("skips")) == [{"step": 1}, {"step": 2}]
