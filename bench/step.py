@@ -1,190 +1,203 @@
-"""Our training step beside Hugging Face's, same shape, in turns in one run.
+"""Our training step beside others', same architecture, optimiser, batch and context, in turns in one run.
 
-    python bench/step.py [--sizes S M L] [--dtypes float32 bfloat16] [--rounds 5] [--json FILE]
+    python bench/step.py --nanogpt FOLDER [--modes compile bfloat16] [--transformers] [--sizes S M L] [--rounds 5]
+                         [--also compile recompute plain-malloc] [--json]
 
-needs the extra `bench` (transformers). Both train GPT-2's architecture with AdamW (fused) on the same random tokens:
-forward, backward, clip at 1, update. The two take turns, a few steps each, round after round, and each round gives one
-ratio; printed are medians, so that a machine whose speed drifts does not decide. Share of peak: the step's FLOPs
-counted as executed (model/count.py), over the best square matrix product in that dtype in the same run. Peak memory is
-that of a process of its own for each, since a process remembers its worst moment.
+nanoGPT is run as its README says from the folder that you name (git clone of karpathy/nanoGPT): its own train.py at its
+CPU default, and in its other --modes. (On a CPU its --dtype changes nothing: it enters no autocast there.) Hugging
+Face's GPT2LMHeadModel needs the extra `bench`. Ours is our own loop, loader, logging and all. Each trainer is a process
+of its own; they take turns of about two seconds, and each round gives one ratio; printed are medians of the rounds.
+Share of peak: the step's FLOPs counted as executed (model/count.py; attention counts what the mask leaves), over the
+best matrix product in the same dtype in the same run. Peak memory is the most that the process held.
+
+Before nanoGPT is timed its model is given our weights, and the losses and gradients of the two are compared.
 """
 
 import argparse
-import json
-import statistics
-import subprocess
+import importlib.util
 import sys
-import time
-from collections.abc import Callable
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from isoflop.model.config import ModelConfig
+from ceilings import peaks, shapes_of, units_for
+from isoflop.errors import UserError
 from isoflop.model.count import flops_per_token
 from isoflop.model.gpt import GPT
-from isoflop.model.presets import gpt2
-from isoflop.optim.build import build
-from isoflop.optim.config import OptimConfig
-from isoflop.runtime import Runtime, describe_machine, measure_peak, peak_memory, seed_everything
-from isoflop.trainer.step import take_step
-from isoflop.trainer.task import CausalLM
+from isoflop.model.loss import cross_entropy
+from record import record, version
+from shapes import SIZES, Size, nanogpt_model
+from turns import Turns, random_tokens, ratio, take_turns
 
-# name: layers, d_model, heads, context, batch, vocabulary: nanoGPT's CPU default, its GPU default, GPT-2
-SIZES = {
-    "S": (4, 128, 4, 64, 12, 65),
-    "M": (6, 384, 6, 256, 16, 65),
-    "L": (12, 768, 12, 1024, 1, 50_304),
+ALSO = {
+    "compile": {"compile": True},
+    "recompute": {"recompute": True},
+    "plain-malloc": {"keep": False},
 }
-STEPS = {"S": 60, "M": 4, "L": 1}  # in a turn: about a second
-
-Step = Callable[[], None]
-
-
-def shape(size: str) -> tuple[ModelConfig, int]:
-    layers, d_model, heads, context, batch, vocabulary = SIZES[size]
-    return gpt2(layers=layers, d_model=d_model, heads=heads, context=context, vocab_size=vocabulary), batch
+MODES = {
+    "compile": {"compile": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "compile-bfloat16": {"compile": True, "dtype": "bfloat16"},
+}
 
 
-def random_batch(config: ModelConfig, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = torch.randint(config.vocab_size, (batch, config.context + 1))
-    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-
-
-def ours(size: str, dtype: torch.dtype) -> Step:
-    config, batch = shape(size)
-    seed_everything(0)
-    model = GPT(config)
-    optimizers = build(model, OptimConfig(name="adamw", lr=1e-4), dtype=dtype)
-    runtime = Runtime(torch.device("cpu"), dtype)
-    data = random_batch(config, batch)
-    task = CausalLM()
-
-    def step() -> None:
-        loss, _ = take_step(model, optimizers, task, data, micro=batch, runtime=runtime, clip=1.0, scale=1.0)
-        float(loss)
-
-    return step
-
-
-def theirs(size: str, dtype: torch.dtype) -> Step:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config, batch = shape(size)
-    seed_everything(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=config.vocab_size,
-            n_positions=config.context,
-            n_embd=config.d_model,
-            n_layer=config.layers,
-            n_head=config.heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            use_cache=False,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    ).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    runtime = Runtime(torch.device("cpu"), dtype)
-    inputs, targets = random_batch(config, batch)
-
-    def step() -> None:
-        with runtime.autocast():
-            logits = model(input_ids=inputs).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        float(loss.detach())
-
-    return step
-
-
-MAKERS: dict[str, Callable[[str, torch.dtype], Step]] = {"ours": ours, "theirs": theirs}
-
-
-def time_in_turns(steps: dict[str, Step], repeat: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds a step, for each maker one figure a round; the first turn of each warms up and is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            for _ in range(repeat):
-                step()
-            if number:
-                seconds[name].append((time.perf_counter() - started) / repeat)
-    return seconds
-
-
-def memory_of(maker: str, size: str, dtype: str) -> int:
-    """Peak resident bytes of a process that makes the model and takes three steps."""
-    command = [sys.executable, __file__, "--memory-of", maker, "--sizes", size, "--dtypes", dtype]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-
-
-def run(sizes: list[str], dtypes: list[str], rounds: int) -> dict[str, Any]:
-    peak = measure_peak("cpu", seconds=6.0)
-    rows = []
-    for size in sizes:
-        config, batch = shape(size)
-        tokens = batch * config.context
-        flops = flops_per_token(config, convention="executed") * tokens
+def contenders(given: argparse.Namespace, dtypes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, what contender.py is told) of each trainer; the first is ours as it comes, then nanoGPT as it comes."""
+    for dtype in dtypes:
+        yield f"isoflop {dtype}", {"trainer": "isoflop", "dtype": dtype}
+    for name in given.also:
+        yield f"isoflop {dtypes[0]} {name}", {"trainer": "isoflop", "dtype": dtypes[0], **ALSO[name]}
+    if given.nanogpt:
+        folder = str(given.nanogpt.resolve())
+        yield "nanogpt", {"trainer": "nanogpt", "folder": folder}
+        for name in given.modes:
+            yield f"nanogpt {name}", {"trainer": "nanogpt", "folder": folder, **MODES[name]}
+    if given.transformers:
         for dtype in dtypes:
-            if peak[dtype] < 0.1 * peak["float32"]:  # hours, on a processor without units for it
-                slower = peak["float32"] / peak[dtype]
-                print(f"{size}  {dtype:9} left out: its matrix products are {slower:.0f} times slower here")
-                continue
-            steps = {name: make(size, getattr(torch, dtype)) for name, make in MAKERS.items()}
-            seconds = time_in_turns(steps, STEPS[size], rounds)
-            del steps
-            row: dict[str, Any] = {"size": size, "dtype": dtype}
-            for name, values in seconds.items():
-                median = statistics.median(values)
-                row[name] = {
-                    "tokens_per_second": tokens / median,
-                    "peak_share": flops / median / peak[dtype],
-                    "peak_memory_bytes": memory_of(name, size, dtype),
-                    "seconds_per_step": values,
-                }
-            row["ratio"] = statistics.median(b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True))
-            rows.append(row)
-            print_row(row)
-    return {"machine": describe_machine("cpu"), "date": time.strftime("%Y-%m-%d"), "peak": peak, "rows": rows}
+            yield f"transformers {dtype}", {"trainer": "transformers", "dtype": dtype}
 
 
-def print_row(row: dict[str, Any]) -> None:
-    cells = [f"{row['size']}  {row['dtype']:9}"]
-    for name in MAKERS:
-        of = row[name]
-        cells.append(
-            f"{name} {of['tokens_per_second']:>9,.0f} tok/s {of['peak_share']:>4.0%} of peak "
-            f"{of['peak_memory_bytes'] / 2**20:>6,.0f} MiB"
-        )
-    print("   ".join(cells) + f"   ratio {row['ratio']:.2f}", flush=True)
+def load_nanogpt(folder: Path) -> Any:
+    """nanoGPT's model.py as a module."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    if spec is None or spec.loader is None or not (folder / "train.py").is_file():
+        raise UserError(f"--nanogpt {folder} has no model.py and train.py; name a clone of karpathy/nanoGPT")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    return module
+
+
+def nanogpt_weights(model: GPT) -> dict[str, torch.Tensor]:
+    """Our weights by nanoGPT's names."""
+    names = {
+        "embedding.weight": "transformer.wte.weight",
+        "position.table.weight": "transformer.wpe.weight",
+        "norm.weight": "transformer.ln_f.weight",
+    }
+    inside = {
+        "wiring.norms.0.weight": "ln_1.weight",
+        "wiring.norms.1.weight": "ln_2.weight",
+        "attention.out.weight": "attn.c_proj.weight",
+        "feed_forward.up.weight": "mlp.c_fc.weight",
+        "feed_forward.down.weight": "mlp.c_proj.weight",
+    }
+    ours = dict(model.named_parameters())
+    theirs = {theirs: ours.pop(name) for name, theirs in names.items()}
+    for layer in range(model.config.layers):
+        for name, other in inside.items():
+            theirs[f"transformer.h.{layer}.{other}"] = ours.pop(f"blocks.{layer}.{name}")
+        qkv = [ours.pop(f"blocks.{layer}.attention.{name}.weight") for name in "qkv"]
+        theirs[f"transformer.h.{layer}.attn.c_attn.weight"] = torch.cat(qkv)
+    if ours:
+        raise RuntimeError(f"nanoGPT has no place for {', '.join(ours)}")
+    return {**theirs, "lm_head.weight": theirs["transformer.wte.weight"]}
+
+
+def same_model(folder: Path, size: Size) -> dict[str, float]:
+    """The loss of both on the same tokens and weights, and the norms of the gradients.
+
+    Raises:
+        RuntimeError: if they differ by more than float32's rounding explains.
+    """
+    module = load_nanogpt(folder)
+    torch.manual_seed(0)
+    config = nanogpt_model(size)
+    ours = GPT(config)
+    shape = {"n_layer": config.layers, "n_head": config.heads, "n_embd": config.d_model, "dropout": 0.0, "bias": False}
+    theirs = module.GPT(module.GPTConfig(block_size=config.context, vocab_size=config.vocab_size, **shape))
+    theirs.load_state_dict(nanogpt_weights(ours))
+    tokens = torch.randint(config.vocab_size, (2, config.context + 1))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].contiguous()
+    losses = [cross_entropy(ours.hidden(inputs), ours.head_weight, targets), theirs(inputs, targets)[1]]
+    norms = []
+    for model, loss in zip((ours, theirs), losses, strict=True):
+        loss.backward()
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
+    found = {"loss": losses[0].item(), "nanogpt_loss": losses[1].item(), "norm": norms[0], "nanogpt_norm": norms[1]}
+    if abs(found["loss"] - found["nanogpt_loss"]) > 1e-4 or abs(norms[0] / norms[1] - 1) > 1e-3:
+        raise RuntimeError(f"the two are not the same model: {found}")
+    return found
+
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    if given.nanogpt:
+        alike = same_model(given.nanogpt, SIZES["S"])
+        print(f"same weights, same tokens: loss {alike['loss']:.6f}, nanoGPT's {alike['nanogpt_loss']:.6f}", flush=True)
+    wanted = [SIZES[name] for name in given.sizes]
+    peak = peaks(dict.fromkeys(shape for size in wanted for shape in shapes_of(size)))
+    best = {dtype: max(by_shape.values()) for dtype, by_shape in peak.items()}
+    print("  ".join(f"{dtype} peak {value / 1e9:.1f} GFLOP/s" for dtype, value in best.items()), flush=True)
+    dtypes = ["float32"]
+    if units_for(peak, "bfloat16"):
+        dtypes.insert(0, "bfloat16")
+    else:
+        print("bfloat16 is left out: this processor has no units for it")
+    rows = [measure_size(name, given, dtypes, best) for name in given.sizes]
+    return {"rounds": given.rounds, "peak": peak, "rows": rows}
+
+
+def measure_size(name: str, given: argparse.Namespace, dtypes: list[str], best: dict[str, float]) -> dict[str, Any]:
+    size = SIZES[name]
+    flops = flops_per_token(nanogpt_model(size), convention="executed") * size.tokens
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = str(random_tokens(Path(scratch), size.vocabulary))
+        specs = {who: {**spec, "size": name, "tokens": tokens} for who, spec in contenders(given, dtypes)}
+        done, missing = take_turns(specs, size.steps, given.rounds, Path(scratch))
+    row: dict[str, Any] = {"size": name, "shape": str(size), "flops_per_step": flops, "trainers": {}, "missing": {}}
+    for who, turns in done.items():
+        dtype = specs[who].get("dtype", "float32") if specs[who]["trainer"] != "nanogpt" else "float32"
+        row["trainers"][who] = {
+            "tokens_per_second": round(size.tokens / turns.median, 1),
+            "peak_share": round(flops / turns.median / best[dtype], 4),
+            "slower_than_isoflop": round(ratio(ours(done), turns), 4),
+            **turns.to_dict(),
+        }
+        show(name, who, row["trainers"][who])
+    for who, why in missing.items():
+        row["missing"][who] = why.strip().splitlines()[-1][:200]
+        print(f"{name}  {who:24} did not run: {row['missing'][who]}", flush=True)
+    return row
+
+
+def ours(done: dict[str, Turns]) -> Turns:
+    """The faster of ours as it comes, in float32 and, where there are units, bfloat16."""
+    plain = [turns for who, turns in done.items() if who in ("isoflop float32", "isoflop bfloat16")]
+    return min(plain, key=lambda turns: turns.median)
+
+
+def show(size: str, who: str, row: dict[str, Any]) -> None:
+    print(
+        f"{size}  {who:24} {row['tokens_per_second']:>10,.0f} tok/s  {row['peak_share']:>4.0%} of peak  "
+        f"{row['peak_bytes'] / 2**20:>6,.0f} MiB  {row['faults_per_step']:>9,.0f} page faults a step  "
+        f"isoflop is {row['slower_than_isoflop']:.2f} times as fast",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of karpathy/nanoGPT")
+    parser.add_argument("--transformers", action="store_true", help="also Hugging Face's GPT2LMHeadModel")
+    parser.add_argument(
+        "--modes", nargs="*", choices=list(MODES), default=["compile"], help="also nanoGPT with these flags of its own"
+    )
+    parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--dtypes", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the result here")
-    parser.add_argument("--memory-of", choices=list(MAKERS), help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/step.json")
     given = parser.parse_args()
-    if given.memory_of:
-        step = MAKERS[given.memory_of](given.sizes[0], getattr(torch, given.dtypes[0]))
-        for _ in range(3):
-            step()
-        print(peak_memory("cpu"))
-        return
-    result = run(given.sizes, given.dtypes, given.rounds)
+    result = measure(given)
     if given.json:
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        peers = {"nanogpt": version(given.nanogpt)} if given.nanogpt else {}
+        if given.transformers:
+            import transformers
+
+            peers["transformers"] = transformers.__version__
+        record("step", result, peers)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ def train(
     ] = "",
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    profile: Annotated[bool, tyro.conf.arg(help="show in the report where the time of a few steps goes")] = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -88,6 +89,7 @@ def train(
     from isoflop.parallel.mesh import talks
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen, show_outcome, show_plan
+    from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
         screen = Screen(quiet=not talks())
@@ -95,7 +97,7 @@ def train(
             say=screen.say,
             progress=screen.progress,
             planned=lambda advice: show_plan(screen, advice),
-            hooks=(screen,),
+            hooks=(Profile(), screen) if profile else (screen,),
             peak=lambda flops: setattr(screen, "peak", flops),
         )
         if resume:

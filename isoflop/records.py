@@ -13,6 +13,7 @@
       events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
       result.json       what the finished run reached
       checkpoints/step-00001000/
+      profile/          with --profile: where the time of a few steps went (trainer/profile.py)
       report.html
 
 This module is the only way to read a run; nothing else parses these files.
@@ -83,6 +84,10 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     def log(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
@@ -249,6 +254,7 @@ class Run:
         skips: lines with `step`, `kind` ("non-finite" or "spike"), `action` ("keep", "skip", "rollback", "stop"),
             `reason`, `loss` and `grad_norm` (null where not finite), `tokens` left out or passed over; with a rollback
             also `back_to` and the range of sequences passed over (data/gaps.py), `first` and `sequences`.
+        profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
 
@@ -265,6 +271,7 @@ class Run:
     skips: list[dict[str, Any]] = field(repr=False)
     events: list[dict[str, Any]] = field(repr=False)
     status: str = "stopped"
+    profile: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -300,6 +307,7 @@ def read_run(path: Path | str) -> Run:
         skips=logs["skips"],
         events=logs["events"],
         status=status,
+        profile=read_object(folder.profile / "profile.json"),
     )
 
 

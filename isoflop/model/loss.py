@@ -203,10 +203,11 @@ def forward_backward(
             counted_C = targets_C != IGNORED
             index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
             logits_CV = h_CD @ weight.T
-            log_p_CV = logits_CV.log_softmax(dim=-1, dtype=exact)
-            log_p_C1 = log_p_CV.gather(1, index_C1)
-            log_Z_C1 = logits_CV.gather(1, index_C1).to(exact) - log_p_C1 if z else None
+            logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
+            log_p_CV = log_softmax_over(logits_CV, exact)
             del logits_CV
+            log_p_C1 = log_p_CV.gather(1, index_C1)
+            log_Z_C1 = logit_C1 - log_p_C1 if logit_C1 is not None else None
             loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
             if smoothing:
                 loss_C -= smoothing * log_p_CV.mean(1)
@@ -237,3 +238,11 @@ def forward_backward(
     if grad_weight_VD is not None:
         grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
     return total, grad_h_ND, grad_weight_VD
+
+
+def log_softmax_over(logits_CV: Tensor, exact: torch.dtype) -> Tensor:
+    """log_softmax(logits) in `exact`, written over the logits where they are of that type on a CPU: at a large
+    vocabulary no tensor is larger. (torch's kernel there takes a row's maximum and sum before it writes any of it.)"""
+    if logits_CV.dtype != exact or logits_CV.device.type != "cpu":
+        return logits_CV.log_softmax(dim=-1, dtype=exact)
+    return torch.log_softmax(logits_CV, dim=-1, out=logits_CV)

@@ -105,6 +105,9 @@ class RuntimeConfig:
     )
     threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one a core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
+    recompute: Annotated[
+        bool, "work out a block's inside again in the backward pass: less memory, a third more time, the same bits"
+    ] = False
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from isoflop.optim.schedules import Decision, Timetable
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.parallel.shard import lay_out
 from isoflop.parallel.watch import Watchdog
+from isoflop.parallel.wrap import recompute
 from isoflop.records import Lock, RunFolder, read_lines
 from isoflop.runtime import choose_device, cores, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -164,6 +165,8 @@ def make_run(
             said = [*said, warned]
         checkpoint.load_weights(model, start.weights)
     task.prepare(model)
+    if config.runtime.recompute:
+        recompute(model, list(model.units()))
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()

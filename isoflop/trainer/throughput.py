@@ -11,6 +11,7 @@ import torch
 from isoflop.data.loader import Batches
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
+from isoflop.parallel.wrap import recompute
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
@@ -79,6 +80,8 @@ def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[],
         model = build_model(config.task, config.model)
     task = make_task(config)
     task.prepare(model)
+    if config.runtime.recompute:
+        recompute(model, list(model.units()))
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)

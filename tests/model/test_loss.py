@@ -9,7 +9,7 @@ from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import build_on_meta, count, parameters
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import LOSSES, cross_entropy, later, make_loss
+from isoflop.model.loss import LOSSES, cross_entropy, later, log_softmax_over, make_loss
 from isoflop.optim.groups import split
 
 TINY = {"vocab_size": 23, "context": 8, "layers": 2, "d_model": 16, "heads": 2, "init": "gpt2"}
@@ -267,3 +267,11 @@ def test_every_loss_is_finite_with_finite_gradients_and_needs_no_logits_of_all(n
 def test_losses_that_make_no_sense_are_refused(spec, fields, message):
     with pytest.raises(UserError, match=message):
         make_loss(spec, ModelConfig(**{**TINY, **fields}))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 65), (7, 1000), (5, 4096), (2, 50_304)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_log_softmax_over_its_own_input_is_log_softmax(shape, dtype):
+    logits = (20 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
+    exact = torch.promote_types(dtype, torch.float32)
+    assert log_softmax_over(logits.clone(), exact).equal(logits.log_softmax(-1, dtype=exact))

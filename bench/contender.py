@@ -1,0 +1,243 @@
+"""One trainer in a process of its own, which takes steps when it is told to (turns.py tells it).
+
+Told a number on stdin it takes so many steps and answers with one JSON line: their seconds, the processor's seconds,
+the page faults and the most memory held so far. Each trainer runs its own loop as it stands, loader and logging
+included, and is held between two steps of it: ours in a hook; nanoGPT's train.py, which runs as its README says, where
+it prints a step's line.
+"""
+
+import json
+import os
+import resource
+import runpy
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+SEED = 1337
+
+
+class Gate:
+    """Stands between two steps: lets as many through as it is told, and answers how long they took."""
+
+    def __init__(self) -> None:
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever a trainer prints must not get among the answers
+        self.wait()
+
+    def wait(self) -> None:
+        told = sys.stdin.readline()
+        if not told.strip():
+            os._exit(0)
+        self.left = int(told)
+        self.faults, self.cpu = page_faults(), time.process_time()
+        self.started = time.perf_counter()
+
+    def step(self) -> None:
+        """A step was taken."""
+        self.left -= 1
+        if self.left:
+            return
+        seconds = time.perf_counter() - self.started
+        cpu, faults = time.process_time() - self.cpu, page_faults() - self.faults
+        answer = {"seconds": seconds, "cpu_seconds": cpu, "faults": faults, "peak_bytes": peak_bytes()}
+        self.answers.write(json.dumps(answer) + "\n")
+        self.answers.flush()
+        self.wait()
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def peak_bytes() -> int:
+    from isoflop.runtime import peak_memory
+
+    return peak_memory("cpu")
+
+
+def isoflop(spec: dict[str, Any], gate: Gate) -> None:
+    """Our loop on the tokens that nanoGPT reads."""
+    if spec.get("keep", True):
+        from isoflop.allocator import keep_freed_memory
+
+        keep_freed_memory()
+    from isoflop.optim.config import OptimConfig, ScheduleConfig
+    from isoflop.trainer.config import BatchConfig, EveryConfig, RunConfig, RuntimeConfig
+    from isoflop.trainer.hooks import Hook, Live
+    from isoflop.trainer.loop import train
+    from shapes import SIZES, nanogpt_model
+
+    size = SIZES[spec["size"]]
+
+    class Held(Hook):
+        def stepped(self, live: Live) -> None:
+            gate.step()
+
+    config = RunConfig(
+        model=nanogpt_model(size),
+        batch=BatchConfig(sequences=size.batch),
+        optim=OptimConfig(name="adamw", lr=1e-4),
+        schedule=ScheduleConfig(name="constant"),
+        runtime=RuntimeConfig(
+            device=spec.get("device", "cpu"),
+            dtype=spec.get("dtype", "float32"),
+            threads=int(os.environ.get("OMP_NUM_THREADS", "0")),
+            compile=spec.get("compile", False),
+            **({"recompute": True} if spec.get("recompute") else {}),
+        ),
+        every=EveryConfig(evaluate=0, sample=0, checkpoint=0),
+        steps=10**6,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, Path(folder) / "run", hooks=[Held()], prepared=Tokens(Path(spec["tokens"]), size.vocabulary))
+
+
+class Tokens:
+    """A file of 16-bit ids as data of a run."""
+
+    class Tokenizer:
+        def to_json(self) -> str:
+            return "{}"
+
+    fingerprint = "bench"
+    sources = ("bench",)
+    tokenizer: Any = Tokenizer()
+
+    def __init__(self, path: Path, vocabulary: int) -> None:
+        self.ids, self.vocab_size = np.memmap(path, np.uint16, "r"), vocabulary
+
+    def train_tokens(self, source: str) -> int:
+        return len(self.ids)
+
+    def weights(self) -> dict[str, float]:
+        return {"bench": 1.0}
+
+    def train(self, source: str) -> "Tokens":
+        return self
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        return self.ids.take(range(start, start + length), mode="wrap")
+
+    def account(self) -> dict[str, Any]:
+        return {}
+
+
+class Printed:
+    """Stands in for stdout: a line that begins "iter" is the end of a step."""
+
+    def __init__(self, gate: Gate, shown: TextIO) -> None:
+        self.gate, self.shown = gate, shown
+
+    def write(self, text: str) -> int:
+        if text.startswith("iter "):
+            self.gate.step()
+        return len(text)
+
+    def flush(self) -> None:
+        self.shown.flush()
+
+
+def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
+    """nanoGPT's train.py, untouched, in a folder that links to its files and has its data where it looks for them."""
+    from shapes import SIZES
+
+    size, source = SIZES[spec["size"]], Path(spec["folder"])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for path in source.iterdir():
+            if path.name not in ("data", ".git"):
+                (folder / path.name).symlink_to(path.resolve())
+        data = folder / "data" / "bench"
+        data.mkdir(parents=True)
+        for split in ("train.bin", "val.bin"):
+            (data / split).symlink_to(Path(spec["tokens"]).resolve())
+        words = [
+            f"--device={spec.get('device', 'cpu')}",
+            f"--compile={spec.get('compile', False)}",
+            "--dataset=bench",
+            "--eval_iters=1",
+            "--eval_interval=1000000",
+            "--log_interval=1",
+            f"--block_size={size.context}",
+            f"--batch_size={size.batch}",
+            f"--n_layer={size.layers}",
+            f"--n_head={size.heads}",
+            f"--n_embd={size.d_model}",
+            "--max_iters=1000000",
+            "--lr_decay_iters=1000000",
+            "--dropout=0.0",
+            "--gradient_accumulation_steps=1",
+            f"--out_dir={folder / 'out'}",
+        ]
+        if "dtype" in spec:
+            words.append(f"--dtype={spec['dtype']}")
+        if size.vocabulary != 50_304:  # what train.py takes where no meta.pkl tells it another number
+            (data / "meta.pkl").write_bytes(b"(dVvocab_size\nI%d\ns." % size.vocabulary)
+            words.insert(0, "config/train_shakespeare_char.py")
+        os.chdir(folder)
+        sys.path.insert(0, str(folder))
+        sys.argv = ["train.py", *words]
+        sys.stdout = Printed(gate, sys.stderr)  # type: ignore[assignment]
+        runpy.run_path("train.py", run_name="__main__")
+
+
+def transformers(spec: dict[str, Any], gate: Gate) -> None:
+    """Hugging Face's GPT2LMHeadModel with fused AdamW on random tokens: there is no loop of its own to run as simple as
+    the others."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    from isoflop.runtime import make_runtime, seed_everything
+    from shapes import SIZES
+
+    size = SIZES[spec["size"]]
+    runtime = make_runtime(spec.get("device", "cpu"), spec.get("dtype", "float32"))
+    seed_everything(SEED)
+    with runtime.device:
+        model = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=size.vocabulary,
+                n_positions=size.context,
+                n_embd=size.d_model,
+                n_layer=size.layers,
+                n_head=size.heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                use_cache=False,
+                bos_token_id=0,
+                eos_token_id=0,
+            )
+        ).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    tokens = torch.randint(size.vocabulary, (size.batch, size.context + 1), device=runtime.device)
+    while True:
+        with runtime.autocast():
+            logits = model(input_ids=tokens[:, :-1]).logits
+            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        float(loss.detach())
+        gate.step()
+
+
+TRAINERS: dict[str, Callable[[dict[str, Any], Gate], None]] = {
+    "isoflop": isoflop,
+    "nanogpt": nanogpt,
+    "transformers": transformers,
+}
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    TRAINERS[asked["trainer"]](asked, Gate())

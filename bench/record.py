@@ -1,0 +1,71 @@
+"""What a measurement leaves behind: one JSON file a table in bench/results/, from which README's tables are made."""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from isoflop.files import write_json
+from isoflop.runtime import describe_machine
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def record(table: str, result: dict[str, Any], peers: dict[str, str] | None = None) -> Path:
+    """Write `result` with the machine, the versions, the commit, the date and the command that made it.
+
+    Args:
+        table: the file's name, without its ending.
+        peers: versions of what was measured beside us, by name.
+    """
+    path = RESULTS / f"{table}.json"
+    about = {
+        "table": table,
+        "command": command(),
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(ROOT),
+        "machine": describe_machine("cpu"),
+        "peers": peers or {},
+    }
+    write_json(path, {**about, **result})
+    print(f"recorded: {path.relative_to(ROOT)}")
+    return path
+
+
+def command() -> str:
+    """How this process was started, with the folders of named paths left out: they are nobody else's."""
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    return " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
+
+
+def commit(folder: Path) -> str:
+    """The commit that a folder is at, "+" behind it where files differ from it; "unknown" without git."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def version(folder: Path) -> str:
+    """The commit of a peer's clone; without its .git, the beginning of the SHA-256 of its Python files."""
+    if (folder / ".git").exists():
+        return commit(folder)
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return f"sha256 {digest.hexdigest()[:12]}"
+
+
+def read(table: str) -> dict[str, Any]:
+    """A recorded result; empty if there is none."""
+    path = RESULTS / f"{table}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

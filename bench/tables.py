@@ -1,0 +1,184 @@
+"""The tables of README.md and docs/ from what was recorded in bench/results/.
+
+    python bench/tables.py           # write them
+    python bench/tables.py --check   # exit 1 if a page is not what this would write
+
+A page has a table between `<!-- bench: NAME -->` and `<!-- end of bench: NAME -->`; nothing else in it is touched.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from isoflop.files import write_text
+from record import ROOT, read
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "where-the-time-goes.md")
+PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
+SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens a second at its CPU default
+BEST_MODE = 1.2  # times those of its best mode
+PEAK_SHARE = {"S": 0.5, "M": 0.85, "L": 0.85}
+MEMORY = {"L": 0.75}  # of nanoGPT's
+RACE = 0.25  # of its seconds
+
+
+def provenance(result: dict[str, Any]) -> str:
+    """Where and when a table was measured, and by which command."""
+    machine = result["machine"]
+    peers = "".join(f", {name} {version}" for name, version in result["peers"].items())
+    return (
+        f"`{result['command']}` at commit {result['commit']} on {result['date']}: {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}{peers}."
+    )
+
+
+def lines(head: list[str], rows: list[list[str]], after: int = 1) -> str:
+    """A Markdown table; all columns but the first `after` are set to the right."""
+    rule = ["---" if index < after else "---:" for index in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def step(result: dict[str, Any]) -> str:
+    """Speed, share of peak and memory beside each trainer, with the targets."""
+    rows = []
+    for row in result["rows"]:
+        size, trainers = row["size"], row["trainers"]
+        ours = {who: one for who, one in trainers.items() if who in ("isoflop float32", "isoflop bfloat16")}
+        mine = max(ours.values(), key=lambda one: one["tokens_per_second"])
+        best = max((o["tokens_per_second"], who) for who, o in trainers.items() if who.startswith("nanogpt"))[1]
+        default, mode = trainers["nanogpt"], best.removeprefix("nanogpt ").replace("nanogpt", "default")
+        rows.append(
+            [
+                f"{size}: {row['shape']}",
+                f"{mine['tokens_per_second']:,.0f}",
+                f"{default['slower_than_isoflop']:.2f} ({SPEED[size]})",
+                f"{trainers[best]['slower_than_isoflop']:.2f} ({BEST_MODE}): {mode}",
+                f"{mine['peak_share']:.2f} ({PEAK_SHARE[size]})",
+                f"{default['peak_share']:.2f}",
+                memory(mine, default, MEMORY.get(size)),
+            ]
+        )
+    head = [
+        "size",
+        "tokens/s",
+        "times nanoGPT",
+        "times its best mode",
+        "of the peak",
+        "nanoGPT's",
+        "memory",
+    ]
+    peaks = {dtype: max(by_shape.values()) for dtype, by_shape in result["peak"].items()}
+    said = ", ".join(f"{dtype} {value / 1e9:.0f}" for dtype, value in peaks.items())
+    notes = [f"Best matrix products, GFLOP/s: {said}. In brackets: the targets. {provenance(result)}"]
+    notes += [
+        f"{row['size']} {who}: did not run ({why})." for row in result["rows"] for who, why in row["missing"].items()
+    ]
+    also = [
+        f"{row['size']} {who.removeprefix('isoflop ')}: {one['tokens_per_second']:,.0f} tokens/s, "
+        f"{one['peak_bytes'] / 2**20:,.0f} MiB."
+        for row in result["rows"]
+        for who, one in row["trainers"].items()
+        if who.startswith("isoflop") and who.count(" ") > 1
+    ]
+    return lines(head, rows) + "\n\n" + "\n".join([*notes, *also])
+
+
+def memory(mine: dict[str, Any], other: dict[str, Any], target: float | None) -> str:
+    share = mine["peak_bytes"] / other["peak_bytes"]
+    wanted = f" ({target})" if target else ""
+    return f"{mine['peak_bytes'] / 2**20:,.0f} MiB, {share:.2f}{wanted}"
+
+
+def race(result: dict[str, Any]) -> str:
+    theirs = result["nanogpt"]
+    rows = [["nanoGPT's CPU recipe", f"{theirs['seconds']:.0f}", f"{theirs['bits_per_byte']:.3f}", ""]]
+    rows += [
+        [
+            f"isoflop, {run['shape']}",
+            f"{run['seconds']:.0f}",
+            f"{run['bits_per_byte']:.3f}",
+            f"{run['seconds'] / theirs['seconds']:.2f}",
+        ]
+        for run in result["isoflop"]
+    ]
+    found = "not reached" if result["share"] is None else f"reached after {result['share']:.2f} of its seconds"
+    said = f"Its held-out bits per byte: {found} (target {RACE}). {provenance(result)}"
+    return lines(["run", "seconds", "held-out bits a byte", "of nanoGPT's seconds"], rows) + "\n\n" + said
+
+
+def overhead(result: dict[str, Any]) -> str:
+    parts = result["parts"]
+    rows = [[name, f"{seconds:.2f} s", f"{seconds / result['seconds']:.2%}"] for name, seconds in parts.items()]
+    rows.append(["in all", f"{sum(parts.values()):.2f} s", f"{result['share']:.2%} ({result['target']:.0%})"])
+    said = f"{result['shape']}, {result['steps']:,} steps in {result['seconds']:.1f} s. {provenance(result)}"
+    return lines(["beside the steps", "in a run", "of its seconds (target)"], rows) + "\n\n" + said
+
+
+def where(result: dict[str, Any]) -> str:
+    said = (
+        f"Ceilings: {result['flops_per_second'] / 1e9:.0f} GFLOP/s in float32 matrix products, "
+        f"{result['bytes_per_second'] / 1e9:.1f} GB/s of memory. {provenance(result)}"
+    )
+    blocks = [said]
+    for row in result["rows"]:
+        title = (
+            f"**{row['size']}** ({row['shape']}): {1e3 * row['seconds_per_step']:,.1f} ms a step, "
+            f"{row['flops_per_step'] / 1e9:,.1f} GFLOP, {row['peak_share']:.0%} of the peak"
+        )
+        total = row["seconds_per_step"]
+        rows = [
+            [
+                part["part"],
+                f"{1e3 * part['seconds']:,.2f}",
+                f"{part['seconds'] / total:.1%}",
+                f"{part['operations'] / 1e9:,.2f}",
+                f"{part['bytes'] / 1e6:,.0f}",
+                f"{1e3 * part['seconds_at_ceiling']:,.2f}",
+                f"{part['seconds_at_ceiling'] / part['seconds']:.0%}" if part["seconds"] else "",
+            ]
+            for part in row["parts"]
+        ]
+        least = sum(part["seconds_at_ceiling"] for part in row["parts"])
+        rows.append(["all", f"{1e3 * total:,.2f}", "", "", "", f"{1e3 * least:,.2f}", f"{least / total:.0%}"])
+        head = ["part", "ms", "share", "GFLOP", "MB", "ms at the ceiling", "of the ceiling"]
+        blocks.append(f"{title}\n\n{lines(head, rows)}")
+    return "\n\n".join(blocks)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "step": step,
+    "race": race,
+    "overhead": overhead,
+    "where": where,
+}
+
+
+def rendered(page: Path) -> str:
+    """What a page says with its tables as recorded. A table that nothing was recorded for says so."""
+
+    def fill(place: re.Match[str]) -> str:
+        name = place["name"]
+        result = read(name)
+        body = TABLES[name](result) if result else f"Not measured yet: see `python bench/{name}.py --help`."
+        return f"{place[1]}{body}\n{place[3]}"
+
+    return PLACE.sub(fill, page.read_text(encoding="utf-8"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page would change")
+    given = parser.parse_args()
+    changed = [page for page in PAGES if rendered(page) != page.read_text(encoding="utf-8")]
+    for page in changed:
+        if not given.check:
+            write_text(page, rendered(page))
+        print(f"{page.relative_to(ROOT)} {'differs from bench/results' if given.check else 'written'}")
+    sys.exit(bool(changed) and given.check)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Trainers in processes of their own, taking turns: nobody has the other's allocator, threads or memory, and a machine
+whose speed drifts favours none."""
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONTENDER = Path(__file__).with_name("contender.py")
+TOKENS = 2**20  # random ids in the file that all of them read
+
+
+class Contender:
+    """A process that takes steps when told to."""
+
+    def __init__(self, spec: dict[str, Any], log: Path, environment: Mapping[str, str]) -> None:
+        self.spec, self.log = spec, log
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, str(CONTENDER), json.dumps(spec)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                text=True,
+                env={**os.environ, **environment},
+            )
+
+    def take(self, steps: int) -> dict[str, Any]:
+        """Take so many steps.
+
+        Raises:
+            RuntimeError: with the end of what it printed, if it died.
+        """
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{steps}\n")
+            self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.process.wait()
+            raise RuntimeError(f"{self.spec} stopped:\n{self.log.read_text(errors='replace')[-2000:]}")
+        return dict(json.loads(answer))
+
+    def stop(self) -> None:
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+@dataclass
+class Turns:
+    """What one trainer did: seconds, processor's seconds and page faults of a step for each turn, and the most bytes
+    that it held."""
+
+    seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
+    faults: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "seconds_per_step": [round(value, 6) for value in self.seconds],
+            "cpu_seconds_per_step": round(statistics.median(self.cpu_seconds), 6),
+            "faults_per_step": round(statistics.median(self.faults), 1),
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+def take_turns(
+    specs: dict[str, dict[str, Any]],
+    steps: int,
+    rounds: int,
+    folder: Path,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+) -> tuple[dict[str, Turns], dict[str, str]]:
+    """Let each trainer take `steps` steps a turn, for `rounds` rounds. The first turn of each warms up and is not
+    counted. One that dies is left out of the others' race.
+
+    Returns:
+        The turns by name, and why those are missing that died.
+    """
+    done: dict[str, Turns] = {}
+    missing: dict[str, str] = {}
+    with started(specs, folder, environments or {}) as contenders:
+        for number in range(rounds + 1):
+            for name, contender in list(contenders.items()):
+                try:
+                    answer = contender.take(steps if number else max(2, steps // 4))
+                except RuntimeError as error:
+                    missing[name] = str(error)
+                    del contenders[name]
+                    done.pop(name, None)
+                    continue
+                turns = done.setdefault(name, Turns())
+                turns.peak_bytes = answer["peak_bytes"]
+                if number:
+                    turns.seconds.append(answer["seconds"] / steps)
+                    turns.cpu_seconds.append(answer["cpu_seconds"] / steps)
+                    turns.faults.append(answer["faults"] / steps)
+    return done, missing
+
+
+@contextlib.contextmanager
+def started(
+    specs: dict[str, dict[str, Any]], folder: Path, environments: Mapping[str, Mapping[str, str]]
+) -> Iterator[dict[str, Contender]]:
+    contenders = {
+        name: Contender(spec, folder / f"{index}.log", environments.get(name, {}))
+        for index, (name, spec) in enumerate(specs.items())
+    }
+    everyone = list(contenders.values())
+    try:
+        yield contenders
+    finally:
+        for contender in everyone:
+            contender.stop()
+
+
+def ratio(turns: Turns, other: Turns) -> float:
+    """How many times as fast as the other: the median over the rounds of the ratio in each."""
+    return statistics.median(b / a for a, b in zip(turns.seconds, other.seconds, strict=True))
+
+
+def random_tokens(folder: Path, vocabulary: int) -> Path:
+    """A file of random 16-bit ids: what a step costs does not depend on what it reads."""
+    path = folder / f"tokens-{vocabulary}.bin"
+    if not path.exists():
+        np.random.default_rng(0).integers(vocabulary, size=TOKENS, dtype=np.uint16).tofile(path)
+    return path

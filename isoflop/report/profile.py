@@ -1,0 +1,84 @@
+"""Where the time of a run's steps went: what `isoflop train --profile` saw, as a table and a flame graph."""
+
+from typing import Any
+
+from isoflop.report.facts import Facts
+from isoflop.report.style import section, table
+from isoflop.report.words import count, duration, fixed, number, objects, percent, text
+
+ROWS = 16  # operations listed
+WIDTH, LINE = 980, 19  # of the flame graph, in pixels; a line holds one call
+LETTER = 6.2  # pixels of a letter at the size of the labels
+COLORS = ("expected", "train", "heldout")  # our functions and modules, operations, what autograd runs
+
+
+def profile(facts: Facts) -> str:
+    seen = facts.run.profile
+    total, steps = number(seen, "microseconds"), number(seen, "steps")
+    if not total or not steps:
+        return ""
+    step_ms = total / steps / 1e3
+    rows = []
+    for row in objects(seen.get("operations"))[:ROWS]:
+        own, calls = number(row, "microseconds"), number(row, "calls")
+        if own is not None and calls is not None:
+            rows.append(
+                [
+                    f"<code>{text(row.get('name', ''))}</code>",
+                    count(calls / steps),
+                    f"{fixed(own / steps / 1e3)} ms",
+                    percent(own / total),
+                ]
+            )
+    body = (
+        f'<figure class="scroll">{flame(objects(seen.get("tree")), total)}</figure>\n'
+        "<h3>Operations, by the time in each itself</h3>\n"
+        + table(["operation", "calls a step", "a step", "of the whole"], rows, {1, 2, 3})
+        + '<p>Every call: <a href="profile/trace.json.gz">profile/trace.json.gz</a>, which ui.perfetto.dev and '
+        "chrome://tracing open.</p>"
+    )
+    first = number(seen, "first_step")
+    lead = (
+        f"{count(steps)} steps from step {count(first)} on, {duration(step_ms / 1e3)} a step while watched, which "
+        "takes time itself. Width is time; what lies below a call happened inside it."
+    )
+    return section("Where the time goes", lead, body)
+
+
+def flame(tree: list[dict[str, Any]], total: float) -> str:
+    """The tree of calls as an SVG: a rectangle a call, as wide as it took long, under the one that it happened in."""
+    cells: list[str] = []
+    depth = draw(tree, 0.0, 0, WIDTH / total, total, cells)
+    height = (depth + 1) * LINE
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="flame graph of a few steps" '
+        f'style="font:11px ui-monospace,Menlo,Consolas,monospace">{"".join(cells)}</svg>'
+    )
+
+
+def draw(nodes: list[dict[str, Any]], left: float, depth: int, scale: float, total: float, cells: list[str]) -> int:
+    """Add the cells of some siblings from `left` (pixels) on, and of all below them; return the greatest depth."""
+    deepest = depth
+    for node in nodes:
+        took, name = number(node, "microseconds"), str(node.get("name", ""))
+        if took is None:
+            continue
+        wide, top = took * scale, depth * LINE
+        fits = int((wide - 4) / LETTER)
+        label = name if len(name) <= fits else name[: fits - 1] + "…" if fits > 3 else ""
+        cells.append(
+            f"<g><title>{text(name)}: {percent(took / total)}</title>"
+            f'<rect x="{left:.1f}" y="{top}" width="{max(wide - 0.5, 0.2):.1f}" height="{LINE - 1}" '
+            f'fill="var(--{color_of(name)})" fill-opacity=".28"/>'
+            + (f'<text x="{left + 3:.1f}" y="{top + 13}" fill="var(--text)">{text(label)}</text>' if label else "")
+            + "</g>"
+        )
+        deepest = max(deepest, draw(objects(node.get("inside")), left, depth + 1, scale, total, cells))
+        left += wide
+    return deepest
+
+
+def color_of(name: str) -> str:
+    if "Backward" in name or "AccumulateGrad" in name or name.startswith("autograd::"):
+        return COLORS[2]
+    return COLORS[1] if "::" in name else COLORS[0]

@@ -1,0 +1,180 @@
+"""Where the time of a run's steps goes: a few of them under torch.profiler.
+
+    RUN/profile/trace.json.gz   every operation and Python call, for ui.perfetto.dev or chrome://tracing
+    RUN/profile/profile.json    the steps in short: a table of operations and a tree of calls, drawn in the report
+
+Watching changes no number: the run has the same bits as one that is not watched.
+"""
+
+import contextlib
+import gzip
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity
+
+from isoflop.files import write_json
+from isoflop.trainer.hooks import Hook, Live
+
+SETTLE = 3  # steps of this process before the first that is watched: memory is allocated in them, kernels are chosen
+STEPS = 3  # that are watched
+SMALLEST = 0.002  # of the whole: calls that took less are left out of the tree
+LOOP = "isoflop/trainer/loop.py run_steps"
+BESIDE = (
+    " stepped",
+    " save",
+    " measured",
+    " decided",
+    " troubled",
+    " noticed",
+)  # calls of the loop that are no part of a step
+SHOWN = ("cpu_op", "user_annotation", "python_function", "kernel")
+
+
+class Profile(Hook):
+    """Watches STEPS steps after the first SETTLE ones of this process, or the last ones of a run that is shorter."""
+
+    def __init__(self, steps: int = STEPS, settle: int = SETTLE) -> None:
+        self.steps, self.settle = steps, settle
+        self.watch: Any = None
+        self.first = 0
+
+    def started(self, live: Live) -> None:
+        left = live.timetable.total_steps - live.step
+        self.first = live.step + max(0, min(self.settle, left - self.steps))
+        if self.first == live.step and left > 0:
+            self.begin(live)
+
+    def stepped(self, live: Live) -> None:
+        if self.watch is None and live.step == self.first and not live.done:
+            self.begin(live)
+        elif self.watch is not None and (live.step >= self.first + self.steps or live.done):
+            self.finish(live)
+
+    def ended(self, live: Live) -> None:
+        if self.watch is not None:
+            self.finish(live)
+
+    def begin(self, live: Live) -> None:
+        activities = [ProfilerActivity.CPU]
+        if live.runtime.device.type == "cuda":
+            activities.append(ProfilerActivity.CUDA)
+        self.watch = torch.profiler.profile(activities=activities, with_stack=True)
+        self.watch.start()
+
+    def finish(self, live: Live) -> None:
+        """Stop watching and write what was seen; an interrupted run writes what there is."""
+        watch, self.watch = self.watch, None
+        live.runtime.synchronize()
+        watch.stop()
+        steps = live.step - self.first
+        if steps < 1:
+            return
+        folder = live.folder.profile
+        folder.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch, contextlib.suppress(FileNotFoundError):
+            trace = Path(scratch) / "trace.json.gz"
+            watch.export_chrome_trace(str(trace))
+            with gzip.open(trace, "rt", encoding="utf-8", errors="replace") as file:
+                events = json.load(file)["traceEvents"]
+            trace.replace(folder / "trace.json.gz")
+            write_json(folder / "profile.json", {"first_step": self.first + 1, "steps": steps, **in_short(events)})
+
+
+def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """The table and the tree of a Chrome trace: of the loop that takes the steps, without what hooks and checkpoints do
+    between them; of everything where there is no loop.
+
+    Returns:
+        `microseconds` of that; `operations`: rows of `name`, `calls`, `microseconds` spent in the operation itself and
+        not in those that it calls, most first (on a GPU: of its kernels); `tree`: nodes of `name`, `microseconds` with
+        what is called, `inside`.
+    """
+    spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in SHOWN]
+    forest = nest(span for span in spans if span["cat"] != "kernel" and worth_showing(span))
+    tree = without_what_is_beside(find_all(forest, LOOP)) or forest
+    own: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    kernels = [node for span in spans if span["cat"] == "kernel" for node in nest([span])]
+    count_own(kernels or tree, own, calls)
+    total = sum(node["microseconds"] for node in tree)
+    rows = [{"name": name, "calls": calls[name], "microseconds": round(own[name], 1)} for name, _ in own.most_common()]
+    return {"microseconds": round(total, 1), "operations": rows, "tree": merge(tree, SMALLEST * total)}
+
+
+def find_all(nodes: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    """The uppermost nodes of a name."""
+    found = []
+    for node in nodes:
+        found += [node] if node["name"] == name else find_all(node["inside"], name)
+    return found
+
+
+def without_what_is_beside(loops: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Loops without the calls that are no part of a step, and without their time."""
+    for loop in loops:
+        beside = [node for node in loop["inside"] if node["name"].endswith(BESIDE)]
+        loop["inside"] = [node for node in loop["inside"] if not node["name"].endswith(BESIDE)]
+        loop["microseconds"] -= sum(node["microseconds"] for node in beside)
+    return loops
+
+
+def worth_showing(span: dict[str, Any]) -> bool:
+    """Operations, modules and our own functions; not what lies between them in torch and in Python itself."""
+    if span["cat"] != "python_function":
+        return True
+    name = str(span["name"])
+    return name.startswith("nn.Module:") or "isoflop/" in name.replace("\\", "/")
+
+
+def nest(spans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Spans as a forest, by what lies within what on the same thread."""
+    roots: list[dict[str, Any]] = []
+    open_spans: dict[Any, list[tuple[float, dict[str, Any]]]] = {}
+    for span in sorted(spans, key=lambda span: (span["ts"], -span["dur"])):
+        start, end = float(span["ts"]), float(span["ts"]) + float(span["dur"])
+        node = {"name": called(str(span["name"])), "microseconds": float(span["dur"]), "inside": []}
+        stack = open_spans.setdefault((span.get("pid"), span.get("tid")), [])
+        while stack and stack[-1][0] <= start:
+            stack.pop()
+        (stack[-1][1]["inside"] if stack else roots).append(node)
+        stack.append((end, node))
+    return roots
+
+
+def called(name: str) -> str:
+    """A span's name as a reader knows it: "isoflop/trainer/step.py take_step", "Linear", "aten::mm"."""
+    if name.startswith("nn.Module:"):
+        return name.removeprefix("nn.Module:").strip().rpartition("_")[0]
+    place, colon, function = name.partition("): ")
+    if not colon:
+        return name.removeprefix("autograd::engine::evaluate_function: ")
+    path = place.rpartition("(")[0].replace("\\", "/")
+    return f"{path[path.rfind('isoflop/') :]} {function}"
+
+
+def count_own(nodes: list[dict[str, Any]], own: Counter[str], calls: Counter[str]) -> None:
+    """Add up each name's calls and the time in it that nothing inside it accounts for."""
+    for node in nodes:
+        calls[node["name"]] += 1
+        own[node["name"]] += node["microseconds"] - sum(child["microseconds"] for child in node["inside"])
+        count_own(node["inside"], own, calls)
+
+
+def merge(nodes: list[dict[str, Any]], least: float) -> list[dict[str, Any]]:
+    """Siblings of one name as one, in the order of their first call; those below `least` are left out."""
+    by_name: dict[str, dict[str, Any]] = {}
+    for node in nodes:
+        one = by_name.setdefault(node["name"], {"name": node["name"], "microseconds": 0.0, "inside": []})
+        one["microseconds"] += node["microseconds"]
+        one["inside"].extend(node["inside"])
+    return [
+        {"name": one["name"], "microseconds": round(one["microseconds"], 1), "inside": merge(one["inside"], least)}
+        for one in by_name.values()
+        if one["microseconds"] >= least
+    ]

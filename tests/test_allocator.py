@@ -1,0 +1,64 @@
+"""Memory that is freed stays in the process, unless the user said otherwise."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+glibc = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="not glibc")
+
+# Page faults of some training steps, after a few that warm up
+STEPS = """
+import resource, sys
+from isoflop import __main__, allocator, cli
+
+def steps(arguments):
+    from isoflop.config import override
+    from isoflop.trainer import RunConfig
+    from isoflop.trainer.throughput import make_step
+    step = make_step(override(RunConfig(), arguments))
+    for _ in range(3):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        step()
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 4)
+    return 0
+
+cli.run = steps
+if "plain" in sys.argv:
+    allocator.keep_freed_memory = lambda: False
+sys.argv = ["isoflop", *sys.argv[2:]]
+__main__.main()
+"""
+# 8 MB of logits' gradients and more: blocks that glibc hands back to the kernel
+SHAPE = ["model.layers=2", "model.d_model=256", "model.vocab_size=32768", "batch.sequences=4", "runtime.threads=1"]
+
+
+def run(code: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@glibc
+def test_the_command_takes_its_steps_without_page_faults():
+    plain, kept = (int(run(STEPS, how, *SHAPE, "runtime.dtype=float32")) for how in ("plain", "kept"))
+    assert plain > 1000  # else there is nothing to gain, and this test says nothing
+    assert kept < plain / 20
+
+
+@glibc
+def test_what_the_user_told_glibc_stays():
+    ask = "from isoflop.allocator import keep_freed_memory; print(keep_freed_memory())"
+    assert run(ask) == "True"
+    assert run(ask, MALLOC_TRIM_THRESHOLD_="100000") == "False"
+    assert run(ask, GLIBC_TUNABLES="glibc.malloc.hugetlb=1") == "False"

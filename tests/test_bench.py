@@ -1,0 +1,82 @@
+"""The pages say what was recorded, and the bench measures what it says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import record
+import tables
+from ceilings import shapes_of
+from isoflop.model.count import flops_per_token
+from isoflop.runtime import describe_machine
+from race import read_text, seconds_to
+from shapes import SIZES, Size, nanogpt_model
+from turns import Turns, ratio
+from where import Counted, make
+
+
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
+def test_the_tables_of_a_page_are_those_recorded(page):
+    assert tables.rendered(page) == page.read_text(encoding="utf-8"), "run python bench/tables.py"
+
+
+@pytest.mark.parametrize("path", sorted(record.RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_record_says_where_it_comes_from(path):
+    result = json.loads(path.read_text(encoding="utf-8"))
+    assert {"machine", "commit", "date"} <= result.keys()
+
+
+def test_a_record_is_read_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert record.read("speed") == {}
+    record.record("speed", {"rows": [1, 2]}, {"peer": "1.0"})
+    back = record.read("speed")
+    assert (back["rows"], back["peers"], back["machine"]) == ([1, 2], {"peer": "1.0"}, describe_machine("cpu"))
+
+
+def test_the_command_on_record_names_no_folder_of_the_machine(monkeypatch):
+    monkeypatch.setattr(
+        "sys.argv", ["/home/me/isoflop/bench/step.py", "--nanogpt", "/home/me/nanoGPT", "--rounds", "5"]
+    )
+    assert record.command() == "python bench/step.py --nanogpt nanoGPT --rounds 5"
+
+
+def test_the_ratio_is_the_median_of_the_rounds():
+    ours, theirs = Turns(seconds=[1.0, 1.0, 4.0]), Turns(seconds=[2.0, 1.5, 8.0])  # the last round was a busy one
+    assert ratio(ours, theirs) == 2.0
+
+
+def test_the_operations_seen_are_those_declared():
+    torch.set_num_threads(1)
+    size = Size(2, 32, 2, 16, 3, 65, steps=1)
+    step = make(nanogpt_model(size), size)
+    with Counted() as counted:
+        step()
+    declared = flops_per_token(nanogpt_model(size), convention="executed") * size.tokens
+    assert sum(counted.operations.values()) == pytest.approx(declared, rel=1e-9)
+    assert all(
+        counted.calls[part] for part in ("products", "attention", "norm", "activation", "loss", "update", "clip")
+    )
+
+
+def test_the_shapes_of_the_products_are_those_of_the_model():
+    assert shapes_of(SIZES["L"])[1] == (1024, 768, 3072)
+
+
+def test_seconds_to_a_loss_lie_between_two_runs():
+    runs = [{"seconds": 10.0, "bits_per_byte": 3.0}, {"seconds": 40.0, "bits_per_byte": 2.0}]
+    assert seconds_to(2.5, runs) == pytest.approx(20.0)  # half-way, on a logarithmic scale
+    assert seconds_to(3.5, runs) == 10.0
+    assert seconds_to(1.5, runs) is None
+
+
+def test_the_held_out_text_is_a_fiftieth_and_nobody_trains_on_it(tmp_path: Path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": f"document {n} " * 20}) + "\n" for n in range(300)))
+    text = read_text(str(path), 40_000)
+    assert not set(text.train) & set(text.heldout)
+    train, held = (sum(map(len, side)) for side in (text.train, text.heldout))
+    assert 0.01 < held / (train + held) < 0.03 and 40_000 <= train + held < 41_000
