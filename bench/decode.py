@@ -1,6 +1,6 @@
 """Our decoding beside transformers' `generate`: GPT-2's 124M shape, greedy, with a cache, in turns in one run.
 
-    python bench/decode.py [--batches 1 16] [--prompt 64] [--tokens 64] [--rounds 5] [--threads N] [--json FILE]
+    python bench/decode.py [--batches 1 16] [--prompt 64] [--tokens 64] [--rounds 5] [--threads N] [--json]
 
 needs the extra `bench` (transformers). Both continue the same random prompts by the same number of tokens from random
 weights (no text comes of it, and no end of text ends it), reading the prompt included. transformers is tried in float32
@@ -13,15 +13,13 @@ written; share: those bytes a second over the read bandwidth of the same round.
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import torch
-from stamp import stamped
 
 from isoflop.generate.engine import stream_all
 from isoflop.generate.layout import lay_out
@@ -29,6 +27,7 @@ from isoflop.model.count import parameters
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import gpt2
 from isoflop.runtime import cores
+from record import record
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HOPELESS = 5.0  # times slower
@@ -153,15 +152,14 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="tried for transformers"
     )
-    parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/decode.json")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     peers = {name: theirs(DTYPES[name]) for name in given.dtypes}
     own = {name: ours(DTYPES[name]) for name in given.dtypes}
     rows = [measure(batch, given, peers, own) for batch in given.batches]
     if given.json:
-        result = stamped(rows, "transformers")
-        given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        record("decode", {"rows": rows}, {"transformers": version("transformers")})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Our preparing of text beside the `tokenizers` library alone: GPT-2's tokenizer, in turns, each turn a new process.
 
-    python bench/prepare.py TEXT.jsonl[.xz] --tokenizer vocab.bpe [--megabytes 25] [--rounds 5] [--json FILE]
+    python bench/prepare.py TEXT.jsonl[.xz] --tokenizer vocab.bpe [--megabytes 25] [--rounds 5] [--json]
 
 Ours is all of `isoflop prepare`: compressed jsonl on disk, read twice (duplicates and the split are decided in the
 first reading), encoded in parallel processes and written as shards with checksums. Theirs is `encode_batch` over the
@@ -18,15 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-from stamp import stamped
 
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import documents, prepare
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.runtime import cores, peak_memory
+from record import record
 
 
 def beginning(path: Path, column: str, wanted: float, out: Path) -> int:
@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument("--column", default="text")
     parser.add_argument("--megabytes", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the result here")
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/prepare.json")
     parser.add_argument("--turn-of", choices=list(MAKERS), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.turn_of:
@@ -107,7 +107,7 @@ def main() -> None:
         f"({them['peak_bytes'] / 2**20:.0f} MiB), ratio {row['ratio']:.2f}"
     )
     if given.json:
-        given.json.write_text(json.dumps(stamped([row], "tokenizers"), indent=2) + "\n", encoding="utf-8")
+        record("prepare", {"rows": [row]}, {"tokenizers": version("tokenizers")})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ BEST_MODE = 1.2  # times those of its best mode
 PEAK_SHARE = {"S": 0.5, "M": 0.85, "L": 0.85}
 MEMORY = {"L": 0.75}  # of nanoGPT's
 RACE = 0.25  # of its seconds
+DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens a second, by batch
+BANDWIDTH = 0.7  # of what memory can be read at
+PREPARING = 0.9  # of encode_batch's megabytes a second
+SECOND_START = 5.0  # seconds
 
 
 def provenance(result: dict[str, Any]) -> str:
@@ -148,11 +152,50 @@ def where(result: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
+def decode(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"batch {row['batch']}, {row['dtype']}",
+            f"{row['ours_tokens_per_second']:.1f}",
+            f"{row['theirs_tokens_per_second']:.1f}",
+            f"{row['ratio']:.2f} ({DECODING[row['batch']]})" if row["batch"] in DECODING else f"{row['ratio']:.2f}",
+            f"{row['share_of_read_bandwidth']:.2f}" + (f" ({BANDWIDTH})" if row["batch"] == 1 else ""),
+        ]
+        for row in result["rows"]
+    ]
+    head = ["GPT-2 124M's shape", "tokens/s", "transformers'", "ratio (target)", "of the read bandwidth (target)"]
+    return lines(head, rows) + f"\n\n{provenance(result)}"
+
+
+def prepare(result: dict[str, Any]) -> str:
+    rows = [
+        [
+            f"{row['text']}, {row['text_bytes'] / 1e6:.0f} MB",
+            f"{row['ours']['bytes_per_second'] / 1e6:.2f}",
+            f"{row['theirs']['bytes_per_second'] / 1e6:.2f}",
+            f"{row['ratio']:.2f} ({PREPARING})",
+            f"{row['ours']['peak_bytes'] / 2**20:,.0f} and {row['theirs']['peak_bytes'] / 2**20:,.0f} MiB",
+        ]
+        for row in result["rows"]
+    ]
+    head = ["text", "MB/s, compressed to shards", "encode_batch in memory", "ratio (target)", "memory"]
+    return lines(head, rows) + f"\n\n{provenance(result)}"
+
+
+def start(result: dict[str, Any]) -> str:
+    seconds, median = result["seconds"], f"{result['median']:.1f} s (under {SECOND_START:.0f})"
+    rows = [[result["shape"], median, f"{min(seconds):.1f} to {max(seconds):.1f}"]]
+    return lines(["second start", "to the end of the first step", "all"], rows) + f"\n\n{provenance(result)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step,
     "race": race,
     "overhead": overhead,
     "where": where,
+    "decode": decode,
+    "prepare": prepare,
+    "start": start,
 }
 
 

@@ -92,8 +92,12 @@ def for_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Run
         found.append((model.layers + model.encoder_layers, (two - one) / 2))
     (depth, bytes_), (further, more_bytes) = found[0], found[-1]
     if further == depth:
-        return bytes_ * layers / depth  # all of them were there, or the encoder alone is deeper
-    return bytes_ + (layers - depth) * (more_bytes - bytes_) / (further - depth)
+        block = bytes_ / depth  # all of them were there, or the encoder alone is deeper
+    else:
+        block = (more_bytes - bytes_) / (further - depth)
+    if config.runtime.recompute:  # of each block its input, and of one at a time the rest
+        return bytes_ - depth * block + block + layers * FLOAT * config.model.context * config.model.d_model
+    return bytes_ + (layers - depth) * block
 
 
 def kept_bytes(model: Any, task: Task, batch: Sequence[torch.Tensor], runtime: Runtime) -> int:
