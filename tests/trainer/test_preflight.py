@@ -63,6 +63,19 @@ def test_the_estimate_grows_as_what_the_backward_pass_really_keeps(config):
     assert 12 * parameters <= need.fixed <= 24 * parameters and 8 * parameters <= need.copy <= 12 * parameters
 
 
+def test_with_recomputation_one_block_is_kept_and_the_inputs_of_all(config):
+    task, runtime = CausalLM(), make_runtime("cpu", "float32", 1)
+
+    def kept(layers, recompute):
+        fields = [f"model.layers={layers}", "model.norm=rms", f"runtime.recompute={recompute}"]
+        asked = override(config, fields)
+        return estimate(asked, task, task.batches(asked, task.prepare_data(asked.data)), runtime).sequence
+
+    inputs = 1.1 * 4 * config.model.context * config.model.d_model
+    assert kept(12, "true") - kept(6, "true") == pytest.approx(6 * inputs, abs=2)
+    assert kept(12, "true") < kept(12, "false") / 3
+
+
 @pytest.mark.parametrize(
     ("need", "said"),
     [
