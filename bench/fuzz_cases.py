@@ -414,10 +414,19 @@ def bomb(case: Case) -> str:
             (case.folder / f"{name}.zst").write_bytes(frame + raw)
         case _:
             value = "x" * draw.choice([10**6, 10**7])
-            table = pa.table({"text": [value] * (256 if kind == "parquet" else 4)})
-            pa.parquet.write_table(
-                table, case.folder / "x.parquet", compression="zstd", use_dictionary=kind == "parquet"
-            )
+            if kind == "parquet":  # one value in its dictionary, so that the bomb is small while it is made, too
+                rows = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), [value])
+            else:
+                rows = pa.array([value] * 4)
+            path = case.folder / "x.parquet"
+            with pa.parquet.ParquetWriter(
+                path,
+                pa.schema([("text", rows.type)]),
+                compression="zstd",
+                use_dictionary=kind == "parquet",
+                store_schema=False,
+            ) as writer:
+                writer.write_table(pa.table({"text": rows}))
     return f"bomb {kind} {size >> 20} MiB of {block!r}"
 
 

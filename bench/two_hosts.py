@@ -42,7 +42,7 @@ CABLE = "cable"
 NAMES = {"left": "10.77.0.1", "right": "10.77.0.2"}
 PORT = 29400
 TOOLS = ("unshare", "nsenter", "ip", "mount")
-RETRIES, PATIENCE = 7, 50.0  # of TCP before it gives a connection up; Linux's own 15 are a quarter of an hour
+RETRIES, PATIENCE = 6, 25.0  # of TCP before it gives a connection up; Linux's own 15 are a quarter of an hour
 LEAVING = 180.0  # seconds for torchrun to leave after the processes
 STARTING = 180.0  # seconds for imports, rendezvous and preparing the text, on a busy machine
 

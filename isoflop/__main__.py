@@ -1,5 +1,6 @@
 """`python -m isoflop` and the command `isoflop`."""
 
+import os
 import sys
 
 
@@ -8,7 +9,14 @@ def main() -> None:
     from isoflop.cli import run
 
     keep_freed_memory()
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "WORLD_SIZE" in os.environ:
+        # One of many: gloo's own threads can abort an interpreter that is being taken down ("terminate called without
+        # an active exception"), and torchrun would call a finished run failed. All is written and closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

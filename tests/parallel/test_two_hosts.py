@@ -15,7 +15,7 @@ def test_a_cut_cable_is_named_and_survived():
         pytest.skip(reason)
     script = Path(two_hosts.__file__)
     environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
-    command = [sys.executable, str(script), "--steps", "24", "--cut-at", "8", "--silence", "20"]
+    command = [sys.executable, str(script), "--steps", "24", "--cut-at", "8", "--silence", "12"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "rank 1 on host right is silent" in done.stdout
