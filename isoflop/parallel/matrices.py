@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from isoflop.parallel.mesh import Group
 
@@ -66,6 +65,8 @@ class Divided:
         self.rank, self.size = mesh.get_local_rank(), mesh.size()
 
     def local(self, tensor: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
     def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:

@@ -24,8 +24,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from isoflop.parallel.config import ParallelConfig
@@ -126,6 +124,8 @@ class Sharded(Layout):
         yield
 
     def whole(self, tensor: Tensor) -> Tensor:
+        from torch.distributed.tensor import DTensor
+
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -145,6 +145,8 @@ def lay_out(model: Any, loss: Loss, group: Group, config: ParallelConfig, device
 
 def divide(module: Any, mesh: Any, again: bool) -> None:
     """FSDP2 on one module; `again`: its pieces are gathered again for the backward pass, not kept whole until then."""
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     sharded = fully_shard(module, mesh=mesh, reshard_after_forward=again)
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)

@@ -16,13 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from isoflop.errors import UserError
 from isoflop.files import new_folder
@@ -83,6 +81,7 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         OSError: if the disk refuses.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    dcp = distributed_checkpoint()
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
     with plainly():
         dcp.save(contiguous, storage_writer=writer, no_dist=not dist.is_initialized())
@@ -122,8 +121,8 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     stored: dict[str, Stored] = {}
     held: dict[str, int] = {}
     try:
-        for name, meta in dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata.items():
-            assert isinstance(meta, TensorStorageMetadata)
+        reader = distributed_checkpoint().HuggingFaceStorageReader(str(folder))
+        for name, meta in reader.read_metadata().state_dict_metadata.items():
             stored[name] = Stored(tuple(meta.size), meta.properties.dtype)
             if any(offset < 0 for chunk in meta.chunks for offset in chunk.offsets):
                 raise ValueError(f"negative offset in {name}")
@@ -153,6 +152,7 @@ def load_tensors(folder: Path, tensors: Mapping[str, Tensor], stored: Mapping[st
         require_alike(name, tensor, stored.get(name))
     if tensors:
         detached = {name: tensor.detach() for name, tensor in tensors.items()}
+        dcp = distributed_checkpoint()
         reader = dcp.HuggingFaceStorageReader(str(folder))
         with plainly():
             dcp.load(detached, storage_reader=reader, no_dist=not dist.is_initialized())
@@ -317,5 +317,14 @@ def plainly() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             yield
-    except CheckpointException as error:  # a BaseException that carries each process's error
-        raise next(iter(error.failures.values()))[0] from None
+    except BaseException as error:
+        if isinstance(error, distributed_checkpoint().CheckpointException):  # carries each process's error
+            raise next(iter(error.failures.values()))[0] from None
+        raise
+
+
+def distributed_checkpoint() -> Any:
+    """torch's DCP, loaded when something is first saved or read: it takes as long as the rest of a start."""
+    import torch.distributed.checkpoint as dcp
+
+    return dcp

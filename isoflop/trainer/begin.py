@@ -1,0 +1,144 @@
+"""From a configuration and its data to a run that can take steps: at its start, or where a checkpoint left it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isoflop import checkpoint
+from isoflop.config import to_dict
+from isoflop.data.loader import Batches
+from isoflop.data.prepared import Data
+from isoflop.errors import UserError
+from isoflop.files import write_json, write_text
+from isoflop.model.build import build_model
+from isoflop.optim.build import build
+from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.mesh import Group
+from isoflop.parallel.shard import lay_out
+from isoflop.parallel.wrap import recompute
+from isoflop.records import RunFolder, read_lines
+from isoflop.runtime import choose_device, cores, make_runtime, seed_everything
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.hooks import Live
+from isoflop.trainer.task import Task
+from isoflop.trainer.together import world_of
+from isoflop.trainer.trouble import Watch, gaps
+
+
+def resolve_runtime(config: RunConfig) -> RunConfig:
+    """Replace "auto" and 0 by what this machine has, so that config.json says what ran."""
+    device = choose_device(config.runtime.device)
+    dtype = config.runtime.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    threads = config.runtime.threads or cores()
+    return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))
+
+
+def check_fits(config: RunConfig, prepared: Data) -> None:
+    """The model must know every id of the tokenizer; more rows than ids is allowed (padding)."""
+    if config.model.vocab_size < prepared.vocab_size:
+        raise UserError(
+            f"model.vocab_size = {config.model.vocab_size} is less than the tokenizer's {prepared.vocab_size} ids; "
+            f"use --set model.vocab_size={prepared.vocab_size}"
+        )
+
+
+def write_first_files(
+    config: RunConfig, folder: RunFolder, prepared: Data, plan: dict[str, Any], environment: dict[str, Any]
+) -> None:
+    """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
+    write_json(folder.plan, plan)
+    write_json(folder.environment, environment)
+    write_json(folder.data, prepared.account())
+    write_text(folder.tokenizer, prepared.tokenizer.to_json())
+    write_json(folder.config, to_dict(config))
+
+
+def make_run(
+    config: RunConfig,
+    folder: RunFolder,
+    task: Task,
+    prepared: Data,
+    batches: Batches,
+    resume: bool,
+    group: Group,
+) -> tuple[Live, list[torch.optim.Optimizer]]:
+    """Build model and optimisers, and load the last checkpoint if the run goes on."""
+    asked = config.runtime
+    runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
+    seed_everything(config.seed)
+    with runtime.device:
+        model = build_model(config.task, config.model)
+    last, said = last_checkpoint(folder, group) if resume else (None, [])
+    if config.init and last is None:
+        start = checkpoint.read(Path(config.init))
+        if start.tokenizer != prepared.tokenizer.to_json():
+            warned = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
+            said = [*said, warned]
+        checkpoint.load_weights(model, start.weights)
+    task.prepare(model)
+    if config.runtime.recompute:
+        recompute(model, list(model.units()))
+    if config.runtime.compile:
+        for unit in model.units():
+            unit.compile()
+    layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type)
+    optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
+    timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
+    flops = task.flops_per_token(config, prepared)
+    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
+    if last is not None:
+        checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
+    progress = put_back(live, optimizers, last)
+    live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
+    folder.event("resumed" if resume else "started", step=live.step, **world_of(config, group))
+    return live, optimizers
+
+
+def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:
+    """The last checkpoint that is whole, None if there is none yet; and what is to be said: newer ones that are damaged
+    are set aside. The first process looks, and all go by what it found.
+
+    Raises:
+        UserError: if there are some and not one is whole; they are left where they are.
+    """
+    if not group.first:
+        found = group.broadcast()
+        return (Path(found) if found else None), []
+    last, broken = checkpoint.last_whole(folder.checkpoints)
+    if last is None and broken:
+        raise UserError(
+            f"no checkpoint of {folder.path} is whole, of {len(broken)}: {broken[0][1]}; bring one back, or begin "
+            f"again: isoflop train --config {folder.config} --out NEW"
+        )
+    said = []
+    for path, reason in broken:
+        aside = checkpoint.set_aside(path)
+        folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
+        said.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
+    group.broadcast(str(last or ""))
+    return last, said
+
+
+def put_back(live: Live, optimizers: list[torch.optim.Optimizer], last: Path | None) -> dict[str, Any]:
+    """Set a run to where it was at a checkpoint that was found whole, or to its start without one: weights, optimisers,
+    generators, step, what is compared with, and the logs that are replayed.
+
+    Returns:
+        What else the checkpoint says of the run's progress.
+    """
+    progress = {} if last is None else checkpoint.load(last, live.model, optimizers, verified=True)
+    live.step = progress.get("step", 0)
+    live.folder.forget_after(live.step)
+    live.layout.group.barrier()  # the logs are what the first process left of them
+    live.watch = Watch(live.config.guard, progress.get("recent", ()))
+    live.skips = read_lines(live.folder.log("skips"))
+    live.batches = live.task.batches(live.config, live.prepared, gaps(live.skips))
+    decisions = tuple(Decision.from_dict(line) for line in read_lines(live.folder.log("decisions")))
+    live.timetable = replace(live.timetable, decisions=decisions)
+    lines = read_lines(live.folder.log("metrics"))
+    live.heldout = [(line["step"], line["heldout_loss"]) for line in lines if "heldout_loss" in line]
+    return progress
