@@ -1,5 +1,6 @@
 """Before the first step: does it fit in memory, and does the largest batch go through?
 
+    plainly fits? else
     estimate ─> more than is free? refused, with the setting that fits       nothing has been allocated yet
     dry batch ─> forward and backward of the largest shape, no update        what fails, fails now and not in an hour
 
@@ -18,6 +19,7 @@ import torch
 from isoflop.data.loader import Batches
 from isoflop.errors import UserError
 from isoflop.model.build import build_model
+from isoflop.model.count import parameters
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
 from isoflop.parallel import state
@@ -28,6 +30,7 @@ from isoflop.trainer.step import Statistics, find_gradients, leave_out
 from isoflop.trainer.task import Task
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
+GENEROUS = 64  # times the width: what a layer keeps of a token, half of it or less in every block that we have
 SPARE = 1.1  # of what the backward pass keeps, for what it holds besides for a moment
 
 
@@ -48,6 +51,16 @@ class Memory:
     def total(self, sequences: int) -> int:
         """With so many sequences in a pass, all in one memory."""
         return self.fixed + self.sequence * sequences + self.copy
+
+
+def plainly_fits(config: RunConfig) -> bool:
+    """Whether a guess that is generous for any blocks is less than half of what is free. Nothing need be tried out
+    then, which would take a second of every start, and memory of its own."""
+    free, model = free_memory(config.runtime.device), config.model
+    weights = FLOAT * parameters(model, config.task).total
+    wide = GENEROUS * model.d_model + model.heads * model.context  # numbers kept a token and layer
+    kept = FLOAT * config.batch.micro * model.context * (model.layers + model.encoder_layers + 1) * wide
+    return free is not None and 8 * weights + kept < free / 2
 
 
 def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> Memory:
@@ -88,8 +101,9 @@ def for_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Run
         with runtime.device:
             small = build_model(config.task, model)
         task.prepare(small)
-        one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (2, 4))
-        found.append((model.layers + model.encoder_layers, (two - one) / 2))
+        fewest = 1 if config.model.norm.name != "batch" else 2  # statistics over one sequence are none
+        one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))
+        found.append((model.layers + model.encoder_layers, (two - one) / fewest))
     (depth, bytes_), (further, more_bytes) = found[0], found[-1]
     if further == depth:
         block = bytes_ / depth  # all of them were there, or the encoder alone is deeper

@@ -12,7 +12,7 @@ from isoflop.model.build import build_model
 from isoflop.records import read_run
 from isoflop.runtime import available, free_memory, left_of, make_runtime
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.preflight import Memory, check_memory, estimate, kept_bytes
+from isoflop.trainer.preflight import Memory, check_memory, estimate, kept_bytes, plainly_fits
 from isoflop.trainer.task import CausalLM
 from small import TINY
 
@@ -47,6 +47,22 @@ def test_what_does_not_fit_is_refused_before_anything_is_there(config, tmp_path,
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     train(override(config, ["batch.micro_sequences=2"]), tmp_path / "run")  # and that does
+
+
+@pytest.mark.parametrize("name", ["modern", "gpt2", "llama-7b"])
+def test_what_plainly_fits_needs_less_than_that_by_the_estimate(config, monkeypatch, name):
+    """Where nothing is tried out, trying it would not have refused it."""
+    small = [f"model={name}", "model.layers=4", "model.d_model=64", "model.heads=4", "model.context=64"]
+    config = override(config, [*small, "model.vocab_size=320"])
+    if name == "llama-7b":
+        config = override(config, ["model.feed_forward.d_ff=172"])
+    task = CausalLM()
+    need = estimate(
+        config, task, task.batches(config, task.prepare_data(config.data)), make_runtime("cpu", "float32", 1)
+    )
+    for free in (need.total(config.batch.micro), 64 * need.total(config.batch.micro)):
+        monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device, free=free: free)
+        assert plainly_fits(config) == (free > need.total(config.batch.micro))
 
 
 def test_the_estimate_grows_as_what_the_backward_pass_really_keeps(config):
