@@ -233,7 +233,7 @@ def read_checkpoint(folder: Path) -> None:
     again = build_model("causal_lm", MODEL)
     progress = checkpoint.load(folder, again, build(again, OptimConfig()))
     checkpoint.require_same_data(folder, snapshot.fingerprint)
-    assert progress["step"] + progress["seconds"] + progress.get("aside", 0.0) >= 0
+    assert progress["step"] + progress.get("seconds", 0.0) + progress.get("aside", 0.0) >= 0
 
 
 def resign_checkpoint(folder: Path) -> None:

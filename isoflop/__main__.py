@@ -2,6 +2,9 @@
 
 import os
 import sys
+import time
+
+LAST_WORDS = 1.0  # seconds: torchrun ends all as soon as one has left, and only one of them says why
 
 
 def main() -> None:
@@ -15,6 +18,8 @@ def main() -> None:
         # an active exception"), and torchrun would call a finished run failed. All is written and closed by now.
         sys.stdout.flush()
         sys.stderr.flush()
+        if code:
+            time.sleep(LAST_WORDS)
         os._exit(code)
     sys.exit(code)
 

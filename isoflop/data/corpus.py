@@ -121,7 +121,7 @@ def is_glob(pattern: str) -> bool:
 def expand(pattern: str) -> str:
     try:
         return str(Path(pattern).expanduser())
-    except RuntimeError:  # ~name of nobody here
+    except (RuntimeError, ValueError):  # ~name of nobody here, or of nobody at all
         return pattern
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isoflop.errors import UserError
 from isoflop.model.blocks.norm import normalise
 from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, mean_readings, reset_inside, take_auxiliary
 from isoflop.model.blocks.position import Position
@@ -204,7 +205,10 @@ def branch_init(config: ModelConfig, init: Init) -> Init:
 
 def make_position(config: ModelConfig, level: str, init: Any, head_dim: int) -> Position:
     """The chosen position, for heads of this width, if it acts at this level, else one that does nothing."""
-    if resolve(POSITIONS, config.position.name, "model.position").level != level:
+    kind = resolve(POSITIONS, config.position.name, "model.position")
+    if not issubclass(kind, Position):
+        raise UserError(f"model.position = {config.position.name!r} is no position; use one of {', '.join(POSITIONS)}")
+    if kind.level != level:
         return Position()
     shapes = {
         "d_model": config.d_model,
