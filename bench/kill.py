@@ -166,6 +166,8 @@ def kill_often(
             f"{kill.steps} steps, {kill.seconds:.2f} s to be done again" if is_run(broken) else "nothing to go on from"
         )
         print(f"kill {number + 1}: SIG{name} {kill.where}, {total} steps on record: {cost}", flush=True)
+        if is_run(broken) and read_run(broken).result:
+            break  # killed when all was done
     else:
         finish(start(["--resume", str(broken)] if is_run(broken) else [*new, str(broken)], home))
     return told, lost
