@@ -209,15 +209,17 @@ def make_checkpoint(folder: Path) -> None:
     config = to_dict(RunConfig(model=MODEL))
     model = build_model("causal_lm", MODEL)
     optimizers = build(model, OptimConfig())
-    made = checkpoint.save(
-        folder.with_name("saved"),
-        step=3,
-        model=model,
-        optimizers=optimizers,
-        config=config,
-        tokenizer=tokenizer().to_json(),
-        fingerprint="f" * 64,
-        progress={"seconds": 1.0, "aside": 0.0, "tokens": 96},
+    made = checkpoint.write(
+        checkpoint.take(
+            folder.with_name("saved"),
+            step=3,
+            model=model,
+            optimizers=optimizers,
+            config=config,
+            tokenizer=tokenizer().to_json(),
+            fingerprint="f" * 64,
+            progress={"seconds": 1.0, "aside": 0.0, "tokens": 96},
+        )
     )
     shutil.copytree(made, folder, dirs_exist_ok=True)
     shutil.rmtree(folder.with_name("saved"))

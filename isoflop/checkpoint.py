@@ -163,32 +163,6 @@ def finish(folder: Path, texts: Mapping[str, str]) -> None:
     (folder / MANIFEST).write_text(to_json({"format": FORMAT, "files": files}), encoding="utf-8")
 
 
-def save(
-    checkpoints: Path,
-    *,
-    step: int,
-    model: nn.Module,
-    optimizers: Iterable[torch.optim.Optimizer],
-    config: dict[str, Any],
-    tokenizer: str,
-    fingerprint: str,
-    progress: dict[str, Any],
-) -> Path:
-    """`take`, then `write`: the checkpoint of a step, at once."""
-    return write(
-        take(
-            checkpoints,
-            step=step,
-            model=model,
-            optimizers=optimizers,
-            config=config,
-            tokenizer=tokenizer,
-            fingerprint=fingerprint,
-            progress=progress,
-        )
-    )
-
-
 def load(
     path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], verified: bool = False
 ) -> dict[str, Any]:
@@ -200,7 +174,7 @@ def load(
         verified: the files were checked already, by `last_whole`.
 
     Returns:
-        The progress given to `save`, with `step` and `fingerprint`.
+        The progress given to `take`, with `step` and `fingerprint`.
 
     Raises:
         UserError: if the checkpoint is damaged, or naming the first tensor that does not fit; nothing is changed then.

@@ -134,8 +134,8 @@ class RunFolder:
             return
         for name in LOGS:
             path = self.log(name)
-            whole = path.read_bytes() if path.exists() else b""
-            if whole and not whole.endswith(b"\n"):
+            if path.exists() and not ends_a_line(path):
+                whole = path.read_bytes()
                 write_text(path, whole[: whole.rfind(b"\n") + 1].decode("utf-8"))
 
     @contextlib.contextmanager
@@ -227,6 +227,15 @@ class Lock:
             )
 
 
+def ends_a_line(path: Path) -> bool:
+    """Whether a file is empty or its last byte ends a line; a long log is not read for that."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
 def after(at: Any, step: int) -> bool:
     return isinstance(at, (int, float)) and at > step
 
@@ -253,7 +262,7 @@ class Run:
         samples: lines with `step`, `prompt`, `text`.
         skips: lines with `step`, `kind` ("non-finite" or "spike"), `action` ("keep", "skip", "rollback", "stop"),
             `reason`, `loss` and `grad_norm` (null where not finite), `tokens` left out or passed over; with a rollback
-            also `back_to` and the range of sequences passed over (data/gaps.py), `first` and `sequences`.
+            also the range of sequences passed over (data/gaps.py), `first` and `sequences`.
         profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """

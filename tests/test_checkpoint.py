@@ -71,7 +71,7 @@ def assert_same(a, b):
 def save(folder, model, optimizers, step=3, **changes):
     given = {"config": {"model": {"d": 8}}, "tokenizer": '{"a": "\r\n é"}', "fingerprint": "f" * 64}
     given |= {"progress": {"seconds": 1.25, "tokens": 30}}
-    return checkpoint.save(folder, step=step, model=model, optimizers=optimizers, **given | changes)
+    return checkpoint.write(checkpoint.take(folder, step=step, model=model, optimizers=optimizers, **given | changes))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -4,8 +4,8 @@ Preparing data, timing the machine and planning are the first one's; the others 
 out it sends them as an order: configuration, run folder, prepared data. They train along, measure along, and wait for
 the next order until there is none.
 
-The first process times the machine with all threads of its host while the others rest: together they reach about what
-one process with all threads does there (bench/scaling.py), and where they do not, the clock moves the run's end.
+The first process times the machine with all threads of its host while the others rest: that stands for what they reach
+together, which was not measured (bench/scaling.py can), and where they do not, the clock moves the run's end.
 """
 
 import functools

@@ -65,15 +65,17 @@ def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", cont
     }
     with disk_errors(f"the run folder {final}"), new_folder(final) as temporary:
         folder = RunFolder(temporary)
-        checkpoint.save(
-            folder.checkpoints,
-            step=0,
-            model=model,
-            optimizers=(),
-            config=config,
-            tokenizer=bundle.tokenizer,
-            fingerprint="",
-            progress={"seconds": 0.0, "tokens": 0},
+        checkpoint.write(
+            checkpoint.take(
+                folder.checkpoints,
+                step=0,
+                model=model,
+                optimizers=(),
+                config=config,
+                tokenizer=bundle.tokenizer,
+                fingerprint="",
+                progress={"seconds": 0.0, "tokens": 0},
+            )
         )
         write_json(folder.plan, plan)
         write_json(folder.environment, describe_machine("cpu"))
