@@ -1,16 +1,21 @@
 """What each part of the default recipe is worth: one thing changed at a time, at equal seconds, with seeds.
 
     python bench/recipe.py SOURCE ... --results FILE.jsonl [--set FIELD=VALUE ...] [--arms NAME ...] [--seeds 0 1 2]
-                           [--tokens 3e6] [--workers 2] [--equal seconds|tokens]
+                           [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show]
 
-needs the extra `bench` (scipy). The default is trained for `--tokens` tokens. An arm is trained for as many as it reads
-in the same seconds: its step and the default's are timed in turns, and the ratio decides, so that a machine whose speed
-drifts does not; with `--equal tokens` for as many, which is the same for what costs no time, such as a rate. Every run
-ends its own decay. What is compared is held-out bits per byte, which does not depend on the vocabulary; the difference
-from the default is taken seed by seed (one seed draws the same data in the same order for both, where the batch is the
-same), and its 95 % interval is Student's over the seeds.
+needs the extra `bench` (scipy). The default, with the plan's rates for its width, is trained for `--tokens` tokens. An
+arm is trained for as many as it reads in the same seconds: its step and the default's are timed in turns, in the
+processor's seconds, and the ratio decides, so that neither a machine whose speed drifts nor what else runs on it does.
+What changes rates alone costs nothing and is not timed; `--equal tokens` times nothing at all. Every run ends its own
+decay.
 
-Results are added to FILE, one line a run; what is there already is not run again.
+What is compared is held-out bits per byte, which does not depend on the vocabulary. The difference from the default is
+taken seed by seed: one seed draws the same data in the same order for both, where the batch is the same. Its 95 %
+interval is Student's, with one variance for all arms, which is estimated from how the differences of each arm scatter
+around their mean: two seeds alone say nothing about their variance, and many arms together do. One arm in twenty
+is outside such an interval by chance, so whatever wins has to win again at another size with other seeds.
+
+Results are added to FILE, one line a run; what is there already is not run again, and `--show` runs nothing.
 """
 
 import argparse
@@ -18,19 +23,25 @@ import json
 import math
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import reduce
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy import stats
+from torch import nn
 
 from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import prepare
+from isoflop.plan.advise import with_rates
+from isoflop.records import RunFolder
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer import train as train_steps
@@ -40,7 +51,11 @@ DEFAULT = "default"
 PAIRS_OF_TURNS = 3  # separate timings of an arm beside the default, of which the median counts
 SECONDS = 3.0  # of steps, for each side of one timing
 
-# name -> what is set. One thing each; where two fields say one thing (a batch and its rate) both are arms of their own.
+# name -> what is set. FIELD*=FACTOR is so many times the default's. One thing each; where two fields say one thing (a
+# batch and its rates) both are arms of their own. AVERAGE=SHARE is no field: what is measured is the mean of the
+# weights that the run had over this last share of its steps.
+AVERAGE = "average"
+POINTS = 10  # of which that mean is taken
 ARMS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
     # architecture
@@ -54,36 +69,50 @@ ARMS: dict[str, tuple[str, ...]] = {
     "wiring parallel": ("model.wiring=parallel",),
     "wiring sandwich": ("model.wiring=sandwich",),
     "embedding norm": ("model.embedding_norm=true",),
-    "tied head": ("model.tied_head=true",),
+    "tied head": ("model.tied_head=true", "optim.head_lr=0"),
     "init gpt2": ("model.init=gpt2",),
-    "multi-query": ("model.attention.kv_heads=1",),
+    "twice the heads": ("model.heads*=2",),
     "feed-forward 3x": ("model.feed_forward.ratio=3",),
     "feed-forward 6x": ("model.feed_forward.ratio=6",),
-    "context half": ("model.context=128",),
-    "vocabulary half": ("data.vocab_size=512", "model.vocab_size=512"),
-    "vocabulary double": ("data.vocab_size=2048", "model.vocab_size=2048"),
+    "context half": ("model.context*=0.5", "batch.sequences*=2"),
+    "context double": ("model.context*=2", "batch.sequences*=0.5"),
+    "vocabulary half": ("data.vocab_size*=0.5", "model.vocab_size*=0.5"),
+    "vocabulary double": ("data.vocab_size*=2", "model.vocab_size*=2"),
     # optimiser
-    "adamw, lr 3e-3": ("optim.name=adamw", "optim.lr=3e-3"),
-    "adamw, lr 6e-3": ("optim.name=adamw", "optim.lr=6e-3"),
-    "matrix lr half": ("optim.matrix_lr=0.0075",),
-    "matrix lr double": ("optim.matrix_lr=0.03",),
-    "lr half": ("optim.lr=5e-3",),
-    "lr double": ("optim.lr=2e-2",),
+    "adamw, lr 3e-3": ("optim.name=adamw", "optim.lr=3e-3", "optim.head_lr=0"),
+    "adamw, lr 6e-3": ("optim.name=adamw", "optim.lr=6e-3", "optim.head_lr=0"),
+    "adamw, lr 1.2e-2": ("optim.name=adamw", "optim.lr=1.2e-2", "optim.head_lr=0"),
+    "matrix lr half": ("optim.matrix_lr*=0.5",),
+    "matrix lr double": ("optim.matrix_lr*=2",),
+    "embedding lr half": ("optim.lr*=0.5",),
+    "embedding lr 2x": ("optim.lr*=2",),
+    "embedding lr 4x": ("optim.lr*=4",),
+    "embedding lr 8x": ("optim.lr*=8",),
+    "head lr half": ("optim.head_lr*=0.5",),
+    "head lr double": ("optim.head_lr*=2",),
     "momentum 0.95": ("optim.momentum=0.95",),
+    "momentum 0.8": ("optim.momentum=0.8",),
     "no weight decay": ("optim.weight_decay=0",),
     "weight decay 0.3": ("optim.weight_decay=0.3",),
     "no clipping": ("optim.clip=0",),
     "betas 0.8 0.95": ("optim.betas=0.8,0.95",),
+    "betas 0.9 0.99": ("optim.betas=0.9,0.99",),
     # schedule and batch
-    "batch half": ("batch.sequences=4",),
-    "batch double": ("batch.sequences=16",),
+    "batch half": ("batch.sequences*=0.5",),
+    "batch half, rates 0.7x": ("batch.sequences*=0.5", "optim.lr*=0.7", "optim.head_lr*=0.7", "optim.matrix_lr*=0.7"),
+    "batch double": ("batch.sequences*=2",),
+    "batch double, rates 1.4x": ("batch.sequences*=2", "optim.lr*=1.4", "optim.head_lr*=1.4", "optim.matrix_lr*=1.4"),
     "no warm-up": ("schedule.warmup=0",),
     "warm-up 10 %": ("schedule.warmup=0.1",),
     "decay 15 %": ("schedule.decay=0.15",),
     "decay 60 %": ("schedule.decay=0.6",),
     "decay 100 %": ("schedule.decay=1",),
     "cosine": ("schedule.name=cosine",),
+    "averaged over the last 10 %": (f"{AVERAGE}=0.1",),
+    "constant, averaged over 20 %": ("schedule.name=constant", f"{AVERAGE}=0.2"),
 }
+FREE = ("optim.", "schedule.", AVERAGE)  # what begins so changes no step's time; but for:
+TIMED = ("optim.name", "optim.clip")
 
 
 @dataclass(frozen=True)
@@ -94,6 +123,7 @@ class Job:
     seed: int
     config: RunConfig
     ratio: float
+    average: float = 0.0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -103,6 +133,25 @@ class Job:
 def fields_of(arm: str) -> tuple[str, ...]:
     """What an arm sets: one of ARMS by its name, or assignments as they are."""
     return ARMS[arm] if arm in ARMS else tuple(arm.split())
+
+
+def averaged(arm: str) -> float:
+    """The share of a run's steps over which an arm's weights are averaged; 0: not at all."""
+    return sum(float(field.partition("=")[2]) for field in fields_of(arm) if field.startswith(AVERAGE))
+
+
+def costs_time(arm: str) -> bool:
+    """Whether an arm's step can take another time than the default's."""
+    return any(not field.startswith(FREE) or field.startswith(TIMED) for field in fields_of(arm))
+
+
+def settle(config: RunConfig, field: str) -> str:
+    """FIELD*=FACTOR as FIELD=VALUE, beside what `config` has."""
+    name, times, factor = field.partition("*=")
+    if not times:
+        return field
+    value = reduce(getattr, name.split("."), config)
+    return f"{name}={type(value)(value * float(factor))}"
 
 
 def configure(sources: Sequence[str], common: Sequence[str], arm: str, train_bytes: int) -> RunConfig:
@@ -117,38 +166,52 @@ def configure(sources: Sequence[str], common: Sequence[str], arm: str, train_byt
         "data.vocab_size=1024",
         f"data.max_train_bytes={train_bytes}",
         *common,
-        *fields_of(arm),
     ]
-    config = override(RunConfig(data=DataConfig(sources=tuple(sources))), fields)
+    base = with_rates(override(RunConfig(data=DataConfig(sources=tuple(sources))), fields))
+    config = override(base, [settle(base, field) for field in fields_of(arm) if not field.startswith(AVERAGE)])
     every = replace(config.every, evaluate=0, sample=0, checkpoint=0, log=50, keep=1)
     return replace(config, every=every)
 
 
 def ratio_to_default(base: RunConfig, config: RunConfig) -> float:
-    """Tokens per second of `config` over those of `base`."""
+    """Tokens per second of `config` over those of `base`, seconds being the processor's."""
     ratios = []
     for _ in range(PAIRS_OF_TURNS):
-        first, second = throughput.time_in_turns([base, config], SECONDS)
+        first, second = throughput.time_in_turns([base, config], SECONDS, clock=time.process_time)
         ratios.append(second.tokens_per_second / first.tokens_per_second)
     return statistics.median(ratios)
 
 
 def run(job: Job) -> dict[str, Any]:
     """Train once and measure all the held-out text up to 400,000 tokens."""
-    prepared = prepare(job.config.data)
+    config = job.config
+    if job.average:
+        between = max(1, round(config.steps * job.average / POINTS))
+        config = replace(config, every=replace(config.every, checkpoint=between, keep=POINTS))
+    prepared = prepare(config.data)
     with tempfile.TemporaryDirectory() as folder:
-        result = train_steps(job.config, Path(folder) / "run", prepared=prepared)
+        result = train_steps(config, Path(folder) / "run", prepared=prepared)
         model, _, _ = checkpoint.load_model(result.folder)
-        found = make_task(job.config).measure(model, prepared, make_runtime("cpu", "float32", 1), 400_000)
+        if job.average:
+            put_mean(model, RunFolder(result.folder).checkpoints)
+        found = make_task(config).measure(model, prepared, make_runtime("cpu", "float32", 1), 400_000)
     return {
         "arm": job.arm,
         "seed": job.seed,
         "ratio": job.ratio,
-        "steps": job.config.steps,
+        "steps": config.steps,
         "tokens": result.tokens,
         "flops": result.flops,
         "bits_per_byte": found.bits_per_byte,
     }
+
+
+def put_mean(model: nn.Module, checkpoints: Path) -> None:
+    """Give a model the mean of its weights in the checkpoints that are there."""
+    states = [checkpoint.read(checkpoint.at_step(checkpoints, step)).weights for step in checkpoint.steps(checkpoints)]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.stack([state[name].double() for state in states[-POINTS:]]).mean(0))
 
 
 def plan_jobs(
@@ -173,9 +236,9 @@ def plan_jobs(
             continue
         config = configure(sources, common, arm, int(tokens * 6))
         prepare(config.data)
-        ratio = ratios.get(arm) or (ratio_to_default(base, config) if timed and arm != DEFAULT else 1.0)
+        ratio = ratios.get(arm) or (ratio_to_default(base, config) if timed and costs_time(arm) else 1.0)
         steps = round(tokens * ratio / config.tokens_per_step)
-        jobs += [Job(arm, seed, replace(config, seed=seed, steps=steps), ratio) for seed in wanted]
+        jobs += [Job(arm, seed, replace(config, seed=seed, steps=steps), ratio, averaged(arm)) for seed in wanted]
     return sorted(jobs, key=lambda job: job.seed)
 
 
@@ -188,18 +251,21 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, flo
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_arm.setdefault(row["arm"], {})[row["seed"]] = row
+    default = by_arm.pop(DEFAULT)
+    differences = {
+        arm: [run["bits_per_byte"] - default[seed]["bits_per_byte"] for seed, run in runs.items() if seed in default]
+        for arm, runs in by_arm.items()
+    }
+    freedom = sum(max(0, len(found) - 1) for found in differences.values())
+    scatter = sum((x - statistics.mean(found)) ** 2 for found in differences.values() for x in found)
+    width = float(stats.t.ppf(0.975, freedom)) * math.sqrt(scatter / freedom) if freedom else math.inf
     lines = []
-    for arm, runs in by_arm.items():
-        seeds = sorted(runs.keys() & by_arm[DEFAULT].keys())
-        if arm == DEFAULT or not seeds:
-            continue
-        differences = [runs[s]["bits_per_byte"] - by_arm[DEFAULT][s]["bits_per_byte"] for s in seeds]
-        half = math.inf
-        if len(seeds) > 1:
-            half = float(stats.t.ppf(0.975, len(seeds) - 1)) * statistics.stdev(differences) / math.sqrt(len(seeds))
-        mean = statistics.mean(differences)
-        verdict = "better" if mean + half < 0 else "worse" if mean - half > 0 else "no difference shown"
-        lines.append((arm, runs[seeds[0]]["ratio"], mean, half, len(seeds), verdict))
+    for arm, found in differences.items():
+        if found:
+            mean, half = statistics.mean(found), width / math.sqrt(len(found))
+            verdict = "better" if mean + half < 0 else "worse" if mean - half > 0 else "no difference shown"
+            ratio = next(iter(by_arm[arm].values()))["ratio"]
+            lines.append((arm, ratio, mean, half, len(found), verdict))
     return sorted(lines, key=lambda line: line[2])
 
 
@@ -224,7 +290,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=float, default=3e6, help="that the default reads")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--equal", choices=["seconds", "tokens"], default="seconds")
+    parser.add_argument("--show", action="store_true", help="only show what FILE has")
     given = parser.parse_args()
+    if given.show:
+        show(read_rows(given.results))
+        return
     arms = list(dict.fromkeys([DEFAULT, *given.arms]))
     timed = given.equal == "seconds"
     jobs = plan_jobs(given.sources, given.set, arms, given.seeds, given.tokens, given.results, timed)

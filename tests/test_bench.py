@@ -80,3 +80,45 @@ def test_the_held_out_text_is_a_fiftieth_and_nobody_trains_on_it(tmp_path: Path)
     assert not set(text.train) & set(text.heldout)
     train, held = (sum(map(len, side)) for side in (text.train, text.heldout))
     assert 0.01 < held / (train + held) < 0.03 and 40_000 <= train + held < 41_000
+
+
+def recipe():
+    pytest.importorskip("scipy", reason="bench/recipe.py needs the extra bench")
+    return __import__("recipe")
+
+
+def test_an_arm_is_the_default_but_for_what_it_says():
+    bench = recipe()
+    base = bench.configure(["x"], ["model.d_model=64"], bench.DEFAULT, 1000)
+    assert base.optim.head_lr == 2 * base.optim.lr  # the plan's rule for a width, before anything is changed
+    arm = bench.configure(["x"], ["model.d_model=64"], "vocabulary double", 1000)
+    assert (arm.data.vocab_size, arm.model.vocab_size) == (2 * base.data.vocab_size, 2 * base.model.vocab_size)
+    assert bench.configure(["x"], ["model.d_model=64"], "batch half", 1000).batch.sequences == base.batch.sequences // 2
+    for name in bench.ARMS:
+        bench.configure(["x"], [], name, 1000)
+
+
+def test_only_rates_are_free():
+    bench = recipe()
+    free = {name for name in bench.ARMS if not bench.costs_time(name)}
+    assert {"matrix lr half", "cosine", "averaged over the last 10 %"} <= free
+    assert not {"adamw, lr 3e-3", "no clipping", "gelu", "batch half, rates 0.7x"} & free
+
+
+def test_two_seeds_each_are_judged_by_the_scatter_of_all_arms():
+    bench = recipe()
+    losses = {bench.DEFAULT: (2.0, 2.1), "steady": (1.9, 2.0), "the same": (2.01, 2.09), "noisy": (2.0, 2.12)}
+    rows = [
+        {"arm": arm, "seed": seed, "ratio": 1.0, "bits_per_byte": loss}
+        for arm, both in losses.items()
+        for seed, loss in enumerate(both)
+    ]
+    found = {line[0]: line for line in bench.compare(rows)}
+    halves = {line[3] for line in found.values()}
+    assert len(halves) == 1  # one variance, three degrees of freedom: sqrt((0.0002 + 0.0002) / 3) * 3.182 / sqrt(2)
+    assert halves.pop() == pytest.approx(0.02598, rel=1e-3)
+    assert [found[arm][5] for arm in ("steady", "the same", "noisy")] == [
+        "better",
+        "no difference shown",
+        "no difference shown",
+    ]

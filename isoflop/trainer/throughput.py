@@ -43,9 +43,14 @@ def time_steps(config: RunConfig, seconds: float = 1.0) -> Throughput:
     return time_in_turns([config], seconds)[0]
 
 
-def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0, data: Sequence[Batches] = ()) -> list[Throughput]:
+def time_in_turns(
+    configs: Sequence[RunConfig],
+    seconds: float = 1.0,
+    data: Sequence[Batches] = (),
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Throughput]:
     """Time whole training steps of several configurations on random tokens, or on what `data` has for each, TURNS times
-    in turn, for about `seconds` each. A turn takes at least one step, however long that is."""
+    in turn, for about `seconds` each, by `clock`. A turn takes at least one step, however long that is."""
     batches: Sequence[Batches | None] = data or [None] * len(configs)
     steps = [make_step(config, some) for config, some in zip(configs, batches, strict=True)]
     for step in steps:
@@ -55,11 +60,11 @@ def time_in_turns(configs: Sequence[RunConfig], seconds: float = 1.0, data: Sequ
     counts = [0] * len(configs)
     for _ in range(TURNS):
         for i, step in enumerate(steps):
-            started, taken = time.perf_counter(), 0
-            while not taken or time.perf_counter() - started < seconds / TURNS:
+            started, taken = clock(), 0
+            while not taken or clock() - started < seconds / TURNS:
                 step()
                 taken += 1
-            turns[i].append((time.perf_counter() - started) / taken)
+            turns[i].append((clock() - started) / taken)
             counts[i] += taken
     tokens = [
         config.tokens_per_step if some is None else some.tokens(CYCLE) / CYCLE
