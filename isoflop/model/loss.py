@@ -144,7 +144,7 @@ def cross_entropy(
 ) -> Tensor:
     """-ln p(target), in nats, from the hidden states and the head's weight.
 
-    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2. With a `cap`
+    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2. With `cap`
     all logits in it are cap tanh(h w / cap).
 
     Under autocast the products are in autocast's type; the softmax, the loss and the head's gradient are float32. The
