@@ -6,7 +6,7 @@ goes through head, softmax and both gradients, and only the gradients of the hid
 A loss is for training alone: what is measured on held-out text is plain cross-entropy always (measure.py).
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class CrossEntropy:
         """Add to the model what only training needs. Once, before its optimisers are made."""
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT)
+        return head_loss(model, model.hidden(inputs_BT), targets_BT)
 
 
 class LabelSmoothing(CrossEntropy):
@@ -43,7 +43,7 @@ class LabelSmoothing(CrossEntropy):
         self.eps = eps
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT, smoothing=self.eps)
+        return head_loss(model, model.hidden(inputs_BT), targets_BT, smoothing=self.eps)
 
 
 class ZLoss(CrossEntropy):
@@ -56,7 +56,7 @@ class ZLoss(CrossEntropy):
         self.coefficient = coefficient
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return cross_entropy(model.hidden(inputs_BT), model.head_weight, targets_BT, z=self.coefficient)
+        return head_loss(model, model.hidden(inputs_BT), targets_BT, z=self.coefficient)
 
 
 class MultiToken(CrossEntropy):
@@ -86,7 +86,7 @@ class MultiToken(CrossEntropy):
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         losses = [
-            cross_entropy(h_BTD, model.head_weight, later(targets_BT, distance))
+            head_loss(model, h_BTD, later(targets_BT, distance))
             for distance, h_BTD in enumerate(model.hidden_ahead(inputs_BT))
         ]
         return torch.stack(losses).sum()
@@ -116,6 +116,21 @@ def later(targets_BT: Tensor, distance: int) -> Tensor:
     return torch.cat((targets_BT[:, distance:], ended), dim=1)
 
 
+class Headed(Protocol):
+    """What a loss needs to know of a model's head."""
+
+    @property
+    def head_weight(self) -> Tensor: ...
+
+    @property
+    def logit_cap(self) -> float: ...
+
+
+def head_loss(model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
+    """`cross_entropy` of the logits that a model's head makes of h_BTD: its weight and its cap."""
+    return cross_entropy(h_BTD, model.head_weight, targets_BT, cap=model.logit_cap, **how)
+
+
 def cross_entropy(
     h_BTD: Tensor,
     head_weight_VD: Tensor,
@@ -124,11 +139,13 @@ def cross_entropy(
     reduction: str = "mean",
     smoothing: float = 0.0,
     z: float = 0.0,
+    cap: float = 0.0,
     chunk: int = 0,
 ) -> Tensor:
     """-ln p(target), in nats, from the hidden states and the head's weight.
 
-    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2.
+    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2. With `cap`
+    all logits in it are cap tanh(h w / cap).
 
     Under autocast the products are in autocast's type; the softmax, the loss and the head's gradient are float32. The
     gradients are computed in the forward pass: backward only scales them.
@@ -149,9 +166,9 @@ def cross_entropy(
         chunk = max(SMALLEST_CHUNK, room // head_weight_VD.shape[0])
     differentiate = torch.is_grad_enabled() and (h_ND.requires_grad or head_weight_VD.requires_grad)
     if differentiate:
-        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z)
+        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z, cap)
     else:
-        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z)
+        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z, cap)
     if reduction == "sum":
         return total
     return total / (targets_N != IGNORED).sum().clamp(min=1)
@@ -162,10 +179,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: int, smoothing: float, z: float
+        ctx: Any,
+        h_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        chunk: int,
+        smoothing: float,
+        z: float,
+        cap: float,
     ) -> Tensor:
         wants_h, wants_weight = ctx.needs_input_grad[:2]
-        total, *ctx.grads = forward_backward(h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z)
+        total, *ctx.grads = forward_backward(
+            h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z, cap
+        )
         return total
 
     @staticmethod
@@ -175,7 +201,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("this loss keeps its gradients for one backward; compute it again for another")
         grads, ctx.grads = ctx.grads, None
         scaled = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 def forward_backward(
@@ -187,6 +213,7 @@ def forward_backward(
     wants_weight: bool,
     smoothing: float,
     z: float,
+    cap: float,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The summed loss and its gradients by h and by the weight (None where not wanted), `chunk` tokens at a time."""
     device = h_ND.device.type
@@ -203,6 +230,9 @@ def forward_backward(
             counted_C = targets_C != IGNORED
             index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
             logits_CV = h_CD @ weight.T
+            tanh_CV = logits_CV.to(exact).div_(cap).tanh_() if cap else None
+            if tanh_CV is not None:
+                logits_CV = tanh_CV * cap
             logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
             log_p_CV = log_softmax_over(logits_CV, exact)
             del logits_CV
@@ -223,6 +253,8 @@ def forward_backward(
             if smoothing:
                 grad_CV -= smoothing / grad_CV.shape[1]
             grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
+            if tanh_CV is not None:  # d cap tanh(s / cap) / d s = 1 - tanh^2
+                grad_CV.addcmul_(grad_CV, tanh_CV.square_(), value=-1)
             grad_CV = grad_CV.to(product)
             # A token that is not counted is taken out of the narrow factors, which are D wide and not V.
             if grad_h_ND is not None:
