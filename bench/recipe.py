@@ -101,8 +101,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no weight decay": ("optim.weight_decay=0",),
     "weight decay 0.3": ("optim.weight_decay=0.3",),
     "no clipping": ("optim.clip=0",),
-    "betas 0.8 0.95": ("optim.betas=0.8,0.95",),
-    "betas 0.9 0.99": ("optim.betas=0.9,0.99",),
+    "betas 0.8 0.95": ("optim.betas=[0.8,0.95]",),
+    "betas 0.9 0.99": ("optim.betas=[0.9,0.99]",),
     # schedule and batch
     "batch half": ("batch.sequences*=0.5",),
     "batch half, rates 0.7x": ("batch.sequences*=0.5", "optim.lr*=0.7", "optim.head_lr*=0.7", "optim.matrix_lr*=0.7"),

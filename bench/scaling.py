@@ -1,6 +1,6 @@
 """What it costs to train one model by several processes: time on this machine, and bytes on the wire.
 
-    python bench/scaling.py [--rounds 5] [--steps 20] [--json FILE]      about five minutes on two cores
+    python bench/scaling.py [--rounds 5] [--json]      about twelve minutes on two cores
 
 Time. One process with two threads against two processes with one thread each, the same batch, in turns; printed is the
 median over the rounds of the ratio of each round, so that a machine whose speed drifts does not decide. 100 % would be
@@ -14,6 +14,7 @@ algorithm has to send (parallel/cost.py).
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -33,15 +34,17 @@ from isoflop.optim.build import build
 from isoflop.parallel.cost import Layout, traffic
 from isoflop.parallel.mesh import Group, joined
 from isoflop.parallel.shard import lay_out
-from isoflop.runtime import describe_machine, make_runtime, seed_everything
+from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import make_task
 from isoflop.trainer.together import agree
+from record import record
 
 # name: layers, d_model, heads, context, batch, vocabulary (a demo's size, and five times its parameters)
 SIZES = {"small": (4, 128, 4, 256, 16, 4096), "medium": (6, 320, 5, 256, 16, 8192)}
-WARM_UP = 3  # steps
+STEPS = {"small": 16, "medium": 4}  # that are timed in a turn
+WARM_UP = 2  # steps
 BYTES_SENT = 200  # where tcpi_bytes_sent lies in the kernel's struct tcp_info (Linux 4.19 and later)
 TCP_INFO = 11
 
@@ -150,8 +153,7 @@ def least(mode: str, processes: int, found: dict[str, Any]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/scaling.json")
     parser.add_argument("--member", nargs=6, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.member:
@@ -160,33 +162,42 @@ def main() -> None:
         with joined() as group:
             member(size, optimizer, mode, replicas, threads, steps, group)
         return
-    results: dict[str, Any] = {"machine": describe_machine("cpu"), "time": {}, "bytes": {}}
     print("time of a step, the batch whole: one process with 2 threads, then two with 1 each")
-    for size in SIZES:
-        ratios: dict[str, list[float]] = {"ddp": [], "fsdp": []}
-        alone: list[float] = []
-        for _ in range(given.rounds):
-            alone.append(measure(size, "muon", "none", 1, 2, given.steps)["seconds"])
-            for mode, found in ratios.items():
-                found.append(alone[-1] / measure(size, "muon", mode, 2, 1, given.steps)["seconds"])
-        results["time"][size] = {"alone": alone, **ratios}
-        shares = ", ".join(
-            f"{mode} {statistics.median(found):.0%} ({min(found):.0%} to {max(found):.0%})"
-            for mode, found in ratios.items()
-        )
-        print(f"  {size:8} {statistics.median(alone) * 1e3:7.1f} ms a step alone; {shares}")
+    times = [time_size(size, given.rounds) for size in SIZES]
     print("bytes that a process sends in a step, against the least")
-    for mode, processes in (("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4), ("hsdp", 4)):
-        for optimizer in ("adamw", "muon"):
-            found = measure("small", optimizer, mode, processes, 1, 5)
-            counted, bound = statistics.mean(found["sent"]), least(mode, processes, found)
-            results["bytes"][f"{mode} {processes} {optimizer}"] = {"sent": found["sent"], "least": bound}
-            print(
-                f"  {mode:5} {processes} processes, {optimizer:5}  {counted / 1e6:8.2f} MB, "
-                f"least {bound / 1e6:8.2f} MB: {counted / bound:.2f}"
-            )
+    combinations = itertools.product((("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4), ("hsdp", 4)), ("adamw", "muon"))
+    sent_bytes = [count_bytes(mode, processes, optimizer) for (mode, processes), optimizer in combinations]
     if given.json:
-        given.json.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        record("scaling", {"time": times, "bytes": sent_bytes})
+
+
+def time_size(size: str, rounds: int) -> dict[str, Any]:
+    """How fast two processes are, of one with both threads, by mode: the ratio of each round."""
+    ratios: dict[str, list[float]] = {"ddp": [], "fsdp": []}
+    alone: list[float] = []
+    for _ in range(rounds):
+        alone.append(measure(size, "muon", "none", 1, 2, STEPS[size])["seconds"])
+        for mode, found in ratios.items():
+            found.append(alone[-1] / measure(size, "muon", mode, 2, 1, STEPS[size])["seconds"])
+    shares = ", ".join(
+        f"{mode} {statistics.median(found):.0%} ({min(found):.0%} to {max(found):.0%})"
+        for mode, found in ratios.items()
+    )
+    print(f"  {size:8} {statistics.median(alone) * 1e3:7.1f} ms a step alone; {shares}", flush=True)
+    layers, width, _, context, batch, vocabulary = SIZES[size]
+    shape = f"{layers} x {width}, context {context}, batch {batch}, vocabulary {vocabulary:,}"
+    return {"size": size, "shape": shape, "seconds_alone": alone, "ratios": ratios}
+
+
+def count_bytes(mode: str, processes: int, optimizer: str) -> dict[str, Any]:
+    found = measure("small", optimizer, mode, processes, 1, 5)
+    counted, bound = statistics.mean(found["sent"]), least(mode, processes, found)
+    print(
+        f"  {mode:5} {processes} processes, {optimizer:5}  {counted / 1e6:8.2f} MB, "
+        f"least {bound / 1e6:8.2f} MB: {counted / bound:.2f}",
+        flush=True,
+    )
+    return {"mode": mode, "processes": processes, "optimizer": optimizer, "sent": counted, "least": bound}
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from isoflop.files import write_text
 from record import ROOT, read
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "where-the-time-goes.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "where-the-time-goes.md", ROOT / "docs" / "many-machines.md")
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens a second at its CPU default
 BEST_MODE = 1.2  # times those of its best mode
@@ -188,6 +189,30 @@ def start(result: dict[str, Any]) -> str:
     return lines(["second start", "to the end of the first step", "all"], rows) + f"\n\n{provenance(result)}"
 
 
+def scaling(result: dict[str, Any]) -> str:
+    """How fast two processes are of one with both threads; and what each process sends beside the least."""
+
+    def shares(ratios: list[float]) -> str:
+        return f"{median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%})"
+
+    times = [
+        [row["shape"], f"{1e3 * median(row['seconds_alone']):,.0f} ms", *map(shares, row["ratios"].values())]
+        for row in result["time"]
+    ]
+    head = ["size", "one process, a step", *(f"{mode}, two processes" for mode in result["time"][0]["ratios"])]
+    sent = [
+        [
+            f"{row['mode']}, {row['processes']} processes, {row['optimizer']}",
+            f"{row['sent'] / 1e6:.2f} MB",
+            f"{row['least'] / 1e6:.2f} MB",
+            f"{row['sent'] / row['least']:.2f}",
+        ]
+        for row in result["bytes"]
+    ]
+    table = lines(["a process sends in a step", "counted", "the least", "ratio"], sent)
+    return f"{lines(head, times)}\n\n{table}\n\n{provenance(result)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step,
     "race": race,
@@ -196,6 +221,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode": decode,
     "prepare": prepare,
     "start": start,
+    "scaling": scaling,
 }
 
 

@@ -56,10 +56,10 @@ class GPT(Part):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, init) for layer in range(config.layers))
         self.norm = make_norm(config) if config.final_norm else None
-        self.ahead = nn.ModuleList()
         self.head = None
         if not config.tied_head:
             self.head = Linear(config.d_model, config.vocab_size, bias=False, init=init, role="head")
+        self.ahead = nn.ModuleList()  # last, as `look_ahead` fills it last
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """logits_BTV of the token after each one."""

@@ -13,6 +13,7 @@ from isoflop.errors import UserError
 # fsdp            | a piece in each of N              | reduced to the own piece      | models that do not
 # hsdp            | a piece in each of N / replicas   | then summed over the replicas | many hosts: pieces stay near
 MODES = ("none", "ddp", "fsdp", "hsdp")
+DIVIDED = ("fsdp", "hsdp")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,14 @@ class ParallelConfig:
         "auto: none in one process, ddp under torchrun; fsdp: parameters divided; hsdp: divided within replicas",
     ] = "auto"
     replicas: Annotated[int, "hsdp: how many whole copies of the model there are; 0: one a host"] = 0
+    gather: Annotated[
+        Literal["float32", "bfloat16"],
+        "fsdp, hsdp: what a unit's parameters are sent as; bfloat16 halves it, for runtime.dtype = bfloat16",
+    ] = "float32"
+    reduce: Annotated[
+        Literal["last", "every"],
+        "fsdp, hsdp: gradients are summed after a step's last pass, or after every pass: more sent, only a piece held",
+    ] = "last"
     timeout: Annotated[
         float,
         "seconds without progress until a silent process is named and the run stops; more than a checkpoint takes",
@@ -50,6 +59,11 @@ class ParallelConfig:
             mode = "ddp" if size > 1 else "none"
         if self.replicas and mode != "hsdp":
             raise UserError(f"parallel.replicas = {self.replicas} is for parallel.mode = hsdp; the mode is {mode}")
+        for field, value, plain in (("gather", self.gather, "float32"), ("reduce", self.reduce, "last")):
+            if value != plain and mode not in DIVIDED:
+                raise UserError(
+                    f"parallel.{field} = {value} is for parallel.mode = fsdp or hsdp; the mode is {mode}; leave it out"
+                )
         if size == 1 and mode != "none":
             raise UserError(
                 f"parallel.mode = {mode} needs several processes: start it as torchrun --nproc-per-node N -m isoflop "

@@ -12,13 +12,14 @@ Gradients are sums and never means: every pass is weighted by its share of the t
 processes, so that the sum is the gradient of the whole step's mean however the targets are spread (in batches of pairs
 each process has another number). What is summed in another order differs in the last bits, and in nothing else.
 
-A model is built whole on every device before it is divided, from one seed, so that all modes start from the same
-weights: what is to be trained with `fsdp` must fit a device in float32 without gradients and optimiser.
+All modes start from the same weights. What is divided is built without memory (on the meta device) and then filled in
+the order of its construction, from the same seed as a whole one, each unit divided as soon as it is full: no device
+ever holds more than one whole unit beside its pieces, and what lies outside the units.
 """
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from isoflop.parallel.matrices import Divided, Matrices, Shared
 from isoflop.parallel.mesh import ALONE, Group
 
 Loss = Callable[..., Tensor]
+Weights = Mapping[str, Tensor]
 
 # by what a model or one of its units may be entered, beside forward
 ENTRANCES = ("hidden", "hidden_ahead", "logits", "read", "write", "remember")
@@ -107,20 +109,32 @@ class Sharded(Layout):
 
     together = True
 
-    def __init__(self, model: Any, loss: Loss, group: Group, device: str, replicas: int) -> None:
+    def __init__(
+        self, model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str, weights: Weights | None
+    ) -> None:
         super().__init__(model, loss, group)
+        _, replicas = config.resolve(group.size, group.hosts)
         mesh = group.mesh(device, replicas)
-        units = model.units()
-        for part in model.units_within():
-            divide(part, mesh, again=True)
-        for unit in units:
-            divide(unit, mesh, again=unit is not units[-1])  # backward begins with the last one: it stays
-        divide(model, mesh, again=False)
+        self.every = config.reduce == "every"
+        units = [*model.units_within(), *model.units()]
+        again = {id(unit): unit is not units[-1] for unit in units}  # backward begins with the last one: it stays
+
+        def divide_one(module: nn.Module) -> None:
+            if id(module) in again:
+                divide(module, mesh, again[id(module)], config.gather == "bfloat16")
+            elif module is model:
+                divide(module, mesh, again=False)
+
+        if any(parameter.is_meta for parameter in model.parameters()):
+            fill(model, device, weights or {}, divide_one)
+        else:
+            for module in (*units, model):
+                divide_one(module)
         self.matrices = Divided(mesh["piece"] if replicas > 1 else mesh)
 
     @contextlib.contextmanager
     def last_pass(self, last: bool) -> Any:
-        self.model.set_requires_gradient_sync(last)
+        self.model.set_requires_gradient_sync(last or self.every)
         yield
 
     def whole(self, tensor: Tensor) -> Tensor:
@@ -129,25 +143,60 @@ class Sharded(Layout):
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def lay_out(model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str) -> Layout:
-    """Divide a model, which lies whole on `device` and is alike in all processes, as the configuration says.
+def lay_out(
+    model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str, weights: Weights | None = None
+) -> Layout:
+    """Divide a model, which is alike in all processes, as the configuration says.
 
     Args:
+        model: whole on `device`; or, where it is to be divided, on the meta device, to be filled from torch's seed.
         loss: (model, *batch) -> a scalar with gradient.
+        weights: what a model on the meta device begins with instead, by name.
     """
-    mode, replicas = config.resolve(group.size, group.hosts)
+    mode, _ = config.resolve(group.size, group.hosts)
     if mode == "none":
         return Layout(model, loss)
     if mode == "ddp":
         return Replicated(model, loss, group)
-    return Sharded(model, loss, group, device, replicas)
+    return Sharded(model, loss, group, config, device, weights)
 
 
-def divide(module: Any, mesh: Any, again: bool) -> None:
-    """FSDP2 on one module; `again`: its pieces are gathered again for the backward pass, not kept whole until then."""
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+def fill(model: nn.Module, device: str, weights: Weights, filled: Callable[[nn.Module], None]) -> None:
+    """Give a model on the meta device memory and values: what its construction gives from the same seed, or `weights`.
+    Module by module, in the order of construction, and each goes to `filled` when it and all in it have theirs."""
+    seen = set()
 
-    sharded = fully_shard(module, mesh=mesh, reshard_after_forward=again)
+    def visit(module: Any, prefix: str) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        module.to_empty(device=device, recurse=False)
+        if module is not model and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        with torch.no_grad():
+            for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                if prefix + name in weights:
+                    tensor.copy_(weights[prefix + name])
+        for name, child in module.named_children():
+            visit(child, f"{prefix}{name}.")
+        filled(module)
+
+    visit(model, "")
+
+
+def divide(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
+    """FSDP2 on one module.
+
+    Args:
+        again: its pieces are gathered again for the backward pass, not kept whole until then.
+        half: they are gathered in bfloat16; gradients are summed in float32 all the same.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    policy = MixedPrecisionPolicy()
+    if half:
+        policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    sharded = fully_shard(module, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
     for name in ENTRANCES:

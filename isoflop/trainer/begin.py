@@ -15,6 +15,7 @@ from isoflop.files import write_json, write_text
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
 from isoflop.parallel.wrap import recompute
@@ -70,22 +71,28 @@ def make_run(
     asked = config.runtime
     runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
     seed_everything(config.seed)
-    with runtime.device:
+    divided = config.parallel.resolve(group.size, group.hosts)[0] in DIVIDED
+    with torch.device("meta") if divided else runtime.device:
         model = build_model(config.task, config.model)
     last, said = last_checkpoint(folder, group) if resume else (None, [])
+    weights = None
     if config.init and last is None:
         start = checkpoint.read(Path(config.init))
         if start.tokenizer != prepared.tokenizer.to_json():
             warned = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
             said = [*said, warned]
-        checkpoint.load_weights(model, start.weights)
+        if divided:
+            checkpoint.check_weights(model, start.weights)
+            weights = start.weights
+        else:
+            checkpoint.load_weights(model, start.weights)
     task.prepare(model)
     if config.runtime.recompute:
         recompute(model, list(model.units()))
     if config.runtime.compile:
         for unit in model.units():
             unit.compile()
-    layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type)
+    layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     flops = task.flops_per_token(config, prepared)

@@ -34,6 +34,11 @@ def check_world(config: RunConfig, group: Group) -> None:
         UserError: naming the field that does not fit.
     """
     config.parallel.resolve(group.size, group.hosts)
+    if config.parallel.gather == "bfloat16" and config.runtime.dtype != "bfloat16":
+        raise UserError(
+            f"parallel.gather = bfloat16 with runtime.dtype = {config.runtime.dtype} would round the weights; use "
+            "--set runtime.dtype=bfloat16, or leave it out"
+        )
     if group.alone:
         return
     cards = torch.cuda.device_count()

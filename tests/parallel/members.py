@@ -5,6 +5,7 @@ python members.py MODE[,MODE] CASE[,CASE]     with RANK and so on in the environ
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -14,6 +15,7 @@ from isoflop.measure import measure
 from isoflop.model.build import build_model
 from isoflop.model.loss import IGNORED
 from isoflop.optim.build import build
+from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import joined
 from isoflop.parallel.shard import lay_out
 from isoflop.runtime import make_runtime, seed_everything
@@ -34,6 +36,8 @@ CASES: dict[str, tuple[list[str], int]] = {
     "muon": ([], 50),
     "adamw": (["optim.name=adamw", "optim.clip=0.1"], 50),
     "accumulated": (["batch.micro_sequences=2"], 3),
+    "every_pass": (["batch.micro_sequences=2", "parallel.reduce=every"], 3),
+    "bfloat16": (["runtime.dtype=bfloat16", "parallel.gather=bfloat16", "model=gpt2"], 3),
     "tied": (["model.tied_head=true", "model=gpt2"], 3),
     "multi_token": (["loss=multi_token"], 3),
     "experts": (["model.feed_forward=moe"], 3),
@@ -45,10 +49,13 @@ CASES: dict[str, tuple[list[str], int]] = {
 
 def make(config, group, mode):
     seed_everything(0)
-    model = build_model(config.task, config.model)
+    with torch.device("meta" if mode in DIVIDED else "cpu"):
+        model = build_model(config.task, config.model)
     task = make_task(config)
     task.prepare(model)
-    parallel = override(config, [f"parallel.mode={mode}", f"parallel.replicas={2 if mode == 'hsdp' else 0}"]).parallel
+    parallel = replace(config.parallel, mode=mode, replicas=2 if mode == "hsdp" else 0)
+    if mode not in DIVIDED:
+        parallel = replace(parallel, reduce="last", gather="float32")
     layout = lay_out(model, task.loss, group, parallel, "cpu")
     return task, model, layout, build(model, config.optim, torch.float32, layout.matrices)
 
@@ -73,7 +80,7 @@ def whole(tensor):
 def run(case, mode, group):
     changes, steps = CASES[case]
     config = override(RunConfig(), [*changes, *SMALL])
-    runtime = make_runtime("cpu", "float32")
+    runtime = make_runtime("cpu", config.runtime.dtype if case == "bfloat16" else "float32")
     task, model, layout, optimizers = make(config, group, mode)
     gradients = {}
 

@@ -30,7 +30,9 @@ class LayerNorm(Part):
             nn.init.zeros_(self.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return F.layer_norm(x_BTD, self.weight.shape, self.weight, self.bias, self.eps)
+        weight = self.weight.to(x_BTD.dtype)  # gathered from other processes it can be narrower
+        bias = self.bias.to(x_BTD.dtype) if self.bias is not None else None
+        return F.layer_norm(x_BTD, weight.shape, weight, bias, self.eps)
 
 
 class RMSNorm(Part):
