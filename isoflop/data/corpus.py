@@ -18,7 +18,7 @@ import stat
 import sys
 import sysconfig
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -189,14 +189,15 @@ def found_at(path: Path) -> list[SourceFile]:
     return [describe(path)]
 
 
-def walk(folder: Path) -> Iterator[str]:
-    """Every regular file below `folder`, hidden files and folders left out, sorted."""
+def walk(folder: Path, without: Collection[str] = (), endings: tuple[str, ...] = ("",)) -> Iterator[str]:
+    """Every regular file below `folder` whose name ends so, hidden files and folders left out and those named in
+    `without`, sorted."""
     for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in without)
         for name in sorted(names):
-            path = Path(here, name)
-            if not name.startswith(".") and path.is_file():
-                yield str(path)
+            path = os.path.join(here, name)  # noqa: PTH118 - a Path costs as much as looking at the disk
+            if not name.startswith(".") and name.endswith(endings) and os.path.isfile(path):  # noqa: PTH113
+                yield path
 
 
 def describe(path: Path) -> SourceFile:
@@ -217,8 +218,8 @@ def standard_library() -> list[SourceFile]:
     top = Path(sysconfig.get_paths()["stdlib"])
     wanted = [
         name
-        for name in walk(top)
-        if name.endswith(STDLIB_ENDINGS) and STDLIB_LEFT_OUT.isdisjoint(Path(name).relative_to(top).parts)
+        for name in walk(top, STDLIB_LEFT_OUT, STDLIB_ENDINGS)
+        if STDLIB_LEFT_OUT.isdisjoint(Path(name).parts[len(top.parts) :])
     ]
     if not wanted:
         raise UserError(f"this Python has no library source in {top}; name a file or folder of text")

@@ -82,6 +82,8 @@ INITS: dict[str, type[Any]] = {"gpt2": GPT2, "normal": Normal, "modern": Modern}
 
 
 def normal(weight: Tensor, std: float) -> None:
+    if weight.is_meta:
+        return  # nothing to fill; the first draw there would have torch import half a second of its reference library
     with torch.no_grad():
         if std:
             weight.normal_(0.0, std)

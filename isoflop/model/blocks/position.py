@@ -114,6 +114,8 @@ class Rotary(Position):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        if self.cos_TK.is_meta:
+            return  # nothing to fill; arithmetic there would have torch import its compiler
         angles_TF = angles(self.cos_TK, self.base)
         cos_TF, sin_TF = angles_TF.cos(), angles_TF.sin()
         with torch.no_grad():
@@ -221,6 +223,8 @@ class Relative(Position):
 
 def fill_sinusoids(table_TD: Tensor, base: float, scale: float = 1.0) -> None:
     """sin and cos of t / base^(2i/D) in the even and odd columns of row t."""
+    if table_TD.is_meta:
+        return
     angles_TF = angles(table_TD, base)
     with torch.no_grad():
         table_TD[:, 0::2] = angles_TF.sin() * scale
