@@ -230,8 +230,9 @@ def forward_backward(
             counted_C = targets_C != IGNORED
             index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
             logits_CV = h_CD @ weight.T
-            tanh_CV = logits_CV.to(exact).div_(cap).tanh_() if cap else None
-            if tanh_CV is not None:
+            tanh_CV = None
+            if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
+                tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
                 logits_CV = tanh_CV * cap
             logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
             log_p_CV = log_softmax_over(logits_CV, exact)
