@@ -42,6 +42,7 @@ class CutAt(Hook):
     [
         ["loss=multi_token", "loss.tokens=3", "model.norm=batch"],
         ["loss=z_loss", "loss.coefficient=1e-3", "model.feed_forward=moe", "batch.micro_sequences=4"],
+        ["loss=multi_token", "model.value_embedding=1", "model.embedding_shortcut=true", "model.logit_cap=15"],
     ],
 )
 def test_a_run_that_is_cut_goes_on_with_the_same_bits(corpus, tmp_path, more):
