@@ -11,8 +11,8 @@ import torch
 from isoflop.data.loader import Batches
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
-from isoflop.parallel.wrap import recompute
 from isoflop.runtime import make_runtime, seed_everything
+from isoflop.trainer.begin import wrap
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import make_task
@@ -80,8 +80,7 @@ def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[],
         model = build_model(config.task, config.model)
     task = make_task(config)
     task.prepare(model)
-    if config.runtime.recompute:
-        recompute(model, list(model.units()))
+    wrap(config, model, task)
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
@@ -93,7 +92,7 @@ def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[],
             model,
             optimizers,
             task,
-            [tensor.to(runtime.device) for tensor in batch],
+            runtime.send(batch) if batches else batch,
             micro=config.batch.micro,
             runtime=runtime,
             clip=config.optim.clip,
