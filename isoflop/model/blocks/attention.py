@@ -263,12 +263,14 @@ def attend_flexibly(
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return soft_cap * torch.tanh(score / soft_cap)
 
-    y_BHTV: Tensor = compiled_flex()(
+    inside = torch.compiler.is_compiling()  # of a block: what is remembered between calls is no part of that
+    attention, in_blocks = (flex.flex_attention, band_in_blocks) if inside else (compiled_flex(), remembered_band)
+    y_BHTV: Tensor = attention(
         q_BHTK.to(v_BGSV.dtype),
         k_BGSK.to(v_BGSV.dtype),
         v_BGSV,
         score_mod=capped if soft_cap else None,
-        block_mask=band_in_blocks(q_BHTK.shape[2], window, q_BHTK.device),
+        block_mask=in_blocks(q_BHTK.shape[2], window, q_BHTK.device),
         scale=scale,
         enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
     )
@@ -281,7 +283,6 @@ def compiled_flex() -> Any:
     return torch.compile(flex.flex_attention, dynamic=False)
 
 
-@cache
 def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
     """`band(T, T, window)`, and which blocks of it are empty or full."""
 
@@ -289,6 +290,11 @@ def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
         return (s <= t) & (t - s < window)
 
     return flex.create_block_mask(visible, None, None, T, T, device=device)
+
+
+@cache
+def remembered_band(T: int, window: int, device: torch.device) -> flex.BlockMask:
+    return band_in_blocks(T, window, device)
 
 
 def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
