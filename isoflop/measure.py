@@ -11,7 +11,7 @@ import torch
 
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import IGNORED, cross_entropy
+from isoflop.model.loss import IGNORED, head_loss
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 
@@ -109,7 +109,7 @@ def measure(
         window = torch.from_numpy(windows).to(runtime.device)
         targets_BT = window[:, 1:]
         with runtime.autocast():
-            loss = cross_entropy(model.hidden(window[:, :-1]), model.head_weight, targets_BT, reduction="sum")
+            loss = head_loss(model, model.hidden(window[:, :-1]), targets_BT, reduction="sum")
         return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum())
 
     return shared_out(model, groups, one, group)
@@ -182,7 +182,7 @@ def measure_pairs(
     def one(numbers: npt.NDArray[Any]) -> Found:
         *inputs, targets_BT = (part.to(runtime.device) for part in batch(numbers))
         with runtime.autocast():
-            loss = cross_entropy(model.hidden(*inputs), model.head_weight, targets_BT, reduction="sum")
+            loss = head_loss(model, model.hidden(*inputs), targets_BT, reduction="sum")
         there = targets_BT[targets_BT != IGNORED]
         return float(loss), there.numel(), int(token_bytes[there.cpu().numpy()].sum())
 

@@ -28,7 +28,7 @@ class Parameters:
         embedding: the token table, V D.
         position: tables at the input (learned positions).
         head: V D, also where the tensor is the embedding's.
-        blocks: everything in the blocks: matrices, biases, gains.
+        blocks: everything in the blocks: matrices, biases, gains, tables of value embeddings.
         matmul: the weights a token is multiplied by, each matmul weight once: matrices of the blocks + head. No
             look-up, bias or gain. This is the N of "6n".
     """

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
+from isoflop.model.blocks.attention import soft_capped
 from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
 from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.blocks.part import Cache, Embedding, Linear, Part, mean_readings, reset_inside, take_auxiliary
@@ -109,7 +110,12 @@ class EncoderDecoder(Part):
         return self.dropout(x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD))
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        return F.linear(h_BTD, self.head_weight)
+        return soft_capped(F.linear(h_BTD, self.head_weight), self.logit_cap)
+
+    @property
+    def logit_cap(self) -> float:
+        """What the head's products are bounded by; 0: nothing."""
+        return self.config.logit_cap
 
     @property
     def head_weight(self) -> Tensor:
@@ -240,8 +246,12 @@ def multiplied(module: nn.Module) -> int:
 
 def check(config: ModelConfig) -> None:
     """Raises:
-    UserError: for an entry that means nothing in an encoder.
+    UserError: for an entry that means nothing in an encoder, or an option that is for one sequence.
     """
+    for name in ("value_embedding", "embedding_shortcut"):
+        if getattr(config, name):
+            value = str(getattr(config, name)).lower()
+            raise UserError(f"model.{name} = {value} is for task causal_lm; leave it out with seq2seq")
     if not getattr(resolve(POSITIONS, config.position.name, "model.position"), "both_ways", True):
         raise UserError(
             f"model.position = {config.position.name!r} knows distances back alone; an encoder looks both ways: "

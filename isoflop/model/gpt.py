@@ -1,10 +1,10 @@
 """A decoder-only transformer, top down.
 
     tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> dropout
-              -> L blocks, each: the wiring joins two branches to the residual stream
+              -> L blocks, each: [shortcut to the embedding], and the wiring joins two branches to the residual stream
                      attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K) [+ bias]) v -> out
                      feed_forward  up -> activation -> down, or gated, or a few of many experts
-              -> norm -> head -> logits_BTV
+              -> norm -> head -> [cap] -> logits_BTV
 
 Every part is an entry of a table in registry.py, chosen by config.py's Specs; the default ("modern") is pre-norm, RMS
 norm without gains, rotary positions, QK norm, squared ReLU, no biases, branches that start at zero and a head of its
@@ -24,9 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
+from isoflop.model.blocks.attention import soft_capped
 from isoflop.model.blocks.norm import normalise
 from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, mean_readings, reset_inside, take_auxiliary
 from isoflop.model.blocks.position import Position
+from isoflop.model.blocks.value import ValueEmbedding
+from isoflop.model.blocks.wiring import Shortcut
 from isoflop.model.config import ModelConfig
 from isoflop.model.init import INITS
 from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, NORMS, POSITIONS, WIRINGS, make, resolve
@@ -72,8 +75,9 @@ class GPT(Part):
         if start + T > self.config.context:
             raise ValueError(f"{start} + {T} positions do not fit in a context of {self.config.context}")
         x_BTD = self.embed(tokens_BT, start)
+        beside = self.beside(tokens_BT, x_BTD)
         for block in self.blocks:
-            x_BTD = block(x_BTD, cache)
+            x_BTD = block(x_BTD, cache, **beside)
         if cache is not None:
             cache.advance(T)
         return normalise(self.norm, x_BTD, start) if self.norm is not None else x_BTD
@@ -86,15 +90,26 @@ class GPT(Part):
         dropped_BTD: Tensor = self.dropout(x_BTD)
         return dropped_BTD
 
+    def beside(self, tokens_BT: Tensor, x0_BTD: Tensor) -> dict[str, Tensor]:
+        """What every block is given beside its input: what the options ask for and nothing else, since what enters a
+        unit costs distribution and recomputation something."""
+        given = {}
+        if self.config.value_embedding:
+            given["tokens_BT"] = tokens_BT
+        if self.config.embedding_shortcut:
+            given["x0_BTD"] = x0_BTD
+        return given
+
     def hidden_ahead(self, tokens_BT: Tensor) -> list[Tensor]:
         """h_BTD for the next token, as `hidden`, and for each token after it that `look_ahead` added a head for."""
         x_BTD = self.embed(tokens_BT, 0)
+        beside = self.beside(tokens_BT, x_BTD)
         for block in self.blocks[:-1]:
-            x_BTD = block(x_BTD)
-        h_BTD = self.blocks[-1](x_BTD)
+            x_BTD = block(x_BTD, **beside)
+        h_BTD = self.blocks[-1](x_BTD, **beside)
         if self.norm is not None:
             h_BTD = normalise(self.norm, h_BTD, 0)
-        return [h_BTD, *(head(x_BTD) for head in self.ahead)]
+        return [h_BTD, *(head(x_BTD, **beside) for head in self.ahead)]
 
     def look_ahead(self, heads: int) -> None:
         """Add heads for later tokens, each a block and a final norm: for training alone, no other path reads them."""
@@ -111,7 +126,12 @@ class GPT(Part):
         return mean_readings(self.blocks)
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        return F.linear(h_BTD, self.head_weight)
+        return soft_capped(F.linear(h_BTD, self.head_weight), self.logit_cap)
+
+    @property
+    def logit_cap(self) -> float:
+        """What the head's products are bounded by; 0: nothing."""
+        return self.config.logit_cap
 
     @property
     def head_weight(self) -> Tensor:
@@ -136,11 +156,14 @@ class GPT(Part):
 
 
 class Block(Part):
-    """One layer: builds its parts and hands its branches to the wiring."""
+    """One layer: builds its parts and hands its branches to the wiring.
+
+    With a value embedding its forward needs the tokens, with a shortcut x0_BTD, what the first block reads.
+    """
 
     def __init__(self, config: ModelConfig, layer: int, init: Any) -> None:
         super().__init__()
-        shapes = {
+        shapes: dict[str, Any] = {
             "d_model": config.d_model,
             "heads": config.heads,
             "head_dim": config.head_width,
@@ -157,6 +180,7 @@ class Block(Part):
             position=lambda width: make_position(config, "attention", init, width),
             **shapes,
         )
+        self.values = make_values(config, layer, self.attention, shapes["init"])
         self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
         branches = 2 - self.attention.absent - self.feed_forward.absent
         self.wiring = make(
@@ -167,14 +191,29 @@ class Block(Part):
             norm=lambda: make_norm(config),
             layers=config.layers,
         )
+        self.shortcut = Shortcut() if config.embedding_shortcut else None
 
-    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cache: Cache | None = None,
+        *,
+        tokens_BT: Tensor | None = None,
+        x0_BTD: Tensor | None = None,
+    ) -> Tensor:
+        def attend(h_BTD: Tensor) -> Tensor:
+            more = [] if self.values is None else [self.values(tokens_BT, h_BTD)]
+            y_BTD: Tensor = self.attention(h_BTD, cache, *more)
+            return y_BTD
+
         branches = []
         if not self.attention.absent:
-            branches.append(lambda h_BTD: self.attention(h_BTD, cache))
+            branches.append(attend)
         if not self.feed_forward.absent:
             branches.append(self.feed_forward)
         start = cache.length if cache is not None else 0
+        if self.shortcut is not None:
+            x_BTD = self.shortcut(x_BTD, x0_BTD)
         y_BTD: Tensor = self.wiring(x_BTD, *branches, start=start)
         return y_BTD
 
@@ -187,13 +226,37 @@ class Ahead(Part):
         self.block = Block(config, config.layers - 1, init)
         self.norm = make_norm(config) if config.final_norm else None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = self.block(x_BTD)
+    def forward(self, x_BTD: Tensor, **beside: Tensor) -> Tensor:
+        x_BTD = self.block(x_BTD, **beside)
         return normalise(self.norm, x_BTD, 0) if self.norm is not None else x_BTD
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
     return make(NORMS, config.norm, "model.norm", dim=config.d_model, context=config.context)
+
+
+def make_values(config: ModelConfig, layer: int, attention: Part, init: Init) -> ValueEmbedding | None:
+    """The value embedding of every n-th layer, of which the last is one.
+
+    Raises:
+        UserError: if the layer's attention has no values to add to.
+    """
+    every = config.value_embedding
+    if not every or (config.layers - 1 - layer) % every:
+        return None
+    if not attention.value_width:
+        raise UserError(
+            f"model.value_embedding = {every} adds to the values of layer {layer}, and model.attention = "
+            f"{config.attention.name!r} has none there that a vector a token can be added to; use full or banded, or 0"
+        )
+    return ValueEmbedding(
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        heads=attention.value_width // config.head_width,
+        head_dim=config.head_width,
+        gate=config.value_gate,
+        init=init,
+    )
 
 
 def branch_init(config: ModelConfig, init: Init) -> Init:

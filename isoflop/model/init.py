@@ -17,6 +17,7 @@ class GPT2:
     |---------------------|-------------------------------------------------------------------------------|
     | matrix, score, head | N(0, std), std = 0.02                                                         |
     | embedding, tied     | N(0, std)                                                                     |
+    | value, gate         | N(0, std): GPT-2 has neither                                                  |
     | position            | N(0, 0.01)                                                                    |
     | residual            | N(0, std / sqrt(2 L)): the paper's factor; the released code only runs the    |
     |                     | trained model and does not have it                                            |
@@ -54,6 +55,8 @@ class Modern:
     | embedding | N(0, embedding_std), by coordinate and so the same at every width                   |
     | tied      | N(0, 0.5 / sqrt(D)): it is the head as well, and logits should start small          |
     | position  | N(0, embedding_std)                                                                 |
+    | value     | N(0, gain / sqrt(width)), as nanochat's: little beside values of size `gain`        |
+    | gate      | 0: a sigmoid starts half-way                                                        |
     """
 
     def __init__(self, *, gain: float = 1.0, embedding_std: float = 0.5) -> None:
@@ -69,6 +72,8 @@ class Modern:
             "embedding": self.embedding_std,
             "tied": 0.5 / math.sqrt(width),
             "position": self.embedding_std,
+            "value": self.gain / math.sqrt(width),
+            "gate": 0.0,
         }
         normal(weight, stds[role])
 

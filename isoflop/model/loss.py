@@ -7,7 +7,7 @@ A loss is for training alone: what is measured on held-out text is plain cross-e
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,16 @@ CHUNK_LOGITS_GPU = 2**28
 SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient: thin ones spend their time on that
 
 
+class Headed(Protocol):
+    """What a loss needs to know of a model's head."""
+
+    @property
+    def head_weight(self) -> Tensor: ...
+
+    @property
+    def logit_cap(self) -> float: ...
+
+
 class CrossEntropy:
     """-ln p(next token), the mean over the tokens of a pass; and the base of the others.
 
@@ -39,12 +49,10 @@ class CrossEntropy:
         """Add to the model what only training needs. Once, before its optimisers are made."""
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.of(model.hidden(inputs_BT), model.head_weight, targets_BT)
+        return self.of(model, model.hidden(inputs_BT), targets_BT)
 
-    def of(
-        self, h_BTD: Tensor, head_weight_VD: Tensor, targets_BT: Tensor, smoothing: float = 0.0, z: float = 0.0
-    ) -> Tensor:
-        return cross_entropy(h_BTD, head_weight_VD, targets_BT, smoothing=smoothing, z=z, compiled=self.compiled)
+    def of(self, model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
+        return head_loss(model, h_BTD, targets_BT, compiled=self.compiled, **how)
 
 
 class LabelSmoothing(CrossEntropy):
@@ -57,7 +65,7 @@ class LabelSmoothing(CrossEntropy):
         self.eps = eps
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.of(model.hidden(inputs_BT), model.head_weight, targets_BT, smoothing=self.eps)
+        return self.of(model, model.hidden(inputs_BT), targets_BT, smoothing=self.eps)
 
 
 class ZLoss(CrossEntropy):
@@ -70,7 +78,7 @@ class ZLoss(CrossEntropy):
         self.coefficient = coefficient
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.of(model.hidden(inputs_BT), model.head_weight, targets_BT, z=self.coefficient)
+        return self.of(model, model.hidden(inputs_BT), targets_BT, z=self.coefficient)
 
 
 class MultiToken(CrossEntropy):
@@ -100,7 +108,7 @@ class MultiToken(CrossEntropy):
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         losses = [
-            self.of(h_BTD, model.head_weight, later(targets_BT, distance))
+            self.of(model, h_BTD, later(targets_BT, distance))
             for distance, h_BTD in enumerate(model.hidden_ahead(inputs_BT))
         ]
         return torch.stack(losses).sum()
@@ -130,6 +138,11 @@ def later(targets_BT: Tensor, distance: int) -> Tensor:
     return torch.cat((targets_BT[:, distance:], ended), dim=1)
 
 
+def head_loss(model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
+    """`cross_entropy` of the logits that a model's head makes of h_BTD: its weight and its cap."""
+    return cross_entropy(h_BTD, model.head_weight, targets_BT, cap=model.logit_cap, **how)
+
+
 def cross_entropy(
     h_BTD: Tensor,
     head_weight_VD: Tensor,
@@ -138,12 +151,14 @@ def cross_entropy(
     reduction: str = "mean",
     smoothing: float = 0.0,
     z: float = 0.0,
+    cap: float = 0.0,
     chunk: int = 0,
     compiled: bool = False,
 ) -> Tensor:
     """-ln p(target), in nats, from the hidden states and the head's weight.
 
-    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2.
+    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2. With `cap`
+    all logits in it are cap tanh(h w / cap).
 
     Under autocast the products are in autocast's type; the softmax, the loss and the head's gradient are float32. The
     gradients are computed in the forward pass: backward only scales them.
@@ -163,9 +178,9 @@ def cross_entropy(
     chunk = chunk or chunk_for(len(h_ND), head_weight_VD.shape[0], h_ND.device.type)
     differentiate = torch.is_grad_enabled() and (h_ND.requires_grad or head_weight_VD.requires_grad)
     if differentiate:
-        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z, compiled)
+        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z, cap, compiled)
     else:
-        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z, False)
+        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z, cap, False)
     if reduction == "sum":
         return total
     return total / (targets_N != IGNORED).sum().clamp(min=1)
@@ -192,11 +207,12 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         chunk: int,
         smoothing: float,
         z: float,
+        cap: float,
         compiled: bool,
     ) -> Tensor:
         wants_h, wants_weight = ctx.needs_input_grad[:2]
         total, *ctx.grads = forward_backward(
-            h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z, compiled
+            h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z, cap, compiled
         )
         return total
 
@@ -207,7 +223,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("this loss keeps its gradients for one backward; compute it again for another")
         grads, ctx.grads = ctx.grads, None
         scaled = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def forward_backward(
@@ -219,6 +235,7 @@ def forward_backward(
     wants_weight: bool,
     smoothing: float,
     z: float,
+    cap: float,
     compiled: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The summed loss and its gradients by h and by the weight (None where not wanted), `chunk` tokens at a time."""
@@ -226,7 +243,7 @@ def forward_backward(
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
     exact = torch.promote_types(h_ND.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        weight = weight_VD.to(product)
+        weight, wants = weight_VD.to(product), wants_h or wants_weight
         total = torch.zeros((), dtype=exact, device=h_ND.device)
         grad_h_ND = torch.empty_like(h_ND) if wants_h else None
         grad_weight_VD = None  # V x D: with a large vocabulary each pass over it shows, so none is made for nothing
@@ -235,8 +252,8 @@ def forward_backward(
             h_CD, targets_C = h_ND[rows].to(product), targets_N[rows]
             counted_C = targets_C != IGNORED
             index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
-            between = fused_when_compiled() if compiled else one_by_one
-            loss, grad_CV = between(h_CD @ weight.T, index_C1, counted_C, exact, wants_h or wants_weight, smoothing, z)
+            between = fused_when_compiled() if compiled and wants else one_by_one
+            loss, grad_CV = between(h_CD @ weight.T, index_C1, counted_C, exact, wants, smoothing, z, cap)
             total += loss
             if grad_CV is None:
                 continue
@@ -264,10 +281,14 @@ def one_by_one(
     wants_gradient: bool,
     smoothing: float,
     z: float,
+    cap: float,
 ) -> tuple[Tensor, Tensor | None]:
     """What comes between the products of a chunk: the summed loss in `exact`, and its gradient by the logits, in their
     dtype. Written over the same memory as far as that goes."""
-    product = logits_CV.dtype
+    product, tanh_CV = logits_CV.dtype, None
+    if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
+        tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
+        logits_CV = tanh_CV * cap
     logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
     log_p_CV = log_softmax_over(logits_CV, exact)
     del logits_CV
@@ -288,6 +309,8 @@ def one_by_one(
     if smoothing:
         grad_CV -= smoothing / grad_CV.shape[1]
     grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
+    if tanh_CV is not None:  # d cap tanh(s / cap) / d s = 1 - tanh^2
+        grad_CV.addcmul_(grad_CV, tanh_CV.square_(), value=-1)
     return loss, grad_CV.to(product)
 
 
@@ -299,18 +322,23 @@ def in_one(
     wants_gradient: bool,
     smoothing: float,
     z: float,
+    cap: float,
 ) -> tuple[Tensor, Tensor]:
     """The same for a compiler: nothing is written over, nothing scattered, so that all of it becomes one kernel which
     reads the logits twice and writes their gradient once."""
     wide_CV, V = logits_CV.to(exact), logits_CV.shape[1]
+    if cap:
+        wide_CV = cap * (wide_CV / cap).tanh()
     log_Z_C1 = wide_CV.logsumexp(1, keepdim=True)
-    logit_C1 = logits_CV.gather(1, index_C1).to(exact)
+    logit_C1 = wide_CV.gather(1, index_C1)
     loss_C1 = log_Z_C1 - (1 - smoothing) * logit_C1 + z * log_Z_C1.square()
     if smoothing:
         loss_C1 = loss_C1 - smoothing * wide_CV.mean(1, keepdim=True)
     grad_CV = (wide_CV - log_Z_C1).exp() * (1 + 2 * z * log_Z_C1) - smoothing / V
     is_target_CV = torch.arange(V, device=logits_CV.device) == index_C1
     grad_CV = grad_CV - torch.where(is_target_CV, 1.0 - smoothing, 0.0)
+    if cap:
+        grad_CV = grad_CV * (1 - (wide_CV / cap).square())
     return (loss_C1.squeeze(1) * counted_C).sum(), grad_CV.to(logits_CV.dtype)
 
 

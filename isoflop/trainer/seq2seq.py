@@ -29,7 +29,8 @@ class Writer:
     """A decoder at work on one source: what the losses of model/loss.py need of a model."""
 
     def __init__(self, model: EncoderDecoder, memory: Memory) -> None:
-        self.model, self.memory, self.head_weight = model, memory, model.head_weight
+        self.model, self.memory = model, memory
+        self.head_weight, self.logit_cap = model.head_weight, model.logit_cap
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         return self.model.write(tokens_BT, self.memory)

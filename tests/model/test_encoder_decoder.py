@@ -26,7 +26,7 @@ CASES += [
     {"attention": Spec("full", kv_heads=2, qk_norm=True, bias=False)},
     {"attention": Spec("full", qk_norm=True, qk_gain=False), "position": Spec("rotary")},
     {"encoder_layers": 1},
-    {"tied_head": True, "embedding_norm": True, "final_norm": False},
+    {"tied_head": True, "embedding_norm": True, "final_norm": False, "logit_cap": 30.0},
     {"wiring": Spec("post"), "position": Spec("sinusoidal")},
 ]
 

@@ -46,11 +46,15 @@ def test_modern_starts_at_the_loss_of_a_guess(tied):
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
-@pytest.mark.parametrize("feed_forward", ["mlp", "moe"])
-def test_every_modern_weight_moves_within_two_steps(wiring, feed_forward):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"feed_forward": "moe"}, {"value_embedding": 1, "embedding_shortcut": True, "logit_cap": 15.0}],
+    ids=["mlp", "moe", "options"],
+)
+def test_every_modern_weight_moves_within_two_steps(wiring, fields):
     """Heads and branches that start at zero must not stay there."""
     torch.manual_seed(0)
-    model = GPT(modern(**TINY, wiring=wiring, feed_forward=feed_forward))
+    model = GPT(modern(**TINY, wiring=wiring, **fields))
     before = {name: p.clone() for name, p in model.named_parameters()}
     optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
     tokens = torch.randint(19, (4, 8))
@@ -123,6 +127,18 @@ def test_a_private_head_width_needs_no_division():
             "model.attention.pattern[1].widow is not an option of banded: did you mean window?",
         ),
         ({"attention": "latent", "position": "relative"}, "model.attention = latent: its position acts on a part"),
+        ({"logit_cap": -1.0}, "model.logit_cap = -1 is negative"),
+        ({"logit_cap": math.nan}, "model.logit_cap = nan is negative or no number"),
+        ({"value_embedding": -1}, "model.value_embedding = -1 is negative"),
+        (
+            {"value_embedding": 1, "attention": "latent"},
+            "adds to the values of layer 0, and model.attention = 'latent'",
+        ),
+        ({"value_embedding": 2, "attention": "none"}, "model.value_embedding = 2 adds to the values of layer 1, and"),
+        (
+            {"value_embedding": 1, "attention": {"name": "alternating", "pattern": ["full", "none"]}},
+            "adds to the values of layer 1, and model.attention = 'alternating' has none there",
+        ),
         ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern; did you mean gpt2?"),
     ],
 )

@@ -25,8 +25,9 @@ def problem(dtype=torch.float32, V=37, D=8, shape=(3, 11), ignore=True):
     return h, weight, targets
 
 
-def plain(h, weight, targets, reduction="mean"):
-    return F.cross_entropy(F.linear(h, weight).flatten(0, 1), targets.flatten(), reduction=reduction)
+def plain(h, weight, targets, reduction="mean", cap=0.0):
+    logits = F.linear(h, weight).flatten(0, 1)
+    return F.cross_entropy(cap * (logits / cap).tanh() if cap else logits, targets.flatten(), reduction=reduction)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -104,12 +105,13 @@ def test_nothing_to_count_is_zero_and_not_nan():
     assert loss == 0 and h.grad.abs().sum() == 0 and weight.grad.abs().sum() == 0
 
 
-def test_bfloat16_autocast_stays_close_and_in_float32():
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+def test_bfloat16_autocast_stays_close_and_in_float32(cap):
     h, weight, targets = problem(V=501, D=64, shape=(4, 50))
-    expected = plain(h, weight, targets)
+    expected = plain(h, weight, targets, cap=cap)
     grads = torch.autograd.grad(expected, (h, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cross_entropy(h, weight, targets, chunk=64)
+        loss = cross_entropy(h, weight, targets, cap=cap, chunk=64)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
     for ours, theirs in zip(torch.autograd.grad(loss, (h, weight)), grads, strict=True):
@@ -131,7 +133,8 @@ def test_large_logits_do_not_overflow():
     torch.testing.assert_close(loss, plain(h * 1e4, weight, targets))
 
 
-def test_never_holds_more_than_a_chunk_of_logits():
+@pytest.mark.parametrize("cap", [0.0, 15.0])
+def test_never_holds_more_than_a_chunk_of_logits(cap):
     h, weight, targets = problem(V=64, D=8, shape=(1, 512))
     largest = 0
 
@@ -144,21 +147,26 @@ def test_never_holds_more_than_a_chunk_of_logits():
             return out
 
     with Watch():
-        cross_entropy(h, weight, targets, chunk=128).backward()
+        cross_entropy(h, weight, targets, cap=cap, chunk=128).backward()
     assert largest == 128 * 64
 
 
 @pytest.mark.parametrize("chunk", [7, 0])
-@pytest.mark.parametrize(("smoothing", "z"), [(0.1, 0.0), (0.0, 0.3), (0.25, 0.01)])
-def test_smoothing_and_z_equal_the_formula_in_float64(smoothing, z, chunk):
+@pytest.mark.parametrize(
+    ("smoothing", "z", "cap"),
+    [(0.1, 0.0, 0.0), (0.0, 0.3, 0.0), (0.25, 0.01, 0.0), (0.0, 0.0, 2.0), (0.0, 0.3, 5.0), (0.25, 0.01, 30.0)],
+)
+def test_smoothing_z_and_cap_equal_the_formula_in_float64(smoothing, z, cap, chunk):
     h, weight, targets = problem(torch.float64)
     logits, flat = F.linear(h, weight).flatten(0, 1), targets.flatten()
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
     log_z = logits.logsumexp(-1)[flat != -100]
     expected = F.cross_entropy(logits, flat, label_smoothing=smoothing) + z * log_z.square().mean()
-    loss = cross_entropy(h, weight, targets, smoothing=smoothing, z=z, chunk=chunk)
+    loss = cross_entropy(h, weight, targets, smoothing=smoothing, z=z, cap=cap, chunk=chunk)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     with torch.no_grad():
-        assert cross_entropy(h, weight, targets, smoothing=smoothing, z=z, chunk=chunk) == loss
+        assert cross_entropy(h, weight, targets, smoothing=smoothing, z=z, cap=cap, chunk=chunk) == loss
     expected_grads = torch.autograd.grad(expected, (h, weight))
     for a, b in zip(torch.autograd.grad(loss, (h, weight)), expected_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
@@ -188,22 +196,29 @@ def model_for(spec, **fields):
         ),
     ],
 )
-def test_losses_by_name_are_their_formulas(spec, formula):
-    model, loss = model_for(spec)
+@pytest.mark.parametrize("cap", [0.0, 0.3])
+def test_losses_by_name_are_their_formulas(spec, formula, cap):
+    model, loss = model_for(spec, logit_cap=cap)
     inputs, targets = batch()
     torch.testing.assert_close(loss(model, inputs, targets), formula(model(inputs).flatten(0, 1), targets.flatten()))
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_multi_token_is_the_sum_over_heads_on_one_trunk(tied):
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"tied_head": True}, {"logit_cap": 0.3, "value_embedding": 1, "embedding_shortcut": True}],
+    ids=["untied", "tied", "options"],
+)
+def test_multi_token_is_the_sum_over_heads_on_one_trunk(fields):
     """Against full logits, head by head, position by position."""
-    model, loss = model_for(Spec("multi_token", tokens=3), tied_head=tied, norm="layer")
+    model, loss = model_for(Spec("multi_token", tokens=3), norm="layer", **fields)
     inputs, targets = batch()
-    trunk = model.blocks[0](model.embed(inputs, 0))
-    hidden = [model.norm(model.blocks[1](trunk)), *(head.norm(head.block(trunk)) for head in model.ahead)]
+    x0 = model.embed(inputs, 0)
+    beside = model.beside(inputs, x0)
+    trunk = model.blocks[0](x0, **beside)
+    last = [(model.blocks[1], model.norm), *((head.block, head.norm) for head in model.ahead)]
     expected = 0.0
-    for distance, h in enumerate(hidden):
-        log_p = (h @ model.head_weight.T).log_softmax(-1)
+    for distance, (block, norm) in enumerate(last):
+        log_p = model.logits(norm(block(trunk, **beside))).log_softmax(-1)
         each = [-log_p[b, t, targets[b, t + distance]] for b in range(3) for t in range(8 - distance)]
         expected = expected + torch.stack(each).mean()
     torch.testing.assert_close(loss(model, inputs, targets), expected)

@@ -59,14 +59,24 @@ TOGETHER = [  # entries that act on each other
     )
     if (position, attention.name) != ("relative", "latent")  # refused
 ]
+BESIDE = [  # options beside the slots
+    {"value_embedding": 1},
+    {"value_embedding": 2, "value_gate": False, "attention": Spec("full", kv_heads=2, qk_norm=True)},
+    {"value_embedding": 1, "attention": Spec("banded", window=3, kv_heads=1)},
+    {"value_embedding": 1, "attention": Spec("alternating", pattern=(Spec("banded", window=4), "full"))},
+    {"embedding_shortcut": True},
+    {"embedding_shortcut": True, "embedding_norm": True, "wiring": "post"},
+    {"logit_cap": 30.0},
+    {"logit_cap": 30.0, "value_embedding": 1, "embedding_shortcut": True, "wiring": "parallel", "tied_head": True},
+]
 
 
 def name_together(case):
-    return "-".join(name_of(item) if isinstance(item[1], Spec) else item[1] for item in case.items())
+    return "-".join(name_of(item) if isinstance(item[1], Spec) else f"{item[0]}={item[1]}" for item in case.items())
 
 
 @pytest.fixture(
-    params=[*({slot: spec} for slot, spec in ENTRIES + VARIANTS), *TOGETHER],
+    params=[*({slot: spec} for slot, spec in ENTRIES + VARIANTS), *TOGETHER, *BESIDE],
     ids=name_together,
 )
 def config(request):
@@ -103,11 +113,11 @@ def some_tokens(config, batch=2):
 
 
 def test_maps_the_residual_stream_to_itself(config):
-    model = stirred(config)
+    model, tokens = stirred(config), some_tokens(config)
     x = torch.randn(2, T, config.d_model)
     for unit in model.units():
-        assert unit(x).shape == x.shape
-    assert model.hidden(some_tokens(config)).shape == x.shape
+        assert unit(x, **model.beside(tokens, x)).shape == x.shape
+    assert model.hidden(tokens).shape == x.shape
 
 
 def test_meta_then_reset_equals_construction(config):

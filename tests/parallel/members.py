@@ -38,6 +38,7 @@ CASES: dict[str, tuple[list[str], int]] = {
     "multi_token": (["loss=multi_token"], 3),
     "experts": (["model.feed_forward=moe"], 3),
     "experts_in_passes": (["model.feed_forward=moe", "batch.micro_sequences=4"], 3),
+    "options": (["model.value_embedding=1", "model.embedding_shortcut=true", "model.logit_cap=15"], 3),
     "pairs": (["task=seq2seq"], 3),
 }
 

@@ -22,7 +22,7 @@ import isoflop
 from isoflop.parallel.mesh import Group
 from isoflop.trainer.together import seed_step
 
-CASES = ("muon", "adamw", "accumulated", "tied", "multi_token", "experts", "experts_in_passes", "pairs")
+CASES = ("muon", "adamw", "accumulated", "tied", "multi_token", "experts", "experts_in_passes", "options", "pairs")
 MEMBERS = Path(__file__).with_name("members.py")
 
 

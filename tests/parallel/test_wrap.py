@@ -37,8 +37,14 @@ def train(again: bool, **fields) -> tuple[torch.Tensor, dict[str, torch.Tensor],
 
 @pytest.mark.parametrize(
     "fields",
-    [{}, {"dropout": 0.2}, {"feed_forward": "moe"}, {"attention": "alternating"}],
-    ids=["modern", "dropout", "moe", "alternating"],
+    [
+        {},
+        {"dropout": 0.2},
+        {"feed_forward": "moe"},
+        {"attention": "alternating"},
+        {"value_embedding": 1, "embedding_shortcut": True},
+    ],
+    ids=["modern", "dropout", "moe", "alternating", "options"],
 )
 def test_the_same_bits_with_less_kept(fields):
     loss, gradients, held = train(False, **fields)

@@ -61,6 +61,7 @@ class Attention(Part):
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.score_width = heads * head_dim
+        self.value_width = kv_heads * head_dim
         self.soft_cap = checked_cap(soft_cap)
         self.position = position(head_dim)
         self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
@@ -72,11 +73,15 @@ class Attention(Part):
         self.attention_dropout = dropout
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None, added_BTC: Tensor | None = None) -> Tensor:
+        """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is what is cached."""
         start = cache.length if cache is not None else 0
         q_BHTK = split_heads(self.q(x_BTD), self.heads)
         k_BGTK = split_heads(self.k(x_BTD), self.kv_heads)
-        v_BGTK = split_heads(self.v(x_BTD), self.kv_heads)
+        v_BTC = self.v(x_BTD)
+        if added_BTC is not None:
+            v_BTC = v_BTC + added_BTC.to(v_BTC.dtype)
+        v_BGTK = split_heads(v_BTC, self.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
         k_BGSK, v_BGSK = self.position.rotate(k_BGTK, start), v_BGTK
@@ -241,7 +246,7 @@ def attend_capped(
     scores_BHTS = (q_BGNTK @ k_BGSK.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
-    scores_BHTS = soft_cap * (scores_BHTS / soft_cap).tanh()
+    scores_BHTS = soft_capped(scores_BHTS, soft_cap)
     if visible_TS is not None:
         scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
     weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
@@ -261,10 +266,11 @@ def attend_flexibly(
     wider than values."""
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
-        return soft_cap * torch.tanh(score / soft_cap)
+        return soft_capped(score, soft_cap)
 
     inside = torch.compiler.is_compiling()  # of a block: what is remembered between calls is no part of that
-    attention, in_blocks = (flex.flex_attention, band_in_blocks) if inside else (compiled_flex(), remembered_band)
+    attention: Any = flex.flex_attention if inside else compiled_flex()
+    in_blocks = band_in_blocks if inside else remembered_band
     y_BHTV: Tensor = attention(
         q_BHTK.to(v_BGSV.dtype),
         k_BGSK.to(v_BGSV.dtype),
@@ -307,6 +313,11 @@ def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
 def split_heads(x_BTC: Tensor, heads: int) -> Tensor:
     """(B, T, H * K) -> (B, H, T, K), a view."""
     return x_BTC.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def soft_capped(x: Tensor, cap: float) -> Tensor:
+    """cap tanh(x / cap), so that nothing is larger than `cap`; 0: x as it is."""
+    return cap * (x / cap).tanh() if cap else x
 
 
 def checked_cap(soft_cap: float) -> float:

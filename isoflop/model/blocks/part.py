@@ -21,7 +21,8 @@ class Init(Protocol):
 
     Roles: "matrix" (a product inside a branch), "score" (one whose result is only compared: queries, keys, a router),
     "residual" (the product that writes a branch back into the residual stream), "embedding", "tied" (an embedding that
-    is the head as well), "position" (a learned position table), "head".
+    is the head as well), "position" (a learned position table), "value" (a table that is added to values), "gate" (a
+    product of which a sigmoid is taken to weigh something), "head".
     """
 
     def __call__(self, weight: Tensor, role: str) -> None:
@@ -55,6 +56,8 @@ class Part(nn.Module):
         score_width: width of the products between positions, at 4 FLOPs a pair: H * K of an attention (2 H K for the
             score, 2 H K for the weighted value), the mean where the two differ, else 0.
         window: how many positions each sees at most, itself among them; 0: all.
+        value_width: G K, where an attention's forward takes something to add to its values, a token at a time, as its
+            third argument; 0: it has none to add to.
         auxiliary: what the last training forward adds to the loss that is trained on, a scalar with gradient; GPT
             collects it.
     """
@@ -66,6 +69,7 @@ class Part(nn.Module):
     absent: ClassVar[bool] = False
     score_width: float = 0
     window: int = 0
+    value_width: int = 0
     auxiliary: Tensor | None = None
 
     def reset_parameters(self) -> None:

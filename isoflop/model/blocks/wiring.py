@@ -148,6 +148,26 @@ class DeepNorm(Wiring):
         return x_BTD
 
 
+class Shortcut(Part):
+    """a x + b x0 in front of a block, whatever its wiring: the residual stream and the embedding x0 that it began as,
+    by two learned numbers, at first 1 and 0 (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which begin at
+    1.15 to 1.05 and 0.2 to 0.05 over the depth)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Parameter(torch.empty(2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.mix.zero_()
+            self.mix[0] = 1.0
+
+    def forward(self, x_BTD: Tensor, x0_BTD: Tensor) -> Tensor:
+        a, b = self.mix.to(x_BTD.dtype).unbind()
+        return a * x_BTD + b * x0_BTD
+
+
 def residual_as_matrix(init: Init) -> Init:
     """The same, but for the products that end a branch, which it fills like those inside."""
 
