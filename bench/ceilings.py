@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from isoflop.runtime import Runtime
 from record import record
 from shapes import SIZES, Size
 
@@ -36,11 +37,17 @@ def best_seconds(call: Callable[[], object], calls: int = CALLS) -> float:
     return best
 
 
-def product(n: int, k: int, m: int, dtype: torch.dtype, calls: int = CALLS) -> float:
+def product(n: int, k: int, m: int, dtype: torch.dtype, calls: int = CALLS, device: str = "cpu") -> float:
     """FLOP/s of (n, k) x (k, m), the second matrix stored as a weight is: (m, k)."""
-    a, b = torch.randn(n, k).to(dtype), torch.randn(m, k).to(dtype)
-    out = torch.empty(n, m, dtype=dtype)
-    return 2.0 * n * k * m / best_seconds(lambda: torch.mm(a, b.T, out=out), calls)
+    a, b = torch.randn(n, k, device=device).to(dtype), torch.randn(m, k, device=device).to(dtype)
+    out = torch.empty(n, m, dtype=dtype, device=device)
+    runtime = Runtime(torch.device(device), dtype)
+
+    def call() -> None:
+        torch.mm(a, b.T, out=out)
+        runtime.synchronize()
+
+    return 2.0 * n * k * m / best_seconds(call, calls)
 
 
 def shapes_of(size: Size) -> list[tuple[int, int, int]]:
@@ -49,7 +56,9 @@ def shapes_of(size: Size) -> list[tuple[int, int, int]]:
     return [(n, d, d), (n, d, 4 * d), (n, 4 * d, d), (min(n, 512), d, size.vocabulary)]
 
 
-def peaks(shapes: Iterable[tuple[int, int, int]], squares: Iterable[int] = SQUARES) -> dict[str, dict[str, float]]:
+def peaks(
+    shapes: Iterable[tuple[int, int, int]], squares: Iterable[int] = SQUARES, device: str = "cpu"
+) -> dict[str, dict[str, float]]:
     """FLOP/s by dtype and shape; a dtype that is hopeless here has only its first."""
     found: dict[str, dict[str, float]] = {}
     for name, dtype in DTYPES.items():
@@ -58,7 +67,7 @@ def peaks(shapes: Iterable[tuple[int, int, int]], squares: Iterable[int] = SQUAR
             calls = CALLS
             if name != "float32" and not found[name]:
                 calls = 1
-            found[name][f"{n}x{k}x{m}"] = product(n, k, m, dtype, calls)
+            found[name][f"{n}x{k}x{m}"] = product(n, k, m, dtype, calls, device)
             if max(found[name].values()) < HOPELESS * max(found["float32"].values()):
                 break
     return found

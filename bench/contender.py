@@ -23,9 +23,14 @@ SEED = 1337
 
 
 class Gate:
-    """Stands between two steps: lets as many through as it is told, and answers how long they took."""
+    """Stands between two steps: lets as many through as it is told, and answers how long they took.
 
-    def __init__(self) -> None:
+    Args:
+        device: whose memory counts.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever a trainer prints must not get among the answers
         self.wait()
@@ -45,7 +50,7 @@ class Gate:
             return
         seconds = time.perf_counter() - self.started
         cpu, faults = time.process_time() - self.cpu, page_faults() - self.faults
-        answer = {"seconds": seconds, "cpu_seconds": cpu, "faults": faults, "peak_bytes": peak_bytes()}
+        answer = {"seconds": seconds, "cpu_seconds": cpu, "faults": faults, "peak_bytes": peak_bytes(self.device)}
         self.answers.write(json.dumps(answer) + "\n")
         self.answers.flush()
         self.wait()
@@ -55,10 +60,10 @@ def page_faults() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
-def peak_bytes() -> int:
+def peak_bytes(device: str) -> int:
     from isoflop.runtime import peak_memory
 
-    return peak_memory("cpu")
+    return peak_memory(device)
 
 
 def isoflop(spec: dict[str, Any], gate: Gate) -> None:
@@ -68,12 +73,12 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
 
         keep_freed_memory()
     from isoflop.optim.config import OptimConfig, ScheduleConfig
-    from isoflop.trainer.config import BatchConfig, EveryConfig, RunConfig, RuntimeConfig
+    from isoflop.trainer.config import BatchConfig, EveryConfig, GuardConfig, RunConfig, RuntimeConfig
     from isoflop.trainer.hooks import Hook, Live
     from isoflop.trainer.loop import train
-    from shapes import SIZES, nanogpt_model
+    from shapes import ALL_SIZES, nanogpt_model
 
-    size = SIZES[spec["size"]]
+    size = ALL_SIZES[spec["size"]]
 
     class Held(Hook):
         def stepped(self, live: Live) -> None:
@@ -81,8 +86,8 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
 
     config = RunConfig(
         model=nanogpt_model(size),
-        batch=BatchConfig(sequences=size.batch),
-        optim=OptimConfig(name="adamw", lr=1e-4),
+        batch=BatchConfig(sequences=size.batch, micro_sequences=spec.get("micro", 0)),
+        optim=OptimConfig(name=spec.get("optimizer", "adamw"), lr=1e-4),
         schedule=ScheduleConfig(name="constant"),
         runtime=RuntimeConfig(
             device=spec.get("device", "cpu"),
@@ -92,6 +97,7 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
             **({"recompute": True} if spec.get("recompute") else {}),
         ),
         every=EveryConfig(evaluate=0, sample=0, checkpoint=0),
+        guard=GuardConfig(preflight=spec.get("preflight", True)),
         steps=10**6,
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -148,9 +154,10 @@ class Printed:
 
 def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
     """nanoGPT's train.py, untouched, in a folder that links to its files and has its data where it looks for them."""
-    from shapes import SIZES
+    from shapes import ALL_SIZES
 
-    size, source = SIZES[spec["size"]], Path(spec["folder"])
+    size, source = ALL_SIZES[spec["size"]], Path(spec["folder"])
+    micro = spec.get("micro") or size.batch
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for path in source.iterdir():
@@ -168,14 +175,14 @@ def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
             "--eval_interval=1000000",
             "--log_interval=1",
             f"--block_size={size.context}",
-            f"--batch_size={size.batch}",
+            f"--batch_size={micro}",
             f"--n_layer={size.layers}",
             f"--n_head={size.heads}",
             f"--n_embd={size.d_model}",
             "--max_iters=1000000",
             "--lr_decay_iters=1000000",
             "--dropout=0.0",
-            "--gradient_accumulation_steps=1",
+            f"--gradient_accumulation_steps={size.batch // micro}",
             f"--out_dir={folder / 'out'}",
         ]
         if "dtype" in spec:
@@ -197,9 +204,9 @@ def transformers(spec: dict[str, Any], gate: Gate) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from isoflop.runtime import make_runtime, seed_everything
-    from shapes import SIZES
+    from shapes import ALL_SIZES
 
-    size = SIZES[spec["size"]]
+    size = ALL_SIZES[spec["size"]]
     runtime = make_runtime(spec.get("device", "cpu"), spec.get("dtype", "float32"))
     seed_everything(SEED)
     with runtime.device:
@@ -240,4 +247,4 @@ TRAINERS: dict[str, Callable[[dict[str, Any], Gate], None]] = {
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
-    TRAINERS[asked["trainer"]](asked, Gate())
+    TRAINERS[asked["trainer"]](asked, Gate(asked.get("device", "cpu")))

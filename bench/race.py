@@ -1,6 +1,7 @@
 """Seconds to the held-out bits per byte that nanoGPT's CPU recipe reaches: its recipe for some minutes, then ours.
 
-    python bench/race.py books.jsonl.xz --nanogpt FOLDER --budget 10m [--shares 0.25 0.5 1] [--text-mb 64] [--json]
+    python bench/race.py books.jsonl.xz --nanogpt FOLDER --budget 10m [--shares 0.25 0.5 1] [--text-mb 64]
+                         [--device cpu] [--json]
 
 Both train on the same documents (the first --text-mb megabytes of the source), and both are judged on the same held-out
 ones. nanoGPT is run as its README says for a CPU, characters for tokens: train.py takes some steps first, to be timed,
@@ -8,7 +9,7 @@ and is then run with max_iters and lr_decay_iters set so that its schedule ends 
 of its steps, without its own estimates of the loss. It is measured with the weights of its last checkpoint on all of
 the held-out text, one window of its context after the other. Ours is `isoflop train` with its defaults, for shares of
 the same seconds, smallest first, until it is as good; its seconds are those of training. What either spends before the
-first step is told beside them.
+first step is told beside them. With --device cuda both train there, nanoGPT with its README's recipe for a GPU.
 """
 
 import argparse
@@ -21,14 +22,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from step import load_nanogpt
 
 from isoflop.budget import parse_budget
 from isoflop.data.corpus import find_files, parse_sources
@@ -36,15 +36,20 @@ from isoflop.data.readers import Tally, read_documents
 from isoflop.errors import UserError
 from isoflop.files import write_text
 from record import ROOT, record, version
+from step import load_nanogpt
 
 HELD_OUT = 0.02  # of the text's bytes
 TRIED = 60  # steps of nanoGPT that are timed before its schedule is set
 EVERY = 250  # steps between its checkpoints, as in its recipe
-# Its README's line for a computer without a GPU, the length left out
-RECIPE = (
-    *("--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64", "--batch_size=12"),
-    *("--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0"),
-)
+# Its README's lines for a computer without a GPU and for one with it, the length left out (what is not here is in
+# config/train_shakespeare_char.py). No dropout for either: there is more text than Shakespeare's.
+RECIPES = {
+    "cpu": (
+        *("--device=cpu", "--compile=False", "--eval_iters=20", "--log_interval=1", "--block_size=64"),
+        *("--batch_size=12", "--n_layer=4", "--n_head=4", "--n_embd=128", "--dropout=0.0"),
+    ),
+    "cuda": ("--device=cuda", "--eval_iters=20", "--log_interval=1", "--dropout=0.0"),
+}
 PRINTED = re.compile(r"^iter (\d+): loss [\d.naif]+, time ([\d.]+)ms", re.MULTILINE)
 
 
@@ -79,7 +84,7 @@ def documents(source: str) -> Iterator[str]:
                 yield document.decode()
 
 
-def nanogpt(folder: Path, text: Text, seconds: float, scratch: Path) -> dict[str, Any]:
+def nanogpt(folder: Path, text: Text, seconds: float, scratch: Path, device: str) -> dict[str, Any]:
     """Run its recipe so that it ends after about `seconds` of steps, and measure what it reached."""
     started = time.monotonic()
     work = scratch / "nanogpt"
@@ -99,14 +104,14 @@ def nanogpt(folder: Path, text: Text, seconds: float, scratch: Path) -> dict[str
     (data / "meta.pkl").write_bytes(b"(dVvocab_size\nI%d\ns." % len(characters))
     prepared = time.monotonic() - started
 
-    tried = run_nanogpt(work, TRIED, "--eval_interval=1000000")
+    tried = run_nanogpt(work, device, TRIED, "--eval_interval=1000000")
     per_step = statistics.median(ms for _, ms in tried[5:]) / 1e3
     steps = max(1, round(seconds / per_step / EVERY)) * EVERY
     print(f"nanoGPT: {1e3 * per_step:.1f} ms a step, so {steps} steps", flush=True)
-    printed = run_nanogpt(work, steps)
+    printed = run_nanogpt(work, device, steps)
     # a step after an estimate of the loss has the estimate in its time
     own = [ms if number % EVERY else 1e3 * per_step for number, ms in printed]
-    nats, counted = judge(folder, work / "out-shakespeare-char" / "ckpt.pt", ids["val"])
+    nats, counted = judge(folder, work / "out-shakespeare-char" / "ckpt.pt", ids["val"], device)
     return {
         "seconds": round(sum(own) / 1e3, 2),
         "before_seconds": round(prepared, 2),
@@ -116,11 +121,11 @@ def nanogpt(folder: Path, text: Text, seconds: float, scratch: Path) -> dict[str
     }
 
 
-def run_nanogpt(work: Path, steps: int, *more: str) -> list[tuple[int, float]]:
+def run_nanogpt(work: Path, device: str, steps: int, *more: str) -> list[tuple[int, float]]:
     """Run train.py; (number, milliseconds) of each step that it printed."""
     length = [f"--max_iters={steps}", f"--lr_decay_iters={steps}"]
     done = subprocess.run(
-        [sys.executable, "train.py", "config/train_shakespeare_char.py", *RECIPE, *length, *more],
+        [sys.executable, "train.py", "config/train_shakespeare_char.py", *RECIPES[device], *length, *more],
         cwd=work,
         capture_output=True,
         text=True,
@@ -131,24 +136,25 @@ def run_nanogpt(work: Path, steps: int, *more: str) -> list[tuple[int, float]]:
 
 
 @torch.no_grad()
-def judge(folder: Path, checkpoint: Path, ids: np.ndarray) -> tuple[float, int]:
+def judge(folder: Path, checkpoint: Path, ids: np.ndarray, device: str) -> tuple[float, int]:
     """Summed nats of its last checkpoint on whole windows of the held-out ids, and how many ids that was."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
     module = load_nanogpt(folder)
     model = module.GPT(module.GPTConfig(**saved["model_args"]))
-    model.load_state_dict(saved["model"])
-    model.eval()
+    # a model that was compiled is saved with the compiler's prefix on its names
+    model.load_state_dict({name.removeprefix("_orig_mod."): tensor for name, tensor in saved["model"].items()})
+    model.to(device).eval()
     context = saved["model_args"]["block_size"]
     windows = (len(ids) - 1) // context
     inputs = torch.from_numpy(ids[: windows * context].astype(np.int64)).view(windows, context)
     targets = torch.from_numpy(ids[1 : windows * context + 1].astype(np.int64)).view(windows, context)
     nats = 0.0
     for x, y in zip(inputs.split(256), targets.split(256), strict=True):
-        nats += float(model(x, y)[1]) * y.numel()
+        nats += float(model(x.to(device), y.to(device))[1]) * y.numel()
     return nats, windows * context
 
 
-def ours(text: Text, seconds: float, scratch: Path) -> dict[str, Any]:
+def ours(text: Text, seconds: float, scratch: Path, device: str) -> dict[str, Any]:
     """`isoflop train` for so many seconds."""
     started = time.monotonic()
     for name, side in (("train", text.train), ("heldout", text.heldout)):
@@ -157,6 +163,7 @@ def ours(text: Text, seconds: float, scratch: Path) -> dict[str, Any]:
             write_text(path, "".join(json.dumps({"text": one}, ensure_ascii=False) + "\n" for one in side))
     out = scratch / f"ours-{seconds:g}"
     words = [str(scratch / "train.jsonl"), "--heldout", str(scratch / "heldout.jsonl"), "--budget", f"{seconds:g}s"]
+    words += ["--set", f"runtime.device={device}"]
     done = subprocess.run(
         [sys.executable, "-m", "isoflop", "train", *words, "--out", str(out)],
         capture_output=True,
@@ -192,27 +199,34 @@ def seconds_to(target: float, runs: list[dict[str, Any]]) -> float | None:
     return None
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE")
-    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", required=True, help="a clone of karpathy/nanoGPT")
-    parser.add_argument("--budget", default="10m", help="of nanoGPT's steps")
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.125, 0.25, 0.5, 1.0], help="of that, for ours")
-    parser.add_argument("--text-mb", type=float, default=64.0, help="megabytes of text")
-    parser.add_argument("--json", action="store_true", help="record the result in bench/results/race.json")
-    given = parser.parse_args()
-    budget = parse_budget(given.budget)
-    if budget.kind != "seconds":
-        raise UserError(f"--budget {given.budget} is not a time; write 60s or 10m")
-    text = read_text(given.source, given.text_mb * 1e6)
+def race(
+    source: str, folder: Path, budget: str, shares: Sequence[float], text_mb: float, device: str = "cpu"
+) -> dict[str, Any]:
+    """Both, one after the other.
+
+    Args:
+        folder: nanoGPT's.
+        budget: of nanoGPT's steps, a time.
+        shares: of that, for ours.
+
+    Returns:
+        `seconds` until ours reached nanoGPT's bits per byte, as a `share` of nanoGPT's, None if it did not; the runs.
+
+    Raises:
+        UserError: if the budget is no time or the text is too short.
+    """
+    amount = parse_budget(budget)
+    if amount.kind != "seconds":
+        raise UserError(f"--budget {budget} is not a time; write 60s or 10m")
+    text = read_text(source, text_mb * 1e6)
     size = {name: sum(len(one.encode()) for one in side) for name, side in vars(text).items()}
     print(f"{size['train'] / 1e6:.1f} MB to train on, {size['heldout'] / 1e6:.2f} MB held out", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
-        theirs = nanogpt(given.nanogpt, text, budget.amount, Path(scratch))
+        theirs = nanogpt(folder, text, amount.amount, Path(scratch), device)
         print(f"nanoGPT: {theirs['bits_per_byte']:.4f} bits per byte in {theirs['seconds']:.1f} s", flush=True)
         runs = []
-        for share in sorted(given.shares):
-            runs.append(ours(text, round(share * budget.amount, 1), Path(scratch)))
+        for share in sorted(shares):
+            runs.append(ours(text, round(share * amount.amount, 1), Path(scratch), device))
             run = runs[-1]
             print(
                 f"isoflop: {run['bits_per_byte']:.4f} in {run['seconds']:.1f} s ({run['shape']}; "
@@ -226,12 +240,24 @@ def main() -> None:
     print(
         "isoflop did not reach it" if share is None else f"isoflop reaches it in {reached:.1f} s, {share:.2f} of that"
     )
+    return {"bytes": size, "nanogpt": theirs, "isoflop": runs, "seconds": reached, "share": share}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SOURCE")
+    parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", required=True, help="a clone of karpathy/nanoGPT")
+    parser.add_argument("--budget", default="10m", help="of nanoGPT's steps")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.125, 0.25, 0.5, 1.0], help="of that, for ours")
+    parser.add_argument("--text-mb", type=float, default=64.0, help="megabytes of text")
+    parser.add_argument("--device", choices=list(RECIPES), default="cpu")
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/race.json")
+    given = parser.parse_args()
+    if given.json and given.device != "cpu":
+        parser.error("bench/results/race.json is a CPU's; gpu.py has a record of its own")
+    result = race(given.source, given.nanogpt, given.budget, given.shares, given.text_mb, given.device)
     if given.json:
-        record(
-            "race",
-            {"bytes": size, "nanogpt": theirs, "isoflop": runs, "seconds": reached, "share": share},
-            {"nanogpt": version(given.nanogpt)},
-        )
+        record("race", result, {"nanogpt": version(given.nanogpt)})
 
 
 if __name__ == "__main__":

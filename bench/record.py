@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 
 
-def record(table: str, result: dict[str, Any], peers: dict[str, str] | None = None) -> Path:
+def record(table: str, result: dict[str, Any], peers: dict[str, str] | None = None, device: str = "cpu") -> Path:
     """Write `result` with the machine, the versions, the commit, the date and the command that made it.
 
     Args:
         table: the file's name, without its ending.
         peers: versions of what was measured beside us, by name.
+        device: what it was measured on.
     """
     path = RESULTS / f"{table}.json"
     about = {
@@ -28,7 +29,7 @@ def record(table: str, result: dict[str, Any], peers: dict[str, str] | None = No
         "command": command(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(ROOT),
-        "machine": describe_machine("cpu"),
+        "machine": describe_machine(device),
         "peers": peers or {},
     }
     write_json(path, {**about, **result})

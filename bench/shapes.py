@@ -1,4 +1,4 @@
-"""The three sizes that steps are measured at, and nanoGPT's architecture in our words."""
+"""The sizes that steps are measured at, and nanoGPT's architecture in our words."""
 
 from dataclasses import dataclass
 
@@ -34,6 +34,14 @@ SIZES = {
     "M": Size(6, 384, 6, 256, 16, 65, steps=1),  # what it gives a GPU, a quarter of the batch
     "L": Size(12, 768, 12, 1024, 1, 50_304, steps=1),  # GPT-2, its vocabulary padded
 }
+
+# On a GPU: nanoGPT's own batch, 40 passes of 12 sequences; and one that a CPU can do, to try the bench.
+CARD_SIZES = {
+    "124M": Size(12, 768, 12, 1024, 480, 50_304, steps=10),
+    "1.5B": Size(48, 1600, 25, 1024, 480, 50_304, steps=2),
+    "tiny": Size(2, 32, 2, 32, 4, 65, steps=2),
+}
+ALL_SIZES = SIZES | CARD_SIZES
 
 
 def nanogpt_model(size: Size) -> ModelConfig:

@@ -1,7 +1,7 @@
 """Our training step beside others', same architecture, optimiser, batch and context, in turns in one run.
 
     python bench/step.py --nanogpt FOLDER [--modes compile bfloat16] [--transformers] [--sizes S M L] [--rounds 5]
-                         [--also compile recompute plain-malloc] [--json]
+                         [--also compile recompute plain-malloc] [--device cpu] [--json]
 
 nanoGPT is run as its README says from the folder that you name (git clone of karpathy/nanoGPT): its own train.py at its
 CPU default, and in its other --modes. (On a CPU its --dtype changes nothing: it enters no autocast there.) Hugging
@@ -9,6 +9,9 @@ Face's GPT2LMHeadModel needs the extra `bench`. Ours is our own loop, loader, lo
 of its own; they take turns of about two seconds, and each round gives one ratio; printed are medians of the rounds.
 Share of peak: the step's FLOPs counted as executed (model/count.py; attention counts what the mask leaves), over the
 best matrix product in the same dtype in the same run. Peak memory is the most that the process held.
+
+With --device cuda all of them train there, nanoGPT as it comes for a GPU (compiled, bfloat16). Larger batches than
+these, which a GPU is made for, are gpu.py's.
 
 Before nanoGPT is timed its model is given our weights, and the losses and gradients of the two are compared.
 """
@@ -52,7 +55,7 @@ def contenders(given: argparse.Namespace, dtypes: list[str]) -> Iterator[tuple[s
         yield f"isoflop {dtypes[0]} {name}", {"trainer": "isoflop", "dtype": dtypes[0], **ALSO[name]}
     if given.nanogpt:
         folder = str(given.nanogpt.resolve())
-        yield "nanogpt", {"trainer": "nanogpt", "folder": folder}
+        yield "nanogpt", {"trainer": "nanogpt", "folder": folder, "compile": given.device != "cpu"}
         for name in given.modes:
             yield f"nanogpt {name}", {"trainer": "nanogpt", "folder": folder, **MODES[name]}
     if given.transformers:
@@ -128,7 +131,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         alike = same_model(given.nanogpt, SIZES["S"])
         print(f"same weights, same tokens: loss {alike['loss']:.6f}, nanoGPT's {alike['nanogpt_loss']:.6f}", flush=True)
     wanted = [SIZES[name] for name in given.sizes]
-    peak = peaks(dict.fromkeys(shape for size in wanted for shape in shapes_of(size)))
+    peak = peaks(dict.fromkeys(shape for size in wanted for shape in shapes_of(size)), device=given.device)
     best = {dtype: max(by_shape.values()) for dtype, by_shape in peak.items()}
     print("  ".join(f"{dtype} peak {value / 1e9:.1f} GFLOP/s" for dtype, value in best.items()), flush=True)
     dtypes = ["float32"]
@@ -145,11 +148,13 @@ def measure_size(name: str, given: argparse.Namespace, dtypes: list[str], best: 
     flops = flops_per_token(nanogpt_model(size), convention="executed") * size.tokens
     with tempfile.TemporaryDirectory() as scratch:
         tokens = str(random_tokens(Path(scratch), size.vocabulary))
-        specs = {who: {**spec, "size": name, "tokens": tokens} for who, spec in contenders(given, dtypes)}
+        common = {"size": name, "tokens": tokens, "device": given.device}
+        specs = {who: {**spec, **common} for who, spec in contenders(given, dtypes)}
         done, missing = take_turns(specs, size.steps, given.rounds, Path(scratch))
     row: dict[str, Any] = {"size": name, "shape": str(size), "flops_per_step": flops, "trainers": {}, "missing": {}}
     for who, turns in done.items():
-        dtype = specs[who].get("dtype", "float32") if specs[who]["trainer"] != "nanogpt" else "float32"
+        own = "float32" if given.device == "cpu" else "bfloat16"  # of nanoGPT, which enters no autocast on a CPU
+        dtype = specs[who].get("dtype", "float32") if specs[who]["trainer"] != "nanogpt" else own
         row["trainers"][who] = {
             "tokens_per_second": round(size.tokens / turns.median, 1),
             "peak_share": round(flops / turns.median / best[dtype], 4),
@@ -188,8 +193,11 @@ def main() -> None:
     parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/step.json")
     given = parser.parse_args()
+    if given.json and given.device != "cpu":
+        parser.error("bench/results/step.json is a CPU's; gpu.py has a record of its own")
     result = measure(given)
     if given.json:
         peers = {"nanogpt": version(given.nanogpt)} if given.nanogpt else {}

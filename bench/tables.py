@@ -17,7 +17,12 @@ from typing import Any
 from isoflop.files import write_text
 from record import ROOT, read
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "where-the-time-goes.md", ROOT / "docs" / "many-machines.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "where-the-time-goes.md",
+    ROOT / "docs" / "many-machines.md",
+    ROOT / "docs" / "on-a-gpu.md",
+)
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens a second at its CPU default
 BEST_MODE = 1.2  # times those of its best mode
@@ -28,14 +33,18 @@ DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens a second, by batch
 BANDWIDTH = 0.7  # of what memory can be read at
 PREPARING = 0.9  # of encode_batch's megabytes a second
 SECOND_START = 5.0  # seconds
+CARD_MFU = {"124M": 0.48, "1.5B": 0.52}  # on one H100: PaLM's count over the data sheet's dense bfloat16 peak
+CARD_SPEED = 1.5  # times nanoGPT's tokens a second on the same card
+CARD_RACE = 0.25  # of nanoGPT's seconds to its loss, on the same card
 
 
 def provenance(result: dict[str, Any]) -> str:
     """Where and when a table was measured, and by which command."""
     machine = result["machine"]
     peers = "".join(f", {name} {version}" for name, version in result["peers"].items())
+    card = f"{machine['gpu']}, CUDA {machine['cuda']}, " if "gpu" in machine else ""
     return (
-        f"`{result['command']}` at commit {result['commit']} on {result['date']}: {machine['processor']}, "
+        f"`{result['command']}` at commit {result['commit']} on {result['date']}: {card}{machine['processor']}, "
         f"{machine['cores']} cores, {machine['threads']} threads, torch {machine['torch']}{peers}."
     )
 
@@ -213,6 +222,36 @@ def scaling(result: dict[str, Any]) -> str:
     return f"{lines(head, times)}\n\n{table}\n\n{provenance(result)}"
 
 
+def gpu(result: dict[str, Any]) -> str:
+    """Each size's trainers, ours first, and the race."""
+    rows = []
+    for row in result["rows"]:
+        for who, one in row["trainers"].items():
+            wanted = CARD_MFU.get(row["size"]) if who == "isoflop" else None
+            mfu = "" if one["mfu"] is None else f"{one['mfu']:.1%}" + (f" ({wanted:.0%})" if wanted else "")
+            times = f"{one['isoflop_is_times_as_fast']:.2f}"
+            rows.append(
+                [
+                    f"{row['size']} {who}",
+                    f"{one['tokens_per_second']:,.0f}",
+                    mfu,
+                    f"{one['of_measured_peak']:.1%}",
+                    "" if who == "isoflop" else f"{times} ({CARD_SPEED})" if who.startswith("nanogpt") else times,
+                    f"{one['peak_bytes'] / 2**30:.1f} GiB",
+                ]
+            )
+        rows += [[f"{row['size']} {who}", "did not run", "", "", "", ""] for who in row["missing"]]
+    head = ["trainer", "tokens/s", "MFU (target)", "of the best product", "isoflop is times as fast (target)", "memory"]
+    found = result["race"]
+    if found is None:
+        said = "The race was not run."
+    elif found["share"] is None:
+        said = f"Seconds to nanoGPT's held-out loss: not reached (target {CARD_RACE} of its seconds)."
+    else:
+        said = f"Seconds to nanoGPT's held-out loss: {found['share']:.2f} of its own (target {CARD_RACE})."
+    return lines(head, rows) + f"\n\n{said} {provenance(result)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step,
     "race": race,
@@ -222,6 +261,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "prepare": prepare,
     "start": start,
     "scaling": scaling,
+    "gpu": gpu,
 }
 
 

@@ -69,6 +69,13 @@ class Turns:
     faults: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
+    def add(self, answer: Mapping[str, Any], steps: int) -> None:
+        """A turn of so many steps."""
+        self.peak_bytes = answer["peak_bytes"]
+        self.seconds.append(answer["seconds"] / steps)
+        self.cpu_seconds.append(answer["cpu_seconds"] / steps)
+        self.faults.append(answer["faults"] / steps)
+
     @property
     def median(self) -> float:
         return statistics.median(self.seconds)
@@ -107,12 +114,31 @@ def take_turns(
                     del contenders[name]
                     done.pop(name, None)
                     continue
-                turns = done.setdefault(name, Turns())
-                turns.peak_bytes = answer["peak_bytes"]
                 if number:
-                    turns.seconds.append(answer["seconds"] / steps)
-                    turns.cpu_seconds.append(answer["cpu_seconds"] / steps)
-                    turns.faults.append(answer["faults"] / steps)
+                    done.setdefault(name, Turns()).add(answer, steps)
+    return done, missing
+
+
+def take_turns_alone(
+    specs: dict[str, dict[str, Any]], steps: int, rounds: int, folder: Path, warm_up: int = 3
+) -> tuple[dict[str, Turns], dict[str, str]]:
+    """`take_turns` where the memory holds one trainer at a time, as a GPU's may: each is started for its turn, takes
+    `warm_up` steps that are not counted and then `steps`, and is stopped."""
+    done: dict[str, Turns] = {}
+    missing: dict[str, str] = {}
+    for _ in range(rounds):
+        for name, spec in specs.items():
+            if name in missing:
+                continue
+            with started({name: spec}, folder, {}) as contenders:
+                try:
+                    contenders[name].take(warm_up)
+                    answer = contenders[name].take(steps)
+                except RuntimeError as error:
+                    missing[name] = str(error)
+                    done.pop(name, None)
+                    continue
+            done.setdefault(name, Turns()).add(answer, steps)
     return done, missing
 
 

@@ -4,9 +4,11 @@ import contextlib
 import os
 import platform
 import random
+import re
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,31 @@ import torch
 from isoflop.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+# Dense FLOP/s in bfloat16 with sums in float32, from NVIDIA's data sheets (half of what those print that count
+# sparsity), by words of the name that torch gives a card; the first row whose words are all in it counts.
+CARDS = {
+    "gb200": 2500e12,
+    "b200": 2250e12,
+    "h200 nvl": 835e12,
+    "h200": 989e12,
+    "gh200": 989e12,
+    "h100 nvl": 835e12,
+    "h100 pcie": 756e12,
+    "h100": 989e12,
+    "a100": 312e12,
+    "a40": 149.7e12,
+    "a30": 165e12,
+    "a10": 125e12,
+    "l40s": 362e12,
+    "l40": 181e12,
+    "l4": 121e12,
+    "rtx a6000": 154.8e12,
+    "rtx 5090": 209.5e12,
+    "rtx 4090": 165.2e12,
+    "rtx 3090": 71e12,
+}
+OTHER = {"laptop", "mig", "d", "ti", "max"}  # words of cards that are less, or more, than the one of that name
 
 
 @dataclass(frozen=True)
@@ -36,6 +63,30 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
+    def send(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Tensors of main memory on the device. To a GPU they go from pinned memory and nobody waits: whatever is
+        launched from now on finds them there. torch gives the pinned memory to others only when they have arrived."""
+        if self.device.type != "cuda":
+            return [tensor.to(self.device) for tensor in tensors]
+        return [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+
+    def fetch(self, numbers: Sequence[torch.Tensor]) -> Callable[[], list[float]]:
+        """Begin to bring 0-dimensional tensors from the device. What is given back waits for them, and for nothing that
+        is launched after this call, and gives them."""
+        if self.device.type != "cuda":
+            return lambda: [float(number) for number in numbers]
+        here = torch.empty(len(numbers), pin_memory=True)
+        here.copy_(torch.stack(list(numbers)), non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(self.device))
+
+        def wait() -> list[float]:
+            arrived.synchronize()
+            found: list[float] = here.tolist()
+            return found
+
+        return wait
+
 
 def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0) -> Runtime:
     """Settle on a device and set this process's thread count (0 leaves it).
@@ -47,7 +98,10 @@ def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0)
         raise UserError(f"runtime.dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
     if threads > 0:
         torch.set_num_threads(threads)
-    return Runtime(torch.device(choose_device(device)), DTYPES[dtype])
+    chosen = torch.device(choose_device(device))
+    if chosen.type == "cuda" and chosen.index is not None:
+        torch.cuda.set_device(chosen)  # where kernels go that are told no device
+    return Runtime(chosen, DTYPES[dtype])
 
 
 def choose_device(wanted: str = "auto") -> str:
@@ -59,9 +113,39 @@ def choose_device(wanted: str = "auto") -> str:
         available.insert(0, "cuda")
     if wanted == "auto":
         return available[0]
-    if wanted.partition(":")[0] not in available:
+    kind, _, number = wanted.partition(":")
+    if kind not in available:
         raise UserError(f"runtime.device = {wanted!r} is not available; this machine has {', '.join(available)}")
+    if kind == "cuda" and number and not (number.isdigit() and int(number) < torch.cuda.device_count()):
+        cards = ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
+        raise UserError(f"runtime.device = {wanted!r} is not available; this machine has {cards}")
     return wanted
+
+
+def default_dtype(device: str) -> str:
+    """What matrix products are computed in where nobody says: bfloat16 on a GPU that has units for it (Ampere and
+    later), else float32. float32 is exactly that: TF32 is never switched on, as what has units for it has bfloat16."""
+    if not device.startswith("cuda"):
+        return "float32"
+    with torch.cuda.device(device):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+
+
+def card_peak(card: str) -> float | None:
+    """Dense bfloat16 FLOP/s of a card by the name that torch gives it, as its data sheet has it; None if unknown."""
+    words = set(re.split(r"[^a-z0-9]+", card.lower()))
+    if words & OTHER:
+        return None
+    return next((peak for name, peak in CARDS.items() if words.issuperset(name.split())), None)
+
+
+def utilisation(flops_per_second: float, device: str, dtype: str) -> float | None:
+    """The share of what a GPU's data sheet promises in bfloat16: MFU where the operations are counted as in PaLM
+    (model/count.py). None on other devices, in other dtypes and for cards that are not in CARDS."""
+    if not device.startswith("cuda") or dtype != "bfloat16":
+        return None
+    peak = card_peak(torch.cuda.get_device_name(device))
+    return flops_per_second / peak if peak else None
 
 
 def seed_everything(seed: int) -> None:

@@ -6,6 +6,7 @@ goes through head, softmax and both gradients, and only the gradients of the hid
 A loss is for training alone: what is measured on held-out text is plain cross-entropy always (measure.py).
 """
 
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -19,18 +20,39 @@ from isoflop.model.registry import make
 
 IGNORED = -100
 CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is up to twice as fast as all at once
-CHUNK_LOGITS_GPU = 2**25  # 128 MB: fewer and larger kernels
+# On a GPU each chunk costs one more pass over the head's gradient, V x D numbers in float32. 5,000 tokens of GPT-2's
+# vocabulary make so many logits, 0.5 GB in bfloat16.
+CHUNK_LOGITS_GPU = 2**28
 SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient: thin ones spend their time on that
 
 
+class Headed(Protocol):
+    """What a loss needs to know of a model's head."""
+
+    @property
+    def head_weight(self) -> Tensor: ...
+
+    @property
+    def logit_cap(self) -> float: ...
+
+
 class CrossEntropy:
-    """-ln p(next token), the mean over the tokens of a pass; and the base of the others."""
+    """-ln p(next token), the mean over the tokens of a pass; and the base of the others.
+
+    Attributes:
+        compiled: what comes between the products is one compiled kernel and not a chain of torch's own.
+    """
+
+    compiled = False
 
     def prepare(self, model: GPT) -> None:
         """Add to the model what only training needs. Once, before its optimisers are made."""
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return head_loss(model, model.hidden(inputs_BT), targets_BT)
+        return self.of(model, model.hidden(inputs_BT), targets_BT)
+
+    def of(self, model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
+        return head_loss(model, h_BTD, targets_BT, compiled=self.compiled, **how)
 
 
 class LabelSmoothing(CrossEntropy):
@@ -43,7 +65,7 @@ class LabelSmoothing(CrossEntropy):
         self.eps = eps
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return head_loss(model, model.hidden(inputs_BT), targets_BT, smoothing=self.eps)
+        return self.of(model, model.hidden(inputs_BT), targets_BT, smoothing=self.eps)
 
 
 class ZLoss(CrossEntropy):
@@ -56,7 +78,7 @@ class ZLoss(CrossEntropy):
         self.coefficient = coefficient
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return head_loss(model, model.hidden(inputs_BT), targets_BT, z=self.coefficient)
+        return self.of(model, model.hidden(inputs_BT), targets_BT, z=self.coefficient)
 
 
 class MultiToken(CrossEntropy):
@@ -86,7 +108,7 @@ class MultiToken(CrossEntropy):
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         losses = [
-            head_loss(model, h_BTD, later(targets_BT, distance))
+            self.of(model, h_BTD, later(targets_BT, distance))
             for distance, h_BTD in enumerate(model.hidden_ahead(inputs_BT))
         ]
         return torch.stack(losses).sum()
@@ -116,16 +138,6 @@ def later(targets_BT: Tensor, distance: int) -> Tensor:
     return torch.cat((targets_BT[:, distance:], ended), dim=1)
 
 
-class Headed(Protocol):
-    """What a loss needs to know of a model's head."""
-
-    @property
-    def head_weight(self) -> Tensor: ...
-
-    @property
-    def logit_cap(self) -> float: ...
-
-
 def head_loss(model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
     """`cross_entropy` of the logits that a model's head makes of h_BTD: its weight and its cap."""
     return cross_entropy(h_BTD, model.head_weight, targets_BT, cap=model.logit_cap, **how)
@@ -141,6 +153,7 @@ def cross_entropy(
     z: float = 0.0,
     cap: float = 0.0,
     chunk: int = 0,
+    compiled: bool = False,
 ) -> Tensor:
     """-ln p(target), in nats, from the hidden states and the head's weight.
 
@@ -153,7 +166,8 @@ def cross_entropy(
     Args:
         targets_BT: token ids; -100 is not counted.
         reduction: "mean" over the counted tokens (0 if there are none), or "sum".
-        chunk: tokens whose logits are held at once; 0: as many as make 2 MB of them (128 MB on a GPU), at least 512.
+        chunk: tokens whose logits are held at once; 0: as many as `chunk_for` says.
+        compiled: compile what comes between the products, where gradients are wanted.
 
     Returns:
         A float32 scalar (float64 from float64 states).
@@ -161,17 +175,24 @@ def cross_entropy(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r} is not mean or sum")
     h_ND, targets_N = h_BTD.flatten(0, -2), targets_BT.flatten()
-    if chunk == 0:
-        room = CHUNK_LOGITS if h_ND.device.type == "cpu" else CHUNK_LOGITS_GPU
-        chunk = max(SMALLEST_CHUNK, room // head_weight_VD.shape[0])
+    chunk = chunk or chunk_for(len(h_ND), head_weight_VD.shape[0], h_ND.device.type)
     differentiate = torch.is_grad_enabled() and (h_ND.requires_grad or head_weight_VD.requires_grad)
     if differentiate:
-        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z, cap)
+        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z, cap, compiled)
     else:
-        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z, cap)
+        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z, cap, False)
     if reduction == "sum":
         return total
     return total / (targets_N != IGNORED).sum().clamp(min=1)
+
+
+def chunk_for(tokens: int, vocabulary: int, device: str) -> int:
+    """How many of the tokens go through the head at once: on a CPU as many as make 2 MB of logits in float32, on others
+    2^28 logits at most, and all chunks alike where few more of them make that possible; at least 512 tokens."""
+    if device == "cpu":
+        return max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary)
+    fewest = max(1, -(-tokens // max(SMALLEST_CHUNK, CHUNK_LOGITS_GPU // vocabulary)))
+    return -(-tokens // next((n for n in range(fewest, 2 * fewest) if tokens % n == 0), fewest)) or SMALLEST_CHUNK
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
@@ -187,10 +208,11 @@ class ChunkedCrossEntropy(torch.autograd.Function):
         smoothing: float,
         z: float,
         cap: float,
+        compiled: bool,
     ) -> Tensor:
         wants_h, wants_weight = ctx.needs_input_grad[:2]
         total, *ctx.grads = forward_backward(
-            h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z, cap
+            h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z, cap, compiled
         )
         return total
 
@@ -201,7 +223,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("this loss keeps its gradients for one backward; compute it again for another")
         grads, ctx.grads = ctx.grads, None
         scaled = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, None, None, None, None, None, None)
 
 
 def forward_backward(
@@ -214,13 +236,14 @@ def forward_backward(
     smoothing: float,
     z: float,
     cap: float,
+    compiled: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The summed loss and its gradients by h and by the weight (None where not wanted), `chunk` tokens at a time."""
     device = h_ND.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
     exact = torch.promote_types(h_ND.dtype, torch.float32)
     with torch.no_grad(), torch.autocast(device, enabled=False):
-        weight = weight_VD.to(product)
+        weight, wants = weight_VD.to(product), wants_h or wants_weight
         total = torch.zeros((), dtype=exact, device=h_ND.device)
         grad_h_ND = torch.empty_like(h_ND) if wants_h else None
         grad_weight_VD = None  # V x D: with a large vocabulary each pass over it shows, so none is made for nothing
@@ -229,34 +252,11 @@ def forward_backward(
             h_CD, targets_C = h_ND[rows].to(product), targets_N[rows]
             counted_C = targets_C != IGNORED
             index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
-            logits_CV = h_CD @ weight.T
-            tanh_CV = None
-            if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
-                tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
-                logits_CV = tanh_CV * cap
-            logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
-            log_p_CV = log_softmax_over(logits_CV, exact)
-            del logits_CV
-            log_p_C1 = log_p_CV.gather(1, index_C1)
-            log_Z_C1 = logit_C1 - log_p_C1 if logit_C1 is not None else None
-            loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
-            if smoothing:
-                loss_C -= smoothing * log_p_CV.mean(1)
-            if log_Z_C1 is not None:
-                loss_C += z * log_Z_C1.square().squeeze(1)
-            total += (loss_C * counted_C).sum()
-            if not (wants_h or wants_weight):
+            between = fused_when_compiled() if compiled and wants else one_by_one
+            loss, grad_CV = between(h_CD @ weight.T, index_C1, counted_C, exact, wants, smoothing, z, cap)
+            total += loss
+            if grad_CV is None:
                 continue
-            # d loss / d logits = softmax - target distribution, and softmax * 2 z ln Z
-            grad_CV = log_p_CV.exp_()
-            if log_Z_C1 is not None:
-                grad_CV *= 1 + 2 * z * log_Z_C1
-            if smoothing:
-                grad_CV -= smoothing / grad_CV.shape[1]
-            grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
-            if tanh_CV is not None:  # d cap tanh(s / cap) / d s = 1 - tanh^2
-                grad_CV.addcmul_(grad_CV, tanh_CV.square_(), value=-1)
-            grad_CV = grad_CV.to(product)
             # A token that is not counted is taken out of the narrow factors, which are D wide and not V.
             if grad_h_ND is not None:
                 grad_h_ND[rows] = (grad_CV @ weight) * counted_C.unsqueeze(1)
@@ -271,6 +271,81 @@ def forward_backward(
     if grad_weight_VD is not None:
         grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
     return total, grad_h_ND, grad_weight_VD
+
+
+def one_by_one(
+    logits_CV: Tensor,
+    index_C1: Tensor,
+    counted_C: Tensor,
+    exact: torch.dtype,
+    wants_gradient: bool,
+    smoothing: float,
+    z: float,
+    cap: float,
+) -> tuple[Tensor, Tensor | None]:
+    """What comes between the products of a chunk: the summed loss in `exact`, and its gradient by the logits, in their
+    dtype. Written over the same memory as far as that goes."""
+    product, tanh_CV = logits_CV.dtype, None
+    if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
+        tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
+        logits_CV = tanh_CV * cap
+    logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
+    log_p_CV = log_softmax_over(logits_CV, exact)
+    del logits_CV
+    log_p_C1 = log_p_CV.gather(1, index_C1)
+    log_Z_C1 = logit_C1 - log_p_C1 if logit_C1 is not None else None
+    loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
+    if smoothing:
+        loss_C -= smoothing * log_p_CV.mean(1)
+    if log_Z_C1 is not None:
+        loss_C += z * log_Z_C1.square().squeeze(1)
+    loss = (loss_C * counted_C).sum()
+    if not wants_gradient:
+        return loss, None
+    # d loss / d logits = softmax - target distribution, and softmax * 2 z ln Z
+    grad_CV = log_p_CV.exp_()
+    if log_Z_C1 is not None:
+        grad_CV *= 1 + 2 * z * log_Z_C1
+    if smoothing:
+        grad_CV -= smoothing / grad_CV.shape[1]
+    grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
+    if tanh_CV is not None:  # d cap tanh(s / cap) / d s = 1 - tanh^2
+        grad_CV.addcmul_(grad_CV, tanh_CV.square_(), value=-1)
+    return loss, grad_CV.to(product)
+
+
+def in_one(
+    logits_CV: Tensor,
+    index_C1: Tensor,
+    counted_C: Tensor,
+    exact: torch.dtype,
+    wants_gradient: bool,
+    smoothing: float,
+    z: float,
+    cap: float,
+) -> tuple[Tensor, Tensor]:
+    """The same for a compiler: nothing is written over, nothing scattered, so that all of it becomes one kernel which
+    reads the logits twice and writes their gradient once."""
+    wide_CV, V = logits_CV.to(exact), logits_CV.shape[1]
+    if cap:
+        wide_CV = cap * (wide_CV / cap).tanh()
+    log_Z_C1 = wide_CV.logsumexp(1, keepdim=True)
+    logit_C1 = wide_CV.gather(1, index_C1)
+    loss_C1 = log_Z_C1 - (1 - smoothing) * logit_C1 + z * log_Z_C1.square()
+    if smoothing:
+        loss_C1 = loss_C1 - smoothing * wide_CV.mean(1, keepdim=True)
+    grad_CV = (wide_CV - log_Z_C1).exp() * (1 + 2 * z * log_Z_C1) - smoothing / V
+    is_target_CV = torch.arange(V, device=logits_CV.device) == index_C1
+    grad_CV = grad_CV - torch.where(is_target_CV, 1.0 - smoothing, 0.0)
+    if cap:
+        grad_CV = grad_CV * (1 - (wide_CV / cap).square())
+    return (loss_C1.squeeze(1) * counted_C).sum(), grad_CV.to(logits_CV.dtype)
+
+
+@cache
+def fused_when_compiled() -> Any:
+    """`in_one`, compiled; once a process."""
+    return torch.compile(in_one, dynamic=False)
 
 
 def log_softmax_over(logits_CV: Tensor, exact: torch.dtype) -> Tensor:

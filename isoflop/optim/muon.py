@@ -58,7 +58,14 @@ class Muon(torch.optim.Optimizer):
         dtype: what the iteration computes in. bfloat16 is torch's, and about twice as fast on processors that have it;
             on others float32 is the faster one.
         matrices: how they lie over processes.
+
+    Attributes:
+        found_inf: if not None, 1.0 on the device where the next step is to leave everything as it is, else 0.0: as in
+            torch's fused AdamW. The host need not know which.
     """
+
+    _step_supports_amp_scaling = True  # torch's word for heeding found_inf
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -102,12 +109,19 @@ class Muon(torch.optim.Optimizer):
             buffers.append(self.matrices.local(self.state[parameter]["momentum_buffer"]))
             assert parameter.grad is not None
             gradients.append(self.matrices.local(parameter.grad))
+        if self.found_inf is not None:  # a buffer drawn to itself stays where it is, and what comes of it is finite
+            spoilt = self.found_inf.bool()
+            gradients = [torch.where(spoilt, b, g) for b, g in zip(buffers, gradients, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, buffers, momentum)
         steps = self.matrices.work(self.orthogonal, ahead, parameters[0])
         rows, columns = parameters[0].shape[-2:]
         here = [self.matrices.local(parameter) for parameter in parameters]
-        torch._foreach_mul_(here, 1 - lr * weight_decay)
+        if self.found_inf is None:
+            torch._foreach_mul_(here, 1 - lr * weight_decay)
+        else:
+            torch._foreach_mul_(steps, 1 - self.found_inf)
+            torch._foreach_mul_(here, torch.where(spoilt, 1.0, 1 - lr * weight_decay))
         torch._foreach_add_(here, steps, alpha=-lr * math.sqrt(max(1.0, rows / columns)))
 
     def orthogonal(self, matrices: Tensor) -> Tensor:

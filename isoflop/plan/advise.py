@@ -21,7 +21,7 @@ from isoflop.model.count import parameters
 from isoflop.model.presets import heads_for
 from isoflop.plan.candidates import Candidate, candidate_line, nearest_rungs, rough_flops, tokens_for
 from isoflop.plan.explain import Choice, choices_of, vocabulary_choice
-from isoflop.plan.machine import choose_runtime
+from isoflop.plan.machine import choose_runtime, worth_compiling
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import Expectation, expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
@@ -48,6 +48,7 @@ class Sketch:
     peak: dict[str, float]
     choices: tuple[Choice, ...]
     fixed_rates: bool
+    machines: int = 1
 
 
 @dataclass(frozen=True)
@@ -136,11 +137,12 @@ def draw(
     tokens = flops / (6 * target)
     first = shaped(rungs[0], tokens)
     runtime, calibration = choose_runtime(first, device, first.runtime.threads or cores(), peak)
-    base = replace(base, runtime=replace(first.runtime, **runtime))
+    compiled = first.runtime.compile or ("runtime.compile" not in asked and worth_compiling(device, budget))
+    base = replace(base, runtime=replace(first.runtime, **runtime, compile=compiled))
     shapes: list[RunConfig] = []
     for config in (shaped(rung, tokens) for rung in rungs):
         if all(config.model != known.model for known in shapes):
-            shapes.append(config)
+            shapes.append(throughput.fitting(config, machines))
     rates = [0.0] * len(shapes)
     if budget.kind == "seconds":
         rates = [machines * timed.tokens_per_second for timed in throughput.time_in_turns(shapes, SECONDS_EACH)]
@@ -153,7 +155,9 @@ def draw(
     buys_enough(budget, min(candidates, key=lambda candidate: candidate.parameters))
     choices = (
         Choice(
-            "device", f"{runtime['device']}, {runtime['dtype']}, {runtime['threads']} threads", calibration["reason"]
+            "device",
+            f"{runtime['device']}, {runtime['dtype']}, {runtime['threads']} threads{', compiled' if compiled else ''}",
+            calibration["reason"],
         ),
         vocabulary_choice(vocabulary, fixed_vocabulary, "data.vocab_size" in asked, flops, corpus_bytes),
         Choice(
@@ -173,6 +177,7 @@ def draw(
         peak=peak,
         choices=choices,
         fixed_rates=fixed_rates,
+        machines=machines,
     )
 
 
@@ -205,6 +210,7 @@ def settle(
     asked = [text for text in sketch.assignments if not text.startswith(("data.vocab_size", "runtime."))]
     if not sketch.fixed_rates:
         config = override(with_rates(with_batch(config, wanted)), asked)  # what is asked for comes before the counting
+    config = throughput.fitting(config, sketch.machines)
     steps = buys_enough(budget, replace(best, config=config))
     seconds = budget.amount if budget.kind == "seconds" else 0.0
     config = override(with_intervals(replace(config, steps=max(1, steps), seconds=seconds)), asked)
@@ -247,8 +253,10 @@ def buys_enough(budget: Budget, candidate: Candidate) -> int:
 
 
 def with_batch(config: RunConfig, tokens: float) -> RunConfig:
-    """The batch that goes with a run of `tokens` tokens."""
-    sequences = max(4, round(batch_tokens_for(tokens) / config.model.context))
+    """The batch that goes with a run of `tokens` tokens. On a GPU, which may have to take it in several passes, it is a
+    multiple of 8 sequences."""
+    least = 8 if config.runtime.device.startswith("cuda") else 1
+    sequences = max(4, least * round(batch_tokens_for(tokens) / config.model.context / least))
     return replace(config, batch=replace(config.batch, sequences=sequences, micro_sequences=0))
 
 

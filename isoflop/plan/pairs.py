@@ -20,7 +20,7 @@ from isoflop.plan.candidates import HOOKS_SHARE, rough_flops
 from isoflop.plan.explain import Choice, choices_of_course
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.shapes import batch_tokens_for
-from isoflop.runtime import choose_device, cores, measure_peak
+from isoflop.runtime import choose_device, cores, default_dtype, measure_peak
 from isoflop.trainer import RunConfig, throughput
 
 # (blocks of the encoder and of the decoder, d_model)
@@ -166,7 +166,7 @@ def runtime_for(config: RunConfig, device: str) -> Any:
     """Device, dtype and threads, as asked for or as fits the device."""
     dtype = config.runtime.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = default_dtype(device)
     return replace(config.runtime, device=device, dtype=dtype, threads=config.runtime.threads or cores())
 
 

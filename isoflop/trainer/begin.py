@@ -12,15 +12,15 @@ from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.errors import UserError
 from isoflop.files import write_json, write_text
-from isoflop.model.build import build_model
+from isoflop.model.build import Model, build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
-from isoflop.parallel.wrap import recompute
+from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import RunFolder, read_lines
-from isoflop.runtime import choose_device, cores, make_runtime, seed_everything
+from isoflop.runtime import choose_device, cores, default_dtype, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.hooks import Live
 from isoflop.trainer.task import Task
@@ -33,7 +33,7 @@ def resolve_runtime(config: RunConfig) -> RunConfig:
     device = choose_device(config.runtime.device)
     dtype = config.runtime.dtype
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        dtype = default_dtype(device)
     threads = config.runtime.threads or cores()
     return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))
 
@@ -87,11 +87,7 @@ def make_run(
         else:
             checkpoint.load_weights(model, start.weights)
     task.prepare(model)
-    if config.runtime.recompute:
-        recompute(model, list(model.units()))
-    if config.runtime.compile:
-        for unit in model.units():
-            unit.compile()
+    wrap(config, model, task)
     layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
@@ -103,6 +99,17 @@ def make_run(
     live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
     folder.event("resumed" if resume else "started", step=live.step, **world_of(config, group))
     return live, optimizers
+
+
+def wrap(config: RunConfig, model: Model, task: Task) -> None:
+    """What runtime.recompute and runtime.compile ask for, done to a model and to its task's loss."""
+    batch, units = config.batch, list(model.units())
+    if config.runtime.recompute:
+        recompute(model, units)
+    if config.runtime.compile:
+        fixed = config.task == "causal_lm" and not (batch.ramp_from and not batch.micro_sequences)
+        compile_units(units, fixed)
+        task.compile()
 
 
 def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:

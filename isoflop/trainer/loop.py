@@ -33,7 +33,7 @@ from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
 from isoflop.trainer.preflight import check_memory, dry_batch, estimate, plainly_fits
 from isoflop.trainer.saver import Saver
-from isoflop.trainer.step import Statistics, find_gradients, leave_out, update
+from isoflop.trainer.step import Statistics, find_gradients, heed, leave_out, spoilt_by, update
 from isoflop.trainer.task import Task, make_task
 from isoflop.trainer.together import agree, check_world, seed_step
 from isoflop.trainer.trouble import Trouble, must_stop
@@ -148,6 +148,7 @@ def run_steps(
     """The loop. On return every planned step is done and the last checkpoint is written or being written."""
     config, group = live.config, live.layout.group
     held_to = seconds_held_to(live)
+    ahead = updates_ahead(live, optimizers)
     pace = Pace(held_to) if held_to and group.first else None
     log = Log(live)
     statistics = Statistics(live.model)
@@ -163,7 +164,7 @@ def run_steps(
         if live.step == live.timetable.decay_step and saved != live.step:
             saved = save(live, optimizers, saver)  # an extended run goes on from here
         watchdog.at(live.step, "reading its batch")
-        batch = live.batches.batch(live.step, group.rank, group.size) if batch is None else batch
+        batch = live.runtime.send(live.batches.batch(live.step, group.rank, group.size)) if batch is None else batch
         seed_step(group, config.seed, live.step)
         watchdog.at(live.step, "in the step")
         scale = live.timetable.scale(live.step)
@@ -171,19 +172,23 @@ def run_steps(
         on_device = find_gradients(
             live.model,
             live.task,
-            [tensor.to(live.runtime.device) for tensor in batch],
+            batch,
             micro=config.batch.micro_sequences or len(batch[0]),
             runtime=live.runtime,
             clip=config.optim.clip,
             layout=live.layout,
         )
-        batch = live.batches.batch(live.step + 1, group.rank, group.size)  # read while the device works
-        loss, norm = (float(number) for number in on_device)  # here it is waited for
+        numbers = live.runtime.fetch(on_device)
+        if ahead:
+            update(optimizers, scale, spoilt_by(on_device))
+        # read, and sent, while the device works
+        batch = live.runtime.send(live.batches.batch(live.step + 1, group.rank, group.size))
+        loss, norm = numbers()  # here they are waited for
         trouble = live.watch.look(loss, norm)
         taken = trouble is None or trouble.action == "keep"
-        if taken:
+        if taken and not ahead:
             update(optimizers, scale)
-        else:
+        elif not taken:
             leave_out(optimizers, statistics)
         if trouble:
             put_on_record(live, hooks, trouble, loss, norm)
@@ -222,6 +227,14 @@ def run_steps(
             saver.wait()
             live.folder.event("stopped", step=live.step, signal=signal)
             raise Interrupted(signal, live.step, live.folder.path)
+
+
+def updates_ahead(live: Live, optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether the update is launched before the host has seen the step's numbers, so that a GPU need not wait for it:
+    the device itself leaves a step out that is not finite. Spikes only the host can judge, and where weights are
+    divided (FSDP) no optimiser is told by the device."""
+    config, device = live.config, live.runtime.device.type
+    return device == "cuda" and config.guard.spike == "keep" and not live.layout.together and heed(optimizers)
 
 
 def put_on_record(live: Live, hooks: Sequence[Hook], trouble: Trouble, loss: float, norm: float) -> None:

@@ -53,6 +53,9 @@ class Seq2Seq:
     def prepare(self, model: EncoderDecoder) -> None:
         """Nothing is added."""
 
+    def compile(self) -> None:
+        """Nothing: nearly every batch has another shape, and each would be compiled anew."""
+
     def loss(
         self,
         model: EncoderDecoder,

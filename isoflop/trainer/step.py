@@ -11,6 +11,8 @@ from isoflop.parallel.shard import Layout
 from isoflop.runtime import Runtime
 from isoflop.trainer.task import Task
 
+FLAG = "found_inf"  # torch's name for it, which its fused AdamW reads
+
 
 def take_step(
     model: Model,
@@ -67,12 +69,29 @@ def find_gradients(
     return layout.sum(total), clip_gradients(model, clip, layout.whole)
 
 
-def update(optimizers: Sequence[torch.optim.Optimizer], scale: float) -> None:
-    """Take the step that the gradients say, at `scale` times the peak learning rates."""
+def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, spoilt: torch.Tensor | None = None) -> None:
+    """Take the step that the gradients say, at `scale` times the peak learning rates.
+
+    Args:
+        spoilt: 1 on the device where the step must be left out, else 0 (`spoilt_by`): weights, moments and step counts
+            are then what they were. Only for optimisers that `heed` it.
+    """
     set_lr(optimizers, scale)
     for optimizer in optimizers:
+        setattr(optimizer, FLAG, spoilt)
         optimizer.step()
+        setattr(optimizer, FLAG, None)
         optimizer.zero_grad(set_to_none=True)
+
+
+def heed(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether all of them leave a step out that is `spoilt`: fused AdamW and our Muon do."""
+    return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
+
+
+def spoilt_by(numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+    """1.0 if one of a step's numbers is not finite, else 0.0, on their device."""
+    return (~torch.stack(list(numbers)).isfinite().all()).float()
 
 
 class Statistics:

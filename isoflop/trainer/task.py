@@ -35,6 +35,9 @@ class Task(Protocol):
     def prepare(self, model: Any) -> None:
         """Add to the model what only training needs. Once, before its optimisers are made."""
 
+    def compile(self) -> None:
+        """Let the loss be compiled, where that is of use."""
+
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
         """Make the data ready, or find that it was done before."""
 
@@ -63,6 +66,9 @@ class CausalLM:
 
     def prepare(self, model: GPT) -> None:
         self.criterion.prepare(model)
+
+    def compile(self) -> None:
+        self.criterion.compiled = True
 
     def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()

@@ -4,21 +4,22 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from isoflop.data.loader import Batches
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
-from isoflop.parallel.wrap import recompute
 from isoflop.runtime import make_runtime, seed_everything
-from isoflop.trainer.config import RunConfig
+from isoflop.trainer.begin import wrap
+from isoflop.trainer.config import BatchConfig, RunConfig
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import make_task
 
 TURNS = 5  # in which configurations are timed: a machine whose speed swings for a second or two favours none
 CYCLE = 16  # steps of pairs that are timed over and over: their lengths differ
+SHARE = 0.9  # of a GPU's memory for what is tried: measuring and fragments need some beside the step
 WARM_UP = 2  # steps before the first turn: memory is allocated, optimiser state made
 
 
@@ -52,6 +53,8 @@ def time_in_turns(
     """Time whole training steps of several configurations on random tokens, or on what `data` has for each, TURNS times
     in turn, for about `seconds` each, by `clock`. A turn takes at least one step, however long that is."""
     batches: Sequence[Batches | None] = data or [None] * len(configs)
+    if len(configs) > 1 and configs[0].runtime.device.startswith("cuda"):  # its memory holds one; its speed is steady
+        return [time_in_turns([configs[i]], seconds, data[i : i + 1])[0] for i in range(len(configs))]
     steps = [make_step(config, some) for config, some in zip(configs, batches, strict=True)]
     for step in steps:
         for _ in range(WARM_UP):
@@ -76,6 +79,40 @@ def time_in_turns(
     ]
 
 
+def fitting(config: RunConfig, processes: int = 1) -> RunConfig:
+    """The same with passes that a GPU's memory holds: where the sequences of a step are too many for one pass and
+    nobody has said how many go at once, the most of which a step of a fresh model could be taken. On a CPU as it is.
+
+    Tried without compiling, which needs more memory, in SHARE of what there is. `processes` share the step.
+    """
+    batch = config.batch
+    if not config.runtime.device.startswith("cuda") or batch.micro_sequences:
+        return config
+    rows = max(1, batch.sequences // processes)
+    divisors = [n for n in range(rows, 0, -1) if rows % n == 0 and (batch.ramp_from or n) % n == 0]
+    most = next((n for n in divisors if holds(config, n)), 1)  # if not even that: the run's preflight says what to do
+    return config if most == rows else replace(config, batch=replace(batch, micro_sequences=most))
+
+
+def holds(config: RunConfig, sequences: int) -> bool:
+    """Whether the device's memory holds a step whose one pass has so many sequences."""
+    trial = replace(
+        config,
+        batch=BatchConfig(sequences=sequences),
+        runtime=replace(config.runtime, compile=False),
+    )
+    device = torch.device(config.runtime.device).index
+    torch.cuda.set_per_process_memory_fraction(SHARE, device)
+    try:
+        make_step(trial)()
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+    return True
+
+
 def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[], None]:
     """A whole training step of a fresh model on random tokens, or on the first CYCLE steps of `batches` in turn; it
     returns when the device is done."""
@@ -85,8 +122,7 @@ def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[],
         model = build_model(config.task, config.model)
     task = make_task(config)
     task.prepare(model)
-    if config.runtime.recompute:
-        recompute(model, list(model.units()))
+    wrap(config, model, task)
     optimizers = build(model, config.optim, runtime.dtype)
     shape = (config.batch.sequences, config.model.context + 1)
     tokens = torch.randint(config.model.vocab_size, shape, device=runtime.device)
@@ -98,7 +134,7 @@ def make_step(config: RunConfig, batches: Batches | None = None) -> Callable[[],
             model,
             optimizers,
             task,
-            [tensor.to(runtime.device) for tensor in batch],
+            runtime.send(batch) if batches else batch,
             micro=config.batch.micro,
             runtime=runtime,
             clip=config.optim.clip,

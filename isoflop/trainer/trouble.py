@@ -12,9 +12,9 @@ stop      the last checkpoint is from before
 All decisions are pure functions of plain numbers: the two of the step, those of the good steps before it (kept in the
 checkpoint), and the lines on record. Processes that agree on these agree on what to do.
 
-The host reads both numbers before the update, once a step. A flag on the device (fused AdamW's `found_inf`) would save
-a GPU that wait, at most the time to launch the update's first kernel, since the next batch is read meanwhile; but every
-optimiser would have to heed it, on every device, and one that does not spoils the weights in silence.
+The host reads both numbers once a step, before the update. A GPU would be idle until the update is launched then, so
+there it is launched first (loop.updates_ahead), with a flag on the device by which the optimisers leave out a step that
+is not finite; the host decides the same while the update runs.
 """
 
 import math

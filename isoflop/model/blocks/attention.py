@@ -5,11 +5,13 @@ value.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import flex_attention as flex
 
 from isoflop.errors import UserError
 from isoflop.model.blocks.norm import RMSNorm
@@ -18,6 +20,7 @@ from isoflop.model.blocks.position import Position
 
 MakePosition = Callable[[int], Position]  # from the width of what it acts on
 BLOCK = 128  # queries of a band worked through at once, at least: below this, calls cost more than they save
+NARROWEST = 16  # head_dim that torch's FlexAttention can do
 
 
 class Attention(Part):
@@ -174,6 +177,8 @@ def attend(
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     everything = not window or window >= S
+    if (soft_cap or not everything) and T == S and bias is None and not dropout and flexible(q_BHTK):
+        return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
     if not everything and max(window, BLOCK) < T:
         return attend_in_blocks(
             q_BHTK, k_BGSK, v_BGSV, bias, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
@@ -246,6 +251,56 @@ def attend_capped(
         scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
     weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
     return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSV.unsqueeze(2)).flatten(1, 2)
+
+
+def flexible(q_BHTK: Tensor) -> bool:
+    """Whether torch's FlexAttention is at hand: on a GPU, in training. (Elsewhere every length would be compiled.)"""
+    return q_BHTK.device.type == "cuda" and torch.is_grad_enabled() and q_BHTK.shape[-1] >= NARROWEST
+
+
+def attend_flexibly(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, window: int, soft_cap: float, scale: float | None
+) -> Tensor:
+    """The same by a kernel that is compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496):
+    it holds no scores, and blocks of them that are masked are not worked out. Under autocast queries and keys may come
+    wider than values."""
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return soft_capped(score, soft_cap)
+
+    inside = torch.compiler.is_compiling()  # of a block: what is remembered between calls is no part of that
+    attention: Any = flex.flex_attention if inside else compiled_flex()
+    in_blocks = band_in_blocks if inside else remembered_band
+    y_BHTV: Tensor = attention(
+        q_BHTK.to(v_BGSV.dtype),
+        k_BGSK.to(v_BGSV.dtype),
+        v_BGSV,
+        score_mod=capped if soft_cap else None,
+        block_mask=in_blocks(q_BHTK.shape[2], window, q_BHTK.device),
+        scale=scale,
+        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
+    )
+    return y_BHTV
+
+
+@cache
+def compiled_flex() -> Any:
+    """FlexAttention, compiled; once a process."""
+    return torch.compile(flex.flex_attention, dynamic=False)
+
+
+def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
+    """`band(T, T, window)`, and which blocks of it are empty or full."""
+
+    def visible(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return (s <= t) & (t - s < window)
+
+    return flex.create_block_mask(visible, None, None, T, T, device=device)
+
+
+@cache
+def remembered_band(T: int, window: int, device: torch.device) -> flex.BlockMask:
+    return band_in_blocks(T, window, device)
 
 
 def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
