@@ -74,7 +74,7 @@ def bad_steps(facts: Facts) -> str:
     actions = [str(line.get("action")) for line in facts.run.skips]
     names = (("skip", "left out"), ("rollback", "rolled back, their data passed over"), ("keep", "spikes, kept"))
     parts = [f"{count(actions.count(action))} {said}" for action, said in names if action in actions]
-    return f"Steps whose numbers went wrong: {', '.join(parts)}; the history tells each." if parts else ""
+    return f"Steps whose numbers went wrong: {', '.join(parts)}; the history tells of them." if parts else ""
 
 
 def moments(facts: Facts) -> list[Mark]:
