@@ -66,8 +66,10 @@ def details(event: dict[str, Any]) -> str:
     for name, value in event.items():
         if name in ("reason", "changed"):
             said += [text(words.plain(one)) for one in (value if isinstance(value, list) else [value])]
+        elif name == "seconds":
+            said.append(f"after {words.duration(number(event, name))} of training")
         elif name not in TOLD:
-            said.append(f"{text(name)} {text(words.plain(value))}")
+            said.append(f"{text(name.replace('_', ' '))} {text(words.plain(value))}")
     return ", ".join(said)
 
 

@@ -200,7 +200,8 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
             f"again: isoflop train --config {folder.config} --out NEW"
         )
     said = []
-    for path, reason in broken:
+    for path, why in broken:
+        reason = why.partition("; delete that folder")[0]  # nobody has to
         aside = checkpoint.set_aside(path)
         folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
         said.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
