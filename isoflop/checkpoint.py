@@ -41,6 +41,7 @@ from isoflop.untrusted import read_text
 FORMAT = "isoflop checkpoint 1"
 MANIFEST = "manifest.json"
 REQUIRED = ("config.json", "state.json", "tokenizer.json")
+TRIES = 3  # to read the last checkpoint of a run that goes on and drops old ones meanwhile
 BUFFERS = 256 * 2**20  # bytes of tables that a model may work out beside its weights, and 8 times those
 STEP_FOLDER = re.compile(r"step-(\d{8,15})")
 LEFT_OVER = re.compile(r"\.step-\d{8,15}\.[0-9a-f]+\.tmp")
@@ -145,6 +146,9 @@ def write(pending: Pending, then: str = "") -> Path:
         final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
         if state.first():
             sweep(final.parent)
+            RunFolder(
+                final.parent.parent
+            ).settle()  # a checkpoint must not outlive what is on record of the steps before
         with state.folder_for_all(final) as (folder, finishes):
             (folder / "tensors").mkdir(exist_ok=True)
             state.save_tensors(folder / "tensors", pending.tensors)
@@ -197,7 +201,18 @@ def read(path: Path | str, step: int | None = None) -> Snapshot:
     Raises:
         UserError: if there is no such checkpoint, none yet, or it is damaged.
     """
-    found = find(Path(path), step)
+    for _ in range(TRIES):
+        found = find(Path(path), step)
+        try:
+            return read_whole(found)
+        except (UserError, OSError):
+            if found.is_dir():
+                raise
+    raise UserError(f"{found} was dropped while it was read, by the run that goes on; try again")
+
+
+def read_whole(found: Path) -> Snapshot:
+    """`read`, of a checkpoint's folder."""
     verify(found)
     said = read_state(found)
     config = read_object(found / "config.json")
@@ -300,6 +315,14 @@ def verify(path: Path) -> None:
         manifest = read_object(path / MANIFEST)
     except UserError as error:
         raise Damaged(str(error)) from None
+    try:
+        compare(path, manifest)
+    except OSError as error:  # a sector that cannot be read
+        raise Damaged(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def compare(path: Path, manifest: Mapping[str, Any]) -> None:
+    """`verify`, of the files that a manifest names."""
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise UserError(
@@ -395,8 +418,6 @@ def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
             return path, broken
         except Damaged as error:
             broken.append((path, str(error)))
-        except OSError as error:  # a sector that cannot be read
-            broken.append((path, f"{path} cannot be read: {error.strerror or error}"))
     return None, broken
 
 
@@ -438,7 +459,10 @@ def remove(folder: Path) -> None:
     """Delete a checkpoint so that no half of it is ever found: it loses its name first."""
     doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     folder.replace(doomed)
-    shutil.rmtree(doomed)
+    if doomed.is_symlink():  # somebody moved it to another disk: what it leads to is theirs
+        doomed.unlink()
+    else:
+        shutil.rmtree(doomed)
 
 
 def sweep(checkpoints: Path) -> None:
@@ -483,10 +507,24 @@ def read_state(path: Path) -> dict[str, Any]:
             raise UserError(f"{path / 'state.json'}: {name} is missing or not {kind.__name__}; use another checkpoint")
     if not 0 <= said["step"] < 10**15:
         raise UserError(f"{path / 'state.json'}: step is out of range; use another checkpoint")
+    if (named := STEP_FOLDER.fullmatch(path.name)) and int(named[1]) != said["step"]:
+        raise UserError(f"{path / 'state.json'} is of step {said['step']}; give the folder back the name that says so")
     for name, value in said["progress"].items():
         if name in ("seconds", "aside", "tokens") and not number(value):
             raise UserError(f"{path / 'state.json'}: progress {name} = {value!r} is no number; use another checkpoint")
+    if not all_pairs(said["progress"].get("recent", [])):
+        raise UserError(
+            f"{path / 'state.json'}: progress recent is no list of pairs of numbers; use another checkpoint"
+        )
     return said
+
+
+def all_pairs(value: Any) -> bool:
+    """Whether a value is a list of pairs of finite numbers, of either sign."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) in (int, float) and abs(n) < 1e300 for n in pair)
+        for pair in value
+    )
 
 
 def number(value: Any) -> bool:

@@ -69,8 +69,8 @@ def train(
         tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
     ] = (),
     resume: Annotated[
-        str, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on with a run that was stopped")
-    ] = "",
+        str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on with a run that was stopped")
+    ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
     profile: Annotated[bool, tyro.conf.arg(help="show in the report where the time of a few steps goes")] = False,
@@ -100,7 +100,9 @@ def train(
             hooks=(Profile(), screen) if profile else (screen,),
             peak=lambda flops: setattr(screen, "peak", flops),
         )
-        if resume:
+        if resume is not None:
+            if not resume:  # a variable that is not set, most likely; it is not a run from the beginning that is meant
+                raise UserError("--resume names nothing; name the run's folder: `isoflop runs` lists them")
             refuse_with_resume(
                 {
                     "SOURCE": sources,

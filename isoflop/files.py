@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from platformdirs import user_cache_path
 
 from isoflop.errors import UserError
+
+QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600
 
 
 def home() -> Path:
@@ -28,7 +32,7 @@ def to_json(value: Any) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a temporary file beside it, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -50,16 +54,19 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(final: Path) -> Iterator[Path]:
     """A folder written whole or not at all.
 
-    Yields a temporary folder beside `final`; on a clean exit every file in it is fsynced and it is renamed to `final`
-    (which must not exist, or is replaced if empty). After an exception nothing of it remains.
+    Yields a temporary folder beside `final`; on a clean exit every file and folder in it is fsynced and it is renamed
+    to `final` (which must not exist, or is replaced if empty). After an exception nothing of it remains.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        yield temporary
+        with held(temporary):
+            yield temporary
         for path in sorted(temporary.rglob("*")):
-            if path.is_file():
+            if path.is_dir():
+                sync_folder(path)
+            elif path.is_file():
                 sync_file(path)
         sync_folder(temporary)
         temporary.replace(final)
@@ -67,6 +74,44 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(final.parent)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder that the system drops with this process, where the file system has such locks."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(folder: Path) -> bool:
+    """Whether whoever was writing an unfinished folder is gone: nobody holds it and it was not touched for some minutes
+    (the lock of another host need not be seen here), or, where there are no such locks, for a day."""
+    untouched = time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    if untouched < QUIET_SECONDS:
+        return False
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return untouched > STALE_SECONDS
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it that are missing, durably: a file is lost with the folder that has its name."""
+    missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:

@@ -33,13 +33,14 @@ from typing import IO, Any
 
 from isoflop.config import load_json
 from isoflop.errors import UserError
-from isoflop.files import write_text
+from isoflop.files import make_folder, sync_folder, write_text
 from isoflop.untrusted import LARGEST_LOG, parse_json, read_bytes
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
 LOGS = ("metrics", "samples", "decisions", "skips", "events")
 # what flock says where the file system has no locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # and where somebody has it, or may have
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class RunFolder:
         if not self.mine:
             return
         line = json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
-        with self.log(name).open("ab", buffering=0) as file:
+        with open(self.log(name), "ab", buffering=0, opener=itself) as file:
             end = file.tell()
             try:
                 if file.write(line) < len(line):
@@ -109,6 +110,8 @@ class RunFolder:
                 raise
             if durable:
                 os.fsync(file.fileno())
+        if durable and not end:
+            sync_folder(self.path)
 
     def event(self, what: str, **details: Any) -> None:
         self.append("events", {"event": what, "time": time.time(), **details}, durable=True)
@@ -128,10 +131,21 @@ class RunFolder:
                 ]
                 write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
+    def settle(self) -> None:
+        """Wait until the disk has every line that was added so far, and the names of the logs."""
+        for name in ("metrics", "samples"):  # to the others each line is added durably
+            with contextlib.suppress(FileNotFoundError), self.log(name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(self.path)
+
     def mend(self) -> None:
-        """Take a torn last line, which a power cut can leave, off every log, so that the next one begins a line."""
+        """Take a torn last line, which a power cut can leave, off every log, so that the next one begins a line; and
+        remove what is left of files that were being written."""
         if not self.mine:
             return
+        for path in self.path.iterdir():
+            if UNFINISHED.fullmatch(path.name) and not path.is_dir():
+                path.unlink()
         for name in LOGS:
             path = self.log(name)
             if path.exists() and not ends_a_line(path):
@@ -149,8 +163,8 @@ class RunFolder:
         if not self.mine:
             yield Lock(self.path)
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a+") as file:
+        make_folder(self.path)
+        with open(self.path / ".lock", "a+", opener=itself) as file:
             try:
                 lock(file)
             except OSError as error:
@@ -190,13 +204,11 @@ class RunFolder:
     def is_locked(self) -> bool:
         """Whether a process is training in this folder now."""
         try:
-            with (self.path / ".lock").open("r") as file:
+            with open(self.path / ".lock", opener=itself) as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 return False
-        except FileNotFoundError:
-            return False
         except OSError as error:
-            return error.errno not in NO_LOCKS
+            return error.errno in HELD
 
 
 @dataclass(frozen=True)
@@ -225,6 +237,17 @@ class Lock:
                 f"the run folder {self.path} is gone from under the run (unmounted, moved or deleted); bring it back, "
                 f"then: isoflop train --resume {self.path}"
             )
+
+
+def itself(name: str, flags: int) -> int:
+    """Opens a file of a run folder and no link in its place, which in a stranger's folder may lead anywhere; a pipe is
+    not waited for."""
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link and not a file", name) from None
+        raise
 
 
 def ends_a_line(path: Path) -> bool:
@@ -357,7 +380,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         except UserError as error:
             if number < len(lines) - 1:
-                raise UserError(f"{error}; the file was changed by hand or damaged") from None
+                raise UserError(f"{error}; the file was changed by hand or damaged: take that line out of it") from None
     return records
 
 

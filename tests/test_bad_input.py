@@ -169,3 +169,14 @@ def test_an_extension_in_what_no_step_has_measured_yet(finished, capsys, more):
     before = tree_of(finished)
     assert "extend it by steps" in refused(capsys, "train", "--resume", str(finished), "--budget", more)
     assert tree_of(finished) == before
+
+
+def test_to_go_on_needs_a_run_and_not_its_checkpoint(corpus, tmp_path, capsys):
+    """A checkpoint holds a config.json like a run; nothing is written into it. And an empty variable is no new run."""
+    out = tmp_path / "run"
+    assert cli(["train", str(corpus), "--budget", "6steps", "--out", str(out), *SMALL]) == 0
+    checkpoint = out / "checkpoints" / "step-00000006"
+    before = tree_of(out)
+    assert f"--resume {out}," in refused(capsys, "train", "--resume", str(checkpoint))
+    assert "--resume names nothing" in refused(capsys, "train", "--resume", "", "--out", str(tmp_path / "new"))
+    assert tree_of(out) == before and not (tmp_path / "new").exists()

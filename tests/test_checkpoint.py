@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -13,6 +14,7 @@ from torch import nn
 
 import isoflop
 from isoflop import checkpoint
+from isoflop.checkpoint import STEP_FOLDER
 from isoflop.config import to_dict
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
@@ -360,6 +362,10 @@ GOOD = {"format": checkpoint.FORMAT, "step": 5, "fingerprint": "f", "progress": 
         {**GOOD, "step": 10**30},
         {**GOOD, "fingerprint": None},
         {**GOOD, "progress": [1]},
+        {**GOOD, "progress": {"recent": "ab"}},
+        {**GOOD, "progress": {"recent": [[1.0, 2.0], [1.0]]}},
+        {**GOOD, "progress": {"recent": [[1.0, 10**400]]}},
+        {**GOOD, "step": 4},  # in the folder of step 5
     ],
 )
 def test_every_field_of_the_state_is_checked(saved, said):
@@ -389,6 +395,72 @@ def test_random_state_that_is_none_is_refused(tmp_path, monkeypatch):
 
 
 # ---- full disks and kills
+
+
+def test_before_a_checkpoint_has_its_name_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    """A power cut may lose what was not synced: files, the folders that hold their names, the log of the steps before.
+    What is synced when, as the system is asked for it."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 3}\n')
+    done, named = [], {}
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor):
+        fsync(descriptor)
+        done.append(os.fstat(descriptor).st_ino)
+
+    def renamed(path, target):
+        if STEP_FOLDER.fullmatch(Path(target).name):
+            named.update({item: item.stat().st_ino for item in (path, *path.rglob("*"), run, run / "metrics.jsonl")})
+            named["before"] = list(done)
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    model, optimizers = make()
+    save(run / "checkpoints", model, optimizers)
+    before = named.pop("before")
+    assert len(named) > 7 and [str(item) for item, inode in named.items() if inode not in before] == []
+    assert done[-1] == (run / "checkpoints").stat().st_ino  # and then its name
+
+
+def test_a_checkpoint_moved_to_another_disk_and_linked_is_used_and_dropped(saved, tmp_path):
+    elsewhere = tmp_path / "other disk"
+    saved.rename(elsewhere)
+    saved.symlink_to(elsewhere)
+    assert checkpoint.last_whole(saved.parent) == (saved, [])
+    model, optimizers = make()
+    save(saved.parent, model, optimizers, step=7)
+    checkpoint.prune(saved.parent, keep_last=1)
+    assert [p.name for p in saved.parent.iterdir()] == ["step-00000007"]
+    checkpoint.verify(elsewhere)
+
+
+def test_a_checkpoint_that_is_dropped_while_it_is_read_is_no_trouble(saved, monkeypatch):
+    """By the run, which goes on: the newer one is read."""
+    model, optimizers = make()
+    newer = save(saved.parent, model, optimizers, step=7)
+    newer.rename(saved.parents[1] / "kept")
+    read_state = checkpoint.read_state
+
+    def meanwhile(path):
+        if path == saved:
+            (saved.parents[1] / "kept").rename(newer)
+            checkpoint.remove(saved)
+        return read_state(path)
+
+    monkeypatch.setattr(checkpoint, "read_state", meanwhile)
+    assert checkpoint.read(saved.parents[1]).step == 7
+
+
+def test_a_file_that_cannot_be_read_is_damage(saved, monkeypatch):
+    def unreadable(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(checkpoint, "sha256", unreadable)
+    with pytest.raises(checkpoint.Damaged, match="Input/output error"):
+        checkpoint.read(saved)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_older_checkpoints(saved):

@@ -1,4 +1,5 @@
 import errno
+import os
 import subprocess
 import sys
 
@@ -81,3 +82,29 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"without locks \(No locks available\).*mount it with flock"), folder.locked():
         pass
     assert not folder.is_locked()
+
+
+def test_links_in_place_of_a_runs_files_are_not_followed(tmp_path):
+    """A stranger's run folder must not have us empty or lengthen a file of ours."""
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / ".lock").symlink_to(mine)
+    folder.log("metrics").symlink_to(mine)
+    with pytest.raises(OSError, match="it is a link"), folder.locked():
+        pass
+    with pytest.raises(OSError, match="it is a link"):
+        folder.append("metrics", {"step": 1})
+    assert mine.read_text() == "precious" and not folder.is_locked()
+    (folder.path / ".lock").unlink()
+    os.mkfifo(folder.path / ".lock")  # opening it would wait for ever
+    assert not folder.is_locked()
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / ".metrics.jsonl.0123abcd.tmp").write_text("{")
+    (tmp_path / ".notes.tmp").write_text("the user's")
+    folder.mend()
+    assert [p.name for p in tmp_path.iterdir()] == [".notes.tmp"]

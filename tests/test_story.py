@@ -98,6 +98,9 @@ def test_a_finished_run_goes_on_from_before_its_decay(corpus, tmp_path):
     assert process.wait(300) == 0, process.stdout.read()
     first = losses(out)
     assert run("train", "--resume", str(out)).returncode == 2  # it is finished
+    left = out / "ended" / "step-00000030" / "step-00000030"  # by an extension that was killed
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
     more = run("train", "--resume", str(out), "--budget", "+20steps")
     assert more.returncode == 0, more.stdout + more.stderr
     after = losses(out)

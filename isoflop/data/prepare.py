@@ -5,6 +5,7 @@ text with the same settings is prepared once: `$ISOFLOP_HOME/data/<key>`.
 """
 
 import contextlib
+import glob
 import os
 import shutil
 import time
@@ -41,7 +42,6 @@ __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prep
 BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
 SKIPPED_SHOWN = 20
 RULES = 2  # of the split and the sampling: raise it when other documents than before are kept
-STALE_SECONDS = 24 * 3600
 
 
 class Progress(Protocol):
@@ -109,6 +109,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     if found := already_there(folder, key):
         return found
     sweep(files.home() / "data")
+    sweep(folder.parent, glob.escape(folder.name))
     report: Progress = progress or (lambda stage, done, total, note="": None)
     total = float(sum(total_size(part.files) for part in parts))
     surveyed = survey(config) if config.max_train_bytes else None
@@ -148,11 +149,12 @@ def already_there(folder: Path, key: str) -> Prepared | None:
     return prepared
 
 
-def sweep(folder: Path) -> None:
-    """Remove what preparations killed in the middle have left: their temporary folders, untouched for a day."""
-    for left in folder.glob(".*.tmp"):
+def sweep(folder: Path, name: str = "*") -> None:
+    """Remove what preparations killed in the middle have left of folders called `name` (a pattern): as large as the
+    prepared text, they would fill the disk of a machine that is taken away often."""
+    for left in folder.glob(f".{name}.{8 * '[0-9a-f]'}.tmp"):
         with contextlib.suppress(OSError):  # another process may be sweeping
-            if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > STALE_SECONDS:
+            if files.abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -1,6 +1,5 @@
 """More budget for a run that has one: back to before its decay, with a later end."""
 
-import shutil
 import time
 from typing import Any
 
@@ -14,6 +13,7 @@ from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
 from isoflop.records import RunFolder, read_lines, read_run
 from isoflop.trainer import RunConfig
+from isoflop.untrusted import foreign
 
 
 def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str) -> None:
@@ -46,7 +46,10 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         raise UserError(f"{folder.path} has no checkpoint of step {at}, from before its decay; it cannot be extended")
     checkpoint.verify(checkpoint.at_step(folder.checkpoints, at))
     checkpoint.require_same_data(checkpoint.at_step(folder.checkpoints, at), fingerprint)
-    seconds, total = extended_length(folder, config, timetable, decisions, more)
+    plan = read_run(folder.path).plan
+    with foreign(f"what is on record of {folder.path} cannot be extended"):
+        seconds, total = extended_length(folder, config, timetable, decisions, more)
+        longer = extended_plan(plan, more, seconds, total)
     with disk_errors(f"the run folder {folder.path}"), folder.locked():
         ended = folder.path / "ended" / f"step-{steps[-1]:08d}"
         ended.mkdir(parents=True, exist_ok=True)
@@ -54,13 +57,14 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
             if step > at:
                 source = checkpoint.at_step(folder.checkpoints, step)
                 if step == steps[-1]:
+                    if (ended / source.name).exists():  # from an extension that was killed
+                        checkpoint.remove(ended / source.name)
                     source.replace(ended / source.name)
                 else:
-                    shutil.rmtree(source)
+                    checkpoint.remove(source)
         for path in (folder.result, folder.report):
             if path.exists():
                 path.replace(ended / path.name)
-        plan = read_run(folder.path).plan
         write_json(ended / folder.plan.name, plan)
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
         folder.forget_after(at, skips=True)
@@ -69,7 +73,7 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)
         decision = Decision(at_step=at, steps=end, progress=progress, reason=reason)
         folder.append("decisions", {**decision.to_dict(), "seconds": seconds, "time": time.time()}, durable=True)
-        write_json(folder.plan, extended_plan(plan, more, seconds, total))
+        write_json(folder.plan, longer)
         folder.event("extended", step=at, budget=str(more), steps=total)
 
 

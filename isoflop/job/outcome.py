@@ -107,7 +107,7 @@ def add_to_ledger(folder: RunFolder) -> None:
                 "fingerprint": run.data.get("fingerprint"),
                 "predictability": run.plan.get("predictability"),
                 "unique_tokens": run.plan.get("unique_tokens"),
-                "parameters": run.plan["parameters"],
+                "parameters": run.plan.get("parameters"),
                 "tokens": run.result["tokens"],
                 "flops": run.result["flops"],
                 "seed": run.config["seed"],

@@ -22,7 +22,7 @@ from isoflop.job.ceiling import machine_peak
 from isoflop.job.extend import extend
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.outcome import add_to_ledger, measure_last, write_result
-from isoflop.job.runs import data_of
+from isoflop.job.runs import data_of, run_folder_of
 from isoflop.job.together import again, send, together
 from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
@@ -32,6 +32,7 @@ from isoflop.plan.pairs import advise_pairs
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
+from isoflop.report.words import dig, number
 from isoflop.runtime import choose_device
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
@@ -240,10 +241,17 @@ def resume(
 
 def go_on(group: Group, folder: RunFolder, budget: str, assignments: Sequence[str], listener: Listener) -> RunResult:
     out = folder.path
+    if (out / checkpoint.MANIFEST).is_file():  # it has a config.json too, and would be taken for a run that just began
+        raise UserError(
+            f"{out} is a checkpoint and no run; go on with the run that it is of, as in --resume {run_folder_of(out)}, "
+            f"or train on from its weights: isoflop train SOURCE --init {out}"
+        )
     run = read_run(out)
     config = override(from_dict(RunConfig, run.config), movable(assignments))
     check_world(config, group)
-    phases = Phases(dict(run.result.get("phases") or run.plan.get("phases", {})))
+    phases = Phases(seconds_of(run.result) or seconds_of(run.plan))
+    if run.plan.get("expected"):
+        from_dict(Expectation, run.plan["expected"], f"{folder.plan}: expected")
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
     if run.status == "imported":
@@ -258,6 +266,13 @@ def go_on(group: Group, folder: RunFolder, budget: str, assignments: Sequence[st
     if more:
         extend(run.folder, config, more, prepared.fingerprint)
     return carry_out(group, config, run.folder, prepared, listener, phases, plan=read_run(out).plan, resume=True)
+
+
+def seconds_of(said: dict[str, Any]) -> dict[str, float]:
+    """The seconds by phase that a result or a plan says."""
+    phases = dig(said, "phases")
+    found = {str(name): number(phases, name) for name in phases} if isinstance(phases, dict) else {}
+    return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
 def movable(assignments: Sequence[str]) -> Sequence[str]:
@@ -288,7 +303,8 @@ def carry_out(
 ) -> RunResult:
     """Train, measure, write result and report, add a line to the ledger."""
     environment = read_run(folder.path).environment if resume else {}
-    if not environment.get("peak"):
+    peak = environment.get("peak")
+    if not isinstance(peak, dict) or not all(number(peak, name) for name in peak):
         with phases.time("calibrate"):
             environment = {
                 "peak": plan.get("peak")

@@ -1,4 +1,4 @@
-"""The lower half of a run's page: samples along the way, the data's account, costs and machine, history."""
+"""The lower half of a run's page: samples along the way, the data's account, costs and machine."""
 
 import shlex
 from typing import Any
@@ -6,12 +6,10 @@ from typing import Any
 from isoflop.files import to_json
 from isoflop.report import words
 from isoflop.report.facts import Facts, first, source_table
-from isoflop.report.sections import tell
 from isoflop.report.style import key, section, stack, table
 from isoflop.report.words import count, dig, duration, fixed, named, number, objects, percent, size, text
 
 EARLY_SAMPLES = 4
-WORLD = ("processes", "hosts", "mode", "copies", "launch")  # of an event: who trained from there on
 
 
 def samples(facts: Facts) -> str:
@@ -105,13 +103,20 @@ def data(facts: Facts) -> str:
 
 def left_out(facts: Facts) -> list[tuple[str, str, str]]:
     """Tokens that bad steps cost: those read and not learned from, and those never read."""
-    result = facts.run.result
-    amounts = (
-        ("Left out", "left_out_tokens", "tokens read in steps whose update was left out"),
-        ("Passed over", "passed_over_tokens", "tokens that rollbacks kept from being read"),
+    kinds = (
+        ("Left out", "skip", "tokens read in steps whose update was left out"),
+        ("Passed over", "rollback", "tokens that rollbacks kept from being read"),
     )
-    found = [(title, number(result, "guard", name), note) for title, name, note in amounts]
-    return [(title, count(tokens), note) for title, tokens, note in found if tokens]
+    found = []
+    for title, action, note in kinds:
+        lines = [line for line in facts.run.skips if line.get("action") == action]
+        tokens = sum(number(line, "tokens") or 0.0 for line in lines)
+        found += [(title, count(tokens), f"{note}; {times(len(lines))}")] if lines else []
+    return found
+
+
+def times(number_: int) -> str:
+    return "once" if number_ == 1 else f"{number_:,} times"
 
 
 def how_prepared(share: float) -> str:
@@ -217,59 +222,3 @@ def costs(facts: Facts) -> str:
     exact = text(to_json(run.config))
     body += f'<details><summary>The exact configuration</summary><pre class="box">{exact}</pre></details>'
     return section("Cost and machine", "Only training counts against a time budget.", body)
-
-
-def history(facts: Facts) -> str:
-    run = facts.run
-    rows = []
-    for event in run.events:
-        rest = {name: value for name, value in event.items() if name not in ("event", "time", "step", *WORLD)}
-        details = ", ".join(f"{text(name)} {text(words.plain(value))}" for name, value in rest.items())
-        if "processes" in event:
-            details = ", ".join(filter(None, (text(world(event)), details)))
-        rows.append(
-            (
-                number(event, "time"),
-                moment_of(event),
-                count(number(event, "step")),
-                text(event.get("event", "")),
-                details,
-            )
-        )
-    for decision in run.decisions:
-        at = number(decision, "at_step")
-        rows.append((number(decision, "time"), moment_of(decision), count(at), "decision", tell(decision)))
-    rows += [
-        (number(line, "time"), moment_of(line), count(number(line, "step")), "bad step", told(line))
-        for line in run.skips
-    ]
-    rows.sort(key=lambda row: row[0] or 0.0)
-    body = table(["time (UTC)", "step", "what", ""], [list(row[1:]) for row in rows], {1}) if rows else ""
-    return section("History", "" if rows else "Nothing has been written down yet.", body)
-
-
-def world(event: dict[str, Any]) -> str:
-    """By how many processes a run went on, in words: "4 processes on 2 hosts, hsdp, 2 copies of the model"."""
-    processes, hosts, copies = (number(event, name) or 1 for name in ("processes", "hosts", "copies"))
-    if processes == 1:
-        return "1 process"
-    where = f" on {count(hosts)} hosts" if hosts > 1 else ""
-    whole = f", {count(copies)} copies of the model" if event.get("mode") == "hsdp" else ""
-    return f"{count(processes)} processes{where}, {event.get('mode')}{whole}"
-
-
-def told(line: dict[str, Any]) -> str:
-    """A bad step and what was done about it."""
-    tokens = count(number(line, "tokens"))
-    done = {
-        "keep": "taken all the same",
-        "skip": f"left out, {tokens} tokens",
-        "rollback": f"back to the last checkpoint, {tokens} tokens passed over",
-        "stop": "stopped",
-    }
-    action = str(line.get("action"))
-    return f"{text(line.get('reason', ''))}: {done.get(action, text(action))}"
-
-
-def moment_of(line: dict[str, Any]) -> str:
-    return f'<span class="n">{words.moment(line.get("time"))}</span>'

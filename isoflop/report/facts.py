@@ -77,6 +77,11 @@ class Facts:
         return None if budget.more else budget
 
     @property
+    def starts(self) -> int:
+        """How many processes, or groups of them, have worked on the run one after another."""
+        return max(1, sum(event.get("event") in ("started", "resumed") for event in self.run.events))
+
+    @property
     def expected_bits(self) -> Interval | None:
         """The expected held-out bits per byte with its interval."""
         value = self.expected.bits_per_byte

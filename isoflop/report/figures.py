@@ -7,6 +7,7 @@ in the page's font. Same arrays, same bytes: no date, fixed ids, and whatever ma
 Shapes: T training records, H held-out evaluations, C candidate shapes. Widths and heights are CSS pixels. NaN is a gap.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -292,9 +293,11 @@ def round_power(value: float) -> str:
 
 
 def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark], right: float, height: float | None, narrow: bool) -> None:
-    """Upright lines on every panel; labels above the first (none for `height` None), stepped where they would meet."""
-    reach: list[float] = []
-    for mark in sorted(marks, key=lambda mark: mark.tokens):
+    """Upright lines on every panel; labels above the first (none for `height` None), in two rows. Of labels that would
+    meet, those of decisions stay, then the rarer ones; what is left out keeps its line."""
+    taken: list[list[tuple[float, float]]] = [[], []]
+    times = Counter(mark.label for mark in marks)
+    for mark in sorted(dict.fromkeys(marks), key=lambda mark: (not mark.strong, times[mark.label], mark.tokens)):
         color = COLORS["mark" if mark.strong else "muted"]
         for axes in panels:
             axes.axvline(
@@ -303,12 +306,13 @@ def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark], right: float, heig
                 linewidth=1.3 if mark.strong else 0.9,
                 linestyle="-" if mark.strong else (0, (3, 3)),
             )
-        if height is None:
+        half = right * len(mark.label) * (0.024 if narrow else 0.0085) / 2
+        low, high = mark.tokens - half, mark.tokens + half
+        free = [row for row, there in enumerate(taken) if all(high < start or low > end for start, end in there)]
+        if height is None or not free or not mark.label:
             continue
-        wide = right * len(mark.label) * (0.024 if narrow else 0.0085)
-        row = next((i for i, end in enumerate(reach) if mark.tokens - wide / 2 > end), len(reach))
-        reach[row : row + 1] = [mark.tokens + wide / 2]
+        taken[free[0]].append((low, high))
         place = panels[0].get_xaxis_transform()
         panels[0].text(
-            mark.tokens, height + 0.045 * (row % 2), mark.label, transform=place, ha="center", va="bottom", color=color
+            mark.tokens, height + 0.045 * free[0], mark.label, transform=place, ha="center", va="bottom", color=color
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_text
 from isoflop.records import read_run
-from isoflop.report import account, compare, profile, sections, verdict
+from isoflop.report import account, compare, history, profile, sections, verdict
 from isoflop.report.facts import Facts, read_facts
 from isoflop.report.style import document
 
@@ -48,7 +48,7 @@ def one_run(facts: Facts) -> str:
         account.data(facts),
         account.costs(facts),
         profile.profile(facts),
-        account.history(facts),
+        history.history(facts),
         "<footer>Made by isoflop. Loss in nats per token, text in bytes of UTF-8, FLOPs as 6 N D.</footer>",
     ]
     return document(f"{facts.run.name}: isoflop", "\n".join(part for part in parts if part))

@@ -16,7 +16,7 @@ from isoflop.report.figures import Interval, Mark
 from isoflop.report.style import key, section, table
 from isoflop.report.words import count, dig, duration, fixed, number, objects, percent, power, text
 
-DECISIONS_TOLD = 4  # beside the curve; more would hide it
+DECISIONS_TOLD, RESUMED_TOLD = 4, 6  # beside the curve; more would hide it
 
 
 def learning(facts: Facts) -> str:
@@ -50,6 +50,8 @@ def learning(facts: Facts) -> str:
             f"<span>The first {count(above)} records, from {fixed(loss[0])} nats, lie above the picture.</span>"
         )
     legend += decisions_told(facts)
+    if facts.starts - 1 > RESUMED_TOLD:
+        legend.append(f"<span>Dotted: where it was gone on with, {count(facts.starts - 1)} times.</span>")
     small = []
     for name, title, column_name in (
         ("gradient", "Gradient norm", "grad_norm"),
@@ -74,7 +76,7 @@ def bad_steps(facts: Facts) -> str:
     actions = [str(line.get("action")) for line in facts.run.skips]
     names = (("skip", "left out"), ("rollback", "rolled back, their data passed over"), ("keep", "spikes, kept"))
     parts = [f"{count(actions.count(action))} {said}" for action, said in names if action in actions]
-    return f"Steps whose numbers went wrong: {', '.join(parts)}; the history tells each." if parts else ""
+    return f"Steps whose numbers went wrong: {', '.join(parts)}; the history tells of them." if parts else ""
 
 
 def moments(facts: Facts) -> list[Mark]:
@@ -82,7 +84,8 @@ def moments(facts: Facts) -> list[Mark]:
     run = facts.run
     found: list[tuple[float | None, str, bool]] = [(facts.decay_step, "decay starts", False)]
     back = [event for event in run.events if event.get("event") in ("resumed", "extended")]
-    found += [(number(event, "step"), str(event["event"]), False) for event in back]
+    few = len(back) <= RESUMED_TOLD
+    found += [(number(event, "step"), str(event["event"]) if few else "", False) for event in back]
     few = len(run.decisions) <= DECISIONS_TOLD
     found += [
         (number(line, "at_step"), f"decision {index}" if few else "", True)

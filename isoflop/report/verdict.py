@@ -95,7 +95,7 @@ def tiles(facts: Facts) -> str:
         ("Perplexity per token", perplexity, nats),
         ("Parameters", count(facts.total_parameters), matmul),
         ("Tokens read", count(reached.tokens), shares),
-        ("Training time", duration(reached.seconds), budget_note(facts)),
+        ("Training time", duration(reached.seconds), [*budget_note(facts), *starts_note(facts)]),
         ("FLOPs", power(reached.flops), ["C = 6 N D"]),
         ("Tokens per second", count(facts.tokens_per_second), [rate(speed)] if speed else []),
         ("Share of measured peak", percent(reached.peak_share), [f"peak {rate(peak)}"] if peak else []),
@@ -108,6 +108,11 @@ def tiles(facts: Facts) -> str:
         for name, value, notes in entries
     )
     return f'<dl class="tiles">\n{body}\n</dl>'
+
+
+def starts_note(facts: Facts) -> list[str]:
+    """In how many parts the time was spent, where it was not spent at once."""
+    return [f"in {facts.starts:,} parts, see the history"] if facts.starts > 1 else []
 
 
 def budget_note(facts: Facts) -> list[str]:

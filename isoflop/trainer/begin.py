@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from isoflop import checkpoint
-from isoflop.config import to_dict
+from isoflop.config import from_dict, load_json, to_dict
 from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.errors import UserError
@@ -19,13 +19,16 @@ from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
 from isoflop.parallel.wrap import compile_units, recompute
-from isoflop.records import RunFolder, read_lines
-from isoflop.runtime import choose_device, cores, default_dtype, make_runtime, seed_everything
+from isoflop.records import RunFolder, read_lines, read_object
+from isoflop.runtime import choose_device, cores, default_dtype, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.hooks import Live
 from isoflop.trainer.task import Task
 from isoflop.trainer.together import world_of
-from isoflop.trainer.trouble import Watch, gaps
+from isoflop.trainer.trouble import ACTIONS, Watch, gaps
+
+MOST = 1 << 53  # steps, tokens or sequences on record
+LEARNS_NOTHING = ("runtime", "parallel", "every", "sample", "trackers")  # fields that do not decide what is learned
 
 
 def resolve_runtime(config: RunConfig) -> RunConfig:
@@ -76,6 +79,8 @@ def make_run(
         model = build_model(config.task, config.model)
     last, said = last_checkpoint(folder, group) if resume else (None, [])
     weights = None
+    changed = [*other_settings(last, config), *other_machine(folder, config)] if resume else []
+    said = [*said, *changed]
     if config.init and last is None:
         start = checkpoint.read(Path(config.init))
         if start.tokenizer != prepared.tokenizer.to_json():
@@ -95,9 +100,17 @@ def make_run(
     live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
+    elif resume:
+        require_same_beginning(folder, prepared.fingerprint)
+    reached = check_logs(folder)
     progress = put_back(live, optimizers, last)
     live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
-    folder.event("resumed" if resume else "started", step=live.step, **world_of(config, group))
+    happened: dict[str, Any] = {"step": live.step, **world_of(config, group)}
+    if reached > live.step:
+        happened["taken_again"] = reached - live.step
+    if changed:
+        happened["changed"] = changed
+    folder.event("resumed" if resume else "started", **happened)
     return live, optimizers
 
 
@@ -110,6 +123,78 @@ def wrap(config: RunConfig, model: Model, task: Task) -> None:
         fixed = config.task == "causal_lm" and not (batch.ramp_from and not batch.micro_sequences)
         compile_units(units, fixed)
         task.compile()
+
+
+def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
+    """Raises UserError unless a run that has no checkpoint yet was begun on the data with this fingerprint."""
+    begun_on = str(read_object(folder.data).get("fingerprint", fingerprint))
+    if begun_on != fingerprint:
+        raise UserError(
+            f"the data of this run changed: it was begun on {begun_on[:12]}, the sources now give {fingerprint[:12]}; "
+            f"bring the old text back, or begin again: isoflop train --config {folder.config} --out NEW"
+        )
+
+
+def other_settings(last: Path | None, config: RunConfig) -> list[str]:
+    """What there is to say of settings that are not those of the checkpoint, which somebody wrote into config.json."""
+    if last is None:
+        return []
+    there = to_dict(from_dict(RunConfig, load_json(last / "config.json")))
+    changed = [
+        f"{name} = {new!r} (was {old!r})"
+        for name, old, new in differing(there, to_dict(config))
+        if name.partition(".")[0] not in LEARNS_NOTHING
+    ]
+    said = "warning: config.json is no longer what the checkpoint was trained with"
+    return [f"{said}: {', '.join(changed)}"] if changed else []
+
+
+def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """(dotted name, value here, value there) of what two JSON values do not agree in."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = dict.fromkeys([*one, *other])
+        inner = [(f"{name}.{key}".lstrip("."), one.get(key), other.get(key)) for key in keys]
+        return [found for key, a, b in inner for found in differing(a, b, key)]
+    return [] if one == other else [(name, one, other)]
+
+
+def other_machine(folder: RunFolder, config: RunConfig) -> list[str]:
+    """What there is to say of a machine or versions that are not those that the run began with."""
+    began, here = read_object(folder.environment), describe_machine(config.runtime.device)
+    changed = [
+        f"{name} {here.get(name)} (was {began[name]})"
+        for name in ("processor", "gpu", "torch", "cuda")
+        if name in began and began[name] != here.get(name)
+    ]
+    return [f"note: what follows may differ in its last bits: {', '.join(changed)}"] if changed else []
+
+
+def check_logs(folder: RunFolder) -> int:
+    """Look through what a run that goes on reads of its logs, which may be anyone's.
+
+    Returns:
+        The last step on record.
+
+    Raises:
+        UserError: naming the line and the field that is missing or nothing that it could be.
+    """
+    reached = 0
+    for name in ("metrics", "skips"):
+        for number, line in enumerate(read_lines(folder.log(name)), 1):
+            counted = ["step"]
+            if name == "skips":
+                counted += ["tokens", *(("first", "sequences") if line.get("action") == "rollback" else ())]
+            wrong = [field for field in counted if type(line.get(field)) is not int or not 0 <= line[field] < MOST]
+            if name == "skips" and line.get("action") not in ACTIONS:
+                wrong.append("action")
+            if type(line.get("heldout_loss", 0.0)) not in (int, float):
+                wrong.append("heldout_loss")
+            if wrong:
+                raise UserError(
+                    f"{folder.log(name)} record {number}: {wrong[0]} is missing or nothing that it could be"
+                )
+            reached = max(reached, line["step"])
+    return reached
 
 
 def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:
@@ -129,7 +214,8 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
             f"again: isoflop train --config {folder.config} --out NEW"
         )
     said = []
-    for path, reason in broken:
+    for path, why in broken:
+        reason = why.partition("; delete that folder")[0]  # nobody has to
         aside = checkpoint.set_aside(path)
         folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
         said.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")

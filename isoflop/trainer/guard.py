@@ -5,10 +5,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+
+from isoflop.errors import UserError
+from isoflop.parallel.mesh import Lost
+from isoflop.records import Lock, RunFolder
 
 
 class Diverged(Exception):
@@ -32,6 +36,24 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
         self.step = step
         self.folder = folder
+
+
+@contextlib.contextmanager
+def put_down(folder: RunFolder, lock: Lock, at: Callable[[], int]) -> Iterator[None]:
+    """Write into a run's history why it ends early, if there is still a folder to write to. A signal, and a process
+    that hangs, are written down where they are noticed.
+
+    Args:
+        at: the step that the run is at.
+    """
+    try:
+        yield
+    except (Diverged, Lost, UserError, OSError) as error:
+        what = {Diverged: "diverged", Lost: "lost"}.get(type(error), "failed")
+        with contextlib.suppress(UserError, OSError):
+            lock.check()
+            folder.event(what, step=at(), reason=str(error))
+        raise
 
 
 class CutShort(Exception):

@@ -28,7 +28,7 @@ from isoflop.records import Lock, RunFolder, read_lines
 from isoflop.runtime import describe_machine, make_runtime
 from isoflop.trainer.begin import check_fits, last_checkpoint, make_run, put_back, resolve_runtime, write_first_files
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.guard import Diverged, Interrupted, Signals
+from isoflop.trainer.guard import Diverged, Interrupted, Signals, put_down
 from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
 from isoflop.trainer.preflight import check_memory, dry_batch, estimate, plainly_fits
@@ -123,7 +123,8 @@ def train(
                 hook.started(live)
                 for text in live.notices:
                     hook.noticed(live, text)
-            with Watchdog(group, config.parallel.timeout, folder.path, live.step) as watchdog:
+            watchdog = Watchdog(group, config.parallel.timeout, folder.path, live.step)
+            with put_down(folder, lock, lambda: live.step), watchdog:
                 if config.guard.preflight and not live.done:
                     dry_batch(live, optimizers)
                 run_steps(live, optimizers, list(hooks), signals, saver, lock, watchdog)
@@ -221,7 +222,7 @@ def run_steps(
             saved = save(live, optimizers, saver)
         live.aside += time.monotonic() - stepped_at
         live.seconds = time.monotonic() - before
-        if signal is not None and not live.done:
+        if signal is not None:  # also after the last step: the measuring that comes then may take long
             if saved != live.step:
                 save(live, optimizers, saver)
             saver.wait()
@@ -259,8 +260,15 @@ def put_on_record(live: Live, hooks: Sequence[Hook], trouble: Trouble, loss: flo
 
 
 def diverged(live: Live, trouble: Trouble, why: str) -> Diverged:
-    good = checkpoint.latest(live.folder.checkpoints)
-    there = f"the last checkpoint, {good}, is from before that" if good else "there is no checkpoint yet"
+    steps = checkpoint.steps(live.folder.checkpoints)
+    bad = {line["step"] for line in live.skips if line["action"] != "keep"}
+    proven = [step for step in steps if not bad.issuperset(range(step + 1, live.step + 2))]
+    there = "there is no checkpoint yet"
+    if steps:
+        there = f"the last checkpoint, {checkpoint.at_step(live.folder.checkpoints, steps[-1])}, is from before that"
+        if steps[-1:] != proven[-1:]:
+            there += ", but no step from it on was good and it may be what is wrong"
+            there += f"; one from that of step {proven[-1]} on was" if proven else ""
     return Diverged(
         f"step {live.step + 1}: {trouble.reason}; {why}; {there}: start again with a lower optim.lr and optim.matrix_lr"
     )
@@ -338,6 +346,8 @@ def save(live: Live, optimizers: list[torch.optim.Optimizer], saver: Saver) -> i
     )
     decay = live.timetable.decay_step
     doubtful = any(line["step"] == live.step and line["action"] != "keep" for line in live.skips)
+    if doubtful:
+        saver.wait()  # one that is still being written counts too
     also = checkpoint.steps(live.folder.checkpoints) if doubtful else [] if decay is None else [decay]
     saver.save(pending, live.heldout, also)
     return live.step

@@ -25,6 +25,7 @@ from typing import Any
 
 from isoflop.trainer.config import GuardConfig
 
+ACTIONS = ("keep", "skip", "rollback", "stop")
 Numbers = tuple[float, float]  # loss in nats per token, and the gradient's norm before clipping
 
 

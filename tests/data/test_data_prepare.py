@@ -24,6 +24,7 @@ from isoflop.data.prepare import documents, open_prepared, prepare, survey
 from isoflop.data.scan import Sample
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.files import held
 
 
 def config_of(*sources, **fields):
@@ -385,3 +386,20 @@ def test_a_script_without_a_main_guard_may_prepare_in_parallel(folder_of, tmp_pa
         env={**os.environ, "PYTHONPATH": root},
     )
     assert done.stderr == "" and int(done.stdout) > 0
+
+
+def test_what_killed_preparations_left_is_removed_and_what_is_being_written_is_not(tmp_path, folder_of):
+    """As large as the prepared text, it would fill the disk of a machine that is taken away often."""
+    home = Path(os.environ["ISOFLOP_HOME"]) / "data"
+    lefts = {name: home / f".{name}.0123abcd.tmp" for name in ("left", "held", "young")}
+    beside = tmp_path / ".out.0123abcd.tmp"  # of `isoflop prepare --out`
+    for folder in (*lefts.values(), beside):
+        folder.mkdir(parents=True)
+        (folder / "train.0000.bin").write_bytes(b"x")
+    for path in [p for folder in (lefts["left"], lefts["held"], beside) for p in (*folder.iterdir(), folder)]:
+        os.utime(path, (time.time() - 1000,) * 2)
+    (tmp_path / ".other.tmp").mkdir()
+    with held(lefts["held"]):
+        prepare(config_of(folder_of("text", 20)), tmp_path / "out")
+    assert [name for name, folder in lefts.items() if folder.exists()] == ["held", "young"]
+    assert not beside.exists() and (tmp_path / ".other.tmp").exists()

@@ -124,7 +124,8 @@ def test_a_killed_worker_brings_the_group_back(tmp_path, recipe):
     os.kill(workers(process)[1], signal.SIGKILL)
     text = finish(process)
     assert losses(killed) == losses(whole)
-    assert [e["event"] for e in read_run(killed).events] == ["started", "resumed", "trained", "finished"]
+    events = [e["event"] for e in read_run(killed).events]
+    assert [e for e in events if e != "lost"] == ["started", "resumed", "trained", "finished"]
     assert any("rank 1" in line for line in spoken(text))
 
 

@@ -48,6 +48,15 @@ def test_little_or_broken_data_is_borne(loss: np.ndarray) -> None:
     ET.fromstring(figures.compared([(np.arange(loss.size), loss)], "c", "c", False))
 
 
+def test_labels_do_not_lie_on_each_other() -> None:
+    """Two rows; a decision is told before a start of which there are many."""
+    marks = [Mark(5e4 + 10 * n, "resumed") for n in range(5)] + [Mark(5e4, "resumed"), Mark(5e4, "decay starts")]
+    marks += [Mark(5.1e4, "decision 1", True), Mark(1e4, "resumed")]
+    svg, _ = learning(np.linspace(4, 3, 100), marks=marks)
+    labels = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert [labels.count(said) for said in ("decision 1", "decay starts", "resumed")] == [1, 1, 1]
+
+
 def test_what_is_drawn_follows_the_data() -> None:
     loss = np.linspace(4, 3, 100)
     assert learning(loss)[0] == learning(loss)[0]

@@ -145,6 +145,36 @@ def test_decisions_are_drawn_and_told(make_run: MakeRun) -> None:
         assert word in history
 
 
+def test_the_history_says_of_each_start_how_the_one_before_ended(make_run: MakeRun) -> None:
+    run = make_run(steps=300, finished=False)
+    folder = RunFolder(run)
+    more = [
+        {"event": "resumed", "step": 200, "processes": 1, "taken_again": 100},
+        {"event": "stopped", "step": 250, "signal": 15},
+        {"event": "resumed", "step": 250, "processes": 4, "hosts": 2, "mode": "hsdp", "copies": 2},
+        {"event": "failed", "step": 260, "reason": "the disk is full"},
+        {"event": "resumed", "step": 260, "processes": 1, "changed": ["note: torch 9 (was 8)"]},
+    ]
+    for number, event in enumerate(more):
+        folder.append("events", {**event, "time": 1_760_002_000 + number})
+    for step in range(1, 41):
+        action = "skip" if step > 20 else "keep"
+        line = {"step": step, "action": action, "reason": f"bad {step}", "tokens": 10, "time": 1_760_001_000 + step}
+        folder.append("skips", line)
+    words = page_of(run).words
+    history = words[words.index("History") :]
+    told = [
+        "bad 10: taken all the same", "20 more bad steps", "10 taken all the same; 10 left out",
+        "bad 31: left out, 10 tokens",
+        "after an end that nobody wrote down (killed, or the power was cut); 1 process, 100 steps since the checkpoint "
+        "taken again", "by SIGTERM", "4 processes on 2 hosts, hsdp, 2 copies of the model", "the disk is full",
+        "1 process, note: torch 9 (was 8)",
+    ]  # fmt: skip
+    places = [history.find(said) for said in told]
+    assert min(places) >= 0 and places == sorted(places), list(zip(told, places, strict=True))
+    assert history.count("nobody wrote down") == 1 and "bad 11:" not in history
+
+
 def test_hostile_text_stays_text(make_run: MakeRun) -> None:
     source = {HOSTILE: {"documents": 1, "bytes": 1, "tokens": 1}}
     run = make_run(

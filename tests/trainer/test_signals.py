@@ -14,7 +14,7 @@ from isoflop.config import override
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.guard import CutShort, Interrupted, Signals
-from isoflop.trainer.hooks import HeldOut, Samples
+from isoflop.trainer.hooks import HeldOut, Hook, Samples
 from isoflop.trainer.task import CausalLM
 from small import TINY
 
@@ -58,6 +58,21 @@ def test_a_measurement_is_cut_short_and_made_when_the_run_goes_on(config, tmp_pa
     measured = [[(line["step"], line["heldout_loss"]) for line in run.heldout] for run in (whole, cut)]
     assert measured[0] == measured[1] and len(measured[0]) == 3
     assert [line["text"] for line in whole.samples] == [line["text"] for line in cut.samples]
+
+
+def test_a_signal_in_the_last_step_is_heard_too(config, tmp_path):
+    """What comes then, the last measurement and the report, is the same work after --resume."""
+
+    class Last(Hook):
+        def stepped(self, live):
+            if live.done:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as raised:
+        train(config, tmp_path / "run", hooks=[Last()])
+    assert raised.value.step == 12 and read_run(tmp_path / "run").events[-1]["event"] == "stopped"
+    assert train(config, tmp_path / "run", resume=True).step == 12
+    assert [line["step"] for line in read_run(tmp_path / "run").training] == list(range(1, 13))
 
 
 def test_only_what_may_be_cut_short_is():

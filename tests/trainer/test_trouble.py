@@ -219,12 +219,23 @@ def test_it_stops_after_the_stated_number_with_the_last_good_checkpoint(
     folder = RunFolder(tmp_path / "run")
     last = checkpoint.latest(folder.checkpoints)
     assert str(last) in str(raised.value) and "\n" not in str(raised.value)
+    event = read_run(tmp_path / "run").events[-1]
+    assert (event["event"], event["reason"]) == ("diverged", str(raised.value))
     checkpoint.verify(last)
     assert checkpoint.step_of(last) == (9 if after > 8 else 4)  # 9: before the decay
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(last).weights.values())
     train(
         config, tmp_path / "run", task=Poisoned(config, prepared), prepared=prepared, resume=True
     )  # the text is mended
+
+
+def test_a_checkpoint_from_which_no_step_was_good_is_not_called_good(config, prepared, tmp_path):
+    """The weights in it may be what is wrong, and then it is the one before that is needed."""
+    config = override(config, ["every.checkpoint=2", "every.keep=3"])
+    with pytest.raises(Diverged, match=r"-00000009, .*it may be what is wrong; one from that of step 4 on"):
+        train(config, tmp_path / "run", task=Poisoned(config, prepared, range(6, STEPS)), prepared=prepared)
+    page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
+    assert "diverged" in page and f"{5 * config.tokens_per_step:,}" in page and "5 times" in page
 
 
 def test_everything_is_counted_and_shown(config, prepared, tmp_path):
