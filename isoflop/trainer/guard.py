@@ -10,6 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
+from isoflop.parallel.mesh import CutShort
+
 
 class Diverged(Exception):
     """Loss or gradient went wrong more often than the run may go on with. The last checkpoint is from before that."""
@@ -32,10 +34,6 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
         self.step = step
         self.folder = folder
-
-
-class CutShort(Exception):
-    """A signal came in the middle of what can be done again after the run is resumed."""
 
 
 class Signals:
