@@ -1,6 +1,7 @@
 """Train over two hosts, cut the cable, see who is named, mend it, resume.
 
-    python bench/two_hosts.py [--per-host 1] [--mode ddp] [--steps 60] [--cut-at 20] [--silence 20] [--keep FOLDER]
+    python bench/two_hosts.py [--per-host 1] [--mode ddp] [--steps 60] [--cut-at 20] [--silence 20] [--impatient]
+        [--keep FOLDER]
 
 The two hosts are made on this machine out of Linux namespaces: each has its own name, network and address, a veth pair
 is the cable, and they share a file system, as the hosts of a cluster share the folder that a run is written to. It
@@ -17,6 +18,7 @@ Exit code 0 if all of that happened; 1, with what did not, otherwise.
 """
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -142,6 +144,15 @@ class Launched:
     log: Path
 
     @property
+    def works(self) -> bool:
+        """Whether a process that it started is still there, and not only waits to be noticed."""
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            states = [Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] for child in children]
+            return any(state != "Z" for state in states)
+        return False
+
+    @property
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
@@ -238,6 +249,8 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
     def watch() -> bool:
         for number, one in enumerate(running):
             spoke[number] = spoke[number] or (time.monotonic() - cut) * bool(said_why(number, given.per_host, running))
+            if given.impatient and spoke[number] and not one.works:
+                one.process.kill()
             left[number] = left[number] or (time.monotonic() - cut) * (one.process.poll() is not None)
         return all(left)
 
@@ -278,6 +291,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--cut-at", type=int, default=20)
     parser.add_argument("--silence", type=float, default=20.0, help="seconds: parallel.timeout")
+    parser.add_argument(
+        "--impatient", action="store_true", help="end a torchrun whose processes have left, not wait until it notices"
+    )
     parser.add_argument("--keep", type=Path, help="a folder in which runs and logs stay")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -121,12 +121,21 @@ def shared_out(
     """Measure groups of sequences, each process every N-th one, with the model in evaluation. They are added up in
     their own order, so that the sum does not depend on how many processes there are.
 
-    All measure as many, some the last one again: where the model is divided, a forward needs all of them."""
+    All measure as many, some the last one again: where the model is divided, a forward needs all of them.
+
+    Raises:
+        CutShort: in all, where the caller lets a signal end it (parallel/pause.py).
+    """
     was_training = model.training
     model.eval()
-    turns = range(group.rank, -(-len(groups) // group.size) * group.size, group.size)
-    everyone = group.gather([one(groups[min(turn, len(groups) - 1)]) for turn in turns])
-    model.train(was_training)
+    mine: list[Found] = []
+    try:
+        for turn in range(group.rank, -(-len(groups) // group.size) * group.size, group.size):
+            mine.append(one(groups[min(turn, len(groups) - 1)]))
+            group.pause()
+    finally:
+        model.train(was_training)
+    everyone = group.gather(mine)
     nats, counted, text_bytes = 0.0, 0, 0
     for turn in range(len(groups)):
         found = everyone[turn % group.size][turn // group.size]

@@ -1,9 +1,10 @@
 import os
-import random
 from pathlib import Path
 
 import pytest
 import torch
+
+from small import write_texts
 
 
 @pytest.fixture(autouse=True)
@@ -16,14 +17,7 @@ def own_home(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def corpus(tmp_path) -> Path:
     """A folder of small made-up texts: 300 kB from a few hundred words, so that a little training shows."""
-    generator = random.Random(0)
-    words = ["".join(generator.choices("abcdefghilmnoprstu", k=generator.randint(2, 8))) for _ in range(300)]
-    folder = tmp_path / "texts"
-    folder.mkdir()
-    for number in range(60):
-        lines = [" ".join(generator.choices(words, k=12)) + "." for _ in range(70)]
-        (folder / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+    return write_texts(tmp_path / "texts")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What several tests share: a run so small that it takes seconds."""
 
+import random
 from pathlib import Path
 
 TINY = [
@@ -17,6 +18,17 @@ TINY = [
     "sample.tokens=20",
     "evaluate_tokens=2048",
 ]
+
+
+def write_texts(folder: Path, files: int = 60) -> Path:
+    """Made-up texts of 5 kB from a few hundred words, the same every time."""
+    generator = random.Random(0)
+    words = ["".join(generator.choices("abcdefghilmnoprstu", k=generator.randint(2, 8))) for _ in range(300)]
+    folder.mkdir()
+    for number in range(files):
+        lines = [" ".join(generator.choices(words, k=12)) + "." for _ in range(70)]
+        (folder / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    return folder
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:

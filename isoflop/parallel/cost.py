@@ -158,6 +158,7 @@ def memory(
     compute_bytes: float = 4,
     reduce_bytes: float = 4,
     state_bytes: float = 8,
+    kept: float = 0,
     reshard: bool = True,
     whole_gradients: bool = False,
 ) -> Memory:
@@ -171,12 +172,13 @@ def memory(
         compute_bytes: of a parameter as it is multiplied: 2 in bfloat16.
         reduce_bytes: of a gradient as it is summed.
         state_bytes: of the optimiser's state for a parameter: 8 for AdamW's two moments in float32.
+        kept: as in `traffic`, beside the largest unit.
         reshard: as in `traffic`; without it every unit is whole from forward to backward.
         whole_gradients: gradients accumulate unsharded over the passes.
     """
     own = parameters / layout.shards
     if layout.shards > 1:
-        whole = 2 * largest_unit if reshard else parameters
+        whole = min(2 * largest_unit + kept, parameters) if reshard else parameters
         gathered = whole * compute_bytes + (parameters if whole_gradients else largest_unit) * reduce_bytes
     else:
         gathered = parameters * compute_bytes if compute_bytes < parameter_bytes else 0.0  # autocast keeps its casts

@@ -24,7 +24,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -62,6 +62,10 @@ class Lost(Exception):
     exit_code = 1
 
 
+class CutShort(Exception):
+    """A process was asked to stop, in the middle of what can be done again after the run is resumed."""
+
+
 class Group:
     """The processes that train one model, seen from one of them. Alone, nothing is sent and every value is one's own.
 
@@ -72,6 +76,7 @@ class Group:
         launch: torchrun's name of this launch; "" without one. It is kept when torchrun starts the processes again.
         restarts: how often it has.
         store: where all can leave words; None alone.
+        pause: called by all between two parts of long work; see pause.py.
     """
 
     def __init__(
@@ -87,6 +92,7 @@ class Group:
     ) -> None:
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.node, self.launch, self.restarts, self.store = node, launch, restarts, store
+        self.pause: Callable[[], None] = lambda: None
         self._orders = itertools.count()
 
     @property
@@ -126,6 +132,12 @@ class Group:
         """The sum over all processes, in place."""
         if not self.alone:
             dist.all_reduce(tensor)
+        return tensor
+
+    def first_ones(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor, in place."""
+        if not self.alone:
+            dist.broadcast(tensor, 0)
         return tensor
 
     def largest(self, numbers: Sequence[int]) -> list[int]:

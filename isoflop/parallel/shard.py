@@ -5,7 +5,7 @@ training step sees of it:
 
                 parameters        a pass with gradient       gradients of the step         norm         Muon
     Layout      whole             the loss itself            its own                       its own      all matrices
-    Replicated  whole, all alike  through DDP                summed as backward goes       its own      1/N of them
+    Replicated  whole, all alike  through DDP                summed as backward goes       the first's  1/N of them
     Sharded     1/N of each unit  units gathered in turn     summed, each keeps its piece  over pieces  1/N of them
 
 Gradients are sums and never means: every pass is weighted by its share of the targets of the whole step, over all
@@ -66,7 +66,8 @@ class Layout:
         return self.group.sum(tensor)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A tensor of which each process may have a part (a norm), whole."""
+        """A number of which each process may have a part (a norm), whole, and with the same bits in all. Sums have them
+        anyway; what each works out for itself need not, where processors or threads differ, and may be overwritten."""
         return tensor
 
 
@@ -103,6 +104,9 @@ class Replicated(Layout):
         with contextlib.nullcontext() if last else self._wrapped.no_sync():
             yield
 
+    def whole(self, tensor: Tensor) -> Tensor:
+        return self.group.first_ones(tensor)
+
 
 class Sharded(Layout):
     """Every process has a piece of each unit, and gathers a unit when its turn comes."""
@@ -114,6 +118,7 @@ class Sharded(Layout):
     ) -> None:
         super().__init__(model, loss, group)
         _, replicas = config.resolve(group.size, group.hosts)
+        self.copies = replicas
         mesh = group.mesh(device, replicas)
         self.every = config.reduce == "every"
         units = [*model.units_within(), *model.units()]
@@ -140,7 +145,8 @@ class Sharded(Layout):
     def whole(self, tensor: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
 
-        return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return whole if self.copies == 1 else self.group.first_ones(whole)
 
 
 def lay_out(

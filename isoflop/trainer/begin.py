@@ -233,12 +233,22 @@ def put_back(live: Live, optimizers: list[torch.optim.Optimizer], last: Path | N
     progress = {} if last is None else checkpoint.load(last, live.model, optimizers, verified=True)
     live.step = progress.get("step", 0)
     live.folder.forget_after(live.step)
-    live.layout.group.barrier()  # the logs are what the first process left of them
     live.watch = Watch(live.config.guard, progress.get("recent", ()))
-    live.skips = read_lines(live.folder.log("skips"))
+    said = live.layout.group.broadcast(replayed(live.folder) if live.layout.group.first else None)
+    live.skips = said["skips"]
     live.batches = live.task.batches(live.config, live.prepared, gaps(live.skips))
-    decisions = tuple(Decision.from_dict(line) for line in read_lines(live.folder.log("decisions")))
+    decisions = tuple(Decision.from_dict(line) for line in said["decisions"])
     live.timetable = replace(live.timetable, decisions=decisions)
-    lines = read_lines(live.folder.log("metrics"))
-    live.heldout = [(line["step"], line["heldout_loss"]) for line in lines if "heldout_loss" in line]
+    live.heldout = [(step, loss) for step, loss in said["heldout"]]
     return progress
+
+
+def replayed(folder: RunFolder) -> dict[str, Any]:
+    """What the logs say of what comes next. The first process reads them, for all: on a network file system another
+    one could be shown an older file."""
+    measured = [line for line in read_lines(folder.log("metrics")) if "heldout_loss" in line]
+    return {
+        "skips": read_lines(folder.log("skips")),
+        "decisions": read_lines(folder.log("decisions")),
+        "heldout": [(line["step"], line["heldout_loss"]) for line in measured],
+    }

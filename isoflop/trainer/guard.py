@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, Self
 
 from isoflop.errors import UserError
-from isoflop.parallel.mesh import Lost
+from isoflop.parallel.mesh import CutShort, Lost
 from isoflop.records import Lock, RunFolder
 
 
@@ -54,10 +54,6 @@ def put_down(folder: RunFolder, lock: Lock, at: Callable[[], int]) -> Iterator[N
             lock.check()
             folder.event(what, step=at(), reason=str(error))
         raise
-
-
-class CutShort(Exception):
-    """A signal came in the middle of what can be done again after the run is resumed."""
 
 
 class Signals:

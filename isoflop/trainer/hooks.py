@@ -15,11 +15,13 @@ from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.model.build import Model
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.parallel.mesh import CutShort
+from isoflop.parallel.pause import stoppable
 from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder, read_lines
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import GuardConfig, RunConfig
-from isoflop.trainer.guard import CutShort, Signals
+from isoflop.trainer.guard import Signals
 from isoflop.trainer.task import Task
 from isoflop.trainer.trouble import Watch
 
@@ -74,12 +76,19 @@ class Live:
     def done(self) -> bool:
         return self.step >= self.timetable.total_steps
 
-    def may_be_cut_short(self) -> contextlib.AbstractContextManager[None]:
-        """For what a hook does at length and leaves nothing half done of; see guard.Signals.cut_short. Several
-        processes do it to its end: one that left in the middle would leave the others waiting."""
-        if self.signals is None or not self.layout.group.alone:
+    def may_be_cut_short(self, by_all: bool = True) -> contextlib.AbstractContextManager[None]:
+        """For what a hook does at length and leaves nothing half done of: a signal raises CutShort, in one process at
+        once (guard.Signals.cut_short), in several at the next pause between its parts (parallel/pause.py).
+
+        Args:
+            by_all: all processes enter this and do the same; else the first one does it alone.
+        """
+        signals, group = self.signals, self.layout.group
+        if signals is None:
             return contextlib.nullcontext()
-        return self.signals.cut_short()
+        if group.alone or not by_all:
+            return signals.cut_short()
+        return stoppable(group, lambda: signals.received is not None)
 
     def due(self, every: int) -> bool:
         """Whether something that happens every `every` steps (0: never) and at the end happens now."""
@@ -156,15 +165,24 @@ class Samples(Hook):
     """
 
     def started(self, live: Live) -> None:
-        if live.step and all(line.get("step") != live.step for line in read_lines(live.folder.log("samples"))):
+        group, lines = live.layout.group, live.folder.log("samples")
+        missing = group.first and all(line.get("step") != live.step for line in read_lines(lines))
+        if live.step and group.broadcast(missing):
             self.stepped(live)
 
     def stepped(self, live: Live) -> None:
-        if not live.due(live.config.every.sample) or not (live.layout.together or live.folder.mine):
+        if not live.due(live.config.every.sample):
             return
+        lines, layout = [], live.layout
         try:
-            with live.may_be_cut_short(), torch.no_grad(), live.runtime.autocast():
-                lines = list(live.task.samples(live.model, live.prepared, live.config))
+            with live.may_be_cut_short():
+                pass  # a signal that came to another process
+            if not (layout.together or live.folder.mine):
+                return
+            with live.may_be_cut_short(by_all=layout.together), torch.no_grad(), live.runtime.autocast():
+                for line in live.task.samples(live.model, live.prepared, live.config):
+                    lines.append(line)
+                    layout.group.pause()
         except CutShort:
             return
         for line in lines:

@@ -31,6 +31,7 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import Diverged, Interrupted, Signals, put_down
 from isoflop.trainer.hooks import Hook, Live
 from isoflop.trainer.pace import Pace
+from isoflop.trainer.portion import check_portion
 from isoflop.trainer.preflight import check_memory, dry_batch, estimate, plainly_fits
 from isoflop.trainer.saver import Saver
 from isoflop.trainer.step import Statistics, find_gradients, heed, leave_out, spoilt_by, update
@@ -105,7 +106,9 @@ def train(
     prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
     batches = task.batches(config, prepared)  # text that is too short is refused before anything is written
-    if config.guard.preflight and group.alone and not plainly_fits(config):
+    if config.guard.preflight and not group.alone:
+        check_portion(config, task, batches, group)
+    elif config.guard.preflight and not plainly_fits(config):
         runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
         check_memory(config, estimate(config, task, batches, runtime), config.runtime.device)
     again = f"isoflop train --resume {folder.path}"

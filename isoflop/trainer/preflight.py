@@ -6,8 +6,8 @@
 
 The estimate: weights, gradients and the optimiser's state are counted on the meta device. What the backward pass needs
 is measured on models of the same kind with at most four layers, on one and two sequences, and carried on linearly in
-layers and sequences. A run resumed on a smaller machine is refused likewise. Where several processes share a model
-nothing is estimated, since what each holds depends on how it is divided; the dry batch is taken by all together.
+layers and sequences. A run resumed on a smaller machine is refused likewise. Where several processes share a model,
+portion.py has what each of them holds; the dry batch is taken by all together.
 """
 
 from collections.abc import Sequence
@@ -53,14 +53,19 @@ class Memory:
         return self.fixed + self.sequence * sequences + self.copy
 
 
-def plainly_fits(config: RunConfig) -> bool:
+def plainly_fits(config: RunConfig, sharing: int = 1, rows: int = 0) -> bool:
     """Whether a guess that is generous for any blocks is less than half of what is free. Nothing need be tried out
-    then, which would take a second of every start, and memory of its own."""
+    then, which would take a second of every start, and memory of its own.
+
+    Args:
+        sharing: processes that have this memory together.
+        rows: sequences in a pass of each; 0: of the batch's passes.
+    """
     free, model = free_memory(config.runtime.device), config.model
     weights = FLOAT * parameters(model, config.task).total
     wide = GENEROUS * model.d_model + model.heads * model.context  # numbers kept a token and layer
-    kept = FLOAT * config.batch.micro * model.context * (model.layers + model.encoder_layers + 1) * wide
-    return free is not None and 8 * weights + kept < free / 2
+    kept = FLOAT * (rows or config.batch.micro) * model.context * (model.layers + model.encoder_layers + 1) * wide
+    return free is not None and sharing * (8 * weights + kept) < free / 2
 
 
 def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> Memory:
@@ -68,30 +73,34 @@ def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) 
     with torch.device("meta"):
         model = build_model(config.task, config.model)
     task.prepare(model)
-    weights = FLOAT * sum(tensor.numel() for tensor in model.parameters())
-    moments = sum(FLOAT * numel * (1 if by_muon else 2) for numel, by_muon in sizes(model, config.optim))
-    stacks: dict[Any, int] = {}
-    for group in split(model):
-        if config.optim.name == "muon" and group.name == "matrices":
-            for tensor in group.parameters.values():
-                stacks[tensor.shape] = stacks.get(tensor.shape, 0) + FLOAT * tensor.numel()
+    weights, moments, stack = counted(model, config.optim)
     return Memory(
-        fixed=2 * weights + moments + 3 * max(stacks.values(), default=0),
-        sequence=round(SPARE * for_a_sequence(config, task, batches, runtime)),
+        fixed=2 * weights + moments + 3 * stack,
+        sequence=for_a_sequence(config, task, batches, runtime),
         copy=weights + moments if config.every.background else 0,
     )
 
 
-def sizes(model: Any, optim: OptimConfig) -> list[tuple[int, bool]]:
-    """(elements, whether Muon trains it) of every parameter."""
-    return [
-        (tensor.numel(), optim.name == "muon" and group.name == "matrices")
-        for group in split(model)
-        for tensor in group.parameters.values()
-    ]
+def counted(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
+    """Bytes of a model's weights, of its optimisers' state, and of the matrices that Muon works on at once."""
+    moments = 0
+    stacks: dict[torch.Size, int] = {}
+    for group in split(model):
+        by_muon = optim.name == "muon" and group.name == "matrices"
+        for tensor in group.parameters.values():
+            bytes_ = FLOAT * tensor.numel()
+            moments += bytes_ if by_muon else 2 * bytes_
+            if by_muon:
+                stacks[tensor.shape] = stacks.get(tensor.shape, 0) + bytes_
+    return FLOAT * sum(tensor.numel() for tensor in model.parameters()), moments, max(stacks.values(), default=0)
 
 
-def for_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
+def for_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> int:
+    """Bytes that the backward pass needs for one sequence of the largest shape."""
+    return round(SPARE * kept_of_a_sequence(config, task, batches, runtime))
+
+
+def kept_of_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
     """Bytes that are kept for the backward pass of one sequence of the largest shape, beyond what any pass keeps."""
     layers = config.model.layers + config.model.encoder_layers
     few, more = (min(count, config.model.layers) for count in (2, 4))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from isoflop.model.build import Model
 from isoflop.model.loss import IGNORED
@@ -99,9 +100,9 @@ class Statistics:
     step, so that one that is left out leaves no trace."""
 
     def __init__(self, model: Model) -> None:
-        parameters = {id(parameter) for parameter in model.parameters()}
+        # by what they are: a divided model has other parameters while it is gathered, as after a measurement
         kept = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-        self.live = [tensor for tensor in kept.values() if id(tensor) not in parameters]
+        self.live = [tensor for tensor in kept.values() if not isinstance(tensor, nn.Parameter)]
         self.copies: list[torch.Tensor] = []
 
     def keep(self) -> None:

@@ -10,7 +10,9 @@ rollback  back to the last checkpoint, and the data of the bad step is passed ov
 stop      the last checkpoint is from before
 
 All decisions are pure functions of plain numbers: the two of the step, those of the good steps before it (kept in the
-checkpoint), and the lines on record. Processes that agree on these agree on what to do.
+checkpoint), and the lines on record. Several processes have the same, to the bit, and so each decides by itself what
+all decide: the loss is a sum over all, which leaves the same in each; the norm is one as well, or the first one's
+(Layout.whole in parallel/shard.py); and the lines on record are those that the first one read (begin.put_back).
 
 The host reads both numbers once a step, before the update. A GPU would be idle until the update is launched then, so
 there it is launched first (loop.updates_ahead), with a flag on the device by which the optimisers leave out a step that

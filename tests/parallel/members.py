@@ -1,13 +1,12 @@
-"""Run by every process of a group of test_equality.py: trains small models in every mode, and prints what came out.
-
-python members.py MODE[,MODE] CASE[,CASE]     with RANK and so on in the environment, or alone with the mode none
-"""
+"""What every process of a group does (conftest.py starts them): it trains small models in every mode, and the first one
+prints what came out."""
 
 import json
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 from isoflop.config import override
@@ -22,6 +21,7 @@ from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import make_task
+from stories import STORIES, hang, tell
 
 SMALL = [
     "model.layers=2",
@@ -77,7 +77,9 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def run(case, mode, group):
+def run(case, mode, group, folder):
+    if case in STORIES:
+        return tell(case, mode, group, folder)
     changes, steps = CASES[case]
     config = override(RunConfig(), [*changes, *SMALL])
     runtime = make_runtime("cpu", config.runtime.dtype if case == "bfloat16" else "float32")
@@ -104,8 +106,11 @@ def run(case, mode, group):
             layout=layout,
         )
         lines.append([float(loss), float(norm)])
-    found = {"lines": lines, "gradients": {name: g.flatten().tolist() for name, g in gradients.items()}}
-    found["weights"] = {name: whole(p.detach()).flatten().tolist() for name, p in model.named_parameters()}
+    found = {"lines": lines}
+    tensors = {f"gradients {name}": gradient for name, gradient in gradients.items()}
+    tensors |= {f"weights {name}": whole(p.detach()).clone() for name, p in model.named_parameters()}
+    if group.first:
+        save_file(tensors, folder / f"{case} {mode} {group.size}.safetensors")
     if config.task == "causal_lm":
         held = torch.randint(67, (24010,), generator=torch.Generator().manual_seed(9)).numpy()
         nats = measure(model, held, torch.ones(67, dtype=torch.int64).numpy(), 0, runtime, group=group).nats
@@ -113,13 +118,12 @@ def run(case, mode, group):
     return found
 
 
-def main(modes, cases):
+def main(folder, *asked):
     torch.set_num_threads(1)
+    cases = [(case, mode) for case, modes in zip(asked[::2], asked[1::2], strict=True) for mode in modes.split(",")]
     with joined() as group:
-        shown = {f"{case} {mode}": run(case, mode, group) for case in cases for mode in modes}
+        shown = {f"{case} {mode}": run(case, mode, group, Path(folder)) for case, mode in cases if case != "hang"}
         if group.first:
-            print(json.dumps(shown))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1].split(","), sys.argv[2].split(","))
+            print(json.dumps(shown), flush=True)
+        if "hang" in asked:
+            hang(Path(folder) / "hang", group)

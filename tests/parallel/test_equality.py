@@ -7,73 +7,15 @@ large terms cancel, are held by an absolute 1e-6 of the largest gradient. Traini
 it grow a little each step: over 50 steps 1e-5 of the loss is allowed (3e-7 is what is seen).
 """
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
-import isoflop
 from isoflop.parallel.mesh import Group
 from isoflop.trainer.together import seed_step
+from members import CASES
 
-CASES = (
-    "muon",
-    "adamw",
-    "accumulated",
-    "every_pass",
-    "tied",
-    "multi_token",
-    "experts",
-    "experts_in_passes",
-    "options",
-    "pairs",
-    "bfloat16",
-)
 EXACT = [case for case in CASES if not case.startswith("experts") and case != "bfloat16"]
-MEMBERS = Path(__file__).with_name("members.py")
-
-
-def run_group(size: int, modes: str, cases: list[str]) -> dict:
-    """What a group of processes prints, each started as torchrun would."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    roots = [str(Path(isoflop.__file__).parents[1]), str(MEMBERS.parent)]
-    base = {**os.environ, "PYTHONPATH": os.pathsep.join(roots), "OMP_NUM_THREADS": "1"}
-    processes = []
-    for rank in range(size):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        if size > 1:
-            base |= {**{k: str(v) for k, v in place.items()}, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, str(MEMBERS), modes, ",".join(cases)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=dict(base), **pipes))
-    printed = [process.communicate(timeout=300) for process in processes]
-    for process, (_, errors) in zip(processes, printed, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    assert all(not out for out, _ in printed[1:])
-    return json.loads(printed[0][0])
-
-
-@pytest.fixture(scope="module")
-def one():
-    return run_group(1, "none", [case for case in CASES if case != "experts"])
-
-
-@pytest.fixture(scope="module")
-def two():
-    return run_group(2, "ddp,fsdp", list(CASES))
-
-
-@pytest.fixture(scope="module")
-def four():
-    return run_group(4, "ddp,fsdp,hsdp", ["muon"])
 
 
 def assert_equal(one: dict, many: dict) -> None:

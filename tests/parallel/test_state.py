@@ -1,18 +1,13 @@
 import json
-import os
 import pickle
-import socket
 import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-import isoflop
+import divided
 from isoflop.errors import UserError
 from isoflop.optim.build import build
 from isoflop.optim.config import OptimConfig
@@ -293,93 +288,21 @@ def test_nothing_is_unpickled(tmp_path, monkeypatch):
     state.restore(folder, *make(1))
 
 
-SHARDED = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-from pathlib import Path
-from torch.distributed.fsdp import fully_shard
-from isoflop.parallel import state
-from test_state_model import make, train
-
-rank, port, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-model, optimizer = make(fully_shard)
-
-def save(folder):
-    state.save_tensors(folder, {**state.model_tensors(model), **state.optimizer_tensors(model, [optimizer])})
-
-train(model, optimizer, 0, 2)
-save(folder)
-train(model, optimizer, 2, 2)
-save(folder.with_name("later"))
-model, optimizer = make(fully_shard)
-state.restore(folder, model, [optimizer])  # and back on two processes
-train(model, optimizer, 2, 2)
-save(folder.with_name("resumed"))
-dist.destroy_process_group()
-os._exit(0)  # gloo's threads can abort an interpreter that is being taken down
-"""
-
-SHARDED_MODEL = """
-import torch
-from torch import nn
-
-def make(shard=None):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(13, 6), nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 13))
-    if shard:
-        for unit in model:
-            shard(unit)
-        shard(model)
-    return model, torch.optim.AdamW(model.parameters(), lr=0.01, fused=True)
-
-def train(model, optimizer, first, steps):
-    for step in range(first, first + steps):
-        tokens = (torch.arange(10) * 3 + step) % 13
-        nn.functional.cross_entropy(model(tokens), (tokens + 1) % 13).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-"""
-
-
-def test_two_processes_save_and_one_loads(tmp_path, monkeypatch):
-    (tmp_path / "test_state_model.py").write_text(SHARDED_MODEL)
-    (tmp_path / "sharded.py").write_text(SHARDED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    folders = {name: tmp_path / name for name in ("tensors", "later", "resumed")}
-    commands = [
-        [sys.executable, str(tmp_path / "sharded.py"), str(rank), str(port), str(folders["tensors"])]
-        for rank in range(2)
-    ]
-    roots = [str(Path(isoflop.__file__).parents[1]), str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
-    processes = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True, env=environment) for c in commands]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+def test_two_processes_save_and_one_loads(two, groups):
+    folders = {name: groups / "state-fsdp-2" / name for name in ("tensors", "later", "resumed")}
     assert len(list(folders["tensors"].glob("*.safetensors"))) == 2
-
-    monkeypatch.syspath_prepend(str(tmp_path))
-    from test_state_model import make as make_whole
-    from test_state_model import train as train_whole
-
     loaded = {}
     for name, folder in folders.items():
-        model, optimizer = make_whole()
+        model, optimizer = divided.make()
         state.restore(folder, model, [optimizer])
         loaded[name] = everything(model, [optimizer])
         if name == "tensors":  # goes on alone as the two did together
-            train_whole(model, optimizer, 2, 2)
+            divided.train(model, optimizer, 2, 2)
             alone = everything(model, [optimizer])
     assert_same(loaded["resumed"], loaded["later"])
     for name, tensor in alone.items():
         torch.testing.assert_close(tensor, loaded["later"][name])
     next(iter(folders["tensors"].glob("shard-00002*"))).unlink()
-    model, optimizer = make_whole()
+    model, optimizer = divided.make()
     with pytest.raises(UserError):  # a shard is missing
         state.restore(folders["tensors"], model, [optimizer])

@@ -1,59 +1,89 @@
-"""The command under torchrun: resized, stopped, killed, hung. Starting processes takes seconds, so that few tests check
-much each."""
+"""The command in several processes: resized, stopped, killed, hung. Under torchrun where it matters that it is; else
+forked (forks.py), since starting processes takes seconds, and few tests check much each."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
+import forks
 import isoflop
 from isoflop.records import read_run
 from small import TINY
 
 pytestmark = pytest.mark.slow
 # long enough that a signal comes before the end, also on a fast machine
-STEPS = ["steps=240", "every.checkpoint=40", "every.evaluate=80", "every.sample=120", "optim.lr=0.003"]
-RAMP = ["batch.ramp_from=4", "batch.ramp_sequences=400"]
+STEPS = ["steps=160", "every.checkpoint=20", "every.evaluate=40", "every.sample=80", "optim.lr=0.003"]
+RAMP = ["batch.ramp_from=4", "batch.ramp_sequences=300"]
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(isoflop.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+class Forked:
+    """The command in several processes, or one, without torchrun."""
+
+    def __init__(self, processes: int, arguments: list[str], folder: Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="said-", dir=folder))
+        command = map(str, arguments)
+        self.all = forks.start_group("forks.command", *command, size=processes, folder=self.folder)
+
+    @property
+    def said(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("rank-*")))
+
+    def poll(self) -> int | None:
+        return self.all[0].exitcode
+
+    def finish(self, code: int = 0) -> str:
+        for process in self.all:
+            process.join(240)
+        assert [process.exitcode for process in self.all] == [code] * len(self.all), self.said[-4000:]
+        return self.said
 
 
-def start(processes: int, arguments: list[str], launcher: tuple[str, ...] = (), **more) -> subprocess.Popen:
-    many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *launcher]
-    command = [sys.executable, *(many if processes > 1 else []), "-m", "isoflop", *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment() | more, **pipes)
+class Torchrun:
+    """The command under torchrun."""
 
+    def __init__(self, processes: int, arguments: list[str], *launcher: str) -> None:
+        many = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *launcher]
+        command = [sys.executable, *many, "-m", "isoflop", *map(str, arguments)]
+        environment = {**os.environ, "PYTHONPATH": str(Path(isoflop.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        self.process = subprocess.Popen(command, env=environment, **pipes)
 
-def finish(process: subprocess.Popen, code: int = 0) -> str:
-    text, _ = process.communicate(timeout=240)
-    assert process.returncode == code, text[-4000:]
-    return text
+    @property
+    def said(self) -> str:
+        return self.process.communicate()[0]
+
+    @property
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(child) for child in children]
+
+    def poll(self) -> int | None:
+        return self.process.poll()
+
+    def finish(self, code: int = 0) -> str:
+        text, _ = self.process.communicate(timeout=240)
+        assert self.process.returncode == code, text[-4000:]
+        return text
 
 
 def spoken(text: str) -> list[str]:
     return [line for line in text.splitlines() if "isoflop: " in line]  # torchrun's own may begin the line
 
 
-def until_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def until_step(folder: Path, step: int, launched: Forked | Torchrun) -> None:
     log = folder / "metrics.jsonl"
-    while process.poll() is None:
+    while launched.poll() is None:
         if log.exists() and len(log.read_text().splitlines()) >= step:
             return
-        time.sleep(0.05)
-    raise AssertionError(process.communicate()[0][-4000:])
-
-
-def workers(process: subprocess.Popen) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in children]
+        time.sleep(0.02)
+    raise AssertionError(launched.said[-4000:])
 
 
 @pytest.fixture
@@ -81,25 +111,25 @@ def losses(folder: Path) -> list[float]:
 def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
     """1 -> 2 (fsdp) -> 4 (hsdp) -> 1 processes against one process all along, with a batch that grows."""
     whole, resized = tmp_path / "whole", tmp_path / "resized"
-    finish(start(1, train(recipe, whole, *RAMP)))
-    refused = finish(start(2, train(recipe, tmp_path / "no", "batch.sequences=9", "parallel.mode=fsdp")), 1)
+    Forked(1, train(recipe, whole, *RAMP), tmp_path).finish()
+    wrong = train(recipe, tmp_path / "no", "batch.sequences=9", "parallel.mode=fsdp")
+    refused = Forked(2, wrong, tmp_path).finish(2)
     assert len(spoken(refused)) == 1 and "batch.sequences = 9" in refused and not (tmp_path / "no").exists()
 
-    process = start(1, train(recipe, resized, *RAMP))
-    until_step(resized, 20, process)
-    process.send_signal(signal.SIGTERM)
-    finish(process, 143)
-    for processes, mode, steps in ((2, ["fsdp"], 60), (4, ["hsdp", "parallel.replicas=2"], 110)):
-        process = start(processes, ["train", "--resume", resized, "--set", f"parallel.mode={mode[0]}", *mode[1:]])
-        until_step(resized, steps, process)
-        process.send_signal(signal.SIGTERM)
-        assert len(spoken(finish(process, 1))) == 1
-    finish(start(1, ["train", "--resume", resized]))
+    again = ["train", "--resume", resized]
+    for processes, mode, steps, arguments in (
+        (1, [], 15, train(recipe, resized, *RAMP)),
+        (2, ["parallel.mode=fsdp"], 40, again),
+        (4, ["parallel.mode=hsdp", "parallel.replicas=2"], 70, again),
+    ):
+        launched = Forked(processes, [*arguments, *(word for setting in mode for word in ("--set", setting))], tmp_path)
+        until_step(resized, steps, launched)
+        os.kill(launched.all[-1].pid, signal.SIGTERM)
+        assert len(spoken(launched.finish(143))) == 1
+    Forked(1, again, tmp_path).finish()
 
     one, many = read_run(whole), read_run(resized)
-    assert losses(resized) == pytest.approx(
-        losses(whole), rel=1e-4
-    )  # differences in the last bits, grown for 240 steps
+    assert losses(resized) == pytest.approx(losses(whole), rel=1e-4)  # differences in the last bits that grew
     assert [line["tokens"] for line in many.training] == [line["tokens"] for line in one.training]
     assert many.result["heldout"]["nats_per_token"] == pytest.approx(one.result["heldout"]["nats_per_token"], rel=1e-4)
     assert [(e["processes"], e["mode"]) for e in many.events if e["event"] in ("started", "resumed")] == [
@@ -118,11 +148,11 @@ def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
 def test_a_killed_worker_brings_the_group_back(tmp_path, recipe):
     """torchrun starts all again, and the same command goes on from the last checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    finish(start(2, train(recipe, whole)))
-    process = start(2, train(recipe, killed), launcher=("--max-restarts", "1"))
-    until_step(killed, 70, process)
-    os.kill(workers(process)[1], signal.SIGKILL)
-    text = finish(process)
+    Forked(2, train(recipe, whole), tmp_path).finish()
+    launched = Torchrun(2, train(recipe, killed), "--max-restarts", "1")
+    until_step(killed, 50, launched)
+    os.kill(launched.workers[1], signal.SIGKILL)
+    text = launched.finish()
     assert losses(killed) == losses(whole)
     events = [e["event"] for e in read_run(killed).events]
     assert [e for e in events if e != "lost"] == ["started", "resumed", "trained", "finished"]
@@ -131,23 +161,25 @@ def test_a_killed_worker_brings_the_group_back(tmp_path, recipe):
 
 def test_signals_reach_all_and_a_hung_process_is_named(tmp_path, recipe):
     run = tmp_path / "run"
-    process = start(2, train(recipe, run, "steps=5000", "parallel.timeout=3"))
-    until_step(run, 10, process)
+    launched = Torchrun(2, train(recipe, run, "steps=5000", "parallel.timeout=3"))
+    until_step(run, 10, launched)
     began = time.monotonic()
-    both = workers(process)
-    os.kill(both[1], signal.SIGINT)  # one process of the two is told
-    text = finish(process, 1)
+    os.kill(launched.workers[1], signal.SIGINT)  # one process of the two is told
+    text = launched.finish(1)
     assert time.monotonic() - began < 30
     stopped = [e for e in read_run(run).events if e["event"] == "stopped"]
     assert len(stopped) == 1 and stopped[0]["signal"] == signal.SIGINT
     assert [p.name for p in (run / "checkpoints").iterdir()][-1:] and len(spoken(text)) == 1
     assert "exitcode: 130" in text.replace("exitcode  : ", "exitcode: ")
 
-    process = start(2, ["train", "--resume", run])
-    until_step(run, stopped[0]["step"] + 4, process)
-    os.kill(workers(process)[1], signal.SIGSTOP)
-    text = finish(process, 1)
-    [line] = spoken(text)
+    launched = Forked(2, ["train", "--resume", run], tmp_path)
+    until_step(run, stopped[0]["step"] + 4, launched)
+    os.kill(launched.all[1].pid, signal.SIGSTOP)
+    launched.all[0].join(60)
+    launched.all[1].kill()
+    launched.all[1].join()
+    assert launched.poll() == 1
+    [line] = spoken(launched.said)
     assert "rank 1 on host" in line and "silent" in line and "--resume" in line
     assert "most recent call first" in (run / "stacks" / "rank-0.txt").read_text()
     assert [e["event"] for e in read_run(run).events][-1] == "hung"

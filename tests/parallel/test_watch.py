@@ -1,13 +1,8 @@
-import os
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-import isoflop
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.watch import Watchdog
 
@@ -60,40 +55,8 @@ def test_one_process_is_not_watched(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-HANGING = """
-import sys, time
-from pathlib import Path
-from isoflop.parallel.mesh import joined
-from isoflop.parallel.watch import Watchdog
-
-def sleeps_for_ever():
-    time.sleep(1000)
-
-with joined() as group, Watchdog(group, 2.0, Path(sys.argv[1]), 5) as watchdog:
-    watchdog.at(5, "in the step")
-    group.barrier()
-    if group.rank == 1:
-        sleeps_for_ever()
-    group.barrier()
-"""
-
-
-def test_a_process_that_hangs_is_named_with_its_stack(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    (tmp_path / "hanging.py").write_text(HANGING)
-    run = tmp_path / "run"
-    run.mkdir()
-    processes = []
-    for rank in range(2):
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-        environment = {**os.environ, **{name: str(value) for name, value in place.items()}}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "PYTHONPATH": str(Path(isoflop.__file__).parents[1])}
-        command = [sys.executable, str(tmp_path / "hanging.py"), str(run)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [process.communicate(timeout=180)[1] for process in processes]
-    assert [process.returncode for process in processes] == [1, 1]
+def test_a_process_that_hangs_is_named_with_its_stack(two, groups):
+    run, errors = groups / "hang", [(groups / "two" / f"rank-{rank}.err").read_text() for rank in range(2)]
     said = [line for text in errors for line in text.splitlines() if line.startswith("isoflop: ")]
     assert len(said) == 1
     assert f"rank 1 on host {socket.gethostname()} hangs at step 5, in the step" in said[0]

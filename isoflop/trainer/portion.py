@@ -1,0 +1,133 @@
+"""Before the first step of several processes: does what each of them holds fit, and if not, what would?
+
+preflight.py counts a model and measures what its backward pass keeps; parallel/cost.py says what of that lies on one
+process in each mode. The first process estimates, and all refuse with the same words, for the least that is free on any
+of them. Processes that compute on a host's processors share its memory, and each has the same part of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import torch
+
+from isoflop.data.loader import Batches
+from isoflop.errors import UserError
+from isoflop.model.build import build_model
+from isoflop.parallel.cost import Layout, Mode, memory
+from isoflop.parallel.mesh import Group
+from isoflop.runtime import free_memory, make_runtime
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.preflight import FLOAT, counted, for_a_sequence, plainly_fits, shown
+from isoflop.trainer.task import Task
+
+CAST = 2  # bytes: autocast keeps a bfloat16 copy of every weight from forward to backward
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What is to be divided.
+
+    Attributes:
+        parameters: of the model.
+        unit: of the largest of its units that are gathered and let go again.
+        kept: of what stays gathered from forward to backward: what is in no unit, and the last of them.
+        state: bytes of the optimiser's, for all parameters.
+        stack: bytes of what Muon works on at once, if it is one of the optimisers.
+        sequence: bytes that the backward pass needs for one sequence in a pass.
+        cast: bytes that autocast keeps for a parameter.
+    """
+
+    parameters: int
+    unit: int
+    kept: int
+    state: int
+    stack: int
+    sequence: int
+    cast: int
+
+    def on_one(self, layout: Layout, rows: int, passes: int) -> int:
+        """Bytes on one process at the most: in a step with so many sequences in each of its passes, or before it, when
+        the model is still whole."""
+        held = memory(
+            layout,
+            self.parameters,
+            largest_unit=self.unit,
+            kept=self.kept,
+            activations=self.sequence * rows,
+            state_bytes=self.state / self.parameters,
+            whole_gradients=passes > 1,
+        )
+        # of a stack: one's own matrices with their product and a square, and as ddp goes all the results, else rows
+        # on their way there and back
+        muon = self.stack * (3 / layout.processes + (1 if layout.shards == 1 else 2 / layout.shards))
+        step = held.total + self.cast * self.parameters + muon
+        return round(max(step, FLOAT * self.parameters * (1 + 1 / layout.shards)))
+
+
+def whole(config: RunConfig, task: Task, batches: Batches, device: str) -> Whole:
+    """Count and estimate. Draws from torch's generators."""
+    with torch.device("meta"):
+        model = build_model(config.task, config.model)
+    task.prepare(model)
+    runtime = make_runtime(device, config.runtime.dtype)
+    weights, moments, stack = counted(model, config.optim)
+    units = [sum(tensor.numel() for tensor in unit.parameters()) for unit in model.units()]
+    return Whole(
+        parameters=weights // FLOAT,
+        unit=max(units),
+        kept=weights // FLOAT - sum(units) + units[-1],
+        state=moments,
+        stack=stack,
+        sequence=for_a_sequence(config, task, batches, runtime),
+        cast=CAST if runtime.dtype != torch.float32 else 0,
+    )
+
+
+def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group) -> None:
+    """Compare what each process will hold with what is free to it, before anything large is made.
+
+    Raises:
+        UserError: in all, with the setting that would fit.
+    """
+    device, batch = group.device(config.runtime.device), config.batch
+    sharing = 1 if device.startswith("cuda") else group.local_size
+    rows = batch.sequences // group.size
+    if not any(group.gather(not plainly_fits(config, sharing, min(batch.micro, rows)))):
+        return
+    found = Whole(**group.broadcast(asdict(whole(config, task, batches, device)) if group.first else None))
+    free = [bytes_ for bytes_ in group.gather(free_memory(device)) if bytes_ is not None]
+    if not free:
+        return
+    mode, copies = config.parallel.resolve(group.size, group.hosts)
+    layout, micro = Layout(cast(Mode, mode), group.size, copies), min(batch.micro, rows)
+    need, room = found.on_one(layout, micro, rows // micro), min(free) // sharing
+    if need <= room:
+        return
+    where = f"on each of {group.size} devices" if sharing == 1 else f"for each of the {sharing} processes of a host"
+    way_out = next(ways_out(config, found, layout, room), "")
+    if not way_out:
+        way_out = "no mode and no size of a pass fits: use more devices or hosts with parallel.mode=fsdp, or a smaller "
+        way_out += "model, such as fewer --set model.layers"
+    raise UserError(
+        f"this run needs about {shown(need)} of memory {where} (parallel.mode = {mode}) and {shown(room)} is free: "
+        f"{shown(need - found.sequence * micro)} for weights, gradients and optimiser, "
+        f"{shown(found.sequence * micro)} for a pass of {micro} sequences; {way_out}"
+    )
+
+
+def ways_out(config: RunConfig, found: Whole, layout: Layout, room: int) -> Iterator[str]:
+    """The settings that fit, the least change first: fewer sequences in a pass, then the model divided among more."""
+    rows, least = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)
+    now = min(config.batch.micro, rows)
+    fewer = [n for n in range(now - 1, 0, -1) if rows % n == 0 and (least // layout.processes) % n == 0]
+    for n in fewer:
+        if found.on_one(layout, n, rows // n) <= room:
+            yield f"use --set batch.micro_sequences={n}"
+    if layout.mode == "fsdp":
+        return
+    divided = Layout("fsdp", layout.processes)
+    alone = "parallel.mode=fsdp" + (" parallel.replicas=0" if config.parallel.replicas else "")
+    for n in (now, *fewer):
+        if found.on_one(divided, n, rows // n) <= room:
+            yield f"use --set {alone}" + (f" batch.micro_sequences={n}" if n != now else "")

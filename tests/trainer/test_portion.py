@@ -1,0 +1,50 @@
+"""What one of several processes holds, by mode, and what is proposed where it does not fit."""
+
+import pytest
+
+from isoflop.config import override
+from isoflop.parallel.cost import Layout
+from isoflop.trainer import RunConfig
+from isoflop.trainer.portion import Whole, ways_out
+
+# 1,000 parameters in 4 units of 200 and 200 in none; AdamW
+WHOLE = Whole(parameters=1000, unit=200, kept=400, state=8000, stack=0, sequence=500, cast=0)
+MUON = Whole(parameters=1000, unit=200, kept=400, state=6000, stack=1200, sequence=500, cast=2)
+
+
+def test_ddp_holds_what_one_process_does_and_fsdp_its_piece_and_what_is_gathered():
+    assert WHOLE.on_one(Layout("ddp", 4), 3, 1) == 16 * 1000 + 3 * 500
+    gathered = 4 * (400 + 2 * 200) + 4 * 200  # and the gradients of one unit
+    assert WHOLE.on_one(Layout("fsdp", 4), 3, 1) == 16 * 250 + gathered + 3 * 500
+    assert WHOLE.on_one(Layout("fsdp", 4), 3, 2) == 16 * 250 + gathered + 4 * 800 + 3 * 500  # all gradients are whole
+    assert WHOLE.on_one(Layout("hsdp", 8, 2), 3, 1) == WHOLE.on_one(Layout("fsdp", 4), 3, 1)
+
+
+def test_a_model_is_whole_before_it_is_divided():
+    light = Whole(parameters=1000, unit=1, kept=2, state=8000, stack=0, sequence=0, cast=0)
+    assert light.on_one(Layout("fsdp", 100), 1, 1) == 4 * 1000 + 40
+
+
+def test_muon_works_on_its_part_of_a_stack_and_casts_are_kept():
+    ddp = 14 * 1000 + 2 * 1000 + 3 * 1200 / 4 + 1200
+    assert MUON.on_one(Layout("ddp", 4), 0, 1) == ddp
+    assert MUON.on_one(Layout("fsdp", 4), 0, 1) == 14 * 250 + 4000 + 2 * 1000 + 5 * 1200 / 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "room", "said"),
+    [
+        ("ddp", 16_000 + 4 * 500, "use --set batch.micro_sequences=4"),
+        ("ddp", 16_000 + 7 * 500, "use --set batch.micro_sequences=4"),  # 7 do not divide the 8
+        ("ddp", 12_001, "use --set parallel.mode=fsdp"),
+        ("ddp", 4000 + 3200 + 4000 + 500, "use --set parallel.mode=fsdp batch.micro_sequences=1"),
+        ("hsdp", 8000, ""),
+        ("hsdp", 12_000, "use --set parallel.mode=fsdp parallel.replicas=0"),
+        ("fsdp", 4000 + 3200 + 4000 + 500, "use --set batch.micro_sequences=1"),
+        ("fsdp", 11_000, ""),
+    ],
+)
+def test_the_way_out_is_the_least_change_that_fits(mode, room, said):
+    replicas = 2 if mode == "hsdp" else 0
+    config = override(RunConfig(), ["batch.sequences=32", f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
+    assert next(ways_out(config, WHOLE, Layout(mode, 4, replicas), room), "") == said
