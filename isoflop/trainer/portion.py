@@ -46,9 +46,12 @@ class Whole:
     sequence: int
     cast: int
 
-    def on_one(self, layout: Layout, rows: int, passes: int) -> int:
-        """Bytes on one process at the most: in a step with so many sequences in each of its passes, or before it, when
-        the model is still whole."""
+    def on_one(self, layout: Layout, rows: int, passes: int, every: bool = False) -> int:
+        """Bytes on one process at the most, in a step with so many sequences in each of its passes.
+
+        Args:
+            every: gradients are summed after every pass (parallel.reduce), and none are held whole till the last.
+        """
         held = memory(
             layout,
             self.parameters,
@@ -56,13 +59,12 @@ class Whole:
             kept=self.kept,
             activations=self.sequence * rows,
             state_bytes=self.state / self.parameters,
-            whole_gradients=passes > 1,
+            whole_gradients=passes > 1 and not every,
         )
         # of a stack: one's own matrices with their product and a square, and as ddp goes all the results, else rows
         # on their way there and back
         muon = self.stack * (3 / layout.processes + (1 if layout.shards == 1 else 2 / layout.shards))
-        step = held.total + self.cast * self.parameters + muon
-        return round(max(step, FLOAT * self.parameters * (1 + 1 / layout.shards)))
+        return round(held.total + self.cast * self.parameters + muon)
 
 
 def whole(config: RunConfig, task: Task, batches: Batches, device: str) -> Whole:
@@ -80,7 +82,7 @@ def whole(config: RunConfig, task: Task, batches: Batches, device: str) -> Whole
         state=moments,
         stack=stack,
         sequence=for_a_sequence(config, task, batches, runtime),
-        cast=CAST if runtime.dtype != torch.float32 else 0,
+        cast=CAST if runtime.dtype != torch.float32 and config.parallel.gather == "float32" else 0,
     )
 
 
@@ -101,7 +103,7 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
         return
     mode, copies = config.parallel.resolve(group.size, group.hosts)
     layout, micro = Layout(cast(Mode, mode), group.size, copies), min(batch.micro, rows)
-    need, room = found.on_one(layout, micro, rows // micro), min(free) // sharing
+    need, room = found.on_one(layout, micro, rows // micro, config.parallel.reduce == "every"), min(free) // sharing
     if need <= room:
         return
     where = f"on each of {group.size} devices" if sharing == 1 else f"for each of the {sharing} processes of a host"
@@ -117,17 +119,19 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
 
 
 def ways_out(config: RunConfig, found: Whole, layout: Layout, room: int) -> Iterator[str]:
-    """The settings that fit, the least change first: fewer sequences in a pass, then the model divided among more."""
+    """The settings that fit, the least change first: fewer sequences in a pass, then the model divided among more, and
+    gradients not held whole over the passes."""
     rows, least = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)
-    now = min(config.batch.micro, rows)
+    now, every = min(config.batch.micro, rows), config.parallel.reduce == "every"
     fewer = [n for n in range(now - 1, 0, -1) if rows % n == 0 and (least // layout.processes) % n == 0]
     for n in fewer:
-        if found.on_one(layout, n, rows // n) <= room:
+        if found.on_one(layout, n, rows // n, every) <= room:
             yield f"use --set batch.micro_sequences={n}"
-    if layout.mode == "fsdp":
-        return
-    divided = Layout("fsdp", layout.processes)
-    alone = "parallel.mode=fsdp" + (" parallel.replicas=0" if config.parallel.replicas else "")
-    for n in (now, *fewer):
-        if found.on_one(divided, n, rows // n) <= room:
-            yield f"use --set {alone}" + (f" batch.micro_sequences={n}" if n != now else "")
+    divided, settings = layout, ""
+    if layout.mode != "fsdp":
+        divided = Layout("fsdp", layout.processes)
+        settings = " parallel.mode=fsdp" + (" parallel.replicas=0" if config.parallel.replicas else "")
+    for reduce in ("", " parallel.reduce=every"):
+        for n in (now, *fewer):
+            if found.on_one(divided, n, rows // n, every or bool(reduce)) <= room:
+                yield f"use --set{settings}{reduce}" + (f" batch.micro_sequences={n}" if n != now else "")
