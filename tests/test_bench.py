@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import gpu
 import record
 import tables
 from ceilings import shapes_of
 from isoflop.model.count import flops_per_token
 from isoflop.runtime import describe_machine
 from race import read_text, seconds_to
-from shapes import SIZES, Size, nanogpt_model
+from shapes import CARD_SIZES, SIZES, Size, nanogpt_model
 from turns import Turns, ratio
 from where import Counted, make
 
@@ -71,6 +72,55 @@ def test_seconds_to_a_loss_lie_between_two_runs():
     assert seconds_to(2.5, runs) == pytest.approx(20.0)  # half-way, on a logarithmic scale
     assert seconds_to(3.5, runs) == 10.0
     assert seconds_to(1.5, runs) is None
+
+
+# What a bench needs of nanoGPT's train.py: it reads its words, its data where it looks for it, and prints its steps.
+PEER = """
+import sys, time
+words = dict(word[2:].split("=") for word in sys.argv[1:] if word.startswith("--"))
+assert open(f"data/{words['dataset']}/train.bin", "rb").read(2) and words["device"] == "cpu"
+assert int(words["batch_size"]) * int(words["gradient_accumulation_steps"]) == 4
+for step in range(10**6):
+    time.sleep(0.001)
+    print(f"iter {step}: loss 1.0, time 1.00ms, mfu 0%")
+"""
+
+
+def test_a_card_s_table_is_measured_from_end_to_end(tmp_path, monkeypatch):
+    """On a CPU: ours in a process of its own, a peer's untouched train.py beside it, and the table of both."""
+    (tmp_path / "train.py").write_text(PEER, encoding="utf-8")
+    monkeypatch.setattr(gpu, "PASSES", {"tiny": (2,)})
+    words = ["--device", "cpu", "--sizes", "tiny", "--rounds", "1", "--seconds", "0.1", "--nanogpt", str(tmp_path)]
+    result = gpu.measure(gpu.arguments(words))
+    [row] = result["rows"]
+    assert row["pass"] == 2 and row["missing"] == {} and result["race"] is None
+    ours, theirs = row["trainers"]["isoflop"], row["trainers"]["nanogpt, passes of 2"]
+    assert ours["tokens_per_second"] > 0 and ours["mfu"] is None and 0 < ours["of_measured_peak"] < 1
+    expected = theirs["tokens_per_second"] and ours["tokens_per_second"] / theirs["tokens_per_second"]
+    assert theirs["isoflop_is_times_as_fast"] == pytest.approx(expected, rel=1e-3)
+    about = {"command": "python bench/gpu.py", "commit": "0", "date": "today", "peers": {}}
+    machine = {**describe_machine("cpu"), "gpu": "NVIDIA H100", "cuda": "13.0"}
+    page = tables.gpu({**about, "machine": machine, **result})
+    assert "| tiny isoflop |" in page and "(1.5)" in page and "NVIDIA H100, CUDA 13.0" in page
+
+
+def test_mfu_is_palm_s_count_of_the_data_sheet():
+    size, turns = CARD_SIZES["124M"], Turns(seconds=[1.0], cpu_seconds=[1.0], faults=[0.0])
+    palm = flops_per_token(nanogpt_model(size), convention="palm")
+    found = gpu.one(size, turns, palm, 989e12, 700e12, turns)
+    by_hand = 6 * (12 * 12 * 768**2 + 50_304 * 768) + 12 * 12 * 768 * 1024
+    assert found["mfu"] == pytest.approx(by_hand * 480 * 1024 / 989e12, abs=1e-4)
+    assert all(size.batch % passes == 0 for name, size in CARD_SIZES.items() for passes in gpu.PASSES[name])
+
+
+def test_without_a_card_the_bench_says_so_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    with pytest.raises(SystemExit) as stopped:
+        gpu.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1 and "--device cpu --sizes tiny" in said.err
 
 
 def test_the_held_out_text_is_a_fiftieth_and_nobody_trains_on_it(tmp_path: Path):

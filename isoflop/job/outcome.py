@@ -12,10 +12,11 @@ from isoflop.evaluate import transduction
 from isoflop.files import disk_errors, home, write_json
 from isoflop.job.listener import Phases
 from isoflop.measure import HeldOut
+from isoflop.model.count import flops_per_token
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
-from isoflop.runtime import Runtime, make_runtime, peak_memory
+from isoflop.runtime import Runtime, make_runtime, peak_memory, utilisation
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trouble import account, gaps
@@ -82,6 +83,7 @@ def write_result(
             "aside_seconds": result.aside,
             "tokens_per_second": result.tokens / stepping if stepping else 0.0,
             "peak_share": rate / peak if peak else None,
+            "mfu": mfu(config, run.config["runtime"], result.tokens / stepping if stepping else 0.0, group),
             "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
             "data": batches.account(result.step),
             "guard": account(run.skips),
@@ -89,6 +91,15 @@ def write_result(
             "verdict": verdict,
         },
     )
+
+
+def mfu(config: RunConfig, ran: dict[str, Any], tokens_per_second: float, group: Group) -> float | None:
+    """Model FLOPs utilisation as PaLM counts it (2204.02311, appendix B), of the GPUs' data sheet in bfloat16; None for
+    other devices and dtypes, for cards whose data sheet is not known, and for pairs. `ran`: its resolved runtime."""
+    if config.task != "causal_lm":
+        return None
+    each = tokens_per_second / group.machines(ran["device"])
+    return utilisation(flops_per_token(config.model, convention="palm") * each, ran["device"], ran["dtype"])
 
 
 def add_to_ledger(folder: RunFolder) -> None:

@@ -336,7 +336,7 @@ def in_one(
         loss_C1 = loss_C1 - smoothing * wide_CV.mean(1, keepdim=True)
     grad_CV = (wide_CV - log_Z_C1).exp() * (1 + 2 * z * log_Z_C1) - smoothing / V
     is_target_CV = torch.arange(V, device=logits_CV.device) == index_C1
-    grad_CV = grad_CV - torch.where(is_target_CV, 1.0 - smoothing, 0.0)
+    grad_CV = grad_CV - is_target_CV.to(exact) * (1 - smoothing)
     if cap:
         grad_CV = grad_CV * (1 - (wide_CV / cap).square())
     return (loss_C1.squeeze(1) * counted_C).sum(), grad_CV.to(logits_CV.dtype)

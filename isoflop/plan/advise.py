@@ -226,7 +226,7 @@ def settle(
         flops=flops,
         seconds=seconds or None,
         expected=expected,
-        choices=(*sketch.choices, *choices_of(config, count, epochs, bytes_per_token, best)),
+        choices=(*sketch.choices, *choices_of(config, count, epochs, bytes_per_token, best, sketch.machines)),
         candidates=tuple(
             candidate_line(c, budget, unique_tokens, text, c is best, from_scratch) for c in sketch.candidates
         ),

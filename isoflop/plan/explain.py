@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
+from isoflop.model.count import flops_per_token
 from isoflop.optim.config import OptimConfig
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
+from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
 
 
@@ -28,12 +30,15 @@ def vocabulary_choice(vocabulary: int, given: int, asked: bool, flops: float, co
 
 
 def choices_of(
-    config: RunConfig, count: int, epochs: float, bytes_per_token: float, best: Candidate
+    config: RunConfig, count: int, epochs: float, bytes_per_token: float, best: Candidate, machines: int = 1
 ) -> tuple[Choice, ...]:
     model = config.model
     ratio = config.tokens / count
     repeated = f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
     timed = f"; {best.tokens_per_second:,.0f} tokens/s measured" if best.tokens_per_second else ""
+    flops = flops_per_token(model, convention="palm") * best.tokens_per_second / machines
+    if timed and (mfu := utilisation(flops, config.runtime.device, config.runtime.dtype)):
+        timed += f", MFU {mfu:.0%} of the card's data sheet"
     return (
         Choice(
             "shape",

@@ -85,6 +85,9 @@ def tiles(facts: Facts) -> str:
     )
     shares += [f"{words.short(facts.epochs)} epochs"] if facts.epochs else []
     peak = measured_peak(facts.run)
+    used = number(facts.run.result, "mfu")
+    shown = [f"peak {rate(peak)}"] if peak else []
+    shown += [f"MFU {percent(used)} of the card's data sheet"] if used else []
     bits = [f"expected {fixed(expected.bits_per_byte)}"] if expected.bits_per_byte else []
     nats = [f"{fixed(reached.nats_per_token, 3)} nats per token"] if reached.nats_per_token else []
     perplexity = words.MISSING if facts.perplexity is None else words.short(facts.perplexity)
@@ -98,7 +101,7 @@ def tiles(facts: Facts) -> str:
         ("Training time", duration(reached.seconds), [*budget_note(facts), *starts_note(facts)]),
         ("FLOPs", power(reached.flops), ["C = 6 N D"]),
         ("Tokens per second", count(facts.tokens_per_second), [rate(speed)] if speed else []),
-        ("Share of measured peak", percent(reached.peak_share), [f"peak {rate(peak)}"] if peak else []),
+        ("Share of measured peak", percent(reached.peak_share), shown),
     ]
     if (errors := number(facts.run.result, "heldout", "unit_error_rate")) is not None:
         exact, inputs = (number(facts.run.result, "heldout", name) for name in ("exact_match", "inputs"))

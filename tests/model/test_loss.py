@@ -9,7 +9,7 @@ from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import build_on_meta, count, parameters
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import LOSSES, cross_entropy, later, log_softmax_over, make_loss
+from isoflop.model.loss import LOSSES, chunk_for, cross_entropy, in_one, later, log_softmax_over, make_loss
 from isoflop.optim.groups import split
 
 TINY = {"vocab_size": 23, "context": 8, "layers": 2, "d_model": 16, "heads": 2, "init": "gpt2"}
@@ -290,3 +290,28 @@ def test_log_softmax_over_its_own_input_is_log_softmax(shape, dtype):
     logits = (20 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).to(dtype)
     exact = torch.promote_types(dtype, torch.float32)
     assert log_softmax_over(logits.clone(), exact).equal(logits.log_softmax(-1, dtype=exact))
+
+
+@pytest.mark.parametrize(("smoothing", "z", "cap"), [(0.0, 0.0, 0.0), (0.2, 0.0, 0.0), (0.1, 0.3, 3.0)])
+def test_what_is_compiled_equals_the_chain_of_operations(monkeypatch, smoothing, z, cap):
+    """As torch traces it, in one graph."""
+    torch._dynamo.reset()
+    traced = torch.compile(in_one, dynamic=False, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr("isoflop.model.loss.fused_when_compiled", lambda: traced)
+    found = []
+    for compiled in (False, True):
+        h, weight, targets = problem(torch.float64)
+        loss = cross_entropy(h, weight, targets, smoothing=smoothing, z=z, cap=cap, chunk=11, compiled=compiled)
+        found.append((loss, *torch.autograd.grad(2 * loss, (h, weight))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_chunks_on_a_gpu_are_large_and_alike():
+    assert chunk_for(65_536, 50_304, "cuda") == 4096  # 13 would do; 16 are all alike
+    assert chunk_for(12 * 1024, 50_304, "cuda") == 4096
+    assert chunk_for(1024, 50_304, "cuda") == 1024
+    assert chunk_for(5407, 50_304, "cuda") == 2704  # no few alike ones: the last is shorter
+    assert chunk_for(10**6, 65, "cuda") == 10**6
+    assert chunk_for(0, 65, "cuda") > 0
+    assert chunk_for(65_536, 50_304, "cpu") == 512

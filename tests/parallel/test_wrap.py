@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import cross_entropy
-from isoflop.parallel.wrap import recompute
+from isoflop.parallel.wrap import compile_units, recompute
 
 SHAPE = {"vocab_size": 64, "context": 16, "layers": 3, "d_model": 32, "heads": 2}
 
@@ -59,3 +60,33 @@ def test_statistics_that_would_move_twice_are_refused():
     model = GPT(ModelConfig(**SHAPE, norm="batch"))
     with pytest.raises(UserError, match=r"runtime\.recompute"):
         recompute(model, model.units())
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
+def test_compiled_blocks_give_the_same_and_one_serves_all_layers(monkeypatch, again):
+    """Without the compiler behind it: what is traced is what runs, and a forward without gradients is left alone."""
+    torch._dynamo.reset()
+    counter, compiler = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, dynamic: compiler(f, dynamic=dynamic, backend=counter))
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(**{**SHAPE, "layers": 12}))  # more than torch would compile anew
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    tokens = torch.randint(64, (4, 17))
+
+    def gradients():
+        model.zero_grad()
+        loss = cross_entropy(model.hidden(tokens[:, :-1]), model.head_weight, tokens[:, 1:])
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in model.parameters())]
+
+    plain = gradients()
+    if again:
+        recompute(model, model.units())
+    compile_units(model.units())
+    for one, other in zip(plain, gradients(), strict=True):
+        torch.testing.assert_close(one, other)
+    with torch.no_grad():
+        model.hidden(tokens[:2, :5])
+    assert counter.frame_count == 1
+    torch._dynamo.reset()

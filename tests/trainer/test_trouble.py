@@ -325,3 +325,13 @@ def test_a_torn_record_is_mended_and_a_full_disk_leaves_no_half_line(tmp_path):
     folder.mend()
     folder.append("skips", {"step": 2})
     assert read_lines(folder.log("skips")) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize("rule", ["skip", "rollback"])
+def test_an_update_launched_ahead_of_the_numbers_is_the_same_run(config, prepared, tmp_path, monkeypatch, rule):
+    """As on a GPU, where the device leaves out what is not finite and the host learns of it afterwards."""
+    config = override(config, [f"guard.non_finite={rule}"])
+    train(config, tmp_path / "run", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
+    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda live, optimizers: True)
+    train(config, tmp_path / "ahead", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
+    assert_same_end(tmp_path / "run", tmp_path / "ahead")
