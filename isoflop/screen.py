@@ -218,9 +218,10 @@ def show_account(screen: Screen, account: dict[str, Any]) -> None:
 
 def shown_sample(sample: dict[str, Any]) -> str:
     """What a model wrote: on from a prompt, or for an input whose output is known."""
+    prompt, text = sample.get("prompt", ""), sample.get("text", "")
     if "reference" not in sample:
-        return f"{sample['prompt']}{sample['text']}"
-    return f"{sample['prompt']} -> {sample['text']} (reference: {sample['reference']})"
+        return f"{prompt}{text}"
+    return f"{prompt} -> {text} (reference: {sample['reference']})"
 
 
 def show_outcome(screen: Screen, folder: Path) -> None:

@@ -40,9 +40,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def is_entry(entry: Any) -> bool:
-    return (
-        isinstance(entry, dict)
-        and isinstance(entry.get("time"), (int, float))
-        and isinstance(entry.get("peak"), dict)
-        and all(isinstance(value, (int, float)) and value > 0 for value in entry["peak"].values())
-    )
+    return isinstance(entry, dict) and isinstance(entry.get("time"), (int, float)) and is_peak(entry.get("peak"))
+
+
+def is_peak(value: Any) -> bool:
+    """Whether a JSON value is what `measure_peak` gives."""
+    return isinstance(value, dict) and bool(value) and all(type(v) in (int, float) and v > 0 for v in value.values())

@@ -18,7 +18,7 @@ from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, try_folder
-from isoflop.job.ceiling import machine_peak
+from isoflop.job.ceiling import is_peak, machine_peak
 from isoflop.job.extend import extend
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.outcome import add_to_ledger, measure_last, write_result
@@ -303,13 +303,11 @@ def carry_out(
 ) -> RunResult:
     """Train, measure, write result and report, add a line to the ledger."""
     environment = read_run(folder.path).environment if resume else {}
-    peak = environment.get("peak")
-    if not isinstance(peak, dict) or not all(number(peak, name) for name in peak):
+    if not is_peak(environment.get("peak")):
         with phases.time("calibrate"):
-            environment = {
-                "peak": plan.get("peak")
-                or machine_peak(config.runtime.device if config.runtime.device != "auto" else "cpu")
-            }
+            planned = plan.get("peak")
+            device = config.runtime.device if config.runtime.device != "auto" else "cpu"
+            environment = {"peak": planned if is_peak(planned) else machine_peak(device)}
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
     if not resume:

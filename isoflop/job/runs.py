@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from isoflop import checkpoint
-from isoflop.config import from_dict, load_json
+from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.pairs import pairs_to_measure
 from isoflop.data.prepare import Progress, documents
@@ -24,7 +24,7 @@ from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut, measure
 from isoflop.model.build import Model
 from isoflop.model.encoder_decoder import EncoderDecoder
-from isoflop.records import RunFolder, find_runs, read_run
+from isoflop.records import RunFolder, find_runs, read_object, read_run
 from isoflop.report.words import number
 from isoflop.runtime import choose_device, make_runtime
 from isoflop.trainer import RunConfig
@@ -190,7 +190,7 @@ def whole(value: float | None) -> int | None:
 
 def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> Data:
     """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew."""
-    account = load_json(folder.data) if folder.data.is_file() else {}
+    account = read_object(folder.data)
     where = Path(str(account.get("folder", "")))
     if account.get("folder") and (where / "manifest.json").is_file():
         prepared = make_task(config).open_data(where)

@@ -103,6 +103,11 @@ def make_run(
     elif resume:
         require_same_beginning(folder, prepared.fingerprint)
     reached = check_logs(folder)
+    if last is None and (saved := saved_up_to(folder, config, reached)):
+        raise UserError(
+            f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
+            f"a disk not mounted?), or begin again: isoflop train --config {folder.config} --out NEW"
+        )
     progress = put_back(live, optimizers, last)
     live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
     happened: dict[str, Any] = {"step": live.step, **world_of(config, group)}
@@ -133,6 +138,17 @@ def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
             f"the data of this run changed: it was begun on {begun_on[:12]}, the sources now give {fingerprint[:12]}; "
             f"bring the old text back, or begin again: isoflop train --config {folder.config} --out NEW"
         )
+
+
+def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
+    """A step that there was a checkpoint of, by what is on record; 0: there need not have been any. The second one is
+    only taken when the first is written."""
+    told = ("stopped", "resumed", "trained", "extended")
+    steps = [line.get("step") for line in read_lines(folder.log("events")) if line.get("event") in told]
+    every = config.every.checkpoint
+    if every and reached > 2 * every and not read_lines(folder.log("skips")):
+        steps.append((reached - 1) // every * every - every)
+    return max((step for step in steps if type(step) is int), default=0)
 
 
 def other_settings(last: Path | None, config: RunConfig) -> list[str]:

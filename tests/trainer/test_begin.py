@@ -1,6 +1,7 @@
 """Going on with a run: what is not as it was is said, and logs may be anyone's."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -54,7 +55,10 @@ def test_steps_taken_again_and_what_is_not_as_it_was_are_in_the_history(config, 
     about = json.loads(folder.environment.read_text())
     write_json(folder.environment, {**about, "torch": "1.0"})
     train(
-        override(config, ["optim.lr=0.5", "every.log=2", "runtime.threads=2"]), folder.path, hooks=[heard], resume=True
+        override(config, ["optim.lr=0.5", "every.log=2", "runtime.recompute=true"]),
+        folder.path,
+        hooks=[heard],
+        resume=True,
     )
     event = read_run(folder.path).events[1]
     assert (event["event"], event["step"], event["taken_again"]) == ("resumed", 3, 2)
@@ -66,7 +70,7 @@ def test_steps_taken_again_and_what_is_not_as_it_was_are_in_the_history(config, 
 def test_where_all_is_as_it_was_nothing_is_said(config, tmp_path):
     heard = Heard()
     cut(config, tmp_path / "run", 5)
-    train(override(config, ["every.log=2", "runtime.threads=2"]), tmp_path / "run", hooks=[heard], resume=True)
+    train(override(config, ["every.log=2", "runtime.recompute=true"]), tmp_path / "run", hooks=[heard], resume=True)
     assert heard.said == [] and "changed" not in read_run(tmp_path / "run").events[1]
 
 
@@ -77,6 +81,24 @@ def test_other_text_is_refused_before_the_first_checkpoint_too(config, corpus, t
     with pytest.raises(UserError, match=r"the data of this run changed.*--out NEW"):
         train(config, tmp_path / "run", resume=True)
     assert read_run(tmp_path / "run").training == before and len(before) == 2
+
+
+def test_where_checkpoints_are_gone_a_run_does_not_begin_again_in_silence(config, tmp_path):
+    """A folder of checkpoints on a disk that is not mounted: what is on record of the run stays, and it is told."""
+    cut(config, tmp_path / "run", 7)
+    folder = RunFolder(tmp_path / "run")
+    folder.checkpoints.rename(tmp_path / "disk")
+    folder.checkpoints.symlink_to(tmp_path / "not mounted")
+    with pytest.raises(UserError, match=r"holds no checkpoint, and the run was saved up to step 3: bring it back"):
+        train(config, folder.path, resume=True)
+    assert len(read_run(folder.path).training) == 7
+    folder.checkpoints.unlink()
+    folder.checkpoints.symlink_to(tmp_path / "disk")
+    train(config, folder.path, resume=True)
+    assert read_run(folder.path).events[1]["step"] == 6
+    shutil.rmtree(tmp_path / "disk")
+    with pytest.raises(UserError, match=r"was saved up to step 8"):
+        train(config, folder.path, resume=True)
 
 
 @pytest.mark.parametrize(
