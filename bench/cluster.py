@@ -131,6 +131,7 @@ def fastest(model: Model, cluster: Cluster, choices: list[Layout], sequences: in
                 largest_unit=model.largest_unit,
                 activations=activation_bytes(tokens, model.layers, model.d_model, recompute=way.recompute),
                 compute_bytes=way.gather if layout.shards > 1 else 2,
+                cast_bytes=2 if layout.shards > 1 and way.gather > 2 else 0,
                 whole_gradients=passes > 1 and not way.every,
             )
             try:

@@ -2,7 +2,7 @@
 
     pip install isoflop submitit                  # on the login node, in an environment that the nodes see too
     python recipes/slurm.py --out /shared/runs/13b --nodes 16 --gpus 8 --hours 48 --partition P -- \\
-        /shared/webtext --recipe recipes/gpt3.py:gpt3_13b --set parallel.mode=hsdp
+        /shared/webtext --recipe recipes/gpt3.py:gpt3_13b --set parallel.mode=hsdp runtime.recompute=true
     python recipes/slurm.py --out runs/try --cluster local --processes 2 --hours 0.2 -- notes/ --budget 60steps
 
 What follows `--` is what one would write after `isoflop train`. One task is one process, and Slurm is what starts them:

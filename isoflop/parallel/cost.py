@@ -159,6 +159,7 @@ def memory(
     reduce_bytes: float = 4,
     state_bytes: float = 8,
     kept: float = 0,
+    cast_bytes: float = 0,
     reshard: bool = True,
     whole_gradients: bool = False,
 ) -> Memory:
@@ -173,6 +174,9 @@ def memory(
         reduce_bytes: of a gradient as it is summed.
         state_bytes: of the optimiser's state for a parameter: 8 for AdamW's two moments in float32.
         kept: as in `traffic`, beside the largest unit.
+        cast_bytes: of a copy of every parameter that autocast makes and the backward pass needs again, so that the
+            whole model is there in it however it is divided: 2 with bfloat16 and parameters that are gathered in
+            float32.
         reshard: as in `traffic`; without it every unit is whole from forward to backward.
         whole_gradients: gradients accumulate unsharded over the passes.
     """
@@ -180,8 +184,9 @@ def memory(
     if layout.shards > 1:
         whole = min(2 * largest_unit + kept, parameters) if reshard else parameters
         gathered = whole * compute_bytes + (parameters if whole_gradients else largest_unit) * reduce_bytes
+        gathered += parameters * cast_bytes
     else:
-        gathered = parameters * compute_bytes if compute_bytes < parameter_bytes else 0.0  # autocast keeps its casts
+        gathered = parameters * (cast_bytes or (compute_bytes if compute_bytes < parameter_bytes else 0))
     return Memory(
         parameters=own * parameter_bytes,
         gradients=own * parameter_bytes,

@@ -59,12 +59,13 @@ class Whole:
             kept=self.kept,
             activations=self.sequence * rows,
             state_bytes=self.state / self.parameters,
+            cast_bytes=self.cast,
             whole_gradients=passes > 1 and not every,
         )
         # of a stack: one's own matrices with their product and a square, and as ddp goes all the results, else rows
         # on their way there and back
         muon = self.stack * (3 / layout.processes + (1 if layout.shards == 1 else 2 / layout.shards))
-        return round(held.total + self.cast * self.parameters + muon)
+        return round(held.total + muon)
 
 
 def whole(config: RunConfig, task: Task, batches: Batches, device: str) -> Whole:

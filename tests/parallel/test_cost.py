@@ -130,6 +130,13 @@ def test_shards_share_what_is_held():
     assert memory(Layout("hsdp", 16, 4), 1600, **settings) == memory(Layout("fsdp", 4), 1600, **settings)
 
 
+def test_what_autocast_keeps_is_not_divided():
+    settings = {"largest_unit": 100, "activations": 7}
+    for layout in (Layout("ddp", 16), Layout("fsdp", 16), Layout("hsdp", 16, 4)):
+        more = memory(layout, 1600, cast_bytes=2, **settings).total - memory(layout, 1600, **settings).total
+        assert more == 2 * 1600
+
+
 def test_memory_falls_from_8_to_128_gpus_as_published():
     """torchtitan, Llama 3.1 8B (8.03e9 parameters), FSDP2 at 2 sequences a GPU: 82.4 GiB on 8 H100 and 67.0 on 128;
     compiled 77.0 and 62.0 (benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3). Nothing but the shards
