@@ -9,7 +9,7 @@ import forks
 from members import CASES
 from small import write_texts
 
-LIMIT = 400  # seconds for all that a group does
+LIMIT = 600  # seconds for all that a group does
 
 
 def run_group(folder, size, asked, code=0):

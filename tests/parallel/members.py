@@ -106,7 +106,7 @@ def run(case, mode, group, folder):
             layout=layout,
         )
         lines.append([float(loss), float(norm)])
-    found = {"lines": lines}
+    found = {"lines": lines, "alike": group.gather(float(layout.whole(torch.tensor(float(group.rank)))))}
     tensors = {f"gradients {name}": gradient for name, gradient in gradients.items()}
     tensors |= {f"weights {name}": whole(p.detach()).clone() for name, p in model.named_parameters()}
     if group.first:

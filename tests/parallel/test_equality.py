@@ -53,6 +53,13 @@ def test_four_processes_equal_one(one, four, mode):
     assert four[f"muon {mode}"]["heldout"] == pytest.approx(one["muon none"]["heldout"], rel=1e-5)
 
 
+@pytest.mark.slow
+def test_what_each_process_works_out_for_itself_is_the_first_ones_in_all(two, four):
+    """A norm of whole gradients: processors that differ round it differently, and all decide by it."""
+    assert two["muon ddp"]["alike"] == [0.0] * 2
+    assert four["muon ddp"]["alike"] == four["muon hsdp"]["alike"] == [0.0] * 4
+
+
 def test_experts_are_balanced_within_a_pass_of_a_process(one, two):
     """A pass's balance loss is a product of two means over it and no mean itself: two processes with four sequences
     each have that of one process with two passes of four."""
