@@ -28,11 +28,10 @@ def build(
     """
     muons: list[dict[str, object]] = []
     others: list[dict[str, object]] = []
+    rates = {"head": config.head_lr, "embedding": config.embedding_lr}
     for group in split(model):
         by_muon = config.name == "muon" and group.name == "matrices"
-        lr = config.matrix_lr if by_muon else config.lr
-        if group.name == "head" and config.head_lr:
-            lr = config.head_lr
+        lr = config.matrix_lr if by_muon else rates.get(group.name) or config.lr
         settings: dict[str, object] = {
             "params": list(group.parameters.values()),
             "name": group.name,

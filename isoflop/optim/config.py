@@ -26,6 +26,7 @@ class OptimConfig:
         0.015
     )
     head_lr: Annotated[float, "AdamW's peak learning rate for a head of its own (untied); 0: that of optim.lr"] = 0.0
+    embedding_lr: Annotated[float, "AdamW's peak learning rate for lookup tables; 0: that of optim.lr"] = 0.0
     betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
     eps: Annotated[float, "AdamW's term added to the denominator"] = 1e-8
     weight_decay: Annotated[
@@ -40,6 +41,7 @@ class OptimConfig:
         for i, beta in enumerate(self.betas):
             require(f"optim.betas[{i}]", beta, 0.0, 1.0, open_high=True)
         require("optim.head_lr", self.head_lr, 0.0, math.inf)
+        require("optim.embedding_lr", self.embedding_lr, 0.0, math.inf)
         require("optim.momentum", self.momentum, 0.0, 1.0, open_high=True)
         require("optim.weight_decay", self.weight_decay, 0.0, math.inf)
         require("optim.clip", self.clip, 0.0, math.inf)

@@ -63,6 +63,7 @@ def choices_of(
 
 def rates_in_words(optim: OptimConfig) -> str:
     head = f", head lr {optim.head_lr:.3g}" if optim.head_lr else ""
+    head += f", embedding lr {optim.embedding_lr:.3g}" if optim.embedding_lr else ""
     matrices = f", matrix lr {optim.matrix_lr:.3g}" if optim.name == "muon" else ""
     return f"{optim.name}, lr {optim.lr:.3g}{head}{matrices}"
 

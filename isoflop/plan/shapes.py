@@ -51,11 +51,11 @@ def context_for(flops: float) -> int:
 def vocabulary_for(flops: float, corpus_bytes: float) -> int:
     """Ids of a tokenizer trained for this run, a power of two from 512 to 65,536.
 
-    Grows as the quarter power of compute, from 1,024 at 1e13 FLOPs (Tao et al. 2024: vocabulary parameters V d go as
-    the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that leaves V ~ C^0.25); and no more than one id for
-    256 bytes of text, so that each is seen.
+    Grows as the quarter power of compute, from 2,048 at 1e13 FLOPs (measured at 7e11 and 4e12, see LAB.md; Tao et al.
+    2024: vocabulary parameters V d go as the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that leaves V ~
+    C^0.25); and no more than one id for 256 bytes of text, so that each is seen.
     """
-    wanted = math.log2(1024) + 0.25 * math.log2(max(flops, 1.0) / 1e13)
+    wanted = math.log2(2048) + 0.25 * math.log2(max(flops, 1.0) / 1e13)
     possible = math.log2(max(corpus_bytes, 1.0) / 256)
     return int(2 ** min(16, max(9, round(min(wanted, possible)))))
 

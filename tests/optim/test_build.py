@@ -51,6 +51,14 @@ def test_a_head_may_have_a_rate_of_its_own(name):
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_so_may_the_embedding(name):
+    config = OptimConfig(name=name, embedding_lr=0.05)
+    rates = {group["name"]: group["base_lr"] for group in groups(build(Model(), config))}
+    assert rates["embedding"] == 0.05
+    assert rates["head"] == rates["vectors"] == config.lr
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_it_learns(name):
     torch.manual_seed(0)
     model = Model()
