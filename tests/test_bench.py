@@ -86,6 +86,7 @@ for step in range(10**6):
 """
 
 
+@pytest.mark.slow  # processes that load torch
 def test_a_card_s_table_is_measured_from_end_to_end(tmp_path, monkeypatch):
     """On a CPU: ours in a process of its own, a peer's untouched train.py beside it, and the table of both."""
     (tmp_path / "train.py").write_text(PEER, encoding="utf-8")
