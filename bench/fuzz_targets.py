@@ -44,6 +44,7 @@ from isoflop.budget import parse_budget
 from isoflop.config import from_dict, override, to_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import find_files, parse_sources
+from isoflop.data.gaps import Gaps
 from isoflop.data.pairs import prepare_pairs, read_all
 from isoflop.data.prepare import prepare
 from isoflop.data.prepared import checksum, open_prepared
@@ -64,7 +65,9 @@ from isoflop.optim.schedules import Decision, Timetable
 from isoflop.recipe import load_recipe
 from isoflop.records import RunFolder, find_runs, read_lines, read_run
 from isoflop.report.page import write_report
+from isoflop.trainer.begin import check_logs, other_machine, saved_up_to
 from isoflop.trainer.config import RunConfig
+from isoflop.trainer.trouble import account, gaps, in_a_row
 
 TEXTS = [
     f"Once upon a time there was a small brown fox, number {n}, and it said {n * 7} things. " * 8 for n in range(40)
@@ -299,6 +302,9 @@ def make_run(folder: Path) -> None:
     run.append(
         "decisions", {"at_step": 30, "steps": 42, "progress": None, "reason": "slow", "seconds": 30.0, "time": 1.7e9}
     )
+    for step, action in ((5, "skip"), (7, "rollback")):
+        line = {"step": step, "kind": "spike", "action": action, "reason": "x", "loss": 9.0, "tokens": 50_000}
+        run.append("skips", {**line, "first": 8 * step, "sequences": 8, "time": 1.7e9})
     run.append("events", {"event": "started", "time": 1.7e9, "step": 0})
     run.append("events", {"event": "finished", "time": 1.7e9, "step": 40})
     (folder / "tokenizer.json").write_text(tokenizer().to_json())
@@ -313,7 +319,12 @@ def read_folder(folder: Path) -> None:
 
 
 def resumed(folder: RunFolder, config: RunConfig) -> None:
-    """The decisions, replayed as trainer/loop.py replays them."""
+    """The logs, replayed as trainer/begin.py replays them."""
+    check_logs(folder)
+    skips = read_lines(folder.log("skips"))
+    assert Gaps.of(gaps(skips)).unbroken(10**6) >= 10**6 and in_a_row(skips) <= len(skips) and account(skips)
+    assert saved_up_to(folder, config, 40) >= 0
+    other_machine(folder, config)
     decisions = tuple(Decision.from_dict(line) for line in read_lines(folder.log("decisions")))
     timetable = Timetable(config.schedule, config.steps, decisions, read=config.batch.before)
     assert timetable.warmup_steps and timetable.total_steps and timetable.scale(0) >= 0
@@ -484,6 +495,7 @@ def read_model(folder: Path) -> None:
         model(torch.zeros(1, min(4, made.config.context), dtype=torch.long))
 
 
+LOGS = ("decisions.jsonl", "skips.jsonl", "events.jsonl")
 FOLDER = (bytes_of_any, spoil_folder, spoil_folder, planted, sparse)
 TARGETS: dict[str, Target] = {
     "prepared": Target(
@@ -521,7 +533,7 @@ TARGETS: dict[str, Target] = {
         resign_checkpoint,
         weight=2,
     ),
-    "run folder": Target(make_run, read_folder, (*FOLDER, json_of(), json_of(".jsonl"), json_of("decisions.jsonl"))),
+    "run folder": Target(make_run, read_folder, (*FOLDER, json_of(), json_of(".jsonl"), *map(json_of, LOGS))),
     "report": Target(make_run, read_report, (*FOLDER, json_of(), json_of(".jsonl")), weight=0.25),
     "tokenizers": Target(
         make_tokenizer, read_tokenizers, (*FOLDER, json_of(), json_of(), json_of(), disguise), weight=1.5
