@@ -1,7 +1,7 @@
 """What each part of the default recipe is worth: one thing changed at a time, at equal seconds, with seeds.
 
     python bench/recipe.py SOURCE ... --results FILE.jsonl [--set FIELD=VALUE ...] [--arms NAME ...] [--seeds 0 1 2]
-                           [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show]
+                           [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show] [--json]
 
 needs the extra `bench` (scipy). The default, with the plan's rates for its width, is trained for `--tokens` tokens. An
 arm is trained for as many as it reads in the same seconds: its step and the default's are timed in turns, in the
@@ -46,6 +46,7 @@ from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.task import make_task
+from record import record
 
 DEFAULT = "default"
 PAIRS_OF_TURNS = 3  # separate timings of an arm beside the default, of which the median counts
@@ -297,10 +298,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--equal", choices=["seconds", "tokens"], default="seconds")
     parser.add_argument("--show", action="store_true", help="only show what FILE has")
+    parser.add_argument("--json", action="store_true", help="record it in bench/results/recipe-LAYERSxWIDTH.json")
     given = parser.parse_args()
-    if given.show:
-        show(read_rows(given.results))
-        return
+    if not given.show:
+        carry_out(given)
+    rows = read_rows(given.results)
+    show(rows)
+    if given.json:
+        model = configure(given.sources, given.set, DEFAULT, 0).model
+        shape = f"{model.layers}x{model.d_model}"
+        losses = {row["seed"]: row["bits_per_byte"] for row in rows if row["arm"] == DEFAULT}
+        record(f"recipe-{shape}", {"shape": shape, "tokens": given.tokens, "default": losses, "rows": compare(rows)})
+
+
+def carry_out(given: argparse.Namespace) -> None:
+    """Run what is not in the results yet."""
     arms = list(dict.fromkeys([DEFAULT, *given.arms]))
     timed = given.equal == "seconds"
     jobs = plan_jobs(given.sources, given.set, arms, given.seeds, given.tokens, given.results, timed)
@@ -310,7 +322,6 @@ def main() -> None:
             with given.results.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-    show(read_rows(given.results))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ PAGES = (
     ROOT / "docs" / "where-the-time-goes.md",
     ROOT / "docs" / "many-machines.md",
     ROOT / "docs" / "on-a-gpu.md",
+    ROOT / "docs" / "recipe.md",
 )
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens a second at its CPU default
@@ -252,6 +253,21 @@ def gpu(result: dict[str, Any]) -> str:
     return lines(head, rows) + f"\n\n{said} {provenance(result)}"
 
 
+def recipe(result: dict[str, Any]) -> str:
+    """What each change of the default recipe is worth, the best first."""
+    rows = [
+        [arm, f"{ratio:.2f}", f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}", f"{seeds}", verdict]
+        for arm, ratio, mean, half, seeds, verdict in result["rows"]
+    ]
+    losses = list(result["default"].values())
+    said = (
+        f"The default: {sum(losses) / len(losses):.4f} bits per byte held-out, {result['tokens']:,.0f} tokens, "
+        f"{len(losses)} seeds. {provenance(result)}"
+    )
+    head = ["changed", "tokens/s", "bits per byte", "95 % interval", "seeds", "verdict"]
+    return f"{said}\n\n{lines(head, rows)}"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step,
     "race": race,
@@ -261,6 +277,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "prepare": prepare,
     "start": start,
     "scaling": scaling,
+    "recipe-2x48": recipe,
+    "recipe-3x96": recipe,
     "gpu": gpu,
 }
 
