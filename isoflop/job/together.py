@@ -17,7 +17,7 @@ from isoflop.config import from_dict, to_dict
 from isoflop.data.prepared import Data
 from isoflop.job.outcome import measure_last
 from isoflop.parallel.mesh import Group, joined
-from isoflop.records import RunFolder, read_run
+from isoflop.records import RunFolder, read_object, read_run
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut, Samples
@@ -49,8 +49,9 @@ def again(group: Group, folder: RunFolder) -> bool:
     again, so that it goes on from its last checkpoint."""
     if not (group.launch or group.restarts) or not folder.config.is_file() or folder.result.is_file():
         return False
-    launches = [event.get("launch") for event in read_run(folder.path).events if "launch" in event]
-    return bool(launches) and launches[-1] == group.launch and (group.restarts > 0 or group.launch != "none")
+    launches = [event["launch"] for event in read_run(folder.path).events if "launch" in event]
+    launches = launches or [read_object(folder.environment).get("launch")]  # killed before its first event
+    return launches[-1] == group.launch and (group.restarts > 0 or group.launch != "none")
 
 
 def send(group: Group, config: RunConfig, folder: RunFolder, prepared: Data, resume: bool) -> None:

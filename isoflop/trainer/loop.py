@@ -115,7 +115,8 @@ def train(
     echo = 0.0 if group.alone else ECHO
     with disk_errors(f"the run folder {folder.path}", then=again), folder.locked() as lock, Signals(echo) as signals:
         if group.first and not (resume and folder.config.exists()):
-            about = {**describe_machine(config.runtime.device), **(environment or {})}
+            launched = {"launch": group.launch} if group.launch else {}
+            about = {**describe_machine(config.runtime.device), **launched, **(environment or {})}
             write_first_files(config, folder, prepared, plan or {}, about)
         folder.mend()
         live, optimizers = make_run(config, folder, task, prepared, batches, resume, group)

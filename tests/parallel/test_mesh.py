@@ -2,10 +2,13 @@ import os
 
 import pytest
 
-from isoflop.config import override
+from isoflop.config import override, to_dict
 from isoflop.errors import UserError
+from isoflop.files import write_json
+from isoflop.job.together import again
 from isoflop.parallel.config import ParallelConfig
 from isoflop.parallel.mesh import ALONE, Group, joined, read_environment
+from isoflop.records import RunFolder
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.together import agree, check_world
 
@@ -76,3 +79,15 @@ def test_the_environment_says_who_this_is():
 
 def test_alone_is_what_there_is_without_torchrun():
     assert ALONE.alone and "RANK" not in os.environ
+
+
+@pytest.mark.parametrize("started", [False, True], ids=["killed before its first event", "killed later"])
+def test_started_again_by_torchrun_a_run_knows_itself(tmp_path, started):
+    folder = RunFolder(tmp_path)
+    write_json(folder.environment, {"launch": "job"})
+    write_json(folder.config, to_dict(RunConfig()))
+    if started:
+        folder.event("started", step=0, launch="job")
+    assert again(Group(0, 2, launch="job", restarts=1), folder)
+    assert not again(Group(0, 2, launch="another", restarts=1), folder)
+    assert not again(Group(0, 2), folder)  # no torchrun: somebody named a folder that is in use
