@@ -25,7 +25,7 @@ def steps(how: str, *arguments: str) -> None:
 
     def run(_):
         step = make_step(override(RunConfig(), arguments))
-        for _ in range(2):
+        for _ in range(4):
             step()
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for _ in range(2):

@@ -358,17 +358,6 @@ def test_the_survey_estimates_the_text_of_every_kind_of_file(folder_of, tmp_path
     ]
 
 
-def test_what_a_killed_preparation_left_is_swept_after_a_day(folder_of, own_home):
-    for name, age in (("old", 2 * 86400), ("young", 60)):
-        left = own_home / f"data/.{name}.0123.tmp"
-        left.mkdir(parents=True)
-        (left / "heldout.0000.bin").write_text("x")
-        for path in (left / "heldout.0000.bin", left):
-            os.utime(path, (time.time() - age,) * 2)
-    prepare(config_of(folder_of("text", 5)))
-    assert [path.name for path in own_home.glob("data/.*")] == [".young.0123.tmp"]
-
-
 def test_a_script_without_a_main_guard_may_prepare_in_parallel(folder_of, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
