@@ -78,15 +78,19 @@ def lost_checkpoints(folder: Path, seen: int) -> tuple[int, int]:
     return damaged + (newest < seen), max(newest, seen)
 
 
-def where_it_hit(folder: Path, began_at: int) -> str:
-    """Which part of its life a process was in when it was killed, by what it left; `began_at`: the steps on record when
-    it started."""
+def where_it_hit(folder: Path, began_at: int, since: float) -> str:
+    """Which part of its life a process was in when it was killed, by what it left.
+
+    Args:
+        began_at: the steps on record when it started.
+        since: when that was, in seconds since 1970: what an earlier life left half-written is not this one's.
+    """
     if not is_run(folder):
         return "before it was a run"
     run = read_run(folder)
     if run.result:
         return "after its last step"
-    if any(p.name.endswith(".tmp") for p in (folder / "checkpoints").glob(".step-*")):
+    if any(path.stat().st_mtime >= since for path in (folder / "checkpoints").glob(".step-*.tmp")):
         return "writing a checkpoint"
     done = steps_done(folder)
     if done == began_at:
@@ -140,7 +144,7 @@ def kill_often(
     total, told, lost, newest = 0, [], 0, 0
     boot = first / 2
     for number in range(kills):
-        resumed, began_at = is_run(broken), steps_done(broken)
+        resumed, began_at, since = is_run(broken), steps_done(broken), time.time()
         process = start(["--resume", str(broken)] if resumed else [*new, str(broken)], home)
         share = 1 - total / max(1, steps_of(new))
         beyond = 2 * rest * share / (kills - number)
@@ -160,7 +164,7 @@ def kill_often(
         now_lost, newest = lost_checkpoints(broken, newest)
         lost += now_lost
         total = steps_done(broken)
-        told.append(Kill(name, where_it_hit(broken, began_at), *work_to_redo(broken)))
+        told.append(Kill(name, where_it_hit(broken, began_at, since), *work_to_redo(broken)))
         kill = told[-1]
         cost = (
             f"{kill.steps} steps, {kill.seconds:.2f} s to be done again" if is_run(broken) else "nothing to go on from"
