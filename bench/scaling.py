@@ -31,6 +31,7 @@ import torch
 from isoflop.config import override
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
+from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.cost import Layout, traffic
 from isoflop.parallel.mesh import Group, joined
 from isoflop.parallel.shard import lay_out
@@ -85,7 +86,8 @@ def member(size: str, optimizer: str, mode: str, replicas: int, threads: int, st
     config = override(config, [f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
     seed_everything(0)
     runtime = make_runtime("cpu", "float32", threads)
-    model = build_model(config.task, config.model)
+    with torch.device("meta" if mode in DIVIDED else "cpu"):
+        model = build_model(config.task, config.model)
     task = make_task(config)
     layout = lay_out(model, task.loss, group, config.parallel, "cpu")
     optimizers = build(model, config.optim, torch.float32, layout.matrices)

@@ -146,9 +146,8 @@ def write(pending: Pending, then: str = "") -> Path:
         final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
         if state.first():
             sweep(final.parent)
-            RunFolder(
-                final.parent.parent
-            ).settle()  # a checkpoint must not outlive what is on record of the steps before
+            # a checkpoint must not outlive what is on record of the steps before it
+            RunFolder(final.parent.parent).settle()
         with state.folder_for_all(final) as (folder, finishes):
             (folder / "tensors").mkdir(exist_ok=True)
             state.save_tensors(folder / "tensors", pending.tensors)

@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+from isoflop.trainer.hooks import Hook
+
 TINY = [
     "model.layers=2",
     "model.d_model=32",
@@ -34,3 +36,18 @@ def write_texts(folder: Path, files: int = 60) -> Path:
 def tree_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes, locks left out."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+class PowerCut(Exception):
+    """The end of a process, as far as its run can tell."""
+
+
+class CutAt(Hook):
+    """Lets it come after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, live):
+        if live.step == self.step:
+            raise PowerCut

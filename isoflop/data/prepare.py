@@ -101,9 +101,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     parts = list_parts(config)
     key = key_of(config, parts, given)
     folder = Path(out) if out else files.home() / "data" / key[:16]
-    with files.disk_errors(
-        "the prepared data"
-    ):  # to stay, empty or not: others may be at work there for the first time
+    with files.disk_errors("the prepared data"):  # it stays, empty or not: others may be at work there
         (files.home() / "data").mkdir(parents=True, exist_ok=True)
     files.try_folder(folder.parent, "the prepared data")
     if found := already_there(folder, key):

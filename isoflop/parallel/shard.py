@@ -130,11 +130,7 @@ class Sharded(Layout):
             elif module is model:
                 divide(module, mesh, again=False)
 
-        if any(parameter.is_meta for parameter in model.parameters()):
-            fill(model, device, weights or {}, divide_one)
-        else:
-            for module in (*units, model):
-                divide_one(module)
+        fill(model, device, weights or {}, divide_one)
         self.matrices = Divided(mesh["piece"] if replicas > 1 else mesh)
 
     @contextlib.contextmanager
@@ -155,9 +151,9 @@ def lay_out(
     """Divide a model, which is alike in all processes, as the configuration says.
 
     Args:
-        model: whole on `device`; or, where it is to be divided, on the meta device, to be filled from torch's seed.
+        model: whole on `device`, or, where it is to be divided, on the meta device, to be filled from torch's seed.
         loss: (model, *batch) -> a scalar with gradient.
-        weights: what a model on the meta device begins with instead, by name.
+        weights: what a model that is divided begins with instead, by name.
     """
     mode, _ = config.resolve(group.size, group.hosts)
     if mode == "none":

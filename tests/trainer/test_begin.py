@@ -13,20 +13,7 @@ from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.begin import check_logs, differing
 from isoflop.trainer.hooks import Hook
-from small import TINY
-
-
-class PowerCut(Exception):
-    pass
-
-
-class CutAt(Hook):
-    def __init__(self, step):
-        self.step = step
-
-    def stepped(self, live):
-        if live.step == self.step:
-            raise PowerCut
+from small import TINY, CutAt, PowerCut
 
 
 class Heard(Hook):

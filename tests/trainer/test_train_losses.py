@@ -15,26 +15,13 @@ from isoflop.records import read_run
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.hooks import HeldOut, Hook
-from small import TINY
+from small import TINY, CutAt, PowerCut
 
 
 def config_for(corpus, *more):
     start = RunConfig()
     start = replace(start, data=replace(start.data, sources=(str(corpus),)))
     return override(start, [*TINY, "model.vocab_size=320", "steps=8", *more])
-
-
-class PowerCut(Exception):
-    pass
-
-
-class CutAt(Hook):
-    def __init__(self, step):
-        self.step = step
-
-    def stepped(self, live):
-        if live.step == self.step:
-            raise PowerCut
 
 
 @pytest.mark.parametrize(

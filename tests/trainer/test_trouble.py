@@ -26,7 +26,7 @@ from isoflop.trainer.guard import Diverged
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.task import CausalLM
 from isoflop.trainer.trouble import Watch, find_trouble, in_a_row
-from small import TINY
+from small import TINY, CutAt, PowerCut
 
 STEPS = 12
 
@@ -52,24 +52,11 @@ class Poisoned(CausalLM):
         return super().batches(config, data, (*self.skipped, *skipped))
 
 
-class PowerCut(Exception):
-    pass
-
-
 class Cut(Hook):
     """Ends the process, as far as the run can tell, when a step is put on record as bad."""
 
     def troubled(self, live, line):
         raise PowerCut
-
-
-class CutAt(Hook):
-    def __init__(self, step):
-        self.step = step
-
-    def stepped(self, live):
-        if live.step == self.step:
-            raise PowerCut
 
 
 @pytest.fixture
