@@ -21,12 +21,21 @@ This is single-device code. It knows no ranks, files, trainers or printing.
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from isoflop.errors import UserError
 from isoflop.model.blocks.attention import soft_capped
 from isoflop.model.blocks.norm import normalise
-from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, mean_readings, reset_inside, take_auxiliary
+from isoflop.model.blocks.part import (
+    Cache,
+    Embedding,
+    Init,
+    Linear,
+    Part,
+    mean_readings,
+    product,
+    reset_inside,
+    take_auxiliary,
+)
 from isoflop.model.blocks.position import Position
 from isoflop.model.blocks.value import ValueEmbedding
 from isoflop.model.blocks.wiring import Shortcut
@@ -126,7 +135,7 @@ class GPT(Part):
         return mean_readings(self.blocks)
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        return soft_capped(F.linear(h_BTD, self.head_weight), self.logit_cap)
+        return soft_capped(product(h_BTD, self.head_weight), self.logit_cap)
 
     @property
     def logit_cap(self) -> float:

@@ -66,6 +66,12 @@ def clip_gradients(model: nn.Module, max_norm: float, whole: Callable[[Tensor], 
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    if max_norm > 0:
+    if max_norm > 0 and not small_already(norm, max_norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
+
+
+def small_already(norm: Tensor, max_norm: float) -> bool:
+    """Whether clipping would multiply all gradients by 1. Looked at on a CPU alone: elsewhere that waits for the
+    device."""
+    return norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)  # as clip_grads_with_norm_ has it; NaN is not

@@ -95,6 +95,19 @@ def test_clipping_bounds_the_global_norm_and_returns_the_one_before():
         assert total == pytest.approx(after or before, rel=1e-4)
 
 
+@pytest.mark.parametrize("norm", [0.5, 0.999_999, 1.0, 1.000_001, 2.0])
+def test_clipping_gives_the_bits_that_torch_gives(norm):
+    """Gradients that are small already are not multiplied by 1."""
+    gradient = torch.randn(64)
+    gradient *= norm / gradient.norm()
+    ours, theirs = nn.Linear(64, 1, bias=False), nn.Linear(64, 1, bias=False)
+    for model in (ours, theirs):
+        model.weight.grad = gradient.clone().view(1, 64)
+    clip_gradients(ours, 1.0)
+    nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+    assert ours.weight.grad.equal(theirs.weight.grad)
+
+
 def test_a_nan_gradient_shows_in_the_norm():
     model = nn.Linear(2, 2)
     for p in model.parameters():

@@ -21,6 +21,9 @@ from isoflop.model.blocks.position import Position
 MakePosition = Callable[[int], Position]  # from the width of what it acts on
 BLOCK = 128  # queries of a band worked through at once, at least: below this, calls cost more than they save
 NARROWEST = 16  # head_dim that torch's FlexAttention can do
+# Keys up to which products and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for them: 2.2 times
+# as fast at 256, 2 at 512, 0.9 at 1,024 (docs/where-the-time-goes.md). Beyond, scores would weigh more than they win.
+FEW_KEYS = 512
 
 
 class Attention(Part):
@@ -76,9 +79,9 @@ class Attention(Part):
     def forward(self, x_BTD: Tensor, cache: Cache | None = None, added_BTC: Tensor | None = None) -> Tensor:
         """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is what is cached."""
         start = cache.length if cache is not None else 0
-        q_BHTK = split_heads(self.q(x_BTD), self.heads)
-        k_BGTK = split_heads(self.k(x_BTD), self.kv_heads)
-        v_BTC = self.v(x_BTD)
+        q_BTC, k_BTC, v_BTC = self.project(x_BTD)
+        q_BHTK = split_heads(q_BTC, self.heads)
+        k_BGTK = split_heads(k_BTC, self.kv_heads)
         if added_BTC is not None:
             v_BTC = v_BTC + added_BTC.to(v_BTC.dtype)
         v_BGTK = split_heads(v_BTC, self.kv_heads)
@@ -97,6 +100,18 @@ class Attention(Part):
             dropout=self.attention_dropout if self.training else 0.0,
         )
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values of (B, T, C) each. Under autocast by one product: the weights are copied to another
+        dtype in any case, and side by side costs no more; the gradients by x_BTD are then added up inside of it."""
+        maps, device = (self.q, self.k, self.v), x_BTD.device.type
+        if not torch.is_autocast_enabled(device):
+            return tuple(each(x_BTD) for each in maps)
+        dtype = torch.get_autocast_dtype(device)
+        weight_CD = torch.cat([each.weight.to(dtype) for each in maps])
+        biases = [each.bias.to(dtype) for each in maps if each.bias is not None]
+        together_BTC = F.linear(x_BTD, weight_CD, torch.cat(biases) if biases else None)
+        return together_BTC.split([each.out_features for each in maps], dim=-1)
 
 
 class Banded(Attention):
@@ -190,6 +205,8 @@ def attend(
     if T == 1 and everything and G < H:  # the queries that share a head of keys are its T then, and nothing is copied
         q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
         bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
+    if bias is None and not (soft_cap or dropout) and unfused_is_faster(v_BGSV, T):
+        return attend_unfused(q_BHTK, k_BGSK, v_BGSV, band(T, S, window, v_BGSV.device), scale)
     visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
     if soft_cap:
         y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
@@ -251,6 +268,26 @@ def attend_capped(
         scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
     weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
     return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSV.unsqueeze(2)).flatten(1, 2)
+
+
+def unfused_is_faster(v_BGSV: Tensor, T: int) -> bool:
+    """Whether `attend_unfused` is faster than torch's fused kernel, which on a CPU works through 32 to 64 queries at a
+    time where there are few, and in bfloat16 spends its backward pass on setting those up."""
+    cpu, S = v_BGSV.device.type == "cpu", v_BGSV.shape[2]
+    return cpu and v_BGSV.dtype == torch.bfloat16 and T > 1 and S <= FEW_KEYS and torch.is_grad_enabled()
+
+
+def attend_unfused(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, visible_TS: Tensor, scale: float | None) -> Tensor:
+    """The same as two products with a softmax between them, all of it in the values' dtype. The mask and the scale ride
+    on the first product; heads that share keys are more queries of these."""
+    B, H, T, K = q_BHTK.shape
+    G, S, V = v_BGSV.shape[1:]
+    N, scale = H // G, K**-0.5 if scale is None else scale
+    hidden_TS = v_BGSV.new_zeros(T, S).masked_fill_(~visible_TS, -torch.inf)
+    q_AnK = q_BHTK.to(v_BGSV.dtype).reshape(B * G, N * T, K)
+    k_AKS = k_BGSK.to(v_BGSV.dtype).reshape(B * G, S, K).transpose(1, 2)
+    weights_AnS = torch.baddbmm(hidden_TS if N == 1 else hidden_TS.repeat(N, 1), q_AnK, k_AKS, alpha=scale).softmax(-1)
+    return torch.bmm(weights_AnS, v_BGSV.reshape(B * G, S, V)).view(B, H, T, V)
 
 
 def flexible(q_BHTK: Tensor) -> bool:

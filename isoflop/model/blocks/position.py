@@ -88,7 +88,7 @@ class Sinusoidal(Position):
         fill_sinusoids(self.table_TD, self.base, self.scale)
 
     def embed(self, x_BTD: Tensor, start: int) -> Tensor:
-        return x_BTD + self.table_TD[start : start + x_BTD.shape[1]]
+        return x_BTD + self.table_TD[start : start + x_BTD.shape[1]].to(x_BTD.dtype)
 
 
 class Rotary(Position):
