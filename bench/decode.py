@@ -9,7 +9,8 @@ a short trial is left out, and said to be. In a round ours, theirs and the machi
 is that of `sum` over 512 MB with the same threads; figures are medians over rounds.
 
 Bytes a token: every weight that it is multiplied by, once a step, and the keys and values held at the middle of what is
-written; share: those bytes a second over the read bandwidth of the same round.
+written; share: those bytes a second over the read bandwidth of the same round. What ours does in each dtype is given
+beside that.
 """
 
 import argparse
@@ -131,12 +132,21 @@ def measure(batch: int, given: argparse.Namespace, peers: dict[str, Write], own:
             size * given.tokens / mine * read / (4 * memory.numel())
             for mine, read in zip(us, took["read"], strict=True)
         ),
+        "by_dtype": {
+            who: {
+                name: batch * given.tokens / statistics.median(took[f"{who} {name}"])
+                for name in DTYPES
+                if f"{who} {name}" in took
+            }
+            for who in ("ours", "theirs")
+        },
         "seconds": took,
     }
     print(
         f"batch {batch:>2}  {dtype}  ours {row['ours_tokens_per_second']:7.1f} tok/s  transformers "
         f"{row['theirs_tokens_per_second']:7.1f} tok/s  ratio {row['ratio']:.2f}  {size / 1e6:.0f} MB a step at "
-        f"{row['share_of_read_bandwidth']:.2f} of {rate / 1e9:.1f} GB/s",
+        f"{row['share_of_read_bandwidth']:.2f} of {rate / 1e9:.1f} GB/s; ours "
+        + ", ".join(f"{value:.1f} in {name}" for name, value in row["by_dtype"]["ours"].items()),
         flush=True,
     )
     return row

@@ -1,6 +1,6 @@
 """Where the time of a training step goes, part by part, beside the least that the machine's two ceilings allow.
 
-    python bench/where.py [--sizes S M L] [--steps 1] [--threads N] [--json]
+    python bench/where.py [--sizes S M L] [--dtype float32] [--steps 1] [--threads N] [--json]
 
 For each part of a step: its time (torch.profiler, each operation's own time), the operations that it computes and the
 bytes that it names, both counted from the tensors that go in and out of every operation (TorchDispatchMode), and the
@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ceilings import bandwidth, peaks, shapes_of
+from ceilings import DTYPES, bandwidth, peaks, shapes_of
 from isoflop.allocator import keep_freed_memory
 from isoflop.model.config import ModelConfig
 from isoflop.model.count import flops_per_token
@@ -40,7 +40,7 @@ from shapes import SIZES, Size, nanogpt_model
 # Part: the beginnings of the names of its operations. The first that fits counts.
 PARTS = {
     "products": ("mm", "addmm", "bmm", "baddbmm"),
-    "attention": ("_scaled_dot_product", "scaled_dot_product"),
+    "attention": ("_scaled_dot_product", "scaled_dot_product", "_softmax", "softmax"),
     "norm": ("native_layer_norm", "rsqrt"),
     "activation": ("gelu", "relu", "silu", "addcmul"),
     "loss": ("_log_softmax", "log_softmax", "exp", "gather", "scatter_add", "masked_fill", "ne", "ChunkedCrossEntropy"),
@@ -115,12 +115,12 @@ def operations(name: str, args: Any) -> float:
     return 0
 
 
-def make(config: ModelConfig, size: Size) -> Callable[[], None]:
+def make(config: ModelConfig, size: Size, dtype: torch.dtype) -> Callable[[], None]:
     """A whole step of ours on random tokens, without the loop around it."""
     seed_everything(0)
     model, task = GPT(config), CausalLM()
     optimizers = build(model, OptimConfig(name="adamw", lr=1e-4), torch.float32)
-    runtime = Runtime(torch.device("cpu"), torch.float32)
+    runtime = Runtime(torch.device("cpu"), dtype)
     tokens = torch.randint(config.vocab_size, (size.batch, config.context + 1))
     batch = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
@@ -162,7 +162,7 @@ def watched(step: Callable[[], None], steps: int) -> tuple[Counter[str], float]:
 def measure(name: str, given: argparse.Namespace, peak: float, memory: float) -> dict[str, Any]:
     size = SIZES[name]
     config = nanogpt_model(size)
-    step = make(config, size)
+    step = make(config, size, DTYPES[given.dtype])
     for _ in range(2):
         step()
     with Counted() as counted:
@@ -212,23 +212,25 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the products")
     parser.add_argument("--steps", type=int, default=1, help="that the profiler watches (times ten at S)")
     parser.add_argument("--threads", type=int, default=cores())
-    parser.add_argument("--json", action="store_true", help="record the result in bench/results/where.json")
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/")
     given = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(given.threads)
     shapes = dict.fromkeys(shape for name in given.sizes for shape in shapes_of(SIZES[name]))
-    peak = max(peaks(shapes, (512, 1024, 2048))["float32"].values())
+    peak = max(peaks(shapes, (512, 1024, 2048))[given.dtype].values())
     memory = max(bandwidth().values())
-    print(f"{given.threads} threads: {peak / 1e9:.1f} GFLOP/s in matrix products, {memory / 1e9:.1f} GB/s of memory")
+    products = f"{peak / 1e9:.1f} GFLOP/s in {given.dtype} matrix products"
+    print(f"{given.threads} threads: {products}, {memory / 1e9:.1f} GB/s of memory")
     rows = []
     for name in given.sizes:
         rows.append(measure(name, given, peak, memory))
         show(rows[-1])
     if given.json:
-        about = {"threads": given.threads, "flops_per_second": peak, "bytes_per_second": memory}
-        record("where", {**about, "rows": rows})
+        about = {"threads": given.threads, "dtype": given.dtype, "flops_per_second": peak, "bytes_per_second": memory}
+        record("where" if given.dtype == "float32" else f"where-{given.dtype}", {**about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -113,6 +113,7 @@ def test_things_that_need_a_run(finished, corpus, capsys, tmp_path):
     assert "holds no run" in refused(capsys, "train", "--resume", str(tmp_path / "nowhere"))
     assert "isoflop runs" in refused(capsys, "sample", str(corpus))
     assert "temperature" in refused(capsys, "sample", str(finished), "--temperature", "-1")
+    assert "float16 is not one of" in refused(capsys, "sample", str(finished), "--dtype", "float16")
     assert "UTF-8" in refused(capsys, "sample", str(finished), "--prompt", "\udcff bad")
     assert "--seed" in refused(capsys, "sample", str(finished), "--seed", str(10**30))
     for option in (["--dry-run"], ["--strict"], ["--set", "seed=2"], ["--init", str(finished)]):

@@ -53,7 +53,7 @@ def test_the_ratio_is_the_median_of_the_rounds():
 def test_the_operations_seen_are_those_declared():
     torch.set_num_threads(1)
     size = Size(2, 32, 2, 16, 3, 65, steps=1)
-    step = make(nanogpt_model(size), size)
+    step = make(nanogpt_model(size), size, torch.float32)
     with Counted() as counted:
         step()
     declared = flops_per_token(nanogpt_model(size), convention="executed") * size.tokens

@@ -102,6 +102,8 @@ def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
     assert set(capsys.readouterr().out.split()) <= set("ABCDEFGH")  # the output alone, not the prompt before it
     assert cli(["sample", str(whole), "--prompt", "abc", "--temperature", "1"]) == 2
     assert "--temperature" in capsys.readouterr().err
+    assert cli(["sample", str(whole), "--prompt", "abc", "--dtype", "bfloat16"]) == 2
+    assert "--dtype" in capsys.readouterr().err
     assert cli(["sample", str(whole)]) == 2
     assert "--prompt" in capsys.readouterr().err
 

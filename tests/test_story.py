@@ -83,6 +83,9 @@ def test_text_to_model_with_kills_on_the_way(corpus, tmp_path):
     assert list(keys) == ["nats_per_token", "perplexity", "bits_per_byte", "tokens", "bytes"]
     assert keys["bits_per_byte"] == pytest.approx(result.result["heldout"]["bits_per_byte"], rel=1e-5)
 
+    assert run("sample", str(whole), "--prompt", "the ", "--tokens", "5", "--dtype", "bfloat16").stdout.startswith(
+        "the "
+    )
     again = [run("sample", str(whole), "--prompt", "the ", "--tokens", "20", "--seed", "4").stdout for _ in range(2)]
     assert again[0] == again[1] and again[0].startswith("the ") and len(again[0]) > 10
     assert str(whole.name) in run("runs", str(tmp_path)).stdout

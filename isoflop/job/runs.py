@@ -18,7 +18,7 @@ from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.engine import generate
-from isoflop.generate.layout import lay_out
+from isoflop.generate.layout import lay_out, narrow
 from isoflop.generate.transduce import transduce
 from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut, measure
@@ -26,7 +26,7 @@ from isoflop.model.build import Model
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.records import RunFolder, find_runs, read_object, read_run
 from isoflop.report.words import number
-from isoflop.runtime import choose_device, make_runtime
+from isoflop.runtime import DTYPES, choose_device, make_runtime
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task
 
@@ -56,23 +56,29 @@ def sample(
     on_text: Callable[[str], None] | None = None,
     with_prompt: bool = False,
     beam: int = 1,
+    dtype: str = "float32",
 ) -> str:
     """Let a run's last checkpoint write: on from `prompt`, or (seq2seq) its output for `prompt`.
 
     Args:
         temperature, ...: see generate/engine.py; None is 0.8. An encoder-decoder writes the likeliest output that a
             search with `beam` hypotheses finds, and takes none of them.
+        dtype: bfloat16: the weights that are multiplied are rounded, and a large model writes up to twice as fast.
         with_prompt: the text that is given back and shown begins with the prompt, where it goes on from it.
 
     Raises:
         UserError: for a run that cannot be read, or an argument that its model has no use for.
     """
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     model, tokenizer = load(run, choose_device())
     if isinstance(model, EncoderDecoder):
+        if dtype != "float32":
+            raise UserError(f"--dtype {dtype} is for runs that continue a text; this one (--task seq2seq) has float32")
         return output_for(model, tokenizer, prompt, temperature, beam, on_text)
     if beam != 1:
         raise UserError(f"--beam {beam} is for runs of --task seq2seq; this one continues a text, token by token")
-    lay_out(model)
+    narrow(model) if dtype == "bfloat16" else lay_out(model)
     begun = prompt if with_prompt else ""
     if begun and on_text is not None:
         on_text(begun)

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.generate.cache import KVCache
+from isoflop.generate.layout import narrow
 from isoflop.model.blocks.part import Linear, Part
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import count
@@ -212,6 +213,32 @@ def test_runs_in_bfloat16(config):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = model(tokens).float()
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_its_gradient_in_bfloat16_is_its_gradient(config):
+    if config.norm.name == "batch":
+        pytest.skip("where two sequences have the same token its variance is a rounding error")
+    model, tokens = stirred(config).train(), some_tokens(config)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            loss = torch.nn.functional.cross_entropy(model(tokens).float().flatten(0, 1), tokens.flatten())
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    exact, rough = gradients
+    assert (rough - exact).norm() < 0.1 * exact.norm()
+
+
+def test_decodes_rounded_to_bfloat16(config):
+    """What `sample --dtype bfloat16` does: the same model, nearly."""
+    model, tokens = stirred(config), some_tokens(config)
+    with torch.no_grad():
+        exact = model(tokens)
+        narrow(model)
+        cache = KVCache(config.context)
+        rough = torch.cat([model(tokens[:, t : t + 1], cache) for t in range(tokens.shape[1])], dim=1).float()
+    assert (rough - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
 def test_counts_are_what_runs(config):
