@@ -450,7 +450,7 @@ def test_a_checkpoint_that_is_dropped_while_it_is_read_is_no_trouble(saved, monk
             checkpoint.remove(saved)
         return read_state(path)
 
-    monkeypatch.setattr(checkpoint, "read_state", meanwhile)
+    monkeypatch.setattr("isoflop.checkpoint.reading.read_state", meanwhile)
     assert checkpoint.read(saved.parents[1]).step == 7
 
 
@@ -458,7 +458,7 @@ def test_a_file_that_cannot_be_read_is_damage(saved, monkeypatch):
     def unreadable(path):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(checkpoint, "sha256", unreadable)
+    monkeypatch.setattr("isoflop.checkpoint.folder.sha256", unreadable)
     with pytest.raises(checkpoint.Damaged, match="Input/output error"):
         checkpoint.read(saved)
 

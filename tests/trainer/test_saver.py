@@ -11,6 +11,7 @@ import torch
 from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.errors import UserError
+from isoflop.parallel import state
 from isoflop.records import RunFolder, read_run
 from isoflop.screen import Screen
 from isoflop.trainer import RunConfig, train
@@ -34,9 +35,9 @@ def flip(path):
 
 def tensors_of(path):
     """Everything in a checkpoint: weights, moments, step counts, generators."""
-    stored = checkpoint.state.stored_tensors(path / "tensors")
+    stored = state.stored_tensors(path / "tensors")
     tensors = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
-    checkpoint.state.load_tensors(path / "tensors", tensors)
+    state.load_tensors(path / "tensors", tensors)
     return tensors
 
 

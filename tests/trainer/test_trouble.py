@@ -17,6 +17,7 @@ from isoflop.measure import HeldOut
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Timetable
+from isoflop.parallel import state
 from isoflop.records import RunFolder, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.runtime import seed_everything
@@ -75,9 +76,9 @@ def prepared(config):
 def end_of(folder):
     """Losses by step, and every tensor of the last checkpoint: weights, moments, counts, generators."""
     last = checkpoint.latest(RunFolder(folder).checkpoints)
-    tensors = checkpoint.state.stored_tensors(last / "tensors")
+    tensors = state.stored_tensors(last / "tensors")
     loaded = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
-    checkpoint.state.load_tensors(last / "tensors", loaded)
+    state.load_tensors(last / "tensors", loaded)
     return {line["step"]: line["loss"] for line in read_run(folder).training}, loaded
 
 
@@ -120,7 +121,7 @@ def test_a_step_left_out_is_as_if_its_update_had_not_been(config, prepared, tmp_
             optimizer.zero_grad()
     reached, tensors = end_of(tmp_path / "run")
     assert reached == losses
-    own = {**checkpoint.state.model_tensors(model), **checkpoint.state.optimizer_tensors(model, optimizers)}
+    own = {**state.model_tensors(model), **state.optimizer_tensors(model, optimizers)}
     assert [name for name, tensor in own.items() if not torch.equal(tensors[name], tensor)] == []
     counts = {name: tensor.item() for name, tensor in tensors.items() if name.endswith(".step")}
     assert counts and set(counts.values()) == {STEPS - 1.0}

@@ -1,0 +1,73 @@
+"""One folder a step, self-contained, written whole or not at all; reading one runs nothing that lies in it.
+
+    checkpoints/step-00001000/
+      manifest.json     size and SHA-256 of every other file
+      config.json       the run's resolved configuration
+      tokenizer.json
+      state.json        format, step, data fingerprint, and the trainer's progress (seconds, tokens)
+      tensors/*.safetensors     model.*, optim.* (see parallel/state.py) and rng.*: torch's generators
+
+A folder is what its manifest says, or it is refused: a changed byte, a missing file and a file that nobody wrote there
+(a planted pickle, say) are each an error that names the file. Nothing is ever unpickled. A checkpoint may come from
+anyone; what is read from it is checked first, in time and memory bounded by the size of its files.
+
+Python's and numpy's random generators are not part of it: nothing in a step draws from them.
+"""
+
+from isoflop.checkpoint.folder import (
+    FORMAT,
+    MANIFEST,
+    STEP_FOLDER,
+    Damaged,
+    at_step,
+    last_whole,
+    latest,
+    listing,
+    prune,
+    read_state,
+    remove,
+    set_aside,
+    step_of,
+    steps,
+    verify,
+)
+from isoflop.checkpoint.reading import (
+    Snapshot,
+    check_buffers,
+    check_weights,
+    load,
+    load_model,
+    load_weights,
+    read,
+    require_same_data,
+)
+from isoflop.checkpoint.writing import Pending, take, write
+
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "STEP_FOLDER",
+    "Damaged",
+    "Pending",
+    "Snapshot",
+    "at_step",
+    "check_buffers",
+    "check_weights",
+    "last_whole",
+    "latest",
+    "listing",
+    "load",
+    "load_model",
+    "load_weights",
+    "prune",
+    "read",
+    "read_state",
+    "remove",
+    "require_same_data",
+    "set_aside",
+    "step_of",
+    "steps",
+    "take",
+    "verify",
+    "write",
+]

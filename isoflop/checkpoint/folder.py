@@ -1,0 +1,245 @@
+"""A run's folder of checkpoints: which are there, which are whole, which stay."""
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import load_json
+from isoflop.errors import UserError
+from isoflop.files import disk_errors, sha256
+from isoflop.parallel import state
+from isoflop.records import RunFolder
+
+FORMAT = "isoflop checkpoint 1"
+MANIFEST = "manifest.json"
+REQUIRED = ("config.json", "state.json", "tokenizer.json")
+STEP_FOLDER = re.compile(r"step-(\d{8,15})")
+LEFT_OVER = re.compile(r"\.step-\d{8,15}\.[0-9a-f]+\.tmp")
+
+
+class Damaged(UserError):
+    """A checkpoint whose files are not what was written."""
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        Damaged: naming the file that is damaged or missing, and the way out.
+        UserError: naming one that is not of the checkpoint.
+    """
+    if not (path / MANIFEST).is_file():
+        raise Damaged(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
+    try:
+        manifest = read_object(path / MANIFEST)
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    try:
+        compare(path, manifest)
+    except OSError as error:  # a sector that cannot be read
+        raise Damaged(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def compare(path: Path, manifest: Mapping[str, Any]) -> None:
+    """`verify`, of the files that a manifest names."""
+    files = manifest.get("files")
+    if manifest.get("format") != FORMAT or not isinstance(files, dict):
+        raise UserError(
+            f"{path} is not a checkpoint of the format {FORMAT!r}; name a run or use the isoflop that wrote it"
+        )
+    # Names in the manifest are only ever compared with those found in the folder, never opened.
+    found = listing(path)
+    for name in [*REQUIRED, *files]:
+        if name not in files or name not in found:
+            raise damaged(path, name, "is missing")
+    for name, file in found.items():
+        if name == MANIFEST:
+            continue
+        if name not in files:
+            raise UserError(
+                f"{path} holds {name[:200]!r}, which is not part of the checkpoint; nothing was read: remove it"
+            )
+        entry = files[name]
+        if not isinstance(entry, dict) or entry.get("bytes") != file.stat().st_size:
+            raise damaged(path, name, "has another size than when it was written")
+        if entry.get("sha256") != sha256(file):
+            raise damaged(path, name, "has other bytes than when it was written")
+
+
+def damaged(path: Path, name: str, what: str) -> Damaged:
+    return Damaged(
+        f"checkpoint {path} is damaged: {name[:200]!r} {what}; delete that folder to use the checkpoint before it"
+    )
+
+
+def listing(path: Path) -> dict[str, Path]:
+    """Every file below `path` by its name there, with forward slashes.
+
+    Raises:
+        UserError: for what is neither file nor folder, such as a link that leads out of the checkpoint.
+    """
+    found: dict[str, Path] = {}
+    for top, folders, names in os.walk(path):
+        for name in [*folders, *names]:
+            item = Path(top, name)
+            mode = item.lstat().st_mode
+            if stat.S_ISREG(mode):
+                found[item.relative_to(path).as_posix()] = item
+            elif not stat.S_ISDIR(mode):
+                raise UserError(f"{path} holds {name[:200]!r}, which is neither a file nor a folder; remove it")
+    return dict(sorted(found.items()))
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """The steps that have a checkpoint, in order. Unfinished ones and what else lies there are passed over."""
+    if not checkpoints.is_dir():
+        return []
+    names = [STEP_FOLDER.fullmatch(p.name) for p in checkpoints.iterdir()]
+    numbers = {int(name[1]) for name in names if name}
+    return sorted(n for n in numbers if (checkpoints / folder_name(n) / MANIFEST).is_file())
+
+
+def latest(checkpoints: Path) -> Path | None:
+    """The checkpoint of the highest step, or None if there is none."""
+    found = steps(checkpoints)
+    return checkpoints / folder_name(found[-1]) if found else None
+
+
+def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The highest step's checkpoint whose files are what was written, and those above it that are not, with the reason.
+    Nothing is changed.
+
+    Raises:
+        UserError: if it holds a file that is not part of it.
+    """
+    broken: list[tuple[Path, str]] = []
+    folders = [p for p in checkpoints.iterdir() if STEP_FOLDER.fullmatch(p.name)] if checkpoints.is_dir() else []
+    for path in sorted(folders, key=step_of, reverse=True):
+        try:
+            verify(path)
+            return path, broken
+        except Damaged as error:
+            broken.append((path, str(error)))
+    return None, broken
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that nobody takes it for one and nothing of it is lost."""
+    aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
+    with disk_errors(f"the damaged checkpoint {path}"):
+        path.replace(aside)
+    return aside
+
+
+def at_step(checkpoints: Path, step: int) -> Path:
+    """The checkpoint of one step.
+
+    Raises:
+        UserError: listing the steps there are.
+    """
+    found = steps(checkpoints)
+    if step not in found:
+        there = ", ".join(map(str, found)) or "none"
+        raise UserError(f"{checkpoints} has no checkpoint of step {step}; there is {there}")
+    return checkpoints / folder_name(step)
+
+
+def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None:
+    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`; of several processes the first
+    one does."""
+    found = steps(checkpoints)
+    if not state.first():
+        return
+    with disk_errors(f"old checkpoints of {checkpoints}"):
+        for step in found[: max(0, len(found) - keep_last)]:
+            if step not in keep:
+                remove(checkpoints / folder_name(step))
+        sweep(checkpoints)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint so that no half of it is ever found: it loses its name first."""
+    doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    folder.replace(doomed)
+    if doomed.is_symlink():  # somebody moved it to another disk: what it leads to is theirs
+        doomed.unlink()
+    else:
+        shutil.rmtree(doomed)
+
+
+def sweep(checkpoints: Path) -> None:
+    """Delete what killed saves left. A run has one writer, so nothing unfinished is anybody's."""
+    if checkpoints.is_dir():
+        for path in checkpoints.iterdir():
+            if LEFT_OVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def find(path: Path, step: int | None) -> Path:
+    if (path / MANIFEST).is_file():
+        return path
+    run = RunFolder(path)
+    if not path.is_dir() or not (run.config.is_file() or run.checkpoints.is_dir()):
+        raise UserError(f"{path} is neither a run nor a checkpoint; `isoflop runs` lists the runs of a folder")
+    if step is not None:
+        return at_step(run.checkpoints, step)
+    last = latest(run.checkpoints)
+    if last is None:
+        raise UserError(
+            f"{path} has no checkpoint yet; wait for its first one, or go on with `isoflop train --resume {path}`"
+        )
+    return last
+
+
+def folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named for."""
+    return int(path.name.removeprefix("step-"))
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """state.json, every field checked."""
+    said = read_object(path / "state.json")
+    kinds = {"step": int, "fingerprint": str, "progress": dict}
+    for name, kind in kinds.items():
+        if not isinstance(said.get(name), kind) or isinstance(said[name], bool):
+            raise UserError(f"{path / 'state.json'}: {name} is missing or not {kind.__name__}; use another checkpoint")
+    if not 0 <= said["step"] < 10**15:
+        raise UserError(f"{path / 'state.json'}: step is out of range; use another checkpoint")
+    if (named := STEP_FOLDER.fullmatch(path.name)) and int(named[1]) != said["step"]:
+        raise UserError(f"{path / 'state.json'} is of step {said['step']}; give the folder back the name that says so")
+    for name, value in said["progress"].items():
+        if name in ("seconds", "aside", "tokens") and not number(value):
+            raise UserError(f"{path / 'state.json'}: progress {name} = {value!r} is no number; use another checkpoint")
+    if not all_pairs(said["progress"].get("recent", [])):
+        raise UserError(
+            f"{path / 'state.json'}: progress recent is no list of pairs of numbers; use another checkpoint"
+        )
+    return said
+
+
+def all_pairs(value: Any) -> bool:
+    """Whether a value is a list of pairs of finite numbers, of either sign."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(type(n) in (int, float) and abs(n) < 1e300 for n in pair)
+        for pair in value
+    )
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e30
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    value = load_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; use another checkpoint")
+    return value

@@ -1,0 +1,198 @@
+"""Reading a checkpoint: a run put back to where it was, or a model and what goes with it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.checkpoint.folder import find, read_object, read_state, verify
+from isoflop.config import from_dict
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.model.build import Model, build_model
+from isoflop.model.config import ModelConfig
+from isoflop.model.gpt import TRAINING_ONLY
+from isoflop.parallel import state
+from isoflop.untrusted import read_text
+
+TRIES = 3  # to read the last checkpoint of a run that goes on and drops old ones meanwhile
+BUFFERS = 256 * 2**20  # bytes of tables that a model may work out beside its weights, and 8 times those
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A checkpoint as readers want it: everything but the optimiser and the generators.
+
+    Attributes:
+        path: the checkpoint's folder.
+        config: the run's configuration, as plain JSON values; `config["model"]` is the ModelConfig.
+        weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once. What only
+            training needs (further heads) is left out.
+        tokenizer: the text of tokenizer.json.
+        fingerprint: of the data trained on.
+        step: optimiser steps taken.
+        progress: what the trainer recorded: seconds, tokens.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    weights: dict[str, Tensor] = field(repr=False)
+    tokenizer: str = field(repr=False)
+    fingerprint: str
+    step: int
+    progress: dict[str, Any]
+
+
+def load(
+    path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], verified: bool = False
+) -> dict[str, Any]:
+    """Put a run back to where it was when `path` was saved: weights, optimisers, torch's generators.
+
+    The optimisers may be new: their state is created. What follows is bit for bit what would have followed.
+
+    Args:
+        verified: the files were checked already, by `last_whole`.
+
+    Returns:
+        The progress given to `take`, with `step` and `fingerprint`.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or naming the first tensor that does not fit; nothing is changed then.
+    """
+    if not verified:
+        verify(path)
+    said = read_state(path)
+    state.restore(path / "tensors", model, optimizers)
+    state.restore_generators(path / "tensors")
+    return {**said["progress"], "step": said["step"], "fingerprint": said["fingerprint"]}
+
+
+def read(path: Path | str, step: int | None = None) -> Snapshot:
+    """Read weights and everything that goes with them, without optimiser.
+
+    Args:
+        path: a run's folder, or one checkpoint's.
+        step: which of a run's checkpoints; None for the last.
+
+    Raises:
+        UserError: if there is no such checkpoint, none yet, or it is damaged.
+    """
+    for _ in range(TRIES):
+        found = find(Path(path), step)
+        try:
+            return read_whole(found)
+        except (UserError, OSError):
+            if found.is_dir():
+                raise
+    raise UserError(f"{found} was dropped while it was read, by the run that goes on; try again")
+
+
+def read_whole(found: Path) -> Snapshot:
+    """`read`, of a checkpoint's folder."""
+    verify(found)
+    said = read_state(found)
+    config = read_object(found / "config.json")
+    stored = {
+        name: tensor
+        for name, tensor in state.stored_tensors(found / "tensors").items()
+        if name.startswith("model.") and not name.startswith(f"model.{TRAINING_ONLY}")
+    }
+    weights = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
+    state.load_tensors(found / "tensors", weights, stored)
+    return Snapshot(
+        path=found,
+        config=config,
+        weights={name.removeprefix("model."): tensor for name, tensor in weights.items()},
+        tokenizer=read_text(found / "tokenizer.json"),
+        fingerprint=said["fingerprint"],
+        step=said["step"],
+        progress=said["progress"],
+    )
+
+
+def load_model(
+    path: Path | str, device: torch.device | str = "cpu", step: int | None = None
+) -> tuple[Model, Tokenizer, Snapshot]:
+    """The model of a run or checkpoint, with its weights, ready to be evaluated; and its tokenizer.
+
+    Raises:
+        UserError: as `read`, and if the weights do not fit the configuration beside them.
+    """
+    snapshot = read(path, step)
+    config = from_dict(ModelConfig, snapshot.config.get("model"), "model")
+    task = str(snapshot.config.get("task", "causal_lm"))
+    if config.layers + config.encoder_layers > len(snapshot.weights):
+        raise UserError(
+            f"model.layers = {config.layers}, model.encoder_layers = {config.encoder_layers}: more than "
+            f"the weights of {snapshot.path}, which it does not fit; use another checkpoint"
+        )
+    with torch.device("meta"):  # the shapes alone: a configuration that lies must not cost its memory
+        sketch = build_model(task, config)
+        check_weights(sketch, snapshot.weights)
+        check_buffers(sketch, str(snapshot.path))
+    tokenizer = Tokenizer.from_json(snapshot.tokenizer, str(snapshot.path / "tokenizer.json"))
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{snapshot.path}: its tokenizer has {tokenizer.vocab_size} ids and its model {config.vocab_size}; "
+            "use another checkpoint"
+        )
+    model = build_model(task, config)
+    load_weights(model, snapshot.weights)
+    return model.to(device).eval(), tokenizer, snapshot
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy a snapshot's weights into a model of the same configuration.
+
+    Raises:
+        UserError: naming the first tensor that only one side has or that differs in shape; nothing is changed then.
+    """
+    check_weights(model, weights)
+    with torch.no_grad():
+        for name, tensor in state.model_tensors(model).items():
+            tensor.copy_(weights[name.removeprefix("model.")])
+
+
+def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raises UserError, naming the first tensor, unless `weights` are the model's in names and shapes."""
+    own = {name.removeprefix("model."): tensor for name, tensor in state.model_tensors(model).items()}
+    for name in [*weights, *own]:
+        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (weights, own))
+        if here != there:
+            raise UserError(
+                f"weight {name[:200]!r} is {there} in the checkpoint and {here} in the model: configurations differ"
+            )
+        if weights[name].dtype.is_floating_point != own[name].dtype.is_floating_point:
+            raise UserError(f"weight {name[:200]!r} is {weights[name].dtype} and should be {own[name].dtype}")
+
+
+def check_buffers(model: nn.Module, origin: str) -> None:
+    """Raises UserError if the tables that a model works out by itself (of rotary positions, say), which no file has to
+    hold, are so large beside its weights that its configuration must be lying."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    tables = sum(b.numel() * b.element_size() for b in model.buffers())
+    if tables > BUFFERS + 8 * weights:
+        raise UserError(
+            f"{origin}: its configuration asks for {tables >> 20:,} MiB of tables, with {weights >> 20:,} of weights; "
+            "choose fewer positions (context)"
+        )
+
+
+def require_same_data(path: Path, fingerprint: str, tokenizer: str = "") -> None:
+    """Raises UserError unless a checkpoint was trained on the data with this fingerprint and, if it is given, with this
+    tokenizer (the text of its tokenizer.json)."""
+    trained_on = read_state(path)["fingerprint"]
+    if trained_on != fingerprint:
+        run = path.parent.parent
+        raise UserError(
+            f"the data of this run changed: its checkpoint was trained on {trained_on[:12]}, the sources now give "
+            f"{fingerprint[:12]}; bring the old text back, or train on from its weights on what there is now: "
+            f"isoflop train SOURCE ... --init {run} --out NEW"
+        )
+    if tokenizer and read_text(path / "tokenizer.json") != tokenizer:
+        raise UserError(
+            f"the tokenizer of {path} is not that of the data: its ids would mean other text; bring the old one back"
+        )
