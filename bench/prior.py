@@ -1,16 +1,18 @@
 """Make the table behind the loss that a plan expects: isoflop/plan/prior.json.
 
-    python bench/prior.py CORPUS=PATH [CORPUS=PATH ...] [--flops 5e11 2e12 6e12] [--seeds 0] [--append] [--threads N]
+    python bench/prior.py CORPUS=PATH [CORPUS=PATH ...] [--flops 5e11 2e12 6e12] [--seeds 0] [--threads N]
 
 Each corpus is pretrained on with each FLOPs budget and seed, exactly as `isoflop train --budget` would, and a row is
 written for each run: corpus, how predictable it is, N, D, FLOPs (6ND), unique tokens, vocabulary, seed and
-the held-out bits per byte reached. Budgets are in FLOPs, so what else the machine does has no influence.
+the held-out bits per byte reached. A row takes the place of the one with its corpus and seed and about its FLOPs; the
+others stay, so that the plan always has a table. Budgets are in FLOPs, so what else the machine does has no influence.
 CORPUS=stdlib is the default corpus.
 """
 
 import argparse
 import fcntl
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from isoflop.records import read_run
 from isoflop.trainer.loop import RunResult
 
 TABLE = Path(__file__).parents[1] / "isoflop" / "plan" / "prior.json"
-COMMAND = "python bench/prior.py CORPUS=PATH ... --flops 5e11 2e12 6e12 2e13 --seeds 0 1"
+COMMAND = "python bench/prior.py CORPUS=PATH ... --flops 5e11 2e12 6e12 2e13 6e13 --seeds 0 1"
+ALIKE = 0.1  # difference of the logarithms of two runs' FLOPs
 
 
 def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> dict[str, Any]:
@@ -50,12 +53,19 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
     }
 
 
+def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two rows are of one corpus, seed and budget: shapes differ, and with them the FLOPs by a little."""
+    alike = one["corpus"] == other["corpus"] and one["seed"] == other["seed"]
+    return alike and abs(math.log(one["flops"] / other["flops"])) < ALIKE
+
+
 def add_row(row: dict[str, Any]) -> None:
-    """Add a row to the table; two of these programs may run side by side."""
+    """Put a row into the table; two of these programs may run side by side."""
     with TABLE.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         rows = json.loads(TABLE.read_text(encoding="utf-8"))["runs"] if TABLE.exists() else []
-        rows = sorted([*rows, row], key=lambda r: (r["corpus"], r["flops"], r["seed"]))
+        others = [other for other in rows if not same_run(row, other)]
+        rows = sorted([*others, row], key=lambda r: (r["corpus"], r["flops"], r["seed"]))
         write_json(TABLE, {"command": COMMAND, "runs": rows})
 
 
@@ -65,10 +75,7 @@ def main() -> None:
     parser.add_argument("--flops", nargs="+", type=float, default=[5e11, 2e12, 6e12])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--append", action="store_true", help="keep the rows that are there")
     given = parser.parse_args()
-    if not given.append:
-        write_json(TABLE, {"command": COMMAND, "runs": []})
     for flops in given.flops:
         for text in given.corpora:
             corpus, _, path = text.partition("=")

@@ -285,6 +285,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "where": where,
     "where-bfloat16": where,
     "decode": decode,
+    "decode-epyc": decode,
     "prepare": prepare,
     "start": start,
     "scaling": scaling,
