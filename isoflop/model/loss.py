@@ -23,6 +23,7 @@ CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is
 # On a GPU each chunk costs one more pass over the head's gradient, V x D numbers in float32. 5,000 tokens of GPT-2's
 # vocabulary make so many logits, 0.5 GB in bfloat16.
 CHUNK_LOGITS_GPU = 2**28
+WIDE_LOGITS = 2**21  # of narrower logits that are in float32 at once on a CPU, 8 MB
 SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient: thin ones spend their time on that
 
 
@@ -267,10 +268,17 @@ def forward_backward(
                 elif product == exact:
                     grad_weight_VD.addmm_(grad_CV.T, h_CD)
                 else:
-                    grad_weight_VD += grad_CV.T @ h_CD
+                    add_narrower(grad_weight_VD, grad_CV.T @ h_CD)
     if grad_weight_VD is not None:
         grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
     return total, grad_h_ND, grad_weight_VD
+
+
+def add_narrower(total_VD: Tensor, more_VD: Tensor) -> None:
+    """total += more, of a narrower dtype: torch widens all of it first, so on a CPU that is done some rows at a time."""
+    rows = max(1, WIDE_LOGITS // total_VD.shape[1]) if total_VD.device.type == "cpu" else len(total_VD)
+    for some_VD, more in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
+        some_VD += more
 
 
 def one_by_one(
@@ -283,15 +291,37 @@ def one_by_one(
     z: float,
     cap: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """What comes between the products of a chunk: the summed loss in `exact`, and its gradient by the logits, in their
-    dtype. Written over the same memory as far as that goes."""
-    product, tanh_CV = logits_CV.dtype, None
+    """What comes between the products of a chunk: the summed loss in `exact`, and its gradient by the logits, written
+    over them. On a CPU logits that are narrower than `exact` are widened some rows at a time, so that no tensor is
+    larger than they are."""
+    narrow = logits_CV.dtype != exact and logits_CV.device.type == "cpu"
+    rows = max(1, WIDE_LOGITS // logits_CV.shape[1]) if narrow else len(logits_CV)
+    total = torch.zeros((), dtype=exact, device=logits_CV.device)
+    for few_CV, few_C1, few_C in zip(*(x.split(rows) for x in (logits_CV, index_C1, counted_C)), strict=True):
+        loss, grad_CV = few_by_one(few_CV, few_C1, few_C, exact, wants_gradient, smoothing, z, cap)
+        total += loss
+        if grad_CV is not None and grad_CV is not few_CV:
+            few_CV.copy_(grad_CV)
+    return total, logits_CV if wants_gradient else None
+
+
+def few_by_one(
+    logits_CV: Tensor,
+    index_C1: Tensor,
+    counted_C: Tensor,
+    exact: torch.dtype,
+    wants_gradient: bool,
+    smoothing: float,
+    z: float,
+    cap: float,
+) -> tuple[Tensor, Tensor | None]:
+    """`one_by_one` for the rows that are looked at together; the gradient is in `exact`."""
+    tanh_CV = None
     if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
         tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
         logits_CV = tanh_CV * cap
     logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
     log_p_CV = log_softmax_over(logits_CV, exact)
-    del logits_CV
     log_p_C1 = log_p_CV.gather(1, index_C1)
     log_Z_C1 = logit_C1 - log_p_C1 if logit_C1 is not None else None
     loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
@@ -311,7 +341,7 @@ def one_by_one(
     grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
     if tanh_CV is not None:  # d cap tanh(s / cap) / d s = 1 - tanh^2
         grad_CV.addcmul_(grad_CV, tanh_CV.square_(), value=-1)
-    return loss, grad_CV.to(product)
+    return loss, grad_CV
 
 
 def in_one(

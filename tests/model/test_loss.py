@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
+from isoflop.model import loss as loss_module
 from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import build_on_meta, count, parameters
@@ -125,6 +126,19 @@ def test_a_bfloat16_sum_over_many_chunks_loses_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         many, once = (torch.autograd.grad(cross_entropy(h, weight, targets, chunk=c), weight)[0] for c in (8, 4096))
     assert (many - once).norm() < 0.003 * once.norm()
+
+
+@pytest.mark.parametrize("how", [{}, {"smoothing": 0.1, "z": 1e-3}, {"cap": 15.0}], ids=str)
+def test_widening_some_rows_at_a_time_changes_no_bit(how, monkeypatch):
+    h, weight, targets = problem(V=37, D=8, shape=(4, 50))
+    found = []
+    for logits in (2**21, 3 * 37):
+        monkeypatch.setattr(loss_module, "WIDE_LOGITS", logits)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = cross_entropy(h, weight, targets, chunk=64, reduction="sum", **how)
+        found.append([loss.detach(), *torch.autograd.grad(loss, (h, weight))])
+    torch.testing.assert_close(found[1][0], found[0][0])  # a sum in another order
+    assert all(few.equal(all_at_once) for few, all_at_once in zip(found[1][1:], found[0][1:], strict=True))
 
 
 def test_large_logits_do_not_overflow():
