@@ -275,7 +275,7 @@ def forward_backward(
 
 
 def add_narrower(total_VD: Tensor, more_VD: Tensor) -> None:
-    """total += more, of a narrower dtype: torch widens all of it first, so on a CPU that is done some rows at a time."""
+    """total += more, of a narrower dtype. torch widens all of it first, so on a CPU some rows at a time are added."""
     rows = max(1, WIDE_LOGITS // total_VD.shape[1]) if total_VD.device.type == "cpu" else len(total_VD)
     for some_VD, more in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
         some_VD += more
