@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.model.blocks import attention
+from isoflop.model.blocks.cross_attention import CrossAttention
 from isoflop.model.blocks.part import FEW_ROWS, Linear, product
 
 ROUNDING = 2**-7  # two roundings to bfloat16, relative to the whole
@@ -132,3 +133,33 @@ def test_a_product_that_somebody_learns_from_has_its_gradient():
     linear = Linear(8, 4, bias=True, init=lambda weight, role: torch.nn.init.ones_(weight)).bfloat16()
     linear(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
     assert linear.weight.grad.equal(torch.ones(4, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_to_another_sequence_by_products_is_attention(kv_heads, masked):
+    """With as many sequences as queries, so that no mask is taken for another."""
+    torch.manual_seed(0)
+    cross = CrossAttention(
+        d_model=32,
+        heads=4,
+        head_dim=8,
+        dropout=0.0,
+        position=attention.Position(),
+        init=lambda weight, role: torch.nn.init.normal_(weight, std=0.3),
+        kv_heads=kv_heads,
+        bias=False,
+    )
+    x, memory = torch.randn(5, 5, 32), torch.randn(5, 7, 32)
+    visible = torch.rand(5, 7) > 0.4 if masked else None
+    if masked:
+        visible[:, 0] = True
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        cross.zero_grad()
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16):
+            y = cross(x, *cross.remember(memory), visible)
+        y.float().square().sum().backward()
+        found.append([y.detach(), *(p.grad for p in cross.parameters())])
+    for mine, exact in zip(*found, strict=True):
+        assert rough(mine, exact.double()) < 3 * ROUNDING

@@ -198,15 +198,17 @@ def attend(
         return attend_in_blocks(
             q_BHTK, k_BGSK, v_BGSV, bias, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
         )
+    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
+    if bias is None and not (soft_cap or dropout) and unfused_is_faster(v_BGSV, T):
+        hidden_TS = hide(band(T, S, window, v_BGSV.device), v_BGSV)
+        hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
+        return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
     # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
     # single new position sees every key and needs no mask at all.
     is_causal = 1 < T == S and everything and bias is None and not soft_cap
-    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
     if T == 1 and everything and G < H:  # the queries that share a head of keys are its T then, and nothing is copied
         q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
         bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
-    if bias is None and not (soft_cap or dropout) and unfused_is_faster(v_BGSV, T):
-        return attend_unfused(q_BHTK, k_BGSK, v_BGSV, band(T, S, window, v_BGSV.device), scale)
     visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
     if soft_cap:
         y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
@@ -277,17 +279,29 @@ def unfused_is_faster(v_BGSV: Tensor, T: int) -> bool:
     return cpu and v_BGSV.dtype == torch.bfloat16 and T > 1 and S <= FEW_KEYS and torch.is_grad_enabled()
 
 
-def attend_unfused(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, visible_TS: Tensor, scale: float | None) -> Tensor:
+def attend_unfused(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, hidden: Tensor | None, scale: float | None = None
+) -> Tensor:
     """The same as two products with a softmax between them, all of it in the values' dtype. The mask and the scale ride
-    on the first product; heads that share keys are more queries of these."""
+    on the first product; heads that share keys are more queries of these.
+
+    Args:
+        hidden: added to the scores, which are (B G, H / G T, S): see `hide`.
+    """
     B, H, T, K = q_BHTK.shape
     G, S, V = v_BGSV.shape[1:]
-    N, scale = H // G, K**-0.5 if scale is None else scale
-    hidden_TS = v_BGSV.new_zeros(T, S).masked_fill_(~visible_TS, -torch.inf)
-    q_AnK = q_BHTK.to(v_BGSV.dtype).reshape(B * G, N * T, K)
+    q_AnK = q_BHTK.to(v_BGSV.dtype).reshape(B * G, H // G * T, K)
     k_AKS = k_BGSK.to(v_BGSV.dtype).reshape(B * G, S, K).transpose(1, 2)
-    weights_AnS = torch.baddbmm(hidden_TS if N == 1 else hidden_TS.repeat(N, 1), q_AnK, k_AKS, alpha=scale).softmax(-1)
-    return torch.bmm(weights_AnS, v_BGSV.reshape(B * G, S, V)).view(B, H, T, V)
+    nothing = v_BGSV.new_zeros(())
+    scores_AnS = torch.baddbmm(
+        nothing if hidden is None else hidden, q_AnK, k_AKS, alpha=K**-0.5 if scale is None else scale
+    )
+    return torch.bmm(scores_AnS.softmax(-1), v_BGSV.reshape(B * G, S, V)).view(B, H, T, V)
+
+
+def hide(visible: Tensor, like: Tensor) -> Tensor:
+    """0 where something is visible, else minus infinity, in the dtype of `like`."""
+    return like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
 
 
 def flexible(q_BHTK: Tensor) -> bool:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import split_heads
+from isoflop.model.blocks.attention import attend_unfused, hide, split_heads, unfused_is_faster
 from isoflop.model.blocks.norm import RMSNorm
 from isoflop.model.blocks.part import Init, Linear, Part
 from isoflop.model.blocks.position import Position
@@ -63,14 +63,21 @@ class CrossAttention(Part):
         q_BHTK = split_heads(self.q(x_BTD), self.heads)
         if self.q_norm is not None:
             q_BHTK = self.q_norm(q_BHTK)
-        y_BHTK = F.scaled_dot_product_attention(
-            self.position.query(q_BHTK, 0),
-            k_BGSK,
-            v_BGSK,
-            attn_mask=None if visible_BS is None else visible_BS[:, None, None, :],
-            dropout_p=self.attention_dropout if self.training else 0.0,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+        q_BHTK = self.position.query(q_BHTK, 0)
+        dropout = self.attention_dropout if self.training else 0.0
+        if not dropout and unfused_is_faster(v_BGSK, q_BHTK.shape[2]):
+            hidden_BS = None if visible_BS is None else hide(visible_BS, v_BGSK)
+            hidden_A1S = None if hidden_BS is None else hidden_BS.repeat_interleave(self.kv_heads, 0).unsqueeze(1)
+            y_BHTK = attend_unfused(q_BHTK, k_BGSK, v_BGSK, hidden_A1S)
+        else:
+            y_BHTK = F.scaled_dot_product_attention(
+                q_BHTK,
+                k_BGSK,
+                v_BGSK,
+                attn_mask=None if visible_BS is None else visible_BS[:, None, None, :],
+                dropout_p=dropout,
+                enable_gqa=self.kv_heads != self.heads,
+            )
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
 
     def memory_weights(self) -> int:
