@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.model.blocks.attention import attend
+from isoflop.model.blocks.attend import attend
 from isoflop.model.blocks.feed_forward import relu2
 from isoflop.model.blocks.norm import LayerNorm, RMSNorm
 from isoflop.model.loss import cross_entropy

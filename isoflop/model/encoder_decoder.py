@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import soft_capped
+from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
 from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.blocks.part import Cache, Embedding, Linear, Part, mean_readings, reset_inside, take_auxiliary

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import soft_capped
+from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.norm import normalise
 from isoflop.model.blocks.part import (
     Cache,

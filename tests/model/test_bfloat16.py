@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from isoflop.model.blocks import attention
+from isoflop.model.blocks import attend
+from isoflop.model.blocks.attention import Attention
 from isoflop.model.blocks.cross_attention import CrossAttention
 from isoflop.model.blocks.part import FEW_ROWS, Linear, product
+from isoflop.model.blocks.position import Position
 
 ROUNDING = 2**-7  # two roundings to bfloat16, relative to the whole
 
@@ -21,8 +23,8 @@ def some(*shape):
 
 @pytest.fixture
 def calls(monkeypatch):
-    real, seen = attention.attend_unfused, []
-    monkeypatch.setattr(attention, "attend_unfused", lambda *a: seen.append(a) or real(*a))
+    real, seen = attend.attend_unfused, []
+    monkeypatch.setattr(attend, "attend_unfused", lambda *a: seen.append(a) or real(*a))
     return seen
 
 
@@ -46,7 +48,7 @@ def test_attention_by_products_is_attention(shape, scale, calls):
     results = []
     for dtype in (torch.bfloat16, torch.float64):
         given = [x.to(dtype).requires_grad_() for x in (q, k, v)]
-        y = attention.attend(*(x.transpose(1, 2) for x in given), None, window=window, scale=scale)
+        y = attend.attend(*(x.transpose(1, 2) for x in given), None, window=window, scale=scale)
         results.append([y.detach(), *torch.autograd.grad(y, given, dy.to(dtype))])
         assert bool(calls) == (dtype == torch.bfloat16), "float64 goes the plain way"
         calls.clear()
@@ -59,8 +61,8 @@ def test_attention_by_products_is_attention(shape, scale, calls):
     ("change", "used"),
     [
         ({}, True),
-        ({"T": attention.FEW_KEYS}, True),
-        ({"T": attention.FEW_KEYS + 1}, False),
+        ({"T": attend.FEW_KEYS}, True),
+        ({"T": attend.FEW_KEYS + 1}, False),
         ({"T": 1}, False),
         ({"dtype": torch.float32}, False),
         ({"grad": False}, False),
@@ -76,7 +78,7 @@ def test_only_where_it_is_faster_and_means_the_same(change, used, calls):
     x = torch.randn(1, 1, T, 8, dtype=case["dtype"], requires_grad=True)
     bias = torch.zeros(T, T, dtype=case["dtype"]) if case["bias"] else None
     with torch.set_grad_enabled(case["grad"]):
-        attention.attend(x, x, x, bias, dropout=case["dropout"], soft_cap=case["soft_cap"])
+        attend.attend(x, x, x, bias, dropout=case["dropout"], soft_cap=case["soft_cap"])
     assert bool(calls) == used
 
 
@@ -88,13 +90,13 @@ def test_queries_keys_and_values_by_one_product_are_three(bias, kv_heads):
     def fill(weight, role):
         torch.nn.init.normal_(weight, std=0.3)
 
-    full = attention.Attention(
+    full = Attention(
         d_model=32,
         heads=4,
         head_dim=8,
         layer=0,
         dropout=0.0,
-        position=lambda width: attention.Position(),
+        position=lambda width: Position(),
         init=fill,
         kv_heads=kv_heads,
         bias=bias,
@@ -145,7 +147,7 @@ def test_attention_to_another_sequence_by_products_is_attention(kv_heads, masked
         heads=4,
         head_dim=8,
         dropout=0.0,
-        position=attention.Position(),
+        position=Position(),
         init=lambda weight, role: torch.nn.init.normal_(weight, std=0.3),
         kv_heads=kv_heads,
         bias=False,

@@ -238,7 +238,7 @@ def test_a_band_in_blocks_is_the_band_at_once(monkeypatch, options, position):
     banded = make_attention(window=3, kind=Banded, position=position, **options)
     x = torch.randn(2, 23, 16, dtype=torch.float64)
     at_once = banded(x)
-    monkeypatch.setattr("isoflop.model.blocks.attention.BLOCK", 4)
+    monkeypatch.setattr("isoflop.model.blocks.attend.BLOCK", 4)
     torch.testing.assert_close(banded(x), at_once)
     cache = KVCache(23)
     parts = []

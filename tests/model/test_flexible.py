@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from isoflop.model.blocks import attention
+from isoflop.model.blocks import attend
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 
@@ -16,10 +16,10 @@ T = 24
 def flexible(monkeypatch):
     """As on a GPU: FlexAttention is at hand where there is a gradient; torch's own refusal to do one on a CPU is put
     aside."""
-    fast = torch.compile(attention.flex.flex_attention, dynamic=False, backend="eager")
-    monkeypatch.setattr(attention, "compiled_flex", lambda: fast)
-    monkeypatch.setattr(attention, "flexible", lambda q_BHTK: torch.is_grad_enabled())
-    monkeypatch.setattr(attention.flex, "_validate_device", lambda *tensors: None)
+    fast = torch.compile(attend.flex.flex_attention, dynamic=False, backend="eager")
+    monkeypatch.setattr(attend, "compiled_flex", lambda: fast)
+    monkeypatch.setattr(attend, "flexible", lambda q_BHTK: torch.is_grad_enabled())
+    monkeypatch.setattr(attend.flex, "_validate_device", lambda *tensors: None)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
@@ -29,8 +29,8 @@ def flexible(monkeypatch):
 def used(flexible, monkeypatch):
     """How often it was."""
     times = []
-    real = attention.attend_flexibly
-    monkeypatch.setattr(attention, "attend_flexibly", lambda *a, **how: times.append(how) or real(*a, **how))
+    real = attend.attend_flexibly
+    monkeypatch.setattr(attend, "attend_flexibly", lambda *a, **how: times.append(how) or real(*a, **how))
     return times
 
 
@@ -41,8 +41,8 @@ def test_equals_the_plain_way(used, monkeypatch, window, soft_cap):
     found = []
     for at_hand in (True, False):
         if not at_hand:
-            monkeypatch.setattr(attention, "flexible", lambda q_BHTK: False)
-        y = attention.attend(q, k, v, None, window=window, soft_cap=soft_cap)
+            monkeypatch.setattr(attend, "flexible", lambda q_BHTK: False)
+        y = attend.attend(q, k, v, None, window=window, soft_cap=soft_cap)
         found.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
     assert len(used) == 1
     for one, other in zip(*found, strict=True):
@@ -51,9 +51,9 @@ def test_equals_the_plain_way(used, monkeypatch, window, soft_cap):
 
 def test_its_blocks_are_the_band():
     """Which blocks are worked out is right for a sequence of several blocks, the last one not full."""
-    mask = attention.band_in_blocks(300, 70, torch.device("cpu"))
+    mask = attend.band_in_blocks(300, 70, torch.device("cpu"))
     seen = mask.to_dense()[0, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :300].bool()
-    visible = attention.band(300, 300, 70, torch.device("cpu"))
+    visible = attend.band(300, 300, 70, torch.device("cpu"))
     assert not (visible & ~seen).any()
     assert not seen[-1, :128].any()  # a block that nobody sees is left out
     positions = torch.arange(300)
@@ -78,8 +78,8 @@ def test_is_a_part_of_a_compiled_block(flexible):
 
 def test_a_bias_a_dropout_or_a_cache_goes_the_plain_way(used):
     q, k, v = (torch.randn(1, 2, T, 16, requires_grad=True) for _ in range(3))
-    attention.attend(q, k, v, torch.zeros(T, T), window=5)
-    attention.attend(q, k, v, None, window=5, dropout=0.1)
-    attention.attend(q[:, :, -3:], k, v, None, window=5)
-    attention.attend(q, k, v, None, window=T)
+    attend.attend(q, k, v, torch.zeros(T, T), window=5)
+    attend.attend(q, k, v, None, window=5, dropout=0.1)
+    attend.attend(q[:, :, -3:], k, v, None, window=5)
+    attend.attend(q, k, v, None, window=T)
     assert used == []

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from isoflop.config import override
 from isoflop.model.build import build_model
-from isoflop.optim.build import build
+from isoflop.optim.build import build, small_already
 from isoflop.runtime import Runtime
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.step import find_gradients, heed, spoilt_by, update
@@ -75,7 +75,9 @@ class Poisoned(CausalLM):
     ids=["default", "gpt2", "banded", "latent", "multi_token"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_number_is_asked_for_and_every_step_is_the_same_operations(fields, dtype):
+def test_no_number_is_asked_for_and_every_step_is_the_same_operations(fields, dtype, monkeypatch):
+    assert not small_already(torch.zeros((), device="meta"), 1.0), "only a CPU is asked"
+    monkeypatch.setattr("isoflop.optim.build.small_already", lambda *_: False)
     _, optimizers, step = stepper(fields, dtype)
     assert heed(optimizers)
     step()  # state is made in the first one

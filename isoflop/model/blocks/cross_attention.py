@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import attend_unfused, hide, split_heads, unfused_is_faster
+from isoflop.model.blocks.attend import attend_unfused, hide, split_heads, unfused_is_faster
 from isoflop.model.blocks.norm import RMSNorm
 from isoflop.model.blocks.part import Init, Linear, Part
 from isoflop.model.blocks.position import Position

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import MakePosition, attend, checked_cap, split_heads
+from isoflop.model.blocks.attend import attend, checked_cap, split_heads
+from isoflop.model.blocks.attention import MakePosition
 from isoflop.model.blocks.norm import RMSNorm
 from isoflop.model.blocks.part import Cache, Init, Linear, Part
 

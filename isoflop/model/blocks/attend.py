@@ -1,0 +1,231 @@
+"""softmax(q k^T) v, the ways there are to work it out: fused, compiled, in blocks, or product by product. Which is
+fastest depends on the device, the dtype and the lengths; all give the same.
+
+Letters: B batch, T queries, S keys, H heads, G key-value heads, K head_dim, V width of a value.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import flex_attention as flex
+
+from isoflop.errors import UserError
+
+BLOCK = 128  # queries of a band worked through at once, at least: below this, calls cost more than they save
+NARROWEST = 16  # head_dim that torch's FlexAttention can do
+# Keys up to which products and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for them: 2.2 times
+# as fast at 256, 2 at 512, 0.9 at 1,024 (docs/where-the-time-goes.md). Beyond, scores would weigh more than they win.
+FEW_KEYS = 512
+
+
+def attend(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    bias: Tensor | None,
+    *,
+    window: int = 0,
+    soft_cap: float = 0.0,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """y_BHTV = softmax(cap(scale q k^T + bias)) v, for the last T of S positions, each of which sees itself and those
+    before it, `window` of them at most (0: all). Keys and values may have fewer heads than queries and another width.
+
+    Args:
+        bias: broadcasts to (B, H, T, S).
+        scale: 1 / sqrt(K) if not given.
+    """
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    everything = not window or window >= S
+    if (soft_cap or not everything) and T == S and bias is None and not dropout and flexible(q_BHTK):
+        return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
+    if not everything and max(window, BLOCK) < T:
+        return attend_in_blocks(
+            q_BHTK, k_BGSK, v_BGSV, bias, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
+        )
+    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
+    if bias is None and not (soft_cap or dropout) and unfused_is_faster(v_BGSV, T):
+        hidden_TS = hide(band(T, S, window, v_BGSV.device), v_BGSV)
+        hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
+        return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
+    # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
+    # single new position sees every key and needs no mask at all.
+    is_causal = 1 < T == S and everything and bias is None and not soft_cap
+    if T == 1 and everything and G < H:  # the queries that share a head of keys are its T then, and nothing is copied
+        q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
+        bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
+    visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
+    if soft_cap:
+        y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
+    else:
+        mask = visible_TS
+        if bias is not None:
+            mask = bias if visible_TS is None else bias.masked_fill(~visible_TS, -torch.inf)
+            mask = mask.to(q_BHTK.dtype)
+        y_BHTV = F.scaled_dot_product_attention(
+            q_BHTK,
+            k_BGSK,
+            v_BGSV,
+            attn_mask=mask,
+            is_causal=is_causal,
+            dropout_p=dropout,
+            scale=scale,
+            enable_gqa=q_BHTK.shape[1] != G,
+        )
+    return y_BHTV.reshape(-1, H, T, y_BHTV.shape[-1])
+
+
+def attend_in_blocks(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, bias: Tensor | None, *, window: int, **how: Any
+) -> Tensor:
+    """The same over a band, some queries at a time with the keys that any of them sees: T (block + window) products and
+    not T S."""
+    T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
+    parts = []
+    for begin in range(0, T, block):
+        end = min(begin + block, T)
+        seen = slice(max(0, S - T + begin + 1 - window), S - T + end)
+        near = None if bias is None else bias[..., begin:end, seen]
+        parts.append(
+            attend(q_BHTK[:, :, begin:end], k_BGSK[:, :, seen], v_BGSV[:, :, seen], near, window=window, **how)
+        )
+    return torch.cat(parts, dim=2)
+
+
+def attend_capped(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    bias: Tensor | None,
+    visible_TS: Tensor | None,
+    soft_cap: float,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """The same product by product, since no fused kernel bounds the scores on the way. The cap is on what enters the
+    softmax, the bias of positions included."""
+    G = k_BGSK.shape[1]
+    scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
+    q_BGNTK = q_BHTK.unflatten(1, (G, -1)) * scale
+    scores_BHTS = (q_BGNTK @ k_BGSK.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
+    if bias is not None:
+        scores_BHTS = scores_BHTS + bias
+    scores_BHTS = soft_capped(scores_BHTS, soft_cap)
+    if visible_TS is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
+    weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
+    return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSV.unsqueeze(2)).flatten(1, 2)
+
+
+def unfused_is_faster(v_BGSV: Tensor, T: int) -> bool:
+    """Whether `attend_unfused` is faster than torch's fused kernel, which on a CPU works through 32 to 64 queries at a
+    time where there are few, and in bfloat16 spends its backward pass on setting those up."""
+    cpu, S = v_BGSV.device.type == "cpu", v_BGSV.shape[2]
+    return cpu and v_BGSV.dtype == torch.bfloat16 and T > 1 and S <= FEW_KEYS and torch.is_grad_enabled()
+
+
+def attend_unfused(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, hidden: Tensor | None, scale: float | None = None
+) -> Tensor:
+    """The same as two products with a softmax between them, all of it in the values' dtype. The mask and the scale ride
+    on the first product; heads that share keys are more queries of these.
+
+    Args:
+        hidden: added to the scores, which are (B G, H / G T, S): see `hide`.
+    """
+    B, H, T, K = q_BHTK.shape
+    G, S, V = v_BGSV.shape[1:]
+    q_AnK = q_BHTK.to(v_BGSV.dtype).reshape(B * G, H // G * T, K)
+    k_AKS = k_BGSK.to(v_BGSV.dtype).reshape(B * G, S, K).transpose(1, 2)
+    nothing = v_BGSV.new_zeros(())
+    scores_AnS = torch.baddbmm(
+        nothing if hidden is None else hidden, q_AnK, k_AKS, alpha=K**-0.5 if scale is None else scale
+    )
+    return torch.bmm(scores_AnS.softmax(-1), v_BGSV.reshape(B * G, S, V)).view(B, H, T, V)
+
+
+def hide(visible: Tensor, like: Tensor) -> Tensor:
+    """0 where something is visible, else minus infinity, in the dtype of `like`."""
+    return like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+
+
+def flexible(q_BHTK: Tensor) -> bool:
+    """Whether torch's FlexAttention is at hand: on a GPU, in training. (Elsewhere every length would be compiled.)"""
+    return q_BHTK.device.type == "cuda" and torch.is_grad_enabled() and q_BHTK.shape[-1] >= NARROWEST
+
+
+def attend_flexibly(
+    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, window: int, soft_cap: float, scale: float | None
+) -> Tensor:
+    """The same by a kernel that is compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496):
+    it holds no scores, and blocks of them that are masked are not worked out. Under autocast queries and keys may come
+    wider than values."""
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        return soft_capped(score, soft_cap)
+
+    inside = torch.compiler.is_compiling()  # of a block: what is remembered between calls is no part of that
+    attention: Any = flex.flex_attention if inside else compiled_flex()
+    in_blocks = band_in_blocks if inside else remembered_band
+    y_BHTV: Tensor = attention(
+        q_BHTK.to(v_BGSV.dtype),
+        k_BGSK.to(v_BGSV.dtype),
+        v_BGSV,
+        score_mod=capped if soft_cap else None,
+        block_mask=in_blocks(q_BHTK.shape[2], window, q_BHTK.device),
+        scale=scale,
+        enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
+    )
+    return y_BHTV
+
+
+@cache
+def compiled_flex() -> Any:
+    """FlexAttention, compiled; once a process."""
+    return torch.compile(flex.flex_attention, dynamic=False)
+
+
+def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
+    """`band(T, T, window)`, and which blocks of it are empty or full."""
+
+    def visible(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return (s <= t) & (t - s < window)
+
+    return flex.create_block_mask(visible, None, None, T, T, device=device)
+
+
+@cache
+def remembered_band(T: int, window: int, device: torch.device) -> flex.BlockMask:
+    return band_in_blocks(T, window, device)
+
+
+def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
+    """visible_TS: whether query t, of the last T of S positions, sees key s: not after it, and among the last `window`
+    up to it (0: any)."""
+    visible_TS = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+    return visible_TS.triu(S - T - window + 1) if window else visible_TS
+
+
+def split_heads(x_BTC: Tensor, heads: int) -> Tensor:
+    """(B, T, H * K) -> (B, H, T, K), a view."""
+    return x_BTC.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def soft_capped(x: Tensor, cap: float) -> Tensor:
+    """cap tanh(x / cap), so that nothing is larger than `cap`; 0: x as it is."""
+    return cap * (x / cap).tanh() if cap else x
+
+
+def checked_cap(soft_cap: float) -> float:
+    """`soft_cap` as it is.
+
+    Raises:
+        UserError: if it is negative.
+    """
+    if soft_cap < 0:
+        raise UserError(f"soft_cap = {soft_cap:g} is negative; 0 caps nothing")
+    return soft_cap
