@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import prior
 import pytest
 import torch
 
@@ -173,3 +174,14 @@ def test_two_seeds_each_are_judged_by_the_scatter_of_all_arms():
         "no difference shown",
         "no difference shown",
     ]
+
+
+def test_a_run_of_the_prior_takes_the_place_of_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(prior, "TABLE", tmp_path / "prior.json")
+    run = {"corpus": "books", "seed": 0, "flops": 5e11, "bits_per_byte": 2.0}
+    others = [run | {"seed": 1}, run | {"flops": 2e12}, run | {"corpus": "gov"}]
+    for row in [run, *others, run | {"flops": 5.1e11, "bits_per_byte": 1.9}]:
+        prior.add_row(row)
+    rows = json.loads((tmp_path / "prior.json").read_text())["runs"]
+    assert len(rows) == 4
+    assert [row["bits_per_byte"] for row in rows if row["corpus"] == "books" and row["seed"] == 0] == [1.9, 2.0]
