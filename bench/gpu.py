@@ -121,7 +121,7 @@ def one(size: Size, turns: Turns, flops: float, promised: float | None, reached:
     return {
         "tokens_per_second": round(tokens, 1),
         "mfu": None if promised is None else round(flops * tokens / promised, 4),
-        "of_measured_peak": round(flops * tokens / reached, 4),
+        "of_measured_peak": round(flops * tokens / reached, 8),
         "isoflop_is_times_as_fast": round(ratio(first, turns), 4),
         **turns.to_dict(),
     }
