@@ -188,7 +188,7 @@ def sample(
     seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept; 1 is greedy")] = 1,
     dtype: Annotated[
-        str, tyro.conf.arg(help="float32, or bfloat16: rounded weights, a large model writes up to twice as fast")
+        str, tyro.conf.arg(help="float32, or bfloat16: rounded weights, with which a large model writes faster")
     ] = "float32",
     stream: Annotated[bool, tyro.conf.arg(help="show each piece as it is made")] = False,
     trust_code: Trusted = (),

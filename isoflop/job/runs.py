@@ -63,7 +63,7 @@ def sample(
     Args:
         temperature, ...: see generate/engine.py; None is 0.8. An encoder-decoder writes the likeliest output that a
             search with `beam` hypotheses finds, and takes none of them.
-        dtype: bfloat16: the weights that are multiplied are rounded, and a large model writes up to twice as fast.
+        dtype: bfloat16: the weights that are multiplied are rounded, and a large model writes faster.
         with_prompt: the text that is given back and shown begins with the prompt, where it goes on from it.
 
     Raises:
@@ -74,7 +74,7 @@ def sample(
     model, tokenizer = load(run, choose_device())
     if isinstance(model, EncoderDecoder):
         if dtype != "float32":
-            raise UserError(f"--dtype {dtype} is for runs that continue a text; this one (--task seq2seq) has float32")
+            raise UserError(f"--dtype {dtype} is for runs that continue a text; leave it out for one of --task seq2seq")
         return output_for(model, tokenizer, prompt, temperature, beam, on_text)
     if beam != 1:
         raise UserError(f"--beam {beam} is for runs of --task seq2seq; this one continues a text, token by token")

@@ -57,6 +57,21 @@ def test_attention_by_products_is_attention(shape, scale, calls):
         assert rough(mine, exact) < 2 * ROUNDING
 
 
+@pytest.mark.parametrize("offset", [0.0, 4.0, 16.0])
+def test_what_all_scores_have_in_common_costs_no_digits(offset):
+    """A softmax does not see it, so it must not fill up the scores' eight bits."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 128, 64) for _ in range(3))
+    q[..., 0], k[..., 0] = 8.0, k[..., 0] + offset  # adds `offset` to every score
+    results = []
+    for dtype in (torch.bfloat16, torch.float64):
+        given = [x.bfloat16().to(dtype).requires_grad_() for x in (q, k, v)]
+        y = attend.attend(*given, None)
+        results.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), given)])
+    for mine, exact in zip(*results, strict=True):
+        assert rough(mine, exact) < 4 * ROUNDING
+
+
 @pytest.mark.parametrize(
     ("change", "used"),
     [

@@ -1,5 +1,5 @@
 """softmax(q k^T) v, the ways there are to work it out: fused, compiled, in blocks, or product by product. Which is
-fastest depends on the device, the dtype and the lengths; all give the same.
+fastest depends on the device, the dtype and the lengths; all give the same but for their dtype's rounding.
 
 Letters: B batch, T queries, S keys, H heads, G key-value heads, K head_dim, V width of a value.
 """
@@ -134,12 +134,16 @@ def attend_unfused(
     """The same as two products with a softmax between them, all of it in the values' dtype. The mask and the scale ride
     on the first product; heads that share keys are more queries of these.
 
+    Scores are rounded before the softmax, so what they have in common, which a softmax does not see, must not be in
+    them: keys are taken from their mean, whose gradient is nothing for the same reason.
+
     Args:
         hidden: added to the scores, which are (B G, H / G T, S): see `hide`.
     """
     B, H, T, K = q_BHTK.shape
     G, S, V = v_BGSV.shape[1:]
     q_AnK = q_BHTK.to(v_BGSV.dtype).reshape(B * G, H // G * T, K)
+    k_BGSK = k_BGSK - k_BGSK.detach().mean(2, keepdim=True)
     k_AKS = k_BGSK.to(v_BGSV.dtype).reshape(B * G, S, K).transpose(1, 2)
     nothing = v_BGSV.new_zeros(())
     scores_AnS = torch.baddbmm(
