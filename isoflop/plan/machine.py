@@ -62,5 +62,6 @@ def choose_runtime(
 
 def worth_compiling(device: str, budget: Budget) -> bool:
     """Whether a planned run's blocks are compiled where nobody says: on a GPU, whose kernels wait for memory otherwise,
-    unless the compiler would take as long as the run. On a CPU it wins a few percent at most (LAB.md)."""
+    unless the compiler would take as long as the run. On a CPU it wins a few percent, more at the smallest sizes
+    (LAB.md)."""
     return device.startswith("cuda") and (budget.kind != "seconds" or budget.amount >= COMPILED_FROM)
