@@ -15,9 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
+
+if TYPE_CHECKING:  # torch is imported after the allocator was told what to do, and by whom it is needed
+    import torch
 
 SEED = 1337
 
@@ -198,19 +201,16 @@ def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
 
 
 def transformers(spec: dict[str, Any], gate: Gate) -> None:
-    """Hugging Face's GPT2LMHeadModel with fused AdamW on random tokens: there is no loop of its own to run as simple as
-    the others."""
+    """Hugging Face's GPT2LMHeadModel in a `plain_loop`: there is no loop of its own to run as simple as the others."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from isoflop.runtime import make_runtime, seed_everything
     from shapes import ALL_SIZES
 
     size = ALL_SIZES[spec["size"]]
-    runtime = make_runtime(spec.get("device", "cpu"), spec.get("dtype", "float32"))
-    seed_everything(SEED)
-    with runtime.device:
-        model = GPT2LMHeadModel(
+
+    def make() -> torch.nn.Module:
+        return GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=size.vocabulary,
                 n_positions=size.context,
@@ -224,13 +224,71 @@ def transformers(spec: dict[str, Any], gate: Gate) -> None:
                 bos_token_id=0,
                 eos_token_id=0,
             )
-        ).train()
+        )
+
+    def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = model(input_ids=inputs).logits
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    plain_loop(spec, gate, make, loss)
+
+
+def litgpt(spec: dict[str, Any], gate: Gate) -> None:
+    """litgpt's GPT and its loss in a `plain_loop`, without the Fabric that its pretrain.py puts around them. It has no
+    learned positions: a quarter of each head is rotated, as in Pythia; else the shape is nanoGPT's."""
+    import torch
+    from litgpt import GPT, Config
+    from litgpt.utils import chunked_cross_entropy
+
+    from shapes import ALL_SIZES
+
+    size = ALL_SIZES[spec["size"]]
+
+    def make() -> torch.nn.Module:
+        model = GPT(
+            Config(
+                block_size=size.context,
+                padded_vocab_size=size.vocabulary,
+                vocab_size=size.vocabulary,
+                n_layer=size.layers,
+                n_head=size.heads,
+                n_embd=size.d_model,
+                parallel_residual=False,
+                bias=False,
+            )
+        )
+        model.transformer.wte.weight = model.lm_head.weight  # as its tie_embeddings does
+        return model
+
+    def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = chunked_cross_entropy(model(inputs), targets, chunk_size=0)  # its pretrain.py's
+        return found
+
+    plain_loop(spec, gate, make, loss)
+
+
+def plain_loop(
+    spec: dict[str, Any],
+    gate: Gate,
+    make: Callable[[], "torch.nn.Module"],
+    loss_of: Callable[["torch.nn.Module", "torch.Tensor", "torch.Tensor"], "torch.Tensor"],
+) -> None:
+    """Forward, backward, clip, fused AdamW, on random tokens, without end."""
+    import torch
+
+    from isoflop.runtime import make_runtime, seed_everything
+    from shapes import ALL_SIZES
+
+    size = ALL_SIZES[spec["size"]]
+    runtime = make_runtime(spec.get("device", "cpu"), spec.get("dtype", "float32"))
+    seed_everything(SEED)
+    with runtime.device:
+        model = make().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(size.vocabulary, (size.batch, size.context + 1), device=runtime.device)
     while True:
         with runtime.autocast():
-            logits = model(input_ids=tokens[:, :-1]).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens[:, 1:].flatten())
+            loss = loss_of(model, tokens[:, :-1], tokens[:, 1:])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -243,6 +301,7 @@ TRAINERS: dict[str, Callable[[dict[str, Any], Gate], None]] = {
     "isoflop": isoflop,
     "nanogpt": nanogpt,
     "transformers": transformers,
+    "litgpt": litgpt,
 }
 
 if __name__ == "__main__":

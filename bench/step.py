@@ -1,12 +1,13 @@
 """Our training step beside others', same architecture, optimiser, batch and context, in turns in one run.
 
-    python bench/step.py --nanogpt FOLDER [--modes compile bfloat16] [--transformers] [--sizes S M L] [--rounds 5]
-                         [--also compile recompute plain-malloc] [--device cpu] [--json]
+    python bench/step.py --nanogpt FOLDER [--modes compile bfloat16] [--packages transformers litgpt] [--sizes S M L]
+                         [--also compile recompute plain-malloc] [--rounds 5] [--device cpu] [--json]
 
 nanoGPT is run as its README says from the folder that you name (git clone of karpathy/nanoGPT): its own train.py at its
 CPU default, and in its other --modes. (On a CPU its --dtype changes nothing: it enters no autocast there.) Hugging
-Face's GPT2LMHeadModel needs the extra `bench`. Ours is our own loop, loader, logging and all. Each trainer is a process
-of its own; they take turns of about two seconds, and each round gives one ratio; printed are medians of the rounds.
+Face's GPT2LMHeadModel needs the extra `bench`, litgpt's GPT the package, and both are given a plain loop. Ours is our
+own loop, loader, logging and all. Each trainer is a process of its own; they take turns of about two seconds, and each
+round gives one ratio; printed are medians of the rounds.
 Share of peak: the step's FLOPs counted as executed (model/count.py; attention counts what the mask leaves), over the
 best matrix product in the same dtype in the same run. Peak memory is the most that the process held.
 
@@ -21,6 +22,7 @@ import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +60,9 @@ def contenders(given: argparse.Namespace, dtypes: list[str]) -> Iterator[tuple[s
         yield "nanogpt", {"trainer": "nanogpt", "folder": folder, "compile": given.device != "cpu"}
         for name in given.modes:
             yield f"nanogpt {name}", {"trainer": "nanogpt", "folder": folder, **MODES[name]}
-    if given.transformers:
+    for name in given.packages:
         for dtype in dtypes:
-            yield f"transformers {dtype}", {"trainer": "transformers", "dtype": dtype}
+            yield f"{name} {dtype}", {"trainer": name, "dtype": dtype}
 
 
 def load_nanogpt(folder: Path) -> Any:
@@ -186,7 +188,9 @@ def show(size: str, who: str, row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of karpathy/nanoGPT")
-    parser.add_argument("--transformers", action="store_true", help="also Hugging Face's GPT2LMHeadModel")
+    parser.add_argument(
+        "--packages", nargs="+", choices=["transformers", "litgpt"], default=[], help="also these, where installed"
+    )
     parser.add_argument(
         "--modes", nargs="*", choices=list(MODES), default=["compile"], help="also nanoGPT with these flags of its own"
     )
@@ -201,11 +205,7 @@ def main() -> None:
     result = measure(given)
     if given.json:
         peers = {"nanogpt": version(given.nanogpt)} if given.nanogpt else {}
-        if given.transformers:
-            import transformers
-
-            peers["transformers"] = transformers.__version__
-        record("step", result, peers)
+        record("step", result, peers | {name: metadata.version(name) for name in given.packages})
 
 
 if __name__ == "__main__":
