@@ -166,7 +166,7 @@ def source_of_expectation(facts: Facts) -> str:
     if facts.expected.bits_per_byte is None:
         return said + "No loss was expected beforehand."
     kind = "The expected loss is a prior, not a fit" if made.get("kind") == "prior" else "The expected loss"
-    source = dig(made, "expected", "source")
+    source = str(dig(made, "expected", "source") or "").removeprefix("a prior, not a fit: ")  # said already
     level = f"; the interval is meant to hold in {percent(facts.level, 0)} of runs" if facts.level is not None else ""
     return said + kind + (f" (from {text(source)})" if source else "") + level + "."
 
