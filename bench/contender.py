@@ -22,6 +22,8 @@ import numpy as np
 if TYPE_CHECKING:  # torch is imported after the allocator was told what to do, and by whom it is needed
     import torch
 
+    from shapes import Size
+
 SEED = 1337
 
 
@@ -205,11 +207,7 @@ def transformers(spec: dict[str, Any], gate: Gate) -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from shapes import ALL_SIZES
-
-    size = ALL_SIZES[spec["size"]]
-
-    def make() -> torch.nn.Module:
+    def make(size: "Size") -> torch.nn.Module:
         return GPT2LMHeadModel(
             GPT2Config(
                 vocab_size=size.vocabulary,
@@ -240,11 +238,7 @@ def litgpt(spec: dict[str, Any], gate: Gate) -> None:
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
 
-    from shapes import ALL_SIZES
-
-    size = ALL_SIZES[spec["size"]]
-
-    def make() -> torch.nn.Module:
+    def make(size: "Size") -> torch.nn.Module:
         model = GPT(
             Config(
                 block_size=size.context,
@@ -270,7 +264,7 @@ def litgpt(spec: dict[str, Any], gate: Gate) -> None:
 def plain_loop(
     spec: dict[str, Any],
     gate: Gate,
-    make: Callable[[], "torch.nn.Module"],
+    make: Callable[["Size"], "torch.nn.Module"],
     loss_of: Callable[["torch.nn.Module", "torch.Tensor", "torch.Tensor"], "torch.Tensor"],
 ) -> None:
     """Forward, backward, clip, fused AdamW, on random tokens, without end."""
@@ -283,7 +277,7 @@ def plain_loop(
     runtime = make_runtime(spec.get("device", "cpu"), spec.get("dtype", "float32"))
     seed_everything(SEED)
     with runtime.device:
-        model = make().train()
+        model = make(size).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     tokens = torch.randint(size.vocabulary, (size.batch, size.context + 1), device=runtime.device)
     while True:

@@ -276,29 +276,28 @@ def forward_backward(
 
 def add_narrower(total_VD: Tensor, more_VD: Tensor) -> None:
     """total += more, of a narrower dtype. torch widens all of it first, so on a CPU some rows at a time are added."""
-    rows = max(1, WIDE_LOGITS // total_VD.shape[1]) if total_VD.device.type == "cpu" else len(total_VD)
+    rows = rows_widened(more_VD, total_VD.dtype)
     for some_VD, more in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
         some_VD += more
 
 
+def rows_widened(narrow_CV: Tensor, wide: torch.dtype) -> int:
+    """How many rows to widen at once: all, but on a CPU no more than WIDE_LOGITS numbers."""
+    if narrow_CV.dtype == wide or narrow_CV.device.type != "cpu":
+        return len(narrow_CV)
+    return max(1, WIDE_LOGITS // narrow_CV.shape[1])
+
+
 def one_by_one(
-    logits_CV: Tensor,
-    index_C1: Tensor,
-    counted_C: Tensor,
-    exact: torch.dtype,
-    wants_gradient: bool,
-    smoothing: float,
-    z: float,
-    cap: float,
+    logits_CV: Tensor, index_C1: Tensor, counted_C: Tensor, exact: torch.dtype, wants_gradient: bool, *how: float
 ) -> tuple[Tensor, Tensor | None]:
     """What comes between the products of a chunk: the summed loss in `exact`, and its gradient by the logits, written
     over them. On a CPU logits that are narrower than `exact` are widened some rows at a time, so that no tensor is
     larger than they are."""
-    narrow = logits_CV.dtype != exact and logits_CV.device.type == "cpu"
-    rows = max(1, WIDE_LOGITS // logits_CV.shape[1]) if narrow else len(logits_CV)
+    rows = rows_widened(logits_CV, exact)
     total = torch.zeros((), dtype=exact, device=logits_CV.device)
     for few_CV, few_C1, few_C in zip(*(x.split(rows) for x in (logits_CV, index_C1, counted_C)), strict=True):
-        loss, grad_CV = few_by_one(few_CV, few_C1, few_C, exact, wants_gradient, smoothing, z, cap)
+        loss, grad_CV = few_by_one(few_CV, few_C1, few_C, exact, wants_gradient, *how)
         total += loss
         if grad_CV is not None and grad_CV is not few_CV:
             few_CV.copy_(grad_CV)

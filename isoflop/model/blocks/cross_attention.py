@@ -66,8 +66,9 @@ class CrossAttention(Part):
         q_BHTK = self.position.query(q_BHTK, 0)
         dropout = self.attention_dropout if self.training else 0.0
         if not dropout and unfused_is_faster(v_BGSK, q_BHTK.shape[2]):
-            hidden_BS = None if visible_BS is None else hide(visible_BS, v_BGSK)
-            hidden_A1S = None if hidden_BS is None else hidden_BS.repeat_interleave(self.kv_heads, 0).unsqueeze(1)
+            hidden_A1S = None
+            if visible_BS is not None:  # A = B G
+                hidden_A1S = hide(visible_BS, v_BGSK).repeat_interleave(self.kv_heads, 0).unsqueeze(1)
             y_BHTK = attend_unfused(q_BHTK, k_BGSK, v_BGSK, hidden_A1S)
         else:
             y_BHTK = F.scaled_dot_product_attention(
