@@ -79,14 +79,15 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
         keep_freed_memory()
     from isoflop.optim.config import OptimConfig, ScheduleConfig
     from isoflop.trainer.config import BatchConfig, EveryConfig, GuardConfig, RunConfig, RuntimeConfig
-    from isoflop.trainer.hooks import Hook, Live
+    from isoflop.trainer.hooks import Hook
     from isoflop.trainer.loop import train
+    from isoflop.trainer.state import RunState
     from shapes import ALL_SIZES, nanogpt_model
 
     size = ALL_SIZES[spec["size"]]
 
     class Held(Hook):
-        def stepped(self, live: Live) -> None:
+        def stepped(self, state: RunState) -> None:
             gate.step()
 
     config = RunConfig(

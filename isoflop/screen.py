@@ -15,7 +15,8 @@ from rich.table import Table
 from isoflop.optim.schedules import Decision
 from isoflop.plan.advise import Advice
 from isoflop.records import read_run
-from isoflop.trainer.hooks import Hook, Live
+from isoflop.trainer.hooks import Hook
+from isoflop.trainer.state import RunState
 
 PLAIN_WIDTH = 200  # columns where there is no terminal to ask
 LINES = 20  # plain lines a run prints where there is no terminal
@@ -78,43 +79,43 @@ class Screen(Hook):
         if total and done >= total:
             self.close()
 
-    def started(self, live: Live) -> None:
+    def started(self, state: RunState) -> None:
         self._stage = ""
         self._shown = -math.inf
-        if live.step:
-            self.say(f"going on from step {live.step:,}")
+        if state.step:
+            self.say(f"going on from step {state.step:,}")
 
-    def stepped(self, live: Live) -> None:
-        line = live.line
+    def stepped(self, state: RunState) -> None:
+        line = state.line
         if line is None:
             return
-        total = live.timetable.total_steps
+        total = state.timetable.total_steps
         if self.live_bars:
-            if time.monotonic() - self._shown < 0.1 and not live.done:
+            if time.monotonic() - self._shown < 0.1 and not state.done:
                 return
             self._shown = time.monotonic()
             bars = self._open("training")
             assert self._task is not None
-            bars.update(self._task, completed=live.step, total=total, text=self._words(live, line))
-        elif live.step * LINES // total != (live.step - 1) * LINES // total or live.done:
-            self.say(f"step {live.step:,}/{total:,}  {self._words(live, line)}  {left(live)} left")
-        if live.done:
+            bars.update(self._task, completed=state.step, total=total, text=self._words(state, line))
+        elif state.step * LINES // total != (state.step - 1) * LINES // total or state.done:
+            self.say(f"step {state.step:,}/{total:,}  {self._words(state, line)}  {left(state)} left")
+        if state.done:
             self.close()
 
-    def measured(self, live: Live, line: dict[str, Any]) -> None:
+    def measured(self, state: RunState, line: dict[str, Any]) -> None:
         self._heldout = f"  held-out {line['heldout_bits_per_byte']:.3f} bits/byte"
 
-    def noticed(self, live: Live, text: str) -> None:
+    def noticed(self, state: RunState, text: str) -> None:
         self.say(text)
 
-    def troubled(self, live: Live, line: dict[str, Any]) -> None:
+    def troubled(self, state: RunState, line: dict[str, Any]) -> None:
         if line["action"] != "keep":  # spikes that change nothing are counted at the end
             self.say(trouble_told(line))
 
-    def decided(self, live: Live, decision: Decision) -> None:
+    def decided(self, state: RunState, decision: Decision) -> None:
         self.say(f"step {decision.at_step:,}: the end moves to step {decision.steps:,}: {decision.reason}")
 
-    def ended(self, live: Live) -> None:
+    def ended(self, state: RunState) -> None:
         self.close()
 
     def close(self) -> None:
@@ -139,14 +140,14 @@ class Screen(Hook):
             self._task = self._bars.add_task(stage, text="", total=None)
         return self._bars
 
-    def _words(self, live: Live, line: dict[str, Any]) -> str:
+    def _words(self, state: RunState, line: dict[str, Any]) -> str:
         rate = line["tokens_per_second"]
-        speed = rate * live.flops_per_token
+        speed = rate * state.flops_per_token
         share = f" ({speed / self.peak:.0%} of peak)" if self.peak else ""
-        epochs = live.tokens / max(1, sum(live.prepared.train_tokens(name) for name in live.prepared.sources))
+        epochs = state.tokens / max(1, sum(state.prepared.train_tokens(name) for name in state.prepared.sources))
         return (
             f"loss {line['loss']:.3f}{self._heldout}  {rate:,.0f} tok/s  {speed / 1e9:,.0f} GFLOP/s{share}  "
-            f"{live.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs"
+            f"{state.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs"
         )
 
 
@@ -171,11 +172,11 @@ def bad_steps_told(counted: dict[str, Any]) -> str:
     return f"numbers gone wrong: {', '.join(parts)}" if parts else ""
 
 
-def left(live: Live) -> str:
+def left(state: RunState) -> str:
     """Training time left at the average speed so far."""
-    if not live.step:
+    if not state.step:
         return "?"
-    seconds = (live.timetable.total_steps - live.step) * live.seconds / live.step
+    seconds = (state.timetable.total_steps - state.step) * state.seconds / state.step
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 

@@ -48,6 +48,6 @@ class CutAt(Hook):
     def __init__(self, step):
         self.step = step
 
-    def stepped(self, live):
-        if live.step == self.step:
+    def stepped(self, state):
+        if state.step == self.step:
             raise PowerCut

@@ -44,8 +44,8 @@ class At(Hook):
     def __init__(self, step, *command: str) -> None:
         self.step, self.command = step, command
 
-    def stepped(self, live):
-        if live.step == self.step:
+    def stepped(self, state):
+        if state.step == self.step:
             system(*self.command)
 
 
@@ -92,8 +92,8 @@ def test_a_disk_that_becomes_read_only(config, disk, tmp_path):
     folder = str(out / "checkpoints")
 
     class ReadOnly(Hook):
-        def stepped(self, live):
-            if live.step == 6:
+        def stepped(self, state):
+            if state.step == 6:
                 system("mount", "--bind", folder, folder)
                 system("mount", "-o", "remount,bind,ro", folder)
 
@@ -128,8 +128,8 @@ def test_a_folder_replaced_by_another_is_noticed(config, tmp_path):
     out = tmp_path / "run"
 
     class Replace(Hook):
-        def stepped(self, live):
-            if live.step == 6:
+        def stepped(self, state):
+            if state.step == 6:
                 out.rename(tmp_path / "moved")
                 out.mkdir()
                 (out / ".lock").write_text("")

@@ -22,7 +22,7 @@ from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import RunFolder, read_lines, read_object
 from isoflop.runtime import choose_device, cores, default_dtype, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.hooks import Live
+from isoflop.trainer.state import RunState
 from isoflop.trainer.task import Task
 from isoflop.trainer.together import world_of
 from isoflop.trainer.trouble import ACTIONS, Watch, gaps
@@ -69,7 +69,7 @@ def make_run(
     batches: Batches,
     resume: bool,
     group: Group,
-) -> tuple[Live, list[torch.optim.Optimizer]]:
+) -> tuple[RunState, list[torch.optim.Optimizer]]:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
     asked = config.runtime
     runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
@@ -97,7 +97,7 @@ def make_run(
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     flops = task.flops_per_token(config, prepared)
-    live = Live(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
+    state = RunState(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     elif resume:
@@ -108,15 +108,15 @@ def make_run(
             f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
             f"a disk not mounted?), or begin again: isoflop train --config {folder.config} --out NEW"
         )
-    progress = put_back(live, optimizers, last)
-    live.seconds, live.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
-    happened: dict[str, Any] = {"step": live.step, **world_of(config, group)}
-    if reached > live.step:
-        happened["taken_again"] = reached - live.step
+    progress = put_back(state, optimizers, last)
+    state.seconds, state.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
+    happened: dict[str, Any] = {"step": state.step, **world_of(config, group)}
+    if reached > state.step:
+        happened["taken_again"] = reached - state.step
     if changed:
         happened["changed"] = changed
     folder.event("resumed" if resume else "started", **happened)
-    return live, optimizers
+    return state, optimizers
 
 
 def wrap(config: RunConfig, model: Model, task: Task) -> None:
@@ -239,23 +239,23 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
     return last, said
 
 
-def put_back(live: Live, optimizers: list[torch.optim.Optimizer], last: Path | None) -> dict[str, Any]:
+def put_back(state: RunState, optimizers: list[torch.optim.Optimizer], last: Path | None) -> dict[str, Any]:
     """Set a run to where it was at a checkpoint that was found whole, or to its start without one: weights, optimisers,
     generators, step, what is compared with, and the logs that are replayed.
 
     Returns:
         What else the checkpoint says of the run's progress.
     """
-    progress = {} if last is None else checkpoint.load(last, live.model, optimizers, verified=True)
-    live.step = progress.get("step", 0)
-    live.folder.forget_after(live.step)
-    live.watch = Watch(live.config.guard, progress.get("recent", ()))
-    said = live.layout.group.broadcast(replayed(live.folder) if live.layout.group.first else None)
-    live.skips = said["skips"]
-    live.batches = live.task.batches(live.config, live.prepared, gaps(live.skips))
+    progress = {} if last is None else checkpoint.load(last, state.model, optimizers, verified=True)
+    state.step = progress.get("step", 0)
+    state.folder.forget_after(state.step)
+    state.watch = Watch(state.config.guard, progress.get("recent", ()))
+    said = state.layout.group.broadcast(replayed(state.folder) if state.layout.group.first else None)
+    state.skips = said["skips"]
+    state.batches = state.task.batches(state.config, state.prepared, gaps(state.skips))
     decisions = tuple(Decision.from_dict(line) for line in said["decisions"])
-    live.timetable = replace(live.timetable, decisions=decisions)
-    live.heldout = [(step, loss) for step, loss in said["heldout"]]
+    state.timetable = replace(state.timetable, decisions=decisions)
+    state.heldout = [(step, loss) for step, loss in said["heldout"]]
     return progress
 
 

@@ -22,10 +22,10 @@ from isoflop.model.build import build_model
 from isoflop.model.count import parameters
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
-from isoflop.parallel import state
+from isoflop.parallel.state import generator_tensors, set_generators
 from isoflop.runtime import Runtime, free_memory
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.hooks import Live
+from isoflop.trainer.state import RunState
 from isoflop.trainer.step import Statistics, find_gradients, leave_out
 from isoflop.trainer.task import Task
 
@@ -183,31 +183,31 @@ def shown(bytes_: float) -> str:
     return f"{bytes_ / 1e9:,.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:,.1f} MB"
 
 
-def dry_batch(live: Live, optimizers: list[torch.optim.Optimizer]) -> None:
+def dry_batch(state: RunState, optimizers: list[torch.optim.Optimizer]) -> None:
     """One pass of the largest shape, forward and backward, without an update. Weights, running statistics and torch's
     generators are afterwards what they were, bit for bit.
 
     Raises:
         UserError: if the device runs out of memory, with the setting that may fit.
     """
-    generators = state.generator_tensors()
-    statistics = Statistics(live.model)
+    generators = generator_tensors()
+    statistics = Statistics(state.model)
     statistics.keep()
-    rows = min(live.config.batch.micro, live.config.batch.sequences // live.layout.group.size)
+    rows = min(state.config.batch.micro, state.config.batch.sequences // state.layout.group.size)
     try:
         find_gradients(
-            live.model,
-            live.task,
-            [tensor.to(live.runtime.device) for tensor in live.batches.largest(rows)],
+            state.model,
+            state.task,
+            [tensor.to(state.runtime.device) for tensor in state.batches.largest(rows)],
             micro=rows,
-            runtime=live.runtime,
-            clip=live.config.optim.clip,
-            layout=live.layout,
+            runtime=state.runtime,
+            clip=state.config.optim.clip,
+            layout=state.layout,
         )
     except torch.OutOfMemoryError as error:
-        half = next((n for n in range(rows // 2, 0, -1) if live.config.batch.sequences % n == 0), 1)
+        half = next((n for n in range(rows // 2, 0, -1) if state.config.batch.sequences % n == 0), 1)
         reason = str(error).partition(". ")[0]
         raise UserError(f"a pass of {rows} sequences: {reason}; use --set batch.micro_sequences={half}") from None
     finally:
         leave_out(optimizers, statistics)
-        state.set_generators(generators)
+        set_generators(generators)

@@ -19,7 +19,8 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from isoflop.files import write_json
-from isoflop.trainer.hooks import Hook, Live
+from isoflop.trainer.hooks import Hook
+from isoflop.trainer.state import RunState
 
 SETTLE = 3  # steps of this process before the first that is watched: memory is allocated in them, kernels are chosen
 STEPS = 3  # that are watched
@@ -44,38 +45,38 @@ class Profile(Hook):
         self.watch: Any = None
         self.first = 0
 
-    def started(self, live: Live) -> None:
-        left = live.timetable.total_steps - live.step
-        self.first = live.step + max(0, min(self.settle, left - self.steps))
-        if self.first == live.step and left > 0:
-            self.begin(live)
+    def started(self, state: RunState) -> None:
+        left = state.timetable.total_steps - state.step
+        self.first = state.step + max(0, min(self.settle, left - self.steps))
+        if self.first == state.step and left > 0:
+            self.begin(state)
 
-    def stepped(self, live: Live) -> None:
-        if self.watch is None and live.step == self.first and not live.done:
-            self.begin(live)
-        elif self.watch is not None and (live.step >= self.first + self.steps or live.done):
-            self.finish(live)
+    def stepped(self, state: RunState) -> None:
+        if self.watch is None and state.step == self.first and not state.done:
+            self.begin(state)
+        elif self.watch is not None and (state.step >= self.first + self.steps or state.done):
+            self.finish(state)
 
-    def ended(self, live: Live) -> None:
+    def ended(self, state: RunState) -> None:
         if self.watch is not None:
-            self.finish(live)
+            self.finish(state)
 
-    def begin(self, live: Live) -> None:
+    def begin(self, state: RunState) -> None:
         activities = [ProfilerActivity.CPU]
-        if live.runtime.device.type == "cuda":
+        if state.runtime.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
         self.watch = torch.profiler.profile(activities=activities, with_stack=True)
         self.watch.start()
 
-    def finish(self, live: Live) -> None:
+    def finish(self, state: RunState) -> None:
         """Stop watching and write what was seen; an interrupted run writes what there is."""
         watch, self.watch = self.watch, None
-        live.runtime.synchronize()
+        state.runtime.synchronize()
         watch.stop()
-        steps = live.step - self.first
+        steps = state.step - self.first
         if steps < 1:
             return
-        folder = live.folder.profile
+        folder = state.folder.profile
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch, contextlib.suppress(FileNotFoundError):
             trace = Path(scratch) / "trace.json.gz"

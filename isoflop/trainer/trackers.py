@@ -10,11 +10,12 @@ from typing import Any
 
 from isoflop.config import nearest, to_dict
 from isoflop.errors import UserError
-from isoflop.trainer.hooks import Hook, Live
+from isoflop.trainer.hooks import Hook
+from isoflop.trainer.state import RunState
 
 Write = Callable[[dict[str, float], int], None]
 Close = Callable[[], None]
-Open = Callable[[Live], tuple[Write, Close]]
+Open = Callable[[RunState], tuple[Write, Close]]
 
 
 class Tracker(Hook):
@@ -32,44 +33,44 @@ class Tracker(Hook):
         self._service: tuple[Write, Close] | None = None
         self._last = 0
 
-    def started(self, live: Live) -> None:
-        self._guarded(live, lambda: setattr(self, "_service", self._open(live)))
+    def started(self, state: RunState) -> None:
+        self._guarded(state, lambda: setattr(self, "_service", self._open(state)))
 
-    def stepped(self, live: Live) -> None:
-        if live.line is not None and live.line["step"] > self._last:
-            self._last = live.line["step"]
-            self._write(live, {f"train/{name}": live.line[name] for name in numbers(live.line)}, self._last)
+    def stepped(self, state: RunState) -> None:
+        if state.line is not None and state.line["step"] > self._last:
+            self._last = state.line["step"]
+            self._write(state, {f"train/{name}": state.line[name] for name in numbers(state.line)}, self._last)
 
-    def measured(self, live: Live, line: dict[str, Any]) -> None:
-        self._write(live, {f"heldout/{name}": line[name] for name in numbers(line)}, line["step"])
+    def measured(self, state: RunState, line: dict[str, Any]) -> None:
+        self._write(state, {f"heldout/{name}": line[name] for name in numbers(line)}, line["step"])
 
-    def ended(self, live: Live) -> None:
+    def ended(self, state: RunState) -> None:
         if self._service is not None:
-            self._guarded(live, self._service[1])
+            self._guarded(state, self._service[1])
 
-    def _write(self, live: Live, values: dict[str, float], step: int) -> None:
+    def _write(self, state: RunState, values: dict[str, float], step: int) -> None:
         if self._service is not None:
             write = self._service[0]
-            self._guarded(live, lambda: write(values, step))
+            self._guarded(state, lambda: write(values, step))
 
-    def _guarded(self, live: Live, call: Callable[[], None]) -> None:
+    def _guarded(self, state: RunState, call: Callable[[], None]) -> None:
         try:
             call()
         except Exception as error:  # whatever a service raises, hours of training are worth more
             self._service = None
             reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
             warnings.warn(f"{self.name} failed and is told nothing more: {reason}", stacklevel=2)
-            live.folder.event("tracker failed", step=live.step, tracker=self.name, reason=reason)
+            state.folder.event("tracker failed", step=state.step, tracker=self.name, reason=reason)
 
 
 def numbers(line: dict[str, Any]) -> list[str]:
     return [name for name, value in line.items() if name != "step" and isinstance(value, (int, float))]
 
 
-def open_tensorboard(live: Live) -> tuple[Write, Close]:
+def open_tensorboard(state: RunState) -> tuple[Write, Close]:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(live.folder.path / "tensorboard"))
+    writer = SummaryWriter(str(state.folder.path / "tensorboard"))
 
     def write(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -78,23 +79,23 @@ def open_tensorboard(live: Live) -> tuple[Write, Close]:
     return write, writer.close
 
 
-def open_wandb(live: Live) -> tuple[Write, Close]:
+def open_wandb(state: RunState) -> tuple[Write, Close]:
     import wandb
 
     run = wandb.init(
-        project="isoflop", name=live.folder.path.name, dir=str(live.folder.path), config=to_dict(live.config)
+        project="isoflop", name=state.folder.path.name, dir=str(state.folder.path), config=to_dict(state.config)
     )
     # wandb's own step only ever rises, and drops what comes late; training lines come a step after held-out ones
     run.define_metric("*", step_metric="step")
     return (lambda values, step: run.log({"step": step, **values})), run.finish
 
 
-def open_mlflow(live: Live) -> tuple[Write, Close]:
+def open_mlflow(state: RunState) -> tuple[Write, Close]:
     import mlflow
 
     mlflow.set_experiment("isoflop")
-    mlflow.start_run(run_name=live.folder.path.name)
-    mlflow.log_dict(to_dict(live.config), "config.json")
+    mlflow.start_run(run_name=state.folder.path.name)
+    mlflow.log_dict(to_dict(state.config), "config.json")
     return (lambda values, step: mlflow.log_metrics(values, step=step)), mlflow.end_run
 
 

@@ -55,11 +55,11 @@ class Told(Hook):
     def __init__(self):
         self.lines, self.weights = [], ""
 
-    def troubled(self, live, line):
+    def troubled(self, state, line):
         self.lines.append({name: value for name, value in line.items() if name != "time"})
 
-    def ended(self, live):
-        local = [p.to_local() if isinstance(p, DTensor) else p for p in live.model.parameters()]
+    def ended(self, state):
+        local = [p.to_local() if isinstance(p, DTensor) else p for p in state.model.parameters()]
         self.weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in local)).hexdigest()
 
 

@@ -20,7 +20,7 @@ class Heard(Hook):
     def __init__(self):
         self.said = []
 
-    def noticed(self, live, text):
+    def noticed(self, state, text):
         self.said.append(text)
 
 

@@ -64,8 +64,8 @@ def test_a_signal_in_the_last_step_is_heard_too(config, tmp_path):
     """What comes then, the last measurement and the report, is the same work after --resume."""
 
     class Last(Hook):
-        def stepped(self, live):
-            if live.done:
+        def stepped(self, state):
+            if state.done:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted) as raised:

@@ -22,7 +22,7 @@ def service(monkeypatch):
     def close():
         told["closed"] += 1
 
-    monkeypatch.setitem(trackers.TRACKERS, "wandb", ("json", lambda live: (write, close)))
+    monkeypatch.setitem(trackers.TRACKERS, "wandb", ("json", lambda state: (write, close)))
     return told
 
 

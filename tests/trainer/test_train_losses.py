@@ -50,16 +50,16 @@ def test_held_out_is_plain_and_readers_know_no_further_heads(corpus, tmp_path):
     config = config_for(corpus, "loss=multi_token")
 
     class Keep(Hook):
-        def started(self, live):
-            self.live = live
+        def started(self, state):
+            self.state = state
 
     keep = Keep()
     train(config, tmp_path / "run", hooks=[HeldOut(), keep])
     run = read_run(tmp_path / "run")
     model, _, snapshot = checkpoint.load_model(tmp_path / "run")
     assert len(model.ahead) == 0 and not any("ahead" in name for name in snapshot.weights)
-    assert len(keep.live.model.ahead) == 3
-    prepared = keep.live.prepared
+    assert len(keep.state.model.ahead) == 3
+    prepared = keep.state.prepared
     found = measure(
         model,
         prepared.heldout(),
