@@ -1,0 +1,48 @@
+"""What several commands share: the types of their arguments, and how one --set takes several assignments."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+Sources = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(
+        metavar="[SOURCE ...]",
+        help_behavior_hint="",
+        help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -",
+    ),
+]
+Trusted = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name"),
+]
+RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run folder")]
+
+
+def spread_set(arguments: Sequence[str]) -> list[str]:
+    """Let one --set be followed by several assignments: `--set a.b=1 c.d=2` as `--set a.b=1 --set c.d=2`.
+
+    A word counts as an assignment if what is before its first "=" begins with a field of RunConfig; sources such as
+    `books=PATH` are left alone.
+    """
+    spread: list[str] = []
+    open_set = False  # whether the last flag was --set and has its first assignment
+    for word in arguments:
+        if word.startswith("--") or not open_set:
+            open_set = False
+        elif is_assignment(word):
+            spread.append("--set")
+        if spread and spread[-1] == "--set":
+            open_set = True
+        spread.append(word)
+    return spread
+
+
+def is_assignment(word: str) -> bool:
+    from isoflop.trainer.config import RunConfig
+
+    return word.partition("=")[0].partition(".")[0] in RunConfig.__dataclass_fields__ and "=" in word

@@ -1,0 +1,77 @@
+"""The commands that use a trained model: `sample` and `eval`."""
+
+import sys
+from typing import Annotated
+
+import tyro
+
+from isoflop.cli.arguments import RunArgument, Sources, Trusted
+
+
+def sample(
+    run: RunArgument,
+    *,
+    prompt: Annotated[str, tyro.conf.arg(help="text to continue, empty: a new document; seq2seq: the input")] = "",
+    tokens: Annotated[int, tyro.conf.arg(help="how many to write at most")] = 200,
+    temperature: Annotated[
+        float | None, tyro.conf.arg(help="0: the most likely token always; 0.8 if nothing is said")
+    ] = None,
+    top_k: Annotated[int, tyro.conf.arg(help="only the k most likely tokens; 0: all")] = 0,
+    top_p: Annotated[float, tyro.conf.arg(help="only the most likely tokens that make up this share")] = 0.95,
+    seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
+    beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept; 1 is greedy")] = 1,
+    dtype: Annotated[
+        str, tyro.conf.arg(help="float32, or bfloat16: rounded weights, with which a large model writes faster")
+    ] = "float32",
+    stream: Annotated[bool, tyro.conf.arg(help="show each piece as it is made")] = False,
+    trust_code: Trusted = (),
+) -> None:
+    """Let a model continue a text, or write its output for an input."""
+    from isoflop import job
+    from isoflop.model.registry import trust_code as trusting
+
+    def show(piece: str) -> None:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+
+    with trusting(*trust_code):
+        text = job.sample(
+            run,
+            prompt,
+            tokens=tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            seed=seed,
+            on_text=show if stream else None,
+            with_prompt=True,
+            beam=beam,
+            dtype=dtype,
+        )
+        print() if stream else print(text)
+
+
+def evaluate(
+    run: RunArgument,
+    sources: Sources = (),
+    *,
+    json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
+    beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept in decoding; 1 is greedy")] = 1,
+    text_column: Annotated[
+        str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")
+    ] = "text",
+    trust_code: Trusted = (),
+) -> None:
+    """Measure held-out loss (and error rates, for seq2seq) on what the run held out itself, or on the sources named."""
+    from isoflop import job
+    from isoflop.files import to_json
+    from isoflop.model.registry import trust_code as trusting
+
+    with trusting(*trust_code):
+        found = job.evaluate(run, sources, text_column, beam).to_dict()
+    if json:
+        print(to_json(found), end="")
+        return
+    for name, value in found.items():
+        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        print(f"{name:>15}  {shown}")

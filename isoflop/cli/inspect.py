@@ -1,0 +1,36 @@
+"""The commands that show what is there: `report`, `runs` and `config`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def report(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help="run folders")],
+    *,
+    out: Annotated[Path | None, tyro.conf.arg(help="the HTML file; by default in the first run's folder")] = None,
+) -> None:
+    """Write the report of a run, also one that is still training, or compare several."""
+    from isoflop.report.page import write_report
+
+    print(write_report(list(runs), out))
+
+
+def runs(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]", help="where to look")] = Path("runs"),
+) -> None:
+    """List runs."""
+    from isoflop import job
+    from isoflop.screen import Screen, show_runs
+
+    show_runs(Screen(), folder, job.list_runs(folder))
+
+
+def config() -> None:
+    """List every field of a run's configuration: its type, default and meaning."""
+    from isoflop.config import describe
+    from isoflop.trainer.config import RunConfig
+
+    for field in describe(RunConfig):
+        print(f"{field.name:28} {field.type:28} {field.default}\n{'':4}{field.meaning}")

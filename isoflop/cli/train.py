@@ -1,0 +1,127 @@
+"""The command `train`: from text and a budget, from a configuration, or resuming a run."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from isoflop.cli.arguments import Sources, Trusted
+from isoflop.errors import UserError
+
+
+def train(
+    sources: Sources = (),
+    *,
+    budget: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="BUDGET",
+            help_behavior_hint="(default: 3m)",
+            help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps; +1h with --resume",
+        ),
+    ] = "",
+    out: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="DIR", help_behavior_hint="", help="the run folder; by default a new one in runs/"),
+    ] = None,
+    recipe: Annotated[
+        str,
+        tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="", help="a Python function that returns a RunConfig"),
+    ] = "",
+    config: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint="", help="a config.json, to be run again")
+    ] = None,
+    task: Annotated[
+        Literal["causal_lm", "seq2seq"],
+        tyro.conf.arg(
+            help="seq2seq: an encoder-decoder on pairs, one a line, input and output divided by a tab or blank"
+        ),
+    ] = "causal_lm",
+    init: Annotated[
+        str, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on from the weights of any run, on new text")
+    ] = "",
+    heldout: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
+    ] = (),
+    resume: Annotated[
+        str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on with a run that was stopped")
+    ] = None,
+    dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
+    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    profile: Annotated[bool, tyro.conf.arg(help="show in the report where the time of a few steps goes")] = False,
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in model.norm=layer"),
+    ] = (),
+    trust_code: Trusted = (),
+) -> None:
+    """Pretrain a GPT on raw text within a budget."""
+    from isoflop import job
+    from isoflop.config import override, to_dict
+    from isoflop.files import to_json
+    from isoflop.model.registry import trust_code as trusting
+    from isoflop.parallel.mesh import talks
+    from isoflop.recipe import load_recipe
+    from isoflop.screen import Screen, show_outcome, show_plan
+    from isoflop.trainer.profile import Profile
+
+    with trusting(*trust_code):
+        screen = Screen(quiet=not talks())
+        listener = job.Listener(
+            say=screen.say,
+            progress=screen.progress,
+            planned=lambda advice: show_plan(screen, advice),
+            hooks=(Profile(), screen) if profile else (screen,),
+            peak=lambda flops: setattr(screen, "peak", flops),
+        )
+        if resume is not None:
+            if not resume:  # a variable that is not set, most likely; it is not a run from the beginning that is meant
+                raise UserError("--resume names nothing; name the run's folder: `isoflop runs` lists them")
+            refuse_with_resume(
+                {
+                    "SOURCE": sources,
+                    "--out": out,
+                    "--recipe": recipe,
+                    "--config": config,
+                    "--init": init,
+                    "--heldout": heldout,
+                    "--strict": strict,
+                    "--dry-run": dry_run,
+                }
+            )
+            show_outcome(screen, job.resume(resume, budget, assignments=set, listener=listener).folder)
+            return
+        base = load_recipe(recipe, config, set)
+        if base is not None and not budget:
+            base = job.with_sources(base, sources, heldout, strict)
+            if init:
+                base = override(job.start_from(base, init)[0], set)
+            if dry_run:
+                screen.say(to_json(to_dict(base)))
+                return
+            show_outcome(screen, job.train(base, out, listener=listener).folder)
+            return
+        result = job.pretrain(
+            sources,
+            budget or "3m",
+            out,
+            base=base,
+            assignments=set,
+            heldout=heldout,
+            init=init,
+            strict=strict,
+            task=task,
+            dry_run=dry_run,
+            listener=listener,
+        )
+        if not dry_run:
+            show_outcome(screen, result.folder)  # type: ignore[union-attr]
+
+
+def refuse_with_resume(given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} does not go with --resume: a run goes on as its config.json says")

@@ -1,0 +1,48 @@
+"""The commands that exchange models with other formats: `import` and `export`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from isoflop.cli.arguments import RunArgument, Trusted
+
+
+def import_model(
+    path: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH", help="a Hugging Face folder, a .gguf or a llama2.c .bin"),
+    ],
+    *,
+    out: Annotated[Path, tyro.conf.arg(help="the new run folder")],
+    tokenizer: Annotated[
+        str, tyro.conf.arg(metavar="FILE", help="tokenizer.json, vocab.bpe or llama2.c's tokenizer.bin, if not its own")
+    ] = "",
+    context: Annotated[
+        int, tyro.conf.arg(help="positions to keep; 0: all, at most 8,192 where positions are rotary")
+    ] = 0,
+) -> None:
+    """Make a run of a model from elsewhere."""
+    from isoflop import job
+
+    made = job.import_model(path, out, tokenizer=tokenizer, context=context)
+    print(f"imported: {made.folder} ({made.kind}, {made.parameters:,} parameters)")
+    print(f"talk to it: isoflop sample {made.folder} --prompt TEXT")
+
+
+def export_model(
+    run: RunArgument,
+    *,
+    to: Annotated[str, tyro.conf.arg(metavar="hf|gguf", help="a Hugging Face folder, or llama.cpp's file")],
+    out: Annotated[Path, tyro.conf.arg(help="a new folder")],
+    trust_code: Trusted = (),
+) -> None:
+    """Write a model in another format, read it back and compare."""
+    from isoflop import job
+    from isoflop.model.registry import trust_code as trusting
+
+    with trusting(*trust_code):
+        made = job.export_model(run, to, out)
+    print(f"exported: {made.folder} ({made.kind}, {made.parameters:,} parameters)")
+    print(f"read back: same token ids, logits within {made.difference:.1e} of the largest")
