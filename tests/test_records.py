@@ -77,7 +77,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("isoflop.records.fcntl.flock", refuse)
+    monkeypatch.setattr("isoflop.records.folder.fcntl.flock", refuse)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(UserError, match=r"without locks \(No locks available\).*mount it with flock"), folder.locked():
         pass

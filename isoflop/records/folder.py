@@ -1,40 +1,21 @@
-"""The run folder: what its files are called, adding to them, and reading a finished or a running run back.
-
-    RUN/
-      config.json       the resolved RunConfig; runs again with `isoflop train --config`
-      environment.json  machine, versions, threads, measured peak
-      plan.json         what was planned and why, and the loss expected
-      data.json         the data's account: documents, duplicates, skipped, tokens by source
-      tokenizer.json
-      metrics.jsonl     one JSON object a line; training lines have `step` and `loss`, held-out lines `heldout_loss`
-      samples.jsonl     text written by the model along the way
-      decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
-      skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
-      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
-      result.json       what the finished run reached
-      checkpoints/step-00001000/
-      profile/          with --profile: where the time of a few steps went (trainer/profile.py)
-      report.html
-
-This module is the only way to read a run; nothing else parses these files.
-"""
+"""The folder of a run: the names in it, adding to its logs, and the lock of its one writer."""
 
 import contextlib
 import errno
 import fcntl
-import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from isoflop.config import load_json
 from isoflop.errors import UserError
 from isoflop.files import make_folder, sync_folder, write_text
-from isoflop.untrusted import LARGEST_LOG, parse_json, read_bytes
+from isoflop.records.lines import append_line, ends_a_line, json_line, read_lines
+from isoflop.records.logs import EventLine
+from isoflop.records.record import Record
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
 LOGS = ("metrics", "samples", "decisions", "skips", "events")
@@ -93,28 +74,18 @@ class RunFolder:
     def log(self, name: str) -> Path:
         return self.path / f"{name}.jsonl"
 
-    def append(self, name: str, record: dict[str, Any], durable: bool = False) -> None:
-        """Add one line to a log, flushed to the system; `durable` waits for the disk too. A line that the disk had no
-        room for leaves nothing behind."""
+    def append(self, name: str, record: Record | Mapping[str, Any], durable: bool = False) -> None:
+        """Add one line to a log, see lines.append_line."""
         if not self.mine:
             return
-        line = json.dumps(record, ensure_ascii=False).encode("utf-8") + b"\n"
-        with open(self.log(name), "ab", buffering=0, opener=itself) as file:
-            end = file.tell()
-            try:
-                if file.write(line) < len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.log(name)))
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(end)
-                raise
-            if durable:
-                os.fsync(file.fileno())
-        if durable and not end:
+        value = record.to_dict() if isinstance(record, Record) else record
+        if append_line(self.log(name), value, itself, durable) and durable:
             sync_folder(self.path)
 
     def event(self, what: str, **details: Any) -> None:
-        self.append("events", {"event": what, "time": time.time(), **details}, durable=True)
+        """Add a line to events.jsonl; `details` are fields of EventLine and written in their order."""
+        line = EventLine(event=what, time=time.time(), **details).written_as("event", "time", *details)
+        self.append("events", line, durable=True)
 
     def forget_after(self, step: int, skips: bool = False) -> None:
         """Drop the lines of steps after `step` from the logs: they are about to be made again. What a rollback passes
@@ -129,7 +100,7 @@ class RunFolder:
                     for line in read_lines(path)
                     if not after(line.get(key), step) or (line.get("action") == "rollback" and not skips)
                 ]
-                write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+                write_text(path, "".join(json_line(line) + "\n" for line in kept))
 
     def settle(self) -> None:
         """Wait until the disk has every line that was added so far, and the names of the logs."""
@@ -250,15 +221,6 @@ def itself(name: str, flags: int) -> int:
         raise
 
 
-def ends_a_line(path: Path) -> bool:
-    """Whether a file is empty or its last byte ends a line; a long log is not read for that."""
-    with path.open("rb") as file:
-        if not file.seek(0, os.SEEK_END):
-            return True
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
-
-
 def after(at: Any, step: int) -> bool:
     return isinstance(at, (int, float)) and at > step
 
@@ -271,121 +233,3 @@ def lock(file: IO[str]) -> None:
             return
         time.sleep(0.01)
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run as read back. Missing files read as empty: a run that is still training has no result yet.
-
-    Attributes:
-        training: lines of metrics.jsonl with `step`, `loss` (what is trained on, nats per token), `lr`, `grad_norm`,
-            `tokens` (so far), `seconds` (of training, time down left out), `tokens_per_second`, `flops` (6ND so far).
-        heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
-            token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
-        samples: lines with `step`, `prompt`, `text`.
-        skips: lines with `step`, `kind` ("non-finite" or "spike"), `action` ("keep", "skip", "rollback", "stop"),
-            `reason`, `loss` and `grad_norm` (null where not finite), `tokens` left out or passed over; with a rollback
-            also the range of sequences passed over (data/gaps.py), `first` and `sequences`.
-        profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
-        status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
-    """
-
-    folder: RunFolder
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    plan: dict[str, Any]
-    data: dict[str, Any]
-    result: dict[str, Any]
-    training: list[dict[str, Any]] = field(repr=False)
-    heldout: list[dict[str, Any]] = field(repr=False)
-    samples: list[dict[str, Any]] = field(repr=False)
-    decisions: list[dict[str, Any]] = field(repr=False)
-    skips: list[dict[str, Any]] = field(repr=False)
-    events: list[dict[str, Any]] = field(repr=False)
-    status: str = "stopped"
-    profile: dict[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def name(self) -> str:
-        return self.folder.path.resolve().name
-
-
-def read_run(path: Path | str) -> Run:
-    """Read a run folder, finished or running.
-
-    Raises:
-        UserError: if there is no run in `path`.
-    """
-    folder = RunFolder(Path(path))
-    if not folder.config.is_file():
-        raise UserError(
-            f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder"
-        )
-    logs = {name: read_lines(folder.log(name)) for name in LOGS}
-    result, plan = read_object(folder.result), read_object(folder.plan)
-    imported = plan.get("kind") == "imported"
-    status = "running" if folder.is_locked() else "finished" if result else "imported" if imported else "stopped"
-    return Run(
-        folder=folder,
-        config=read_object(folder.config),
-        environment=read_object(folder.environment),
-        plan=plan,
-        data=read_object(folder.data),
-        result=result,
-        training=[line for line in logs["metrics"] if "loss" in line],
-        heldout=[line for line in logs["metrics"] if "heldout_loss" in line],
-        samples=logs["samples"],
-        decisions=logs["decisions"],
-        skips=logs["skips"],
-        events=logs["events"],
-        status=status,
-        profile=read_object(folder.profile / "profile.json"),
-    )
-
-
-def find_runs(path: Path | str) -> list[Run]:
-    """Every run at or below `path`, up to two folders deep, in order of name."""
-    top = Path(path)
-    if not top.is_dir():
-        raise UserError(f"{path} is not a folder; name the folder that holds your runs, as in `isoflop runs runs`")
-    found = sorted({p.parent for depth in ("", "*/", "*/*/") for p in top.glob(f"{depth}config.json")})
-    return [read_or_say(folder) for folder in found if (folder / "environment.json").is_file()]
-
-
-def read_or_say(path: Path) -> Run:
-    """A run, or one of the status "damaged" where its files cannot be read: one of many must not hide the others."""
-    try:
-        return read_run(path)
-    except UserError:
-        return Run(RunFolder(path), {}, {}, {}, {}, {}, [], [], [], [], [], [], status="damaged")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. A torn last line, which a kill can leave, is passed over.
-
-    Raises:
-        UserError: for a broken line that is not the last.
-    """
-    if not path.exists():
-        return []
-    lines = read_bytes(path, LARGEST_LOG).split(b"\n")
-    records: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line, f"{path} line {number}")
-            if not isinstance(record, dict):
-                raise UserError(f"{path} line {number} is no JSON object")
-            records.append(record)
-        except UserError as error:
-            if number < len(lines) - 1:
-                raise UserError(f"{error}; the file was changed by hand or damaged: take that line out of it") from None
-    return records
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    value = load_json(path)
-    return value if isinstance(value, dict) else {}

@@ -1,0 +1,71 @@
+"""The run folder: what its files are called, adding to them, and reading a finished or a running run back.
+
+    RUN/
+      config.json       the resolved RunConfig; runs again with `isoflop train --config`
+      environment.json  machine, versions, threads, measured peak
+      plan.json         what was planned and why, and the loss expected
+      data.json         the data's account: documents, duplicates, skipped, tokens by source
+      tokenizer.json
+      metrics.jsonl     one JSON object per line; training lines have `step` and `loss`, held-out lines `heldout_loss`
+      samples.jsonl     text written by the model along the way
+      decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
+      skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
+      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
+      result.json       what the finished run reached
+      checkpoints/step-00001000/
+      profile/          with --profile: where the time of a few steps went (trainer/profile.py)
+      report.html
+
+This package is the only way to read a run; nothing else parses these files. Each file has one definition, a frozen
+dataclass that its writer builds and its readers get:
+
+record        what they have in common: written with the same keys and order always, read back tolerantly
+plan · account · result · logs · surroundings     the records themselves
+lines         JSON-lines files   · folder   the names in a run folder, adding to it, its lock   · run   a run read back
+"""
+
+from isoflop.records.account import DataAccount, DataRead, PreparedSource, Side, SkippedFile, SourceRead
+from isoflop.records.folder import Lock, RunFolder
+from isoflop.records.lines import read_lines, read_object
+from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, TrainingLine
+from isoflop.records.plan import Calibration, CandidateShape, Choice, Expectation, Plan, TextPredictability
+from isoflop.records.record import Record
+from isoflop.records.result import BadSteps, HeldOutFigures, LedgerLine, Result
+from isoflop.records.run import Run, find_runs, read_run
+from isoflop.records.surroundings import Environment, ProfileSeen, Settings
+
+__all__ = [
+    "BadSteps",
+    "Calibration",
+    "CandidateShape",
+    "Choice",
+    "DataAccount",
+    "DataRead",
+    "DecisionLine",
+    "Environment",
+    "EventLine",
+    "Expectation",
+    "HeldOutFigures",
+    "HeldOutLine",
+    "LedgerLine",
+    "Lock",
+    "Plan",
+    "PreparedSource",
+    "ProfileSeen",
+    "Record",
+    "Result",
+    "Run",
+    "RunFolder",
+    "SampleLine",
+    "Settings",
+    "Side",
+    "SkipLine",
+    "SkippedFile",
+    "SourceRead",
+    "TextPredictability",
+    "TrainingLine",
+    "find_runs",
+    "read_lines",
+    "read_object",
+    "read_run",
+]

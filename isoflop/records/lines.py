@@ -1,0 +1,82 @@
+"""JSON-lines files and JSON objects: adding a line, reading them back."""
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import load_json
+from isoflop.errors import UserError
+from isoflop.untrusted import LARGEST_LOG, parse_json, read_bytes
+
+Opener = Callable[[str, int], int]
+
+
+def json_line(value: Mapping[str, Any]) -> str:
+    """A JSON object as one line, without its end."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def append_line(path: Path, value: Mapping[str, Any], opener: Opener, durable: bool = False) -> bool:
+    """Add one line to a file, flushed to the system; `durable` waits for the disk too. A line that the disk had no room
+    for leaves nothing behind.
+
+    Returns:
+        Whether it is the first of the file.
+    """
+    line = json_line(value).encode("utf-8") + b"\n"
+    with open(path, "ab", buffering=0, opener=opener) as file:
+        end = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(end)
+            raise
+        if durable:
+            os.fsync(file.fileno())
+    return not end
+
+
+def ends_a_line(path: Path) -> bool:
+    """Whether a file is empty or its last byte ends a line; a long log is not read for that."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file. A torn last line, which a kill can leave, is passed over.
+
+    Raises:
+        UserError: for a broken line that is not the last.
+    """
+    if not path.exists():
+        return []
+    lines = read_bytes(path, LARGEST_LOG).split(b"\n")
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line, f"{path} line {number}")
+            if not isinstance(record, dict):
+                raise UserError(f"{path} line {number} is no JSON object")
+            records.append(record)
+        except UserError as error:
+            if number < len(lines) - 1:
+                raise UserError(f"{error}; the file was changed by hand or damaged: take that line out of it") from None
+    return records
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    value = load_json(path)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,136 @@
+"""The lines of a run's logs: metrics, samples, decisions, skips, events. `time` is in Unix seconds."""
+
+from dataclasses import dataclass
+
+from isoflop.records.record import Record, rare
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLine(Record):
+    """A step, in metrics.jsonl: the lines with a `loss`.
+
+    Attributes:
+        step: steps done.
+        loss: what is trained on, auxiliary losses and smoothing and all, nats per token.
+        grad_norm: before clipping.
+        lr: of the parts that AdamW trains with optim.lr.
+        tokens, flops: so far, 6ND.
+        seconds: of training so far, time spent down left out.
+        tokens_per_second: over the last steps.
+    """
+
+    step: int | None = None
+    loss: float | None = None
+    grad_norm: float | None = None
+    lr: float | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    flops: float | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLine(Record):
+    """A held-out measurement, in metrics.jsonl: the lines with a `heldout_loss`. What the model's parts report, such as
+    `load_entropy`, is in `others`.
+
+    Attributes:
+        heldout_loss: plain cross-entropy, nats per token.
+    """
+
+    step: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    flops: float | None = None
+    heldout_loss: float | None = None
+    heldout_bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleLine(Record):
+    """Text that the model wrote after a step, a line of samples.jsonl; `reference`: what it should have been
+    (seq2seq)."""
+
+    step: int | None = None
+    prompt: str = ""
+    text: str = ""
+    reference: str | None = rare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionLine(Record):
+    """What the clock or an extension decided, a line of decisions.jsonl: from `at_step` on, the run ends at `steps`
+    (optim.schedules.Decision).
+
+    Attributes:
+        progress: at `at_step`, from 0 to 1; None keeps the one that the run had.
+        seconds: what an extension lets the run take in all; 0: it is not held to any.
+    """
+
+    at_step: int | None = None
+    steps: int | None = None
+    progress: float | None = None
+    reason: str = ""
+    seconds: float | None = rare()
+    time: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipLine(Record):
+    """A step whose numbers went wrong and what was done, a line of skips.jsonl.
+
+    Attributes:
+        step: that it would have been.
+        kind: "non-finite" or "spike".
+        action: "keep", "skip", "rollback" or "stop".
+        loss, grad_norm: None where not finite.
+        tokens: left out or passed over.
+        first, sequences: the range of sequences that a rollback passes over (data/gaps.py).
+    """
+
+    step: int = 0
+    kind: str = ""
+    action: str = ""
+    reason: str = ""
+    loss: float | None = None
+    grad_norm: float | None = None
+    tokens: int = 0
+    time: float | None = None
+    first: int | None = rare()
+    sequences: int | None = rare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EventLine(Record):
+    """What happened to a run, a line of events.jsonl. Each event has some of the fields.
+
+    Attributes:
+        event: "started", "resumed", "extended", "rolled back", "stopped", "trained", "finished" and the like.
+        processes, hosts, mode, copies, launch: who trains from there on (trainer/together.py).
+        taken_again: steps since the checkpoint that are done once more.
+        changed: what differs from how the run began, a line each.
+        signal: the number of the signal that stopped it; a name in older files.
+        from_step: where a rollback went back from.
+        budget, steps: of an extension.
+    """
+
+    event: str = ""
+    time: float | None = None
+    step: int | None = rare()
+    processes: int | None = rare()
+    hosts: int | None = rare()
+    mode: str | None = rare()
+    copies: int | None = rare()
+    launch: str | None = rare()
+    taken_again: int | None = rare()
+    changed: tuple[str, ...] | None = rare()
+    signal: int | str | None = rare()
+    reason: str | None = rare()
+    seconds: float | None = rare()
+    from_step: int | None = rare()
+    budget: str | None = rare()
+    steps: int | None = rare()
+    source: str | None = rare()
+    format: str | None = rare()
+    kept_as: str | None = rare()
+    tracker: str | None = rare()

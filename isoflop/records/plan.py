@@ -1,0 +1,137 @@
+"""plan.json: what was planned and why, and the loss expected."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from isoflop.records.record import Record, rare
+
+VERDICTS = ("inside", "better", "worse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expectation(Record):
+    """Bits per byte expected on held-out text, with the interval that should hold it in `level` of all cases."""
+
+    bits_per_byte: float | None = None
+    low: float | None = None
+    high: float | None = None
+    level: float | None = None
+    source: str | None = None
+
+    def verdict(self, reached: float | None) -> str | None:
+        """Where a reached loss lies: "inside" the interval, "better" (below it) or "worse" (above it); None if one of
+        them is not known."""
+        if reached is None or self.low is None or self.high is None:
+            return None
+        return "better" if reached < self.low else "worse" if reached > self.high else "inside"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice(Record):
+    """One line of the plan, for display only: what code needs of a plan has a field of its own."""
+
+    name: str = ""
+    value: Any = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateShape(Record):
+    """A shape that was considered.
+
+    Attributes:
+        parameters: N of 6ND.
+        tokens_per_second: as timed; None where nothing was timed (a budget not in seconds).
+        tokens: that the budget buys it.
+        expected_bits_per_byte: None where no loss is expected beforehand.
+    """
+
+    layers: int | None = None
+    d_model: int | None = None
+    parameters: int | None = None
+    tokens_per_second: float | None = None
+    tokens: int | None = None
+    expected_bits_per_byte: float | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Record):
+    """What timing the machine decided.
+
+    Attributes:
+        reason: of the dtype.
+        seconds: that it took; written by earlier versions.
+    """
+
+    reason: str | None = None
+    device: str | None = rare()
+    dtype: str | None = rare()
+    threads: int | None = rare()
+    seconds: float | None = rare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPredictability(Record):
+    """How predictable the text is before any model has seen it (plan/predictability.py), in bits per byte."""
+
+    ngram: float | None = None
+    lzma: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """plan.json.
+
+    A plan that was made for a budget has all keys; one of a configuration that is given (`kind` "given") and that of an
+    imported model ("imported") have few, see `given` and `imported`.
+
+    Attributes:
+        budget: as the command line takes it, such as "3m"; what the plan was made for.
+        kind: "prior", "given" or "imported".
+        choices: for display only.
+        parameters: N of 6ND (block and head weights); total_parameters: every weight.
+        tokens: read in training; flops: 6ND; seconds: of training, None where the budget is not in seconds.
+        peak: FLOP/s that this machine reached at best, by dtype.
+        predictability, unique_tokens: what the expectation was made from, to make it again for a larger budget.
+        phases: seconds by phase before training.
+        source, format: where an imported model came from.
+    """
+
+    budget: str | None = None
+    kind: str | None = None
+    choices: tuple[Choice, ...] = ()
+    parameters: int | None = None
+    total_parameters: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    expected: Expectation | None = None
+    candidates: tuple[CandidateShape, ...] = ()
+    calibration: Calibration = field(default_factory=Calibration)
+    peak: dict[str, float] = field(default_factory=dict)
+    predictability: TextPredictability | None = rare()
+    unique_tokens: int | None = rare()
+    phases: dict[str, float] | None = rare()
+    source: str | None = rare()
+    format: str | None = rare()
+
+    @classmethod
+    def given(cls, steps: int, tokens: int, expected: Expectation | None = None) -> "Plan":
+        """The plan of a run whose configuration was decided elsewhere."""
+        plan = cls(kind="given", steps=steps, tokens=tokens, expected=expected)
+        return plan.written_as("kind", "steps", "tokens")
+
+    @classmethod
+    def imported(cls, source: str, format: str, parameters: int, total_parameters: int) -> "Plan":
+        """The plan of a model from elsewhere, which was not trained here."""
+        plan = cls(
+            kind="imported", source=source, format=format, parameters=parameters, total_parameters=total_parameters
+        )
+        return plan.written_as("kind", "source", "format", "parameters", "total_parameters")
+
+    @classmethod
+    def none(cls) -> "Plan":
+        """That of a run that nothing was planned for: an empty object."""
+        return cls(keys=())

@@ -1,0 +1,197 @@
+"""What every record of a run folder has in common: a frozen dataclass that is written as JSON and read back tolerantly.
+
+A record is one JSON object: a file such as plan.json, a part of one, or a line of a log. One dataclass serves its
+writer and its readers. Files are formats: the keys, their order and their values do not change. What is read may be
+older than this code or come from a stranger, so that reading never fails: a key that is missing, null or of another
+type than its field reads as the field's default, and whatever the class has no field for is kept.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Self
+
+UNREADABLE = object()  # what a reader returns for a value that its field cannot hold
+
+Reader = Callable[[Any], Any]
+
+
+def rare(default: Any = None) -> Any:
+    """A field that is left out of the JSON where it has its default; without this, None is written as null."""
+    return field(default=default, metadata={"rare": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One JSON object.
+
+    Attributes:
+        others: what the class has no field for, and what a field could not hold, by key; written back unchanged.
+        keys: the keys that are written, in their order; None: those of the class's fields, in their order. A record
+            that was read has those of its file.
+    """
+
+    others: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    keys: tuple[str, ...] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def read(cls, value: Any) -> Self:
+        """A record from a JSON value, whatever that is: anything but an object reads as an empty one."""
+        if not isinstance(value, Mapping):
+            return cls(keys=())
+        fields = cls._fields()
+        known: dict[str, Any] = {}
+        others: dict[str, Any] = {}
+        for key, item in value.items():
+            one = fields.get(key)
+            if one is None:
+                others[key] = item
+            elif item is None:
+                if one.default is not None:
+                    others[key] = None
+            else:
+                found = one.read(item)
+                if found is UNREADABLE:
+                    others[key] = item
+                else:
+                    known[key] = found
+        return cls(others=others, keys=tuple(value), **known)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object. Fields that are not among `keys` follow if they have another value than their default."""
+        fields = self._fields()
+        written: dict[str, Any] = {}
+
+        for key in fields if self.keys is None else self.keys:
+            if key in self.others:
+                written[key] = self.others[key]
+            elif key in fields:
+                value = getattr(self, key)
+                if self.keys is not None or value is not None or not fields[key].rare:
+                    written[key] = plain(value)
+
+        if self.keys is not None:
+            for key, one in fields.items():
+                if key not in written and (value := getattr(self, key)) != one.default:
+                    written[key] = plain(value)
+        for key, value in self.others.items():
+            written.setdefault(key, value)
+        return written
+
+    def written_as(self, *keys: str) -> Self:
+        """The same record with exactly these keys in the JSON, in this order, and those of fields that are set."""
+        return dataclasses.replace(self, keys=keys)
+
+    def updated(self, **values: Any) -> Self:
+        """The record with other values, each of which is written from now on, null too."""
+        others = {key: value for key, value in self.others.items() if key not in values}
+        keys = None if self.keys is None else tuple(dict.fromkeys([*self.keys, *values]))
+        return dataclasses.replace(self, others=others, keys=keys, **values)
+
+    @classmethod
+    def _fields(cls) -> dict[str, "Field"]:
+        hashable: Any = cls
+        return fields_of(hashable)
+
+    @property
+    def missing(self) -> bool:
+        """Whether there is nothing in it: no file was read, or none that held an object."""
+        return self.keys == () and self == type(self)()
+
+
+def plain(value: Any) -> Any:
+    """The JSON value of a field's value."""
+    if isinstance(value, Record):
+        return value.to_dict()
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
+
+
+@dataclass(frozen=True)
+class Field:
+    """What is known of a field that is a key.
+
+    Attributes:
+        rare: left out where it is None.
+    """
+
+    read: Reader
+    default: Any
+    rare: bool
+
+
+@cache
+def fields_of(cls: Any) -> dict[str, Field]:
+    """The fields of a class of records that are keys, in the order of the definition."""
+    hints = typing.get_type_hints(cls)
+    found: dict[str, Field] = {}
+    for one in dataclasses.fields(cls):
+        if one.name not in ("others", "keys"):
+            make = one.default_factory
+            default = one.default if make is dataclasses.MISSING else make()
+            found[one.name] = Field(reader_of(hints[one.name]), default, "rare" in one.metadata)
+    return found
+
+
+def reader_of(kind: Any) -> Reader:
+    """What makes a value of a field's type of a JSON value that is not null; UNREADABLE if it cannot be one."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        choices = [reader_of(one) for one in arguments if one is not type(None)]
+        return choices[0] if len(choices) == 1 else lambda value: first_readable(choices, value)
+    if origin is tuple:
+        inner = reader_of(arguments[0])
+        return lambda value: read_items(inner, value)
+    if origin is dict:
+        inner = reader_of(arguments[1])
+        return lambda value: read_entries(inner, value)
+    if kind is Any:
+        return lambda value: value
+    if kind is int:
+        return read_whole
+    if kind is float:
+        return read_number
+    if isinstance(kind, type) and issubclass(kind, Record):
+        return lambda value: kind.read(value) if isinstance(value, dict) else UNREADABLE
+    return lambda value: value if isinstance(value, kind) else UNREADABLE
+
+
+def first_readable(choices: list[Reader], value: Any) -> Any:
+    return next((found for reader in choices if (found := reader(value)) is not UNREADABLE), UNREADABLE)
+
+
+def read_number(value: Any) -> Any:
+    """A finite number, whole ones as they are."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return UNREADABLE
+    try:
+        return value if math.isfinite(value) else UNREADABLE
+    except OverflowError:  # an integer beyond every float
+        return UNREADABLE
+
+
+def read_whole(value: Any) -> Any:
+    """A finite number as an integer, the nearest one."""
+    number = read_number(value)
+    return number if number is UNREADABLE or isinstance(number, int) else round(number)
+
+
+def read_items(inner: Reader, value: Any) -> Any:
+    """The items of a list that can be read."""
+    if not isinstance(value, (list, tuple)):
+        return UNREADABLE
+    return tuple(found for item in value if (found := inner(item)) is not UNREADABLE)
+
+
+def read_entries(inner: Reader, value: Any) -> Any:
+    """The entries of an object that can be read."""
+    if not isinstance(value, dict):
+        return UNREADABLE
+    return {str(key): found for key, item in value.items() if (found := inner(item)) is not UNREADABLE}

@@ -1,0 +1,71 @@
+"""What a report says of a run's machine, settings and profile: environment.json, config.json, profile/profile.json."""
+
+from dataclasses import dataclass, field
+
+from isoflop.records.record import Record, rare
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment(Record):
+    """environment.json: the machine and the versions as the run began (runtime.describe_machine), the fields that code
+    reads; the others are kept.
+
+    Attributes:
+        threads: of the CPU.
+        launch: which start of torchrun the run began in.
+        peak: FLOP/s that this machine reached at best, by dtype.
+    """
+
+    processor: str | None = None
+    gpu: str | None = None
+    threads: int | None = None
+    launch: str | None = None
+    peak: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeSettings(Record):
+    """`runtime` of config.json, as resolved."""
+
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Record):
+    """What is read of config.json where the run is not to be built, as in a report; trainer.RunConfig is the whole."""
+
+    task: str | None = None
+    init: str | None = None
+    seed: int | None = None
+    runtime: RuntimeSettings = field(default_factory=RuntimeSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Record):
+    """A call in the tree of a profile; `microseconds` with what is called, `inside`."""
+
+    name: str = ""
+    microseconds: float | None = None
+    inside: tuple["Call", ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation(Record):
+    """A row of a profile's table: microseconds in the operation itself and not in those that it calls."""
+
+    name: str = ""
+    calls: int | None = None
+    microseconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileSeen(Record):
+    """profile/profile.json: where the time of a few steps went (trainer/profile.py), `microseconds` in all."""
+
+    first_step: int | None = None
+    steps: int | None = None
+    microseconds: float | None = rare()
+    operations: tuple[Operation, ...] = ()
+    tree: tuple[Call, ...] = ()
