@@ -3,7 +3,8 @@
 A field's meaning is the string in its annotation, `steps: Annotated[int, "optimiser steps"] = 1000`, so that
 `isoflop config` can list every field without a second description of it. A class that is written in JSON as something
 other than an object (model/config.py's Spec) brings its own `to_plain()` and `from_plain(value, where)`. A field that
-may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`.
+may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`; a field that names an
+entry of a table has a `OneOf`: `optim.name=muon`.
 """
 
 import dataclasses
@@ -49,6 +50,36 @@ class Named:
         return self.makers[name]()
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """In the annotation of a `str` field: the table whose names it may hold. Each entry's `words` are its help."""
+
+    table: Mapping[str, Any]
+
+    def check(self, name: Any, where: str) -> str:
+        """The name itself.
+
+        Raises:
+            UserError: for a name that is not in the table, with the nearest that is.
+        """
+        if not isinstance(name, str) or name not in self.table:
+            raise UserError(f"{where} = {name!r} is not one of {', '.join(self.table)}{nearest(name, self.table)}")
+        return name
+
+    def type_name(self) -> str:
+        return " | ".join(self.table)
+
+    def meaning(self) -> str:
+        return "; ".join(f"{name}: {entry.words}" if entry.words else name for name, entry in self.table.items())
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """In a field's annotation: a meaning that is put together from a table when it is asked for."""
+
+    meaning: Callable[[], str]
+
+
 def to_dict(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain JSON values; everything else as it is."""
     if hasattr(value, "to_plain"):
@@ -77,6 +108,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if typing.get_origin(kind) is typing.Annotated:
         if isinstance(value, str) and (named := names_of(kind)):
             return named.make(value, where)
+        if one_of := note_of(kind, OneOf):
+            return one_of.check(value, where)
         kind = typing.get_args(kind)[0]
     if hasattr(kind, "from_plain"):
         return kind.from_plain(value, where)
@@ -200,7 +233,20 @@ def bare(kind: Any) -> Any:
 
 def names_of(hint: Any) -> Named | None:
     """The names that a field's annotation has, if any."""
-    return next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, Named)), None)
+    return note_of(hint, Named)
+
+
+def note_of(hint: Any, kind: type[T]) -> T | None:
+    """The first note of this kind in a field's annotation, if any."""
+    return next((note for note in getattr(hint, "__metadata__", ()) if isinstance(note, kind)), None)
+
+
+def meaning_of(hint: Any) -> str:
+    """What a field's annotation says, in words."""
+    notes = getattr(hint, "__metadata__", ())
+    return " ".join(
+        note if isinstance(note, str) else note.meaning() for note in notes if isinstance(note, (str, OneOf, Derived))
+    )
 
 
 def describe(cls: Any, prefix: str = "") -> list[FieldInfo]:
@@ -210,17 +256,18 @@ def describe(cls: Any, prefix: str = "") -> list[FieldInfo]:
     for field in dataclasses.fields(cls):
         hint, kind = hints[field.name], bare(hints[field.name])
         name = join(prefix, field.name)
-        notes = [note for note in getattr(hint, "__metadata__", ()) if isinstance(note, str)]
         if named := names_of(hint):
-            lines.append(FieldInfo(name, "name", "", f"{' '.join(notes)}: {', '.join(named.makers)}"))
+            lines.append(FieldInfo(name, "name", "", f"{meaning_of(hint)}: {', '.join(named.makers)}"))
         if dataclasses.is_dataclass(kind) and not hasattr(kind, "from_plain"):
             lines += describe(kind, name)
             continue
-        lines.append(FieldInfo(name, type_name(hint), default_of(field), " ".join(notes)))
+        lines.append(FieldInfo(name, type_name(hint), default_of(field), meaning_of(hint)))
     return lines
 
 
 def type_name(hint: Any) -> str:
+    if one_of := note_of(hint, OneOf):
+        return one_of.type_name()
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) is typing.Literal:

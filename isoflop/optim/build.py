@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
-from isoflop.optim.muon import Matrices, Muon
+from isoflop.optim.muon import Matrices
 
 
 def build(
@@ -16,7 +16,7 @@ def build(
     dtype: torch.dtype = torch.bfloat16,
     matrices: Matrices | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of a model: Muon first (with name="muon"), then AdamW.
+    """The optimisers of a model, in the order in which the table's entry makes them.
 
     Every parameter group has a `name` (see groups.py) and keeps its peak learning rate as `base_lr`.
 
@@ -26,26 +26,17 @@ def build(
         dtype: what Muon's orthogonalisation computes in; pass the dtype that the forward pass was found fastest in.
         matrices: how Muon gets at whole matrices where they lie over several processes; None: they lie here.
     """
-    muons: list[dict[str, object]] = []
-    others: list[dict[str, object]] = []
-    rates = {"head": config.head_lr, "embedding": config.embedding_lr}
-    for group in split(model):
-        by_muon = config.name == "muon" and group.name == "matrices"
-        lr = config.matrix_lr if by_muon else rates.get(group.name) or config.lr
-        settings: dict[str, object] = {
+    groups = [
+        {
             "params": list(group.parameters.values()),
             "name": group.name,
-            "lr": lr,
-            "base_lr": lr,
+            "lr": config.entry.rate(group.name),
+            "base_lr": config.entry.rate(group.name),
             "weight_decay": config.weight_decay if group.decay else 0.0,
         }
-        (muons if by_muon else others).append(settings)
-    optimizers: list[torch.optim.Optimizer] = []
-    if muons:
-        optimizers.append(Muon(muons, momentum=config.momentum, dtype=dtype, matrices=matrices))
-    if others:
-        optimizers.append(torch.optim.AdamW(others, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
-    return optimizers
+        for group in split(model)
+    ]
+    return config.entry.make(groups, dtype, matrices)
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None:

@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from functools import cached_property
+from typing import Annotated
 
+from isoflop.config import OneOf
 from isoflop.errors import UserError
+from isoflop.optim.table import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, choose
 
 
 @dataclass(frozen=True)
@@ -15,10 +18,7 @@ class OptimConfig:
         UserError: naming the field, for a value outside its range.
     """
 
-    name: Annotated[
-        Literal["muon", "adamw"],
-        "muon: Muon for the matrices inside the blocks, AdamW for the rest; adamw: AdamW for all",
-    ] = "muon"
+    name: Annotated[str, OneOf(OPTIMIZERS)] = "muon"
     lr: Annotated[float, "AdamW's peak learning rate: embeddings, head, gains, biases (all parameters with adamw)"] = (
         1e-2
     )
@@ -45,6 +45,12 @@ class OptimConfig:
         require("optim.momentum", self.momentum, 0.0, 1.0, open_high=True)
         require("optim.weight_decay", self.weight_decay, 0.0, math.inf)
         require("optim.clip", self.clip, 0.0, math.inf)
+        _ = self.entry
+
+    @cached_property
+    def entry(self) -> Optimizer:
+        """The optimiser that is named, with these settings."""
+        return choose(OPTIMIZERS, "optim.name", self)
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,7 @@ class ScheduleConfig:
         UserError: naming the field, for a value outside its range.
     """
 
-    name: Annotated[
-        Literal["wsd", "cosine", "constant"], "wsd: warm-up, stable, linear decay; cosine: half a period; constant"
-    ] = "wsd"
+    name: Annotated[str, OneOf(SCHEDULES)] = "wsd"
     warmup: Annotated[float, "share of the planned tokens in which the rate rises linearly"] = 0.02
     decay: Annotated[
         float, "share of the run, at its end, in which wsd falls linearly to the floor; 0 for no decay"
@@ -71,11 +75,12 @@ class ScheduleConfig:
         for field in ("warmup", "decay", "floor"):
             require(f"schedule.{field}", getattr(self, field), 0.0, 1.0)
         require("schedule.length", self.length, 0.0, 1.0, open_low=True)
-        if self.name == "cosine" and self.length < 1.0 and self.floor == 0.0:
-            raise UserError(
-                f"schedule.length = {self.length:g} with schedule.floor = 0 trains the rest of the run at a rate of 0; "
-                "raise the floor or leave the length at 1"
-            )
+        _ = self.entry
+
+    @cached_property
+    def entry(self) -> Schedule:
+        """The schedule that is named, with these settings."""
+        return choose(SCHEDULES, "schedule.name", self)
 
 
 def require(

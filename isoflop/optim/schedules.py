@@ -9,7 +9,6 @@ replays the file of decisions and needs no other state.
 
 import bisect
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -156,7 +155,7 @@ class Timetable:
 
         A checkpoint of this many finished steps is the last from which an extension wastes nothing.
         """
-        if self.config.name != "wsd":
+        if not self.config.entry.stable:
             return None
         # u never falls except where a decision sets it back, so from the last of these on it can be searched by halves
         start = max((d.at_step for d in self.decisions if d.progress is not None), default=0)
@@ -175,13 +174,5 @@ class Timetable:
         return min(1.0, self.read(step + 1) / self.read(self.warmup_steps)) * self.shape(self.progress(step))
 
     def shape(self, u: float) -> float:
-        """The course without the warm-up: 1 at u = 0, never rising, `floor` at u = 1 (constant: 1 throughout)."""
-        floor = self.config.floor
-        match self.config.name:
-            case "wsd":
-                left = (1.0 - u) / self.config.decay if self.config.decay > 0 else 1.0
-                return floor + (1.0 - floor) * left if left < 1.0 else 1.0
-            case "cosine":
-                return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, u / self.config.length)))
-            case _:
-                return 1.0
+        """The course without the warm-up: 1 at u = 0, never rising."""
+        return self.config.entry.shape(u)

@@ -31,7 +31,6 @@ from isoflop.trainer import RunConfig, throughput
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 SECONDS_EACH = 2.0  # for timing one, in turns with the others
-EMBEDDING = 4.0  # the embedding's rate over that of AdamW's other parts (LAB.md)
 MIN_STEPS = 20  # fewer are no training; a budget that buys fewer is refused
 
 
@@ -262,17 +261,10 @@ def with_batch(config: RunConfig, tokens: float) -> RunConfig:
 
 
 def with_rates(config: RunConfig) -> RunConfig:
-    """The peak learning rates of a size, from those of width 128; see LAB.md for the runs behind them.
-
-    By coordinate, Muon's steps and the embedding's change what the next layer reads alike at every width. The head sums
-    over the width, where Adam's steps add up, so its rate falls as 1 / width (Yang et al. 2022, 2203.03466, table 8). A
-    row of the embedding is moved only where its token stands, and wants a larger rate than what every token moves.
-    One rate for both kinds of use (a tied head; AdamW for all) falls half-way, as the square root.
-    """
-    narrow, optim = 128 / config.model.d_model, config.optim
-    if optim.name == "adamw" or config.model.tied_head:
-        return replace(config, optim=replace(optim, lr=optim.lr * math.sqrt(narrow)))
-    return replace(config, optim=replace(optim, head_lr=optim.lr * narrow, embedding_lr=optim.lr * EMBEDDING))
+    """The peak learning rates of a size, by the rule of its optimiser (optim/table.py), from those of width 128; see
+    LAB.md for the runs behind them."""
+    changed = config.optim.entry.at_width(config.model.d_model, config.model.tied_head)
+    return replace(config, optim=replace(config.optim, **changed))  # type: ignore[arg-type]
 
 
 def with_intervals(config: RunConfig) -> RunConfig:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from isoflop.model.count import flops_per_token
-from isoflop.optim.config import OptimConfig
+from isoflop.optim.config import OptimConfig, ScheduleConfig
+from isoflop.optim.table import rates
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.runtime import utilisation
@@ -62,10 +63,13 @@ def choices_of(
 
 
 def rates_in_words(optim: OptimConfig) -> str:
-    head = f", head lr {optim.head_lr:.3g}" if optim.head_lr else ""
-    head += f", embedding lr {optim.embedding_lr:.3g}" if optim.embedding_lr else ""
-    matrices = f", matrix lr {optim.matrix_lr:.3g}" if optim.name == "muon" else ""
-    return f"{optim.name}, lr {optim.lr:.3g}{head}{matrices}"
+    told = [f"{name.replace('_', ' ')} {rate:.3g}" for name, rate in rates(optim.entry).items() if rate]
+    return ", ".join([optim.name, *told])
+
+
+def course_in_words(schedule: ScheduleConfig) -> str:
+    told = [schedule.name, f"warm-up {schedule.warmup:.0%}", schedule.entry.explained()]
+    return ", ".join(part for part in told if part)
 
 
 def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
@@ -79,7 +83,7 @@ def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
         ),
         Choice(
             "schedule",
-            f"{config.schedule.name}, warm-up {config.schedule.warmup:.0%}, decay {config.schedule.decay:.0%}",
-            "ends at the budget; can be extended from before the decay",
+            course_in_words(config.schedule),
+            "ends at the budget" + ("; can be extended from before the decay" if config.schedule.entry.stable else ""),
         ),
     )

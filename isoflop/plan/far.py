@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from isoflop.optim.config import OptimConfig
+from isoflop.optim.table import rates
 from isoflop.plan.advise import with_rates
 from isoflop.plan.shapes import batch_tokens_for
 from isoflop.trainer import RunConfig
@@ -14,9 +15,9 @@ def far_off(config: RunConfig) -> list[str]:
     """One line for each learning rate, and the batch, that is more than FAR times what the plan would choose for a run
     of this size, or less than its FAR-th part. The batch of pairs has no rule in tokens and is left out."""
     planned = with_rates(replace(config, optim=OptimConfig(name=config.optim.name))).optim
-    pairs = [("optim.lr", config.optim.lr, planned.lr)]
-    if config.optim.name == "muon":
-        pairs.append(("optim.matrix_lr", config.optim.matrix_lr, planned.matrix_lr))
+    chosen, default = rates(config.optim.entry), rates(OptimConfig(name=config.optim.name).entry)
+    own = [name for name in chosen if default[name]]  # the others are 0, for optim.lr, until somebody sets them
+    pairs = [(f"optim.{name}", chosen[name], rates(planned.entry)[name]) for name in own]
     if config.task == "causal_lm":
         tokens = float(config.tokens_per_step)
         pairs.append(("the batch, in tokens,", tokens, batch_tokens_for(config.tokens)))

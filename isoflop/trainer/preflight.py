@@ -82,17 +82,15 @@ def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) 
 
 
 def counted(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
-    """Bytes of a model's weights, of its optimisers' state, and of the matrices that Muon works on at once."""
-    moments = 0
+    """Bytes of a model's weights, of its optimisers' state, and of the matrices that a step works on at once."""
+    entry, state = optim.entry, 0
     stacks: dict[torch.Size, int] = {}
     for group in split(model):
-        by_muon = optim.name == "muon" and group.name == "matrices"
         for tensor in group.parameters.values():
-            bytes_ = FLOAT * tensor.numel()
-            moments += bytes_ if by_muon else 2 * bytes_
-            if by_muon:
-                stacks[tensor.shape] = stacks.get(tensor.shape, 0) + bytes_
-    return FLOAT * sum(tensor.numel() for tensor in model.parameters()), moments, max(stacks.values(), default=0)
+            state += entry.state_bytes(group.name) * tensor.numel()
+            if entry.stacks(group.name):
+                stacks[tensor.shape] = stacks.get(tensor.shape, 0) + FLOAT * tensor.numel()
+    return FLOAT * sum(tensor.numel() for tensor in model.parameters()), state, max(stacks.values(), default=0)
 
 
 def for_a_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> int:

@@ -1,0 +1,240 @@
+"""OPTIMIZERS and SCHEDULES: what `optim.name` and `schedule.name` can be, and all that other files ask of a choice.
+
+Adding one is a class and a line in its table. The fields of the class are its schema: each is a field of OptimConfig,
+or of ScheduleConfig (config.py), which an entry is given without being asked. Help and error texts come from here.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+
+from isoflop.config import OneOf
+from isoflop.errors import UserError
+from isoflop.optim.muon import Matrices, Muon
+
+FLOAT = 4  # bytes: weights and the optimisers' state are float32
+WIDTH = 128  # d_model at which the default learning rates were measured (LAB.md)
+EMBEDDING = 4.0  # the embedding's learning rate over that of AdamW's other parts (LAB.md)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """One way to train all parameters. Groups are named as in groups.py: matrices, embedding, head, vectors.
+
+    An optimiser whose torch class has `_step_supports_amp_scaling` discards a step by itself where `found_inf` is set
+    on the device; for any other the host waits for the gradient's norm before it takes the step. Its state has to
+    appear in the first step, as tensors, or numbers, per parameter: checkpoints then hold it without more.
+    """
+
+    words: ClassVar[str] = ""
+
+    lr: float
+
+    def rate(self, group: str) -> float:
+        """The peak learning rate of a parameter group."""
+        return self.lr
+
+    def state_bytes(self, group: str) -> int:
+        """Bytes of optimiser state per parameter of a group; one number per tensor is not counted."""
+        raise NotImplementedError
+
+    def stacks(self, group: str) -> bool:
+        """Whether a step works on all tensors of one shape in this group at once, which takes memory of its own."""
+        return False
+
+    def at_width(self, d_model: int, tied_head: bool) -> dict[str, float]:
+        """The fields of OptimConfig that a width changes, given the values measured at d_model = WIDTH."""
+        return {}
+
+    def make(
+        self, groups: Sequence[dict[str, Any]], dtype: torch.dtype, matrices: Matrices | None
+    ) -> list[torch.optim.Optimizer]:
+        """The torch optimisers of these parameter groups, which hold `params`, `name`, `lr` and `weight_decay`.
+
+        Args:
+            dtype: what matrix products inside a step compute in.
+            matrices: access to whole matrices where they are divided over several processes; None: they are not.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW(Optimizer):
+    """AdamW (Loshchilov and Hutter 2019, 1711.05101), torch's fused one. Head and embedding may have rates of their
+    own; 0 is `lr`."""
+
+    words: ClassVar[str] = "AdamW for all"
+
+    head_lr: float
+    embedding_lr: float
+    betas: tuple[float, float]
+    eps: float
+
+    def rate(self, group: str) -> float:
+        return {"head": self.head_lr, "embedding": self.embedding_lr}.get(group) or self.lr
+
+    def state_bytes(self, group: str) -> int:
+        return 2 * FLOAT  # both moments
+
+    def at_width(self, d_model: int, tied_head: bool) -> dict[str, float]:
+        """One rate for matrices that sum over the width and for lookup tables falls half-way between the two rules at
+        MuonAdamW, as the square root."""
+        return {"lr": self.lr * math.sqrt(WIDTH / d_model)}
+
+    def make(
+        self, groups: Sequence[dict[str, Any]], dtype: torch.dtype, matrices: Matrices | None
+    ) -> list[torch.optim.Optimizer]:
+        if not groups:
+            return []
+        return [torch.optim.AdamW(list(groups), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonAdamW(AdamW):
+    """Muon for the matrices inside the blocks, AdamW for the rest."""
+
+    words: ClassVar[str] = "Muon for the matrices inside the blocks, AdamW for the rest"
+
+    matrix_lr: float
+    momentum: float
+
+    def rate(self, group: str) -> float:
+        return self.matrix_lr if self.by_muon(group) else super().rate(group)
+
+    def state_bytes(self, group: str) -> int:
+        return FLOAT if self.by_muon(group) else super().state_bytes(group)
+
+    def stacks(self, group: str) -> bool:
+        return self.by_muon(group)
+
+    def at_width(self, d_model: int, tied_head: bool) -> dict[str, float]:
+        """By coordinate, Muon's steps and the embedding's change what the next layer reads alike at every width. The
+        head sums over the width, where Adam's steps add up, so its rate falls as 1 / width (Yang et al. 2022,
+        2203.03466, table 8). A row of the embedding is moved only where its token stands, and wants a larger rate than
+        what every token moves. A tied head is both, with one rate: AdamW's rule."""
+        if tied_head:
+            return super().at_width(d_model, tied_head)
+        return {"head_lr": self.lr * (WIDTH / d_model), "embedding_lr": self.lr * EMBEDDING}
+
+    def make(
+        self, groups: Sequence[dict[str, Any]], dtype: torch.dtype, matrices: Matrices | None
+    ) -> list[torch.optim.Optimizer]:
+        by_muon = [group for group in groups if self.by_muon(group["name"])]
+        others = [group for group in groups if not self.by_muon(group["name"])]
+        first = [Muon(by_muon, momentum=self.momentum, dtype=dtype, matrices=matrices)] if by_muon else []
+        return [*first, *super().make(others, dtype, matrices)]
+
+    @staticmethod
+    def by_muon(group: str) -> bool:
+        return group == "matrices"
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "muon": MuonAdamW,
+    "adamw": AdamW,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate's course after the warm-up, which all share. Its end can be moved at any time: progress u is
+    what it is a function of, and u = 1 is where the run ends (schedules.py).
+
+    Class attributes:
+        stable: it stays at the full rate up to a final decay; a run can be extended from before that.
+    """
+
+    words: ClassVar[str] = ""
+    stable: ClassVar[bool] = False
+
+    def shape(self, u: float) -> float:
+        """The factor on the peak learning rate: 1 at u = 0, never rising, for u in [0, 1]."""
+        raise NotImplementedError
+
+    def explained(self) -> str:
+        """What the plan says of its course, if there is anything to say."""
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WSD(Schedule):
+    """Warm-up, stable, decay (Hu et al. 2024, 2404.06395), with a linear decay to the floor (Hägele et al. 2024,
+    2405.18392)."""
+
+    words: ClassVar[str] = "warm-up, stable, linear decay"
+    stable: ClassVar[bool] = True
+
+    decay: float
+    floor: float
+
+    def shape(self, u: float) -> float:
+        left = (1.0 - u) / self.decay if self.decay > 0 else 1.0
+        return self.floor + (1.0 - self.floor) * left if left < 1.0 else 1.0
+
+    def explained(self) -> str:
+        return f"decay {self.decay:.0%}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Half a period of the cosine, down to the floor at `length` (Loshchilov and Hutter 2017, 1608.03983, without
+    restarts).
+
+    Raises:
+        UserError: for a shape that would train part of the run at a rate of 0.
+    """
+
+    words: ClassVar[str] = "half a period"
+
+    floor: float
+    length: float
+
+    def __post_init__(self) -> None:
+        if self.length < 1.0 and self.floor == 0.0:
+            raise UserError(
+                f"schedule.length = {self.length:g} with schedule.floor = 0 trains the rest of the run at a rate of 0; "
+                "raise the floor or leave the length at 1"
+            )
+
+    def shape(self, u: float) -> float:
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, u / self.length)))
+
+    def explained(self) -> str:
+        return f"down to {self.floor:.0%} at {self.length:.0%} of the run"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The full rate to the end."""
+
+    def shape(self, u: float) -> float:
+        return 1.0
+
+
+SCHEDULES: dict[str, type[Schedule]] = {
+    "wsd": WSD,
+    "cosine": Cosine,
+    "constant": Constant,
+}
+
+
+def choose(table: Mapping[str, Callable[..., T]], where: str, config: Any) -> T:
+    """The entry that `config.name` names, given those of the configuration's fields that its class has.
+
+    Raises:
+        UserError: for a name that is not in the table, or values that do not go together.
+    """
+    cls: Any = table[OneOf(table).check(config.name, where)]
+    made: T = cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+    return made
+
+
+def rates(optimizer: Optimizer) -> dict[str, float]:
+    """The learning rates among an optimiser's fields, by name; 0 stands for `lr`."""
+    named = [field.name for field in fields(optimizer)]
+    return {name: getattr(optimizer, name) for name in named if name == "lr" or name.endswith("_lr")}
