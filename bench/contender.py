@@ -92,7 +92,7 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
 
     config = RunConfig(
         model=nanogpt_model(size),
-        batch=BatchConfig(sequences=size.batch, micro_sequences=spec.get("micro", 0)),
+        batch=BatchConfig(sequences=spec.get("sequences", size.batch), micro_sequences=spec.get("micro", 0)),
         optim=OptimConfig(name=spec.get("optimizer", "adamw"), lr=1e-4),
         schedule=ScheduleConfig(name="constant"),
         runtime=RuntimeConfig(
@@ -107,7 +107,27 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
         steps=10**6,
     )
     with tempfile.TemporaryDirectory() as folder:
-        train(config, Path(folder) / "run", hooks=[Held()], prepared=Tokens(Path(spec["tokens"]), size.vocabulary))
+        hooks = [Held()]
+        if spec.get("residual") == "bfloat16":
+            hooks.append(narrow_residual_stream())
+        train(config, Path(folder) / "run", hooks=hooks, prepared=Tokens(Path(spec["tokens"]), size.vocabulary))
+
+
+def narrow_residual_stream() -> Any:
+    """A hook that makes the residual stream bfloat16 for a whole run: what the blocks read first is rounded, and under
+    autocast what their branches add is bfloat16 already. To measure what that costs and gains; no part of isoflop."""
+    import torch
+
+    from isoflop.trainer.hooks import Hook
+
+    def rounded(module: Any, inputs: Any, x_BTD: torch.Tensor) -> torch.Tensor:
+        return x_BTD.to(torch.bfloat16)
+
+    class Narrow(Hook):
+        def started(self, state: Any) -> None:
+            state.model.dropout.register_forward_hook(rounded)
+
+    return Narrow()
 
 
 class Tokens:

@@ -37,9 +37,9 @@ TRIAL = 4  # tokens
 Write = Callable[[torch.Tensor, int], None]  # prompts (B, T), tokens to add to each
 
 
-def ours(dtype: torch.dtype) -> Write:
+def ours(dtype: torch.dtype, device: str = "cpu") -> Write:
     torch.manual_seed(0)
-    model = GPT(gpt2()).to(dtype)
+    model = GPT(gpt2()).to(device, dtype)
     lay_out(model)
 
     def write(prompts_BT: torch.Tensor, tokens: int) -> None:
@@ -49,11 +49,11 @@ def ours(dtype: torch.dtype) -> Write:
     return write
 
 
-def theirs(dtype: torch.dtype) -> Write:
+def theirs(dtype: torch.dtype, device: str = "cpu") -> Write:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config()).to(dtype).eval()
+    model = GPT2LMHeadModel(GPT2Config()).to(device, dtype).eval()
 
     def write(prompts_BT: torch.Tensor, tokens: int) -> None:
         seen = torch.ones_like(prompts_BT)

@@ -261,6 +261,32 @@ def gpu(result: dict[str, Any]) -> str:
     return lines(head, rows) + f"\n\n{said} {provenance(result)}"
 
 
+def card(result: dict[str, Any]) -> str:
+    """What bench/card.py measured, a table per stage, each with its commit; failures as they were recorded."""
+    blocks = []
+    for name, stage in result["stages"].items():
+        where = f"commit {stage['commit']}, {stage['date']}"
+        title = f"**{name}**: {stage['about']} ({stage['status']}, {stage['seconds']:.0f} s; {where})"
+        rows = [
+            [
+                row["what"].replace("|", "/"),
+                card_value(row),
+                row.get("target", ""),
+                row.get("note", "").replace("|", "/"),
+            ]
+            for row in stage["rows"]
+        ]
+        said = [f"Last line: `{stage['last_lines'][-1]}`"] if stage.get("last_lines") else []
+        blocks.append("\n\n".join([title, *([lines(["what", "value", "target", ""], rows)] if rows else []), *said]))
+    return "\n\n".join([*blocks, f"Last call: `{result['command']}`."])
+
+
+def card_value(row: dict[str, Any]) -> str:
+    value = row["value"]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return " ".join(word for word in (f"{value:,}" if number else str(value), row.get("unit", "")) if word)
+
+
 def recipe(result: dict[str, Any]) -> str:
     """What each change of the default recipe is worth, the best first."""
     rows = [
@@ -292,6 +318,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipe-2x48": recipe,
     "recipe-3x96": recipe,
     "gpu": gpu,
+    "card": card,
 }
 
 
