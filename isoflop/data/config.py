@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from isoflop.config import Derived
+from isoflop.data.kinds import find_kind, quoted
 from isoflop.errors import UserError
-
-SMALLEST_VOCABULARY = 257  # 256 bytes and <|endoftext|>
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,12 @@ class DataConfig:
         tuple[str, ...], "files, folders, globs or `-`, as [name=]PATH[:WEIGHT]; none: Python's own standard library"
     ] = ()
     heldout: Annotated[tuple[str, ...], "sources that are the held-out text, instead of a split by content hash"] = ()
-    tokenizer: Annotated[str, '"bpe" to train one, or the path of a tokenizer.json or of GPT-2\'s vocab.bpe'] = "bpe"
-    vocab_size: Annotated[int, 'ids of a trained tokenizer, <|endoftext|> included (for tokenizer "bpe")'] = 1024
+    tokenizer: Annotated[
+        str, Derived(lambda: f"{quoted()} to train one, or the path of a tokenizer.json or of GPT-2's vocab.bpe")
+    ] = "bpe"
+    vocab_size: Annotated[
+        int, Derived(lambda: f"ids of a trained tokenizer, <|endoftext|> included (for tokenizer {quoted()})")
+    ] = 1024
     text_column: Annotated[str, "the field of .jsonl and .parquet records that holds the text"] = "text"
     heldout_fraction: Annotated[
         float,
@@ -38,11 +42,9 @@ def check(config: DataConfig) -> None:
     """
     if config.path and (config.sources or config.heldout):
         raise UserError(f"data.path = {config.path!r} and data sources are both given; name one of them")
-    if config.tokenizer == "bpe" and config.vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(
-            f"data.vocab_size = {config.vocab_size} is too small; a byte-level vocabulary has at least "
-            f"{SMALLEST_VOCABULARY} ids (256 bytes and <|endoftext|>)"
-        )
+    kind = find_kind(config.tokenizer)
+    if kind and config.vocab_size < kind.smallest:
+        raise UserError(f"data.vocab_size = {config.vocab_size} is too small; {kind.reason}")
     if not 0.0 < config.heldout_fraction <= 0.5:
         raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
     if config.max_train_bytes < 0:

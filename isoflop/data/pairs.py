@@ -13,10 +13,8 @@ import codecs
 import itertools
 import re
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from isoflop.data.clean import digest_of, fraction
 from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import SourceFile, find_files, parse_sources
 from isoflop.data.decompress import decompress, peekable
+from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.prepare import Progress, sweep
 from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum, sha256_of
 from isoflop.data.prepared_pairs import (
@@ -44,8 +43,6 @@ RULES = 1  # of splitting and choosing a tokenizer: raise it when other pairs th
 LONGEST = 512  # tokens of one side; longer pairs are dropped and counted
 FEWEST = 20  # inputs; of fewer nothing can be held out
 WANTED_HELDOUT = 1000  # pairs that measure an error rate to a percent or so, if they are no more than a tenth
-MOST_UNITS = 1000  # different signs that still are a set of units and not the words of a language
-USES_A_UNIT = 20  # times that a unit is used on average, at least
 VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of a further pronunciation, `read(2)`
 
 Pair = tuple[str, str]
@@ -75,7 +72,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     if config.path:
         return open_pairs(Path(config.path))
     started = time.perf_counter()
-    given = None if config.tokenizer == "bpe" else Tokenizer.from_file(config.tokenizer)
+    given = Tokenizer.given(config.tokenizer)
     sources = [(source, find_files(source)) for source in parse_sources(config.sources)]
     if weighted := [source.name for source, _ in sources if source.weight is not None]:
         raise UserError(
@@ -95,7 +92,10 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     tally = Tally(strict=config.strict)
     pairs = list(read_all(found, tally))
     split = divide(pairs, list(read_all(named, tally)), config)
-    tokenizer = given or choose_tokenizer(split.train, config.vocab_size)
+    tokenizer = given
+    if tokenizer is None:
+        kind = TOKENIZERS[config.tokenizer]()
+        tokenizer = Tokenizer(kind.train_on_pairs(*sides_of(split.train), config.vocab_size))
     report("encoding", 0.0, 0.0, "pairs")
     name = "+".join(source.name for source, _ in sources)
     try:
@@ -113,7 +113,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
 def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile], given: Tokenizer | None) -> str:
     """A name for the result: changes with the files, with any setting that matters, and with the format."""
     settings = [config.vocab_size if given is None else 0, config.heldout_fraction, config.strict, config.seed]
-    origin = sha256_of(given.to_json()) if given else f"bpe {version('tokenizers')}"
+    origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
     listed = [[list(file.identity) for file in some] for some in (found, named)]
     return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
 
@@ -247,32 +247,9 @@ def size_of(pair: Pair) -> int:
 # Pairs -> tokens
 
 
-def choose_tokenizer(pairs: Sequence[Pair], vocab_size: int) -> Tokenizer:
-    """Which tokens suit these pairs; each is byte-level at the bottom, so that every text comes back exactly.
-
-    A side whose texts have no blanks is single words, and letters are what such tasks are about: bytes. A side that is
-    written in few signs with blanks between them (phonemes) gets one id a sign. Anything else is running text: then one
-    BPE of `vocab_size` ids is trained on both sides.
-    """
-    sides = [[pair[side] for pair in pairs] for side in (0, 1)]
-    kinds = [kind_of(texts) for texts in sides]
-    if "text" in kinds:
-        return Tokenizer.train(itertools.chain(*sides), vocab_size)
-    units = {unit for texts, kind in zip(sides, kinds, strict=True) if kind == "units" for unit in units_of(texts)}
-    return Tokenizer.of_units(sorted(units))
-
-
-def kind_of(texts: Sequence[str]) -> str:
-    """ "words", "units" or "text"; see choose_tokenizer."""
-    if 10 * sum(" " in text for text in texts) < len(texts):
-        return "words"
-    units = units_of(texts)
-    closed = len(units) <= MOST_UNITS and units.total() >= USES_A_UNIT * len(units)
-    return "units" if closed else "text"
-
-
-def units_of(texts: Iterable[str]) -> Counter[str]:
-    return Counter(unit for text in texts for unit in text.split(" ") if unit)
+def sides_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
+    """All inputs, and all outputs."""
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def write(
@@ -321,7 +298,7 @@ def account_of(
 ) -> dict[str, Any]:
     """What became of every line. Documents are pairs here and bytes are of both sides; tokens include the one that ends
     each output, and no padding."""
-    sides = {"train": split.train, "heldout": split.heldout}
+    kind, sides = find_kind(config.tokenizer), {"train": split.train, "heldout": split.heldout}
     parts: dict[str, dict[str, Any]] = {
         part: {
             "documents": len(pairs),
@@ -333,7 +310,7 @@ def account_of(
     }
     return {
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer": described(tokenizer, split.train) if config.tokenizer == "bpe" else config.tokenizer,
+        "tokenizer": kind.described_on_pairs(*sides_of(split.train)) if kind else config.tokenizer,
         "bytes_per_token": parts["train"]["bytes"] / parts["train"]["tokens"],
         "documents": tally.documents,
         "empty": tally.empty,
@@ -351,10 +328,3 @@ def account_of(
         "heldout": {**parts["heldout"], "how": split.how},
         "sources": {name: {**parts["train"], "duplicates": split.duplicates, "weight": None}},
     }
-
-
-def described(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> str:
-    kinds = [kind_of([pair[side] for pair in pairs]) for side in (0, 1)]
-    if "text" in kinds:
-        return "byte-level BPE trained on both sides"
-    return " -> ".join({"words": "bytes", "units": "units between blanks"}[kind] for kind in kinds)

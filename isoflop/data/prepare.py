@@ -10,7 +10,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +18,7 @@ from isoflop.config import to_dict
 from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import find_files, parse_sources, total_size
 from isoflop.data.encode import Encoders, batches
+from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.prepared import (
     FORMAT,
     FORMAT_VERSION,
@@ -97,7 +97,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     if config.path:
         return open_prepared(Path(config.path))
     started = time.perf_counter()
-    given = None if config.tokenizer == "bpe" else Tokenizer.from_file(config.tokenizer)
+    given = Tokenizer.given(config.tokenizer)
     parts = list_parts(config)
     key = key_of(config, parts, given)
     folder = Path(out) if out else files.home() / "data" / key[:16]
@@ -117,7 +117,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
         tokenizer = given
         if tokenizer is None:
             report("tokenizer", 0.0, 0.0, f"{config.vocab_size} ids")
-            tokenizer = Tokenizer.train(scan.tokenizer_sample(), config.vocab_size)
+            tokenizer = Tokenizer(TOKENIZERS[config.tokenizer]().train(scan.tokenizer_sample(), config.vocab_size))
         scan.samples.clear()
         try:
             with files.new_folder(folder) as temporary:
@@ -167,7 +167,7 @@ def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> st
         [part.heldout, part.source.name, part.source.weight, [list(file.identity) for file in part.files]]
         for part in parts
     ]
-    origin = sha256_of(given.to_json()) if given else f"bpe {version('tokenizers')}"
+    origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
     return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
 
 
@@ -260,7 +260,7 @@ def account_of(
     tokens = sum(stream["tokens"] for label, stream in streams.items() if label is not None)
     return {
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer": "trained byte-level BPE" if config.tokenizer == "bpe" else config.tokenizer,
+        "tokenizer": kind.described() if (kind := find_kind(config.tokenizer)) else config.tokenizer,
         "bytes_per_token": train.bytes / tokens,
         "documents": sum(tally.documents for tally in tallies),
         "pieces": sum(tally.pieces for tally in tallies),

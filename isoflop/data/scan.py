@@ -14,6 +14,7 @@ from isoflop import files
 from isoflop.data.clean import Digests, digest_of, fraction
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size, unchanged
+from isoflop.data.kinds import find_kind
 from isoflop.data.readers import PIECE, Tally, read_documents, utf8_boundary
 from isoflop.data.survey import Survey
 from isoflop.errors import UserError
@@ -165,6 +166,7 @@ class Scan:
         weighted = any(part.source.weight is not None for part in parts)
         self.samples = {i if weighted else 0: Sample(part.source.weight or 1.0) for i, part in enumerate(parts)}
         self.weighted = weighted
+        self.needs_sample = find_kind(config.tokenizer) is not None  # for training it
         self.documents = 0
         self.almost_heldout, self.almost_train = Nearest(), Nearest()
         folder = files.home() / "spool"
@@ -220,7 +222,7 @@ class Scan:
             return HELDOUT
         account.train.add(size)
         self.almost_heldout.offer(Candidate(split, self.documents, number, size))
-        if self.config.tokenizer == "bpe":
+        if self.needs_sample:
             self.samples[number if self.weighted else 0].offer(document, digest, self.documents, seed)
         return TRAIN
 

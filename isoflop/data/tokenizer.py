@@ -13,13 +13,23 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers
 
+from isoflop.data.kinds import (
+    EOT,
+    PRINTABLE,
+    TOKENIZERS,
+    ByteLevelBPE,
+    byte_characters,
+    byte_level,
+    quoted,
+    units_in_bytes,
+    with_eot,
+)
 from isoflop.data.pieces import Remembered
 from isoflop.errors import UserError
 from isoflop.untrusted import foreign, parse_json, read_bytes
 
-EOT = "<|endoftext|>"
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
 PLAIN_STRETCH = 4096  # characters that are looked up together, or left to the library together
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
@@ -29,19 +39,6 @@ MOST_GROWTH = 64  # times that a tokenizer's rules may lengthen a text; Sentence
 PROBE = (
     "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
 )
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table).
-
-    Printable bytes stand for themselves; the other 68 are moved, in order, to the code points from 256 on.
-    """
-    characters = [chr(b) if b in PRINTABLE else "" for b in range(256)]
-    moved = (chr(256 + n) for n in range(256))
-    return [character or next(moved) for character in characters]
-
-
-PRINTABLE = frozenset((*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)))
 
 
 class Tokenizer:
@@ -88,38 +85,13 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Train byte-level BPE: 256 bytes, merges of pairs seen at least twice, and `<|endoftext|>` as the last id.
-
-        A text too small for that many merges gives a smaller vocabulary.
-        """
-        inner = byte_level(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size - 1,
-            min_frequency=2,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        inner.train_from_iterator(texts, trainer)
-        return cls(with_eot(inner))
+        """Train byte-level BPE: see kinds.ByteLevelBPE."""
+        return cls(ByteLevelBPE().train(texts, vocab_size))
 
     @classmethod
     def of_units(cls, units: Iterable[str]) -> "Tokenizer":
-        """One id for each unit, at the beginning and after a blank; everything else is spelled in bytes.
-
-        For text that is written in a small set of signs with blanks between them, such as phonemes: `AH0 B AW1 T` is
-        four ids. There are no merges, so words of other text stay letter by letter.
-        """
-        table = byte_characters()
-        vocabulary = {character: byte for byte, character in enumerate(table)}
-        for unit in units:
-            for piece in (unit, f" {unit}"):
-                vocabulary.setdefault("".join(table[byte] for byte in piece.encode()), len(vocabulary))
-        inner = byte_level(models.BPE(vocabulary, [], ignore_merges=True))  # a piece that is an entry is that id
-        blanks = pre_tokenizers.Split(tokenizers.Regex(" ?[^ ]+"), "isolated")
-        inner.pre_tokenizer = pre_tokenizers.Sequence(
-            [blanks, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-        return cls(with_eot(inner))
+        """One id for each unit, everything else spelled in bytes: see kinds.units_in_bytes."""
+        return cls(units_in_bytes(units))
 
     @classmethod
     def from_gpt2_merges(cls, path: Path | str) -> "Tokenizer":
@@ -170,6 +142,11 @@ class Tokenizer:
         """A tokenizer.json or GPT-2's merges, told apart by content."""
         text = read_text(Path(path))
         return cls.from_json(text, str(path)) if text.lstrip().startswith("{") else cls.from_gpt2_merges(path)
+
+    @classmethod
+    def given(cls, setting: str) -> "Tokenizer | None":
+        """The tokenizer of the file that `data.tokenizer` names; None if it names a kind, which is trained."""
+        return None if setting in TOKENIZERS else cls.from_file(setting)
 
     def to_json(self) -> str:
         return str(self._inner.to_str())
@@ -249,22 +226,10 @@ class Tokenizer:
         if self.decode_bytes(ids) != probe.encode() or self.decode_bytes(self.encode(" a")) != b" a":
             raise UserError(
                 f"{origin} does not give text back exactly (white space, case or rare characters are lost), so bits "
-                'per byte would mean nothing; choose a byte-level tokenizer or "bpe"'
+                f"per byte would mean nothing; choose a byte-level tokenizer or {quoted()}"
             )
         if self.eot in ids:
             raise UserError(f"{origin} turns text into its end-of-text id {self.eot}; mark that token as special")
-
-
-def byte_level(model: Any) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(model)
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    inner.decoder = decoders.ByteLevel()
-    return inner
-
-
-def with_eot(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    inner.add_special_tokens([AddedToken(EOT, special=True, normalized=False)])
-    return inner
 
 
 def find_eot(vocabulary: dict[str, int], origin: str) -> int:
@@ -301,4 +266,4 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError:
         raise UserError(f"tokenizer {path} is not text; name a tokenizer.json or GPT-2's vocab.bpe") from None
     except UserError as error:
-        raise UserError(f'tokenizer {error}; name a tokenizer.json, GPT-2\'s vocab.bpe or "bpe"') from None
+        raise UserError(f"tokenizer {error}; name a tokenizer.json, GPT-2's vocab.bpe or {quoted()}") from None

@@ -368,8 +368,8 @@ def tokenizer_size(data: DataConfig, base: RunConfig | None) -> int:
     """The ids of a tokenizer that is given rather than trained; 0 if the planner may choose."""
     if data.path:
         return open_prepared(Path(data.path), verify_checksums=False).vocab_size
-    if data.tokenizer != "bpe":
-        return Tokenizer.from_file(data.tokenizer).vocab_size
+    if (given := Tokenizer.given(data.tokenizer)) is not None:
+        return given.vocab_size
     return 0 if base is None else data.vocab_size
 
 

@@ -12,6 +12,7 @@ import torch
 from isoflop import checkpoint
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
+from isoflop.data.kinds import find_kind
 from isoflop.data.pairs import pairs_to_measure
 from isoflop.data.prepare import Progress, documents
 from isoflop.data.prepared import Data
@@ -203,7 +204,7 @@ def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> 
         if prepared.fingerprint == account.get("fingerprint"):
             return prepared
     data = config.data
-    if data.tokenizer != "bpe" and folder.tokenizer.is_file():  # its own copy: the one named may be gone
+    if find_kind(data.tokenizer) is None and folder.tokenizer.is_file():  # its own copy: the one named may be gone
         data = replace(data, tokenizer=str(folder.tokenizer))
     return make_task(config).prepare_data(data, progress)
 
