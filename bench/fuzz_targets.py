@@ -67,7 +67,7 @@ from isoflop.records import RunFolder, find_runs, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer.begin import check_logs, other_machine, saved_up_to
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.trouble import account, gaps, in_a_row
+from isoflop.trainer.guard import account, gaps, in_a_row
 
 TEXTS = [
     f"Once upon a time there was a small brown fox, number {n}, and it said {n * 7} things. " * 8 for n in range(40)

@@ -19,7 +19,7 @@ from typing import Any
 from isoflop import job
 from isoflop.allocator import keep_freed_memory
 from isoflop.data.loader import Loader
-from isoflop.trainer import hooks, loop
+from isoflop.trainer import hooks, log
 from record import record
 
 TARGET = 0.02  # of the training seconds
@@ -43,9 +43,7 @@ def time_calls(spent: Counter[str], owner: Any, method: str, name: str) -> None:
 def measure(sources: list[str], budget: str) -> dict[str, Any]:
     spent: Counter[str] = Counter()
     time_calls(spent, Loader, "batch", "loader")
-    for method in ("add", "flush"):
-        if hasattr(loop.Log, method):
-            time_calls(spent, loop.Log, method, "logging")
+    time_calls(spent, log.TrainingLog, "add", "logging")
     time_calls(spent, hooks.HeldOut, "stepped", "evaluation")
     time_calls(spent, hooks.Samples, "stepped", "samples")
     with tempfile.TemporaryDirectory() as scratch:

@@ -37,9 +37,9 @@ from isoflop.parallel.mesh import Group, joined
 from isoflop.parallel.shard import lay_out
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
+from isoflop.trainer.processes import agree
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import make_task
-from isoflop.trainer.together import agree
 from record import record
 
 # name: layers, d_model, heads, context, batch, vocabulary (a demo's size, and five times its parameters)

@@ -162,7 +162,7 @@ def trouble_told(line: dict[str, Any]) -> str:
 
 
 def bad_steps_told(counted: dict[str, Any]) -> str:
-    """What went wrong in a run, counted (trainer/trouble.py's account) as a sentence; empty if nothing did."""
+    """What went wrong in a run, counted (trainer/guard.py's account) as a sentence; empty if nothing did."""
     said = [
         (counted.get("steps_left_out"), "steps left out ({left_out_tokens:,} tokens)"),
         (counted.get("rollbacks"), "rollbacks ({passed_over_tokens:,} tokens passed over)"),

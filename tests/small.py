@@ -3,6 +3,8 @@
 import random
 from pathlib import Path
 
+import torch
+
 from isoflop.trainer.hooks import Hook
 
 TINY = [
@@ -36,6 +38,21 @@ def write_texts(folder: Path, files: int = 60) -> Path:
 def tree_of(folder: Path) -> dict[str, bytes]:
     """Every file below a folder with its bytes, locks left out."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+
+
+class GradientNorms(Hook):
+    """The gradient's norm in each layer, and in all that is in none, step by step: in one process or several, divided
+    or not."""
+
+    def __init__(self):
+        self.lines = []
+
+    def gradients_ready(self, state):
+        layers = [list(unit.parameters()) for unit in state.model.units()]
+        within = {id(parameter) for layer in layers for parameter in layer}
+        layers.append([parameter for parameter in state.model.parameters() if id(parameter) not in within])
+        norms = [torch.nn.utils.get_total_norm([p.grad for p in layer if p.grad is not None]) for layer in layers]
+        self.lines.append((state.step + 1, [float(state.layout.whole(norm)) for norm in norms]))
 
 
 class PowerCut(Exception):

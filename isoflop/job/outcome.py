@@ -18,8 +18,8 @@ from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.runtime import Runtime, make_runtime, peak_memory, utilisation
 from isoflop.trainer import RunConfig, RunResult
+from isoflop.trainer.guard import account, gaps
 from isoflop.trainer.task import make_task
-from isoflop.trainer.trouble import account, gaps
 
 FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
 

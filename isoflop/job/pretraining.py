@@ -38,8 +38,8 @@ from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
+from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
-from isoflop.trainer.together import check_world
 from isoflop.trainer.trackers import make_trackers
 
 MOVABLE = ("parallel", "runtime")  # the fields of RunConfig that may change while a run is on its way

@@ -11,7 +11,7 @@ mend, 1 what failed (a run that diverged, a lost or silent process), 128 + signa
 is saved. A signal may go to torchrun, which passes SIGTERM and SIGINT on, or to any one process. torchrun itself (2.13,
 tried) gives 1 in every one of these cases, after its own account of them, in which each process's code stands; it
 waits 30 seconds for the processes that it told to stop, then kills them. A Ctrl-C reaches the processes from torchrun
-alone where it gives each a session of its own, and else from the terminal too: hence `echo` in trainer/guard.py.
+alone where it gives each a session of its own, and else from the terminal too: hence `echo` in trainer/signals.py.
 
 With `--max-restarts` torchrun starts all processes again when one has died. The first one then finds its own launch
 (TORCHELASTIC_RUN_ID) in the run folder's history and goes on from the last checkpoint. It cannot tell a signal's exit

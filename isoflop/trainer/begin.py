@@ -22,10 +22,10 @@ from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import RunFolder, read_lines, read_object
 from isoflop.runtime import choose_device, cores, default_dtype, describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
+from isoflop.trainer.guard import ACTIONS, Watch, gaps
+from isoflop.trainer.processes import world_of
 from isoflop.trainer.state import RunState
 from isoflop.trainer.task import Task
-from isoflop.trainer.together import world_of
-from isoflop.trainer.trouble import ACTIONS, Watch, gaps
 
 MOST = 1 << 53  # steps, tokens or sequences on record
 LEARNS_NOTHING = ("runtime", "parallel", "every", "sample", "trackers")  # fields that do not decide what is learned
@@ -69,7 +69,7 @@ def make_run(
     batches: Batches,
     resume: bool,
     group: Group,
-) -> tuple[RunState, list[torch.optim.Optimizer]]:
+) -> RunState:
     """Build model and optimisers, and load the last checkpoint if the run goes on."""
     asked = config.runtime
     runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
@@ -96,8 +96,20 @@ def make_run(
     layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
-    flops = task.flops_per_token(config, prepared)
-    state = RunState(config, folder, model, task, prepared, batches, runtime, timetable, flops, layout, notices=said)
+    state = RunState(
+        config=config,
+        folder=folder,
+        model=model,
+        optimizers=optimizers,
+        task=task,
+        prepared=prepared,
+        batches=batches,
+        runtime=runtime,
+        timetable=timetable,
+        flops_per_token=task.flops_per_token(config, prepared),
+        layout=layout,
+        notices=said,
+    )
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     elif resume:
@@ -108,7 +120,7 @@ def make_run(
             f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
             f"a disk not mounted?), or begin again: isoflop train --config {folder.config} --out NEW"
         )
-    progress = put_back(state, optimizers, last)
+    progress = put_back(state, last)
     state.seconds, state.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
     happened: dict[str, Any] = {"step": state.step, **world_of(config, group)}
     if reached > state.step:
@@ -116,7 +128,7 @@ def make_run(
     if changed:
         happened["changed"] = changed
     folder.event("resumed" if resume else "started", **happened)
-    return state, optimizers
+    return state
 
 
 def wrap(config: RunConfig, model: Model, task: Task) -> None:
@@ -239,14 +251,14 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
     return last, said
 
 
-def put_back(state: RunState, optimizers: list[torch.optim.Optimizer], last: Path | None) -> dict[str, Any]:
+def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
     """Set a run to where it was at a checkpoint that was found whole, or to its start without one: weights, optimisers,
     generators, step, what is compared with, and the logs that are replayed.
 
     Returns:
         What else the checkpoint says of the run's progress.
     """
-    progress = {} if last is None else checkpoint.load(last, state.model, optimizers, verified=True)
+    progress = {} if last is None else checkpoint.load(last, state.model, state.optimizers, verified=True)
     state.step = progress.get("step", 0)
     state.folder.forget_after(state.step)
     state.watch = Watch(state.config.guard, progress.get("recent", ()))

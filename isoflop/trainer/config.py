@@ -133,7 +133,7 @@ class EveryConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What is done when a step's numbers go wrong (trainer/trouble.py).
+    """What is done when a step's numbers go wrong (trainer/guard.py).
 
     By default a step whose loss or gradient is not finite is left out, as nothing can be learned from it, and five in a
     row stop the run: the weights are gone then, and not the data. A spike is counted and told and nothing else is done:

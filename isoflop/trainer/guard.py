@@ -1,112 +1,136 @@
-"""What stops a run early: signals, and numbers gone wrong for good (trouble.py says when)."""
+"""Numbers gone wrong: a loss or gradient that is not finite, or far above those of the steps before (a spike).
 
-import contextlib
-import os
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+    (loss, gradient norm) of a step ─> look ─> nothing | Trouble ─> keep · skip · rollback · stop
+                                                          └─> a line of skips.jsonl, before anything is done about it
 
-from isoflop.errors import UserError
-from isoflop.parallel.mesh import CutShort, Lost
-from isoflop.records import Lock, RunFolder
+skip      the update is left out: weights, moments and the count of AdamW's bias correction stay as they were; the
+          schedule and the data go on
+rollback  back to the last checkpoint, and the data of the bad step is passed over: what follows is the run that never
+          drew it
+stop      the last checkpoint is from before
+
+All decisions are pure functions of plain numbers: the two of the step, those of the good steps before it (kept in the
+checkpoint), and the lines on record. Several processes have the same, to the bit, and so each decides by itself what
+all decide: the loss is a sum over all, which leaves the same in each; the norm is one as well, or the first one's
+(Layout.whole in parallel/shard.py); and the lines on record are those that the first one read (begin.put_back).
+
+The host reads both numbers once a step, before the update. A GPU would be idle until the update is launched then, so
+there it is launched first (loop.updates_ahead), with a flag on the device by which the optimisers leave out a step that
+is not finite; the host decides the same while the update runs.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.trainer.config import GuardConfig
+
+ACTIONS = ("keep", "skip", "rollback", "stop")
+Numbers = tuple[float, float]  # loss in nats per token, and the gradient's norm before clipping
 
 
-class Diverged(Exception):
-    """Loss or gradient went wrong more often than the run may go on with. The last checkpoint is from before that."""
-
-    exit_code = 1
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; everything is saved.
+@dataclass(frozen=True)
+class Trouble:
+    """What is wrong with a step.
 
     Attributes:
-        signum: the signal. A shell reads 128 + signum as "ended by this signal": preempted, not failed.
-        step: the step that the run goes on from.
-        folder: the run folder.
+        kind: "non-finite" or "spike".
+        action: "keep", "skip", "rollback" or "stop".
+        reason: one line for people.
     """
 
-    def __init__(self, signum: int, step: int, folder: Path) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}")
-        self.signum = signum
-        self.exit_code = 128 + signum
-        self.step = step
-        self.folder = folder
+    kind: str
+    action: str
+    reason: str
 
 
-@contextlib.contextmanager
-def put_down(folder: RunFolder, lock: Lock, at: Callable[[], int]) -> Iterator[None]:
-    """Write into a run's history why it ends early, if there is still a folder to write to. A signal, and a process
-    that hangs, are written down where they are noticed.
+def find_trouble(loss: float, norm: float, recent: Sequence[Numbers], config: GuardConfig) -> Trouble | None:
+    """Judge a step by its two numbers and those of the good steps before it.
+
+    The rule for spikes is that of OLMo-core's SkipStepOptimizer, with its 128 steps and 6 standard deviations; here
+    numbers that are not finite never count among those compared with.
+    """
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        return Trouble("non-finite", config.non_finite, f"loss {loss:.4g}, gradient norm {norm:.4g}")
+    if len(recent) < config.window:
+        return None
+    for name, value, before in zip(("loss", "gradient norm"), (loss, norm), zip(*recent, strict=True), strict=True):
+        mean = math.fsum(before) / len(before)
+        deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in before) / len(before))
+        limit = mean + config.sigmas * deviation
+        if value > limit:
+            reason = f"{name} {value:.4g} is above {limit:.4g}, {config.sigmas:g} standard deviations over the mean"
+            return Trouble("spike", config.spike, reason)
+    return None
+
+
+def must_stop(trouble: Trouble, records: Sequence[dict[str, Any]], config: GuardConfig) -> str:
+    """Why the run must not go on after this trouble, the last one on record; empty if it may."""
+    if trouble.action == "stop":
+        return f"guard.{trouble.kind.replace('-', '_')} is stop"
+    if trouble.action == "keep":
+        return ""
+    bad = [record for record in records if record["action"] != "keep"]
+    row = in_a_row(bad)
+    if row >= config.in_a_row:
+        return f"{row} bad steps in a row are as many as guard.in_a_row = {config.in_a_row} allows"
+    if len(bad) >= config.in_all:
+        return f"{len(bad)} bad steps in all are as many as guard.in_all = {config.in_all} allows"
+    return ""
+
+
+def in_a_row(bad: Sequence[dict[str, Any]]) -> int:
+    """How many bad steps, the last one included, came without a step of progress between them. The step after one that
+    was left out is the next of the run; after a rollback it is the same one again, on other data."""
+    if not bad:
+        return 0
+    up_to = sorted((r for r in bad if r["step"] <= bad[-1]["step"]), key=lambda r: int(r["step"]))
+    row = 1
+    for before, after in zip(up_to[-2::-1], up_to[:0:-1], strict=True):
+        if after["step"] > before["step"] + (before["action"] == "skip"):
+            break
+        row += 1
+    return row
+
+
+def gaps(records: Iterable[dict[str, Any]]) -> tuple[tuple[int, int], ...]:
+    """The ranges of sequences that the rollbacks on record pass over (data/gaps.py)."""
+    return tuple((r["first"], r["sequences"]) for r in records if r["action"] == "rollback")
+
+
+class Watch:
+    """Looks at every step, and remembers the good ones that the next are judged by.
 
     Args:
-        at: the step that the run is at.
-    """
-    try:
-        yield
-    except (Diverged, Lost, UserError, OSError) as error:
-        what = {Diverged: "diverged", Lost: "lost"}.get(type(error), "failed")
-        with contextlib.suppress(UserError, OSError):
-            lock.check()
-            folder.event(what, step=at(), reason=str(error))
-        raise
-
-
-class Signals:
-    """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
-    process at once. One that is ignored, as SIGHUP is under nohup, stays so.
-
-    The run looks at `received` between steps, so that it is saved within a step, a checkpoint that is being written and
-    its own. What could take longer, measuring and sampling, is cut short.
-
-    Args:
-        echo: seconds in which a further one is the first once more. A Ctrl-C reaches torchrun and, where the processes
-            are of the terminal's group too, these; torchrun then passes its own on.
+        recent: what `state` gave, to go on from.
     """
 
-    CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+    def __init__(self, config: GuardConfig, recent: Iterable[Sequence[float]] = ()) -> None:
+        self.config = config
+        self.recent: deque[Numbers] = deque(((loss, norm) for loss, norm in recent), maxlen=config.window)
 
-    def __init__(self, echo: float = 0.0) -> None:
-        self.received: int | None = None
-        self._echo, self._at = echo, 0.0
-        self._cuts = False
-        self._before: dict[int, Any] = {}
+    def look(self, loss: float, norm: float) -> Trouble | None:
+        """What is wrong with this step, if anything. One that is kept counts among the good ones."""
+        trouble = find_trouble(loss, norm, self.recent, self.config)
+        if trouble is None or trouble.action == "keep":
+            self.recent.append((loss, norm))
+        return trouble
 
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            heard = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
-        return self
+    def state(self) -> list[list[float]]:
+        """JSON values, for the checkpoint."""
+        return [list(numbers) for numbers in self.recent]
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            if time.monotonic() - self._at >= self._echo:
-                os._exit(128 + signum)
-            return
-        self.received, self._at = signum, time.monotonic()
-        if self._cuts:
-            raise CutShort
-
-    @contextlib.contextmanager
-    def cut_short(self) -> Iterator[None]:
-        """Within this, a signal raises CutShort at once, also one that came before: only for work that leaves nothing
-        half done behind.
-
-        Raises:
-            CutShort: when a signal comes.
-        """
-        self._cuts = True
-        try:
-            if self.received is not None:
-                raise CutShort
-            yield
-        finally:
-            self._cuts = False
+def account(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What went wrong in a run, counted: for result.json. `left_out_tokens` were read and not learned from,
+    `passed_over_tokens` are those that rollbacks kept from being read."""
+    of = {action: [r for r in records if r["action"] == action] for action in ("keep", "skip", "rollback")}
+    return {
+        "spikes_kept": len(of["keep"]),
+        "steps_left_out": len(of["skip"]),
+        "left_out_tokens": sum(r["tokens"] for r in of["skip"]),
+        "rollbacks": len(of["rollback"]),
+        "passed_over_tokens": sum(r["tokens"] for r in of["rollback"]),
+    }

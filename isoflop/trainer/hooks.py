@@ -6,6 +6,7 @@ without. Where several processes train one model, a hook that measures or sample
 prints in the first alone.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,13 +18,36 @@ from isoflop.trainer.state import RunState
 
 
 class Hook:
-    """The moments of a run. Each does nothing unless a hook says otherwise."""
+    """The moments of a run. Each does nothing unless a hook overrides it.
+
+    In a step they come in the order `gradients_ready`, `troubled` (of a bad step), `updated` (unless it was discarded),
+    `stepped`.
+    """
 
     def started(self, state: RunState) -> None:
         """Before the first step of this process, after a checkpoint was loaded if there was one."""
 
+    def gradients_ready(self, state: RunState) -> None:
+        """After the backward pass, before the gradients are clipped and before anyone has judged the step, which is
+        number `state.step + 1`: its gradients may be non-finite, and after a rollback the same number comes again.
+
+        `parameter.grad` is the gradient of the whole step's loss, over all passes and all processes:
+
+            none, ddp     whole, in every process
+            fsdp, hsdp    a DTensor: this process's shard of the sum
+
+        `torch.nn.utils.get_total_norm` takes both; `state.layout.whole` makes its result the norm over all processes,
+        with the same bits in each. That may exchange messages, as any operation on a DTensor may: such a hook belongs
+        in every process of the group, and does the same in each. On a GPU nothing has been waited for: reading a number
+        here waits for the backward pass. The time counts as the step's.
+        """
+
+    def updated(self, state: RunState) -> None:
+        """After the optimiser's step, whose gradients have been freed, and after `state.step` has counted it; not after
+        a step that was discarded. Parameters lie over the processes as their gradients do."""
+
     def stepped(self, state: RunState) -> None:
-        """After each step, taken or left out."""
+        """After each step, its update taken or discarded."""
 
     def troubled(self, state: RunState, line: dict[str, Any]) -> None:
         """After a bad step was put on record (a line of skips.jsonl) and before anything is done about it."""
@@ -39,6 +63,13 @@ class Hook:
 
     def ended(self, state: RunState) -> None:
         """After the last step, or when the run stops early, whatever the reason."""
+
+
+def overriding(hooks: Iterable[Hook], moment: str) -> list[Hook]:
+    """The hooks that do something at a moment, found out once so that a moment within a step costs nothing where no
+    hook asks for it."""
+    nothing = getattr(Hook, moment)
+    return [hook for hook in hooks if getattr(getattr(hook, moment), "__func__", None) is not nothing]
 
 
 class HeldOut(Hook):

@@ -20,13 +20,14 @@ from isoflop.data.loader import Batches
 from isoflop.errors import UserError
 from isoflop.model.build import build_model
 from isoflop.model.count import parameters
+from isoflop.optim.build import clip_gradients
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
 from isoflop.parallel.state import generator_tensors, set_generators
 from isoflop.runtime import Runtime, free_memory
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.state import RunState
-from isoflop.trainer.step import Statistics, find_gradients, leave_out
+from isoflop.trainer.step import Statistics, discard_step, forward_backward
 from isoflop.trainer.task import Task
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
@@ -181,7 +182,7 @@ def shown(bytes_: float) -> str:
     return f"{bytes_ / 1e9:,.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:,.1f} MB"
 
 
-def dry_batch(state: RunState, optimizers: list[torch.optim.Optimizer]) -> None:
+def dry_batch(state: RunState) -> None:
     """One pass of the largest shape, forward and backward, without an update. Weights, running statistics and torch's
     generators are afterwards what they were, bit for bit.
 
@@ -193,19 +194,19 @@ def dry_batch(state: RunState, optimizers: list[torch.optim.Optimizer]) -> None:
     statistics.keep()
     rows = min(state.config.batch.micro, state.config.batch.sequences // state.layout.group.size)
     try:
-        find_gradients(
+        forward_backward(
             state.model,
             state.task,
             [tensor.to(state.runtime.device) for tensor in state.batches.largest(rows)],
             micro=rows,
             runtime=state.runtime,
-            clip=state.config.optim.clip,
             layout=state.layout,
         )
+        clip_gradients(state.model, state.config.optim.clip, state.layout.whole)
     except torch.OutOfMemoryError as error:
         half = next((n for n in range(rows // 2, 0, -1) if state.config.batch.sequences % n == 0), 1)
         reason = str(error).partition(". ")[0]
         raise UserError(f"a pass of {rows} sequences: {reason}; use --set batch.micro_sequences={half}") from None
     finally:
-        leave_out(optimizers, statistics)
+        discard_step(state.optimizers, statistics)
         set_generators(generators)

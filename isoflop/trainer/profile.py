@@ -10,6 +10,7 @@ import contextlib
 import gzip
 import json
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -21,19 +22,11 @@ from torch.profiler import ProfilerActivity
 from isoflop.files import write_json
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
+from isoflop.trainer.step import STEP_SPAN
 
 SETTLE = 3  # steps of this process before the first that is watched: memory is allocated in them, kernels are chosen
 STEPS = 3  # that are watched
 SMALLEST = 0.002  # of the whole: calls that took less are left out of the tree
-LOOP = "isoflop/trainer/loop.py run_steps"
-BESIDE = (
-    " stepped",
-    " save",
-    " measured",
-    " decided",
-    " troubled",
-    " noticed",
-)  # calls of the loop that are no part of a step
 SHOWN = ("cpu_op", "user_annotation", "python_function", "kernel")
 
 
@@ -88,8 +81,8 @@ class Profile(Hook):
 
 
 def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The table and the tree of a Chrome trace: of the loop that takes the steps, without what hooks and checkpoints do
-    between them; of everything where there is no loop.
+    """The table and the tree of a Chrome trace: of the steps (the spans that step.py names STEP_SPAN), without what
+    hooks and checkpoints do between them. A trace without a step is shown whole, with a warning.
 
     Returns:
         `microseconds` of that; `operations`: rows of `name`, `calls`, `microseconds` spent in the operation itself and
@@ -98,7 +91,10 @@ def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """
     spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in SHOWN]
     forest = nest(span for span in spans if span["cat"] != "kernel" and worth_showing(span))
-    tree = without_what_is_beside(find_all(forest, LOOP)) or forest
+    tree = find_all(forest, STEP_SPAN)
+    if not tree:
+        warnings.warn(f"the profile has no span named {STEP_SPAN!r}: all that was recorded is shown", stacklevel=2)
+        tree = forest
     own: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     kernels = [node for span in spans if span["cat"] == "kernel" for node in nest([span])]
@@ -114,15 +110,6 @@ def find_all(nodes: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     for node in nodes:
         found += [node] if node["name"] == name else find_all(node["inside"], name)
     return found
-
-
-def without_what_is_beside(loops: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Loops without the calls that are no part of a step, and without their time."""
-    for loop in loops:
-        beside = [node for node in loop["inside"] if node["name"].endswith(BESIDE)]
-        loop["inside"] = [node for node in loop["inside"] if not node["name"].endswith(BESIDE)]
-        loop["microseconds"] -= sum(node["microseconds"] for node in beside)
-    return loops
 
 
 def worth_showing(span: dict[str, Any]) -> bool:

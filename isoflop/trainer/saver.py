@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written beside its steps, and which of them stay.
+"""Checkpoints of a run: written while its steps go on, and which of them stay.
 
     save ─> copy in memory ─> a thread: write it whole, then drop what is no longer wanted
               the steps go on
 
 At most one is being written; the next save waits for it. What a thread's disk refuses is raised in the run, at the next
-step. The copy takes main memory: 4 bytes a parameter for the weights and 4 (Muon) or 8 (AdamW) for the optimiser, from
-the save until it is written. What lies on the disk is bit for bit what writing at once would have put there.
+step. The copy takes main memory: per parameter 4 bytes for the weights and 4 (Muon) or 8 (AdamW) for the optimiser,
+from the save until it is written. What lies on the disk is bit for bit what writing at once would have put there.
 """
 
 import math
@@ -13,8 +13,10 @@ import threading
 from collections.abc import Collection, Sequence
 
 from isoflop import checkpoint
+from isoflop.config import to_dict
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.trainer.config import EveryConfig
+from isoflop.trainer.state import RunState
 
 
 class Saver:
@@ -22,8 +24,8 @@ class Saver:
 
     Args:
         every: which stay, and whether they are written in the background.
-        group: of several processes each writes its part, and the first one drops. They write at once, beside no step:
-            what they exchange in writing would get between what they exchange in the steps.
+        group: of several processes each writes its part, and the first one drops. They write at once and never in the
+            background: what they exchange in writing would get between what they exchange in the steps.
     """
 
     def __init__(self, every: EveryConfig, group: Group = ALONE) -> None:
@@ -31,7 +33,42 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, pending: checkpoint.Pending, heldout: Sequence[tuple[int, float]], also: Collection[int]) -> None:
+    def save(self, state: RunState) -> int:
+        """Have a checkpoint of the run written, and those dropped that are no longer wanted.
+
+        After a discarded step nothing is dropped: the weights may be what is wrong, and the older ones good.
+
+        Returns:
+            The step that was saved.
+        """
+        pending = checkpoint.take(
+            state.folder.checkpoints,
+            step=state.step,
+            model=state.model,
+            optimizers=state.optimizers,
+            config=to_dict(state.config),
+            tokenizer=state.prepared.tokenizer.to_json(),
+            fingerprint=state.prepared.fingerprint,
+            progress={
+                "seconds": state.seconds,
+                "aside": state.aside,
+                "tokens": state.tokens,
+                "recent": state.watch.state(),
+            },
+            copied=self.background,
+        )
+
+        doubtful = any(line["step"] == state.step and line["action"] != "keep" for line in state.skips)
+        if doubtful:
+            self.wait()  # one that is still being written stays too
+            stay = checkpoint.steps(state.folder.checkpoints)
+        else:
+            decay = state.timetable.decay_step
+            stay = [] if decay is None else [decay]
+        self.write(pending, state.heldout, stay)
+        return state.step
+
+    def write(self, pending: checkpoint.Pending, heldout: Sequence[tuple[int, float]], also: Collection[int]) -> None:
         """Write a checkpoint, once the one before is written, and drop those no longer wanted.
 
         Args:
@@ -93,7 +130,7 @@ def write_and_prune(
 
 
 def wanted(steps: Sequence[int], every: EveryConfig, heldout: Sequence[tuple[int, float]]) -> set[int]:
-    """Which checkpoints stay beside the last ones: the best, and every n-th.
+    """Which checkpoints stay besides the last ones: the best, and every n-th.
 
     The best is the one with the least held-out loss, a checkpoint's being the last measured up to its step; of several
     the first.

@@ -4,6 +4,8 @@ import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from isoflop.data.loader import Batches
 from isoflop.data.prepared import Data
 from isoflop.model.build import Model
@@ -13,9 +15,9 @@ from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import GuardConfig, RunConfig
-from isoflop.trainer.guard import Signals
+from isoflop.trainer.guard import Watch
+from isoflop.trainer.signals import Signals
 from isoflop.trainer.task import Task
-from isoflop.trainer.trouble import Watch
 
 
 @dataclass
@@ -39,6 +41,7 @@ class RunState:
     config: RunConfig
     folder: RunFolder
     model: Model
+    optimizers: list[torch.optim.Optimizer]
     task: Task
     prepared: Data
     batches: Batches
@@ -70,7 +73,7 @@ class RunState:
 
     def may_be_cut_short(self, by_all: bool = True) -> contextlib.AbstractContextManager[None]:
         """For what a hook does at length and leaves nothing half done of: a signal raises CutShort, in one process at
-        once (guard.Signals.cut_short), in several at the next pause between its parts (parallel/pause.py).
+        once (signals.Signals.cut_short), in several at the next pause between its parts (parallel/pause.py).
 
         Args:
             by_all: all processes enter this and do the same; else the first one does it alone.

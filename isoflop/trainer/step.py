@@ -1,9 +1,11 @@
-"""One optimiser step: forward, backward, clip; then update, or leave it out."""
+"""One optimiser step: forward and backward passes, clipping (optim/build.py), then the update, or none."""
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.profiler import record_function
 
 from isoflop.model.build import Model
 from isoflop.model.loss import IGNORED
@@ -12,7 +14,15 @@ from isoflop.parallel.shard import Layout
 from isoflop.runtime import Runtime
 from isoflop.trainer.task import Task
 
-FLAG = "found_inf"  # torch's name for it, which its fused AdamW reads
+FOUND_INF = "found_inf"  # the attribute that torch's fused AdamW reads
+
+
+STEP_SPAN = "training step"  # what a step of the loop is called in a profiler's trace
+
+
+def step_span() -> contextlib.AbstractContextManager[object]:
+    """Marks a step of the loop in the trace of a profiler that is running; nothing without one."""
+    return record_function(STEP_SPAN) if torch.autograd._profiler_enabled() else contextlib.nullcontext()
 
 
 def take_step(
@@ -27,80 +37,89 @@ def take_step(
     scale: float,
     layout: Layout | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`find_gradients`, then `update`: a step that nobody looks at before it is taken."""
-    loss, norm = find_gradients(model, task, batch, micro=micro, runtime=runtime, clip=clip, layout=layout)
+    """A whole step whose loss and gradient norm nobody looks at before the update: `forward_backward`,
+    `clip_gradients`, `update`.
+
+    Returns:
+        The loss in nats per token and the gradient's norm before clipping, both still on the device.
+    """
+    layout = layout or Layout(model, task.loss)
+    loss = forward_backward(model, task, batch, micro=micro, runtime=runtime, layout=layout)
+    norm = clip_gradients(model, clip, layout.whole)
     update(optimizers, scale)
     return loss, norm
 
 
-def find_gradients(
+def forward_backward(
     model: Model,
     task: Task,
     batch: Sequence[torch.Tensor],
     *,
     micro: int,
     runtime: Runtime,
-    clip: float,
     layout: Layout | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Leave the clipped gradients of `batch`, what the task's loss takes with the targets last, in the parameters.
+) -> torch.Tensor:
+    """Leave the gradients of `batch` in the parameters, not clipped.
 
-    The batch goes through the model `micro` sequences at a time, each pass weighted by its share of the targets, so
-    that the gradients add up to the whole batch's mean. With several processes `batch` is this one's part, and its
-    shares are of the targets of all.
+    Gradient accumulation: the batch goes through the model `micro` sequences at a time, each pass weighted by its share
+    of the targets, so that the gradients add up to the whole batch's mean. With several processes `batch` is this
+    process's part, and its shares are of the targets of all.
 
     Args:
+        batch: what the task's loss takes, the targets last.
         layout: how the model lies over the processes; None: there is one.
 
     Returns:
-        The mean of what is trained on, in nats per token, and the gradient's norm before clipping, both still on the
-        device: reading them waits for it.
+        The mean of what is trained on, in nats per token, over all processes, still on the device: reading it waits for
+        the device.
     """
     layout = layout or Layout(model, task.loss)
     counted = layout.sum((batch[-1] != IGNORED).sum())
     total = torch.zeros((), device=runtime.device)
-    parts = list(zip(*(tensor.split(micro) for tensor in batch), strict=True))
-    for number, part in enumerate(parts, 1):
+    passes = list(zip(*(tensor.split(micro) for tensor in batch), strict=True))
+
+    for number, part in enumerate(passes, 1):
         share = (part[-1] != IGNORED).sum() / counted
-        with layout.last_pass(number == len(parts)):
+        with layout.last_pass(number == len(passes)):
             with runtime.autocast():
                 loss = layout.loss(*part)
             (loss * share).backward()
         total += loss.detach() * share
-    return layout.sum(total), clip_gradients(model, clip, layout.whole)
+
+    return layout.sum(total)
 
 
-def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, spoilt: torch.Tensor | None = None) -> None:
-    """Take the step that the gradients say, at `scale` times the peak learning rates.
+def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, found_inf: torch.Tensor | None = None) -> None:
+    """Take the optimiser step at `scale` times the peak learning rates, and free the gradients.
 
     Args:
-        spoilt: 1 on the device where the step must be left out, else 0 (`spoilt_by`): weights, moments and step counts
-            are then what they were. Only for optimisers that `heed` it.
+        found_inf: 1 on the device where the update must be skipped, else 0 (`find_inf`): weights, moments and step
+            counts then stay as they were. Only for optimisers that `support_found_inf`.
     """
     set_lr(optimizers, scale)
     for optimizer in optimizers:
-        setattr(optimizer, FLAG, spoilt)
+        setattr(optimizer, FOUND_INF, found_inf)
         optimizer.step()
-        setattr(optimizer, FLAG, None)
+        setattr(optimizer, FOUND_INF, None)
         optimizer.zero_grad(set_to_none=True)
 
 
-def heed(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
-    """Whether all of them leave a step out that is `spoilt`: fused AdamW and our Muon do."""
+def support_found_inf(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
+    """Whether all of them skip an update by a flag on the device: fused AdamW and our Muon do."""
     return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
 
 
-def spoilt_by(numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+def find_inf(numbers: Sequence[torch.Tensor]) -> torch.Tensor:
     """1.0 if one of a step's numbers is not finite, else 0.0, on their device."""
     return (~torch.stack(list(numbers)).isfinite().all()).float()
 
 
 class Statistics:
-    """What a model's forward pass writes into it while training: the running statistics of batch norm. Kept before a
-    step, so that one that is left out leaves no trace."""
+    """What a model's forward pass writes into it while training: the running statistics of batch norm. Copied before a
+    step, so that a discarded step leaves no trace."""
 
     def __init__(self, model: Model) -> None:
-        # by what they are: a divided model has other parameters while it is gathered, as after a measurement
+        # by identity: a sharded model has other parameters while it is gathered, as after a measurement
         kept = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
         self.live = [tensor for tensor in kept.values() if not isinstance(tensor, nn.Parameter)]
         self.copies: list[torch.Tensor] = []
@@ -113,8 +132,8 @@ class Statistics:
             tensor.copy_(copy)
 
 
-def leave_out(optimizers: Sequence[torch.optim.Optimizer], statistics: Statistics) -> None:
-    """Forget the gradients and what their forward pass wrote: weights, moments and step counts are untouched."""
+def discard_step(optimizers: Sequence[torch.optim.Optimizer], statistics: Statistics) -> None:
+    """Free the gradients and undo what their forward pass wrote: weights, moments and step counts are untouched."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     statistics.put_back()

@@ -43,14 +43,14 @@ def groups(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def one(groups):
-    alone = [*(case for case in CASES if case != "experts"), "trouble", "signals"]
+    alone = [*(case for case in CASES if case != "experts"), "trouble", "signals", "observed"]
     return run_group(groups / "one", 1, dict.fromkeys(alone, "none"))
 
 
 @pytest.fixture(scope="session")
 def two(groups):
     """Its last act is that its second process hangs, and both end with 1."""
-    alike = dict.fromkeys([*CASES, "trouble", "signals"], "ddp,fsdp")
+    alike = dict.fromkeys([*CASES, "trouble", "signals", "observed"], "ddp,fsdp")
     return run_group(groups / "two", 2, {**alike, "memory": "ddp", "state": "fsdp", "hang": "ddp"}, code=1)
 
 

@@ -21,11 +21,12 @@ from isoflop.parallel.cost import Layout
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunConfig, portion, preflight, train
-from isoflop.trainer.guard import Diverged, Interrupted
+from isoflop.trainer.guard import account
 from isoflop.trainer.hooks import HeldOut, Hook, Samples
+from isoflop.trainer.recovery import Diverged
+from isoflop.trainer.signals import Interrupted
 from isoflop.trainer.task import CausalLM
-from isoflop.trainer.trouble import account
-from small import TINY
+from small import TINY, GradientNorms
 
 STEPS = 12
 ROW = 5  # of 8 in a step: the second process of two has it
@@ -175,12 +176,27 @@ def memory(folder, mode, group):
     return {"why": group.gather(why), "there": there, "step": step}
 
 
+def observed(folder, mode, group):
+    """The same run without and with a hook that looks at the gradients of every step."""
+    more = ["every.evaluate=0", "every.sample=0", "steps=4", "batch.micro_sequences=2"]
+    config, data = setting(folder.parent / "texts", mode, group, more)
+    plain, told, norms = Told(), Told(), GradientNorms()
+    train(config, folder / "plain", prepared=data, hooks=[plain], group=group)
+    train(config, folder / "observed", prepared=data, hooks=[norms, told], group=group)
+    return {
+        "norms": group.gather(norms.lines),
+        "whole": [line["grad_norm"] for line in read_run(folder / "observed").training],
+        "bits": [group.gather(hook.weights) for hook in (plain, told)],
+        "losses": [said(folder / name)["losses"] for name in ("plain", "observed")],
+    }
+
+
 def saved_state(folder, mode, group):
     folder.mkdir(exist_ok=True)
     save_divided(folder)
 
 
-STORIES = {"trouble": trouble, "signals": signals, "memory": memory, "state": saved_state}
+STORIES = {"trouble": trouble, "signals": signals, "observed": observed, "memory": memory, "state": saved_state}
 
 
 def tell(story, mode, group, folder):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from isoflop.parallel.mesh import Group
-from isoflop.trainer.together import seed_step
+from isoflop.trainer.processes import seed_step
 from members import CASES
 
 EXACT = [case for case in CASES if not case.startswith("experts") and case != "bfloat16"]

@@ -10,7 +10,7 @@ from isoflop.parallel.config import ParallelConfig
 from isoflop.parallel.mesh import ALONE, Group, joined, read_environment
 from isoflop.records import RunFolder
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.together import agree, check_world
+from isoflop.trainer.processes import agree, check_world
 
 
 @pytest.mark.parametrize(

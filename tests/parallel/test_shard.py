@@ -10,8 +10,8 @@ from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import fill
 from isoflop.runtime import seed_everything
 from isoflop.trainer.config import RunConfig
+from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
-from isoflop.trainer.together import check_world
 
 SMALL = ["model.layers=2", "model.d_model=32", "model.heads=2", "model.context=16", "model.vocab_size=64"]
 CASES = {

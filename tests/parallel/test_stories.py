@@ -1,5 +1,6 @@
 """Whole runs of two processes beside those of one: numbers gone wrong, and a signal while they measure (stories.py)."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_a_signal_to_one_process_cuts_the_measurement_of_both_short(one, two, mo
     assert_near(found["losses"], alone["losses"])
     assert_near(found["heldout"], alone["heldout"])
     assert [step for step, _ in found["heldout"]] == [6, 12] and found["samples"] == alone["samples"]
+
+
+@both
+def test_a_hook_sees_the_gradients_of_all_processes_and_changes_no_bit(one, two, mode):
+    alone, found = one["observed none"], two[f"observed {mode}"]
+    for run in (alone, found):
+        assert run["bits"][0] == run["bits"][1] and run["losses"][0] == run["losses"][1]
+        for (_, by_layer), whole in zip(run["norms"][0], run["whole"], strict=True):
+            assert math.hypot(*by_layer) == pytest.approx(whole, rel=1e-5)
+    [first, second] = found["norms"]
+    assert first == second and [step for step, _ in first] == [1, 2, 3, 4]
+    for (_, by_layer), (_, by_layer_alone) in zip(first, alone["norms"][0], strict=True):
+        np.testing.assert_allclose(by_layer, by_layer_alone, rtol=1e-4)
 
 
 def test_what_does_not_fit_is_refused_by_all_with_the_setting_that_does(two):

@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_leaves
 
 from isoflop.config import override
 from isoflop.model.build import build_model
-from isoflop.optim.build import build, small_already
+from isoflop.optim.build import build, clip_gradients, small_already
 from isoflop.runtime import Runtime
 from isoflop.trainer import RunConfig, throughput
-from isoflop.trainer.step import find_gradients, heed, spoilt_by, update
+from isoflop.trainer.step import find_inf, forward_backward, support_found_inf, update
 from isoflop.trainer.task import CausalLM, make_task
 
 SMALL = ["model.vocab_size=64", "model.context=16", "model.layers=2", "model.d_model=32", "model.heads=2"]
@@ -48,8 +48,8 @@ def stepper(fields, dtype=torch.float32, micro=2):
     def step(poison=1.0):
         tokens = torch.randint(64, (4, 17))
         task_ = task if poison == 1.0 else Poisoned(poison)
-        numbers = find_gradients(model, task_, (tokens[:, :-1], tokens[:, 1:]), micro=micro, runtime=runtime, clip=1.0)
-        update(optimizers, 0.5, spoilt_by(numbers))
+        loss = forward_backward(model, task_, (tokens[:, :-1], tokens[:, 1:]), micro=micro, runtime=runtime)
+        update(optimizers, 0.5, find_inf((loss, clip_gradients(model, 1.0))))
 
     return model, optimizers, step
 
@@ -79,7 +79,7 @@ def test_no_number_is_asked_for_and_every_step_is_the_same_operations(fields, dt
     assert not small_already(torch.zeros((), device="meta"), 1.0), "only a CPU is asked"
     monkeypatch.setattr("isoflop.optim.build.small_already", lambda *_: False)
     _, optimizers, step = stepper(fields, dtype)
-    assert heed(optimizers)
+    assert support_found_inf(optimizers)
     step()  # state is made in the first one
     traces = []
     for _ in range(2):
@@ -100,7 +100,7 @@ def state_of(model, optimizers):
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_the_device_leaves_a_spoilt_step_out_bit_for_bit(name):
+def test_the_device_skips_a_step_that_is_not_finite_bit_for_bit(name):
     model, optimizers, step = stepper([f"optim.name={name}"])
     step()
     step()
@@ -118,13 +118,13 @@ def test_the_device_leaves_a_spoilt_step_out_bit_for_bit(name):
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_a_good_step_has_the_same_bits_as_without_the_flag(name):
     ends = []
-    for spoilt in (None, torch.tensor(0.0)):
+    for found_inf in (None, torch.tensor(0.0)):
         model, optimizers, _ = stepper([f"optim.name={name}"])
         generator = torch.Generator().manual_seed(3)
         for _ in range(3):
             for parameter in model.parameters():
                 parameter.grad = torch.randn(parameter.shape, generator=generator)
-            update(optimizers, 0.7, spoilt)
+            update(optimizers, 0.7, found_inf)
         ends.append(state_of(model, optimizers))
     assert [key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])] == []
 

@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import warnings
 
+import pytest
 from safetensors.torch import load_file
 
 from isoflop import cli
@@ -12,6 +14,7 @@ from isoflop.records import read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.profile import Profile, in_short
+from isoflop.trainer.step import STEP_SPAN
 from small import TINY
 
 
@@ -60,23 +63,39 @@ def test_a_short_run_is_watched_to_its_end(tmp_path, corpus):
 
 
 def test_what_is_done_between_the_steps_is_left_out():
-    def call(name, start, took):
-        return {"ph": "X", "cat": "python_function", "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1}
+    def call(name, start, took, cat="python_function"):
+        return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1}
 
     found = in_short(
         [
             call("/home/me/isoflop/trainer/loop.py(7): train", 0, 100),
             call("/home/me/isoflop/trainer/loop.py(9): run_steps", 5, 90),
+            call(STEP_SPAN, 5, 25, "user_annotation"),
             call("/home/me/isoflop/trainer/step.py(3): take_step", 10, 20),
             call("/home/me/isoflop/trainer/hooks.py(3): stepped", 30, 50),
             call("/home/me/torch/nn/modules/module.py(1): _call_impl", 11, 3),
+            call(STEP_SPAN, 80, 15, "user_annotation"),
         ]
     )
     assert found["microseconds"] == 40
-    (loop,) = found["tree"]
-    assert [node["name"] for node in loop["inside"]] == ["isoflop/trainer/step.py take_step"]
+    (step,) = found["tree"]
+    assert [node["name"] for node in step["inside"]] == ["isoflop/trainer/step.py take_step"]
 
 
+def test_the_loop_marks_its_steps_by_the_name_that_is_read(tmp_path, corpus, monkeypatch):
+    config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=3"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        train(config, tmp_path / "run", hooks=[Profile()])
+    (step,) = read_run(tmp_path / "run").profile["tree"]
+    assert step["name"] == STEP_SPAN
+
+    monkeypatch.setattr("isoflop.trainer.step.STEP_SPAN", "another name")
+    with pytest.warns(UserWarning, match=STEP_SPAN):
+        train(config, tmp_path / "renamed", hooks=[Profile()])
+
+
+@pytest.mark.filterwarnings("ignore:the profile has no span")  # operations alone
 def test_time_in_a_call_is_not_counted_again_in_its_caller():
     def span(name, start, took, **more):
         return {"ph": "X", "cat": "cpu_op", "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1, **more}

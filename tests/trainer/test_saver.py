@@ -92,7 +92,7 @@ def test_what_goes_wrong_in_the_background_ends_the_run(config, tmp_path, monkey
 def test_the_last_of_them_is_heard_too(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is full")))
     saver = Saver(EveryConfig())
-    saver.save(checkpoint.Pending(tmp_path / "step-00000001", {}, {}), [], [])
+    saver.write(checkpoint.Pending(tmp_path / "step-00000001", {}, {}), [], [])
     with pytest.raises(UserError, match="the disk is full"):
         saver.wait()
     saver.wait()  # said once

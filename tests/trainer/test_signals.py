@@ -13,8 +13,8 @@ import pytest
 from isoflop.config import override
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.guard import CutShort, Interrupted, Signals
 from isoflop.trainer.hooks import HeldOut, Hook, Samples
+from isoflop.trainer.signals import CutShort, Interrupted, Signals
 from isoflop.trainer.task import CausalLM
 from small import TINY
 
@@ -85,7 +85,7 @@ def test_only_what_may_be_cut_short_is():
 
 def test_a_second_signal_leaves_at_once():
     code = (
-        "import time; from isoflop.trainer.guard import Signals\n"
+        "import time; from isoflop.trainer.signals import Signals\n"
         "with Signals():\n    print('ready', flush=True)\n    end = time.monotonic() + 60\n"
         "    while time.monotonic() < end: time.sleep(0.05)"
     )

@@ -23,10 +23,10 @@ from isoflop.report.page import write_report
 from isoflop.runtime import seed_everything
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.config import GuardConfig
-from isoflop.trainer.guard import Diverged
+from isoflop.trainer.guard import Watch, find_trouble, in_a_row
 from isoflop.trainer.hooks import Hook
+from isoflop.trainer.recovery import Diverged
 from isoflop.trainer.task import CausalLM
-from isoflop.trainer.trouble import Watch, find_trouble, in_a_row
 from small import TINY, CutAt, PowerCut
 
 STEPS = 12
@@ -320,6 +320,6 @@ def test_an_update_launched_ahead_of_the_numbers_is_the_same_run(config, prepare
     """As on a GPU, where the device leaves out what is not finite and the host learns of it afterwards."""
     config = override(config, [f"guard.non_finite={rule}"])
     train(config, tmp_path / "run", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
-    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda state, optimizers: True)
+    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda state: True)
     train(config, tmp_path / "ahead", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
     assert_same_end(tmp_path / "run", tmp_path / "ahead")

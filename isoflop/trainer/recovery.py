@@ -1,0 +1,91 @@
+"""What a run does about a step that guard.py found bad, and how it ends when it cannot go on."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from isoflop import checkpoint
+from isoflop.errors import UserError
+from isoflop.parallel.mesh import Lost
+from isoflop.records import Lock, RunFolder
+from isoflop.trainer.begin import last_checkpoint, put_back
+from isoflop.trainer.guard import Trouble
+from isoflop.trainer.hooks import Hook
+from isoflop.trainer.state import RunState
+
+
+class Diverged(Exception):
+    """Loss or gradient went wrong more often than config.guard allows. The last checkpoint is from before that."""
+
+    exit_code = 1
+
+
+def log_bad_step(state: RunState, hooks: Sequence[Hook], trouble: Trouble, loss: float, norm: float) -> None:
+    """Write a line of skips.jsonl, before anything is done about the step, and tell the hooks."""
+    steps = state.config.guard.pass_over if trouble.action == "rollback" else 1
+    line: dict[str, Any] = {
+        "step": state.step + 1,
+        "kind": trouble.kind,
+        "action": trouble.action,
+        "reason": trouble.reason,
+        "loss": loss if math.isfinite(loss) else None,
+        "grad_norm": norm if math.isfinite(norm) else None,
+        "tokens": state.batches.tokens(state.step + steps) - state.batches.tokens(state.step),
+        "time": time.time(),
+    }
+    if trouble.action == "rollback":
+        line["first"], line["sequences"] = state.batches.span(state.step, steps)
+    state.folder.append("skips", line, durable=True)
+    state.skips.append(line)
+    for hook in hooks:
+        hook.troubled(state, line)
+
+
+def roll_back(state: RunState, hooks: Sequence[Hook]) -> None:
+    """Load the last checkpoint; the data that is on record as passed over is not read again. The clock is not set back:
+    the time was spent."""
+    from_step = state.step
+    last, notices = last_checkpoint(state.folder, state.layout.group)
+    put_back(state, last)
+    state.model.train()
+    state.folder.event("rolled back", step=state.step, from_step=from_step)
+    for hook in hooks:
+        for text in notices:
+            hook.noticed(state, text)
+
+
+def diverged(state: RunState, trouble: Trouble, why: str) -> Diverged:
+    """The error that ends a run, with the checkpoints that can be trusted."""
+    steps = checkpoint.steps(state.folder.checkpoints)
+    bad = {line["step"] for line in state.skips if line["action"] != "keep"}
+    proven = [step for step in steps if not bad.issuperset(range(step + 1, state.step + 2))]
+    there = "there is no checkpoint yet"
+    if steps:
+        there = f"the last checkpoint, {checkpoint.at_step(state.folder.checkpoints, steps[-1])}, is from before that"
+        if steps[-1:] != proven[-1:]:
+            there += ", but no step from it on was good and it may be what is wrong"
+            there += f"; one from that of step {proven[-1]} on was" if proven else ""
+    return Diverged(
+        f"step {state.step + 1}: {trouble.reason}; {why}; {there}: start again with a lower optim.lr and "
+        "optim.matrix_lr"
+    )
+
+
+@contextlib.contextmanager
+def record_failure(folder: RunFolder, lock: Lock, at: Callable[[], int]) -> Iterator[None]:
+    """Write into a run's history why it ends early, if there is still a folder to write to. A signal, and a process
+    that hangs, are recorded where they are noticed.
+
+    Args:
+        at: the step that the run is at.
+    """
+    try:
+        yield
+    except (Diverged, Lost, UserError, OSError) as error:
+        what = {Diverged: "diverged", Lost: "lost"}.get(type(error), "failed")
+        with contextlib.suppress(UserError, OSError):
+            lock.check()
+            folder.event(what, step=at(), reason=str(error))
+        raise

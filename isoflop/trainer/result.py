@@ -1,0 +1,51 @@
+"""What a finished run came to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.records import read_lines
+from isoflop.trainer.state import RunState
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run came to.
+
+    Attributes:
+        folder: the run folder.
+        step: optimiser steps done.
+        loss: mean of what was trained on (config.loss, with auxiliary losses) over the last tenth of the steps logged,
+            nats per token.
+        heldout_loss: the last held-out loss along the way, nats per token; None if none was measured.
+        seconds: of training, without the time between an interruption and its resumption.
+        aside: of these, those not spent on steps: on measuring, sampling, checkpoints.
+        tokens: read in training.
+        flops: 6 N D.
+    """
+
+    folder: Path
+    step: int
+    loss: float
+    heldout_loss: float | None
+    seconds: float
+    aside: float
+    tokens: int
+    flops: float
+
+
+def summarize(state: RunState) -> RunResult:
+    """The result, from the state at the end and the lines of metrics.jsonl."""
+    lines = read_lines(state.folder.log("metrics"))
+    losses = [line["loss"] for line in lines if "loss" in line]
+    heldout = [line["heldout_loss"] for line in lines if "heldout_loss" in line]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return RunResult(
+        folder=state.folder.path,
+        step=state.step,
+        loss=sum(tail) / len(tail) if tail else float("nan"),
+        heldout_loss=heldout[-1] if heldout else None,
+        seconds=state.seconds,
+        aside=state.aside,
+        tokens=state.tokens,
+        flops=state.flops,
+    )
