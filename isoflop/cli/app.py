@@ -67,7 +67,8 @@ def run(arguments: Sequence[str]) -> int:
 def stopped_run(error: Exception) -> int:
     """The exit code of a run that ended early, said in one line; anything else is raised again."""
     from isoflop.parallel.mesh import Lost, Told
-    from isoflop.trainer.guard import Diverged, Interrupted, Signals
+    from isoflop.trainer.recovery import Diverged
+    from isoflop.trainer.signals import Interrupted, Signals
 
     for number in Signals.CAUGHT:  # torchrun sends one to all when the first has left; the exit code is said already
         signal.signal(number, signal.SIG_IGN)
