@@ -1,10 +1,16 @@
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from small import write_texts
+
+# A shell has its background jobs ignore SIGINT, and processes hand that on to those they start: tests that send it
+# would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
