@@ -59,15 +59,15 @@ class Stage:
 # In order of value: the first ones are done when there is little time.
 STAGES = {
     "about": Stage(60, 10, "versions, and the card's two ceilings"),
-    "checks": Stage(130, 30, "tests: a step on the card equals the CPU's"),
-    "main": Stage(150, 70, "the main job: 60 s, from text to report"),
-    "124M": Stage(190, 60, "GPT-2 124M next to nanoGPT's train.py"),
+    "checks": Stage(140, 30, "tests: a step on the card equals the CPU's"),
+    "main": Stage(120, 70, "the main job: 60 s, from text to report"),
+    "124M": Stage(125, 60, "GPT-2 124M next to nanoGPT's train.py"),
     "loop": Stage(60, 25, "what calibration times against what the loop then does"),
     "fits": Stage(60, 20, "passes that the planner finds to fit"),
-    "residual": Stage(80, 30, "the residual stream in bfloat16"),
+    "residual": Stage(80, 25, "the residual stream in bfloat16"),
     "fsdp": Stage(50, 20, "FSDP with one process over NCCL"),
     "decode": Stage(70, 25, "decoding at batch 1 and 64"),
-    "1.5B": Stage(110, 50, "GPT-2 1.5B, a few steps"),
+    "1.5B": Stage(75, 45, "GPT-2 1.5B, a few steps"),
     "race": Stage(600, 150, "seconds to nanoGPT's held-out loss"),
 }
 

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="there is no CUDA card"),
 ]
 
-SHAPE = ["model.vocab_size=512", "model.context=256", "model.layers=2", "model.d_model=128", "model.heads=4"]
+SHAPE = ["model.vocab_size=512", "model.context=160", "model.layers=2", "model.d_model=128", "model.heads=4"]
 CASES = {
     "default": [],
     "gpt2, AdamW": ["model=gpt2", *SHAPE, "optim.name=adamw"],
