@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from isoflop.model.blocks.attend import attend
 from isoflop.model.blocks.feed_forward import relu2
 from isoflop.model.blocks.norm import LayerNorm, RMSNorm
-from isoflop.model.loss import cross_entropy
+from isoflop.model.cross_entropy import cross_entropy
 from isoflop.runtime import cores, describe_machine
 
 Path = Callable[[], Tensor]

@@ -31,8 +31,8 @@ import torch
 from ceilings import peaks, shapes_of, units_for
 from isoflop.errors import UserError
 from isoflop.model.count import flops_per_token
+from isoflop.model.cross_entropy import cross_entropy
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import cross_entropy
 from record import record, version
 from shapes import SIZES, Size, nanogpt_model
 from turns import Turns, random_tokens, ratio, take_turns

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from isoflop.model.cross_entropy import IGNORED, head_loss
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import IGNORED, head_loss
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 

@@ -14,7 +14,7 @@ from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
-from isoflop.model.gpt import TRAINING_ONLY
+from isoflop.model.mtp import TRAINING_ONLY
 from isoflop.parallel import state
 from isoflop.untrusted import read_text
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from isoflop.errors import UserError
 from isoflop.generate.cache import KVCache
-from isoflop.model.encoder_decoder import EncoderDecoder, Memory
+from isoflop.model.encoder_decoder import EncodedSource, EncoderDecoder
 
 AT_ONCE = 256  # beams decoded at once
 
@@ -55,7 +55,7 @@ def search(model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int
     """Beam search over one batch. Rows are sources times beams, the beams of a source side by side; the first beam of a
     source is its best. An ended hypothesis stays as it is and goes on with `eot` at no cost."""
     device = model.embedding.weight.device
-    memory = repeated(model.read(*padded(sources, eot, device)), beam)
+    source = repeated(model.read(*padded(sources, eot, device)), beam)
     cache = KVCache(model.config.context)
     B, W = len(sources), beam
     scores_BW = torch.full((B, W), float("-inf"), device=device)
@@ -63,7 +63,7 @@ def search(model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int
     tokens_RT = torch.full((B * W, 1), eot, device=device)
     ended_R = torch.zeros(B * W, dtype=torch.bool, device=device)
     while cache.length < model.config.context and not ended_R.all():
-        logits_RV = model.logits(model.write(tokens_RT[:, -1:], memory, cache)[:, -1])
+        logits_RV = model.logits(model.write(tokens_RT[:, -1:], source, cache)[:, -1])
         log_p_RV = logits_RV.float().log_softmax(dim=-1)
         log_p_RV[ended_R] = float("-inf")
         log_p_RV[ended_R, eot] = 0.0
@@ -89,13 +89,13 @@ def padded(sources: list[np.ndarray], pad: int, device: torch.device) -> tuple[T
     return torch.from_numpy(source_BS).to(device), torch.from_numpy(visible_BS).to(device)
 
 
-def repeated(memory: Memory, beam: int) -> Memory:
-    """Each row `beam` times, side by side."""
+def repeated(source: EncodedSource, beam: int) -> EncodedSource:
+    """Each row `beam` times in succession."""
     if beam == 1:
-        return memory
-    layers = tuple((k.repeat_interleave(beam, 0), v.repeat_interleave(beam, 0)) for k, v in memory.layers)
-    visible = None if memory.visible_BS is None else memory.visible_BS.repeat_interleave(beam, 0)
-    return Memory(layers, visible)
+        return source
+    layers = tuple((k.repeat_interleave(beam, 0), v.repeat_interleave(beam, 0)) for k, v in source.layers)
+    visible = None if source.visible_BS is None else source.visible_BS.repeat_interleave(beam, 0)
+    return EncodedSource(layers, visible)
 
 
 def until(ids: list[int], end: int) -> list[int]:

@@ -1,67 +1,13 @@
-"""ModelConfig: the shapes, and one Spec a slot."""
+"""ModelConfig: the shapes, and one Spec per slot."""
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from isoflop.errors import UserError
+from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, INITS, LARGEST, NORMS, POSITIONS, WIRINGS
+from isoflop.model.spec import Spec as Spec
 
-
-@dataclass(frozen=True, init=False)
-class Spec:
-    """Which entry of a slot's table, with options: `Spec("rms", eps=1e-6)`.
-
-    In JSON it is the bare name where there are no options, `"rms"`, else `{"name": "rms", "eps": 1e-6}`.
-    """
-
-    name: str
-    options: tuple[tuple[str, Any], ...]
-
-    def __init__(self, name: str, /, **options: Any) -> None:
-        object.__setattr__(self, "name", name)
-        object.__setattr__(self, "options", tuple((key, freeze(value)) for key, value in sorted(options.items())))
-
-    @classmethod
-    def from_plain(cls, value: Any, where: str = "") -> "Spec":
-        """Raises:
-        UserError: if `value` is neither a name nor an object with one.
-        """
-        if isinstance(value, Spec):
-            return value
-        if isinstance(value, str):
-            return cls(value)
-        if isinstance(value, dict) and isinstance(value.get("name"), str) and all(isinstance(k, str) for k in value):
-            return cls(value["name"], **{key: option for key, option in value.items() if key != "name"})
-        raise UserError(f'{where} = {value!r} is not an entry: write a name, or {{"name": ..., option: value}}')
-
-    def to_plain(self) -> Any:
-        if not self.options:
-            return self.name
-        return {"name": self.name, **{key: thaw(value) for key, value in self.options}}
-
-    @staticmethod
-    def with_option(plain: Any, option: str, value: Any) -> Any:
-        """The plain form with one option set: ("rms", "eps", 1e-5) -> {"name": "rms", "eps": 1e-5}."""
-        return {**({"name": plain} if isinstance(plain, str) else plain), option: value}
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def freeze(value: Any) -> Any:
-    """Lists as tuples and objects as Specs, so that a Spec can be compared, hashed and a default."""
-    if isinstance(value, dict):
-        return Spec.from_plain(value, "an option")
-    return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def thaw(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return value.to_plain()
-    return [thaw(item) for item in value] if isinstance(value, tuple) else value
-
-
-LARGEST = 2**28  # of any size of a model: a product of two still counts as bytes in 64 bits
 MOST_LAYERS = 10_000
 
 
@@ -69,7 +15,7 @@ MOST_LAYERS = 10_000
 class ModelConfig:
     """A transformer, decoder-only or encoder-decoder. The defaults are the preset "modern" at its smallest.
 
-    Three options are no entry of a slot, since they act beside all of them; each is off by default:
+    Three options are no entry of a slot, since they go with nearly every entry of all of them; each is off by default:
 
         logit_cap c           logits s become c tanh(s / c), in training, measuring and decoding alike (Gemma 2,
                               2408.00118, section 2: 30; modded-nanogpt and nanochat: 15)
@@ -90,16 +36,12 @@ class ModelConfig:
     d_model: Annotated[int, "width of the residual stream"] = 128
     heads: Annotated[int, "attention heads"] = 2
     head_dim: Annotated[int, "width of a head; 0: d_model / heads"] = 0
-    norm: Annotated[Spec, "layer, rms, batch, none"] = Spec("rms", gain=False)
-    position: Annotated[Spec, "none, learned, sinusoidal, rotary, alibi, relative"] = Spec("rotary")
-    attention: Annotated[Spec, "full, banded, alternating, latent, none"] = Spec(
-        "full", qk_norm=True, qk_gain=False, bias=False
-    )
-    feed_forward: Annotated[Spec, "mlp, gated, swiglu, geglu, reglu, bilinear, linear, moe, none"] = Spec(
-        "mlp", activation="relu2", bias=False
-    )
-    wiring: Annotated[Spec, "pre, post, sandwich, parallel, none, rezero, deepnorm"] = Spec("pre")
-    init: Annotated[Spec, "gpt2, normal, modern"] = Spec("modern")
+    norm: Annotated[Spec, ", ".join(NORMS)] = Spec("rms", gain=False)
+    position: Annotated[Spec, ", ".join(POSITIONS)] = Spec("rotary")
+    attention: Annotated[Spec, ", ".join(ATTENTIONS)] = Spec("full", qk_norm=True, qk_gain=False, bias=False)
+    feed_forward: Annotated[Spec, ", ".join(FEED_FORWARDS)] = Spec("mlp", activation="relu2", bias=False)
+    wiring: Annotated[Spec, ", ".join(WIRINGS)] = Spec("pre")
+    init: Annotated[Spec, ", ".join(INITS)] = Spec("modern")
     embedding_norm: Annotated[bool, "normalise the embedding before the first block"] = False
     embedding_shortcut: Annotated[bool, "mix the embedding into every block's input, by learned numbers"] = False
     value_embedding: Annotated[int, "every n-th layer adds a learned vector a token to its values; 0: none does"] = 0

@@ -1,6 +1,6 @@
 """An encoder-decoder transformer, top down: the same blocks as gpt.py, and attention from one sequence to the other.
 
-    source_BS -> embedding (+ positions) -> L_e blocks, each: attention to and fro · feed_forward -> norm -> memory
+    source_BS -> embedding (+ positions) -> L_e blocks, each: bidirectional attention · feed_forward -> norm -> memory
     tokens_BT -> embedding (+ positions) -> L blocks, each: attention, causal · attention to the memory · feed_forward
               -> norm -> head -> logits_BTV
 
@@ -20,21 +20,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
+from isoflop.model.assemble import (
+    layer_shapes,
+    make_attention,
+    make_feed_forward,
+    make_final_norm,
+    make_init,
+    make_norm,
+    make_position,
+    make_wiring,
+)
 from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
-from isoflop.model.blocks.norm import BatchNorm
-from isoflop.model.blocks.part import Cache, Embedding, Linear, Part, mean_readings, reset_inside, take_auxiliary
+from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, Unit
 from isoflop.model.blocks.position import Position
-from isoflop.model.blocks.wiring import DeepNorm
 from isoflop.model.config import ModelConfig, Spec
-from isoflop.model.gpt import branch_init, make_norm, make_position
-from isoflop.model.init import INITS
-from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, NORMS, POSITIONS, WIRINGS, make, resolve
+from isoflop.model.language_model import LanguageModel
+from isoflop.model.registry import NORMS, POSITIONS, WIRINGS, entries_with, make, resolve
 
 
 @dataclass(frozen=True)
-class Memory:
-    """A source that was read: what the decoder looks at, made once however many tokens it writes.
+class EncodedSource:
+    """What the decoder attends to, made of a source once, however many tokens are written.
 
     Attributes:
         layers: keys and values (k_BGSK, v_BGSK) for each block of the decoder.
@@ -45,7 +52,7 @@ class Memory:
     visible_BS: Tensor | None
 
 
-class EncoderDecoder(Part):
+class EncoderDecoder(LanguageModel):
     """The model. Like a GPT it builds on the meta device, and `reset_parameters` fills it as construction does.
 
     Raises:
@@ -57,19 +64,19 @@ class EncoderDecoder(Part):
         check(config)
         self.config = config
         encoding = replace(config, layers=config.encoder_layers or config.layers)
-        init = make(INITS, config.init, "model.init", layers=config.layers)
+        init = make_init(config)
         role = "tied" if config.tied_head else "embedding"
         self.embedding = Embedding(config.vocab_size, config.d_model, init=init, role=role)
         self.position = make_position(config, "input", init, config.head_width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
-        encoder_init = make(INITS, config.init, "model.init", layers=encoding.layers)
+        encoder_init = make_init(config, encoding.layers)
         self.encoder: Any = nn.ModuleList(
             EncoderBlock(encoding, layer, encoder_init) for layer in range(encoding.layers)
         )
-        self.memory_norm = make_norm(config) if config.final_norm else None
+        self.memory_norm = make_final_norm(config)
         self.decoder: Any = nn.ModuleList(DecoderBlock(config, layer, init) for layer in range(config.layers))
-        self.norm = make_norm(config) if config.final_norm else None
+        self.norm = make_final_norm(config)
         self.head = None
         if not config.tied_head:
             self.head = Linear(config.d_model, config.vocab_size, bias=False, init=init, role="head")
@@ -82,20 +89,20 @@ class EncoderDecoder(Part):
         """h_BTD, what the head reads."""
         return self.write(tokens_BT, self.read(source_BS, visible_BS))
 
-    def read(self, source_BS: Tensor, visible_BS: Tensor | None = None) -> Memory:
+    def read(self, source_BS: Tensor, visible_BS: Tensor | None = None) -> EncodedSource:
         """The encoder's pass over a source. `visible_BS` is False at its padding, which may hold any ids."""
         x_BSD = self.embed(source_BS, 0)
         for block in self.encoder:
             x_BSD = block(x_BSD, visible_BS)
         if self.memory_norm is not None:
             x_BSD = self.memory_norm(x_BSD)
-        return Memory(tuple(block.memory.remember(x_BSD) for block in self.decoder), visible_BS)
+        return EncodedSource(tuple(block.memory.remember(x_BSD) for block in self.decoder), visible_BS)
 
-    def write(self, tokens_BT: Tensor, memory: Memory, cache: Cache | None = None) -> Tensor:
+    def write(self, tokens_BT: Tensor, source: EncodedSource, cache: Cache | None = None) -> Tensor:
         """The decoder's pass: h_BTD. With a cache the tokens follow the `cache.length` ones that it holds."""
         x_BTD = self.embed(tokens_BT, cache.length if cache is not None else 0)
-        for block, keys_values in zip(self.decoder, memory.layers, strict=True):
-            x_BTD = block(x_BTD, *keys_values, memory.visible_BS, cache)
+        for block, keys_values in zip(self.decoder, source.layers, strict=True):
+            x_BTD = block(x_BTD, *keys_values, source.visible_BS, cache)
         if cache is not None:
             cache.advance(tokens_BT.shape[1])
         return self.norm(x_BTD) if self.norm is not None else x_BTD
@@ -112,18 +119,7 @@ class EncoderDecoder(Part):
     def logits(self, h_BTD: Tensor) -> Tensor:
         return soft_capped(F.linear(h_BTD, self.head_weight), self.logit_cap)
 
-    @property
-    def logit_cap(self) -> float:
-        """What the head's products are bounded by; 0: nothing."""
-        return self.config.logit_cap
-
-    @property
-    def head_weight(self) -> Tensor:
-        """W_VD: the head's own weight, or the embedding's where the head is tied."""
-        return self.head.weight if self.head is not None else self.embedding.weight
-
-    def units(self) -> list[nn.Module]:
-        """What distribution may wrap one by one, in the order of the forward."""
+    def units(self) -> list[Unit]:
         return [*self.encoder, *self.decoder]
 
     def units_within(self) -> list[nn.Module]:
@@ -131,20 +127,8 @@ class EncoderDecoder(Part):
         before the block's turn."""
         return [block.memory for block in self.decoder]
 
-    def reset_parameters(self) -> None:
-        """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
-        reset_inside(self)
-
     def matmul_weights(self) -> int:
         return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
-
-    def auxiliary_loss(self) -> Tensor | float:
-        """The sum of what the parts' last training forward adds to the loss; each is given once."""
-        return take_auxiliary(self)
-
-    def mean_readings(self) -> dict[str, float]:
-        """What the parts of the blocks say of the last forward (Part.readings), each name's mean over them."""
-        return mean_readings(self.units())
 
     def weights_by_side(self) -> tuple[int, int]:
         """The weights that a token of the source is multiplied by, and those that one of the target is. The keys and
@@ -165,78 +149,58 @@ class EncoderDecoder(Part):
         return self.pair_flops(context, context) / (2 * context)
 
 
-class EncoderBlock(Part):
+class EncoderBlock(Unit):
     """One layer of the encoder. It sees both ways."""
 
     causal = False
 
-    def __init__(self, config: ModelConfig, layer: int, init: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, init: Init) -> None:
         super().__init__()
-        shapes = shapes_of(config, layer, init)
         position = make_position(config, "attention", init, config.head_width)
-        self.attention = look(Bidirectional, config, position, shapes)
-        self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
+        self.attention = make_unmasked(Bidirectional, config, layer, init, position)
+        self.feed_forward = make_feed_forward(config, layer, init)
         self.wiring = make_wiring(config, 2 - self.feed_forward.absent)
 
-    def forward(self, x_BSD: Tensor, visible_BS: Tensor | None = None) -> Tensor:
-        branches = [lambda h_BSD: self.attention(h_BSD, visible_BS)]
+    def compute(self, x_BSD: Tensor, visible_BS: Tensor | None = None) -> Tensor:
+        branches: list[Any] = [lambda h_BSD: self.attention(h_BSD, visible_BS)]
         if not self.feed_forward.absent:
             branches.append(self.feed_forward)
-        return self.wiring(x_BSD, *branches)
+        y_BSD: Tensor = self.wiring(x_BSD, *branches)
+        return y_BSD
 
 
-class DecoderBlock(Part):
+class DecoderBlock(Unit):
     """One layer of the decoder: a GPT's, with a look at the memory between its branches."""
 
-    def __init__(self, config: ModelConfig, layer: int, init: Any) -> None:
+    def __init__(self, config: ModelConfig, layer: int, init: Init) -> None:
         super().__init__()
-        shapes = shapes_of(config, layer, init)
-        self.attention = make(
-            ATTENTIONS,
-            config.attention,
-            "model.attention",
-            position=lambda width: make_position(config, "attention", init, width),
-            **shapes,
-        )
-        self.memory = look(CrossAttention, config, Position(), shapes)  # no distance is known between two sequences
-        self.feed_forward = make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **shapes)
+        self.attention = make_attention(config, layer, init)
+        # without positions: no distance is known between two sequences
+        self.memory = make_unmasked(CrossAttention, config, layer, init, Position())
+        self.feed_forward = make_feed_forward(config, layer, init)
         self.wiring = make_wiring(config, 3 - self.attention.absent - self.feed_forward.absent)
 
-    def forward(
+    def compute(
         self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, visible_BS: Tensor | None, cache: Cache | None = None
     ) -> Tensor:
-        branches = [lambda h_BTD: self.memory(h_BTD, k_BGSK, v_BGSK, visible_BS)]
+        branches: list[Any] = [lambda h_BTD: self.memory(h_BTD, k_BGSK, v_BGSK, visible_BS)]
         if not self.attention.absent:
             branches.insert(0, lambda h_BTD: self.attention(h_BTD, cache))
         if not self.feed_forward.absent:
             branches.append(self.feed_forward)
-        return self.wiring(x_BTD, *branches)
+        y_BTD: Tensor = self.wiring(x_BTD, *branches)
+        return y_BTD
 
 
-def look(kind: type[CrossAttention], config: ModelConfig, position: Position, shapes: dict[str, Any]) -> Any:
+def make_unmasked(
+    kind: type[CrossAttention], config: ModelConfig, layer: int, init: Init, position: Position
+) -> CrossAttention:
     """An attention that hides nothing, with those of `model.attention`'s options that it knows."""
     known = inspect.signature(kind).parameters
     options = {name: value for name, value in config.attention.options if name in known}
-    return make({"full": kind}, Spec("full", **options), "model.attention", position=position, **shapes)
-
-
-def make_wiring(config: ModelConfig, branches: int) -> Any:
-    shapes = {"branches": branches, "norm": lambda: make_norm(config), "layers": config.layers}
-    return make(WIRINGS, config.wiring, "model.wiring", **shapes)
-
-
-def shapes_of(config: ModelConfig, layer: int, init: Any) -> dict[str, Any]:
-    """What a block tells its parts."""
-    return {
-        "d_model": config.d_model,
-        "heads": config.heads,
-        "head_dim": config.head_width,
-        "context": config.context,
-        "layer": layer,
-        "layers": config.layers,
-        "dropout": config.dropout,
-        "init": branch_init(config, init),
-    }
+    spec, shapes = Spec("full", **options), layer_shapes(config, layer, init)
+    attention: CrossAttention = make({"full": kind}, spec, "model.attention", position=position, **shapes)
+    return attention
 
 
 def multiplied(module: nn.Module) -> int:
@@ -255,12 +219,19 @@ def check(config: ModelConfig) -> None:
     if not getattr(resolve(POSITIONS, config.position.name, "model.position"), "both_ways", True):
         raise UserError(
             f"model.position = {config.position.name!r} knows distances back alone; an encoder looks both ways: "
-            "use rotary, learned or sinusoidal"
+            f"use {alternatives(entries_with(POSITIONS, 'both_ways'))}"
         )
-    if resolve(WIRINGS, config.wiring.name, "model.wiring") is DeepNorm:
+    if getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "decoder_only", False):
         raise UserError(
-            "model.wiring = 'deepnorm' has the constants of a decoder-only model, and an encoder-decoder needs others; "
-            "use pre, post or rezero"
+            f"model.wiring = {config.wiring.name!r} has the constants of a decoder-only model, and an encoder-decoder "
+            f"needs others; use {alternatives(entries_with(WIRINGS, 'decoder_only', False))}"
         )
-    if resolve(NORMS, config.norm.name, "model.norm") is BatchNorm:
-        raise UserError("model.norm = 'batch' would count padding in its statistics; use layer or rms")
+    if not getattr(resolve(NORMS, config.norm.name, "model.norm"), "separate", True):
+        raise UserError(
+            f"model.norm = {config.norm.name!r} would count padding in its statistics; "
+            f"use {alternatives(entries_with(NORMS, 'separate'))}"
+        )
+
+
+def alternatives(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"

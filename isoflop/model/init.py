@@ -1,10 +1,9 @@
-"""Initialisation, as tables: role -> standard deviation. Biases are zero and gains one, whatever the entry.
+"""Initialisation, each entry a table: role -> standard deviation. Biases are zero and gains one, whatever the entry.
 
 Each is a pure function of torch's global seed. Roles are explained at blocks/part.py's Init.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +54,7 @@ class Modern:
     | embedding | N(0, embedding_std), by coordinate and so the same at every width                   |
     | tied      | N(0, 0.5 / sqrt(D)): it is the head as well, and logits should start small          |
     | position  | N(0, embedding_std)                                                                 |
-    | value     | N(0, gain / sqrt(width)), as nanochat's: little beside values of size `gain`        |
+    | value     | N(0, gain / sqrt(width)), as nanochat's: small next to values of size `gain`        |
     | gate      | 0: a sigmoid starts half-way                                                        |
     """
 
@@ -76,9 +75,6 @@ class Modern:
             "gate": 0.0,
         }
         normal(weight, stds[role])
-
-
-INITS: dict[str, type[Any]] = {"gpt2": GPT2, "normal": Normal, "modern": Modern}
 
 
 def normal(weight: Tensor, std: float) -> None:

@@ -1,59 +1,51 @@
-"""What a batch is trained on, by name; and next-token cross-entropy that never holds all the logits.
+"""What a batch is trained on, by name: the table LOSSES, and what each entry is.
 
-At a vocabulary of 50,257 the logits of one batch outweigh everything else in a step. Here a chunk of tokens at a time
-goes through head, softmax and both gradients, and only the gradients of the hidden states and of the head are kept.
+A loss is for training alone: what is measured on held-out text is plain cross-entropy always (measure.py). All of them
+are made of one chunked kernel (cross_entropy.py), which never holds all the logits.
 
-A loss is for training alone: what is measured on held-out text is plain cross-entropy always (measure.py).
+Adding a loss is one class and one line in the table. A class that only changes what is added to cross-entropy sets
+`options`; one that needs other hidden states or other targets overrides `__call__`; one that needs further modules in
+training overrides `prepare`.
 """
 
-from functools import cache
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.cross_entropy import IGNORED, PLAIN, HasHead, LossOptions, head_loss
 from isoflop.model.gpt import GPT
-from isoflop.model.registry import make
-
-IGNORED = -100
-CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is up to twice as fast as all at once
-# On a GPU each chunk costs one more pass over the head's gradient, V x D numbers in float32. 5,000 tokens of GPT-2's
-# vocabulary make so many logits, 0.5 GB in bfloat16.
-CHUNK_LOGITS_GPU = 2**28
-WIDE_LOGITS = 2**21  # of narrower logits that are in float32 at once on a CPU, 8 MB
-SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient: thin ones spend their time on that
-
-
-class Headed(Protocol):
-    """What a loss needs to know of a model's head."""
-
-    @property
-    def head_weight(self) -> Tensor: ...
-
-    @property
-    def logit_cap(self) -> float: ...
+from isoflop.model.registry import Entry, make
 
 
 class CrossEntropy:
     """-ln p(next token), the mean over the tokens of a pass; and the base of the others.
 
     Attributes:
-        compiled: what comes between the products is one compiled kernel and not a chain of torch's own.
+        decoder_only: True where the loss needs a GPT and does not go with an encoder-decoder.
+        options: what is added to plain cross-entropy, and how it is computed.
     """
 
-    compiled = False
+    decoder_only: ClassVar[bool] = False
+    options: LossOptions = PLAIN
 
     def prepare(self, model: GPT) -> None:
         """Add to the model what only training needs. Once, before its optimisers are made."""
 
+    def compile(self) -> None:
+        """From now on compute what stands between the head's matrix products in one compiled kernel."""
+        self.options = replace(self.options, compiled=True)
+
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """The loss of one pass, a scalar with gradient, in nats."""
         return self.of(model, model.hidden(inputs_BT), targets_BT)
 
-    def of(self, model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
-        return head_loss(model, h_BTD, targets_BT, compiled=self.compiled, **how)
+    def of(self, model: HasHead, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """The loss of the logits that the model's head makes of h_BTD."""
+        return head_loss(model, h_BTD, targets_BT, self.options)
 
 
 class LabelSmoothing(CrossEntropy):
@@ -63,10 +55,7 @@ class LabelSmoothing(CrossEntropy):
     def __init__(self, *, eps: float = 0.1) -> None:
         if not 0.0 <= eps < 1.0:
             raise UserError(f"eps = {eps:g} is not in [0, 1)")
-        self.eps = eps
-
-    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.of(model, model.hidden(inputs_BT), targets_BT, smoothing=self.eps)
+        self.options = LossOptions(smoothing=eps)
 
 
 class ZLoss(CrossEntropy):
@@ -76,26 +65,24 @@ class ZLoss(CrossEntropy):
     def __init__(self, *, coefficient: float = 1e-4) -> None:
         if not coefficient >= 0.0:
             raise UserError(f"coefficient = {coefficient:g} is negative; 0 is plain cross-entropy")
-        self.coefficient = coefficient
-
-    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return self.of(model, model.hidden(inputs_BT), targets_BT, z=self.coefficient)
+        self.options = LossOptions(z=coefficient)
 
 
 class MultiToken(CrossEntropy):
-    """The sum of n cross-entropies: of the next token, and of the second to the n-th after it, each from a head of its
-    own on one trunk (Gloeckle et al. 2024, 2404.19737, equation 2).
+    """Multi-token prediction: the sum of n cross-entropies, of the next token and of the second to the n-th after it,
+    each from a head of its own on one trunk (Gloeckle et al. 2024, 2404.19737, equation 2; mtp.py has the heads).
 
-    The trunk is all blocks but the last. The last one is the first head, so that the model itself is what it would be
-    without this loss; each further head is another such block and final norm, and all share the output matrix. The
-    further heads are there in training alone: no evaluation, sample or reader of a checkpoint knows them. At the end
-    of a sequence a head has no target and is not counted.
+    The model itself is what it would be without this loss: the further heads are there in training alone, and no
+    evaluation, sample or reader of a checkpoint knows them. At the end of a sequence a head has no target and is not
+    counted.
 
     Options: `tokens`, n; the paper's best for code is 4.
 
     Raises:
         UserError: for n below 2 or above the context, and for a model without blocks.
     """
+
+    decoder_only = True
 
     def __init__(self, *, model: ModelConfig, tokens: int = 4) -> None:
         if not 2 <= tokens <= model.context:
@@ -105,17 +92,17 @@ class MultiToken(CrossEntropy):
         self.tokens = tokens
 
     def prepare(self, model: GPT) -> None:
-        model.look_ahead(self.tokens - 1)
+        model.add_mtp_heads(self.tokens - 1)
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         losses = [
             self.of(model, h_BTD, later(targets_BT, distance))
-            for distance, h_BTD in enumerate(model.hidden_ahead(inputs_BT))
+            for distance, h_BTD in enumerate(model.hidden_mtp(inputs_BT))
         ]
         return torch.stack(losses).sum()
 
 
-LOSSES: dict[str, type[Any]] = {
+LOSSES: dict[str, Entry] = {
     "cross_entropy": CrossEntropy,
     "label_smoothing": LabelSmoothing,
     "z_loss": ZLoss,
@@ -131,255 +118,14 @@ def make_loss(spec: Spec, model: ModelConfig) -> CrossEntropy:
     return loss
 
 
+def name_of(loss: CrossEntropy) -> str:
+    """The name by which the table has a loss, for messages; of one that is not in it, the name of its class."""
+    return next((name for name, kind in LOSSES.items() if type(loss) is kind), type(loss).__name__)
+
+
 def later(targets_BT: Tensor, distance: int) -> Tensor:
     """The targets `distance` positions further on, -100 where the sequence has ended."""
     if distance == 0:
         return targets_BT
     ended = torch.full_like(targets_BT[:, :distance], IGNORED)
     return torch.cat((targets_BT[:, distance:], ended), dim=1)
-
-
-def head_loss(model: Headed, h_BTD: Tensor, targets_BT: Tensor, **how: Any) -> Tensor:
-    """`cross_entropy` of the logits that a model's head makes of h_BTD: its weight and its cap."""
-    return cross_entropy(h_BTD, model.head_weight, targets_BT, cap=model.logit_cap, **how)
-
-
-def cross_entropy(
-    h_BTD: Tensor,
-    head_weight_VD: Tensor,
-    targets_BT: Tensor,
-    *,
-    reduction: str = "mean",
-    smoothing: float = 0.0,
-    z: float = 0.0,
-    cap: float = 0.0,
-    chunk: int = 0,
-    compiled: bool = False,
-) -> Tensor:
-    """-ln p(target), in nats, from the hidden states and the head's weight.
-
-    With `smoothing` e and `z` it is -(1 - e) ln p(target) - e mean_v ln p(v) + z (ln sum_v exp(logit_v))^2. With `cap`
-    all logits in it are cap tanh(h w / cap).
-
-    Under autocast the products are in autocast's type; the softmax, the loss and the head's gradient are float32. The
-    gradients are computed in the forward pass: backward only scales them.
-
-    Args:
-        targets_BT: token ids; -100 is not counted.
-        reduction: "mean" over the counted tokens (0 if there are none), or "sum".
-        chunk: tokens whose logits are held at once; 0: as many as `chunk_for` says.
-        compiled: compile what comes between the products, where gradients are wanted.
-
-    Returns:
-        A float32 scalar (float64 from float64 states).
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction {reduction!r} is not mean or sum")
-    h_ND, targets_N = h_BTD.flatten(0, -2), targets_BT.flatten()
-    chunk = chunk or chunk_for(len(h_ND), head_weight_VD.shape[0], h_ND.device.type)
-    differentiate = torch.is_grad_enabled() and (h_ND.requires_grad or head_weight_VD.requires_grad)
-    if differentiate:
-        total = ChunkedCrossEntropy.apply(h_ND, head_weight_VD, targets_N, chunk, smoothing, z, cap, compiled)
-    else:
-        total, _, _ = forward_backward(h_ND, head_weight_VD, targets_N, chunk, False, False, smoothing, z, cap, False)
-    if reduction == "sum":
-        return total
-    return total / (targets_N != IGNORED).sum().clamp(min=1)
-
-
-def chunk_for(tokens: int, vocabulary: int, device: str) -> int:
-    """How many of the tokens go through the head at once: on a CPU as many as make 2 MB of logits in float32, on others
-    2^28 logits at most, and all chunks alike where few more of them make that possible; at least 512 tokens."""
-    if device == "cpu":
-        return max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary)
-    fewest = max(1, -(-tokens // max(SMALLEST_CHUNK, CHUNK_LOGITS_GPU // vocabulary)))
-    return -(-tokens // next((n for n in range(fewest, 2 * fewest) if tokens % n == 0), fewest)) or SMALLEST_CHUNK
-
-
-class ChunkedCrossEntropy(torch.autograd.Function):
-    """The summed loss, with its gradients made on the way. Backward scales them where they lie, so it runs once."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        h_ND: Tensor,
-        weight_VD: Tensor,
-        targets_N: Tensor,
-        chunk: int,
-        smoothing: float,
-        z: float,
-        cap: float,
-        compiled: bool,
-    ) -> Tensor:
-        wants_h, wants_weight = ctx.needs_input_grad[:2]
-        total, *ctx.grads = forward_backward(
-            h_ND, weight_VD, targets_N, chunk, wants_h, wants_weight, smoothing, z, cap, compiled
-        )
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.grads is None:
-            raise RuntimeError("this loss keeps its gradients for one backward; compute it again for another")
-        grads, ctx.grads = ctx.grads, None
-        scaled = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
-        return (*scaled, None, None, None, None, None, None)
-
-
-def forward_backward(
-    h_ND: Tensor,
-    weight_VD: Tensor,
-    targets_N: Tensor,
-    chunk: int,
-    wants_h: bool,
-    wants_weight: bool,
-    smoothing: float,
-    z: float,
-    cap: float,
-    compiled: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The summed loss and its gradients by h and by the weight (None where not wanted), `chunk` tokens at a time."""
-    device = h_ND.device.type
-    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
-    exact = torch.promote_types(h_ND.dtype, torch.float32)
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        weight, wants = weight_VD.to(product), wants_h or wants_weight
-        total = torch.zeros((), dtype=exact, device=h_ND.device)
-        grad_h_ND = torch.empty_like(h_ND) if wants_h else None
-        grad_weight_VD = None  # V x D: with a large vocabulary each pass over it shows, so none is made for nothing
-        for first in range(0, len(h_ND), chunk):
-            rows = slice(first, first + chunk)
-            h_CD, targets_C = h_ND[rows].to(product), targets_N[rows]
-            counted_C = targets_C != IGNORED
-            index_C1 = targets_C.masked_fill(~counted_C, 0).unsqueeze(1)
-            between = fused_when_compiled() if compiled and wants else one_by_one
-            loss, grad_CV = between(h_CD @ weight.T, index_C1, counted_C, exact, wants, smoothing, z, cap)
-            total += loss
-            if grad_CV is None:
-                continue
-            # A token that is not counted is taken out of the narrow factors, which are D wide and not V.
-            if grad_h_ND is not None:
-                grad_h_ND[rows] = (grad_CV @ weight) * counted_C.unsqueeze(1)
-            if wants_weight:
-                h_CD = h_CD * counted_C.unsqueeze(1)
-                if grad_weight_VD is None:
-                    grad_weight_VD = (grad_CV.T @ h_CD).to(exact)
-                elif product == exact:
-                    grad_weight_VD.addmm_(grad_CV.T, h_CD)
-                else:
-                    add_narrower(grad_weight_VD, grad_CV.T @ h_CD)
-    if grad_weight_VD is not None:
-        grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-    return total, grad_h_ND, grad_weight_VD
-
-
-def add_narrower(total_VD: Tensor, more_VD: Tensor) -> None:
-    """total += more, of a narrower dtype. torch widens all of it first, so on a CPU some rows at a time are added."""
-    rows = rows_widened(more_VD, total_VD.dtype)
-    for some_VD, more in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
-        some_VD += more
-
-
-def rows_widened(narrow_CV: Tensor, wide: torch.dtype) -> int:
-    """How many rows to widen at once: all, but on a CPU no more than WIDE_LOGITS numbers."""
-    if narrow_CV.dtype == wide or narrow_CV.device.type != "cpu":
-        return len(narrow_CV)
-    return max(1, WIDE_LOGITS // narrow_CV.shape[1])
-
-
-def one_by_one(
-    logits_CV: Tensor, index_C1: Tensor, counted_C: Tensor, exact: torch.dtype, wants_gradient: bool, *how: float
-) -> tuple[Tensor, Tensor | None]:
-    """What comes between the products of a chunk: the summed loss in `exact`, and its gradient by the logits, written
-    over them. On a CPU logits that are narrower than `exact` are widened some rows at a time, so that no tensor is
-    larger than they are."""
-    rows = rows_widened(logits_CV, exact)
-    total = torch.zeros((), dtype=exact, device=logits_CV.device)
-    for few_CV, few_C1, few_C in zip(*(x.split(rows) for x in (logits_CV, index_C1, counted_C)), strict=True):
-        loss, grad_CV = few_by_one(few_CV, few_C1, few_C, exact, wants_gradient, *how)
-        total += loss
-        if grad_CV is not None and grad_CV is not few_CV:
-            few_CV.copy_(grad_CV)
-    return total, logits_CV if wants_gradient else None
-
-
-def few_by_one(
-    logits_CV: Tensor,
-    index_C1: Tensor,
-    counted_C: Tensor,
-    exact: torch.dtype,
-    wants_gradient: bool,
-    smoothing: float,
-    z: float,
-    cap: float,
-) -> tuple[Tensor, Tensor | None]:
-    """`one_by_one` for the rows that are looked at together; the gradient is in `exact`."""
-    tanh_CV = None
-    if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
-        tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
-        logits_CV = tanh_CV * cap
-    logit_C1 = logits_CV.gather(1, index_C1).to(exact) if z else None
-    log_p_CV = log_softmax_over(logits_CV, exact)
-    log_p_C1 = log_p_CV.gather(1, index_C1)
-    log_Z_C1 = logit_C1 - log_p_C1 if logit_C1 is not None else None
-    loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
-    if smoothing:
-        loss_C -= smoothing * log_p_CV.mean(1)
-    if log_Z_C1 is not None:
-        loss_C += z * log_Z_C1.square().squeeze(1)
-    loss = (loss_C * counted_C).sum()
-    if not wants_gradient:
-        return loss, None
-    # d loss / d logits = softmax - target distribution, and softmax * 2 z ln Z
-    grad_CV = log_p_CV.exp_()
-    if log_Z_C1 is not None:
-        grad_CV *= 1 + 2 * z * log_Z_C1
-    if smoothing:
-        grad_CV -= smoothing / grad_CV.shape[1]
-    grad_CV.scatter_add_(1, index_C1, torch.full_like(index_C1, smoothing - 1, dtype=exact))
-    if tanh_CV is not None:  # d cap tanh(s / cap) / d s = 1 - tanh^2
-        grad_CV.addcmul_(grad_CV, tanh_CV.square_(), value=-1)
-    return loss, grad_CV
-
-
-def in_one(
-    logits_CV: Tensor,
-    index_C1: Tensor,
-    counted_C: Tensor,
-    exact: torch.dtype,
-    wants_gradient: bool,
-    smoothing: float,
-    z: float,
-    cap: float,
-) -> tuple[Tensor, Tensor]:
-    """The same for a compiler: nothing is written over, nothing scattered, so that all of it becomes one kernel which
-    reads the logits twice and writes their gradient once."""
-    wide_CV, V = logits_CV.to(exact), logits_CV.shape[1]
-    if cap:
-        wide_CV = cap * (wide_CV / cap).tanh()
-    log_Z_C1 = wide_CV.logsumexp(1, keepdim=True)
-    logit_C1 = wide_CV.gather(1, index_C1)
-    loss_C1 = log_Z_C1 - (1 - smoothing) * logit_C1 + z * log_Z_C1.square()
-    if smoothing:
-        loss_C1 = loss_C1 - smoothing * wide_CV.mean(1, keepdim=True)
-    grad_CV = (wide_CV - log_Z_C1).exp() * (1 + 2 * z * log_Z_C1) - smoothing / V
-    is_target_CV = torch.arange(V, device=logits_CV.device) == index_C1
-    grad_CV = grad_CV - is_target_CV.to(exact) * (1 - smoothing)
-    if cap:
-        grad_CV = grad_CV * (1 - (wide_CV / cap).square())
-    return (loss_C1.squeeze(1) * counted_C).sum(), grad_CV.to(logits_CV.dtype)
-
-
-@cache
-def fused_when_compiled() -> Any:
-    """`in_one`, compiled; once a process."""
-    return torch.compile(in_one, dynamic=False)
-
-
-def log_softmax_over(logits_CV: Tensor, exact: torch.dtype) -> Tensor:
-    """log_softmax(logits) in `exact`, written over the logits where they are of that type on a CPU: at a large
-    vocabulary no tensor is larger. (torch's kernel there takes a row's maximum and sum before it writes any of it.)"""
-    if logits_CV.dtype != exact or logits_CV.device.type != "cpu":
-        return logits_CV.log_softmax(dim=-1, dtype=exact)
-    return torch.log_softmax(logits_CV, dim=-1, out=logits_CV)

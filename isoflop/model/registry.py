@@ -1,7 +1,8 @@
-"""THE list of what can be swapped: five literal tables, and make(), which builds one entry.
+"""THE list of what can be swapped: literal tables of blocks and initialisations, and make(), which builds one entry.
 
-Adding an entry is a class in blocks/ and a line here. A Spec may also name a class by its dotted path
-(`mypkg.blocks.MyNorm`), with no line at all; code from outside isoflop runs only inside `trust_code("mypkg")`.
+Adding an entry is a class in blocks/ (or init.py) and a line here; help and error texts are made from the tables. A
+Spec may also name a class by its dotted path (`mypkg.blocks.MyNorm`), with no line at all; code from outside isoflop
+runs only inside `trust_code("mypkg")`.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ from torch import nn
 
 from isoflop.config import convert
 from isoflop.errors import UserError
-from isoflop.model.blocks.attention import Alternating, Attention, Banded
+from isoflop.model.blocks.attention import Attention
 from isoflop.model.blocks.feed_forward import MLP, Gated
 from isoflop.model.blocks.latent import Latent
 from isoflop.model.blocks.moe import MoE
@@ -27,9 +28,17 @@ from isoflop.model.blocks.norm import BatchNorm, LayerNorm, NoNorm, RMSNorm
 from isoflop.model.blocks.part import Absent, ByDepth, entry
 from isoflop.model.blocks.position import Alibi, Learned, Position, Relative, Rotary, Sinusoidal
 from isoflop.model.blocks.wiring import DeepNorm, NoResidual, Parallel, PostNorm, PreNorm, ReZero, Sandwich
-from isoflop.model.config import LARGEST, Spec
+from isoflop.model.init import GPT2, Modern, Normal
+from isoflop.model.spec import Spec
 
-Entry = type[Any] | partial[Any]  # a partial: a class with some of its options said by the name
+LARGEST = 2**28  # of any size of a model: a product of two still counts as bytes in 64 bits
+
+
+class Preset(partial[Any]):
+    """A class with other defaults: unlike those of a plain partial, they are options that a Spec may still set."""
+
+
+Entry = type[Any] | partial[Any]  # a partial: a class with some of its options fixed by the name
 
 NORMS: dict[str, Entry] = {"layer": LayerNorm, "rms": RMSNorm, "batch": BatchNorm, "none": NoNorm}
 POSITIONS: dict[str, Entry] = {
@@ -42,8 +51,9 @@ POSITIONS: dict[str, Entry] = {
 }
 ATTENTIONS: dict[str, Entry] = {
     "full": Attention,
-    "banded": Banded,
-    "alternating": Alternating,
+    "banded": Preset(Attention, window=256),  # GPT-Neo's, the open replication of GPT-3's alternation
+    # GPT-3's (Brown et al. 2020, 2005.14165, section 2.1): dense and locally banded layers in turn
+    "alternating": Preset(ByDepth, pattern=("full", "banded")),
     "latent": Latent,
     "none": Absent,
 }
@@ -67,6 +77,8 @@ WIRINGS: dict[str, Entry] = {
     "rezero": ReZero,
     "deepnorm": DeepNorm,
 }
+
+INITS: dict[str, Entry] = {"gpt2": GPT2, "normal": Normal, "modern": Modern}
 
 SLOTS: dict[str, dict[str, Entry]] = {
     "norm": NORMS,
@@ -117,11 +129,20 @@ def resolve(table: Mapping[str, Entry], name: str, where: str) -> Any:
     return found
 
 
+def class_of(entry: Entry) -> Any:
+    return entry.func if isinstance(entry, partial) else entry
+
+
+def entries_with(table: Mapping[str, Entry], attribute: str, wanted: bool = True) -> list[str]:
+    """The names of the entries whose class has this attribute set (or not), for messages."""
+    return [name for name, entry in table.items() if bool(getattr(class_of(entry), attribute, False)) == wanted]
+
+
 def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> Any:
     """Build one entry: shapes from the parent, options from the Spec, both checked against the constructor.
 
     Args:
-        table: one of the five above (or init.py's, or loss.py's).
+        table: one of those above, or loss.py's.
         where: the dotted field, for messages: "model.norm".
         shapes: what the parent knows; passed on if the keyword-only constructor asks for it.
 
@@ -129,15 +150,15 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
         UserError: for an unknown entry or option (with the nearest right one), or a value that the entry refuses.
     """
     cls = resolve(table, spec.name, where)
-    said = cls.keywords if isinstance(cls, partial) else {}
+    fixed = cls.keywords if isinstance(cls, partial) and not isinstance(cls, Preset) else {}
     parameters = inspect.signature(cls).parameters
-    hints = typing.get_type_hints((cls.func if isinstance(cls, partial) else cls).__init__)
-    known = {*shapes, *said}
+    hints = typing.get_type_hints(class_of(cls).__init__)
+    known = {*shapes, *fixed}
     options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in known]
     given = dict(spec.options)
     for name in given:
-        if name in said:
-            raise UserError(f"{where}.{name} is {said[name]} by the name {spec.name}; choose another entry to set it")
+        if name in fixed:
+            raise UserError(f"{where}.{name} is {fixed[name]} by the name {spec.name}; choose another entry to set it")
         if name not in options:
             close = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"

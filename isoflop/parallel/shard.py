@@ -35,7 +35,7 @@ Loss = Callable[..., Tensor]
 Weights = Mapping[str, Tensor]
 
 # by what a model or one of its units may be entered, beside forward
-ENTRANCES = ("hidden", "hidden_ahead", "logits", "read", "write", "remember")
+ENTRANCES = ("hidden", "hidden_mtp", "logits", "read", "write", "remember")
 
 
 class Layout:

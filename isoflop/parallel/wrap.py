@@ -1,6 +1,11 @@
-"""What is done to a model's units from outside so that a step needs less memory, or less time."""
+"""What is done to a model's units from outside so that a step needs less memory, or less time.
 
-from typing import Any
+A unit (model/blocks/part.py) lets its computation be wrapped: inside the module's own hooks, and with the names of its
+tensors as they are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -8,35 +13,44 @@ from torch.utils.checkpoint import checkpoint
 
 from isoflop.errors import UserError
 
+Compute = Callable[..., Any]
 
-def recompute(model: nn.Module, units: list[nn.Module]) -> None:
-    """Let each unit keep its input alone in a training forward, and work out the rest again in the backward pass (Chen
+
+class Unit(Protocol):
+    """A part of a model that is computed as a whole."""
+
+    def wrap(self, wrapper: Callable[[Compute], Compute]) -> None:
+        """From now on compute by `wrapper(compute)`."""
+
+
+def recompute(model: nn.Module, units: Sequence[Unit]) -> None:
+    """Let each unit keep its input alone in a training forward, and compute the rest again in the backward pass (Chen
     et al. 2016, 1604.06174). Loss and gradients keep their bits; a step takes one forward more, about a third.
 
     Dropout draws again what it drew. A forward without gradients is as it was.
 
     Raises:
-        UserError: for a model that keeps running statistics of what passes through it: they would move twice a step.
+        UserError: for a model that keeps running statistics of what passes through it: they would move twice per step.
     """
-    if any(name.rpartition(".")[2] in ("mean", "var") for name, _ in model.named_buffers()):
+    if any(getattr(module, "keeps_statistics", False) for module in model.modules()):
         raise UserError(
             "runtime.recompute = true does not go with model.norm = batch, whose statistics would move twice a step; "
             "lower batch.micro_sequences to save memory"
         )
     for unit in units:
-        unit.forward = remembering_inputs(unit.forward)
+        unit.wrap(remembering_inputs)
 
 
-def remembering_inputs(forward: Any) -> Any:
-    def again(*args: Any, **options: Any) -> Any:
+def remembering_inputs(compute: Compute) -> Compute:
+    def again(*inputs: Any, **options: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*args, **options)
-        return checkpoint(forward, *args, use_reentrant=False, **options)
+            return compute(*inputs, **options)
+        return checkpoint(compute, *inputs, use_reentrant=False, **options)
 
     return again
 
 
-def compile_units(units: list[nn.Module], fixed: bool = True) -> None:
+def compile_units(units: Sequence[Unit], fixed: bool = True) -> None:
     """Compile each unit's training forward by itself: units of one kind share what is compiled, so that a deep model
     takes no longer than a shallow one, and what stands between them stays as it is written.
 
@@ -47,13 +61,13 @@ def compile_units(units: list[nn.Module], fixed: bool = True) -> None:
         fixed: all training forwards have one shape, or a few; else kernels for any shape are made.
     """
     for unit in units:
-        unit.forward = fast_with_gradients(unit.forward, False if fixed else None)
+        unit.wrap(lambda compute: fast_with_gradients(compute, False if fixed else None))
 
 
-def fast_with_gradients(forward: Any, dynamic: bool | None) -> Any:
-    fast = torch.compile(forward, dynamic=dynamic)
+def fast_with_gradients(compute: Compute, dynamic: bool | None) -> Compute:
+    fast = torch.compile(compute, dynamic=dynamic)
 
-    def either(*args: Any, **options: Any) -> Any:
-        return fast(*args, **options) if torch.is_grad_enabled() else forward(*args, **options)
+    def either(*inputs: Any, **options: Any) -> Any:
+        return fast(*inputs, **options) if torch.is_grad_enabled() else compute(*inputs, **options)
 
     return either

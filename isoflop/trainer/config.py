@@ -11,7 +11,7 @@ from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import CONVENTIONS, build_on_meta
-from isoflop.model.loss import make_loss
+from isoflop.model.loss import LOSSES, make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.schedules import MOST_STEPS
@@ -206,7 +206,7 @@ class RunConfig:
     every: EveryConfig = field(default_factory=EveryConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    loss: Annotated[Spec, "what is trained on: cross_entropy, label_smoothing, z_loss, multi_token"] = field(
+    loss: Annotated[Spec, f"what is trained on: {', '.join(LOSSES)}"] = field(
         default_factory=lambda: Spec("cross_entropy")
     )
     steps: Annotated[int, "optimiser steps"] = 1000

@@ -16,8 +16,8 @@ from isoflop.errors import UserError
 from isoflop.generate.transduce import transduce
 from isoflop.measure import HeldOut, measure_pairs
 from isoflop.model.count import pair_flops_per_token
-from isoflop.model.encoder_decoder import EncoderDecoder, Memory
-from isoflop.model.loss import CrossEntropy, MultiToken
+from isoflop.model.encoder_decoder import EncodedSource, EncoderDecoder
+from isoflop.model.loss import CrossEntropy, name_of
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
@@ -28,12 +28,12 @@ SHOWN = 5  # held-out inputs whose outputs are written down along the way
 class Writer:
     """A decoder at work on one source: what the losses of model/loss.py need of a model."""
 
-    def __init__(self, model: EncoderDecoder, memory: Memory) -> None:
-        self.model, self.memory = model, memory
+    def __init__(self, model: EncoderDecoder, source: EncodedSource) -> None:
+        self.model, self.source = model, source
         self.head_weight, self.logit_cap = model.head_weight, model.logit_cap
 
     def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        return self.model.write(tokens_BT, self.memory)
+        return self.model.write(tokens_BT, self.source)
 
 
 class Seq2Seq:
@@ -47,8 +47,8 @@ class Seq2Seq:
 
     def __init__(self, criterion: CrossEntropy | None = None) -> None:
         self.criterion = criterion or CrossEntropy()
-        if isinstance(self.criterion, MultiToken):
-            raise UserError("loss = 'multi_token' is for task causal_lm; with seq2seq use cross_entropy")
+        if self.criterion.decoder_only:
+            raise UserError(f"loss = {name_of(self.criterion)!r} is for task causal_lm; with seq2seq use cross_entropy")
 
     def prepare(self, model: EncoderDecoder) -> None:
         """Nothing is added."""

@@ -8,7 +8,7 @@ from torch import nn
 from torch.profiler import record_function
 
 from isoflop.model.build import Model
-from isoflop.model.loss import IGNORED
+from isoflop.model.cross_entropy import IGNORED
 from isoflop.optim.build import clip_gradients, set_lr
 from isoflop.parallel.shard import Layout
 from isoflop.runtime import Runtime

@@ -68,7 +68,7 @@ class CausalLM:
         self.criterion.prepare(model)
 
     def compile(self) -> None:
-        self.criterion.compiled = True
+        self.criterion.compile()
 
     def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()

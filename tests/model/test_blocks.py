@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from isoflop.errors import UserError
 from isoflop.generate.cache import KVCache
-from isoflop.model.blocks.attention import Attention, Banded
+from isoflop.model.blocks.attention import Attention
 from isoflop.model.blocks.feed_forward import MLP, Gated, relu2
 from isoflop.model.blocks.latent import Latent
 from isoflop.model.blocks.norm import BatchNorm, LayerNorm, RMSNorm
@@ -216,7 +216,7 @@ def heads_of(x, width=4):
 
 def test_banded_attention_sees_a_window_and_no_more():
     torch.manual_seed(0)
-    banded = make_attention(window=3, kind=Banded)
+    banded = make_attention(window=3)
     x = torch.randn(1, 5, 16, dtype=torch.float64)
     q, k, v = (heads_of(layer(x)) for layer in (banded.q, banded.k, banded.v))
     scores = [[[q[h, t] @ k[h, s] / 2 for s in range(5)] for t in range(5)] for h in range(4)]
@@ -225,7 +225,7 @@ def test_banded_attention_sees_a_window_and_no_more():
 
 def test_a_window_that_holds_everything_is_full_attention():
     torch.manual_seed(0)
-    banded, full = make_attention(window=5, kind=Banded), make_attention()
+    banded, full = make_attention(window=5), make_attention()
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     full.load_state_dict(banded.state_dict())
     torch.testing.assert_close(banded(x), full(x))
@@ -235,7 +235,7 @@ def test_a_window_that_holds_everything_is_full_attention():
 @pytest.mark.parametrize("position", [None, Distance()])
 def test_a_band_in_blocks_is_the_band_at_once(monkeypatch, options, position):
     torch.manual_seed(0)
-    banded = make_attention(window=3, kind=Banded, position=position, **options)
+    banded = make_attention(window=3, position=position, **options)
     x = torch.randn(2, 23, 16, dtype=torch.float64)
     at_once = banded(x)
     monkeypatch.setattr("isoflop.model.blocks.attend.BLOCK", 4)
@@ -458,7 +458,7 @@ def test_gpt2_scales_residual_projections_by_depth():
 @pytest.mark.parametrize("build", [
     lambda: make_attention(kv_heads=3),
     lambda: make_attention(soft_cap=-1.0),
-    lambda: make_attention(kind=Banded, window=0),
+    lambda: make_attention(window=0),
     lambda: make_latent(lambda width: Position(), rope_dim=3),
     lambda: make_latent(lambda width: Position(), kv_rank=-1),
     lambda: make_latent(lambda width: Relative(d_model=16, heads=4, head_dim=width, context=4, init=INIT)),

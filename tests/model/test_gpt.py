@@ -10,8 +10,8 @@ from isoflop.config import from_dict, override, to_dict
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import build_on_meta
+from isoflop.model.cross_entropy import cross_entropy
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import cross_entropy
 from isoflop.model.presets import PRESETS, gpt2, modern
 from isoflop.model.registry import POSITIONS, WIRINGS
 

@@ -2,15 +2,17 @@
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model import loss as loss_module
+from isoflop.model import cross_entropy as kernel
 from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import build_on_meta, count, parameters
+from isoflop.model.cross_entropy import LossOptions, chunk_for, cross_entropy, in_one, log_softmax_over
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import LOSSES, chunk_for, cross_entropy, in_one, later, log_softmax_over, make_loss
+from isoflop.model.loss import LOSSES, later, make_loss
 from isoflop.optim.groups import split
 
 TINY = {"vocab_size": 23, "context": 8, "layers": 2, "d_model": 16, "heads": 2, "init": "gpt2"}
@@ -36,7 +38,7 @@ def plain(h, weight, targets, reduction="mean", cap=0.0):
 def test_equals_cross_entropy_on_full_logits(chunk, reduction):
     h, weight, targets = problem()
     expected = plain(h, weight, targets, reduction)
-    loss = cross_entropy(h, weight, targets, reduction=reduction, chunk=chunk)
+    loss = cross_entropy(h, weight, targets, LossOptions(chunk=chunk), reduction=reduction)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
     ours = torch.autograd.grad(3 * loss, (h, weight))
     for a, b in zip(ours, torch.autograd.grad(3 * expected, (h, weight)), strict=True):
@@ -45,7 +47,7 @@ def test_equals_cross_entropy_on_full_logits(chunk, reduction):
 
 def test_is_exact_in_float64():
     h, weight, targets = problem(torch.float64)
-    loss, expected = cross_entropy(h, weight, targets, chunk=7), plain(h, weight, targets)
+    loss, expected = cross_entropy(h, weight, targets, LossOptions(chunk=7)), plain(h, weight, targets)
     assert loss.dtype == torch.float64
     torch.testing.assert_close(loss, expected, rtol=1e-13, atol=0)
     expected_grads = torch.autograd.grad(expected, (h, weight))
@@ -67,7 +69,7 @@ def test_frozen_inputs_get_no_gradient(frozen):
     (h if frozen == "h" else weight).requires_grad_(False)
     free = weight if frozen == "h" else h
     (expected,) = torch.autograd.grad(plain(h, weight, targets), free)
-    cross_entropy(h, weight, targets, chunk=5).backward()
+    cross_entropy(h, weight, targets, LossOptions(chunk=5)).backward()
     torch.testing.assert_close(free.grad, expected, rtol=1e-5, atol=1e-5)
     assert (h if frozen == "h" else weight).grad is None
 
@@ -75,15 +77,15 @@ def test_frozen_inputs_get_no_gradient(frozen):
 def test_no_grad_gives_the_same_value_and_no_graph():
     h, weight, targets = problem()
     with torch.no_grad():
-        quiet = cross_entropy(h, weight, targets, chunk=5)
+        quiet = cross_entropy(h, weight, targets, LossOptions(chunk=5))
     assert not quiet.requires_grad
-    assert quiet == cross_entropy(h, weight, targets, chunk=5)
+    assert quiet == cross_entropy(h, weight, targets, LossOptions(chunk=5))
 
 
 def test_accumulates_over_several_backwards():
     h, weight, targets = problem()
     for _ in range(3):
-        (cross_entropy(h, weight, targets, chunk=5) / 3).backward()
+        (cross_entropy(h, weight, targets, LossOptions(chunk=5)) / 3).backward()
     expected = torch.autograd.grad(plain(h, weight, targets), (h, weight))
     for a, b in zip((h.grad, weight.grad), expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
@@ -112,7 +114,7 @@ def test_bfloat16_autocast_stays_close_and_in_float32(cap):
     expected = plain(h, weight, targets, cap=cap)
     grads = torch.autograd.grad(expected, (h, weight))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = cross_entropy(h, weight, targets, cap=cap, chunk=64)
+        loss = cross_entropy(h, weight, targets, LossOptions(cap=cap, chunk=64))
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
     for ours, theirs in zip(torch.autograd.grad(loss, (h, weight)), grads, strict=True):
@@ -124,7 +126,8 @@ def test_a_bfloat16_sum_over_many_chunks_loses_nothing():
     """The head's gradient is added up in float32: with bfloat16 sums, 512 chunks would lose most of their digits."""
     h, weight, targets = problem(V=11, D=16, shape=(1, 4096), ignore=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        many, once = (torch.autograd.grad(cross_entropy(h, weight, targets, chunk=c), weight)[0] for c in (8, 4096))
+        losses = [cross_entropy(h, weight, targets, LossOptions(chunk=c)) for c in (8, 4096)]
+        many, once = (torch.autograd.grad(loss, weight)[0] for loss in losses)
     assert (many - once).norm() < 0.003 * once.norm()
 
 
@@ -133,9 +136,9 @@ def test_widening_some_rows_at_a_time_changes_no_bit(how, monkeypatch):
     h, weight, targets = problem(V=37, D=8, shape=(4, 50))
     found = []
     for logits in (2**21, 3 * 37):
-        monkeypatch.setattr(loss_module, "WIDE_LOGITS", logits)
+        monkeypatch.setattr(kernel, "WIDE_LOGITS", logits)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            loss = cross_entropy(h, weight, targets, chunk=64, reduction="sum", **how)
+            loss = cross_entropy(h, weight, targets, LossOptions(chunk=64, **how), reduction="sum")
         found.append([loss.detach(), *torch.autograd.grad(loss, (h, weight))])
     torch.testing.assert_close(found[1][0], found[0][0])  # a sum in another order
     assert all(few.equal(all_at_once) for few, all_at_once in zip(found[1][1:], found[0][1:], strict=True))
@@ -161,7 +164,7 @@ def test_never_holds_more_than_a_chunk_of_logits(cap):
             return out
 
     with Watch():
-        cross_entropy(h, weight, targets, cap=cap, chunk=128).backward()
+        cross_entropy(h, weight, targets, LossOptions(cap=cap, chunk=128)).backward()
     assert largest == 128 * 64
 
 
@@ -177,10 +180,10 @@ def test_smoothing_z_and_cap_equal_the_formula_in_float64(smoothing, z, cap, chu
         logits = cap * torch.tanh(logits / cap)
     log_z = logits.logsumexp(-1)[flat != -100]
     expected = F.cross_entropy(logits, flat, label_smoothing=smoothing) + z * log_z.square().mean()
-    loss = cross_entropy(h, weight, targets, smoothing=smoothing, z=z, cap=cap, chunk=chunk)
+    loss = cross_entropy(h, weight, targets, LossOptions(smoothing=smoothing, z=z, cap=cap, chunk=chunk))
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     with torch.no_grad():
-        assert cross_entropy(h, weight, targets, smoothing=smoothing, z=z, cap=cap, chunk=chunk) == loss
+        assert cross_entropy(h, weight, targets, LossOptions(smoothing=smoothing, z=z, cap=cap, chunk=chunk)) == loss
     expected_grads = torch.autograd.grad(expected, (h, weight))
     for a, b in zip(torch.autograd.grad(loss, (h, weight)), expected_grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
@@ -227,12 +230,12 @@ def test_multi_token_is_the_sum_over_heads_on_one_trunk(fields):
     model, loss = model_for(Spec("multi_token", tokens=3), norm="layer", **fields)
     inputs, targets = batch()
     x0 = model.embed(inputs, 0)
-    beside = model.beside(inputs, x0)
-    trunk = model.blocks[0](x0, **beside)
+    extra = model.extra_inputs(inputs, x0)
+    trunk = model.blocks[0](x0, **extra)
     last = [(model.blocks[1], model.norm), *((head.block, head.norm) for head in model.ahead)]
     expected = 0.0
     for distance, (block, norm) in enumerate(last):
-        log_p = model.logits(norm(block(trunk, **beside))).log_softmax(-1)
+        log_p = model.logits(norm(block(trunk, **extra))).log_softmax(-1)
         each = [-log_p[b, t, targets[b, t + distance]] for b in range(3) for t in range(8 - distance)]
         expected = expected + torch.stack(each).mean()
     torch.testing.assert_close(loss(model, inputs, targets), expected)
@@ -251,7 +254,7 @@ def test_the_model_of_multi_token_is_what_it_is_without():
     assert isinstance(plain.norm, BatchNorm)
     names = set(plain.state_dict())
     assert {name for name in with_heads.state_dict() if not name.startswith("ahead.")} == names
-    torch.testing.assert_close(with_heads.hidden_ahead(inputs)[0], plain.hidden(inputs))
+    torch.testing.assert_close(with_heads.hidden_mtp(inputs)[0], plain.hidden(inputs))
 
 
 def test_every_head_for_later_tokens_learns_and_is_counted():
@@ -311,14 +314,27 @@ def test_what_is_compiled_equals_the_chain_of_operations(monkeypatch, smoothing,
     """As torch traces it, in one graph."""
     torch._dynamo.reset()
     traced = torch.compile(in_one, dynamic=False, fullgraph=True, backend="aot_eager")
-    monkeypatch.setattr("isoflop.model.loss.fused_when_compiled", lambda: traced)
+    monkeypatch.setattr("isoflop.model.cross_entropy.fused_when_compiled", lambda: traced)
     found = []
     for compiled in (False, True):
         h, weight, targets = problem(torch.float64)
-        loss = cross_entropy(h, weight, targets, smoothing=smoothing, z=z, cap=cap, chunk=11, compiled=compiled)
+        loss = cross_entropy(h, weight, targets, LossOptions(smoothing, z, cap, chunk=11, compiled=compiled))
         found.append((loss, *torch.autograd.grad(2 * loss, (h, weight))))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
+
+
+def test_equal_options_share_what_is_compiled(monkeypatch):
+    """Each step makes its LossOptions anew: what is compiled goes by their values and not by which object it is."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    traced = torch.compile(in_one, dynamic=False, fullgraph=True, backend=counter)
+    monkeypatch.setattr("isoflop.model.cross_entropy.fused_when_compiled", lambda: traced)
+    h, weight, targets = problem()
+    for cap in (0.0, 0.0, 3.0, 3.0, 0.0):
+        cross_entropy(h, weight, targets, LossOptions(cap=cap, chunk=11, compiled=True))
+    assert counter.frame_count == 2
+    torch._dynamo.reset()
 
 
 def test_chunks_on_a_gpu_are_large_and_alike():

@@ -117,7 +117,7 @@ def test_maps_the_residual_stream_to_itself(config):
     model, tokens = stirred(config), some_tokens(config)
     x = torch.randn(2, T, config.d_model)
     for unit in model.units():
-        assert unit(x, **model.beside(tokens, x)).shape == x.shape
+        assert unit(x, **model.extra_inputs(tokens, x)).shape == x.shape
     assert model.hidden(tokens).shape == x.shape
 
 

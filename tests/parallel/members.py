@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from isoflop.config import override
 from isoflop.measure import measure
 from isoflop.model.build import build_model
-from isoflop.model.loss import IGNORED
+from isoflop.model.cross_entropy import IGNORED
 from isoflop.optim.build import build
 from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import joined

@@ -6,8 +6,8 @@ from torch._dynamo.testing import CompileCounter
 
 from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig
+from isoflop.model.cross_entropy import cross_entropy
 from isoflop.model.gpt import GPT
-from isoflop.model.loss import cross_entropy
 from isoflop.parallel.wrap import compile_units, recompute
 
 SHAPE = {"vocab_size": 64, "context": 16, "layers": 3, "d_model": 32, "heads": 2}

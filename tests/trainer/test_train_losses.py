@@ -11,6 +11,7 @@ from isoflop.errors import UserError
 from isoflop.measure import measure
 from isoflop.model.config import Spec
 from isoflop.model.count import flops_per_token, parameters
+from isoflop.model.loss import LOSSES, CrossEntropy
 from isoflop.records import read_run
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, train
@@ -83,6 +84,37 @@ def test_flops_count_what_the_loss_adds():
     assert plain.flops_per_token == flops_per_token(plain.model)
     block = (n.matmul - n.head) // plain.model.layers
     assert ahead.flops_per_token == 6 * (n.matmul + block + n.head)
+
+
+class Tempered(CrossEntropy):
+    """A loss of a test's own: cross-entropy of logits that are divided by a temperature."""
+
+    def __init__(self, *, temperature: float = 2.0) -> None:
+        self.temperature = temperature
+
+    def __call__(self, model, inputs_BT, targets_BT):
+        return self.of(model, model.hidden(inputs_BT) / self.temperature, targets_BT)
+
+
+def test_a_loss_is_one_class_and_one_line(corpus, tmp_path, monkeypatch):
+    """Trained, stopped, resumed, described and refused by nothing but its line in the table."""
+    monkeypatch.setitem(LOSSES, "tempered", Tempered)
+    config = config_for(corpus, "loss=tempered", "loss.temperature=4", "steps=6")
+    assert from_dict(RunConfig, to_dict(config)) == config
+    train(config, tmp_path / "whole", hooks=[HeldOut()])
+    with pytest.raises(PowerCut):
+        train(config, tmp_path / "cut", hooks=[CutAt(5)])
+    train(config, tmp_path / "cut", hooks=[HeldOut()], resume=True)
+    whole, cut = (read_run(tmp_path / name) for name in ("whole", "cut"))
+    losses = [line["loss"] for line in whole.training]
+    assert losses == [line["loss"] for line in cut.training] and losses[-1] < losses[0]
+    plain = config_for(corpus, "steps=6")
+    train(plain, tmp_path / "plain")
+    assert losses[1:] != [line["loss"] for line in read_run(tmp_path / "plain").training][1:]  # it did matter
+    with pytest.raises(UserError, match=r"loss\.temprature is not an option of tempered: did you mean temperature"):
+        override(config, ["loss.temprature=3"])
+    with pytest.raises(UserError, match="loss = 'temperd' is not one of .*, tempered; did you mean tempered"):
+        override(config, ["loss=temperd"])
 
 
 def test_the_loss_is_a_word_of_the_configuration():

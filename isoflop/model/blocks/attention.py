@@ -5,7 +5,7 @@ value.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from isoflop.errors import UserError
 from isoflop.model.blocks.attend import attend, checked_cap, split_heads
 from isoflop.model.blocks.norm import RMSNorm
-from isoflop.model.blocks.part import ByDepth, Cache, Init, Linear, Part
+from isoflop.model.blocks.part import Cache, Init, Linear, Part
 from isoflop.model.blocks.position import Position
 
 MakePosition = Callable[[int], Position]  # from the width of what it acts on
@@ -26,15 +26,22 @@ class Attention(Part):
     Queries, keys and values have a weight each and not one fused one: Muon orthogonalises a matrix as a whole, and the
     three are three maps. Key-value heads may be fewer and importers find the names they know.
 
+    With a window it is the same formula over a sliding band: each position sees itself and the window - 1 before it
+    (Child et al. 2019, 1904.10509; Mistral), so that L layers see L (window - 1) positions back. A cache then holds two
+    windows at most, and long sequences are worked through in blocks: both memory and time go with the window.
+
     Options:
+        window: positions that each one sees, itself among them; None: all earlier ones.
         kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023, 2305.13245);
             1 is multi-query (Shazeer 2019, 1911.02150), 0 means as many as heads.
         qk_norm: RMS norm over each head's queries and keys before position (Henry et al. 2020, 2010.04245).
         qk_gain: a learned gain in that norm (Qwen3 has one).
         soft_cap: scores s become cap tanh(s / cap), so that none is larger (Gemma 2, 2408.00118, section 2; its cap is
-            50); 0: as they are. Torch's fused kernels cannot, so this is slower and holds all the scores.
-        bias: on the four products.
+            50); 0 disables it. Torch's fused kernels cannot, so this is slower and holds all the scores.
+        bias: on the four matrix products.
     """
+
+    takes_values: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -46,6 +53,7 @@ class Attention(Part):
         dropout: float,
         position: MakePosition,
         init: Init,
+        window: int | None = None,
         kv_heads: int = 0,
         qk_norm: bool = False,
         qk_gain: bool = True,
@@ -56,11 +64,14 @@ class Attention(Part):
         kv_heads = kv_heads or heads
         if kv_heads < 0 or heads % kv_heads:
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
+        if window is not None and window < 1:
+            raise UserError(f"window = {window} is not positive; a position sees at least itself")
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.score_width = heads * head_dim
         self.value_width = kv_heads * head_dim
         self.soft_cap = checked_cap(soft_cap)
         self.position = position(head_dim)
+        self.window = self.position.window = window or 0
         self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
         self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
@@ -106,61 +117,3 @@ class Attention(Part):
         biases = [each.bias.to(dtype) for each in maps if each.bias is not None]
         together_BTC = F.linear(x_BTD, weight_CD, torch.cat(biases) if biases else None)
         return together_BTC.split([each.out_features for each in maps], dim=-1)
-
-
-class Banded(Attention):
-    """Full attention's formula over a sliding band: each position sees itself and the window - 1 before it (Child et
-    al. 2019, 1904.10509; Mistral). L layers see L (window - 1) positions back.
-
-    A cache holds two windows at most, and long sequences are worked through in blocks, so that both memory and time go
-    with the window.
-
-    Options: `window`, in positions; GPT-Neo, the open replication of GPT-3's alternation, has 256. The others are those
-    of full attention.
-    """
-
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        heads: int,
-        head_dim: int,
-        layer: int,
-        dropout: float,
-        position: MakePosition,
-        init: Init,
-        window: int = 256,
-        kv_heads: int = 0,
-        qk_norm: bool = False,
-        qk_gain: bool = True,
-        soft_cap: float = 0.0,
-        bias: bool = True,
-    ) -> None:
-        if window < 1:
-            raise UserError(f"window = {window} is not positive; a position sees at least itself")
-        super().__init__(
-            d_model=d_model,
-            heads=heads,
-            head_dim=head_dim,
-            layer=layer,
-            dropout=dropout,
-            position=position,
-            init=init,
-            kv_heads=kv_heads,
-            qk_norm=qk_norm,
-            qk_gain=qk_gain,
-            soft_cap=soft_cap,
-            bias=bias,
-        )
-        self.window = self.position.window = window
-
-
-class Alternating(ByDepth):
-    """A pattern over depth: layer l has attention l mod n of the pattern. The default is GPT-3's (Brown et al. 2020,
-    2005.14165, section 2.1): dense and locally banded layers in turn.
-
-    Options: `pattern`, a list of entries, each a name or {"name": ..., option: value}.
-    """
-
-    def __init__(self, *, layer: int, pattern: tuple[Any, ...] = ("full", "banded")) -> None:
-        super().__init__(layer=layer, pattern=pattern)

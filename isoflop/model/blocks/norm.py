@@ -101,6 +101,7 @@ class BatchNorm(Part):
     """
 
     separate = False
+    keeps_statistics = True
     mean: Tensor
     var: Tensor
 
@@ -160,7 +161,9 @@ class NoNorm(Part):
         return x_BTD
 
 
-def normalise(norm: nn.Module, x_BTD: Tensor, start: int) -> Tensor:
-    """norm(x), told where the first position stands if it has to know."""
+def normalise(norm: nn.Module | None, x_BTD: Tensor, start: int) -> Tensor:
+    """norm(x), told where the first position stands if it has to know; x as it is where there is no norm."""
+    if norm is None:
+        return x_BTD
     y_BTD: Tensor = norm(x_BTD, start) if getattr(norm, "positional", False) else norm(x_BTD)
     return y_BTD

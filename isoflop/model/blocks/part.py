@@ -5,7 +5,7 @@ shapes and have no default; the others are options, have a default, and are what
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
@@ -53,13 +53,15 @@ class Part(nn.Module):
         causal: False where an output may depend on later positions.
         causal_in_training: False where it may while training alone.
         separate: False where what one sequence gives in training depends on which others are in its pass.
+        keeps_statistics: True where a training forward moves running statistics of what passes through.
         positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
         score_width: width of the products between positions, at 4 FLOPs a pair: H * K of an attention (2 H K for the
             score, 2 H K for the weighted value), the mean where the two differ, else 0.
         window: how many positions each sees at most, itself among them; 0: all.
-        value_width: G K, where an attention's forward takes something to add to its values, a token at a time, as its
-            third argument; 0: it has none to add to.
+        takes_values: True for a class of attention whose forward takes something to add to its values, token by token,
+            as its third argument.
+        value_width: G K, the width of those values; 0: there are none to add to.
         auxiliary: what the last training forward adds to the loss that is trained on, a scalar with gradient; GPT
             collects it.
     """
@@ -69,6 +71,8 @@ class Part(nn.Module):
     separate: bool = True
     positional: bool = False
     absent: ClassVar[bool] = False
+    keeps_statistics: ClassVar[bool] = False
+    takes_values: ClassVar[bool] = False
     score_width: float = 0
     window: int = 0
     value_width: int = 0
@@ -103,6 +107,28 @@ class Part(nn.Module):
         """Forward FLOPs a token of the products in this part, children included. Elementwise work is not counted."""
         parts = [module for module in self.modules() if isinstance(module, (Part, Linear))]
         return sum(2 * part.matmul_weights() + part.score_flops(context) for part in parts)
+
+
+class Unit(Part):
+    """A part that is worked through as a whole: what distribution divides, and what may be recomputed or compiled, by
+    itself.
+
+    A subclass writes `compute`; the module is called like any other. What `wrap` adds lies inside the module's own
+    hooks, and the names of its tensors stay as they are.
+    """
+
+    _wrapped: Callable[..., Tensor] | None = None
+
+    def compute(self, *inputs: Any, **options: Any) -> Tensor:
+        """What the unit makes of its inputs."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        return (self._wrapped or self.compute)(*inputs, **options)
+
+    def wrap(self, wrapper: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
+        """From now on compute by `wrapper(compute)`, or by `wrapper` of what an earlier one made of it."""
+        self._wrapped = wrapper(self._wrapped or self.compute)
 
 
 class ByDepth:

@@ -6,6 +6,7 @@ What a wiring assumes of the first weights of its branches it says in `branch_in
 """
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,13 @@ MakeNorm = Callable[[], nn.Module]
 
 
 class Wiring(Part):
-    """The base: one norm a branch."""
+    """The base: one norm per branch.
+
+    Attributes:
+        decoder_only: True where its constants are those of a decoder-only model, so that it does not go with pairs.
+    """
+
+    decoder_only: ClassVar[bool] = False
 
     def __init__(self, *, branches: int, norm: MakeNorm) -> None:
         super().__init__()
@@ -133,6 +140,8 @@ class DeepNorm(Wiring):
 
     b multiplies what the chosen init gives values, output and feed-forward; queries and keys are left, as in the paper.
     """
+
+    decoder_only = True
 
     def __init__(self, *, branches: int, norm: MakeNorm, layers: int) -> None:
         super().__init__(branches=branches, norm=norm)

@@ -1,0 +1,122 @@
+"""The parts of one layer, from a configuration: each function builds the entry that one slot names (registry.py), with
+the shapes that it asks for. gpt.py and encoder_decoder.py put them together."""
+
+from typing import Any
+
+from torch import nn
+
+from isoflop.errors import UserError
+from isoflop.model.blocks.part import Init, Part
+from isoflop.model.blocks.position import Position
+from isoflop.model.blocks.value import ValueEmbedding
+from isoflop.model.blocks.wiring import Shortcut
+from isoflop.model.config import ModelConfig
+from isoflop.model.registry import (
+    ATTENTIONS,
+    FEED_FORWARDS,
+    INITS,
+    NORMS,
+    POSITIONS,
+    WIRINGS,
+    entries_with,
+    make,
+    resolve,
+)
+
+
+def make_init(config: ModelConfig, layers: int | None = None) -> Init:
+    """How the weights of a stack of `layers` blocks (default: the configuration's) are filled."""
+    init: Init = make(INITS, config.init, "model.init", layers=config.layers if layers is None else layers)
+    return init
+
+
+def make_norm(config: ModelConfig) -> nn.Module:
+    norm: nn.Module = make(NORMS, config.norm, "model.norm", dim=config.d_model, context=config.context)
+    return norm
+
+
+def make_final_norm(config: ModelConfig) -> nn.Module | None:
+    """The norm in front of the head; None: there is none."""
+    return make_norm(config) if config.final_norm else None
+
+
+def make_position(config: ModelConfig, level: str, init: Init, head_dim: int) -> Position:
+    """The chosen position, for heads of this width, if it acts at this level, else one that does nothing."""
+    kind = resolve(POSITIONS, config.position.name, "model.position")
+    if not issubclass(kind, Position):
+        raise UserError(f"model.position = {config.position.name!r} is no position; use one of {', '.join(POSITIONS)}")
+    if kind.level != level:
+        return Position()
+    shapes = {"d_model": config.d_model, "heads": config.heads, "head_dim": head_dim, "context": config.context}
+    position: Position = make(POSITIONS, config.position, "model.position", init=init, **shapes)
+    return position
+
+
+def layer_shapes(config: ModelConfig, layer: int, init: Init) -> dict[str, Any]:
+    """What a layer tells its branches; each is given those that its constructor asks for."""
+    return {
+        "d_model": config.d_model,
+        "heads": config.heads,
+        "head_dim": config.head_width,
+        "context": config.context,
+        "layer": layer,
+        "layers": config.layers,
+        "dropout": config.dropout,
+        "init": branch_init(config, init),
+    }
+
+
+def branch_init(config: ModelConfig, init: Init) -> Init:
+    """How the wiring wants the weights in its branches filled; a private wiring need not say."""
+    chosen = getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "branch_init", None)
+    wanted: Init = chosen(init, config.layers) if chosen is not None else init
+    return wanted
+
+
+def make_attention(config: ModelConfig, layer: int, init: Init) -> Any:
+    return make(
+        ATTENTIONS,
+        config.attention,
+        "model.attention",
+        position=lambda width: make_position(config, "attention", init, width),
+        **layer_shapes(config, layer, init),
+    )
+
+
+def make_feed_forward(config: ModelConfig, layer: int, init: Init) -> Any:
+    return make(FEED_FORWARDS, config.feed_forward, "model.feed_forward", **layer_shapes(config, layer, init))
+
+
+def make_wiring(config: ModelConfig, branches: int) -> Any:
+    shapes = {"branches": branches, "norm": lambda: make_norm(config), "layers": config.layers}
+    return make(WIRINGS, config.wiring, "model.wiring", **shapes)
+
+
+def make_value_embedding(config: ModelConfig, layer: int, init: Init, attention: Part) -> ValueEmbedding | None:
+    """The value embedding of every n-th layer, counted from the last; None in the others.
+
+    Raises:
+        UserError: if the layer's attention has no values to add to.
+    """
+    every = config.value_embedding
+    if not every or (config.layers - 1 - layer) % every:
+        return None
+    if not attention.value_width:
+        raise UserError(
+            f"model.value_embedding = {every} adds to the values of layer {layer}, and model.attention = "
+            f"{config.attention.name!r} has none there that a vector per token can be added to; "
+            f"use {' or '.join(entries_with(ATTENTIONS, 'takes_values'))}, or 0"
+        )
+    return ValueEmbedding(
+        vocab_size=config.vocab_size,
+        d_model=config.d_model,
+        heads=attention.value_width // config.head_width,
+        head_dim=config.head_width,
+        gate=config.value_gate,
+        init=branch_init(config, init),
+    )
+
+
+def make_shortcut(config: ModelConfig) -> Shortcut | None:
+    """What mixes the embedding into a layer's input; None: nothing does."""
+    return Shortcut() if config.embedding_shortcut else None

@@ -1,0 +1,27 @@
+"""Multi-token prediction: heads for later tokens than the next (Gloeckle et al. 2024, 2404.19737, figure 1).
+
+    tokens_BT -> embedding -> all blocks but the last = trunk -> last block       -> norm    -> h_BTD of the next token
+                                                              -> head's own block -> its norm -> h_BTD of the second ...
+
+All of them share the output matrix. The heads are there in training alone: a GPT makes them when the loss asks for them
+(GPT.add_mtp_heads), and no evaluation, sample or reader of a checkpoint knows them.
+"""
+
+from torch import Tensor, nn
+
+from isoflop.model.blocks.norm import normalise
+from isoflop.model.blocks.part import Part, Unit
+
+TRAINING_ONLY = "ahead."  # what the names of tensors begin with that no reader of a trained model needs
+
+
+class MTPHead(Part):
+    """A head for one later token: what follows the trunk once more, a last block and the final norm."""
+
+    def __init__(self, block: Unit, norm: nn.Module | None) -> None:
+        super().__init__()
+        self.block = block
+        self.norm = norm
+
+    def forward(self, x_BTD: Tensor, **extra: Tensor) -> Tensor:
+        return normalise(self.norm, self.block(x_BTD, **extra), 0)
