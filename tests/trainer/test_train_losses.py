@@ -113,7 +113,7 @@ def test_a_loss_is_one_class_and_one_line(corpus, tmp_path, monkeypatch):
     assert losses[1:] != [line["loss"] for line in read_run(tmp_path / "plain").training][1:]  # it did matter
     with pytest.raises(UserError, match=r"loss\.temprature is not an option of tempered: did you mean temperature"):
         override(config, ["loss.temprature=3"])
-    with pytest.raises(UserError, match="loss = 'temperd' is not one of .*, tempered; did you mean tempered"):
+    with pytest.raises(UserError, match=r"loss = 'temperd' is not one of .*, tempered; did you mean tempered"):
         override(config, ["loss=temperd"])
 
 
