@@ -4,8 +4,7 @@
     python bench/cluster.py --check      # published runs beside what the model says of them
     python bench/cluster.py --fit        # its one fitted constant, anew
 
-A calculation, not a measurement (isoflop/parallel/cluster.py has the model,
-docs/many-machines.md what it is worth).
+A calculation, not a measurement: cluster_time.py has the model, docs/many-machines.md says how far to trust it.
 `--batch` is tokens in an optimiser step, shared by all GPUs; each pass takes as many sequences as fit. `--share` is the
 share of the peak that the products reach with nobody to talk to: measure it on one node. hsdp shards within whole
 nodes, as many as are fastest. Parameters, gradients and moments are in float32, products in bfloat16 and sums in
@@ -19,10 +18,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from cluster_time import CLUSTERS, PAID, USABLE, Cluster, Step, Work, require_fits, step
 from isoflop.errors import UserError
 from isoflop.model.count import build_on_meta, count, palm
 from isoflop.model.presets import PRESETS
-from isoflop.parallel.cluster import CLUSTERS, PAID, USABLE, Cluster, Step, Work, require_fits, step
 from isoflop.parallel.cost import Layout, Memory, activation_bytes, memory
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]

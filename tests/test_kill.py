@@ -8,12 +8,12 @@ import pytest
 
 from small import TINY
 
-BENCH = Path(__file__).parents[1] / "bench" / "kill.py"
+KILL = Path(__file__).parent / "campaigns" / "kill.py"
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_over_and_over_is_the_run_that_was_not(corpus):
-    command = [sys.executable, str(BENCH), str(corpus), "--kills", "3", "--budget", "40steps", "--seed", "1"]
+    command = [sys.executable, str(KILL), str(corpus), "--kills", "3", "--budget", "40steps", "--seed", "1"]
     done = subprocess.run([*command, "--set", *TINY], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]

@@ -1,6 +1,6 @@
 """Files from anyone: a few hundred spoilt ones of every kind each read or are refused in one line; nothing is executed.
 
-The fuzzer itself (bench/fuzz.py, which runs many more) watches what a case does by an audit hook, see fuzz_worker.py.
+The fuzzer (tests/campaigns/fuzz.py, which runs many more cases) watches each by an audit hook, see fuzz_worker.py.
 """
 
 import gzip

@@ -1,6 +1,6 @@
 """Do two commits train the same bits? Short runs and plans by both, in turns, on this machine.
 
-    python tests/campaigns/same_bits.py OLD                        every case: commit OLD against the working tree
+    python tests/campaigns/same_bits.py OLD                        in full: commit OLD against the working tree
     python tests/campaigns/same_bits.py OLD NEW --quick            the quick cases of two commits, in under a minute
     python tests/campaigns/same_bits.py OLD --cases adamw moe      some cases; --list names them all
     python tests/campaigns/same_bits.py OLD --text BOOKS           on real text instead of made-up words

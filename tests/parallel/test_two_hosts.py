@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 import two_hosts
 
 
@@ -14,7 +15,7 @@ def test_a_cut_cable_is_named_and_survived():
     if reason := two_hosts.why_not():
         pytest.skip(reason)
     script = Path(two_hosts.__file__)
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
     command = [sys.executable, str(script), "--steps", "20", "--cut-at", "8", "--silence", "8", "--impatient"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr

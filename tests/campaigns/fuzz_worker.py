@@ -49,7 +49,7 @@ class Watch:
         self.armed, self.seen = False, list[str]()
         self.home, self.folder, self.traps = str(home), "", ("/etc/passwd", "/etc/shadow", "/dev/zero")
         places = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-        self.code = (*places, str(Path(__file__).parents[1]), "<frozen", sys.base_prefix)
+        self.code = (*places, str(Path(__file__).parents[2]), "<frozen", sys.base_prefix)
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.armed:

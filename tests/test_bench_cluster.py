@@ -2,10 +2,10 @@ import statistics
 from dataclasses import replace
 
 import pytest
-from cluster import FITTED, Model, Way, check, fit, rows, unfitted
 
+from cluster import FITTED, Model, Way, check, fit, rows, unfitted
+from cluster_time import CLUSTERS, PAID, Work, require_fits, step
 from isoflop.errors import UserError
-from isoflop.parallel.cluster import CLUSTERS, PAID, Work, require_fits, step
 from isoflop.parallel.cost import Layout, Memory, traffic
 
 H100 = CLUSTERS["h100"]

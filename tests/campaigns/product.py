@@ -1,6 +1,7 @@
 """Every combination of the five tables' entries: does it build, train and decode, or say why not?
 
-    python bench/product.py [--train 1000] [--seed 0]
+    python tests/campaigns/product.py --train 1000                           in full
+    python tests/campaigns/product.py --train 20 --seed 7
 
 Builds the whole product on the meta device, counts what is refused by the sentence it is refused with, and trains a
 seeded random sample of the rest: five steps with the default optimiser, then a decode from the cache, which has to give

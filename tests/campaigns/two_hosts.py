@@ -1,12 +1,13 @@
 """Train over two hosts, cut the cable, see who is named, mend it, resume.
 
-    python bench/two_hosts.py [--per-host 1] [--mode ddp] [--steps 60] [--cut-at 20] [--silence 20] [--impatient]
-        [--keep FOLDER]
+    python tests/campaigns/two_hosts.py                                      in full
+    python tests/campaigns/two_hosts.py [--per-host 1] [--mode ddp] [--steps 60] [--cut-at 20] [--silence 20]
+        [--impatient] [--keep FOLDER]
 
 The two hosts are made on this machine out of Linux namespaces: each has its own name, network and address, a veth pair
 is the cable, and they share a file system, as the hosts of a cluster share the folder that a run is written to. It
-takes root, or a kernel that lets others make user namespaces, and unshare, nsenter (util-linux) and ip (iproute2);
-elsewhere the reason is printed and the exit code is 77. The namespaces are gone when the script is.
+needs root, or a kernel that lets others make user namespaces, and unshare, nsenter (util-linux) and ip (iproute2);
+without them the reason is printed and the exit code is 77. The namespaces are removed when the script ends.
 
     1. torchrun on both hosts, `isoflop train` over gloo, rendezvous at the first host's address: an unbroken run
     2. the same again, and at step --cut-at the cable is cut (`ip link set cable down`): nothing arrives any more and

@@ -1,11 +1,12 @@
-"""Spoil files in every way that we know of and read them: each case must read or be refused in one line.
+"""Damage files in every way that we know of and read them: each case must read or be refused in one line.
 
-    python bench/fuzz.py                                  10,000 cases over all targets
-    python bench/fuzz.py --only gguf --cases 2000 --seed 3
-    python bench/fuzz.py --only gguf --seed 3 --number 417    one case again, told in full
+    python tests/campaigns/fuzz.py --cases 20000 --workers 2         in full, over all targets
+    python tests/campaigns/fuzz.py                                   10,000 cases
+    python tests/campaigns/fuzz.py --only gguf --cases 2000 --seed 3
+    python tests/campaigns/fuzz.py --only gguf --seed 3 --number 417    one case again, with all that it did
 
-Cases run in worker processes, many to a worker, one after another; a case that kills its worker or takes longer than
---limit seconds is a finding, and a new worker goes on. A case is (target, seed, number) and nothing else. Prints a
+Cases run in worker processes, many per worker, one after another; a case that kills its worker or takes longer than
+--limit seconds is a finding, and a new worker continues. A case is (target, seed, number) and nothing else. Prints a
 table by target and every kind of finding with the case that shows it; the exit code is 1 if there is any.
 """
 
@@ -52,7 +53,7 @@ class Process:
         read, write = os.pipe()
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(WORKER.parents[2]), os.environ.get("PYTHONPATH", "")]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",

@@ -1,6 +1,7 @@
 """Kill a real run at random moments, resume it each time, and compare it bit for bit with one that was left alone.
 
-    python bench/kill.py [SOURCE ...] [--kills 100] [--budget 600steps] [--signals KILL INT TERM] [--seed 0] [--set F=V]
+    python tests/campaigns/kill.py SOURCE --kills 100                        in full
+    python tests/campaigns/kill.py SOURCE --kills 6 --budget 600steps --signals KILL INT TERM --seed 0 --set FIELD=VALUE
 
 The budget is in tokens or steps, so that the clock decides nothing. Each life of the process is ended after a time
 drawn uniformly from its start to some way into its steps, so that all of its life is hit: preparing the text, timing
