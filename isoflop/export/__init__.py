@@ -1,9 +1,10 @@
 """Real weights, both ways. Reading knows the format from the path; writing checks itself before it is done.
 
-anatomy       what a model is, in the words that all formats share        names    what each format calls our tensors
-huggingface   folders of config.json and safetensors                      gguf     llama.cpp's file
-llama2c       llama2.c's .bin, read only                                  bundle   what goes in and out
-vocabulary    tokenizers in and out of their forms                        fields   a header's values, checked
+anatomy        what a model is, in the words that all formats share      names      what each format calls our tensors
+architectures  Hugging Face's, one row each, and their config.json       bundle     what goes in and out
+huggingface    folders of config.json and safetensors                    gguf       llama.cpp's models
+llama2c        llama2.c's .bin, read only                                gguf_file  the file that they are in
+vocabulary     tokenizers in and out of their forms                      fields     a header's values, checked
 """
 
 from pathlib import Path

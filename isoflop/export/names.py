@@ -88,36 +88,6 @@ LLAMA = Names(
     llama_blocks("input_layernorm", "post_attention_layernorm"),
     ignored=(".rotary_emb.inv_freq",),
 )
-HUGGING_FACE: dict[str, Names] = {
-    "openai-gpt": Names(
-        "transformer.h.{n}.",
-        (
-            Key("transformer.tokens_embed", ("embedding",)),
-            Key("transformer.positions_embed", ("position.table",)),
-            Key("lm_head", ("head",)),
-        ),
-        conv_blocks(),
-        optional_prefix="transformer.",
-        ignored=(".attn.bias", "position_ids"),
-    ),
-    "gpt2": Names(
-        "transformer.h.{n}.",
-        (
-            Key("transformer.wte", ("embedding",)),
-            Key("transformer.wpe", ("position.table",)),
-            Key("transformer.ln_f", ("norm",)),
-            Key("lm_head", ("head",)),
-        ),
-        conv_blocks(),
-        optional_prefix="transformer.",
-        ignored=(".attn.bias", ".attn.masked_bias"),
-    ),
-    "llama": LLAMA,
-    "qwen3": LLAMA,
-    "arcee": LLAMA,
-    "apertus": replace(LLAMA, blocks=llama_blocks("attention_layernorm", "feedforward_layernorm")),
-}
-
 GGUF_WHOLE = (
     Key("token_embd", ("embedding",)),
     Key("position_embd", ("position.table",)),
@@ -141,12 +111,6 @@ def gguf_blocks(turned: bool) -> tuple[Key, ...]:
         Key("ffn_norm", ("wiring.norms.1",)),
     )
 
-
-GGUF: dict[str, Names] = {
-    "llama": Names("blk.{n}.", GGUF_WHOLE, gguf_blocks(turned=True)),
-    "qwen3": Names("blk.{n}.", GGUF_WHOLE, gguf_blocks(turned=False)),
-    "gpt2": Names("blk.{n}.", GGUF_WHOLE, (Key("attn_qkv", QKV), *gguf_blocks(turned=False)[3:])),
-}
 
 LLAMA2C = Names(
     "blocks.{n}.",

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from isoflop import export
 from isoflop.data.tokenizer import PROBE
 from isoflop.export.anatomy import FAMILIES, anatomy_of
+from isoflop.export.architectures import HUGGING_FACE
 from isoflop.export.bundle import Bundle, halved, weights_of
 from isoflop.export.huggingface import read_folder, write_folder
-from isoflop.export.names import HUGGING_FACE, keys, to_theirs
+from isoflop.export.names import keys, to_theirs
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import gpt2, modern
@@ -113,7 +114,7 @@ def assert_alike(ours: GPT, theirs, tokens, context=None):
         name: halved(name, p.grad, ours.config.head_width) if interleaved else p.grad
         for name, p in weights_of(ours).items()
     }
-    table = keys(HUGGING_FACE[anatomy.family], ours.config.layers, gradients)
+    table = keys(HUGGING_FACE[anatomy.family].names, ours.config.layers, gradients)
     mine = to_theirs(table, gradients, ours.config.head_width)
     for name, p in theirs.named_parameters():
         if name in mine:

@@ -14,7 +14,10 @@ from isoflop.cli import run
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.export import bundle as bundles
+from isoflop.export.anatomy import FAMILIES
+from isoflop.export.architectures import HUGGING_FACE
 from isoflop.export.bundle import Bundle, weights_of
+from isoflop.export.gguf import GGUF
 from isoflop.export.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece
 from isoflop.generate.engine import generate, stream
 from isoflop.model.config import Spec
@@ -197,3 +200,9 @@ def test_sentencepieces_own_file_is_named(hf):
     (hf / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(UserError, match=r"tokenizer\.model is SentencePiece's own form"):
         export.read(hf)
+
+
+def test_every_architecture_of_a_format_says_what_it_is_made_of():
+    assert {*HUGGING_FACE, *GGUF} == set(FAMILIES)
+    for name, row in HUGGING_FACE.items():
+        assert row.activation[1] in row.activations, name
