@@ -91,13 +91,13 @@ def six_n_blocks(model: Model, context: int) -> float:
 def palm(model: Model, context: int) -> float:
     """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the whole
     square of T x T, as if nothing were masked; recomputation never counted. N as in "6n". In a banded layer T is the
-    window, as in nanochat, so that what is never worked out is not claimed."""
+    window, as in nanochat, so that what is never computed is not claimed."""
     scores = sum(m.score_width * m.band(context) for m in model.modules() if isinstance(m, Part))
     return 6 * count(model).matmul + 12 * scores
 
 
 def chinchilla_f(model: Model, context: int) -> float:
-    """Chinchilla's appendix F as printed (2203.15556), a token of S:
+    """Chinchilla's appendix F as printed (2203.15556), per token of S:
 
         3 (2 V d + L [6 d H K + 2 S H K + 3 H S + 2 S H K + 2 H K d + 4 d F] + 2 V d)
 
@@ -121,7 +121,7 @@ def chinchilla_a4(model: Model, context: int) -> float:
 
 
 def executed(model: Model, context: int) -> float:
-    """What is worked out: three times the forward FLOPs that the parts declare, so that causal attention counts at
+    """What is computed: three times the forward FLOPs that the parts declare, so that causal attention counts at
     half, look-ups and elementwise work not at all. (The scores' and the head's backward is two products for one.)"""
     return 3 * model.flops(context)
 
@@ -138,7 +138,7 @@ CONVENTIONS: dict[str, Callable[[Model, int], float]] = {
 
 
 def flops_per_token(config: ModelConfig, context: int | None = None, convention: str = "6n") -> float:
-    """Training FLOPs (forward and backward) a token, in sequences of `context` tokens (default: the model's).
+    """Training FLOPs (forward and backward) per token, in sequences of `context` tokens (default: the model's).
 
     Raises:
         UserError: for an unknown convention, or a configuration that cannot be built.
@@ -150,7 +150,7 @@ def flops_per_token(config: ModelConfig, context: int | None = None, convention:
 
 
 def pair_flops_per_token(config: ModelConfig, source: float, target: float) -> float:
-    """Training FLOPs a token of an encoder-decoder, source and target tokens alike, in pairs of S and T: as "6n",
+    """Training FLOPs per token of an encoder-decoder, source and target tokens alike, in pairs of S and T: as "6n",
     6 (N_S S + N_T T) / (S + T), N_S the weights that multiply a token of the source and N_T those that multiply one of
     the target. Padding is not counted.
 

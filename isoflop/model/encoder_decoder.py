@@ -137,7 +137,7 @@ class EncoderDecoder(LanguageModel):
         return source, multiplied(self) - source
 
     def pair_flops(self, source: int, target: int) -> float:
-        """Forward FLOPs of the products for one pair of S and T tokens, no padding, causal attention at half."""
+        """Forward FLOPs of the matrix products for one pair of S and T tokens, no padding, causal attention at half."""
         read, written = self.weights_by_side()
         inside = sum(block.attention.score_flops(source) for block in self.encoder) * source
         across = sum(block.memory.score_flops(source) for block in self.decoder) * target
@@ -145,7 +145,7 @@ class EncoderDecoder(LanguageModel):
         return 2 * read * source + 2 * written * target + inside + across + back
 
     def flops(self, context: int) -> float:
-        """Forward FLOPs a token in pairs of `context` tokens a side."""
+        """Forward FLOPs per token in pairs of `context` tokens per side."""
         return self.pair_flops(context, context) / (2 * context)
 
 

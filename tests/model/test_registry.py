@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from isoflop.config import describe
 from isoflop.errors import UserError
 from isoflop.model.blocks.norm import LayerNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
-from isoflop.model.registry import NORMS, make, trust_code
+from isoflop.model.registry import INITS, NORMS, SLOTS, make, trust_code
 
 
 class Scale(nn.Module):
@@ -54,6 +55,29 @@ def test_an_unknown_entry_names_the_nearest_and_all():
 def test_an_unknown_option_names_the_nearest():
     assert refusal(Spec("rms", epz=1)) == "model.norm.epz is not an option of rms: did you mean eps?"
     assert refusal(Spec("none", eps=1)) == "model.norm.eps is not an option of none: it has none"
+
+
+def test_a_name_may_stand_for_a_class_with_other_defaults():
+    """`banded` is full attention with a window: the default is the name's, and any option may be set."""
+    shape = {"vocab_size": 19, "context": 8, "layers": 3, "d_model": 16, "heads": 2}
+
+    def windows(attention):
+        return [block.attention.window for block in GPT(ModelConfig(**shape, attention=attention)).blocks]
+
+    assert windows("full") == [0] * 3 and windows("banded") == [256] * 3
+    assert windows(Spec("banded", window=4, kv_heads=1)) == windows(Spec("full", window=4)) == [4] * 3
+    assert windows("alternating") == [0, 256, 0]
+    assert windows(Spec("alternating", pattern=(Spec("banded", window=2), "full"))) == [2, 0, 2]
+    with pytest.raises(UserError, match="window = 0 is not positive"):
+        windows(Spec("banded", window=0))
+    with pytest.raises(UserError, match="activation is silu by the name swiglu"):
+        GPT(ModelConfig(**shape, feed_forward=Spec("swiglu", activation="relu")))
+
+
+def test_help_names_every_entry():
+    meanings = {line.name: line.meaning for line in describe(ModelConfig)}
+    for slot, table in {**SLOTS, "init": INITS}.items():
+        assert meanings[slot] == ", ".join(table)
 
 
 def test_a_shape_is_not_an_option():

@@ -1,5 +1,5 @@
-"""softmax(q k^T) v, the ways there are to work it out: fused, compiled, in blocks, or product by product. Which is
-fastest depends on the device, the dtype and the lengths; all give the same but for their dtype's rounding.
+"""Attention kernels for softmax(q k^T) v: fused (torch's SDPA), compiled (FlexAttention), blocked, and unfused. Which
+is fastest depends on the device, the dtype and the lengths; all give the same up to their dtype's rounding.
 
 Letters: B batch, T queries, S keys, H heads, G key-value heads, K head_dim, V width of a value.
 """
@@ -16,7 +16,7 @@ from isoflop.errors import UserError
 
 BLOCK = 128  # queries of a band worked through at once, at least: below this, calls cost more than they save
 NARROWEST = 16  # head_dim that torch's FlexAttention can do
-# Keys up to which products and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for them: 2.2 times
+# Keys up to which two GEMMs and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for them: 2.2 times
 # as fast at 256, 2 at 512, 0.9 at 1,024 (docs/where-the-time-goes.md). Beyond, scores would weigh more than they win.
 FEW_KEYS = 512
 
@@ -82,8 +82,8 @@ def attend(
 def attend_in_blocks(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, bias: Tensor | None, *, window: int, **how: Any
 ) -> Tensor:
-    """The same over a band, some queries at a time with the keys that any of them sees: T (block + window) products and
-    not T S."""
+    """The blocked kernel for a band: some queries at a time with the keys that any of them sees, T (block + window)
+    scores instead of T S."""
     T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
     parts = []
     for begin in range(0, T, block):
@@ -106,8 +106,8 @@ def attend_capped(
     dropout: float,
     scale: float | None,
 ) -> Tensor:
-    """The same product by product, since no fused kernel bounds the scores on the way. The cap is on what enters the
-    softmax, the bias of positions included."""
+    """The unfused kernel with a soft cap on the scores, which no fused kernel of torch has. The cap is on what enters
+    the softmax, the bias of positions included."""
     G = k_BGSK.shape[1]
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     q_BGNTK = q_BHTK.unflatten(1, (G, -1)) * scale
@@ -131,8 +131,8 @@ def unfused_is_faster(v_BGSV: Tensor, T: int) -> bool:
 def attend_unfused(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, hidden: Tensor | None, scale: float | None = None
 ) -> Tensor:
-    """The same as two products with a softmax between them, all of it in the values' dtype. The mask and the scale ride
-    on the first product; heads that share keys are more queries of these.
+    """The unfused kernel: two GEMMs with a softmax between them, all of it in the values' dtype. The mask and the scale
+    are part of the first GEMM; heads that share keys are more queries of these.
 
     Scores are rounded before the softmax, so what they have in common, which a softmax does not see, must not be in
     them: keys are taken from their mean, whose gradient is nothing for the same reason.
@@ -165,8 +165,8 @@ def flexible(q_BHTK: Tensor) -> bool:
 def attend_flexibly(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, window: int, soft_cap: float, scale: float | None
 ) -> Tensor:
-    """The same by a kernel that is compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496):
-    it holds no scores, and blocks of them that are masked are not worked out. Under autocast queries and keys may come
+    """The kernel that is compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496):
+    it holds no scores, and blocks of them that are masked are not computed. Under autocast queries and keys may come
     wider than values."""
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def split_heads(x_BTC: Tensor, heads: int) -> Tensor:
 
 
 def soft_capped(x: Tensor, cap: float) -> Tensor:
-    """cap tanh(x / cap), so that nothing is larger than `cap`; 0: x as it is."""
+    """Soft cap: cap tanh(x / cap), so that nothing is larger than `cap`; 0 disables it."""
     return cap * (x / cap).tanh() if cap else x
 
 

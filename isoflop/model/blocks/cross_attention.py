@@ -1,4 +1,4 @@
-"""Attention without an order in time: from one sequence to another, or to and fro within one.
+"""Attention without a causal mask: to another sequence (cross-attention), or bidirectional self-attention.
 
 Letters: B batch, T queries, S positions looked at, D d_model, H heads, G key-value heads, K head_dim.
 """
@@ -86,13 +86,13 @@ class CrossAttention(Part):
         return self.k.matmul_weights() + self.v.matmul_weights()
 
     def score_flops(self, context: int) -> float:
-        """Forward FLOPs a query of products with `context` positions of the memory, none of which is masked: 2 H K for
-        each score and 2 H K for each weighted value."""
+        """Forward FLOPs per query of the matrix products with `context` positions of the memory, none of which is
+        masked: 2 H K for each score and 2 H K for each weighted value."""
         return 4 * self.heads * self.head_dim * context
 
 
 class Bidirectional(CrossAttention):
-    """Self-attention to and fro: each position gathers from all of its own sequence, as an encoder does."""
+    """Bidirectional self-attention: each position gathers from all of its own sequence, as an encoder does."""
 
     causal = False
 

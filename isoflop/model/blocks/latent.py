@@ -61,7 +61,7 @@ class Latent(Part):
         if self.position.whole_heads:
             raise UserError(
                 "its position acts on a part of each head alone, which this model.position cannot; "
-                "use rotary, alibi, learned, sinusoidal or none"
+                "use one that can, such as rotary"
             )
         self.kv_down = Linear(d_model, C, bias=False, init=init)
         self.kv_norm = RMSNorm(dim=C)

@@ -1,6 +1,7 @@
-"""Mixture of experts: many feed-forward networks, of which each token meets a few.
+"""Mixture of experts: many feed-forward networks, to a few of which each token is routed.
 
-Letters: N tokens, E experts, K experts that a token meets, M = N K meetings, D d_model, F width of an expert.
+Letters: N tokens, E experts, K experts per token, M = N K routed (token, expert) assignments, D d_model, F width of an
+expert.
 """
 
 import math
@@ -20,7 +21,7 @@ class MoE(Part):
 
     Training adds two auxiliary losses, means over the tokens of a pass:
 
-        balance * E sum_e f_e P_e       f_e share of the meetings, P_e mean of p_e: 1 where all is even (GShard,
+        balance * E sum_e f_e P_e       f_e share of the assignments, P_e mean of p_e: 1 if balanced (GShard,
                                         Lepikhin et al. 2020, 2006.16668; Switch, equation 4)
         z * (ln sum_e exp(logit_e))^2   keeps the router's logits small (ST-MoE, Zoph et al. 2022, 2202.08906,
                                         equation 5)
@@ -30,10 +31,11 @@ class MoE(Part):
 
     Options:
         experts, top_k: E and K.
-        shared: experts that every token meets beside its K, at weight 1 (DeepSeekMoE, Dai et al. 2024, 2401.06066).
+        shared: experts that every token is given to on top of its K, at weight 1 (DeepSeekMoE, Dai et al. 2024,
+            2401.06066).
         gated: experts are W_down (f(W_gate x) * W_up x), else W_down f(W_up x). No biases.
         activation: f, as MLP's.
-        ratio: the experts that a token meets are ratio * d_model wide together, so that another K costs as much.
+        ratio: the experts of one token are ratio * d_model wide together, so that another K costs as much.
         d_ff: the width of one expert, where that is not 0.
         normalise: the K weights are divided by their sum (Mixtral, 2401.04088); else they are p_e (Switch).
         balance, z: coefficients of the auxiliary losses.
@@ -88,7 +90,7 @@ class MoE(Part):
         self.load_E = load_E = chosen_NK.flatten().bincount(minlength=p_NE.shape[1])
         self.auxiliary = self.auxiliary_loss(logits_NE, p_NE, load_E) if self.training else None
         weights_NK = p_NK / p_NK.sum(-1, keepdim=True) if self.normalise else p_NK
-        y_ND = self.meet(x_ND, chosen_NK, weights_NK, load_E)
+        y_ND = self.dispatch(x_ND, chosen_NK, weights_NK, load_E)
         if self.shared is not None:
             y_ND = y_ND + self.shared(x_ND)
         return self.dropout(y_ND.view(x_BTD.shape))
@@ -99,10 +101,10 @@ class MoE(Part):
         with torch.autocast(x_ND.device.type, enabled=False):
             return F.linear(x_ND.to(exact), self.router.weight.to(exact))
 
-    def meet(self, x_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor, load_E: Tensor) -> Tensor:
+    def dispatch(self, x_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor, load_E: Tensor) -> Tensor:
         """Tokens sorted by expert, so that each expert reads one slice, then put back and summed.
 
-        Sorting is a permutation of the M meetings there and back: no two rows are ever added up in an order that a
+        Sorting is a permutation of the M assignments there and back: no two rows are ever added up in an order that a
         device chooses.
         """
         N, K = chosen_NK.shape
@@ -118,8 +120,8 @@ class MoE(Part):
         return self.balance * balance + self.z * logits_NE.logsumexp(-1).square().mean()
 
     def readings(self) -> dict[str, float]:
-        """`load_entropy`: entropy of the last forward's meetings over the experts as a share of ln E: 1 where all is
-        even, 0 where one expert meets every token."""
+        """`load_entropy`: entropy of the last forward's assignments over the experts as a share of ln E: 1 where they
+        are balanced, 0 where one expert is given every token."""
         if self.load_E is None:
             return {}
         share_E = self.load_E.double() / self.load_E.sum()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from isoflop.errors import UserError
 
 Entry = TypeVar("Entry")
-FEW_ROWS = 128  # up to which `product` is worked out the other way round
+FEW_ROWS = 128  # up to which `product` is computed the other way round
 
 
 class Init(Protocol):
@@ -56,7 +56,7 @@ class Part(nn.Module):
         keeps_statistics: True where a training forward moves running statistics of what passes through.
         positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
-        score_width: width of the products between positions, at 4 FLOPs a pair: H * K of an attention (2 H K for the
+        score_width: width of the products between positions, at 4 FLOPs per pair: H * K of an attention (2 H K for the
             score, 2 H K for the weighted value), the mean where the two differ, else 0.
         window: how many positions each sees at most, itself among them; 0: all.
         takes_values: True for a class of attention whose forward takes something to add to its values, token by token,
@@ -86,7 +86,7 @@ class Part(nn.Module):
         return 0
 
     def score_flops(self, context: int) -> float:
-        """Forward FLOPs a token of products between positions (children not included).
+        """Forward FLOPs per token of products between positions (children not included).
 
         A causal position t of `context` sees min(t, w) of them, w = min(window, context): w - w (w - 1) / (2 context)
         on average, which is (context + 1) / 2 where the window is everything. What a mask hides is not counted.
@@ -104,7 +104,7 @@ class Part(nn.Module):
         return {}
 
     def flops(self, context: int) -> float:
-        """Forward FLOPs a token of the products in this part, children included. Elementwise work is not counted."""
+        """Forward FLOPs per token of the matrix products in this part, children included, and of nothing elementwise."""
         parts = [module for module in self.modules() if isinstance(module, (Part, Linear))]
         return sum(2 * part.matmul_weights() + part.score_flops(context) for part in parts)
 

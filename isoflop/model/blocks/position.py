@@ -1,6 +1,6 @@
 """How a model knows the order of its tokens.
 
-One class a method. A position acts where its `level` says: "input" ones are built once and added to the embedding
+One class per method. A position acts where its `level` says: "input" ones are built once and added to the embedding
 (`embed`); "attention" ones are built once an attention, which computes
 
     scores_BHTS = query(q_BHTK) . rotate(k_BGSK) / sqrt(K) + bias(q_BHTK, S)
@@ -139,7 +139,7 @@ class Rotary(Position):
 
 
 class Alibi(Position):
-    """Takes m_h (t - s) off the score of query t and key s, m_h a fixed slope a head (Press et al. 2021, 2108.12409,
+    """Takes m_h (t - s) off the score of query t and key s, m_h a fixed slope per head (Press et al. 2021, 2108.12409,
     section 3 and the released code for head counts that are no power of two)."""
 
     both_ways = False
@@ -174,8 +174,8 @@ class Relative(Position):
 
         (q_t + u) . k_s  +  (q_t + v) . W_R r_(t-s)
 
-    with u and v learned, one vector a head each, W_R a d x H K matrix (the fifth of a layer) and r_j the sinusoidal
-    vector of the distance j. W_R r is worked out once for all sequences of a batch; where there are few queries, as in
+    with u and v learned, one vector per head each, W_R a d x H K matrix (the fifth of a layer) and r_j the sinusoidal
+    vector of the distance j. W_R r is computed once for all sequences of a batch; where there are few queries, as in
     decoding, W_R moves to their side instead, which has fewer products.
 
     Options: `base` of the sinusoids.

@@ -1,4 +1,4 @@
-"""Value embeddings: what a token is, given to attention's values without a product.
+"""Value embeddings: what a token is, added to attention's values by a look-up.
 
 Letters: B batch, T queries, D d_model, G key-value heads, K head_dim, C = G K.
 """
@@ -11,9 +11,9 @@ GATE_INPUTS = 12  # features that the gate reads: nanochat's and modded-nanogpt'
 
 
 class ValueEmbedding(Part):
-    """A learned row a token, to be added to what W_V makes of it:
+    """A learned row per token, to be added to what W_V makes of it:
 
-        v <- W_V h + g E[token],   g = 2 sigmoid(W_g h[:12]), a number a head; or 1
+        v <- W_V h + g E[token],   g = 2 sigmoid(W_g h[:12]), a number per head; or 1
 
     A later layer's values then know the token itself, which Zhou et al. 2024 (2410.17897) do with the first layer's
     values; a table in their place is modded-nanogpt's (record of 2024-12-04), and the gate on a few features that of

@@ -108,7 +108,7 @@ class NoResidual(Wiring):
 
 
 class ReZero(Wiring):
-    """x + a f(x) with one learned a a branch, at first 0, and no norm in the blocks (Bachlechner et al. 2020,
+    """x + a f(x) with one learned a per branch, at first 0, and no norm in the blocks (Bachlechner et al. 2020,
     2003.04887, equations 1 and 8).
 
     As a is 0 already, a branch's last product is filled like any other matrix: from two zeros in a product neither
