@@ -104,7 +104,7 @@ class Part(nn.Module):
         return {}
 
     def flops(self, context: int) -> float:
-        """Forward FLOPs per token of the matrix products in this part, children included, and of nothing elementwise."""
+        """Forward FLOPs per token of the matrix products in this part, children included, elementwise work excluded."""
         parts = [module for module in self.modules() if isinstance(module, (Part, Linear))]
         return sum(2 * part.matmul_weights() + part.score_flops(context) for part in parts)
 
