@@ -42,10 +42,29 @@ def test_every_figure_is_xml_without_fixed_black_or_white() -> None:
     "loss", [np.zeros(0), np.array([3.0]), np.full(30, np.nan), np.array([np.nan, 2.0, np.inf, 1.0])]
 )
 def test_little_or_broken_data_is_borne(loss: np.ndarray) -> None:
-    ET.fromstring(learning(loss)[0])
-    ET.fromstring(figures.trace(np.arange(loss.size), loss, "t", "t"))
-    ET.fromstring(figures.compared([(np.arange(loss.size), loss)], "c", "c", True))
-    ET.fromstring(figures.compared([(np.arange(loss.size), loss)], "c", "c", False))
+    """Finite values are drawn inside the picture and nothing else is: no coordinate is NaN, no curve made up."""
+    x = np.arange(loss.size) + 1.0
+    figure_of = {
+        "var(--heldout": figures.learning(x, loss, np.ones_like(loss), x, loss)[0],
+        "var(--train": figures.trace(x, loss, "t", "t"),
+        "var(--run-0": figures.compared([(x, loss)], "c", "c", False),
+    }
+    on_a_log_axis = figures.compared([(x, loss)], "c", "c", True)
+    for color, figure in [*figure_of.items(), ("var(--run-0", on_a_log_axis)]:
+        width, height = (float(side) for side in str(ET.fromstring(figure).get("viewBox")).split()[2:])
+        points = curve(figure, color)
+        assert bool(points) == bool(np.isfinite(loss).any())
+        assert all(0 <= x <= width and 0 <= y <= height for x, y in points)  # false for NaN
+
+
+def curve(figure: str, color: str) -> list[tuple[float, float]]:
+    """The points of the curves of a colour, in the order in which they are drawn."""
+    points = []
+    for path in (element for element in ET.fromstring(figure).iter() if element.tag.endswith("path")):
+        if path.get("clip-path") and f"stroke: {color}" in path.get("style", ""):
+            numbers = [float(word) for word in path.get("d", "").split() if word not in ("M", "L")]
+            points += list(zip(numbers[::2], numbers[1::2], strict=True))
+    return points
 
 
 def test_labels_do_not_lie_on_each_other() -> None:
