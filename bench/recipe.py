@@ -40,7 +40,7 @@ from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import prepare
-from isoflop.plan.advise import with_rates
+from isoflop.plan.settings import with_rates
 from isoflop.records import RunFolder
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, throughput

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 
 from isoflop.optim.schedules import Decision
-from isoflop.plan.advise import Advice
+from isoflop.plan.advice import Advice
 from isoflop.records import read_run
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState

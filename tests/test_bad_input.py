@@ -87,7 +87,7 @@ def test_an_unknown_entry_of_a_slot(train, corpus):
 
 def test_a_folder_that_cannot_be_made_is_said_at_once(capsys, corpus, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr("isoflop.job.pretraining.survey", lambda data: pytest.fail("work began before the refusal"))
+    monkeypatch.setattr("isoflop.trainer.causal_lm.survey", lambda data: pytest.fail("work began before the refusal"))
     said = refused(capsys, "train", str(corpus), "--budget", "20steps", "--out", str(tmp_path / "file" / "run"), *SMALL)
     assert "Not a directory" in said and "free some space" not in said
 

@@ -45,6 +45,11 @@ class Snapshot:
     step: int
     progress: dict[str, Any]
 
+    @property
+    def task(self) -> str:
+        """What the run learns (trainer/task.py)."""
+        return str(self.config.get("task", "causal_lm"))
+
 
 def load(
     path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], verified: bool = False
@@ -123,14 +128,13 @@ def load_model(
     """
     snapshot = read(path, step)
     config = from_dict(ModelConfig, snapshot.config.get("model"), "model")
-    task = str(snapshot.config.get("task", "causal_lm"))
     if config.layers + config.encoder_layers > len(snapshot.weights):
         raise UserError(
             f"model.layers = {config.layers}, model.encoder_layers = {config.encoder_layers}: more than "
             f"the weights of {snapshot.path}, which it does not fit; use another checkpoint"
         )
     with torch.device("meta"):  # the shapes alone: a configuration that lies must not cost its memory
-        sketch = build_model(task, config)
+        sketch = build_model(snapshot.task, config)
         check_weights(sketch, snapshot.weights)
         check_buffers(sketch, str(snapshot.path))
     tokenizer = Tokenizer.from_json(snapshot.tokenizer, str(snapshot.path / "tokenizer.json"))
@@ -139,7 +143,7 @@ def load_model(
             f"{snapshot.path}: its tokenizer has {tokenizer.vocab_size} ids and its model {config.vocab_size}; "
             "use another checkpoint"
         )
-    model = build_model(task, config)
+    model = build_model(snapshot.task, config)
     load_weights(model, snapshot.weights)
     return model.to(device).eval(), tokenizer, snapshot
 

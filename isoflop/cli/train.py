@@ -98,7 +98,7 @@ def train(
         if base is not None and not budget:
             base = job.with_sources(base, sources, heldout, strict)
             if init:
-                base = override(job.start_from(base, init)[0], set)
+                base = override(job.start_from(base, init), set)
             if dry_run:
                 screen.say(to_json(to_dict(base)))
                 return

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isoflop.data.prepare import Progress
-from isoflop.plan.advise import Advice
+from isoflop.plan.advice import Advice
 from isoflop.trainer.hooks import Hook
 
 

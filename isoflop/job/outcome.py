@@ -1,18 +1,15 @@
 """What a run came to, beside what was expected of it: result.json, and the ledger that later plans can learn from."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from isoflop import checkpoint
 from isoflop.config import from_dict
 from isoflop.data.prepared import Data
-from isoflop.evaluate import transduction
 from isoflop.files import disk_errors, home, write_json
 from isoflop.job.listener import Phases
 from isoflop.measure import HeldOut
-from isoflop.model.count import flops_per_token
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
@@ -24,21 +21,13 @@ from isoflop.trainer.task import make_task
 FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
 
 
-# What a task's model is judged by beside its loss: (model, data, beam) -> names and numbers.
-JUDGED: dict[str, Callable[[Any, Any, int], dict[str, Any]]] = {
-    "causal_lm": lambda model, data, beam: {},
-    "seq2seq": lambda model, data, beam: transduction.evaluate(model, data, beam).to_dict(),
-}
-
-
 def judge(
     config: RunConfig, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, beam: int = 1, group: Group = ALONE
 ) -> HeldOut:
     """Held-out loss of a model, and what its task is judged by beside it."""
-    found = make_task(config).measure(model, data, runtime, max_tokens, group)
-    if not group.first:
-        return found
-    return replace(found, beside=JUDGED[config.task](model, data, beam))
+    task = make_task(config)
+    found = task.measure(model, data, runtime, max_tokens, group)
+    return replace(found, beside=task.judge(model, data, beam)) if group.first else found
 
 
 def measure_last(folder: RunFolder, prepared: Data, config: RunConfig, group: Group = ALONE) -> HeldOut:
@@ -95,11 +84,16 @@ def write_result(
 
 def mfu(config: RunConfig, ran: dict[str, Any], tokens_per_second: float, group: Group) -> float | None:
     """Model FLOPs utilisation as PaLM counts it (2204.02311, appendix B), of the GPUs' data sheet in bfloat16; None for
-    other devices and dtypes, for cards whose data sheet is not known, and for pairs. `ran`: its resolved runtime."""
-    if config.task != "causal_lm":
+    other devices and dtypes, for cards whose data sheet is not known, and for tasks that it does not apply to.
+
+    Args:
+        ran: the run's resolved runtime.
+    """
+    flops = make_task(config).palm_flops_per_token(config)
+    if flops is None:
         return None
     each = tokens_per_second / group.machines(ran["device"])
-    return utilisation(flops_per_token(config.model, convention="palm") * each, ran["device"], ran["dtype"])
+    return utilisation(flops * each, ran["device"], ran["dtype"])
 
 
 def add_to_ledger(folder: RunFolder) -> None:

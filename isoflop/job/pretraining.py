@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from isoflop import checkpoint
-from isoflop.budget import Budget, parse_budget
-from isoflop.config import from_dict, override, to_dict
+from isoflop.budget import parse_budget
+from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
-from isoflop.data.pairs import prepare_pairs
-from isoflop.data.prepare import open_prepared, prepare, survey
 from isoflop.data.prepared import Data
-from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, try_folder
 from isoflop.job.ceiling import is_peak, machine_peak
@@ -26,10 +23,10 @@ from isoflop.job.runs import data_of, run_folder_of
 from isoflop.job.together import again, send, together
 from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
-from isoflop.plan.advise import Advice, draw, settle
+from isoflop.plan.advice import Advice, Facts, Keep
+from isoflop.plan.asked import Asked
 from isoflop.plan.far import far_off
-from isoflop.plan.pairs import advise_pairs
-from isoflop.plan.predictability import predictability
+from isoflop.plan.planner import finalize, propose
 from isoflop.plan.prior import Expectation
 from isoflop.records import RunFolder, read_run
 from isoflop.report.words import dig, number
@@ -92,9 +89,8 @@ def pretrain(
             f"--task {task} does not go with a configuration whose task is {base.task}; leave one of them out"
         )
     start = with_sources(base or from_dict(RunConfig, {"task": task}), sources, heldout, strict)
-    given_vocabulary = 0
     if init:
-        start, given_vocabulary = start_from(start, init)
+        start = start_from(start, init)
     asked = override(start, assignments)
     make_trackers(asked.trackers)  # a missing one is said before anything is done
     data = asked.data
@@ -105,79 +101,23 @@ def pretrain(
     if not dry_run:
         folder.refuse_used()
         try_folder(folder.path, f"--out {folder.path}")
-    if asked.task == "seq2seq":
-        start = replace(start, task="seq2seq")
-        return pretrain_pairs(
-            group, allowance, start, assignments, folder, base is not None, bool(init), dry_run, listener
-        )
+    kind = make_task(asked)
     with phases.time("prepare"):
-        found = survey(data)
-        if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
-            prepare(data)
+        workload = kind.workload(asked, listener.progress)
     with phases.time("calibrate"):
-        sketch = draw(
+        proposal = propose(
             allowance,
             start,
-            assignments,
-            found.bytes,
+            workload,
+            Asked.of(assignments),
             listener.say,
-            fixed_model=base is not None or bool(init),
-            fixed_rates=base is not None,
-            fixed_vocabulary=given_vocabulary or tokenizer_size(data, base),
+            Keep(model=base is not None or bool(init), rates=base is not None),
             machines=group.machines(choose_device(asked.runtime.device)),
         )
     with phases.time("prepare"):
-        share = 0 if data.max_train_bytes or found.bytes <= sketch.train_bytes else int(sketch.train_bytes)
-        data = replace(data, vocab_size=sketch.vocabulary, max_train_bytes=share or data.max_train_bytes)
-        prepared = prepare(data, progress=listener.progress)
-        account = prepared.account()
-    unique = sum(prepared.train_tokens(name) for name in prepared.sources)
-    sketch = replace(sketch, base=replace(sketch.base, data=data))
-    text = predictability(found.sample)
-    advice = settle(
-        sketch,
-        unique,
-        prepared.vocab_size,
-        account["bytes_per_token"],
-        text,
-        from_scratch=not init and base is None,
-    )
-    listener.planned(advice)
-    listener.say(seconds_line(phases))
-    if dry_run:
-        return advice
-    plan = {**advice.to_dict(), "predictability": to_dict(text), "unique_tokens": unique}
-    return carry_out(group, advice.config, folder, prepared, listener, phases, plan=plan)
-
-
-def pretrain_pairs(
-    group: Group,
-    budget: Budget,
-    start: RunConfig,
-    assignments: Sequence[str],
-    folder: RunFolder,
-    given: bool,
-    continued: bool,
-    dry_run: bool,
-    listener: Listener,
-) -> RunResult | Advice:
-    """`pretrain` for the task seq2seq: prepare the pairs, plan, train. `given` keeps the model and rates of `start`,
-    `continued` (--init) its model."""
-    phases = Phases()
-    with phases.time("prepare"):
-        start = replace(start, data=override(start, assignments).data)
-        prepared = prepare_pairs(start.data, listener.progress)
-    with phases.time("calibrate"):
-        advice = advise_pairs(
-            budget,
-            start,
-            assignments,
-            prepared,
-            listener.say,
-            fixed_model=given or continued,
-            fixed_rates=given,
-            machines=group.machines(choose_device(override(start, assignments).runtime.device)),
-        )
+        prepared = workload.data or kind.prepare_data(proposal.data, listener.progress)
+        facts = Facts.of(prepared)
+    advice = finalize(proposal, facts)
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
@@ -342,8 +282,8 @@ def carry_out(
     return result
 
 
-def start_from(base: RunConfig, init: Path | str) -> tuple[RunConfig, int]:
-    """`base` with the model and tokenizer of the run `init`, and how many ids that tokenizer has."""
+def start_from(base: RunConfig, init: Path | str) -> RunConfig:
+    """`base` with the model and tokenizer of the run `init`."""
     source = Path(init)
     if not source.exists():
         raise UserError(f"--init {init} does not exist; name a run folder")
@@ -351,8 +291,7 @@ def start_from(base: RunConfig, init: Path | str) -> tuple[RunConfig, int]:
     model = from_dict(ModelConfig, snapshot.config["model"], "model")
     # the checkpoint and not its run: what the run's last one is may change
     data = replace(base.data, tokenizer=str((snapshot.path / "tokenizer.json").resolve()))
-    vocabulary = Tokenizer.from_json(snapshot.tokenizer).vocab_size
-    return replace(base, model=model, data=data, init=str(snapshot.path.resolve())), vocabulary
+    return replace(base, model=model, data=data, init=str(snapshot.path.resolve()))
 
 
 def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[str], strict: bool) -> RunConfig:
@@ -362,15 +301,6 @@ def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[st
         data = replace(data, sources=tuple(sources), path="")
     data = replace(data, heldout=tuple(heldout) or data.heldout, strict=strict or data.strict)
     return replace(config, data=data)
-
-
-def tokenizer_size(data: DataConfig, base: RunConfig | None) -> int:
-    """The ids of a tokenizer that is given rather than trained; 0 if the planner may choose."""
-    if data.path:
-        return open_prepared(Path(data.path), verify_checksums=False).vocab_size
-    if (given := Tokenizer.given(data.tokenizer)) is not None:
-        return given.vocab_size
-    return 0 if base is None else data.vocab_size
 
 
 def new_folder_name(data: DataConfig, group: Group) -> Path:

@@ -1,37 +1,29 @@
 """What can be done with a run that is there: load it, let it write, measure it, list it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from isoflop import checkpoint
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.kinds import find_kind
-from isoflop.data.pairs import pairs_to_measure
-from isoflop.data.prepare import Progress, documents
+from isoflop.data.prepare import Progress
 from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.generate.engine import generate
-from isoflop.generate.layout import lay_out, narrow
-from isoflop.generate.transduce import transduce
+from isoflop.generate.request import Request
 from isoflop.job.outcome import judge
-from isoflop.measure import HeldOut, measure
+from isoflop.measure import HeldOut
 from isoflop.model.build import Model
-from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.records import RunFolder, find_runs, read_object, read_run
 from isoflop.report.words import number
 from isoflop.runtime import DTYPES, choose_device, make_runtime
 from isoflop.trainer import RunConfig
-from isoflop.trainer.task import make_task
-
-CHUNK_TOKENS = 1_000_000  # tokens of other people's text held at once by `evaluate`
+from isoflop.trainer.task import make_task, task_named
 
 
 def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
@@ -72,50 +64,9 @@ def sample(
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
-    model, tokenizer = load(run, choose_device())
-    if isinstance(model, EncoderDecoder):
-        if dtype != "float32":
-            raise UserError(f"--dtype {dtype} is for runs that continue a text; leave it out for one of --task seq2seq")
-        return output_for(model, tokenizer, prompt, temperature, beam, on_text)
-    if beam != 1:
-        raise UserError(f"--beam {beam} is for runs of --task seq2seq; this one continues a text, token by token")
-    narrow(model) if dtype == "bfloat16" else lay_out(model)
-    begun = prompt if with_prompt else ""
-    if begun and on_text is not None:
-        on_text(begun)
-    return begun + generate(
-        model,
-        tokenizer,
-        prompt,
-        tokens,
-        temperature=0.8 if temperature is None else temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        on_text=on_text,
-    )
-
-
-def output_for(
-    model: EncoderDecoder,
-    tokenizer: Tokenizer,
-    prompt: str,
-    temperature: float | None,
-    beam: int,
-    on_text: Callable[[str], None] | None,
-) -> str:
-    if temperature:
-        raise UserError(
-            f"--temperature {temperature:g} is for runs that continue a text; this one (--task seq2seq) writes its "
-            "likeliest output: leave it out, or search wider with --beam 4"
-        )
-    if not prompt:
-        raise UserError("--prompt is empty; this run (--task seq2seq) needs an input, as in --prompt WORD")
-    [ids] = transduce(model, tokenizer.encode_batch([prompt]), tokenizer.eot, beam)
-    text = tokenizer.decode(ids)
-    if on_text is not None:
-        on_text(text)
-    return text
+    request = Request(tokens, temperature, top_k, top_p, seed, beam, dtype, with_prompt, on_text)
+    model, tokenizer, snapshot = checkpoint.load_model(Path(run), choose_device())
+    return task_named(snapshot.task).write(model, tokenizer, prompt, request)
 
 
 def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "text", beam: int = 1) -> HeldOut:
@@ -137,36 +88,8 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     if not sources:
         data: Any = data_of(RunFolder(run_folder_of(Path(run))), run_as, None)
         return judge(run_as, model, data, runtime, beam=beam)
-    config = DataConfig(sources=tuple(sources), text_column=text_column)
-    if isinstance(model, EncoderDecoder):
-        loose = pairs_to_measure(config, tokenizer)
-        if loose.pairs.longest > model.config.context:
-            raise UserError(
-                f"the longest pair in {' '.join(sources)} takes {loose.pairs.longest} positions and the model has "
-                f"{model.config.context}: leave longer pairs out"
-            )
-        return judge(run_as, model, loose, runtime, beam=beam)
-    parts = [
-        measure(model, tokens, tokenizer.token_bytes(), tokenizer.start, runtime)
-        for tokens in token_chunks(config, tokenizer)
-    ]
-    if not parts:
-        raise UserError(f"there is no text in {' '.join(sources)}")
-    return HeldOut(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
-
-
-def token_chunks(config: DataConfig, tokenizer: Tokenizer) -> Iterator[npt.NDArray[np.int64]]:
-    """The tokens of every document of the sources, each followed by end-of-text, some CHUNK_TOKENS at a time."""
-    held: list[npt.NDArray[np.int64]] = []
-    count = 0
-    for document in documents(config):
-        held.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
-        count += len(held[-1])
-        if count >= CHUNK_TOKENS:
-            yield np.concatenate(held)
-            held, count = [], 0
-    if held:
-        yield np.concatenate(held)
+    named = DataConfig(sources=tuple(sources), text_column=text_column)
+    return make_task(run_as).measure_sources(model, tokenizer, named, runtime, beam)
 
 
 def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:

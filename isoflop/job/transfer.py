@@ -10,10 +10,11 @@ from isoflop.errors import UserError
 from isoflop.files import disk_errors, new_folder, write_json, write_text
 from isoflop.job.runs import run_folder_of
 from isoflop.model.count import count
-from isoflop.model.encoder_decoder import EncoderDecoder
+from isoflop.model.gpt import GPT
 from isoflop.records import RunFolder
 from isoflop.runtime import describe_machine
 from isoflop.trainer.config import RunConfig, RuntimeConfig
+from isoflop.trainer.task import task_named
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"--out {final} is not empty; name a new folder")
     model, _, snapshot = checkpoint.load_model(run)
-    if isinstance(model, EncoderDecoder):
-        raise UserError(f"{run} is an encoder-decoder (--task seq2seq), which neither format has; export a GPT")
+    if not isinstance(model, GPT):
+        kind = task_named(snapshot.task).model_kind
+        raise UserError(f"{run} is an {kind} (--task {snapshot.task}), which neither format has; export a GPT")
     bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
     with disk_errors(f"the export {final}"), new_folder(final) as temporary:
         architecture, difference = export.write(bundle, to, temporary, run_folder_of(Path(run).resolve()).name)

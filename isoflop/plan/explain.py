@@ -1,65 +1,104 @@
 """The plan in words: each choice with its reason in one line."""
 
-from dataclasses import dataclass
-
-from isoflop.model.count import flops_per_token
+from isoflop.model.count import parameters
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.table import rates
+from isoflop.plan.advice import Facts, Proposal
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
+from isoflop.records.plan import Choice
 from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One line of the plan."""
-
-    name: str
-    value: str
-    reason: str
+def line(name: str, value: str, reason: str) -> Choice:
+    return Choice(name=name, value=value, reason=reason)
 
 
-def vocabulary_choice(vocabulary: int, given: int, asked: bool, flops: float, corpus_bytes: float) -> Choice:
-    if given:
+def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int) -> tuple[Choice, ...]:
+    """Every choice of a plan: what the data are prepared with or need, shape and size, and the course of the training.
+
+    Args:
+        config: what the plan came to; tokens: that it reads.
+        best: the candidate that was chosen.
+    """
+    runtime, workload = config.runtime, proposal.workload
+    device = f"{runtime.device}, {runtime.dtype}, {runtime.threads} threads"
+    if workload.text is None:
+        notes = workload.notes
+        return (
+            line("device", device, notes.device),
+            line("tokenizer", f"{facts.tokenizer}, {facts.vocab_size:,} ids", notes.tokenizer),
+            *choices_of_size(proposal, facts, config, best, tokens),
+            line("context", f"{config.model.context} positions", notes.context),
+            *choices_of_course(config),
+        )
+    return (
+        line("device", device + (", compiled" if runtime.compile else ""), proposal.calibration.reason or ""),
+        vocabulary_choice(proposal, workload.text.size),
+        line(
+            "context",
+            f"{config.model.context} tokens",
+            "grows with compute; long contexts cost small models more than they give",
+        ),
+        *choices_of_size(proposal, facts, config, best, tokens),
+        *choices_of_course(config),
+        line("tokenizer", f"{facts.bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
+    )
+
+
+def vocabulary_choice(proposal: Proposal, text_bytes: float) -> Choice:
+    if proposal.workload.vocab_size or proposal.keep.rates:
         reason = "the tokenizer that was given"
-    elif asked:
+    elif proposal.asked.names("data.vocab_size"):
         reason = "as asked for"
     else:
-        reason = f"goes with {flops:.2g} FLOPs and {corpus_bytes / 1e6:.3g} MB of text; more would be most of the model"
-    return Choice("vocabulary", f"{vocabulary:,} ids", reason)
+        reason = f"goes with {proposal.flops:.2g} FLOPs and {text_bytes / 1e6:.3g} MB of text; "
+        reason += "more would be most of the model"
+    return line("vocabulary", f"{proposal.vocabulary:,} ids", reason)
 
 
-def choices_of(
-    config: RunConfig, count: int, epochs: float, bytes_per_token: float, best: Candidate, machines: int = 1
+def choices_of_size(
+    proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int
 ) -> tuple[Choice, ...]:
-    model = config.model
-    ratio = config.tokens / count
-    repeated = f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
-    timed = f"; {best.tokens_per_second:,.0f} tokens/s measured" if best.tokens_per_second else ""
-    flops = flops_per_token(model, convention="palm") * best.tokens_per_second / machines
-    if timed and (mfu := utilisation(flops, config.runtime.device, config.runtime.dtype)):
-        timed += f", MFU {mfu:.0%} of the card's data sheet"
+    """Shape, parameters, tokens and batch."""
+    model, workload = config.model, proposal.workload
+    count = parameters(model, config.task).matmul
+    shape = f"the candidate that the budget feeds best{speed_in_words(config, best, proposal.machines)}"
+    if workload.notes.shape:
+        shape += f"; {workload.notes.shape}"
+
+    size = "block and head weights, each that multiplies counted once; C = 6 N D"
+    if int(best.weights) != count and not workload.static_shapes:
+        size = f"block and head weights; {int(best.weights):,} multiply a token on average, C = 6 of them a token"
+
+    sequences, epochs = config.batch.sequences, tokens / max(1, facts.unique_tokens)
+    if workload.text is None:
+        read = f"{workload.notes.tokens}; {epochs:.1f} epochs of the {workload.sequences}"
+        per_step = sequences * workload.tokens_per_sequence(config)
+        batch = f"{sequences} {workload.sequences} = {per_step:,.0f} tokens"
+    else:
+        read = f"{tokens / count:.1f} a parameter (about {TOKENS_PER_PARAMETER:.0f} are compute-optimal)"
+        read += f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
+        batch = f"{sequences} x {model.context} = {config.tokens_per_step:,} tokens"
     return (
-        Choice(
-            "shape",
-            f"{model.layers} layers x {model.d_model}, heads: {model.heads}",
-            f"the candidate that the budget feeds best{timed}",
-        ),
-        Choice("parameters N", f"{count:,}", "block and head weights, each that multiplies counted once; C = 6 N D"),
-        Choice(
-            "tokens D",
-            f"{config.tokens:,}",
-            f"{ratio:.1f} a parameter (about {TOKENS_PER_PARAMETER:.0f} are compute-optimal){repeated}",
-        ),
-        Choice(
-            "batch",
-            f"{config.batch.sequences} x {model.context} = {config.tokens_per_step:,} tokens",
-            "0.573 D^0.571 (Step Law)",
-        ),
-        *choices_of_course(config),
-        Choice("tokenizer", f"{bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
+        line("shape", f"{workload.depth(model)} x {model.d_model}, heads: {model.heads}", shape),
+        line("parameters N", f"{count:,}", size),
+        line("tokens D", f"{tokens:,}", read),
+        line("batch", batch, "0.573 D^0.571 (Step Law)"),
     )
+
+
+def speed_in_words(config: RunConfig, best: Candidate, machines: int) -> str:
+    """What was measured of a candidate, on a GPU with its share of the data sheet; empty if nothing was."""
+    if not best.tokens_per_second:
+        return ""
+    said = f"; {best.tokens_per_second:,.0f} tokens/s measured"
+    if flops := best.workload.palm_flops_per_token(config):
+        speed = flops * best.tokens_per_second / machines
+        if mfu := utilisation(speed, config.runtime.device, config.runtime.dtype):
+            said += f", MFU {mfu:.0%} of the card's data sheet"
+    return said
 
 
 def rates_in_words(optim: OptimConfig) -> str:
@@ -75,13 +114,13 @@ def course_in_words(schedule: ScheduleConfig) -> str:
 def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
     """How long and at which rates, whatever is trained."""
     return (
-        Choice("steps", f"{config.steps:,}", "D over the batch"),
-        Choice(
+        line("steps", f"{config.steps:,}", "D over the batch"),
+        line(
             "optimiser",
             rates_in_words(config.optim),
             "measured at small sizes, see LAB.md",
         ),
-        Choice(
+        line(
             "schedule",
             course_in_words(config.schedule),
             "ends at the budget" + ("; can be extended from before the decay" if config.schedule.entry.stable else ""),

@@ -4,21 +4,23 @@ from dataclasses import replace
 
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.table import rates
-from isoflop.plan.advise import with_rates
+from isoflop.plan.settings import with_rates
 from isoflop.plan.shapes import batch_tokens_for
 from isoflop.trainer import RunConfig
+from isoflop.trainer.task import task_named
 
 FAR = 10.0  # times more or less: beyond what the rules' doubt, and a search around them, would explain
 
 
 def far_off(config: RunConfig) -> list[str]:
     """One line for each learning rate, and the batch, that is more than FAR times what the plan would choose for a run
-    of this size, or less than its FAR-th part. The batch of pairs has no rule in tokens and is left out."""
+    of this size, or less than its FAR-th part. The batch has a rule where its tokens are known: not of
+    pairs."""
     planned = with_rates(replace(config, optim=OptimConfig(name=config.optim.name))).optim
     chosen, default = rates(config.optim.entry), rates(OptimConfig(name=config.optim.name).entry)
     own = [name for name in chosen if default[name]]  # the others are 0, for optim.lr, until somebody sets them
     pairs = [(f"optim.{name}", chosen[name], rates(planned.entry)[name]) for name in own]
-    if config.task == "causal_lm":
+    if task_named(config.task).static_shapes:
         tokens = float(config.tokens_per_step)
         pairs.append(("the batch, in tokens,", tokens, batch_tokens_for(config.tokens)))
     return [

@@ -1,45 +1,6 @@
-"""The ladder of shapes that the planner chooses from, and the rules that go with a size."""
+"""The rules that go with a size: context, vocabulary and batch. The shapes are the task's (Workload.ladder)."""
 
 import math
-
-# (layers, d_model), each rung about 1.3 to 1.8 times the parameters of the one before it. Width leads depth as in the
-# GPT-2 and GPT-3 families; the loss is flat over a wide range of aspect ratios (Kaplan et al. 2020, figure 5).
-LADDER: tuple[tuple[int, int], ...] = (
-    (1, 32),
-    (2, 32),
-    (2, 48),
-    (2, 64),
-    (3, 64),
-    (3, 96),
-    (4, 96),
-    (4, 128),
-    (5, 128),
-    (5, 160),
-    (6, 160),
-    (6, 192),
-    (7, 224),
-    (8, 256),
-    (8, 320),
-    (8, 384),
-    (10, 448),
-    (10, 512),
-    (12, 576),
-    (12, 640),
-    (12, 768),
-    (16, 896),
-    (16, 1024),
-    (20, 1152),
-    (20, 1280),
-    (24, 1536),
-    (24, 1792),
-    (24, 2048),
-    (32, 2560),
-    (32, 3200),
-    (32, 4096),
-    (40, 5120),
-    (64, 6656),
-    (80, 8192),
-)
 
 
 def context_for(flops: float) -> int:

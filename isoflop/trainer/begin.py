@@ -20,7 +20,7 @@ from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
 from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import RunFolder, read_lines, read_object
-from isoflop.runtime import choose_device, cores, default_dtype, describe_machine, make_runtime, seed_everything
+from isoflop.runtime import describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import ACTIONS, Watch, gaps
 from isoflop.trainer.processes import world_of
@@ -29,16 +29,6 @@ from isoflop.trainer.task import Task
 
 MOST = 1 << 53  # steps, tokens or sequences on record
 LEARNS_NOTHING = ("runtime", "parallel", "every", "sample", "trackers")  # fields that do not decide what is learned
-
-
-def resolve_runtime(config: RunConfig) -> RunConfig:
-    """Replace "auto" and 0 by what this machine has, so that config.json says what ran."""
-    device = choose_device(config.runtime.device)
-    dtype = config.runtime.dtype
-    if dtype == "auto":
-        dtype = default_dtype(device)
-    threads = config.runtime.threads or cores()
-    return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))
 
 
 def check_fits(config: RunConfig, prepared: Data) -> None:
@@ -137,7 +127,7 @@ def wrap(config: RunConfig, model: Model, task: Task) -> None:
     if config.runtime.recompute:
         recompute(model, units)
     if config.runtime.compile:
-        fixed = config.task == "causal_lm" and not (batch.ramp_from and not batch.micro_sequences)
+        fixed = task.static_shapes and not (batch.ramp_from and not batch.micro_sequences)
         compile_units(units, fixed)
         task.compile()
 

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.schedules import MOST_STEPS
 from isoflop.parallel.config import ParallelConfig
+from isoflop.runtime import choose_device, cores, default_dtype
 
 MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 
@@ -253,3 +254,18 @@ class RunConfig:
         model: Any = build_on_meta(self.model)
         make_loss(self.loss, self.model).prepare(model)
         return CONVENTIONS["6n"](model, self.model.context)
+
+
+def resolve_runtime(config: RunConfig) -> RunConfig:
+    """`config` with what this machine has in place of "auto" and of 0 threads, so that config.json says what ran. The
+    one place where that is decided, for the trainer, the planner and the jobs alike.
+
+    Raises:
+        UserError: for a device that is not there.
+    """
+    device = choose_device(config.runtime.device)
+    dtype = config.runtime.dtype
+    if dtype == "auto":
+        dtype = default_dtype(device)
+    threads = config.runtime.threads or cores()
+    return replace(config, runtime=replace(config.runtime, device=device, dtype=dtype, threads=threads))

@@ -21,8 +21,8 @@ from isoflop.parallel.mesh import ALONE, Group
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import Lock, RunFolder, read_lines
 from isoflop.runtime import describe_machine, make_runtime
-from isoflop.trainer.begin import check_fits, make_run, resolve_runtime, write_first_files
-from isoflop.trainer.config import RunConfig
+from isoflop.trainer.begin import check_fits, make_run, write_first_files
+from isoflop.trainer.config import RunConfig, resolve_runtime
 from isoflop.trainer.guard import must_stop
 from isoflop.trainer.hooks import Hook, overriding
 from isoflop.trainer.log import TrainingLog

@@ -60,7 +60,7 @@ def check_world(config: RunConfig, group: Group) -> None:
                 f"batch.micro_sequences = {batch.micro} does not divide the {rows} of {name} = {sequences} that each "
                 f"of {group.size} processes gets; use a divisor of {rows}"
             )
-    if config.task == "causal_lm" and any(not part.separate for part in parts_of(config)):
+    if any(not part.separate for part in parts_of(config)):
         raise UserError(
             f"model.norm = {config.model.norm.name!r} takes statistics over the sequences of a pass, and a pass would "
             f"be other sequences with {group.size} processes; use rms or layer, or one process"
@@ -74,7 +74,7 @@ def world_of(config: RunConfig, group: Group) -> dict[str, Any]:
 
 
 def parts_of(config: RunConfig) -> list[Part]:
-    return [part for part in build_on_meta(config.model).modules() if isinstance(part, Part)]
+    return [part for part in build_on_meta(config.model, config.task).modules() if isinstance(part, Part)]
 
 
 def seed_step(group: Group, seed: int, step: int) -> None:

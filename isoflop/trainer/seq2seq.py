@@ -1,6 +1,7 @@
-"""The task seq2seq: an output from its input, by an encoder-decoder."""
+"""The task seq2seq: pairs in padded batches, an encoder-decoder, each token of an output given its input."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,27 @@ import torch
 
 from isoflop.data.config import DataConfig
 from isoflop.data.pair_loader import PairLoader, collate
-from isoflop.data.pairs import prepare_pairs
+from isoflop.data.pairs import pairs_to_measure, prepare_pairs
 from isoflop.data.prepare import Progress
 from isoflop.data.prepared_pairs import LoosePairs, PreparedPairs, open_pairs
+from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.evaluate import transduction
+from isoflop.generate.request import Request
 from isoflop.generate.transduce import transduce
 from isoflop.measure import HeldOut, measure_pairs
+from isoflop.model.config import ModelConfig
 from isoflop.model.count import pair_flops_per_token
 from isoflop.model.encoder_decoder import EncodedSource, EncoderDecoder
 from isoflop.model.loss import CrossEntropy, name_of
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
+from isoflop.trainer.workload import Notes, Rung, Workload
 
+# (blocks of the encoder and of the decoder, d_model)
+LADDER: tuple[Rung, ...] = ((1, 64), (2, 64), (2, 128), (3, 192), (4, 256), (6, 384), (6, 512), (6, 768))
+HEAD_WIDTH = 16  # narrow, unlike a GPT's: 4 heads of 16 in place of 1 of 64 took a quarter off the error rate (LAB.md)
 SHOWN = 5  # held-out inputs whose outputs are written down along the way
 
 
@@ -36,6 +45,46 @@ class Writer:
         return self.model.write(tokens_BT, self.source)
 
 
+class PairWorkload(Workload):
+    """Pairs, which are prepared before the plan: their lengths are known and few, so that each candidate is timed on
+    its own first batches. Tokens are those of both sides."""
+
+    ladder = LADDER
+    timed = 3
+    sequences = "pairs"
+
+    def __init__(self, pairs: PreparedPairs) -> None:
+        self.pairs = self.data = pairs
+        self.vocab_size, self.context = pairs.vocab_size, pairs.longest()
+        self.lengths = pairs.mean_lengths()
+        self.notes = Notes(
+            dtype="float32 on a CPU: products of short sequences are small",
+            device="products here are small",
+            tokenizer="by what the two sides look like",
+            shape=f"heads of {HEAD_WIDTH}, see LAB.md",
+            tokens="of inputs and outputs, no padding",
+            context="the longest side of a pair and its end",
+        )
+
+    def heads(self, d_model: int) -> int:
+        return d_model // HEAD_WIDTH
+
+    def tokens_per_sequence(self, config: RunConfig) -> float:
+        return sum(self.lengths)
+
+    def flops_per_token(self, config: RunConfig) -> float:
+        return pair_flops_per_token(config.model, *self.lengths)
+
+    def batches(self, config: RunConfig) -> PairLoader:
+        return PairLoader(self.pairs, config.model.context, config.batch.sequences, config.seed)
+
+    def tokens(self, config: RunConfig) -> int:
+        return self.batches(config).tokens(config.steps)
+
+    def depth(self, model: ModelConfig) -> str:
+        return f"{model.encoder_layers or model.layers} + {model.layers} layers"
+
+
 class Seq2Seq:
     """Cross-entropy of each token of an output given the input and the tokens before it (Sutskever et al. 2014,
     1409.3215, equation 1), or another loss of model/loss.py, and the auxiliary losses of the model's parts. Padding is
@@ -44,6 +93,9 @@ class Seq2Seq:
     Raises:
         UserError: for a loss that needs a decoder-only model, and (batches) for a ramp or a prompt that does not fit.
     """
+
+    model_kind = "encoder-decoder"
+    static_shapes = False
 
     def __init__(self, criterion: CrossEntropy | None = None) -> None:
         self.criterion = criterion or CrossEntropy()
@@ -67,6 +119,9 @@ class Seq2Seq:
         writer: Any = Writer(model, model.read(source_BS, visible_BS))
         return self.criterion(writer, inputs_BT, targets_BT) + model.auxiliary_loss()
 
+    def workload(self, config: RunConfig, progress: Progress | None = None) -> PairWorkload:
+        return PairWorkload(prepare_pairs(config.data, progress))
+
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
         return prepare_pairs(config, progress)
 
@@ -87,6 +142,9 @@ class Seq2Seq:
     def flops_per_token(self, config: RunConfig, data: PreparedPairs) -> float:
         return pair_flops_per_token(config.model, *data.mean_lengths())
 
+    def palm_flops_per_token(self, config: RunConfig) -> None:
+        """None: the convention is for sequences of one length."""
+
     def measure(
         self,
         model: EncoderDecoder,
@@ -106,6 +164,21 @@ class Seq2Seq:
             group,
         )
 
+    def judge(self, model: EncoderDecoder, data: PreparedPairs | LoosePairs, beam: int = 1) -> dict[str, Any]:
+        """Edit-distance rates of the outputs for the held-out inputs."""
+        return transduction.evaluate(model, data, beam).to_dict()
+
+    def measure_sources(
+        self, model: EncoderDecoder, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
+    ) -> HeldOut:
+        loose = pairs_to_measure(config, tokenizer)
+        if loose.pairs.longest > model.config.context:
+            raise UserError(
+                f"the longest pair in {' '.join(config.sources)} takes {loose.pairs.longest} positions and the model "
+                f"has {model.config.context}: leave longer pairs out"
+            )
+        return replace(self.measure(model, loose, runtime), beside=self.judge(model, loose, beam))
+
     def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[dict[str, str]]:
         """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given."""
         pairs, tokenizer = data.heldout(), data.tokenizer
@@ -118,3 +191,21 @@ class Seq2Seq:
             if number < len(shown):
                 line["reference"] = tokenizer.decode(pairs.target[shown[number]])
             yield line
+
+    def write(self, model: EncoderDecoder, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
+        """The likeliest output for the prompt."""
+        if request.dtype != "float32":
+            raise UserError(
+                f"--dtype {request.dtype} is for runs that continue a text; leave it out for one of --task seq2seq"
+            )
+        if request.temperature:
+            raise UserError(
+                f"--temperature {request.temperature:g} is for runs that continue a text; this one (--task seq2seq) "
+                "writes its likeliest output: leave it out, or search wider with --beam 4"
+            )
+        if not prompt:
+            raise UserError("--prompt is empty; this run (--task seq2seq) needs an input, as in --prompt WORD")
+        [ids] = transduce(model, tokenizer.encode_batch([prompt]), tokenizer.eot, request.beam)
+        text = tokenizer.decode(ids)
+        request.show(text)
+        return text

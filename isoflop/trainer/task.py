@@ -1,8 +1,11 @@
-"""What a task is made of: the one place where a kind of run differs from another. The rest of the trainer, and the jobs
-above it, know tasks only by this.
+"""What a task is made of: the one place where a kind of run differs from another. The rest of the trainer, the planner
+and the jobs above know tasks only by this; nothing else compares a task's name.
 
-causal_lm    text -> windows of tokens      GPT               each token given those before it
+causal_lm    text -> windows of tokens      GPT               each token given those before it (causal_lm.py)
 seq2seq      pairs -> padded batches        EncoderDecoder    each token of an output given its input (seq2seq.py)
+
+A task is one class with the methods of `Task`, a line in TASKS and, for the model that it trains, a line in MODELS
+(model/build.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -12,21 +15,35 @@ from typing import Any, Protocol
 import torch
 
 from isoflop.data.config import DataConfig
-from isoflop.data.loader import Batches, Loader
-from isoflop.data.prepare import Prepared, Progress, open_prepared, prepare
+from isoflop.data.loader import Batches
+from isoflop.data.prepare import Progress
 from isoflop.data.prepared import Data
-from isoflop.generate.engine import generate
-from isoflop.measure import HeldOut, measure
-from isoflop.model.gpt import GPT
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.generate.request import Request
+from isoflop.measure import HeldOut
+from isoflop.model.blocks.part import entry
 from isoflop.model.loss import CrossEntropy, make_loss
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
+from isoflop.trainer.causal_lm import CausalLM
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.seq2seq import Seq2Seq
+from isoflop.trainer.workload import Workload
 
 
 class Task(Protocol):
-    """A kind of run. Each gets back the data that it prepared and the model that model/build.py has for its name."""
+    """A kind of run. Each gets back the data that it prepared and the model that model/build.py has for its name.
+
+    Attributes:
+        model_kind: what its model is called, in words.
+        static_shapes: whether the passes of a run all have one shape, `model.context` tokens in each sequence: then the
+            compiler may count on it, and `config.tokens` is what the steps read.
+    """
+
+    model_kind: str
+    static_shapes: bool
+
+    # training
 
     @property
     def loss(self) -> Callable[..., torch.Tensor]:
@@ -38,75 +55,58 @@ class Task(Protocol):
     def compile(self) -> None:
         """Let the loss be compiled, where that is of use."""
 
-    def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
-        """Make the data ready, or find that it was done before."""
-
-    def open_data(self, folder: Path, verify_checksums: bool = True) -> Data:
-        """Open data that was prepared."""
-
     def batches(self, config: RunConfig, data: Any, skipped: tuple[tuple[int, int], ...] = ()) -> Batches:
         """What the steps of a run see, with these ranges of sequences passed over (data/gaps.py)."""
 
     def flops_per_token(self, config: RunConfig, data: Any) -> float:
         """6 N: training FLOPs for each of the tokens that `batches` counts."""
 
+    def palm_flops_per_token(self, config: RunConfig) -> float | None:
+        """FLOPs per token as PaLM's model FLOPs utilisation counts them (model/count.py); None where that convention
+        does not apply."""
+
+    # data
+
+    def workload(self, config: RunConfig, progress: Progress | None = None) -> Workload:
+        """What a planner has to know of the task on the data that `config.data` names.
+
+        Raises:
+            UserError: if there is nothing to train on.
+        """
+
+    def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
+        """Make the data ready, or find that it was done before."""
+
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> Data:
+        """Open data that was prepared."""
+
+    # what a model can do
+
     def measure(self, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE) -> HeldOut:
         """Held-out loss, shared out among the processes of `group`; `max_tokens` 0: on everything held out."""
+
+    def judge(self, model: Any, data: Any, beam: int = 1) -> dict[str, Any]:
+        """What the model is judged by next to its held-out loss: names and numbers. `beam`: hypotheses kept where the
+        model's outputs are searched for; 1 is greedy."""
+
+    def measure_sources(
+        self, model: Any, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
+    ) -> HeldOut:
+        """`measure` and `judge` on everything in `config.sources`, which need not be prepared.
+
+        Raises:
+            UserError: if there is nothing in them, or nothing that fits the model.
+        """
 
     def samples(self, model: Any, data: Any, config: RunConfig) -> Iterator[dict[str, str]]:
         """What the model says now: lines with `prompt` and `text`."""
 
+    def write(self, model: Any, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
+        """What the model answers to a prompt.
 
-class CausalLM:
-    """Next-token prediction (GPT-1, section 3.1): a loss of model/loss.py, by default cross-entropy, and the auxiliary
-    losses of the model's parts."""
-
-    def __init__(self, criterion: CrossEntropy | None = None) -> None:
-        self.criterion = criterion or CrossEntropy()
-
-    def prepare(self, model: GPT) -> None:
-        self.criterion.prepare(model)
-
-    def compile(self) -> None:
-        self.criterion.compile()
-
-    def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()
-
-    def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
-        return prepare(config, progress=progress)
-
-    def open_data(self, folder: Path, verify_checksums: bool = True) -> Prepared:
-        return open_prepared(folder, verify_checksums)
-
-    def batches(self, config: RunConfig, data: Prepared, skipped: tuple[tuple[int, int], ...] = ()) -> Loader:
-        return Loader(data, config.model.context, config.batch.before, config.seed, skipped)
-
-    def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
-        return config.flops_per_token
-
-    def measure(
-        self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE
-    ) -> HeldOut:
-        tokenizer = data.tokenizer
-        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens, group)
-
-    def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[dict[str, str]]:
-        """Continuations of the same prompts, drawn from a generator of their own."""
-        how = config.sample
-        for prompt in how.prompts:
-            text = generate(
-                model,
-                data.tokenizer,
-                prompt,
-                how.tokens,
-                temperature=how.temperature,
-                top_k=how.top_k,
-                top_p=how.top_p,
-                seed=config.seed,
-                stop_at_eot=False,
-            )
-            yield {"prompt": prompt, "text": text}
+        Raises:
+            UserError: for an option that the model has no use for.
+        """
 
 
 TASKS: dict[str, Callable[[CrossEntropy], Task]] = {"causal_lm": CausalLM, "seq2seq": Seq2Seq}
@@ -118,4 +118,13 @@ def make_task(config: RunConfig) -> Task:
     Raises:
         UserError: if the two do not go together.
     """
-    return TASKS[config.task](make_loss(config.loss, config.model))
+    return entry(TASKS, config.task, "task")(make_loss(config.loss, config.model))
+
+
+def task_named(name: str) -> Task:
+    """A task by name, for what needs no loss of a configuration's own: measuring and writing.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    return entry(TASKS, name, "task")(CrossEntropy())

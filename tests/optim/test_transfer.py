@@ -13,7 +13,7 @@ import torch
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import modern
 from isoflop.optim.build import build, set_lr
-from isoflop.plan.advise import with_rates
+from isoflop.plan.settings import with_rates
 from isoflop.trainer import RunConfig
 
 STEPS = 8

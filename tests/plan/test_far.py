@@ -1,15 +1,17 @@
 """What is far from the plan is said in one line."""
 
 from isoflop.config import override
-from isoflop.plan.advise import with_batch, with_rates
 from isoflop.plan.far import far_off
+from isoflop.plan.settings import with_batch, with_rates
 from isoflop.trainer import RunConfig
+from isoflop.trainer.causal_lm import TextWorkload
+from isoflop.trainer.workload import Text
 
 
 def test_what_the_plan_chooses_is_not_far_from_it():
     for width, steps in ((64, 300), (512, 20_000)):
         config = override(RunConfig(), [f"model.d_model={width}", f"steps={steps}"])
-        assert far_off(with_rates(with_batch(config, config.tokens))) == []
+        assert far_off(with_rates(with_batch(config, config.tokens, TextWorkload(Text(1e6, b""))))) == []
 
 
 def test_each_far_setting_is_named_with_both_numbers():

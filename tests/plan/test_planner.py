@@ -4,19 +4,24 @@ import pytest
 
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
-from isoflop.plan.advise import draw, settle
-from isoflop.plan.predictability import UNKNOWN
+from isoflop.plan.advice import Facts
+from isoflop.plan.asked import Asked
+from isoflop.plan.planner import finalize, propose
 from isoflop.trainer import RunConfig
+from isoflop.trainer.causal_lm import TextWorkload
+from isoflop.trainer.workload import Text
+
+WORKLOAD = TextWorkload(Text(5e6, b""))
 
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch):
-    monkeypatch.setattr("isoflop.plan.advise.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
+    monkeypatch.setattr("isoflop.plan.planner.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
 
 
 def plan(budget: str, *assignments: str):
-    sketch = draw(parse_budget(budget), RunConfig(), assignments, corpus_bytes=5e6)
-    return settle(sketch, 2_000_000, sketch.vocabulary, 2.5, UNKNOWN)
+    proposal = propose(parse_budget(budget), RunConfig(), WORKLOAD, Asked(assignments))
+    return finalize(proposal, Facts(2_000_000, proposal.vocabulary, 2.5))
 
 
 @pytest.mark.parametrize("asked", [(), ("batch.sequences=4",), ("batch.sequences=64",), ("model.context=64",)])
@@ -48,4 +53,4 @@ def test_a_context_asked_for_keeps_the_tokens_of_a_step():
 
 def test_too_little_is_said_before_the_text_is_prepared():
     with pytest.raises(UserError, match="too small"):
-        draw(parse_budget("1e4flop"), RunConfig(), (), corpus_bytes=5e6)
+        propose(parse_budget("1e4flop"), RunConfig(), WORKLOAD)

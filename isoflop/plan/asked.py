@@ -1,0 +1,48 @@
+"""What the user has set, known from the start: the planner chooses around it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from isoflop.config import override
+from isoflop.trainer import RunConfig
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`--set` assignments. They are applied once, to the configuration that a plan begins with; from then on the
+    planner changes a configuration by `choose` alone, which leaves the fields that they name as they are."""
+
+    assignments: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, assignments: Sequence[str]) -> "Asked":
+        return cls(tuple(assignments))
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """A configuration with what is asked for.
+
+        Raises:
+            UserError: for an unknown field or a value that does not fit.
+        """
+        return override(config, self.assignments)
+
+    def names(self, field: str) -> bool:
+        """Whether a dotted field is set, by itself or with the whole object that it belongs to (`model=gpt2`)."""
+        asked = {text.partition("=")[0].strip() for text in self.assignments}
+        parts = field.split(".")
+        return any(".".join(parts[:length]) in asked for length in range(1, len(parts) + 1))
+
+    def choose(self, config: RunConfig, part: str, **values: Any) -> RunConfig:
+        """`config` with these fields of one of its parts ("batch"; "" for the configuration's own), but for those that
+        the user has set.
+
+        Raises:
+            UserError: if the values do not go with what is set.
+        """
+        prefix = f"{part}." if part else ""
+        chosen = {name: value for name, value in values.items() if not self.names(f"{prefix}{name}")}
+        return replace(config, **{part: replace(getattr(config, part), **chosen)} if part else chosen)
+
+
+NOTHING = Asked()  # nothing is set: the planner chooses freely

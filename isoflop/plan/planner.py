@@ -1,0 +1,190 @@
+"""Budget -> parameters, tokens, shape, vocabulary, context, batch, learning rate, each with its reason.
+
+The first planner. It knows three things: how fast real steps of a few shapes run here (trainer/throughput.py), that
+about 20 tokens a parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated (repetition.py),
+and what our own runs reached (prior.py). What it plans for, a task on its data, it knows as a Workload. In two parts,
+since the vocabulary has to be known before a text can be prepared:
+
+    proposal = propose(budget, ...)           machine timed, candidates listed, vocabulary and share of the text chosen
+    advice   = finalize(proposal, facts)      tokens known: shape, steps, batch, learning rates, expected loss
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from isoflop.budget import Budget
+from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
+from isoflop.plan.asked import NOTHING, Asked
+from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
+from isoflop.plan.explain import choices_of
+from isoflop.plan.machine import choose_runtime
+from isoflop.plan.predictability import Predictability, predictability
+from isoflop.plan.prior import expect
+from isoflop.plan.repetition import TOKENS_PER_PARAMETER
+from isoflop.plan.settings import with_batch, with_length, with_rates
+from isoflop.plan.shapes import context_for, vocabulary_for
+from isoflop.runtime import measure_peak
+from isoflop.trainer import RunConfig, throughput
+from isoflop.trainer.config import resolve_runtime
+from isoflop.trainer.workload import Rung, Workload, matmul_weights
+
+BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
+SECONDS_EACH = 2.0  # for timing one candidate, in turns with the others
+
+
+def propose(
+    budget: Budget,
+    base: RunConfig,
+    workload: Workload,
+    asked: Asked = NOTHING,
+    say: Callable[[str], None] = lambda line: None,
+    keep: Keep = CHOOSE,
+    machines: int = 1,
+) -> Proposal:
+    """Time the machine where the budget is in seconds, and choose what a text has to be prepared with.
+
+    Args:
+        base: the configuration whose shape, batch, rates and length are to be chosen.
+        asked: what the user has set; it holds in every candidate, so that what is timed is what will run.
+        machines: how many like this one train together; what they lose to one another, the clock finds out.
+
+    Raises:
+        UserError: if the budget buys less than MIN_STEPS steps.
+    """
+    config = asked.apply(base)
+    device = resolve_runtime(config).runtime.device
+    say(f"measuring this machine ({device})")
+    peak = measure_peak(device)
+    flops = rough_flops(budget, peak, device, machines)
+    vocabulary = choose_vocabulary(config, workload, flops, asked, keep)
+    context = workload.context or context_for(flops)
+
+    def shaped(rung: Rung, tokens: float) -> RunConfig:
+        shape = {} if keep.model else workload.shape(rung, vocabulary, context)
+        made = asked.choose(config, "model", **shape)
+        return made if keep.rates else with_batch(made, tokens, workload, asked)
+
+    # candidates: the shapes near to what the compute would feed at the best ratio of tokens and parameters
+    target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
+    tokens = flops / (6 * target)
+    rungs = nearest_rungs(workload, target, lambda rung: shaped(rung, 1e6))
+    first, calibration = choose_runtime(shaped(rungs[0], tokens), budget, peak, workload, asked)
+    config = replace(config, runtime=first.runtime)
+    shapes = different(shaped(rung, tokens) for rung in rungs)[: workload.timed]
+    candidates = timed(shapes, budget, workload, machines, say)
+
+    if workload.text is not None:  # too small a budget is said before the text is prepared
+        min(candidates, key=lambda candidate: candidate.weights).steps(budget)
+    most = max(candidate.tokens(budget) for candidate in candidates)
+    return Proposal(
+        budget=budget,
+        config=config,
+        asked=asked,
+        keep=keep,
+        workload=workload,
+        candidates=candidates,
+        flops=flops,
+        vocabulary=vocabulary,
+        train_bytes=most * BYTES_PER_TOKEN * 2,
+        calibration=calibration,
+        peak=peak,
+        machines=machines,
+    )
+
+
+def finalize(proposal: Proposal, facts: Facts) -> Advice:
+    """Choose among the candidates now that the tokens are counted, and state the loss to expect.
+
+    Raises:
+        UserError: if the budget buys less than MIN_STEPS steps.
+    """
+    budget, workload, asked, keep = proposal.budget, proposal.workload, proposal.asked, proposal.keep
+    best = min(proposal.candidates, key=lambda candidate: candidate.score(budget, facts.unique_tokens))
+
+    # what was proposed, with the tokenizer that the data were given
+    config = best.config
+    if workload.text is not None:
+        config = replace(config, data=replace(proposal.data, vocab_size=facts.vocab_size))
+    if not keep.model:
+        config = asked.choose(config, "model", vocab_size=max(facts.vocab_size, 2))
+
+    # batch, rates and length
+    if not keep.rates:
+        config = with_batch(config, best.tokens(budget), workload, asked)
+        config = with_rates(config, asked) if workload.rates_by_width else config
+    config = in_passes(config, workload, proposal.machines)
+    steps = replace(best, config=config).steps(budget)
+    seconds = budget.amount if budget.kind == "seconds" else 0.0
+    config = with_length(config, max(1, steps), seconds, asked)
+
+    # what it costs and should reach
+    count, tokens = matmul_weights(config), workload.tokens(config)
+    text = None if workload.text is None else predictability(workload.text.sample)
+    expected = None if text is None or keep.model else expect(count, tokens, facts.unique_tokens, text)
+    return Advice(
+        config=config,
+        budget=budget,
+        parameters=count,
+        tokens=tokens,
+        flops=float(tokens) * workload.flops_per_token(config),
+        seconds=seconds or None,
+        expected=expected,
+        choices=choices_of(proposal, facts, config, best, tokens),
+        candidates=tuple(candidate_line(one, proposal, facts, text, one is best) for one in proposal.candidates),
+        calibration=proposal.calibration,
+        peak=proposal.peak,
+        text=text,
+        unique_tokens=facts.unique_tokens,
+    )
+
+
+def choose_vocabulary(config: RunConfig, workload: Workload, flops: float, asked: Asked, keep: Keep) -> int:
+    """Ids of the tokenizer that is there, or of the one to train."""
+    if workload.vocab_size:
+        return workload.vocab_size
+    if keep.rates or asked.names("data.vocab_size"):
+        return config.data.vocab_size
+    return vocabulary_for(flops, workload.text.size if workload.text else math.inf)
+
+
+def timed(
+    shapes: list[RunConfig], budget: Budget, workload: Workload, machines: int, say: Callable[[str], None]
+) -> tuple[Candidate, ...]:
+    """The shapes as candidates, timed on this machine where the budget is in seconds."""
+    shapes = [in_passes(config, workload, machines) for config in shapes]
+    rates = [0.0] * len(shapes)
+    if budget.kind == "seconds":
+        data = [batches for config in shapes if (batches := workload.batches(config)) is not None]
+        rates = [machines * one.tokens_per_second for one in throughput.time_in_turns(shapes, SECONDS_EACH, data)]
+        for config, rate in zip(shapes, rates, strict=True):
+            say(f"{workload.depth(config.model)} x {config.model.d_model}: {rate:,.0f} tokens/s")
+    return tuple(
+        Candidate(config, workload, workload.weights(config), rate) for config, rate in zip(shapes, rates, strict=True)
+    )
+
+
+def in_passes(config: RunConfig, workload: Workload, machines: int) -> RunConfig:
+    """With as many sequences in a pass as a GPU's memory holds, which is tried with windows of random tokens."""
+    return config if workload.data is not None else throughput.fitting(config, machines)
+
+
+def candidate_line(
+    candidate: Candidate, proposal: Proposal, facts: Facts, text: Predictability | None, chosen: bool
+) -> dict[str, Any]:
+    """A candidate as plan.json has it."""
+    tokens = candidate.tokens(proposal.budget)
+    line: dict[str, Any] = {
+        "layers": candidate.config.model.layers,
+        "d_model": candidate.config.model.d_model,
+        "parameters": int(candidate.weights),
+        "tokens_per_second": candidate.tokens_per_second or None,
+        "tokens": int(tokens),
+    }
+    if text is not None:
+        line["expected_bits_per_byte"] = None
+        if not proposal.keep.model:
+            expected = expect(candidate.weights, tokens, facts.unique_tokens, text)
+            line["expected_bits_per_byte"] = expected.bits_per_byte
+    return {**line, "chosen": chosen}

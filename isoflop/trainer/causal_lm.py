@@ -1,0 +1,228 @@
+"""The task causal_lm: text in windows of tokens, a GPT, each token given those before it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from isoflop.data.config import DataConfig
+from isoflop.data.loader import Loader
+from isoflop.data.prepare import Prepared, Progress, documents, open_prepared, prepare, survey
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.generate.engine import generate
+from isoflop.generate.layout import lay_out, narrow
+from isoflop.generate.request import Request
+from isoflop.measure import HeldOut, measure
+from isoflop.model.count import flops_per_token
+from isoflop.model.gpt import GPT
+from isoflop.model.loss import CrossEntropy
+from isoflop.model.presets import heads_for
+from isoflop.parallel.mesh import ALONE, Group
+from isoflop.runtime import Runtime
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.workload import Rung, Text, Workload, matmul_weights
+
+CHUNK_TOKENS = 1_000_000  # tokens of other people's text that are measured at once
+
+# Each rung has about 1.3 to 1.8 times the parameters of the one before it. Width leads depth as in the GPT-2 and GPT-3
+# families; the loss is flat over a wide range of aspect ratios (Kaplan et al. 2020, figure 5).
+LADDER: tuple[Rung, ...] = (
+    (1, 32),
+    (2, 32),
+    (2, 48),
+    (2, 64),
+    (3, 64),
+    (3, 96),
+    (4, 96),
+    (4, 128),
+    (5, 128),
+    (5, 160),
+    (6, 160),
+    (6, 192),
+    (7, 224),
+    (8, 256),
+    (8, 320),
+    (8, 384),
+    (10, 448),
+    (10, 512),
+    (12, 576),
+    (12, 640),
+    (12, 768),
+    (16, 896),
+    (16, 1024),
+    (20, 1152),
+    (20, 1280),
+    (24, 1536),
+    (24, 1792),
+    (24, 2048),
+    (32, 2560),
+    (32, 3200),
+    (32, 4096),
+    (40, 5120),
+    (64, 6656),
+    (80, 8192),
+)
+
+
+class TextWorkload(Workload):
+    """Windows of `model.context` tokens of text that is not prepared yet."""
+
+    ladder = LADDER
+    near = 4
+    timed = 4
+    fewest = 4
+    multiple = 1
+    static_shapes = True
+    rates_by_width = True
+
+    def __init__(self, text: Text, vocab_size: int = 0) -> None:
+        self.text, self.vocab_size = text, vocab_size
+
+    def heads(self, d_model: int) -> int:
+        return heads_for(d_model)
+
+    def tokens_per_sequence(self, config: RunConfig) -> int:
+        return config.model.context
+
+    def flops_per_token(self, config: RunConfig) -> float:
+        return config.flops_per_token
+
+    def palm_flops_per_token(self, config: RunConfig) -> float:
+        return flops_per_token(config.model, convention="palm")
+
+    def weights(self, config: RunConfig) -> int:
+        return matmul_weights(config)
+
+    def size(self, rung: Rung, config: RunConfig) -> float:
+        """12 L D^2 + V D: near enough, and no model has to be built for each rung."""
+        layers, d_model = rung
+        return 12 * layers * d_model**2 + config.model.vocab_size * d_model
+
+    def tokens(self, config: RunConfig) -> int:
+        return config.tokens
+
+
+class CausalLM:
+    """Next-token prediction (GPT-1, section 3.1): a loss of model/loss.py, by default cross-entropy, and the auxiliary
+    losses of the model's parts."""
+
+    model_kind = "GPT"
+    static_shapes = True
+
+    def __init__(self, criterion: CrossEntropy | None = None) -> None:
+        self.criterion = criterion or CrossEntropy()
+
+    def prepare(self, model: GPT) -> None:
+        self.criterion.prepare(model)
+
+    def compile(self) -> None:
+        self.criterion.compile()
+
+    def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()
+
+    def workload(self, config: RunConfig, progress: Progress | None = None) -> TextWorkload:
+        found = survey(config.data)
+        if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
+            prepare(config.data)
+        return TextWorkload(Text(found.bytes, found.sample), given_ids(config.data))
+
+    def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
+        return prepare(config, progress=progress)
+
+    def open_data(self, folder: Path, verify_checksums: bool = True) -> Prepared:
+        return open_prepared(folder, verify_checksums)
+
+    def batches(self, config: RunConfig, data: Prepared, skipped: tuple[tuple[int, int], ...] = ()) -> Loader:
+        return Loader(data, config.model.context, config.batch.before, config.seed, skipped)
+
+    def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
+        return config.flops_per_token
+
+    def palm_flops_per_token(self, config: RunConfig) -> float:
+        return flops_per_token(config.model, convention="palm")
+
+    def measure(
+        self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE
+    ) -> HeldOut:
+        tokenizer = data.tokenizer
+        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens, group)
+
+    def judge(self, model: GPT, data: Prepared, beam: int = 1) -> dict[str, Any]:
+        """Nothing but its loss."""
+        return {}
+
+    def measure_sources(
+        self, model: GPT, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
+    ) -> HeldOut:
+        token_bytes, start = tokenizer.token_bytes(), tokenizer.start
+        parts = [measure(model, tokens, token_bytes, start, runtime) for tokens in token_chunks(config, tokenizer)]
+        if not parts:
+            raise UserError(f"there is no text in {' '.join(config.sources)}")
+        return HeldOut(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
+
+    def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[dict[str, str]]:
+        """Continuations of the same prompts, drawn from a generator of their own."""
+        how = config.sample
+        for prompt in how.prompts:
+            text = generate(
+                model,
+                data.tokenizer,
+                prompt,
+                how.tokens,
+                temperature=how.temperature,
+                top_k=how.top_k,
+                top_p=how.top_p,
+                seed=config.seed,
+                stop_at_eot=False,
+            )
+            yield {"prompt": prompt, "text": text}
+
+    def write(self, model: GPT, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
+        """The text that follows the prompt."""
+        if request.beam != 1:
+            raise UserError(
+                f"--beam {request.beam} is for runs of --task seq2seq; this one continues a text, token by token"
+            )
+        arrange: Callable[[GPT], Any] = narrow if request.dtype == "bfloat16" else lay_out
+        arrange(model)
+        begun = prompt if request.with_prompt else ""
+        if begun:
+            request.show(begun)
+        return begun + generate(
+            model,
+            tokenizer,
+            prompt,
+            request.tokens,
+            temperature=0.8 if request.temperature is None else request.temperature,
+            top_k=request.top_k,
+            top_p=request.top_p,
+            seed=request.seed,
+            on_text=request.on_text,
+        )
+
+
+def given_ids(data: DataConfig) -> int:
+    """The ids of a tokenizer that is given; 0 if one is trained."""
+    if data.path:
+        return open_prepared(Path(data.path), verify_checksums=False).vocab_size
+    given = Tokenizer.given(data.tokenizer)
+    return 0 if given is None else given.vocab_size
+
+
+def token_chunks(config: DataConfig, tokenizer: Tokenizer) -> Iterator[npt.NDArray[np.int64]]:
+    """The tokens of every document of the sources, each followed by end-of-text, some CHUNK_TOKENS at a time."""
+    held: list[npt.NDArray[np.int64]] = []
+    count = 0
+    for document in documents(config):
+        held.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
+        count += len(held[-1])
+        if count >= CHUNK_TOKENS:
+            yield np.concatenate(held)
+            held, count = [], 0
+    if held:
+        yield np.concatenate(held)
