@@ -62,7 +62,7 @@ STAGES = {
     "checks": Stage(140, 30, "tests: a step on the card equals the CPU's"),
     "main": Stage(120, 70, "the main job: 60 s, from text to report"),
     "124M": Stage(125, 60, "GPT-2 124M next to nanoGPT's train.py"),
-    "loop": Stage(60, 25, "what calibration times against what the loop then does"),
+    "loop": Stage(75, 25, "what calibration times against what the loop then does"),
     "fits": Stage(60, 20, "passes that the planner finds to fit"),
     "residual": Stage(80, 25, "the residual stream in bfloat16"),
     "fsdp": Stage(50, 20, "FSDP with one process over NCCL"),
@@ -262,7 +262,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         sys.path += [str(ROOT), str(site)]  # isoflop need not be installed
         from record import command, commit
 
-        about = {"table": "card", "command": command(), "date": time.strftime("%Y-%m-%d"), "commit": commit(ROOT)}
+        about = {
+            "table": "card",
+            "command": command(),
+            "date": time.strftime("%Y-%m-%d"),
+            "commit": given.commit or commit(ROOT),
+        }
         report = Report(given.out, {**about, "device": given.device, "minutes": given.minutes, "installed": installed})
         pack = given.pack.resolve() if given.pack else None
         spec = {"device": given.device, "pack": str(pack) if pack else "", "scratch": str(scratch)}
@@ -297,6 +302,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
+    parser.add_argument("--commit", default="", help="of this copy, where its git does not know it")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal at tiny sizes")
     parser.add_argument(
         "--record", nargs="+", type=Path, metavar="DIR", help="run nothing: put results together for the docs"

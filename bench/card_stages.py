@@ -5,7 +5,6 @@ results), limit (seconds). A stage calls `row` for each thing that it finds out,
 """
 
 import contextlib
-import cProfile
 import functools
 import json
 import os
@@ -16,7 +15,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +254,7 @@ def loop(stage: Stage) -> None:
     if not stage.card:
         words += ["model.d_model=32", "model.heads=2", "model.context=64", "batch.sequences=4"]
     config = override(RunConfig(), [*words, f"steps={120 if stage.card else 30}"])
+    stage.row("launch of one operation", round(1e6 * launch_seconds(stage), 2), "us")
     calibrated = time_steps(config, 2.0 if stage.card else 0.3)
     stage.row("calibration", round(1e3 * calibrated.seconds_per_step, 2), "ms per step")
 
@@ -268,16 +268,41 @@ def loop(stage: Stage) -> None:
         result = train(changed, stage.scratch / f"loop-{name.replace(' ', '-')}", prepared=tokens)
         stage.row(name, round(1e3 * (result.seconds - result.aside) / result.step, 2), "ms per step", note="whole run")
 
-    profile = cProfile.Profile()
-    profile.enable()
-    result = train(config, stage.scratch / "loop-profiled", prepared=tokens)
-    profile.disable()
-    for (file, line, function), (_, calls, own, _, _) in sorted(
-        pstats.Stats(profile).stats.items(),  # type: ignore[attr-defined]
-        key=lambda item: -item[1][2],
-    )[:12]:
+    stage.row("launch of one operation, after these", round(1e6 * launch_seconds(stage), 2), "us")
+    profile_command_line(stage, words)
+
+
+def launch_seconds(stage: Stage, calls: int = 2000) -> float:
+    """Seconds of the host to launch an operation on a handful of numbers: what bounds the steps of a small model."""
+    x = torch.zeros(8, device=stage.device)
+    runtime = make_runtime(stage.device)
+    for _ in range(calls // 10):
+        x.add_(1)
+    runtime.synchronize()
+    started = time.perf_counter()
+    for _ in range(calls):
+        x.add_(1)
+    seconds = (time.perf_counter() - started) / calls
+    runtime.synchronize()
+    return seconds
+
+
+def profile_command_line(stage: Stage, words: Sequence[str]) -> None:
+    """The same shape by `isoflop train` under cProfile: milliseconds per step, and where the host's time went."""
+    out, found = stage.scratch / "profiled", stage.scratch / "profiled.prof"
+    steps = 150 if stage.card else 10
+    command = [sys.executable, "-m", "cProfile", "-o", str(found), "-m", "isoflop", "train", stage.text()]
+    command += ["--budget", f"{steps}steps", "--out", str(out)]
+    command += [word for each in words if "vocab" not in each for word in ("--set", each)]
+    subprocess.run(command, cwd=stage.scratch, check=True)
+    result = json.loads((out / "result.json").read_text())
+    stepping = result["seconds"] - result["aside_seconds"]
+    stage.row("isoflop train, profiled", round(1e3 * stepping / result["step"], 2), "ms per step")
+    stats: Any = pstats.Stats(str(found))
+    rows = sorted(stats.stats.items(), key=lambda item: -item[1][2])
+    for (file, line, function), (_, calls, own, _, _) in rows[:12]:
         place = f"{'/'.join(Path(file).parts[-2:])}:{line} {function}" if line else function
-        stage.row(f"host: {place[-70:]}", round(1e3 * own / result.step, 3), "ms per step", note=f"{calls} calls")
+        stage.row(f"host: {place[-70:]}", round(own, 2), "s in all", note=f"{calls} calls")
 
 
 def fits(stage: Stage) -> None:

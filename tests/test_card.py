@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch):
         monkeypatch.setattr(card, "GRACE", 0.5)
         monkeypatch.setattr(card, "STAGES", {name: card.Stage(limit, 1, "a test") for name in sources})
         given = argparse.Namespace(
-            out=tmp_path / "out", pack=None, minutes=minutes, stages=list(sources), device="cpu", record=None
+            out=tmp_path / "out", pack=None, minutes=minutes, stages=list(sources), device="cpu", record=None, commit=""
         )
         card.run(given)
         return json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))["stages"]
@@ -180,7 +180,7 @@ def test_only_wheels_that_are_missing_are_installed(tmp_path):
 
 def test_a_rehearsal_of_the_first_stage_needs_no_card(tmp_path):
     given = argparse.Namespace(
-        out=tmp_path / "out", pack=None, minutes=2.0, stages=["about"], device="cpu", record=None
+        out=tmp_path / "out", pack=None, minutes=2.0, stages=["about"], device="cpu", record=None, commit=""
     )
     stage = card.run(given)["stages"]["about"]
     assert stage["status"] == "done", stage
