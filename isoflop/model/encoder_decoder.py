@@ -70,12 +70,15 @@ class EncoderDecoder(LanguageModel):
         self.position = make_position(config, "input", init, config.head_width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
+
         encoder_init = make_init(config, encoding.layers)
         self.encoder: Any = nn.ModuleList(
             EncoderBlock(encoding, layer, encoder_init) for layer in range(encoding.layers)
         )
         self.memory_norm = make_final_norm(config)
+
         self.decoder: Any = nn.ModuleList(DecoderBlock(config, layer, init) for layer in range(config.layers))
+
         self.norm = make_final_norm(config)
         self.head = None
         if not config.tied_head:

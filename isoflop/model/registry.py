@@ -113,6 +113,7 @@ def resolve(table: Mapping[str, Entry], name: str, where: str) -> Any:
         return entry(table, name, where)
     if not DOTTED.fullmatch(name):
         raise UserError(f"{where} = {name!r} is neither an entry nor the dotted path of a class")
+
     module, _, attribute = name.rpartition(".")
     package = name.partition(".")[0]
     allowed = ("isoflop", *TRUSTED.get())
@@ -155,6 +156,7 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
     hints = typing.get_type_hints(class_of(cls).__init__)
     known = {*shapes, *fixed}
     options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in known]
+
     given = dict(spec.options)
     for name in given:
         if name in fixed:
@@ -163,18 +165,21 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
             close = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
             raise UserError(f"{where}.{name} is not an option of {spec.name}: {hint}")
+
     missing = [name for name in options if name not in given and parameters[name].default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"{where} = {spec.name!r} needs {where}.{missing[0]}, which has no default")
     for name, value in given.items():
         if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
             raise UserError(f"{where}.{name} = {value} is more than any model has")
+
     arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
     arguments |= {name: shape for name, shape in shapes.items() if name in parameters}
     try:
         made = cls(**arguments)
     except UserError as error:
         raise UserError(f"{where} = {spec.name}: {error}") from None
+
     if isinstance(made, ByDepth):
         item = f"{where}.pattern[{made.item}]"
         return make(table, Spec.from_plain(made.chosen, item), item, **shapes)

@@ -41,17 +41,20 @@ def attend(
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     everything = not window or window >= S
+
     if (soft_cap or not everything) and T == S and bias is None and not dropout and flexible(q_BHTK):
         return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
     if not everything and max(window, BLOCK) < T:
         return attend_in_blocks(
             q_BHTK, k_BGSK, v_BGSV, bias, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
         )
+
     H, G = q_BHTK.shape[1], k_BGSK.shape[1]
     if bias is None and not (soft_cap or dropout) and unfused_is_faster(v_BGSV, T):
         hidden_TS = hide(band(T, S, window, v_BGSV.device), v_BGSV)
         hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
         return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
+
     # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
     # single new position sees every key and needs no mask at all.
     is_causal = 1 < T == S and everything and bias is None and not soft_cap
@@ -59,6 +62,7 @@ def attend(
         q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
         bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
     visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
+
     if soft_cap:
         y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
     else:
@@ -85,6 +89,7 @@ def attend_in_blocks(
     """The blocked kernel for a band: some queries at a time with the keys that any of them sees, T (block + window)
     scores instead of T S."""
     T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
+
     parts = []
     for begin in range(0, T, block):
         end = min(begin + block, T)
@@ -114,9 +119,11 @@ def attend_capped(
     scores_BHTS = (q_BGNTK @ k_BGSK.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
+
     scores_BHTS = soft_capped(scores_BHTS, soft_cap)
     if visible_TS is not None:
         scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
+
     weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
     return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSV.unsqueeze(2)).flatten(1, 2)
 

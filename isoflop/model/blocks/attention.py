@@ -66,12 +66,14 @@ class Attention(Part):
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
         if window is not None and window < 1:
             raise UserError(f"window = {window} is not positive; a position sees at least itself")
+
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.score_width = heads * head_dim
         self.value_width = kv_heads * head_dim
         self.soft_cap = checked_cap(soft_cap)
         self.position = position(head_dim)
         self.window = self.position.window = window or 0
+
         self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
         self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
@@ -90,11 +92,14 @@ class Attention(Part):
         if added_BTC is not None:
             v_BTC = v_BTC + added_BTC.to(v_BTC.dtype)
         v_BGTK = split_heads(v_BTC, self.kv_heads)
+
         if self.q_norm is not None and self.k_norm is not None:
             q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+
         k_BGSK, v_BGSK = self.position.rotate(k_BGTK, start), v_BGTK
         if cache is not None:
             k_BGSK, v_BGSK = cache.append(self.layer, k_BGSK, v_BGSK, self.window)
+
         y_BHTK = attend(
             self.position.query(q_BHTK, start),
             k_BGSK,
@@ -112,6 +117,7 @@ class Attention(Part):
         maps, device = (self.q, self.k, self.v), x_BTD.device.type
         if not torch.is_autocast_enabled(device):
             return tuple(each(x_BTD) for each in maps)
+
         dtype = torch.get_autocast_dtype(device)
         weight_CD = torch.cat([each.weight.to(dtype) for each in maps])
         biases = [each.bias.to(dtype) for each in maps if each.bias is not None]

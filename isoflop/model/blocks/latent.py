@@ -54,6 +54,7 @@ class Latent(Part):
                 raise UserError(f"{name} = {value} is negative; 0 chooses it")
         if R % 2:
             raise UserError(f"rope_dim = {R} is odd; rotary turns pairs of dimensions, so make it even")
+
         self.layer, self.heads, self.head_dim = layer, heads, head_dim
         self.score_width = heads * (2 * head_dim + R) / 2
         self.soft_cap = checked_cap(soft_cap)
@@ -63,6 +64,7 @@ class Latent(Part):
                 "its position acts on a part of each head alone, which this model.position cannot; "
                 "use one that can, such as rotary"
             )
+
         self.kv_down = Linear(d_model, C, bias=False, init=init)
         self.kv_norm = RMSNorm(dim=C)
         self.k_rope = Linear(d_model, R, bias=False, init=init, role="score")
@@ -81,10 +83,12 @@ class Latent(Part):
         h_BTD = x_BTD
         if self.q_down is not None and self.q_norm is not None:
             h_BTD = self.q_norm(self.q_down(x_BTD))
+
         q_BHTK = split_heads(self.q_up(h_BTD), H)
         q_BHTR = self.position.query(split_heads(self.q_rope(h_BTD), H), start)
         c_B1TC = self.kv_norm(self.kv_down(x_BTD)).unsqueeze(1)
         k_B1TR = self.position.rotate(self.k_rope(x_BTD).unsqueeze(1), start)
+
         if cache is None:
             k_BHTK, v_BHSV = (split_heads(up(c_B1TC.squeeze(1)), H) for up in (self.k_up, self.v_up))
             query = torch.cat((q_BHTK, q_BHTR), -1)
@@ -94,6 +98,7 @@ class Latent(Part):
             key, _ = cache.append(self.layer, held_B1TW, held_B1TW[..., :0])
             query = torch.cat((q_BHTK @ self.k_up.weight.unflatten(0, (H, -1)), q_BHTR), -1)
             v_BHSV = key[..., : c_B1TC.shape[-1]]
+
         y_BHTV = attend(
             query,
             key,

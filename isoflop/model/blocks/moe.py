@@ -87,8 +87,10 @@ class MoE(Part):
         logits_NE = self.route(x_ND)
         p_NE = logits_NE.softmax(-1)
         p_NK, chosen_NK = p_NE.topk(self.top_k, dim=-1)
+
         self.load_E = load_E = chosen_NK.flatten().bincount(minlength=p_NE.shape[1])
         self.auxiliary = self.auxiliary_loss(logits_NE, p_NE, load_E) if self.training else None
+
         weights_NK = p_NK / p_NK.sum(-1, keepdim=True) if self.normalise else p_NK
         y_ND = self.dispatch(x_ND, chosen_NK, weights_NK, load_E)
         if self.shared is not None:
