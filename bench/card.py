@@ -260,6 +260,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         site = scratch / "site"
         installed = install(given.pack, site)
         sys.path += [str(ROOT), str(site)]  # isoflop need not be installed
+        from isoflop.runtime import describe_machine
         from record import command, commit
 
         about = {
