@@ -20,15 +20,14 @@ from isoflop.optim.build import clip_gradients
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import Lock, RunFolder, read_lines
-from isoflop.runtime import describe_machine, make_runtime
+from isoflop.runtime import describe_machine
 from isoflop.trainer.begin import check_fits, make_run, write_first_files
 from isoflop.trainer.config import RunConfig, resolve_runtime
 from isoflop.trainer.guard import must_stop
 from isoflop.trainer.hooks import Hook, overriding
 from isoflop.trainer.log import TrainingLog
+from isoflop.trainer.memory.preflight import dry_batch, require_memory
 from isoflop.trainer.pace import Pace
-from isoflop.trainer.portion import check_portion
-from isoflop.trainer.preflight import check_memory, dry_batch, estimate, plainly_fits
 from isoflop.trainer.processes import agree, check_world, seed_step
 from isoflop.trainer.recovery import diverged, log_bad_step, record_failure, roll_back
 from isoflop.trainer.result import RunResult, summarize
@@ -88,11 +87,8 @@ def train(
     prepared = prepared or task.prepare_data(config.data)
     check_fits(config, prepared)
     batches = task.batches(config, prepared)
-    if config.guard.preflight and not group.alone:
-        check_portion(config, task, batches, group)
-    elif config.guard.preflight and not plainly_fits(config):
-        runtime = make_runtime(config.runtime.device, config.runtime.dtype, config.runtime.threads)
-        check_memory(config, estimate(config, task, batches, runtime), config.runtime.device)
+    if config.guard.preflight:
+        require_memory(config, task, batches, group)
 
     again = f"isoflop train --resume {folder.path}"
     echo = 0.0 if group.alone else ECHO

@@ -20,9 +20,10 @@ from isoflop.parallel import pause
 from isoflop.parallel.cost import Layout
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import RunFolder, read_run
-from isoflop.trainer import RunConfig, portion, preflight, train
+from isoflop.trainer import RunConfig, train
 from isoflop.trainer.guard import account
 from isoflop.trainer.hooks import HeldOut, Hook, Samples
+from isoflop.trainer.memory import estimate, portion
 from isoflop.trainer.recovery import Diverged
 from isoflop.trainer.signals import Interrupted
 from isoflop.trainer.task import CausalLM
@@ -160,10 +161,10 @@ def memory(folder, mode, group):
     """A run that does not fit, refused; and with the setting that it was told of."""
     config, data = setting(folder.parent / "texts", mode, group, ["every.evaluate=0", "steps=1", "model.layers=8"])
     task = CausalLM()
-    need = portion.whole(config, task, task.batches(config, data), "cpu")
+    need = portion.measure_footprint(config, task, task.batches(config, data), "cpu")
     free = group.local_size * need.on_one(Layout("fsdp", group.size), 1, 4)
-    known = preflight.free_memory, portion.free_memory
-    preflight.free_memory = portion.free_memory = lambda device: free + 10**6 * group.rank  # the least counts
+    known = estimate.free_memory, portion.free_memory
+    estimate.free_memory = portion.free_memory = lambda device: free + 10**6 * group.rank  # the least counts
     try:
         train(config, folder / "run", prepared=data, group=group)
         why = ""
@@ -172,7 +173,7 @@ def memory(folder, mode, group):
     there = (folder / "run").exists()
     fits = override(config, ["parallel.mode=fsdp", "batch.micro_sequences=1"])
     step = train(fits, folder / "fits", prepared=data, group=group).step
-    preflight.free_memory, portion.free_memory = known
+    estimate.free_memory, portion.free_memory = known
     return {"why": group.gather(why), "there": there, "step": step}
 
 

@@ -5,11 +5,11 @@ import pytest
 from isoflop.config import override
 from isoflop.parallel.cost import Layout
 from isoflop.trainer import RunConfig
-from isoflop.trainer.portion import Whole, ways_out
+from isoflop.trainer.memory.portion import Footprint, ways_out
 
 # 1,000 parameters in 4 units of 200 and 200 in none; AdamW
-WHOLE = Whole(parameters=1000, unit=200, kept=400, state=8000, stack=0, sequence=500, cast=0)
-MUON = Whole(parameters=1000, unit=200, kept=400, state=6000, stack=1200, sequence=500, cast=2)
+WHOLE = Footprint(parameters=1000, unit=200, kept=400, state=8000, stack=0, sequence=500, cast=0)
+MUON = Footprint(parameters=1000, unit=200, kept=400, state=6000, stack=1200, sequence=500, cast=2)
 
 
 def test_ddp_holds_what_one_process_does_and_fsdp_its_piece_and_what_is_gathered():

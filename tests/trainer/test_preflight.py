@@ -12,11 +12,17 @@ from isoflop.model.build import build_model
 from isoflop.records import read_run
 from isoflop.runtime import available, free_memory, left_of, make_runtime
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.preflight import Memory, check_memory, estimate, kept_bytes, plainly_fits
+from isoflop.trainer.memory.estimate import RunMemory, estimate, kept_bytes, plainly_fits
+from isoflop.trainer.memory.preflight import check_memory
 from isoflop.trainer.task import CausalLM
 from small import TINY
 
 GB = 10**9
+
+
+def set_free_memory(monkeypatch, free_memory):
+    for name in ("estimate", "portion", "preflight"):
+        monkeypatch.setattr(f"isoflop.trainer.memory.{name}.free_memory", free_memory)
 
 
 @pytest.fixture
@@ -42,7 +48,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_there(config, tmp_path,
     data = task.prepare_data(config.data)
     need = estimate(config, task, task.batches(config, data), make_runtime("cpu", "float32", 1))
     free = need.total(3)  # of 8 sequences in a pass
-    monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device: free)
+    set_free_memory(monkeypatch, lambda device: free)
     with pytest.raises(UserError, match=r"8 sequences.*use --set batch\.micro_sequences=2$"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -61,7 +67,7 @@ def test_what_plainly_fits_needs_less_than_that_by_the_estimate(config, monkeypa
         config, task, task.batches(config, task.prepare_data(config.data)), make_runtime("cpu", "float32", 1)
     )
     for free in (need.total(config.batch.micro), 64 * need.total(config.batch.micro)):
-        monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device, free=free: free)
+        set_free_memory(monkeypatch, lambda device, free=free: free)
         assert plainly_fits(config) == (free > need.total(config.batch.micro))
 
 
@@ -95,18 +101,18 @@ def test_with_recomputation_one_block_is_kept_and_the_inputs_of_all(config):
 @pytest.mark.parametrize(
     ("need", "said"),
     [
-        (Memory(2 * GB, GB // 2, GB), "micro_sequences=4"),
-        (Memory(4 * GB, GB, 2 * GB), "micro_sequences=1 every.background=false"),
-        (Memory(6 * GB, GB, 0), "no size of a pass fits"),
+        (RunMemory(2 * GB, GB // 2, GB), "micro_sequences=4"),
+        (RunMemory(4 * GB, GB, 2 * GB), "micro_sequences=1 every.background=false"),
+        (RunMemory(6 * GB, GB, 0), "no size of a pass fits"),
     ],
 )
 def test_the_way_out_is_the_largest_that_fits(monkeypatch, need, said):
-    monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device: 5 * GB)
+    set_free_memory(monkeypatch, lambda device: 5 * GB)
     config = override(RunConfig(), ["batch.sequences=12"])
     with pytest.raises(UserError, match=said) as raised:
         check_memory(config, need, "cpu")
     assert "\n" not in str(raised.value) and "5.0 GB is free" in str(raised.value)
-    monkeypatch.setattr("isoflop.trainer.preflight.free_memory", lambda device: None)
+    set_free_memory(monkeypatch, lambda device: None)
     check_memory(config, need, "cpu")  # where the system does not say, nothing is refused
 
 

@@ -1,6 +1,6 @@
 """Before the first step of several processes: does what each of them holds fit, and if not, what would?
 
-preflight.py counts a model and measures what its backward pass keeps; parallel/cost.py says what of that lies on one
+estimate.py counts a model and measures what its backward pass keeps; parallel/cost.py says what of that lies on one
 process in each mode. The first process estimates, and all refuse with the same words, for the least that is free on any
 of them. Processes that compute on a host's processors share its memory, and each has the same part of it.
 """
@@ -18,15 +18,15 @@ from isoflop.parallel.cost import Layout, Mode, memory
 from isoflop.parallel.mesh import Group
 from isoflop.runtime import free_memory, make_runtime
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.preflight import FLOAT, counted, for_a_sequence, plainly_fits, shown
+from isoflop.trainer.memory.estimate import FLOAT, bytes_per_sequence, count_bytes, plainly_fits, shown
 from isoflop.trainer.task import Task
 
 CAST = 2  # bytes: autocast keeps a bfloat16 copy of every weight from forward to backward
 
 
 @dataclass(frozen=True)
-class Whole:
-    """What is to be divided.
+class Footprint:
+    """What is to be divided among processes.
 
     Attributes:
         parameters: of the model.
@@ -35,7 +35,7 @@ class Whole:
         state: bytes of the optimiser's, for all parameters.
         stack: bytes of what Muon works on at once, if it is one of the optimisers.
         sequence: bytes that the backward pass needs for one sequence in a pass.
-        cast: bytes that autocast keeps for a parameter.
+        cast: bytes that autocast keeps per parameter.
     """
 
     parameters: int
@@ -68,21 +68,21 @@ class Whole:
         return round(held.total + muon)
 
 
-def whole(config: RunConfig, task: Task, batches: Batches, device: str) -> Whole:
+def measure_footprint(config: RunConfig, task: Task, batches: Batches, device: str) -> Footprint:
     """Count and estimate. Draws from torch's generators."""
     with torch.device("meta"):
         model = build_model(config.task, config.model)
     task.prepare(model)
     runtime = make_runtime(device, config.runtime.dtype)
-    weights, moments, stack = counted(model, config.optim)
+    weights, moments, stack = count_bytes(model, config.optim)
     units = [sum(tensor.numel() for tensor in unit.parameters()) for unit in model.units()]
-    return Whole(
+    return Footprint(
         parameters=weights // FLOAT,
         unit=max(units),
         kept=weights // FLOAT - sum(units) + units[-1],
         state=moments,
         stack=stack,
-        sequence=for_a_sequence(config, task, batches, runtime),
+        sequence=bytes_per_sequence(config, task, batches, runtime),
         cast=CAST if runtime.dtype != torch.float32 and config.parallel.gather == "float32" else 0,
     )
 
@@ -98,7 +98,9 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
     rows = batch.sequences // group.size
     if not any(group.gather(not plainly_fits(config, sharing, min(batch.micro, rows)))):
         return
-    found = Whole(**group.broadcast(asdict(whole(config, task, batches, device)) if group.first else None))
+    found = Footprint(
+        **group.broadcast(asdict(measure_footprint(config, task, batches, device)) if group.first else None)
+    )
     free = [bytes_ for bytes_ in group.gather(free_memory(device)) if bytes_ is not None]
     if not free:
         return
@@ -119,7 +121,7 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
     )
 
 
-def ways_out(config: RunConfig, found: Whole, layout: Layout, room: int) -> Iterator[str]:
+def ways_out(config: RunConfig, found: Footprint, layout: Layout, room: int) -> Iterator[str]:
     """The settings that fit, the least change first: fewer sequences in a pass, then the model divided among more, and
     gradients not held whole over the passes."""
     rows, least = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)

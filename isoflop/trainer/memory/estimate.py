@@ -1,0 +1,132 @@
+"""How much memory a run needs, before anything large is made.
+
+Weights, gradients and the optimiser's state are counted on the meta device. What the backward pass needs is measured on
+models of the same kind with at most four layers, on one and two sequences, and extrapolated linearly in layers and
+sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from isoflop.data.loader import Batches
+from isoflop.model.build import build_model
+from isoflop.model.count import parameters
+from isoflop.optim.config import OptimConfig
+from isoflop.optim.groups import split
+from isoflop.runtime import Runtime, free_memory
+from isoflop.trainer.config import RunConfig
+from isoflop.trainer.task import Task
+
+FLOAT = 4  # bytes: weights, gradients and moments are float32
+GENEROUS = 64  # times the width: what a layer keeps per token, half of it or less in every block that we have
+SPARE = 1.1  # of what the backward pass keeps, for what it holds besides for a moment
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """Bytes that a run needs.
+
+    Attributes:
+        fixed: weights, gradients, the optimiser's state, and what Muon's step works on.
+        sequence: what the backward pass needs for one sequence in a pass.
+        copy: of a checkpoint that is being written, in main memory.
+    """
+
+    fixed: int
+    sequence: int
+    copy: int
+
+    def total(self, sequences: int) -> int:
+        """With so many sequences in a pass, all in one memory."""
+        return self.fixed + self.sequence * sequences + self.copy
+
+
+def plainly_fits(config: RunConfig, sharing: int = 1, rows: int = 0) -> bool:
+    """Whether a guess that is generous for any blocks is less than half of what is free. Nothing need be tried out
+    then, which would take a second of every start, and memory of its own.
+
+    Args:
+        sharing: processes that share this memory.
+        rows: sequences in a pass of each process; 0: as many as the batch's passes have.
+    """
+    free, model = free_memory(config.runtime.device), config.model
+    weights = FLOAT * parameters(model, config.task).total
+    wide = GENEROUS * model.d_model + model.heads * model.context  # numbers kept per token and layer
+    kept = FLOAT * (rows or config.batch.micro) * model.context * (model.layers + model.encoder_layers + 1) * wide
+    return free is not None and sharing * (8 * weights + kept) < free / 2
+
+
+def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> RunMemory:
+    """The memory of a run, before anything large is made. Draws from torch's generators."""
+    with torch.device("meta"):
+        model = build_model(config.task, config.model)
+    task.prepare(model)
+    weights, moments, stack = count_bytes(model, config.optim)
+    return RunMemory(
+        fixed=2 * weights + moments + 3 * stack,
+        sequence=bytes_per_sequence(config, task, batches, runtime),
+        copy=weights + moments if config.every.background else 0,
+    )
+
+
+def count_bytes(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
+    """Bytes of a model's weights, of its optimisers' state, and of the matrices that a step works on at once."""
+    entry, state = optim.entry, 0
+    stacks: dict[torch.Size, int] = {}
+    for group in split(model):
+        for tensor in group.parameters.values():
+            state += entry.state_bytes(group.name) * tensor.numel()
+            if entry.stacks(group.name):
+                stacks[tensor.shape] = stacks.get(tensor.shape, 0) + FLOAT * tensor.numel()
+    return FLOAT * sum(tensor.numel() for tensor in model.parameters()), state, max(stacks.values(), default=0)
+
+
+def bytes_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> int:
+    """Bytes that the backward pass needs for one sequence of the largest shape."""
+    return round(SPARE * kept_per_sequence(config, task, batches, runtime))
+
+
+def kept_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
+    """Bytes that are kept for the backward pass of one sequence of the largest shape, beyond what any pass keeps."""
+    layers = config.model.layers + config.model.encoder_layers
+    few, more = (min(count, config.model.layers) for count in (2, 4))
+    found = []
+    for count in dict.fromkeys((few, more)):
+        model = replace(config.model, layers=count, encoder_layers=min(count, config.model.encoder_layers))
+        with runtime.device:
+            small = build_model(config.task, model)
+        task.prepare(small)
+        fewest = 1 if config.model.norm.name != "batch" else 2  # statistics over one sequence are none
+        one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))
+        found.append((model.layers + model.encoder_layers, (two - one) / fewest))
+    (depth, bytes_), (further, more_bytes) = found[0], found[-1]
+    if further == depth:
+        block = bytes_ / depth  # all of them were there, or the encoder alone is deeper
+    else:
+        block = (more_bytes - bytes_) / (further - depth)
+    if config.runtime.recompute:  # of each block its input, and of one at a time the rest
+        return bytes_ - depth * block + block + layers * FLOAT * config.model.context * config.model.d_model
+    return bytes_ + (layers - depth) * block
+
+
+def kept_bytes(model: Any, task: Task, batch: Sequence[torch.Tensor], runtime: Runtime) -> int:
+    """What a forward pass of `batch` keeps for its backward pass, in bytes."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), runtime.autocast():
+        loss = task.loss(model, *(tensor.to(runtime.device) for tensor in batch))
+    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    del loss
+    return sum(bytes_ for place, bytes_ in kept.items() if place not in own)
+
+
+def shown(bytes_: float) -> str:
+    return f"{bytes_ / 1e9:,.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:,.1f} MB"
