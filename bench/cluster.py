@@ -22,7 +22,7 @@ from cluster_time import CLUSTERS, PAID, USABLE, Cluster, Step, Work, require_fi
 from isoflop.errors import UserError
 from isoflop.model.count import build_on_meta, count, palm
 from isoflop.model.presets import PRESETS
-from isoflop.parallel.cost import Layout, Memory, activation_bytes, memory
+from isoflop.parallel.cost import Parallelism, ProcessMemory, activation_bytes, memory
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
 
@@ -76,11 +76,11 @@ class Way:
 class Row:
     """One way to train it."""
 
-    layout: Layout
+    layout: Parallelism
     sequences: int
     passes: int
     step: Step
-    held: Memory
+    held: ProcessMemory
 
     def tokens_per_second(self, model: Model) -> float:
         return self.layout.processes * self.sequences * self.passes * model.context / self.step.seconds
@@ -99,16 +99,16 @@ def rows(model: Model, cluster: Cluster, gpus: int, batch: float, way: Way) -> I
             yield f"{mode:5} {str(error).partition('(')[0].strip()}"
 
 
-def layouts(mode: str, gpus: int, node: int) -> list[Layout]:
+def layouts(mode: str, gpus: int, node: int) -> list[Parallelism]:
     if mode != "hsdp":
-        return [Layout(mode, gpus)]
+        return [Parallelism(mode, gpus)]
     shards = [node * 2**i for i in range(20) if node * 2**i < gpus and gpus % (node * 2**i) == 0]
     if not shards:
         raise UserError("needs more than one node; on one it is fsdp")
-    return [Layout("hsdp", gpus, gpus // size) for size in shards]
+    return [Parallelism("hsdp", gpus, gpus // size) for size in shards]
 
 
-def fastest(model: Model, cluster: Cluster, choices: list[Layout], sequences: int, way: Way) -> Row:
+def fastest(model: Model, cluster: Cluster, choices: list[Parallelism], sequences: int, way: Way) -> Row:
     """Each layout with the most sequences a pass that fit, and of these the fastest.
 
     Raises:
@@ -204,7 +204,7 @@ class Published:
         return Work(self.parameters, flops, tokens, self.layers + 1, self.passes, self.recompute)
 
     def predicted(self, share: float, paid: float = PAID) -> float:
-        layout = Layout("fsdp", self.gpus)
+        layout = Parallelism("fsdp", self.gpus)
         taken = step(self.work, layout, MACHINES[self.source], share, reduce_bytes=self.reduce_bytes, paid=paid)
         return self.work.tokens * self.passes / taken.seconds
 

@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from isoflop.errors import UserError
-from isoflop.parallel.cost import Layout, Memory, traffic
+from isoflop.parallel.cost import Parallelism, ProcessMemory, traffic
 
 # What a collective attains of a wire's rate. Between nodes: all-gather at 324 GB/s and all-reduce at 331 of 400 (4
 # nodes of 8 H100, NCCL 2.24.3, Voltage Park's benchmark); 340 of 400 (32 nodes, NVIDIA/nccl issue 1218).
@@ -150,7 +150,7 @@ class Transfer:
 
 def step(
     work: Work,
-    layout: Layout,
+    layout: Parallelism,
     cluster: Cluster,
     share: float,
     *,
@@ -182,7 +182,7 @@ def step(
     )
 
 
-def gathering(work: Work, layout: Layout, cluster: Cluster, width: float) -> Transfer:
+def gathering(work: Work, layout: Parallelism, cluster: Cluster, width: float) -> Transfer:
     """All parameters gathered once, unit by unit.
 
     Processes are numbered node by node, and those of a shard group are neighbours, as in FSDP's 2-D mesh.
@@ -191,7 +191,7 @@ def gathering(work: Work, layout: Layout, cluster: Cluster, width: float) -> Tra
     return transfer(cluster, sent, work.units, layout.shards, min(layout.shards, cluster.node))
 
 
-def summing(work: Work, layout: Layout, cluster: Cluster, width: float) -> Transfer:
+def summing(work: Work, layout: Parallelism, cluster: Cluster, width: float) -> Transfer:
     """All gradients summed once: within the shard groups, then across the replicas. ddp sums in buckets, not units."""
     sent = traffic(layout, work.parameters, reduce_bytes=width)
     within = transfer(cluster, sent.scattered, work.units, layout.shards, min(layout.shards, cluster.node))
@@ -225,7 +225,7 @@ def tree_latency(group: int, together: int) -> float:
     return START + 2 * ((together - 1) * HOP + math.log2(math.ceil(group / together)) * HOP_NETWORK)
 
 
-def require_fits(held: Memory, cluster: Cluster) -> None:
+def require_fits(held: ProcessMemory, cluster: Cluster) -> None:
     """Raises UserError unless a GPU holds it."""
     if held.total > USABLE * cluster.memory:
         raise UserError(

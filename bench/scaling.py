@@ -32,8 +32,9 @@ from isoflop.config import override
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.parallel.config import DIVIDED
-from isoflop.parallel.cost import Layout, traffic
-from isoflop.parallel.mesh import Group, joined
+from isoflop.parallel.cost import Parallelism, traffic
+from isoflop.parallel.launch import joined
+from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
@@ -148,7 +149,7 @@ def measure(size: str, optimizer: str, mode: str, processes: int, threads: int, 
 
 
 def least(mode: str, processes: int, found: dict[str, Any]) -> float:
-    layout = Layout(mode, processes, 2 if mode == "hsdp" else 0)  # type: ignore[arg-type]
+    layout = Parallelism(mode, processes, 2 if mode == "hsdp" else 0)  # type: ignore[arg-type]
     return traffic(layout, found["parameters"], kept=found["kept"]).total
 
 

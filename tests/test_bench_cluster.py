@@ -6,7 +6,7 @@ import pytest
 from cluster import FITTED, Model, Way, check, fit, rows, unfitted
 from cluster_time import CLUSTERS, PAID, Work, require_fits, step
 from isoflop.errors import UserError
-from isoflop.parallel.cost import Layout, Memory, traffic
+from isoflop.parallel.cost import Parallelism, ProcessMemory, traffic
 
 H100 = CLUSTERS["h100"]
 WORK = Work(parameters=8e9, flops=5.8e10, tokens=16384, units=33)
@@ -47,12 +47,16 @@ def test_the_fitted_constant_is_what_its_table_gives():
 
 def test_alone_nothing_is_exposed():
     for mode in ("none", "ddp", "fsdp"):
-        assert step(WORK, Layout(mode, 1), H100, 0.5).exposed == 0
+        assert step(WORK, Parallelism(mode, 1), H100, 0.5).exposed == 0
 
 
 def test_a_step_is_never_faster_than_its_bytes_or_its_flops():
     for gpus in (8, 64, 1024):
-        for layout in (Layout("ddp", gpus), Layout("fsdp", gpus), Layout("hsdp", gpus, max(1, gpus // 8))):
+        for layout in (
+            Parallelism("ddp", gpus),
+            Parallelism("fsdp", gpus),
+            Parallelism("hsdp", gpus, max(1, gpus // 8)),
+        ):
             for network in (1e9, 400e9):
                 cluster = replace(H100, network=network)
                 taken = step(WORK, layout, cluster, 0.5).seconds
@@ -63,34 +67,37 @@ def test_a_step_is_never_faster_than_its_bytes_or_its_flops():
 
 def test_a_slower_network_is_slower_only_across_nodes():
     slow = replace(H100, network=H100.network / 40)
-    assert step(WORK, Layout("fsdp", 8), slow, 0.5) == step(WORK, Layout("fsdp", 8), H100, 0.5)
-    assert step(WORK, Layout("fsdp", 16), slow, 0.5).exposed > 3 * step(WORK, Layout("fsdp", 16), H100, 0.5).exposed
+    assert step(WORK, Parallelism("fsdp", 8), slow, 0.5) == step(WORK, Parallelism("fsdp", 8), H100, 0.5)
+    assert (
+        step(WORK, Parallelism("fsdp", 16), slow, 0.5).exposed
+        > 3 * step(WORK, Parallelism("fsdp", 16), H100, 0.5).exposed
+    )
 
 
 def test_hsdp_is_for_many_gpus_and_slow_networks():
     """Gathering stays within the node and a shard's gradients alone cross the network."""
     slow = replace(H100, network=100e9)
-    fsdp, hsdp = (step(WORK, layout, slow, 0.5) for layout in (Layout("fsdp", 512), Layout("hsdp", 512, 64)))
+    fsdp, hsdp = (step(WORK, layout, slow, 0.5) for layout in (Parallelism("fsdp", 512), Parallelism("hsdp", 512, 64)))
     assert hsdp.exposed < fsdp.exposed / 2
 
 
 def test_passes_multiply_what_fsdp_exposes_and_not_what_ddp_does():
     many = replace(WORK, passes=8)
     for mode, factor in (("fsdp", 8), ("ddp", 1)):
-        one, eight = (step(work, Layout(mode, 64), H100, 0.5).exposed for work in (WORK, many))
+        one, eight = (step(work, Parallelism(mode, 64), H100, 0.5).exposed for work in (WORK, many))
         assert eight == pytest.approx(factor * one)
 
 
 def test_recomputing_costs_a_forward_pass():
-    assert step(replace(WORK, recompute=True), Layout("none", 1), H100, 0.5).compute == pytest.approx(
-        4 / 3 * step(WORK, Layout("none", 1), H100, 0.5).compute
+    assert step(replace(WORK, recompute=True), Parallelism("none", 1), H100, 0.5).compute == pytest.approx(
+        4 / 3 * step(WORK, Parallelism("none", 1), H100, 0.5).compute
     )
 
 
 def test_what_does_not_fit_is_refused():
-    require_fits(Memory(10e9, 10e9, 20e9, 2e9, 30e9), H100)
+    require_fits(ProcessMemory(10e9, 10e9, 20e9, 2e9, 30e9), H100)
     with pytest.raises(UserError, match="172 GB do not fit a GPU of 80 GB"):
-        require_fits(Memory(40e9, 40e9, 80e9, 2e9, 10e9), H100)
+        require_fits(ProcessMemory(40e9, 40e9, 80e9, 2e9, 10e9), H100)
 
 
 def test_the_table_says_why_a_mode_cannot_be():

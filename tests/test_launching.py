@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.parallel.mesh import read_environment
+from isoflop.parallel.launch import read_environment
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 

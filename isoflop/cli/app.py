@@ -35,7 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal
         for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
-        torchrun itself says more, and gives 1 for any of them (parallel/mesh.py).
+        torchrun itself says more, and gives 1 for any of them (parallel/failures.py).
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -66,13 +66,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def stopped_run(error: Exception) -> int:
     """The exit code of a run that ended early, said in one line; anything else is raised again."""
-    from isoflop.parallel.mesh import Lost, Told
+    from isoflop.parallel.failures import FailedElsewhere, Lost
     from isoflop.trainer.recovery import Diverged
     from isoflop.trainer.signals import Interrupted, Signals
 
     for number in Signals.CAUGHT:  # torchrun sends one to all when the first has left; the exit code is said already
         signal.signal(number, signal.SIG_IGN)
-    if isinstance(error, Told):
+    if isinstance(error, FailedElsewhere):
         return error.exit_code
     if isinstance(error, Interrupted):
         print(f"isoflop: {error}; saved. Go on with: isoflop train --resume {error.folder}", file=sys.stderr)

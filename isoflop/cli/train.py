@@ -63,13 +63,13 @@ def train(
     from isoflop.config import override, to_dict
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
-    from isoflop.parallel.mesh import talks
+    from isoflop.parallel.launch import is_main
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen, show_outcome, show_plan
     from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
-        screen = Screen(quiet=not talks())
+        screen = Screen(quiet=not is_main())
         listener = job.Listener(
             say=screen.say,
             progress=screen.progress,

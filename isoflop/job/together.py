@@ -16,7 +16,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from isoflop.config import from_dict, to_dict
 from isoflop.data.prepared import Data
 from isoflop.job.outcome import measure_last
-from isoflop.parallel.mesh import Group, joined
+from isoflop.parallel.launch import joined
+from isoflop.parallel.mesh import Group
 from isoflop.records import RunFolder, read_object, read_run
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps

@@ -30,7 +30,7 @@ Mode = Literal["none", "ddp", "fsdp", "hsdp"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class Parallelism:
     """How `processes` share one model.
 
     Attributes:
@@ -86,7 +86,7 @@ class Traffic:
 
 
 def traffic(
-    layout: Layout,
+    layout: Parallelism,
     parameters: float,
     *,
     parameter_bytes: float = 4,
@@ -126,7 +126,7 @@ def part(processes: int) -> float:
 
 
 @dataclass(frozen=True)
-class Memory:
+class ProcessMemory:
     """Bytes on one process, at the peak of a step.
 
     Attributes:
@@ -149,7 +149,7 @@ class Memory:
 
 
 def memory(
-    layout: Layout,
+    layout: Parallelism,
     parameters: float,
     *,
     largest_unit: float,
@@ -162,7 +162,7 @@ def memory(
     cast_bytes: float = 0,
     reshard: bool = True,
     whole_gradients: bool = False,
-) -> Memory:
+) -> ProcessMemory:
     """What a process holds. Not in it: the CUDA context, NCCL's buffers, what the allocator cannot use.
 
     Args:
@@ -187,7 +187,7 @@ def memory(
         gathered += parameters * cast_bytes
     else:
         gathered = parameters * (cast_bytes or (compute_bytes if compute_bytes < parameter_bytes else 0))
-    return Memory(
+    return ProcessMemory(
         parameters=own * parameter_bytes,
         gradients=own * parameter_bytes,
         optimizer=own * state_bytes,

@@ -1,14 +1,14 @@
 """Whole matrices for an optimiser that needs them (Muon), where each process holds all of them, or a piece of each.
 
-Either way the matrices are dealt out: of a list, process r gets every N-th one, beginning with number r, and is the
-only one to work on it. No product is computed twice, and all processes go on with the same bits.
+Both are what optim/muon.py calls Matrices. The matrices are dealt out: of a list, process r gets every N-th one,
+beginning with number r, and is the only one to work on it. Nothing is computed twice, and all processes continue with
+the same bits.
 
     Shared    whole everywhere (DDP)    work on one's own ──> all gather the results
     Divided   rows divided (FSDP2)      rows ──all to all──> whole ones of one's own ──> work ──all to all──> rows
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,24 +18,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from isoflop.parallel.mesh import Group
 
 Work = Callable[[Tensor], Tensor]
-
-
-class Matrices(Protocol):
-    """What optim/muon.py asks for."""
-
-    def local(self, tensor: Tensor) -> Tensor:
-        """The part of a parameter, gradient or buffer that lies here, sharing its memory."""
-
-    def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-        """Apply `work`, which maps a stack (n, ..., R, C) to one of the same shape, to tensors of one shape.
-
-        Args:
-            parts: what lies here of each.
-            like: one of the parameters.
-
-        Returns:
-            What belongs here of each result, in `work`'s dtype.
-        """
 
 
 class Shared:

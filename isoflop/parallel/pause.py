@@ -9,7 +9,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from isoflop.parallel.mesh import CutShort, Group
+from isoflop.parallel.failures import CutShort
+from isoflop.parallel.mesh import Group
 
 EVERY = 1.0  # seconds between two exchanges, where a part is not longer
 MOST = 1000  # parts between two of them
@@ -38,7 +39,7 @@ class Pauses:
         Raises:
             CutShort: in all.
         """
-        asked, self.until = self.group.largest([int(self.asked()), max(1, min(parts, MOST)) * self.group.first])
+        asked, self.until = self.group.all_max([int(self.asked()), max(1, min(parts, MOST)) * self.group.first])
         if asked:
             raise CutShort
         self.parts, self.at = 0, time.monotonic()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isoflop.parallel.config import ParallelConfig
-from isoflop.parallel.matrices import Divided, Matrices, Shared
+from isoflop.parallel.matrices import Divided, Shared
 from isoflop.parallel.mesh import ALONE, Group
 
 Loss = Callable[..., Tensor]
@@ -44,11 +44,11 @@ class Layout:
     Attributes:
         group: the processes.
         matrices: how an optimiser gets at whole matrices; None: they are whole.
-        together: whether a forward needs all processes, also one that nothing is learned from.
+        forward_is_collective: whether a forward pass needs all processes, also one without gradients.
     """
 
-    matrices: Matrices | None = None
-    together = False
+    matrices: Shared | Divided | None = None
+    forward_is_collective = False
 
     def __init__(self, model: Any, loss: Loss, group: Group = ALONE) -> None:
         self.model, self.group, self._loss = model, group, loss
@@ -105,13 +105,13 @@ class Replicated(Layout):
             yield
 
     def whole(self, tensor: Tensor) -> Tensor:
-        return self.group.first_ones(tensor)
+        return self.group.broadcast_(tensor)
 
 
 class Sharded(Layout):
     """Every process has a piece of each unit, and gathers a unit when its turn comes."""
 
-    together = True
+    forward_is_collective = True
 
     def __init__(
         self, model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str, weights: Weights | None
@@ -142,7 +142,7 @@ class Sharded(Layout):
         from torch.distributed.tensor import DTensor
 
         whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        return whole if self.copies == 1 else self.group.first_ones(whole)
+        return whole if self.copies == 1 else self.group.broadcast_(whole)
 
 
 def lay_out(

@@ -27,7 +27,8 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from isoflop.parallel.mesh import Group, Lost, Told, broken
+from isoflop.parallel.failures import FailedElsewhere, Lost, broken
+from isoflop.parallel.mesh import Group
 
 BEATS = 20  # beats in one timeout, but no more often than the next and no less than the last
 FASTEST, SLOWEST = 0.1, 2.0  # seconds between two beats
@@ -93,7 +94,7 @@ class Watchdog:
             while not gone and time.monotonic() < deadline:
                 time.sleep(self.every)
                 if store.check(["failure"]):
-                    return Told(int(store.get("failure")))
+                    return FailedElsewhere(int(store.get("failure")))
                 gone = [rank for rank in self.heard if self.missing(rank, time.monotonic())]
         gone = gone or [rank for rank in range(self.group.size) if rank not in self.heard]
         named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or f"to an unknown one ({error})"
@@ -174,7 +175,7 @@ class Watchdog:
         blamed = self.silent(now)
         if self.group.rank in blamed and len(blamed) < self.group.size:
             self.over.wait(4 * self.every + 1)
-        if self.group.speaks(1):
+        if self.group.failures.claims_error(1):
             self.say(self.words(blamed, now))
         os._exit(1)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from isoflop.optim.schedules import Decision
-from isoflop.parallel.mesh import CutShort
+from isoflop.parallel.failures import CutShort
 from isoflop.records import read_lines
 from isoflop.trainer.state import RunState
 
@@ -129,9 +129,9 @@ class Samples(Hook):
         try:
             with state.may_be_cut_short():
                 pass  # a signal that came to another process
-            if not (layout.together or state.folder.mine):
+            if not (layout.forward_is_collective or state.folder.mine):
                 return
-            with state.may_be_cut_short(by_all=layout.together), torch.no_grad(), state.runtime.autocast():
+            with state.may_be_cut_short(by_all=layout.forward_is_collective), torch.no_grad(), state.runtime.autocast():
                 for line in state.task.samples(state.model, state.prepared, state.config):
                     lines.append(line)
                     layout.group.pause()

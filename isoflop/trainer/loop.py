@@ -227,7 +227,7 @@ def updates_ahead(state: RunState) -> bool:
     the device itself skips a step that is not finite. Spikes only the host can judge, and where weights are sharded
     (FSDP) no optimiser is told by the device."""
     on_gpu = state.runtime.device.type == "cuda"
-    host_is_needed = state.config.guard.spike != "keep" or state.layout.together
+    host_is_needed = state.config.guard.spike != "keep" or state.layout.forward_is_collective
     return on_gpu and not host_is_needed and support_found_inf(state.optimizers)
 
 

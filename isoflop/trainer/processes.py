@@ -21,7 +21,7 @@ def agree(group: Group, signal: int | None, decision: Decision | None) -> tuple[
     that the first one's clock made."""
     if group.alone:
         return signal, decision
-    number, decided = group.largest([signal or 0, int(decision is not None)])
+    number, decided = group.all_max([signal or 0, int(decision is not None)])
     if decided:
         decision = Decision.from_dict(group.broadcast(decision.to_dict() if decision else None))
     return number or None, decision

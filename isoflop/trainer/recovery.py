@@ -8,7 +8,7 @@ from typing import Any
 
 from isoflop import checkpoint
 from isoflop.errors import UserError
-from isoflop.parallel.mesh import Lost
+from isoflop.parallel.failures import Lost
 from isoflop.records import Lock, RunFolder
 from isoflop.trainer.begin import last_checkpoint, put_back
 from isoflop.trainer.guard import Trouble

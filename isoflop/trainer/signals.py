@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from isoflop.parallel.mesh import CutShort
+from isoflop.parallel.failures import CutShort
 
 
 class Interrupted(Exception):

@@ -15,7 +15,7 @@ from isoflop.model.build import build_model
 from isoflop.model.cross_entropy import IGNORED
 from isoflop.optim.build import build
 from isoflop.parallel.config import DIVIDED
-from isoflop.parallel.mesh import joined
+from isoflop.parallel.launch import joined
 from isoflop.parallel.shard import lay_out
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig

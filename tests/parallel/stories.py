@@ -17,7 +17,7 @@ from isoflop.config import override
 from isoflop.data.prepare import open_prepared
 from isoflop.errors import UserError
 from isoflop.parallel import pause
-from isoflop.parallel.cost import Layout
+from isoflop.parallel.cost import Parallelism
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunConfig, train
@@ -162,7 +162,7 @@ def memory(folder, mode, group):
     config, data = setting(folder.parent / "texts", mode, group, ["every.evaluate=0", "steps=1", "model.layers=8"])
     task = CausalLM()
     need = portion.measure_footprint(config, task, task.batches(config, data), "cpu")
-    free = group.local_size * need.on_one(Layout("fsdp", group.size), 1, 4)
+    free = group.local_size * need.on_one(Parallelism("fsdp", group.size), 1, 4)
     known = estimate.free_memory, portion.free_memory
     estimate.free_memory = portion.free_memory = lambda device: free + 10**6 * group.rank  # the least counts
     try:

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.parallel.cost import Layout, memory, traffic
+from isoflop.parallel.cost import Parallelism, memory, traffic
 
 WIDTH = 4  # bytes of a number
 
@@ -57,7 +57,7 @@ def test_ddp_sends_what_a_ring_all_reduce_sends(processes):
     parameters = 3 * processes
     results = ring.all_gather(ring.reduce_scatter(given))
     assert all(result == column_sums(given) for result in results)
-    asked = traffic(Layout("ddp", processes), parameters)
+    asked = traffic(Parallelism("ddp", processes), parameters)
     assert ring.sent == [pytest.approx(asked.total)] * processes
     assert asked.reduced == asked.total
 
@@ -72,7 +72,7 @@ def test_fsdp_sends_what_its_ring_collectives_send(processes, passes, reshard):
         for _ in range(2 if reshard else 1):
             assert ring.all_gather(given[0])[-1] == given[0]
         ring.reduce_scatter(given)
-    asked = traffic(Layout("fsdp", processes), parameters, passes=passes, reshard=reshard, reduce_every_pass=True)
+    asked = traffic(Parallelism("fsdp", processes), parameters, passes=passes, reshard=reshard, reduce_every_pass=True)
     assert ring.sent == [pytest.approx(asked.total)] * processes
     assert asked.reduced == 0
 
@@ -90,7 +90,7 @@ def test_hsdp_sends_what_its_two_groups_send():
     halves = [[own[r][0][:2], own[r][0][2:]] for r in range(replicas)]
     total = across.all_gather(across.reduce_scatter(halves))[0]
     assert [number for half in total for number in half] == [replicas * number for number in column_sums(given)[0]]
-    asked = traffic(Layout("hsdp", 6, replicas=2), parameters)
+    asked = traffic(Parallelism("hsdp", 6, replicas=2), parameters)
     assert asked.gathered + asked.scattered == pytest.approx(rings[0].sent[0])
     assert asked.reduced == pytest.approx(across.sent[0])
 
@@ -98,41 +98,43 @@ def test_hsdp_sends_what_its_two_groups_send():
 @pytest.mark.parametrize("processes", [2, 8, 96])
 def test_hsdp_lies_between_fsdp_and_ddp(processes):
     settings = {"parameter_bytes": 2, "reduce_bytes": 4, "passes": 2, "kept": 100}
-    assert traffic(Layout("hsdp", processes, 1), 1000, **settings) == traffic(
-        Layout("fsdp", processes), 1000, **settings
+    assert traffic(Parallelism("hsdp", processes, 1), 1000, **settings) == traffic(
+        Parallelism("fsdp", processes), 1000, **settings
     )
     assert (
-        traffic(Layout("hsdp", processes, processes), 1000, **settings).total
-        == traffic(Layout("ddp", processes), 1000, **settings).total
+        traffic(Parallelism("hsdp", processes, processes), 1000, **settings).total
+        == traffic(Parallelism("ddp", processes), 1000, **settings).total
     )
 
 
 def test_fsdp_costs_half_as_much_again_as_ddp():
     """What ZeRO's authors say of its third stage (1910.02054, section 7), in one dtype and one pass."""
-    assert traffic(Layout("fsdp", 64), 1e9).total == pytest.approx(1.5 * traffic(Layout("ddp", 64), 1e9).total)
+    assert traffic(Parallelism("fsdp", 64), 1e9).total == pytest.approx(
+        1.5 * traffic(Parallelism("ddp", 64), 1e9).total
+    )
 
 
 def test_ddp_sums_once_however_many_passes():
-    assert traffic(Layout("ddp", 4), 1000, passes=7) == traffic(Layout("ddp", 4), 1000)
+    assert traffic(Parallelism("ddp", 4), 1000, passes=7) == traffic(Parallelism("ddp", 4), 1000)
 
 
 def test_what_is_kept_is_gathered_once():
-    assert traffic(Layout("fsdp", 4), 1000, kept=1000) == traffic(Layout("fsdp", 4), 1000, reshard=False)
+    assert traffic(Parallelism("fsdp", 4), 1000, kept=1000) == traffic(Parallelism("fsdp", 4), 1000, reshard=False)
 
 
 def test_shards_share_what_is_held():
     settings = {"largest_unit": 100, "activations": 7}
-    alone, sharded = (memory(Layout("fsdp", n), 1600, **settings) for n in (1, 16))
+    alone, sharded = (memory(Parallelism("fsdp", n), 1600, **settings) for n in (1, 16))
     for name in ("parameters", "gradients", "optimizer"):
         assert getattr(sharded, name) == getattr(alone, name) / 16
     assert alone.total == 1600 * (4 + 4 + 8) + 7
-    assert memory(Layout("ddp", 16), 1600, **settings) == alone
-    assert memory(Layout("hsdp", 16, 4), 1600, **settings) == memory(Layout("fsdp", 4), 1600, **settings)
+    assert memory(Parallelism("ddp", 16), 1600, **settings) == alone
+    assert memory(Parallelism("hsdp", 16, 4), 1600, **settings) == memory(Parallelism("fsdp", 4), 1600, **settings)
 
 
 def test_what_autocast_keeps_is_not_divided():
     settings = {"largest_unit": 100, "activations": 7}
-    for layout in (Layout("ddp", 16), Layout("fsdp", 16), Layout("hsdp", 16, 4)):
+    for layout in (Parallelism("ddp", 16), Parallelism("fsdp", 16), Parallelism("hsdp", 16, 4)):
         more = memory(layout, 1600, cast_bytes=2, **settings).total - memory(layout, 1600, **settings).total
         assert more == 2 * 1600
 
@@ -142,7 +144,7 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
     compiled 77.0 and 62.0 (benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3). Nothing but the shards
     differs, and nothing is fitted: ours is 14.0 GiB, theirs 15.4 and 15.0."""
     settings = {"largest_unit": 525e6, "activations": 0, "compute_bytes": 2}
-    eight, many = (memory(Layout("fsdp", n), 8.03e9, **settings).total for n in (8, 128))
+    eight, many = (memory(Parallelism("fsdp", n), 8.03e9, **settings).total for n in (8, 128))
     assert (eight - many) / 2**30 == pytest.approx(15.2, rel=0.1)
 
 
@@ -158,4 +160,4 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
 )
 def test_layouts_without_sense_are_refused(mode, processes, replicas, said):
     with pytest.raises(UserError, match=said):
-        Layout(mode, processes, replicas)
+        Parallelism(mode, processes, replicas)

@@ -7,7 +7,8 @@ from isoflop.errors import UserError
 from isoflop.files import write_json
 from isoflop.job.together import again
 from isoflop.parallel.config import ParallelConfig
-from isoflop.parallel.mesh import ALONE, Group, joined, read_environment
+from isoflop.parallel.launch import joined, read_environment
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.records import RunFolder
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.processes import agree, check_world
@@ -60,7 +61,7 @@ def test_one_process_sends_nothing_and_agrees_with_itself(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with joined() as group:
         assert group.alone and group.first
-        assert group.broadcast({"a": 1}) == {"a": 1} and group.gather(3) == [3] and group.largest([4, 0]) == [4, 0]
+        assert group.broadcast({"a": 1}) == {"a": 1} and group.gather(3) == [3] and group.all_max([4, 0]) == [4, 0]
         assert group.order([1]) == [1] and group.device("cuda") == "cuda" and group.threads(8) == 8
         assert agree(group, 15, None) == (15, None)
 

@@ -14,7 +14,7 @@ import torch
 from isoflop.data.loader import Batches
 from isoflop.errors import UserError
 from isoflop.model.build import build_model
-from isoflop.parallel.cost import Layout, Mode, memory
+from isoflop.parallel.cost import Mode, Parallelism, memory
 from isoflop.parallel.mesh import Group
 from isoflop.runtime import free_memory, make_runtime
 from isoflop.trainer.config import RunConfig
@@ -46,7 +46,7 @@ class Footprint:
     sequence: int
     cast: int
 
-    def on_one(self, layout: Layout, rows: int, passes: int, every: bool = False) -> int:
+    def on_one(self, layout: Parallelism, rows: int, passes: int, every: bool = False) -> int:
         """Bytes on one process at the most, in a step with so many sequences in each of its passes.
 
         Args:
@@ -105,7 +105,7 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
     if not free:
         return
     mode, copies = config.parallel.resolve(group.size, group.hosts)
-    layout, micro = Layout(cast(Mode, mode), group.size, copies), min(batch.micro, rows)
+    layout, micro = Parallelism(cast(Mode, mode), group.size, copies), min(batch.micro, rows)
     need, room = found.on_one(layout, micro, rows // micro, config.parallel.reduce == "every"), min(free) // sharing
     if need <= room:
         return
@@ -121,7 +121,7 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
     )
 
 
-def ways_out(config: RunConfig, found: Footprint, layout: Layout, room: int) -> Iterator[str]:
+def ways_out(config: RunConfig, found: Footprint, layout: Parallelism, room: int) -> Iterator[str]:
     """The settings that fit, the least change first: fewer sequences in a pass, then the model divided among more, and
     gradients not held whole over the passes."""
     rows, least = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)
@@ -132,7 +132,7 @@ def ways_out(config: RunConfig, found: Footprint, layout: Layout, room: int) -> 
             yield f"use --set batch.micro_sequences={n}"
     divided, settings = layout, ""
     if layout.mode != "fsdp":
-        divided = Layout("fsdp", layout.processes)
+        divided = Parallelism("fsdp", layout.processes)
         settings = " parallel.mode=fsdp" + (" parallel.replicas=0" if config.parallel.replicas else "")
     for reduce in ("", " parallel.reduce=every"):
         for n in (now, *fewer):
