@@ -42,6 +42,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return {}
+
     values: dict[str, int] = {}
     for name in NAMES:
         text = environment.get(name, {"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}.get(name, "0"))
@@ -52,6 +53,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         raise UserError(
             f"the environment has RANK = {values['RANK']} of WORLD_SIZE = {values['WORLD_SIZE']}; start with torchrun"
         )
+
     rank, size, local_rank, local_size, node, restarts = (values[name] for name in NAMES)
     return {
         "rank": rank,
@@ -68,7 +70,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def joined() -> Iterator[Group]:
     """The group that this process was started in, until the context ends; ALONE without torchrun.
 
-    An error of any process ends the group: the first to fail raises what it has, the others
+    An error of any process ends the group: the first to fail raises what it has, the others raise
     FailedElsewhere.
     """
     place = read_environment(os.environ)

@@ -1,4 +1,4 @@
-"""From a configuration and its data to a run that can take steps: at its start, or where a checkpoint left it."""
+"""From a configuration and its data to a run that can take steps: from the start, or resumed from a checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,27 +60,31 @@ def make_run(
     resume: bool,
     group: Group,
 ) -> RunState:
-    """Build model and optimisers, and load the last checkpoint if the run goes on."""
+    """Build model and optimisers, and load the last checkpoint if the run is resumed."""
     asked = config.runtime
     runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
     seed_everything(config.seed)
     divided = config.parallel.resolve(group.size, group.hosts)[0] in DIVIDED
     with torch.device("meta") if divided else runtime.device:
         model = build_model(config.task, config.model)
-    last, said = last_checkpoint(folder, group) if resume else (None, [])
-    weights = None
+
+    # where it starts: a checkpoint of its own, another run's weights, or as initialised
+    last, notices = last_checkpoint(folder, group) if resume else (None, [])
     changed = [*other_settings(last, config), *other_machine(folder, config)] if resume else []
-    said = [*said, *changed]
+    notices = [*notices, *changed]
+    weights = None
     if config.init and last is None:
         start = checkpoint.read(Path(config.init))
         if start.tokenizer != prepared.tokenizer.to_json():
-            warned = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
-            said = [*said, warned]
+            warning = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
+            notices = [*notices, warning]
         if divided:
             checkpoint.check_weights(model, start.weights)
             weights = start.weights
         else:
             checkpoint.load_weights(model, start.weights)
+
+    # what training adds to the model, and how it lies over the processes
     task.prepare(model)
     wrap(config, model, task)
     layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
@@ -98,8 +102,10 @@ def make_run(
         timetable=timetable,
         flops_per_token=task.flops_per_token(config, prepared),
         layout=layout,
-        notices=said,
+        notices=notices,
     )
+
+    # the records must be of the same data and of this run
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     elif resume:
@@ -110,6 +116,7 @@ def make_run(
             f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
             f"a disk not mounted?), or begin again: isoflop train --config {folder.config} --out NEW"
         )
+
     progress = put_back(state, last)
     state.seconds, state.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
     happened: dict[str, Any] = {"step": state.step, **world_of(config, group)}
@@ -145,8 +152,8 @@ def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
 def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
     """A step that there was a checkpoint of, by what is on record; 0: there need not have been any. The second one is
     only taken when the first is written."""
-    told = ("stopped", "resumed", "trained", "extended")
-    steps = [line.get("step") for line in read_lines(folder.log("events")) if line.get("event") in told]
+    saving = ("stopped", "resumed", "trained", "extended")
+    steps = [line.get("step") for line in read_lines(folder.log("events")) if line.get("event") in saving]
     every = config.every.checkpoint
     if every and reached > 2 * every and not read_lines(folder.log("skips")):
         steps.append((reached - 1) // every * every - every)
@@ -154,17 +161,17 @@ def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
 
 
 def other_settings(last: Path | None, config: RunConfig) -> list[str]:
-    """What there is to say of settings that are not those of the checkpoint, which somebody wrote into config.json."""
+    """Notices of settings that are not those of the checkpoint: somebody edited config.json."""
     if last is None:
         return []
-    there = to_dict(from_dict(RunConfig, load_json(last / "config.json")))
+    trained_with = to_dict(from_dict(RunConfig, load_json(last / "config.json")))
     changed = [
         f"{name} = {new!r} (was {old!r})"
-        for name, old, new in differing(there, to_dict(config))
+        for name, old, new in differing(trained_with, to_dict(config))
         if name.partition(".")[0] not in LEARNS_NOTHING
     ]
-    said = "warning: config.json is no longer what the checkpoint was trained with"
-    return [f"{said}: {', '.join(changed)}"] if changed else []
+    warning = "warning: config.json is no longer what the checkpoint was trained with"
+    return [f"{warning}: {', '.join(changed)}"] if changed else []
 
 
 def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]]:
@@ -172,12 +179,12 @@ def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]
     if isinstance(one, dict) and isinstance(other, dict):
         keys = dict.fromkeys([*one, *other])
         inner = [(f"{name}.{key}".lstrip("."), one.get(key), other.get(key)) for key in keys]
-        return [found for key, a, b in inner for found in differing(a, b, key)]
+        return [difference for key, a, b in inner for difference in differing(a, b, key)]
     return [] if one == other else [(name, one, other)]
 
 
 def other_machine(folder: RunFolder, config: RunConfig) -> list[str]:
-    """What there is to say of a machine or versions that are not those that the run began with."""
+    """Notices of a machine or versions that are not those that the run began with."""
     began, here = read_object(folder.environment), describe_machine(config.runtime.device)
     changed = [
         f"{name} {here.get(name)} (was {began[name]})"
@@ -188,7 +195,7 @@ def other_machine(folder: RunFolder, config: RunConfig) -> list[str]:
 
 
 def check_logs(folder: RunFolder) -> int:
-    """Look through what a run that goes on reads of its logs, which may be anyone's.
+    """Check what a resumed run reads of its logs, which may be anyone's.
 
     Returns:
         The last step on record.
@@ -216,34 +223,35 @@ def check_logs(folder: RunFolder) -> int:
 
 
 def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:
-    """The last checkpoint that is whole, None if there is none yet; and what is to be said: newer ones that are damaged
-    are set aside. The first process looks, and all go by what it found.
+    """The last checkpoint that is whole, None if there is none yet; and notices: newer ones that are damaged are set
+    aside. The first process looks, and all use what it found.
 
     Raises:
         UserError: if there are some and not one is whole; they are left where they are.
     """
     if not group.first:
-        found = group.broadcast()
-        return (Path(found) if found else None), []
+        path = group.broadcast()
+        return (Path(path) if path else None), []
     last, broken = checkpoint.last_whole(folder.checkpoints)
     if last is None and broken:
         raise UserError(
             f"no checkpoint of {folder.path} is whole, of {len(broken)}: {broken[0][1]}; bring one back, or begin "
             f"again: isoflop train --config {folder.config} --out NEW"
         )
-    said = []
+
+    notices = []
     for path, why in broken:
         reason = why.partition("; delete that folder")[0]  # nobody has to
         aside = checkpoint.set_aside(path)
         folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
-        said.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
+        notices.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
     group.broadcast(str(last or ""))
-    return last, said
+    return last, notices
 
 
 def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
     """Set a run to where it was at a checkpoint that was found whole, or to its start without one: weights, optimisers,
-    generators, step, what is compared with, and the logs that are replayed.
+    generators, step, the numbers that steps are judged by, and the logs that are replayed.
 
     Returns:
         What else the checkpoint says of the run's progress.
@@ -252,17 +260,19 @@ def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
     state.step = progress.get("step", 0)
     state.folder.forget_after(state.step)
     state.watch = Watch(state.config.guard, progress.get("recent", ()))
-    said = state.layout.group.broadcast(replayed(state.folder) if state.layout.group.first else None)
-    state.skips = said["skips"]
+
+    group = state.layout.group
+    logs = group.broadcast(replayed(state.folder) if group.first else None)
+    state.skips = logs["skips"]
     state.batches = state.task.batches(state.config, state.prepared, gaps(state.skips))
-    decisions = tuple(Decision.from_dict(line) for line in said["decisions"])
+    decisions = tuple(Decision.from_dict(line) for line in logs["decisions"])
     state.timetable = replace(state.timetable, decisions=decisions)
-    state.heldout = [(step, loss) for step, loss in said["heldout"]]
+    state.heldout = [(step, loss) for step, loss in logs["heldout"]]
     return progress
 
 
 def replayed(folder: RunFolder) -> dict[str, Any]:
-    """What the logs say of what comes next. The first process reads them, for all: on a network file system another
+    """What the logs say about what comes next. The first process reads them, for all: on a network file system another
     one could be shown an older file."""
     measured = [line for line in read_lines(folder.log("metrics")) if "heldout_loss" in line]
     return {

@@ -40,6 +40,8 @@ class Pace:
             return None
         late = progress > LATE
         self._next_look = progress + (BETWEEN_LATE if late else BETWEEN)
+
+        # the speed of late
         since = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * elapsed)
         if since[0] == step:
             since = self._marks[0]
@@ -47,6 +49,8 @@ class Pace:
             return None
         self._marks = [mark for mark in self._marks if mark[1] >= since[1]]
         per_step = (elapsed - since[1]) / (step - since[0])
+
+        # does the run end in time at that speed?
         ends = elapsed + (timetable.total_steps - step) * per_step
         tolerance = TOLERANCE_LATE if late else TOLERANCE
         if abs(ends - self.seconds) <= tolerance * self.seconds:

@@ -1,4 +1,4 @@
-"""Where the processes of a run have to agree: what cannot be divided, who stops when, when the end moves.
+"""Where the processes of a run have to agree: what cannot be divided, when all stop, when the end moves.
 
 All that is decided by a clock or a signal is decided between two steps, by one message that all exchange: the first
 process's clock counts, and whoever got a signal stops all of them after the same step.
@@ -41,12 +41,14 @@ def check_world(config: RunConfig, group: Group) -> None:
         )
     if group.alone:
         return
+
     cards = torch.cuda.device_count()
     if config.runtime.device.startswith("cuda") and cards < group.local_size:
         raise UserError(
             f"{group.local_size} processes on this host have {cards} GPUs: start as many processes as GPUs, or use "
             "--set runtime.device=cpu"
         )
+
     batch = config.batch
     for name, sequences in (("batch.sequences", batch.sequences), ("batch.ramp_from", batch.ramp_from)):
         if sequences % group.size:
@@ -60,6 +62,7 @@ def check_world(config: RunConfig, group: Group) -> None:
                 f"batch.micro_sequences = {batch.micro} does not divide the {rows} of {name} = {sequences} that each "
                 f"of {group.size} processes gets; use a divisor of {rows}"
             )
+
     if any(not part.separate for part in parts_of(config)):
         raise UserError(
             f"model.norm = {config.model.norm.name!r} takes statistics over the sequences of a pass, and a pass would "
@@ -79,7 +82,7 @@ def parts_of(config: RunConfig) -> list[Part]:
 
 def seed_step(group: Group, seed: int, step: int) -> None:
     """Before a step of several processes: each one's dropout is drawn from a generator that the seed, the step and the
-    rank decide, so that no two drop alike, and a resumed run goes on with the same. One process goes on with its
-    generator as it is, whose state is in the checkpoint."""
+    rank decide, so that no two drop alike, and a resumed run draws the same. One process keeps drawing from its
+    generator, whose state is in the checkpoint."""
     if not group.alone:
         torch.manual_seed((seed * 1_000_003 + step) * 65_537 + group.rank)

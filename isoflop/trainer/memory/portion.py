@@ -109,6 +109,7 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
     need, room = found.on_one(layout, micro, rows // micro, config.parallel.reduce == "every"), min(free) // sharing
     if need <= room:
         return
+
     where = f"on each of {group.size} devices" if sharing == 1 else f"for each of the {sharing} processes of a host"
     way_out = next(ways_out(config, found, layout, room), "")
     if not way_out:

@@ -89,6 +89,7 @@ def dry_batch(state: RunState) -> None:
     generators = generator_tensors()
     statistics = Statistics(state.model)
     statistics.keep()
+
     rows = min(state.config.batch.micro, state.config.batch.sequences // state.layout.group.size)
     try:
         forward_backward(
