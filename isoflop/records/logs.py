@@ -106,7 +106,7 @@ class EventLine(Record):
 
     Attributes:
         event: "started", "resumed", "extended", "rolled back", "stopped", "trained", "finished" and the like.
-        processes, hosts, mode, copies, launch: who trains from there on (trainer/together.py).
+        processes, hosts, mode, copies, launch: who trains from there on (trainer/processes.py).
         taken_again: steps since the checkpoint that are done once more.
         changed: what differs from how the run began, a line each.
         signal: the number of the signal that stopped it; a name in older files.
