@@ -268,6 +268,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             "command": command(),
             "date": time.strftime("%Y-%m-%d"),
             "commit": given.commit or commit(ROOT),
+            "machine": describe_machine("cpu"),  # the card's name is a row of the stage "about"
         }
         report = Report(given.out, {**about, "device": given.device, "minutes": given.minutes, "installed": installed})
         pack = given.pack.resolve() if given.pack else None
