@@ -1,7 +1,7 @@
 """The command `train`: from text and a budget, from a configuration, or resuming a run."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -32,9 +32,10 @@ def train(
         Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint="", help="a config.json, to be run again")
     ] = None,
     task: Annotated[
-        Literal["causal_lm", "seq2seq"],
+        str,
         tyro.conf.arg(
-            help="seq2seq: an encoder-decoder on pairs, one a line, input and output divided by a tab or blank"
+            metavar="causal_lm|seq2seq",
+            help="seq2seq: an encoder-decoder on pairs, one a line, input and output divided by a tab or blank",
         ),
     ] = "causal_lm",
     init: Annotated[

@@ -54,7 +54,7 @@ def pretrain(
     heldout: Sequence[str] = (),
     init: Path | str = "",
     strict: bool = False,
-    task: str = "causal_lm",
+    task: str = RunConfig.task,
     dry_run: bool = False,
     listener: Listener | None = None,
 ) -> RunResult | Advice:
@@ -70,7 +70,7 @@ def pretrain(
         heldout: text to measure on, in place of a share of the sources.
         init: a run whose weights and tokenizer to go on from.
         strict: skipped files are errors.
-        task: "seq2seq" trains an encoder-decoder on pairs instead, one a line.
+        task: what is learned (trainer/task.py); "seq2seq" trains an encoder-decoder on pairs, one per line.
         dry_run: return the plan and train nothing.
 
     Returns:
@@ -84,7 +84,7 @@ def pretrain(
     if allowance.more:
         raise UserError(f"budget {budget!r} is more of something: it goes with --resume RUN")
     phases = Phases()
-    if base is not None and task not in ("causal_lm", base.task):
+    if base is not None and task not in (RunConfig.task, base.task):
         raise UserError(
             f"--task {task} does not go with a configuration whose task is {base.task}; leave one of them out"
         )

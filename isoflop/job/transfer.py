@@ -9,12 +9,12 @@ from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, new_folder, write_json, write_text
 from isoflop.job.runs import run_folder_of
+from isoflop.model.build import MODELS
 from isoflop.model.count import count
 from isoflop.model.gpt import GPT
 from isoflop.records import RunFolder
 from isoflop.runtime import describe_machine
 from isoflop.trainer.config import RunConfig, RuntimeConfig
-from isoflop.trainer.task import task_named
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
         raise UserError(f"--out {final} is not empty; name a new folder")
     model, _, snapshot = checkpoint.load_model(run)
     if not isinstance(model, GPT):
-        kind = task_named(snapshot.task).model_kind
+        kind = MODELS[snapshot.task].kind
         raise UserError(f"{run} is an {kind} (--task {snapshot.task}), which neither format has; export a GPT")
     bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
     with disk_errors(f"the export {final}"), new_folder(final) as temporary:

@@ -1,4 +1,7 @@
-"""Which model a task trains: the one table, and how a configuration becomes a model."""
+"""Which model a task trains: the table, and how a configuration becomes a model."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from isoflop.model.blocks.part import entry
 from isoflop.model.config import ModelConfig
@@ -7,7 +10,26 @@ from isoflop.model.gpt import GPT
 
 Model = GPT | EncoderDecoder
 
-MODELS: dict[str, type[GPT] | type[EncoderDecoder]] = {"causal_lm": GPT, "seq2seq": EncoderDecoder}
+
+@dataclass(frozen=True)
+class Trained:
+    """What a task trains; everything else of a task is in trainer/task.py.
+
+    Attributes:
+        build: the model of a configuration.
+        kind: what such a model is called.
+        words: what it learns, for help.
+    """
+
+    build: Callable[[ModelConfig], Model]
+    kind: str
+    words: str
+
+
+MODELS: dict[str, Trained] = {
+    "causal_lm": Trained(GPT, "GPT", "each token from those before it"),
+    "seq2seq": Trained(EncoderDecoder, "encoder-decoder", "an output from its input"),
+}
 
 
 def build_model(task: str, config: ModelConfig) -> Model:
@@ -16,4 +38,4 @@ def build_model(task: str, config: ModelConfig) -> Model:
     Raises:
         UserError: for an unknown task, or a configuration that cannot be built.
     """
-    return entry(MODELS, task, "task")(config)
+    return entry(MODELS, task, "task").build(config)

@@ -110,7 +110,6 @@ class CausalLM:
     """Next-token prediction (GPT-1, section 3.1): a loss of model/loss.py, by default cross-entropy, and the auxiliary
     losses of the model's parts."""
 
-    model_kind = "GPT"
     static_shapes = True
 
     def __init__(self, criterion: CrossEntropy | None = None) -> None:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from isoflop.config import Named
+from isoflop.config import Named, OneOf
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
+from isoflop.model.build import MODELS
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import LOSSES, make_loss
@@ -191,10 +192,7 @@ class RunConfig:
 
     What a task is made of (data, model, loss, measurement, samples) is said in trainer/task.py."""
 
-    task: Annotated[
-        Literal["causal_lm", "seq2seq"],
-        "what is learned: causal_lm, each token from those before it; seq2seq, an output from its input",
-    ] = "causal_lm"
+    task: Annotated[str, "what is learned:", OneOf(MODELS)] = "causal_lm"
     model: Annotated[ModelConfig, Named(PRESETS), "all of model at once, by a preset's name"] = field(
         default_factory=ModelConfig
     )

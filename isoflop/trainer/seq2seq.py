@@ -94,7 +94,6 @@ class Seq2Seq:
         UserError: for a loss that needs a decoder-only model, and (batches) for a ramp or a prompt that does not fit.
     """
 
-    model_kind = "encoder-decoder"
     static_shapes = False
 
     def __init__(self, criterion: CrossEntropy | None = None) -> None:

@@ -35,12 +35,10 @@ class Task(Protocol):
     """A kind of run. Each gets back the data that it prepared and the model that model/build.py has for its name.
 
     Attributes:
-        model_kind: what its model is called, in words.
         static_shapes: whether the passes of a run all have one shape, `model.context` tokens in each sequence: then the
             compiler may count on it, and `config.tokens` is what the steps read.
     """
 
-    model_kind: str
     static_shapes: bool
 
     # training
