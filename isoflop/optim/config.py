@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated
 
-from isoflop.config import OneOf
+from isoflop.config import Derived, OneOf
 from isoflop.errors import UserError
-from isoflop.optim.table import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, choose
+from isoflop.optim.table import FLOAT, OPTIMIZERS, SCHEDULES, Optimizer, Schedule, choose, without
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,11 @@ class OptimConfig:
     lr: Annotated[float, "AdamW's peak learning rate: embeddings, head, gains, biases (all parameters with adamw)"] = (
         1e-2
     )
-    matrix_lr: Annotated[float, "Muon's peak learning rate, for the matrices inside the blocks (unused with adamw)"] = (
-        0.015
-    )
+    matrix_lr: Annotated[
+        float,
+        "Muon's peak learning rate, for the matrices inside the blocks",
+        Derived(lambda: f"(unused with {without('matrix_lr')})"),
+    ] = 0.015
     head_lr: Annotated[float, "AdamW's peak learning rate for a head of its own (untied); 0: that of optim.lr"] = 0.0
     embedding_lr: Annotated[float, "AdamW's peak learning rate for lookup tables; 0: that of optim.lr"] = 0.0
     betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
@@ -81,6 +83,14 @@ class ScheduleConfig:
     def entry(self) -> Schedule:
         """The schedule that is named, with these settings."""
         return choose(SCHEDULES, "schedule.name", self)
+
+
+def bytes_of_copy() -> str:
+    """What a copy of weights and optimiser state takes per parameter inside the blocks, for help."""
+    sizes = {name: FLOAT + OptimConfig(name=name).entry.state_bytes("matrices") for name in OPTIMIZERS}
+    usual = sizes[OptimConfig().name]
+    others = [f"with {name} {size}" for name, size in sizes.items() if size != usual]
+    return ", ".join([f"{usual} bytes a parameter", *others])
 
 
 def require(

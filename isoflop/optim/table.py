@@ -234,6 +234,11 @@ def choose(table: Mapping[str, Callable[..., T]], where: str, config: Any) -> T:
     return made
 
 
+def without(field: str) -> str:
+    """The names of the optimisers that do not read a field of OptimConfig, for its help."""
+    return ", ".join(name for name, cls in OPTIMIZERS.items() if field not in [known.name for known in fields(cls)])
+
+
 def rates(optimizer: Optimizer) -> dict[str, float]:
     """The learning rates among an optimiser's fields, by name; 0 stands for `lr`."""
     named = [field.name for field in fields(optimizer)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from isoflop.config import Named, OneOf
+from isoflop.config import Derived, Named, OneOf
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.model.build import MODELS
@@ -14,7 +14,7 @@ from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import LOSSES, make_loss
 from isoflop.model.presets import PRESETS
-from isoflop.optim.config import OptimConfig, ScheduleConfig
+from isoflop.optim.config import OptimConfig, ScheduleConfig, bytes_of_copy
 from isoflop.optim.schedules import MOST_STEPS
 from isoflop.parallel.config import ParallelConfig
 from isoflop.runtime import choose_device, cores, default_dtype
@@ -124,7 +124,8 @@ class EveryConfig:
     keep_best: Annotated[bool, "the checkpoint with the least held-out loss stays as well"] = True
     keep_every: Annotated[int, "checkpoints of steps that this divides stay for good"] = 0
     background: Annotated[
-        bool, "checkpoints are written beside the steps, from a copy in memory: 8 bytes a parameter, with adamw 12"
+        bool,
+        Derived(lambda: f"checkpoints are written beside the steps, from a copy in memory: {bytes_of_copy()}"),
     ] = True
 
     def __post_init__(self) -> None:

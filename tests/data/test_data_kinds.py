@@ -71,9 +71,9 @@ def test_the_key_of_prepared_data_is_what_it_was():
 
 def test_help_and_errors_name_every_kind(toy):
     lines = {line.name: line.meaning for line in describe(RunConfig)}
-    assert lines["data.tokenizer"].startswith('"bpe" or "digraphs" to train one, or the path')
-    assert '(for tokenizer "bpe" or "digraphs")' in lines["data.vocab_size"]
-    with pytest.raises(UserError, match=r'or "bpe" or "digraphs"$'):
+    assert 'or "digraphs" to train one, or the path' in lines["data.tokenizer"]
+    assert 'or "digraphs")' in lines["data.vocab_size"]
+    with pytest.raises(UserError, match=r'or (.* or )?"digraphs"$'):
         Tokenizer.given("digraph")
     with pytest.raises(UserError, match="too small; pairs of letters need at least 260 ids"):
         prepare(override(DataConfig(), ["tokenizer=digraphs", "vocab_size=259"]))
