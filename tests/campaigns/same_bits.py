@@ -27,6 +27,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -322,7 +323,9 @@ def fork_all(words: list[str], processes: int, out: str, until: list[str]) -> st
         out: the start of the names of the files that output goes to.
         until: files; once all of them are there, the processes are killed and nothing has failed.
     """
-    port = str(random.Random(time.time_ns()).randrange(20_000, 60_000))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     children = []
     for rank in range(processes):
         child = os.fork()
