@@ -99,7 +99,8 @@ def kept_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: 
         with runtime.device:
             small = build_model(config.task, model)
         task.prepare(small)
-        fewest = 1 if config.model.norm.name != "batch" else 2  # statistics over one sequence are none
+        statistics = any(getattr(module, "keeps_statistics", False) for module in small.modules())
+        fewest = 2 if statistics else 1  # statistics over one sequence are none
         one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))
         found.append((model.layers + model.encoder_layers, (two - one) / fewest))
     (depth, bytes_), (further, more_bytes) = found[0], found[-1]
