@@ -104,14 +104,14 @@ def summary(folder: Path) -> dict[str, Any]:
         "layers": model["layers"],
         "d_model": model["d_model"],
         "vocab_size": model["vocab_size"],
-        "parameters": run.plan["parameters"],
-        "total_parameters": run.plan["total_parameters"],
-        "steps": run.result["step"],
-        "tokens": run.result["tokens"],
-        "flops": run.result["flops"],
-        "seconds": round(run.result["seconds"], 1),
-        "epochs": round(next(iter(run.result["data"]["sources"].values()))["epochs"], 2),
-        "heldout_nats_per_token": round(run.result["heldout"]["nats_per_token"], 4),
+        "parameters": run.plan.parameters,
+        "total_parameters": run.plan.total_parameters,
+        "steps": run.result.step,
+        "tokens": run.result.tokens,
+        "flops": run.result.flops,
+        "seconds": round(run.result.seconds, 1),
+        "epochs": round(next(iter(run.result.data.sources.values())).epochs, 2),
+        "heldout_nats_per_token": round(run.result.heldout.nats_per_token, 4),
     }
 
 

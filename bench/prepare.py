@@ -47,7 +47,7 @@ def ours(text: Path, tokenizer: str) -> dict[str, float]:
         started = time.perf_counter()
         prepared = prepare(DataConfig(sources=(str(text),), tokenizer=tokenizer), out=Path(folder) / "out")
         took = time.perf_counter() - started
-        tokens = prepared.account()["train"]["tokens"]
+        tokens = prepared.account().train.tokens
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     return {"seconds": took, "tokens": tokens, "peak_bytes": peak_memory("cpu"), "peak_bytes_of_a_worker": largest}
 

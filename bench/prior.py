@@ -41,15 +41,15 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
         run = read_run(result.folder)
     return {
         "corpus": corpus,
-        "ngram": round(run.plan["predictability"]["ngram"], 4),
-        "lzma": round(run.plan["predictability"]["lzma"], 4),
-        "parameters": run.plan["parameters"],
+        "ngram": round(run.plan.predictability.ngram, 4),
+        "lzma": round(run.plan.predictability.lzma, 4),
+        "parameters": run.plan.parameters,
         "tokens": result.tokens,
         "flops": result.flops,
-        "unique_tokens": run.plan["unique_tokens"],
+        "unique_tokens": run.plan.unique_tokens,
         "vocab_size": run.config["model"]["vocab_size"],
         "seed": seed,
-        "bits_per_byte": round(run.result["heldout"]["bits_per_byte"], 4),
+        "bits_per_byte": round(run.result.heldout.bits_per_byte, 4),
     }
 
 

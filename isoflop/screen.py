@@ -14,7 +14,7 @@ from rich.table import Table
 
 from isoflop.optim.schedules import Decision
 from isoflop.plan.advice import Advice
-from isoflop.records import read_run
+from isoflop.records import BadSteps, DataAccount, HeldOutLine, SampleLine, SkipLine, TrainingLine, read_run
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
@@ -102,14 +102,14 @@ class Screen(Hook):
         if state.done:
             self.close()
 
-    def measured(self, state: RunState, line: dict[str, Any]) -> None:
-        self._heldout = f"  held-out {line['heldout_bits_per_byte']:.3f} bits/byte"
+    def measured(self, state: RunState, line: HeldOutLine) -> None:
+        self._heldout = f"  held-out {line.heldout_bits_per_byte:.3f} bits/byte"
 
     def noticed(self, state: RunState, text: str) -> None:
         self.say(text)
 
-    def troubled(self, state: RunState, line: dict[str, Any]) -> None:
-        if line["action"] != "keep":  # spikes that change nothing are counted at the end
+    def troubled(self, state: RunState, line: SkipLine) -> None:
+        if line.action != "keep":  # spikes that change nothing are counted at the end
             self.say(trouble_told(line))
 
     def decided(self, state: RunState, decision: Decision) -> None:
@@ -140,35 +140,35 @@ class Screen(Hook):
             self._task = self._bars.add_task(stage, text="", total=None)
         return self._bars
 
-    def _words(self, state: RunState, line: dict[str, Any]) -> str:
-        rate = line["tokens_per_second"]
+    def _words(self, state: RunState, line: TrainingLine) -> str:
+        rate = line.tokens_per_second or 0.0
         speed = rate * state.flops_per_token
         share = f" ({speed / self.peak:.0%} of peak)" if self.peak else ""
         epochs = state.tokens / max(1, sum(state.prepared.train_tokens(name) for name in state.prepared.sources))
         return (
-            f"loss {line['loss']:.3f}{self._heldout}  {rate:,.0f} tok/s  {speed / 1e9:,.0f} GFLOP/s{share}  "
+            f"loss {line.loss:.3f}{self._heldout}  {rate:,.0f} tok/s  {speed / 1e9:,.0f} GFLOP/s{share}  "
             f"{state.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs"
         )
 
 
-def trouble_told(line: dict[str, Any]) -> str:
+def trouble_told(line: SkipLine) -> str:
     """A bad step and what was done about it: a line of skips.jsonl as a sentence."""
     done = {
         "skip": "the step is left out",
-        "rollback": f"back to the last checkpoint, and {line['tokens']:,} tokens from that step on are passed over",
+        "rollback": f"back to the last checkpoint, and {line.tokens:,} tokens from that step on are passed over",
         "stop": "the run stops",
     }
-    return f"step {line['step']:,}: {line['reason']}: {done[line['action']]}"
+    return f"step {line.step:,}: {line.reason}: {done[line.action]}"
 
 
-def bad_steps_told(counted: dict[str, Any]) -> str:
-    """What went wrong in a run, counted (trainer/guard.py's account) as a sentence; empty if nothing did."""
+def bad_steps_told(counted: BadSteps) -> str:
+    """The bad steps of a run as a sentence; empty if there were none."""
     said = [
-        (counted.get("steps_left_out"), "steps left out ({left_out_tokens:,} tokens)"),
-        (counted.get("rollbacks"), "rollbacks ({passed_over_tokens:,} tokens passed over)"),
-        (counted.get("spikes_kept"), "spikes, kept"),
+        (counted.steps_left_out, f"steps left out ({counted.left_out_tokens:,} tokens)"),
+        (counted.rollbacks, f"rollbacks ({counted.passed_over_tokens:,} tokens passed over)"),
+        (counted.spikes_kept, "spikes, kept"),
     ]
-    parts = [f"{count:,} {words.format(**counted)}" for count, words in said if count]
+    parts = [f"{count:,} {words}" for count, words in said if count]
     return f"numbers gone wrong: {', '.join(parts)}" if parts else ""
 
 
@@ -208,42 +208,40 @@ def show_plan(screen: Screen, advice: Advice) -> None:
         screen.say("  expected: nothing is stated; the prior knows GPTs from scratch with a planned model only")
 
 
-def show_account(screen: Screen, account: dict[str, Any]) -> None:
-    held = account["heldout"]
+def show_account(screen: Screen, account: DataAccount) -> None:
+    held = account.heldout
     screen.say(
-        f"{account['documents']:,} documents, {account['duplicates']:,} duplicates dropped, "
-        f"{account['skipped_files']:,} files skipped; {account['train']['tokens']:,} tokens to train on, "
-        f"{held['tokens']:,} held out ({held['how']}), {account['bytes_per_token']:.2f} bytes a token"
+        f"{account.documents or 0:,} documents, {account.duplicates or 0:,} duplicates dropped, "
+        f"{account.skipped_files or 0:,} files skipped; {account.train.tokens or 0:,} tokens to train on, "
+        f"{held.tokens or 0:,} held out ({held.how}), {account.bytes_per_token or 0.0:.2f} bytes a token"
     )
 
 
-def shown_sample(sample: dict[str, Any]) -> str:
+def shown_sample(sample: SampleLine) -> str:
     """What a model wrote: on from a prompt, or for an input whose output is known."""
-    prompt, text = sample.get("prompt", ""), sample.get("text", "")
-    if "reference" not in sample:
-        return f"{prompt}{text}"
-    return f"{prompt} -> {text} (reference: {sample['reference']})"
+    if sample.reference is None:
+        return f"{sample.prompt}{sample.text}"
+    return f"{sample.prompt} -> {sample.text} (reference: {sample.reference})"
 
 
 def show_outcome(screen: Screen, folder: Path) -> None:
     run = read_run(folder)
-    result, expected = run.result, run.plan.get("expected")
-    held = result["heldout"]
-    reached = f"reached {held['bits_per_byte']:.3f} bits per byte held-out (perplexity {held['perplexity']:.1f})"
-    if "unit_error_rate" in held:
-        reached += f"; {held['unit_error_rate']:.1%} unit errors, {held['exact_match']:.1%} of outputs exact"
-    if expected:
+    result, held, expected = run.result, run.result.heldout, run.plan.expected
+    reached = f"reached {held.bits_per_byte:.3f} bits per byte held-out (perplexity {held.perplexity:.1f})"
+    if held.unit_error_rate is not None:
+        reached += f"; {held.unit_error_rate:.1%} unit errors, {held.exact_match:.1%} of outputs exact"
+    if expected and result.verdict:
         where = {
             "inside": "inside the interval",
             "better": "better than the interval",
             "worse": "worse than the interval",
         }
-        reached += f"; expected {expected['bits_per_byte']:.3f} ({expected['low']:.3f} to {expected['high']:.3f}): "
-        reached += where[result["verdict"]]
+        reached += f"; expected {expected.bits_per_byte:.3f} ({expected.low:.3f} to {expected.high:.3f}): "
+        reached += where[result.verdict]
     screen.say(reached)
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result["phases"].items())
-    screen.say(f"spent: {spent}; {result['tokens']:,} tokens, {result['flops']:.3g} FLOPs")
-    if bad := bad_steps_told(result.get("guard", {})):
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.phases.items())
+    screen.say(f"spent: {spent}; {result.tokens:,} tokens, {result.flops:.3g} FLOPs")
+    if bad := bad_steps_told(result.guard):
         screen.say(bad)
     if run.samples:
         screen.say(f"a sample:\n{shown_sample(run.samples[-1])}\n")

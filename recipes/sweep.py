@@ -39,7 +39,7 @@ def train(arguments: list[str], chosen: list[str], out: str, cpus: int) -> float
         threads = {"OMP_NUM_THREADS": str(cpus)}
         command = [sys.executable, "-m", "isoflop", "train", *begun]
         subprocess.run(command, check=True, env={**os.environ, **threads})
-    return float(read_run(run).result["heldout"]["bits_per_byte"])
+    return float(read_run(run).result.heldout.bits_per_byte)
 
 
 def with_ray(arguments: list[str], choices: list[list[str]], given: argparse.Namespace) -> list[float]:

@@ -60,7 +60,7 @@ def assert_same_as_unbroken(config, run: Path, tmp_path: Path) -> None:
     train(config, tmp_path / "whole")
     one, other = (checkpoint.read(folder).weights for folder in (run, tmp_path / "whole"))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    losses = [[line["loss"] for line in read_run(folder).training] for folder in (run, tmp_path / "whole")]
+    losses = [[line.loss for line in read_run(folder).training] for folder in (run, tmp_path / "whole")]
     assert losses[0] == losses[1]
 
 
@@ -81,7 +81,7 @@ def test_a_disk_that_fills_up(corpus, disk, tmp_path, capsys):
     assert cli(["train", "--resume", str(out)]) == 0
     assert cli([*begun, "--out", str(tmp_path / "whole"), *settings]) == 0
     one, other = (read_run(folder) for folder in (out, tmp_path / "whole"))
-    assert [line["loss"] for line in one.training] == [line["loss"] for line in other.training]
+    assert [line.loss for line in one.training] == [line.loss for line in other.training]
     a, b = (checkpoint.read(folder).weights for folder in (out, tmp_path / "whole"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

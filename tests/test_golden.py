@@ -26,7 +26,7 @@ def golden(tmp_path, monkeypatch) -> Path:
 
 
 def losses(folder: Path | str) -> list[float]:
-    return [line["loss"] for line in read_run(Path(folder)).training]
+    return [line.loss for line in read_run(Path(folder)).training]
 
 
 def printed(capsys, *arguments: str) -> str:
@@ -56,14 +56,14 @@ def test_the_records_are_read_in_full(golden):
     assert statuses == dict.fromkeys(RUNS, "finished")
     words, extended, pairs = (read_run(golden / name) for name in RUNS)
     assert len(words.training) == 24 and len(words.heldout) == 3 and len(words.samples) == 2
-    assert words.plan["tokens"] == 6144 and words.result["verdict"] == "inside"
-    assert [event["event"] for event in extended.events] == [
+    assert words.plan.tokens == 6144 and words.result.verdict == "inside"
+    assert [event.event for event in extended.events] == [
         *("started", "trained", "finished"),
         *("extended", "resumed", "trained", "finished"),
     ]
-    assert [decision["at_step"] for decision in extended.decisions] == [12]
-    assert [skip["step"] for skip in extended.skips] == [12, 13, 14, 15, 18, 19, 20, 21]
-    assert pairs.result["heldout"]["unit_error_rate"] == pytest.approx(0.867, abs=1e-3)
+    assert [decision.at_step for decision in extended.decisions] == [12]
+    assert [skip.step for skip in extended.skips] == [12, 13, 14, 15, 18, 19, 20, 21]
+    assert pairs.result.heldout.unit_error_rate == pytest.approx(0.867, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -110,29 +110,29 @@ def test_a_killed_run_is_resumed_and_becomes_the_run_that_it_was(golden, capsys,
     before = kill_after(golden / name, 17)
     printed(capsys, "train", "--resume", name)
     after = read_run(golden / name)
-    assert after.status == "finished" and after.events[-3]["event"] == "resumed"
+    assert after.status == "finished" and after.events[-3].event == "resumed"
     assert losses(name)[:17] == before[:17] and losses(name) == pytest.approx(before, rel=CLOSE)
 
 
 def test_an_extended_run_with_skipped_steps_is_resumed(golden, capsys):
     before = kill_after(golden / "extended", 17)
-    skips = [skip["step"] for skip in read_run(golden / "extended").skips]
+    skips = [skip.step for skip in read_run(golden / "extended").skips]
     printed(capsys, "train", "--resume", "extended")
     after = read_run(golden / "extended")
-    assert after.status == "finished" and after.result["step"] == 22
+    assert after.status == "finished" and after.result.step == 22
     assert losses("extended") == pytest.approx(before, rel=CLOSE)  # of the steps that were not skipped
-    assert [skip["step"] for skip in after.skips] == skips
+    assert [skip.step for skip in after.skips] == skips
 
 
 @pytest.mark.parametrize(("name", "steps"), [("words", 24), ("pairs", 24), ("extended", 22)])
 def test_a_finished_run_is_extended(golden, capsys, name, steps):
-    before = [line["loss"] for line in read_run(golden / name).training if line["step"] <= 17]
+    before = [line.loss for line in read_run(golden / name).training if line.step <= 17]
     printed(capsys, "train", "--resume", name, "--budget", "+6steps")
     run = read_run(golden / name)
-    assert run.status == "finished" and run.decisions[-1]["steps"] == steps + 6
-    assert run.result["step"] == steps + 6 and losses(name)[: len(before)] == before
+    assert run.status == "finished" and run.decisions[-1].steps == steps + 6
+    assert run.result.step == steps + 6 and losses(name)[: len(before)] == before
     assert (golden / name / "ended" / f"step-{steps:08d}" / "plan.json").is_file()
-    assert run.plan["steps"] == steps + 6
+    assert run.plan.steps == steps + 6
 
 
 def test_new_runs_start_from_the_weights(golden, capsys):

@@ -48,7 +48,7 @@ def command(*arguments: str) -> subprocess.Popen:
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_run(folder).training]
+    return [line.loss for line in read_run(folder).training]
 
 
 def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
@@ -69,27 +69,25 @@ def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
     assert 30 < len(losses(broken)) < STEPS  # it really was stopped in the middle
     isoflop.resume(broken)
     assert losses(broken) == losses(whole)
-    assert [line["tokens"] for line in read_run(broken).training] == [
-        line["tokens"] for line in read_run(whole).training
-    ]
+    assert [line.tokens for line in read_run(broken).training] == [line.tokens for line in read_run(whole).training]
     one, other = (checkpoint.read(folder).weights for folder in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
     run = read_run(whole)
     assert losses(whole)[-1] < 0.5 * losses(whole)[0]
-    assert run.status == "finished" and run.plan["expected"] is None
-    assert run.plan["tokens"] == run.result["tokens"] == result.tokens == run.result["data"]["tokens"]
-    assert run.result["flops"] == pytest.approx(run.plan["flops"])
+    assert run.status == "finished" and run.plan.expected is None
+    assert run.plan.tokens == run.result.tokens == result.tokens == run.result.data.tokens
+    assert run.result.flops == pytest.approx(run.plan.flops)
     sample = run.samples[-1]
-    assert sample["reference"] == " ".join(sample["prompt"][::-1].upper())
+    assert sample.reference == " ".join(sample.prompt[::-1].upper())
     page = (whole / "report.html").read_text(encoding="utf-8")
-    assert "<svg" in page and sample["reference"] in page and "Unit error rate" in page
+    assert "<svg" in page and sample.reference in page and "Unit error rate" in page
 
     capsys.readouterr()
     assert cli(["eval", str(whole), "--json"]) == 0
     keys = json.loads(capsys.readouterr().out)
     assert {"nats_per_token", "bits_per_byte", "unit_error_rate", "exact_match", "inputs"} <= set(keys)
-    assert keys["unit_error_rate"] == run.result["heldout"]["unit_error_rate"] < 0.6
+    assert keys["unit_error_rate"] == run.result.heldout.unit_error_rate < 0.6
     held = tmp_path / "own.tsv"
     held.write_text("abc\tC B A\nabc\tX X X\n")
     assert cli(["eval", str(whole), str(held), "--json", "--beam", "2"]) == 0

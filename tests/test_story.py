@@ -30,7 +30,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 
 
 def losses(run_folder: Path) -> list[float]:
-    return [line["loss"] for line in read_run(run_folder).training]
+    return [line.loss for line in read_run(run_folder).training]
 
 
 def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen) -> None:
@@ -66,22 +66,22 @@ def test_text_to_model_with_kills_on_the_way(corpus, tmp_path):
     assert run("train", "--resume", str(broken)).returncode == 0
 
     assert losses(broken) == losses(whole)
-    assert [line["step"] for line in read_run(broken).training] == list(range(1, 61))
+    assert [line.step for line in read_run(broken).training] == list(range(1, 61))
     one, other = (checkpoint.read(folder).weights for folder in (whole, broken))
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert [e["event"] for e in read_run(broken).events].count("resumed") == 2
+    assert [e.event for e in read_run(broken).events].count("resumed") == 2
 
     result = read_run(whole)
     assert losses(whole)[-1] < 0.8 * losses(whole)[0]
     assert result.status == "finished"
-    assert result.plan["expected"]["low"] < result.plan["expected"]["high"]
+    assert result.plan.expected.low < result.plan.expected.high
     page = (whole / "report.html").read_text(encoding="utf-8")
-    assert "<svg" in page and f"{result.result['heldout']['bits_per_byte']:.2f}" in page
+    assert "<svg" in page and f"{result.result.heldout.bits_per_byte:.2f}" in page
 
     measured = run("eval", str(whole), "--json")
     keys = json.loads(measured.stdout)
     assert list(keys) == ["nats_per_token", "perplexity", "bits_per_byte", "tokens", "bytes"]
-    assert keys["bits_per_byte"] == pytest.approx(result.result["heldout"]["bits_per_byte"], rel=1e-5)
+    assert keys["bits_per_byte"] == pytest.approx(result.result.heldout.bits_per_byte, rel=1e-5)
 
     assert run("sample", str(whole), "--prompt", "the ", "--tokens", "5", "--dtype", "bfloat16").stdout.startswith(
         "the "
@@ -109,12 +109,12 @@ def test_a_finished_run_goes_on_from_before_its_decay(corpus, tmp_path):
     after = losses(out)
     decision = read_run(out).decisions[-1]
     plan, before = read_run(out).plan, json.loads((out / "ended" / "step-00000030" / "plan.json").read_text())
-    assert (plan["budget"], plan["steps"], before["budget"], before["steps"]) == ("50steps", 50, "30steps", 30)
-    assert plan["tokens"] == before["tokens"] * 50 / 30 == read_run(out).result["tokens"]
-    assert plan["expected"]["bits_per_byte"] < before["expected"]["bits_per_byte"]
-    assert len(after) == 50 == decision["steps"]
-    assert after[: decision["at_step"]] == first[: decision["at_step"]]
-    assert read_run(out).training[decision["at_step"]]["lr"] == read_run(out).training[decision["at_step"] - 1]["lr"]
+    assert (plan.budget, plan.steps, before["budget"], before["steps"]) == ("50steps", 50, "30steps", 30)
+    assert plan.tokens == before["tokens"] * 50 / 30 == read_run(out).result.tokens
+    assert plan.expected.bits_per_byte < before["expected"]["bits_per_byte"]
+    assert len(after) == 50 == decision.steps
+    assert after[: decision.at_step] == first[: decision.at_step]
+    assert read_run(out).training[decision.at_step].lr == read_run(out).training[decision.at_step - 1].lr
     assert (out / "ended" / "step-00000030" / "step-00000030").is_dir()  # the decayed end is kept
 
 
@@ -124,7 +124,7 @@ def test_a_time_budget_is_kept_and_its_decisions_are_on_record(corpus, tmp_path)
     assert abs(result.seconds - 6) < 0.6  # 10 %: six seconds on a busy test machine; the bench takes minutes
     run = read_run(out)
     assert run.config["seconds"] == 6
-    assert all(run.events[0]["time"] <= decision["time"] <= run.events[-1]["time"] for decision in run.decisions)
+    assert all(run.events[0].time <= decision.time <= run.events[-1].time for decision in run.decisions)
 
 
 def test_going_on_from_another_runs_weights(corpus, tmp_path):

@@ -14,7 +14,7 @@ import hashlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ import torch
 from isoflop.data.gaps import Gaps
 from isoflop.data.prepared import Prepared
 from isoflop.errors import UserError
+from isoflop.records import DataRead, SourceRead
 
 UNIT = 1 << 32  # weights are integers out of this many, so that shares are exact in any run
 ROUNDS = 4
@@ -38,7 +39,7 @@ class Batches(Protocol):
     def tokens(self, steps: int) -> int:
         """How many tokens the first `steps` steps read."""
 
-    def account(self, steps: int) -> dict[str, Any]:
+    def account(self, steps: int) -> DataRead:
         """The same by source."""
 
     def span(self, step: int, steps: int) -> tuple[int, int]:
@@ -144,13 +145,8 @@ class Loader:
             starts[here] = (int(keys[ROUNDS]) % length + order * self.context) % length
         return starts
 
-    def account(self, steps: int) -> dict[str, Any]:
-        """What the first `steps` steps read.
-
-        Per source: `tokens` as targets, its `share` of all and the share `asked`, `epochs`, passes over it, and tokens
-        `passed_over`, which are none of these. An epoch is a whole number of windows, so that each token is a target at
-        least once; `repeated_per_epoch` of them (fewer than one context) are a second time.
-        """
+    def account(self, steps: int) -> DataRead:
+        """What the first `steps` steps read."""
         end = self.gaps.unbroken(self.before(steps) - 1) + 1 if steps else 0
         drawn = counts(self.shares, end)
         passed = [0] * len(self.names)
@@ -159,21 +155,21 @@ class Loader:
             passed = [sum_ + after - before for sum_, after, before in more]
         read = [total - skipped for total, skipped in zip(drawn, passed, strict=True)]
         total = max(sum(read), 1)
-        return {
-            "tokens": sum(read) * self.context,
-            "passed_over": sum(passed) * self.context,
-            "sources": {
-                name: {
-                    "tokens": read[s] * self.context,
-                    "share": read[s] / total,
-                    "asked": self.asked[s],
-                    "epochs": read[s] / self.windows[s],
-                    "repeated_per_epoch": self.windows[s] * self.context - len(self.streams[s]),
-                    "passed_over": passed[s] * self.context,
-                }
+        return DataRead(
+            tokens=sum(read) * self.context,
+            passed_over=sum(passed) * self.context,
+            sources={
+                name: SourceRead(
+                    tokens=read[s] * self.context,
+                    share=read[s] / total,
+                    asked=self.asked[s],
+                    epochs=read[s] / self.windows[s],
+                    repeated_per_epoch=self.windows[s] * self.context - len(self.streams[s]),
+                    passed_over=passed[s] * self.context,
+                )
                 for s, name in enumerate(self.names)
             },
-        }
+        )
 
 
 def place(shares: Sequence[int], i: int) -> tuple[int, int]:

@@ -5,8 +5,6 @@ i // n. The pairs of POOL steps are sorted by length and dealt out again, so tha
 length and little padding; the order of the batches within a pool is a permutation too.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -14,6 +12,7 @@ from isoflop.data.gaps import Gaps
 from isoflop.data.loader import ROUNDS, keys_of, permute
 from isoflop.data.prepared_pairs import Items, PairTokens, PreparedPairs
 from isoflop.errors import UserError
+from isoflop.records import DataRead, SourceRead
 
 POOL = 16  # steps whose pairs are sorted by length together
 IGNORED = -100  # a target that is not counted
@@ -126,18 +125,18 @@ class PairLoader:
             self.last_epoch = (epoch, self.lengths[order].cumsum())
         return int(self.last_epoch[1][pairs - 1])
 
-    def account(self, steps: int) -> dict[str, Any]:
+    def account(self, steps: int) -> DataRead:
         """What the first `steps` steps read; `epochs` are passes over the pairs."""
         tokens, passed = self.tokens(steps), self.passed_over(steps)
-        read = {
-            "tokens": tokens,
-            "share": 1.0,
-            "asked": 1.0,
-            "epochs": steps * self.sequences / len(self.pairs),
-            "repeated_per_epoch": 0,
-            "passed_over": passed,
-        }
-        return {"tokens": tokens, "passed_over": passed, "sources": {self.name: read}}
+        read = SourceRead(
+            tokens=tokens,
+            share=1.0,
+            asked=1.0,
+            epochs=steps * self.sequences / len(self.pairs),
+            repeated_per_epoch=0,
+            passed_over=passed,
+        )
+        return DataRead(tokens=tokens, passed_over=passed, sources={self.name: read})
 
 
 def collate(pairs: PairTokens, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, ...]:

@@ -38,6 +38,7 @@ from isoflop.data.prepared_pairs import (
 from isoflop.data.readers import LONGEST_LINE, Tally, binary_reason, lines
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.records import DataAccount, PreparedSource, Side
 
 RULES = 1  # of splitting and choosing a tokenizer: raise it when other pairs than before are kept
 LONGEST = 512  # tokens of one side; longer pairs are dropped and counted
@@ -276,7 +277,7 @@ def write(
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": files.sha256(folder / TOKENIZER),
         "streams": streams,
-        "account": account_of(config, name, split, tally, tokenizer, streams),
+        "account": account_of(config, name, split, tally, tokenizer, streams).to_dict(),
     }
     files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
 
@@ -295,36 +296,37 @@ def account_of(
     tally: Tally,
     tokenizer: Tokenizer,
     streams: dict[str, dict[str, Any]],
-) -> dict[str, Any]:
+) -> DataAccount:
     """What became of every line. Documents are pairs here and bytes are of both sides; tokens include the one that ends
     each output, and no padding."""
-    kind, sides = find_kind(config.tokenizer), {"train": split.train, "heldout": split.heldout}
-    parts: dict[str, dict[str, Any]] = {
-        part: {
+
+    def side(part: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+        return {
             "documents": len(pairs),
             "inputs": len({source for source, _ in pairs}),
             "bytes": sum(map(size_of, pairs)),
             "tokens": streams[f"{part}.source"]["tokens"] - len(pairs) + streams[f"{part}.target"]["tokens"],
         }
-        for part, pairs in sides.items()
-    }
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": kind.described_on_pairs(*sides_of(split.train)) if kind else config.tokenizer,
-        "bytes_per_token": parts["train"]["bytes"] / parts["train"]["tokens"],
-        "documents": tally.documents,
-        "empty": tally.empty,
-        "duplicates": split.duplicates,
-        "duplicate_bytes": split.duplicate_bytes,
-        "in_heldout": split.in_heldout,
-        "variants": split.variants,
-        "too_long": split.too_long,
-        "skipped": tally.skipped,
-        "skipped_files": tally.skipped_files,
-        "skipped_records": tally.skipped_records,
-        "skipped_bytes": tally.skipped_bytes,
-        "sampled_share": 1.0,
-        "train": parts["train"],
-        "heldout": {**parts["heldout"], "how": split.how},
-        "sources": {name: {**parts["train"], "duplicates": split.duplicates, "weight": None}},
-    }
+
+    kind, train = find_kind(config.tokenizer), side("train", split.train)
+    source = PreparedSource(**train, duplicates=split.duplicates)
+    return DataAccount(
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=kind.described_on_pairs(*sides_of(split.train)) if kind else config.tokenizer,
+        bytes_per_token=train["bytes"] / train["tokens"],
+        documents=tally.documents,
+        empty=tally.empty,
+        duplicates=split.duplicates,
+        duplicate_bytes=split.duplicate_bytes,
+        in_heldout=split.in_heldout,
+        variants=split.variants,
+        too_long=split.too_long,
+        skipped=tuple(tally.skipped),
+        skipped_files=tally.skipped_files,
+        skipped_records=tally.skipped_records,
+        skipped_bytes=tally.skipped_bytes,
+        sampled_share=1.0,
+        train=Side(**train),
+        heldout=Side(**side("heldout", split.heldout), how=split.how),
+        sources={name: source.written_as(*train, "duplicates", "weight")},
+    )

@@ -35,6 +35,7 @@ from isoflop.data.shards import ShardWriter, dtype_for
 from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.records import DataAccount, PreparedSource, Side
 from isoflop.runtime import cores
 
 __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prepare", "survey"]
@@ -60,9 +61,10 @@ def survey(config: DataConfig) -> Survey:
     if not config.path:
         return survey_sources(config.sources, config.heldout, config.text_column)
     prepared = open_prepared(Path(config.path), verify_checksums=False)
-    described = prepared.account()["sources"]
+    described = prepared.account().sources
+    sizes = {name: one.bytes or 0 for name, one in described.items()}
     sources = tuple(
-        SourceSurvey(name, 0, one["bytes"], one["bytes"], one["bytes"] / max(one["documents"], 1))
+        SourceSurvey(name, 0, sizes[name], sizes[name], sizes[name] / max(one.documents or 0, 1))
         for name, one in described.items()
     )
     share = SAMPLE_BYTES // len(sources)
@@ -213,7 +215,7 @@ def write(
         "settings": to_dict(config),
         "sources": training,
         "heldout": heldout,
-        "account": account_of(config, scan, tokenizer, streams),
+        "account": account_of(config, scan, tokenizer, streams).to_dict(),
     }
     files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
 
@@ -248,54 +250,48 @@ def fingerprint_of(training: list[dict[str, Any]], heldout: dict[str, Any], toke
 
 def account_of(
     config: DataConfig, scan: Scan, tokenizer: Tokenizer, streams: dict[int | None, dict[str, Any]]
-) -> dict[str, Any]:
-    """What became of every byte that was found.
-
-    Bytes are of UTF-8 text, but for a file skipped whole, which counts with its size on disk. Tokens include the
-    end-of-text after each document, and so does `bytes_per_token`. `documents` were found, `pieces` is what they were
-    cut into; `train` and `heldout` count pieces as documents.
-    """
+) -> DataAccount:
+    """What became of every byte that was found. `train` and `heldout` count pieces as documents."""
     tallies = [account.tally for account in scan.accounts]
     train, heldout, unsampled = scan.total("train"), scan.total("heldout"), scan.total("unsampled")
     tokens = sum(stream["tokens"] for label, stream in streams.items() if label is not None)
-    return {
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer": kind.described() if (kind := find_kind(config.tokenizer)) else config.tokenizer,
-        "bytes_per_token": train.bytes / tokens,
-        "documents": sum(tally.documents for tally in tallies),
-        "pieces": sum(tally.pieces for tally in tallies),
-        "empty": sum(tally.empty for tally in tallies),
-        "duplicates": scan.total("duplicates").documents,
-        "duplicate_bytes": scan.total("duplicates").bytes,
-        "in_heldout": scan.total("in_heldout").documents,
-        "skipped": [skip for tally in tallies for skip in tally.skipped][:SKIPPED_SHOWN],
-        "skipped_files": sum(tally.skipped_files for tally in tallies),
-        "skipped_records": sum(tally.skipped_records for tally in tallies),
-        "skipped_bytes": sum(tally.skipped_bytes for tally in tallies),
-        "sampled_share": train.bytes / (train.bytes + unsampled.bytes),
-        "train": {"documents": train.documents, "bytes": train.bytes, "tokens": tokens},
-        "heldout": {
-            "documents": heldout.documents,
-            "bytes": heldout.bytes,
-            "tokens": streams[None]["tokens"],
-            "how": "named"
-            if config.heldout
-            else f"by hash, {heldout.bytes / max(train.bytes + heldout.bytes, 1):.1%} of the text",
-            "unsampled_bytes": scan.total("unsampled_heldout").bytes,
-        },
-        "sources": {
-            part.source.name: {
-                "pattern": part.source.pattern,
-                "weight": part.source.weight,
-                "files": len(part.files),
-                "documents": account.train.documents,
-                "bytes": account.train.bytes,
-                "tokens": streams[number]["tokens"],
-                "duplicates": account.duplicates.documents,
-                "heldout_documents": account.heldout.documents,
-                "unsampled_bytes": account.unsampled.bytes,
-            }
+    by_hash = f"by hash, {heldout.bytes / max(train.bytes + heldout.bytes, 1):.1%} of the text"
+    return DataAccount(
+        vocab_size=tokenizer.vocab_size,
+        tokenizer=kind.described() if (kind := find_kind(config.tokenizer)) else config.tokenizer,
+        bytes_per_token=train.bytes / tokens,
+        documents=sum(tally.documents for tally in tallies),
+        pieces=sum(tally.pieces for tally in tallies),
+        empty=sum(tally.empty for tally in tallies),
+        duplicates=scan.total("duplicates").documents,
+        duplicate_bytes=scan.total("duplicates").bytes,
+        in_heldout=scan.total("in_heldout").documents,
+        skipped=tuple(skip for tally in tallies for skip in tally.skipped)[:SKIPPED_SHOWN],
+        skipped_files=sum(tally.skipped_files for tally in tallies),
+        skipped_records=sum(tally.skipped_records for tally in tallies),
+        skipped_bytes=sum(tally.skipped_bytes for tally in tallies),
+        sampled_share=train.bytes / (train.bytes + unsampled.bytes),
+        train=Side(documents=train.documents, bytes=train.bytes, tokens=tokens),
+        heldout=Side(
+            documents=heldout.documents,
+            bytes=heldout.bytes,
+            tokens=streams[None]["tokens"],
+            how="named" if config.heldout else by_hash,
+            unsampled_bytes=scan.total("unsampled_heldout").bytes,
+        ),
+        sources={
+            part.source.name: PreparedSource(
+                pattern=part.source.pattern,
+                weight=part.source.weight,
+                files=len(part.files),
+                documents=account.train.documents,
+                bytes=account.train.bytes,
+                tokens=streams[number]["tokens"],
+                duplicates=account.duplicates.documents,
+                heldout_documents=account.heldout.documents,
+                unsampled_bytes=account.unsampled.bytes,
+            )
             for number, (part, account) in enumerate(zip(scan.parts, scan.accounts, strict=True))
             if not part.heldout
         },
-    }
+    )

@@ -9,6 +9,7 @@ from isoflop.config import load_json
 from isoflop.data.shards import TokenStream, check_stream, damaged, dtype_for, field, verify
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.records import DataAccount
 from isoflop.untrusted import read_text
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
@@ -25,7 +26,7 @@ class Data(Protocol):
 
     def train_tokens(self, source: str) -> int: ...
 
-    def account(self) -> dict[str, Any]: ...
+    def account(self) -> DataAccount: ...
 
 
 class Prepared:
@@ -70,15 +71,14 @@ class Prepared:
         """The tokens of all held-out documents, each followed by end-of-text."""
         return TokenStream(self.folder, self.manifest["heldout"], self.dtype)
 
-    def account(self) -> dict[str, Any]:
-        """What became of every byte that was found; see prepare.account_of for the fields."""
-        return {
-            **self.manifest["account"],
-            "fingerprint": self.fingerprint,
-            "folder": str(self.folder.resolve()),
-            "seconds": self.seconds,
-            "reused": self.reused,
-        }
+    def account(self) -> DataAccount:
+        """What became of every byte that was found."""
+        return DataAccount.read(self.manifest["account"]).updated(
+            fingerprint=self.fingerprint,
+            folder=str(self.folder.resolve()),
+            seconds=self.seconds,
+            reused=self.reused,
+        )
 
 
 def open_prepared(folder: Path, verify_checksums: bool = True) -> Prepared:

@@ -16,6 +16,7 @@ from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum, tokenizer_of
 from isoflop.data.shards import ShardWriter, TokenStream, check_stream, damaged, dtype_for, field, verify
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.records import DataAccount
 
 FORMAT, FORMAT_VERSION = "isoflop-pairs", 1
 SIDES = ("source", "target")
@@ -98,15 +99,14 @@ class PreparedPairs:
         """Positions that the longest side of any pair takes."""
         return max(self.train().longest, self.heldout().longest)
 
-    def account(self) -> dict[str, Any]:
-        """What became of every line; see pairs.account_of for the fields."""
-        return {
-            **self.manifest["account"],
-            "fingerprint": self.fingerprint,
-            "folder": str(self.folder.resolve()),
-            "seconds": self.seconds,
-            "reused": self.reused,
-        }
+    def account(self) -> DataAccount:
+        """What became of every line."""
+        return DataAccount.read(self.manifest["account"]).updated(
+            fingerprint=self.fingerprint,
+            folder=str(self.folder.resolve()),
+            seconds=self.seconds,
+            reused=self.reused,
+        )
 
     def _pairs(self, part: str) -> PairTokens:
         pairs = PairTokens(*(self._items(f"{part}.{side}") for side in SIDES))

@@ -21,6 +21,7 @@ from isoflop import files
 from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompress, peekable
 from isoflop.errors import UserError
+from isoflop.records import SkippedFile
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
 PARQUET_ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
@@ -38,7 +39,7 @@ class Tally:
     documents: int = 0  # records, and plain-text files of which something was read
     pieces: int = 0  # what they were cut into
     empty: int = 0  # records, pieces and files of white space only
-    skipped: list[dict[str, Any]] = field(default_factory=list)  # the first 20
+    skipped: list[SkippedFile] = field(default_factory=list)  # the first 20
     skipped_files: int = 0
     skipped_records: int = 0  # records of a file that went on, and pieces of a plain text
     skipped_bytes: int = 0
@@ -55,7 +56,7 @@ class Tally:
         self.skipped_records += not whole
         self.skipped_bytes += size
         if len(self.skipped) < 20:
-            self.skipped.append({"path": path, "reason": reason, "bytes": size})
+            self.skipped.append(SkippedFile(path=path, reason=reason, bytes=size))
 
 
 def read_documents(

@@ -348,9 +348,9 @@ def no_text(part: Part, tally: Tally) -> UserError:
         first = tally.skipped[0]
         return UserError(
             f"{name} holds no text: {tally.skipped_files} of its {len(part.files)} files were skipped, "
-            f"the first ({first['path']}) as {first['reason']}"
+            f"the first ({first.path}) as {first.reason}"
         )
     if tally.skipped_records:
         first = tally.skipped[0]
-        return UserError(f"{name} holds no text: all {tally.skipped_records} records were skipped ({first['reason']})")
+        return UserError(f"{name} holds no text: all {tally.skipped_records} records were skipped ({first.reason})")
     return UserError(f"{name} holds nothing but white space; name a file or folder with text in it")

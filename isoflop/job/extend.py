@@ -1,17 +1,15 @@
 """More budget for a run that has one: back to before its decay, with a later end."""
 
 import time
-from typing import Any
 
 from isoflop import checkpoint
 from isoflop.budget import Budget, parse_budget
-from isoflop.config import from_dict
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
-from isoflop.records import RunFolder, read_lines, read_run
+from isoflop.records import Plan, Run, RunFolder, TrainingLine, read_run
 from isoflop.trainer import RunConfig
 from isoflop.untrusted import foreign
 
@@ -30,8 +28,8 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
     """
     if not more.more:
         raise UserError(f"budget {str(more)!r} with --resume is on top of what the run had: write +{more}")
-    decisions = read_lines(folder.log("decisions"))
-    taken = tuple(Decision.from_dict(line) for line in decisions)
+    run = read_run(folder.path)
+    taken = tuple(Decision.from_dict(line.to_dict()) for line in run.decisions)
     timetable = Timetable(config.schedule, config.steps, taken, read=config.batch.before)
     back_to = timetable.decay_step
     steps = checkpoint.steps(folder.checkpoints)
@@ -46,10 +44,9 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         raise UserError(f"{folder.path} has no checkpoint of step {at}, from before its decay; it cannot be extended")
     checkpoint.verify(checkpoint.at_step(folder.checkpoints, at))
     checkpoint.require_same_data(checkpoint.at_step(folder.checkpoints, at), fingerprint)
-    plan = read_run(folder.path).plan
     with foreign(f"what is on record of {folder.path} cannot be extended"):
-        seconds, total = extended_length(folder, config, timetable, decisions, more)
-        longer = extended_plan(plan, more, seconds, total)
+        seconds, total = extended_length(run, config, timetable, more)
+        longer = extended_plan(run.plan, more, seconds, total)
     with disk_errors(f"the run folder {folder.path}"), folder.locked():
         ended = folder.path / "ended" / f"step-{steps[-1]:08d}"
         ended.mkdir(parents=True, exist_ok=True)
@@ -65,59 +62,58 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         for path in (folder.result, folder.report):
             if path.exists():
                 path.replace(ended / path.name)
-        write_json(ended / folder.plan.name, plan)
+        write_json(ended / folder.plan.name, run.plan.to_dict())
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
         folder.forget_after(at, skips=True)
         reason = f"extended by {more}: goes on from step {at}, before the decay"
         end = max(at + 1, total)
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)
         decision = Decision(at_step=at, steps=end, progress=progress, reason=reason)
-        folder.append("decisions", {**decision.to_dict(), "seconds": seconds, "time": time.time()}, durable=True)
-        write_json(folder.plan, longer)
+        folder.append("decisions", decision.line(time.time(), seconds), durable=True)
+        write_json(folder.plan, longer.to_dict())
         folder.event("extended", step=at, budget=str(more), steps=total)
 
 
-def extended_plan(plan: dict[str, Any], more: Budget, seconds: float, steps: int) -> dict[str, Any]:
+def extended_plan(plan: Plan, more: Budget, seconds: float, steps: int) -> Plan:
     """What is expected of the run with `more` on top, which is `steps` long in all."""
-    if not plan.get("steps"):
+    if not plan.steps:
         return plan
-    longer = steps / plan["steps"]
-    tokens, flops = (round(plan[name] * longer) if plan.get(name) else None for name in ("tokens", "flops"))
-    new = {**plan, "steps": steps, "tokens": tokens, "flops": flops, "seconds": seconds or None}
-    if plan.get("budget"):
-        before = parse_budget(plan["budget"])
+    longer = steps / plan.steps
+    tokens, flops = (round(value * longer) if value else None for value in (plan.tokens, plan.flops))
+    new = plan.updated(steps=steps, tokens=tokens, flops=flops, seconds=seconds or None)
+    if plan.budget:
+        before = parse_budget(plan.budget)
         same = before.kind == more.kind
-        new["budget"] = str(Budget(more.kind, before.amount + more.amount) if same else Budget("steps", steps))
-    new["choices"] = [
-        {**choice, "value": f"{value:,}", "reason": f"with {more} on top; {choice['value']} before"}
-        if (value := {"steps": steps, "tokens D": tokens}.get(choice["name"]))
-        else choice
-        for choice in plan.get("choices", [])
-    ]
-    if plan.get("expected") and tokens and {"parameters", "unique_tokens", "predictability"} <= plan.keys():
-        text = from_dict(Predictability, plan["predictability"], "predictability")
-        expected = expect(plan["parameters"], tokens, plan["unique_tokens"], text)
-        new["expected"] = expected.to_dict()
+        budget = Budget(more.kind, before.amount + more.amount) if same else Budget("steps", steps)
+        new = new.updated(budget=str(budget))
+
+    for field, value in (("steps", steps), ("tokens", tokens)):
+        if value:
+            new = new.shown(field, f"{value:,}", f"with {more} on top; {{}} before")
+
+    seen = plan.predictability
+    if plan.expected and tokens and plan.parameters and plan.unique_tokens and seen and seen.ngram and seen.lzma:
+        text = Predictability(seen.ngram, seen.lzma)
+        new = new.updated(expected=expect(plan.parameters, tokens, plan.unique_tokens, text))
     return new
 
 
-def extended_length(
-    folder: RunFolder, config: RunConfig, timetable: Timetable, decisions: list[dict[str, Any]], more: Budget
-) -> tuple[float, int]:
+def extended_length(run: Run, config: RunConfig, timetable: Timetable, more: Budget) -> tuple[float, int]:
     """The seconds (0: not held to any) and steps of a run with `more` on top."""
-    training = read_run(folder.path).training
-    per_step = training[-1]["seconds"] / training[-1]["step"] if training else 0.0
-    held_to = next((line["seconds"] for line in reversed(decisions) if line.get("seconds")), config.seconds)
+    last = run.training[-1] if run.training else TrainingLine()
+    per_step = last.seconds / last.step if last.seconds and last.step else 0.0
+    held_to = next((line.seconds for line in reversed(run.decisions) if line.seconds), config.seconds)
     match more.kind:
         case "seconds":
             if not per_step:
-                raise UserError(f"{folder.path} has no timed step yet; extend it by steps instead")
+                raise UserError(f"{run.folder.path} has no timed step yet; extend it by steps instead")
             spent = held_to or per_step * timetable.total_steps
             return spent + more.amount, round((spent + more.amount) / per_step)
         case "tokens" | "flops":
-            if not training:
-                raise UserError(f"{folder.path} has no step on record yet; extend it by steps instead")
-            added = more.amount / (training[-1][more.kind] / training[-1]["step"])
+            read = last.tokens if more.kind == "tokens" else last.flops
+            if not read or not last.step:
+                raise UserError(f"{run.folder.path} has no step on record yet; extend it by steps instead")
+            added = more.amount / (read / last.step)
         case _:
             added = more.amount
     return 0.0, timetable.total_steps + max(1, round(added))

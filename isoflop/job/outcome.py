@@ -11,10 +11,10 @@ from isoflop.files import disk_errors, home, write_json
 from isoflop.job.listener import Phases
 from isoflop.measure import HeldOut
 from isoflop.parallel.mesh import ALONE, Group
-from isoflop.plan.prior import Expectation
-from isoflop.records import RunFolder, read_run
+from isoflop.records import HeldOutFigures, LedgerLine, Plan, Result, RunFolder, read_run
 from isoflop.runtime import Runtime, make_runtime, peak_memory, utilisation
 from isoflop.trainer import RunConfig, RunResult
+from isoflop.trainer.config import RuntimeConfig
 from isoflop.trainer.guard import account, gaps
 from isoflop.trainer.task import make_task
 
@@ -46,43 +46,40 @@ def write_result(
     prepared: Data,
     result: RunResult,
     reached: HeldOut,
-    environment: dict[str, Any],
-    plan: dict[str, Any],
+    peak: dict[str, float],
+    plan: Plan,
     phases: Phases,
     group: Group = ALONE,
 ) -> None:
-    """result.json: what the run came to, beside what was expected of it."""
+    """result.json: what the run came to, next to what was expected of it."""
     run = read_run(folder.path)
     batches = make_task(config).batches(config, prepared, gaps(run.skips))
-    peak = environment.get("peak", {}).get(run.config["runtime"]["dtype"], 0.0)
-    peak *= group.machines(run.config["runtime"]["device"])
+    ran = from_dict(RuntimeConfig, run.config["runtime"], "runtime")
+    ceiling = peak.get(ran.dtype, 0.0) * group.machines(ran.device)
     stepping = result.seconds - result.aside
     rate = result.flops / stepping if stepping else 0.0
-    expected = plan.get("expected")
-    verdict = Expectation(**expected).verdict(reached.bits_per_byte) if expected else None
-    write_json(
-        folder.result,
-        {
-            "step": result.step,
-            "loss": result.loss,
-            "heldout": reached.to_dict(),
-            "seconds": result.seconds,
-            "tokens": result.tokens,
-            "flops": result.flops,
-            "aside_seconds": result.aside,
-            "tokens_per_second": result.tokens / stepping if stepping else 0.0,
-            "peak_share": rate / peak if peak else None,
-            "mfu": mfu(config, run.config["runtime"], result.tokens / stepping if stepping else 0.0, group),
-            "peak_memory_bytes": peak_memory(run.config["runtime"]["device"]),
-            "data": batches.account(result.step),
-            "guard": account(run.skips),
-            "phases": phases.seconds,
-            "verdict": verdict,
-        },
+    tokens_per_second = result.tokens / stepping if stepping else 0.0
+    record = Result(
+        step=result.step,
+        loss=result.loss,
+        heldout=HeldOutFigures.read(reached.to_dict()),
+        seconds=result.seconds,
+        tokens=result.tokens,
+        flops=result.flops,
+        aside_seconds=result.aside,
+        tokens_per_second=tokens_per_second,
+        peak_share=rate / ceiling if ceiling else None,
+        mfu=mfu(config, ran, tokens_per_second, group),
+        peak_memory_bytes=peak_memory(ran.device),
+        data=batches.account(result.step),
+        guard=account(run.skips),
+        phases=phases.seconds,
+        verdict=plan.expected.verdict(reached.bits_per_byte) if plan.expected else None,
     )
+    write_json(folder.result, record.to_dict())
 
 
-def mfu(config: RunConfig, ran: dict[str, Any], tokens_per_second: float, group: Group) -> float | None:
+def mfu(config: RunConfig, ran: RuntimeConfig, tokens_per_second: float, group: Group) -> float | None:
     """Model FLOPs utilisation as PaLM counts it (2204.02311, appendix B), of the GPUs' data sheet in bfloat16; None for
     other devices and dtypes, for cards whose data sheet is not known, and for tasks that it does not apply to.
 
@@ -92,32 +89,30 @@ def mfu(config: RunConfig, ran: dict[str, Any], tokens_per_second: float, group:
     flops = make_task(config).palm_flops_per_token(config)
     if flops is None:
         return None
-    each = tokens_per_second / group.machines(ran["device"])
-    return utilisation(flops * each, ran["device"], ran["dtype"])
+    each = tokens_per_second / group.machines(ran.device)
+    return utilisation(flops * each, ran.device, ran.dtype)
 
 
 def add_to_ledger(folder: RunFolder) -> None:
     """Add prediction and outcome of a planned run to $ISOFLOP_HOME/ledger.jsonl, whence later plans can learn."""
     run = read_run(folder.path)
-    if not run.plan.get("expected"):
+    if run.plan.expected is None:
         return
+    line = LedgerLine(
+        run=str(folder.path.resolve()),
+        time=time.time(),
+        fingerprint=run.data.fingerprint,
+        predictability=run.plan.predictability,
+        unique_tokens=run.plan.unique_tokens,
+        parameters=run.plan.parameters,
+        tokens=run.result.tokens,
+        flops=run.result.flops,
+        seed=run.settings.seed,
+        expected=run.plan.expected,
+        reached_bits_per_byte=run.result.heldout.bits_per_byte,
+        verdict=run.result.verdict,
+    )
     ledger = RunFolder(home())
     with disk_errors(f"the ledger {home()}"):
         ledger.path.mkdir(parents=True, exist_ok=True)
-        ledger.append(
-            "ledger",
-            {
-                "run": str(folder.path.resolve()),
-                "time": time.time(),
-                "fingerprint": run.data.get("fingerprint"),
-                "predictability": run.plan.get("predictability"),
-                "unique_tokens": run.plan.get("unique_tokens"),
-                "parameters": run.plan.get("parameters"),
-                "tokens": run.result["tokens"],
-                "flops": run.result["flops"],
-                "seed": run.config["seed"],
-                "expected": run.plan["expected"],
-                "reached_bits_per_byte": run.result["heldout"]["bits_per_byte"],
-                "verdict": run.result["verdict"],
-            },
-        )
+        ledger.append("ledger", line)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from isoflop import checkpoint
 from isoflop.budget import parse_budget
@@ -27,9 +26,7 @@ from isoflop.plan.advice import Advice, Facts, Keep
 from isoflop.plan.asked import Asked
 from isoflop.plan.far import far_off
 from isoflop.plan.planner import finalize, propose
-from isoflop.plan.prior import Expectation
-from isoflop.records import RunFolder, read_run
-from isoflop.report.words import dig, number
+from isoflop.records import Expectation, Plan, RunFolder, read_run
 from isoflop.runtime import choose_device
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
@@ -122,7 +119,7 @@ def pretrain(
     listener.say(seconds_line(phases))
     if dry_run:
         return advice
-    return carry_out(group, advice.config, folder, prepared, listener, phases, plan=advice.to_dict())
+    return carry_out(group, advice.config, folder, prepared, listener, phases, plan=advice.plan())
 
 
 @together
@@ -152,9 +149,7 @@ def train(
     with phases.time("prepare"):
         prepared = task.prepare_data(config.data, listener.progress)
         tokens = task.batches(config, prepared).tokens(config.steps)
-    plan: dict[str, Any] = {"kind": "given", "steps": config.steps, "tokens": tokens}
-    if expected:
-        plan["expected"] = expected.to_dict()
+    plan = Plan.given(config.steps, tokens, expected)
     return carry_out(group, config, folder, prepared, listener, phases, plan=plan)
 
 
@@ -189,9 +184,7 @@ def go_on(group: Group, folder: RunFolder, budget: str, assignments: Sequence[st
     run = read_run(out)
     config = override(from_dict(RunConfig, run.config), movable(assignments))
     check_world(config, group)
-    phases = Phases(seconds_of(run.result) or seconds_of(run.plan))
-    if run.plan.get("expected"):
-        from_dict(Expectation, run.plan["expected"], f"{folder.plan}: expected")
+    phases = Phases(dict(run.result.phases or run.plan.phases or {}))
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
     if run.status == "imported":
@@ -206,13 +199,6 @@ def go_on(group: Group, folder: RunFolder, budget: str, assignments: Sequence[st
     if more:
         extend(run.folder, config, more, prepared.fingerprint)
     return carry_out(group, config, run.folder, prepared, listener, phases, plan=read_run(out).plan, resume=True)
-
-
-def seconds_of(said: dict[str, Any]) -> dict[str, float]:
-    """The seconds by phase that a result or a plan says."""
-    phases = dig(said, "phases")
-    found = {str(name): number(phases, name) for name in phases} if isinstance(phases, dict) else {}
-    return {name: seconds for name, seconds in found.items() if seconds is not None}
 
 
 def movable(assignments: Sequence[str]) -> Sequence[str]:
@@ -238,22 +224,21 @@ def carry_out(
     listener: Listener,
     phases: Phases,
     *,
-    plan: dict[str, Any],
+    plan: Plan,
     resume: bool = False,
 ) -> RunResult:
     """Train, measure, write result and report, add a line to the ledger."""
-    environment = read_run(folder.path).environment if resume else {}
-    if not is_peak(environment.get("peak")):
+    peak = read_run(folder.path).environment.peak if resume else {}
+    if not is_peak(peak):
         with phases.time("calibrate"):
-            planned = plan.get("peak")
             device = config.runtime.device if config.runtime.device != "auto" else "cpu"
-            environment = {"peak": planned if is_peak(planned) else machine_peak(device)}
+            peak = plan.peak if is_peak(plan.peak) else machine_peak(device)
     hooks: list[Hook] = [*make_trackers(config.trackers), *listener.hooks]
     dtype = config.runtime.dtype if config.runtime.dtype != "auto" else "float32"
     if not resume:
         for line in far_off(config):
             listener.say(line)
-    listener.peak(environment["peak"].get(dtype, 0.0) * group.machines(choose_device(config.runtime.device)))
+    listener.peak(peak.get(dtype, 0.0) * group.machines(choose_device(config.runtime.device)))
     check_world(config, group)
     send(group, config, folder, prepared, resume)
     result = train_steps(
@@ -261,8 +246,8 @@ def carry_out(
         folder.path,
         hooks=[HeldOutHook(tuple(hooks)), Samples(), *hooks],
         prepared=prepared,
-        plan={**plan, "phases": dict(phases.seconds)},
-        environment=environment,
+        plan=plan.updated(phases=dict(phases.seconds)),
+        environment={"peak": peak},
         resume=resume,
         group=group,
     )
@@ -270,14 +255,14 @@ def carry_out(
     with phases.time("evaluate"):
         reached = measure_last(folder, prepared, config, group)
     with disk_errors(f"the run folder {folder.path}"):
-        write_result(folder, config, prepared, result, reached, environment, plan, phases, group)
+        write_result(folder, config, prepared, result, reached, peak, plan, phases, group)
         folder.event("finished", step=result.step)
         started = time.monotonic()
         from isoflop.report.page import write_report  # noqa: PLC0415 - its matplotlib takes as long to load as a start
 
         write_report([folder.path])
         phases.seconds["report"] = round(time.monotonic() - started, 2)
-        write_result(folder, config, prepared, result, reached, environment, plan, phases, group)
+        write_result(folder, config, prepared, result, reached, peak, plan, phases, group)
     add_to_ledger(folder)
     return result
 

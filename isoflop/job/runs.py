@@ -19,8 +19,16 @@ from isoflop.generate.request import Request
 from isoflop.job.outcome import judge
 from isoflop.measure import HeldOut
 from isoflop.model.build import Model
-from isoflop.records import RunFolder, find_runs, read_object, read_run
-from isoflop.report.words import number
+from isoflop.records import (
+    DataAccount,
+    Expectation,
+    HeldOutLine,
+    RunFolder,
+    TrainingLine,
+    find_runs,
+    read_object,
+    read_run,
+)
 from isoflop.runtime import DTYPES, choose_device, make_runtime
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task, task_named
@@ -96,35 +104,30 @@ def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
     """One summary for each run below `path`: what `isoflop runs` shows."""
     rows = []
     for run in find_runs(path):
-        last = run.heldout[-1] if run.heldout else {}
-        latest = run.training[-1] if run.training else {}
-        reached = number(run.result, "heldout", "bits_per_byte") or number(last, "heldout_bits_per_byte")
+        last = run.heldout[-1] if run.heldout else HeldOutLine()
+        latest = run.training[-1] if run.training else TrainingLine()
+        expected = run.plan.expected or Expectation()
         rows.append(
             {
                 "run": str(run.folder.path),
                 "status": run.status,
-                "parameters": whole(number(run.plan, "parameters")),
-                "steps": whole(number(latest, "step")) or 0,
-                "tokens": whole(number(latest, "tokens")) or 0,
-                "seconds": number(run.result, "seconds") or number(latest, "seconds") or 0.0,
-                "bits_per_byte": reached,
-                "expected": number(run.plan, "expected", "bits_per_byte"),
+                "parameters": run.plan.parameters,
+                "steps": latest.step or 0,
+                "tokens": latest.tokens or 0,
+                "seconds": float(run.result.seconds or latest.seconds or 0.0),
+                "bits_per_byte": run.result.heldout.bits_per_byte or last.heldout_bits_per_byte,
+                "expected": expected.bits_per_byte,
             }
         )
     return rows
 
 
-def whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
-
-
 def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> Data:
     """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew."""
-    account = read_object(folder.data)
-    where = Path(str(account.get("folder", "")))
-    if account.get("folder") and (where / "manifest.json").is_file():
-        prepared = make_task(config).open_data(where)
-        if prepared.fingerprint == account.get("fingerprint"):
+    account = DataAccount.read(read_object(folder.data))
+    if account.folder and (Path(account.folder) / "manifest.json").is_file():
+        prepared = make_task(config).open_data(Path(account.folder))
+        if prepared.fingerprint == account.fingerprint:
             return prepared
     data = config.data
     if find_kind(data.tokenizer) is None and folder.tokenizer.is_file():  # its own copy: the one named may be gone

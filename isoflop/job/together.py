@@ -18,7 +18,7 @@ from isoflop.data.prepared import Data
 from isoflop.job.outcome import measure_last
 from isoflop.parallel.launch import joined
 from isoflop.parallel.mesh import Group
-from isoflop.records import RunFolder, read_object, read_run
+from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.hooks import HeldOut, Samples
@@ -50,9 +50,10 @@ def again(group: Group, folder: RunFolder) -> bool:
     again, so that it goes on from its last checkpoint."""
     if not (group.launch or group.restarts) or not folder.config.is_file() or folder.result.is_file():
         return False
-    launches = [event["launch"] for event in read_run(folder.path).events if "launch" in event]
-    launches = launches or [read_object(folder.environment).get("launch")]  # killed before its first event
-    return launches[-1] == group.launch and (group.restarts > 0 or group.launch != "none")
+    run = read_run(folder.path)
+    launches = [event.launch for event in run.events if event.launch is not None]
+    last = launches[-1] if launches else run.environment.launch  # the latter: killed before its first event
+    return last == group.launch and (group.restarts > 0 or group.launch != "none")
 
 
 def send(group: Group, config: RunConfig, folder: RunFolder, prepared: Data, resume: bool) -> None:
@@ -61,7 +62,7 @@ def send(group: Group, config: RunConfig, folder: RunFolder, prepared: Data, res
         {
             "config": to_dict(config),
             "folder": str(folder.path.resolve()),
-            "data": prepared.account()["folder"],
+            "data": prepared.account().folder,
             "resume": resume,
         }
     )

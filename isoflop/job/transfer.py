@@ -12,7 +12,7 @@ from isoflop.job.runs import run_folder_of
 from isoflop.model.build import MODELS
 from isoflop.model.count import count
 from isoflop.model.gpt import GPT
-from isoflop.records import RunFolder
+from isoflop.records import Plan, RunFolder
 from isoflop.runtime import describe_machine
 from isoflop.trainer.config import RunConfig, RuntimeConfig
 
@@ -57,13 +57,7 @@ def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", cont
     # its own tokenizer, so that config.json runs again as it is
     data = DataConfig(tokenizer=str((final / "tokenizer.json").resolve()))
     config = to_dict(RunConfig(model=bundle.config, data=data, runtime=RuntimeConfig(device="cpu", dtype="float32")))
-    plan = {
-        "kind": "imported",
-        "source": str(path),
-        "format": bundle.made_of,
-        "parameters": parameters.matmul,
-        "total_parameters": parameters.total,
-    }
+    plan = Plan.imported(str(path), bundle.made_of, parameters.matmul, parameters.total)
     with disk_errors(f"the run folder {final}"), new_folder(final) as temporary:
         folder = RunFolder(temporary)
         checkpoint.write(
@@ -78,7 +72,7 @@ def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", cont
                 progress={"seconds": 0.0, "tokens": 0},
             )
         )
-        write_json(folder.plan, plan)
+        write_json(folder.plan, plan.to_dict())
         write_json(folder.environment, describe_machine("cpu"))
         write_text(folder.tokenizer, bundle.tokenizer)
         write_json(folder.config, config)

@@ -17,6 +17,7 @@ from typing import Any
 from isoflop.config import from_dict, to_dict
 from isoflop.errors import UserError
 from isoflop.optim.config import ScheduleConfig
+from isoflop.records import DecisionLine
 
 MOST_STEPS = 10**15
 
@@ -51,8 +52,19 @@ class Decision:
         if self.progress is not None and not 0.0 <= self.progress < 1.0:
             raise UserError(f"decision.progress = {self.progress} is not in [0, 1)")
 
+    def line(self, time: float, seconds: float | None = None) -> DecisionLine:
+        """The line of decisions.jsonl, written at `time` (Unix seconds); `seconds`: see DecisionLine."""
+        return DecisionLine(
+            at_step=self.at_step,
+            steps=self.steps,
+            progress=self.progress,
+            reason=self.reason,
+            seconds=seconds,
+            time=time,
+        )
+
     def to_dict(self) -> dict[str, Any]:
-        """The line of decisions.jsonl."""
+        """JSON values, to be sent to other processes."""
         plain: dict[str, Any] = to_dict(self)
         return plain
 

@@ -1,18 +1,15 @@
 """What a planner is told, what it proposes before a text is prepared, and what it advises in the end."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from isoflop.budget import Budget
-from isoflop.config import to_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.prepared import Data
 from isoflop.model.count import parameters
 from isoflop.plan.asked import Asked
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.predictability import Predictability
-from isoflop.plan.prior import Expectation
-from isoflop.records.plan import Calibration, Choice
+from isoflop.records import Calibration, CandidateShape, Choice, Expectation, Plan, TextPredictability
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
@@ -53,7 +50,7 @@ class Facts:
     def of(cls, data: Data) -> "Facts":
         account = data.account()
         unique = sum(data.train_tokens(name) for name in data.sources)
-        return cls(unique, data.vocab_size, account["bytes_per_token"], account["tokenizer"])
+        return cls(unique, data.vocab_size, account.bytes_per_token or 0.0, account.tokenizer or "")
 
 
 @dataclass(frozen=True)
@@ -107,29 +104,30 @@ class Advice:
     seconds: float | None
     expected: Expectation | None
     choices: tuple[Choice, ...]
-    candidates: tuple[dict[str, Any], ...]
+    candidates: tuple[CandidateShape, ...]
     calibration: Calibration = field(default_factory=Calibration)
     peak: dict[str, float] = field(default_factory=dict)
     text: Predictability | None = None
     unique_tokens: int | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def plan(self) -> Plan:
         """plan.json."""
-        plan = {
-            "budget": str(self.budget),
-            "kind": "prior",
-            "choices": [choice.to_dict() for choice in self.choices],
-            "parameters": self.parameters,
-            "total_parameters": parameters(self.config.model, self.config.task).total,
-            "tokens": self.tokens,
-            "flops": self.flops,
-            "steps": self.config.steps,
-            "seconds": self.seconds,
-            "expected": self.expected.to_dict() if self.expected else None,
-            "candidates": list(self.candidates),
-            "calibration": self.calibration.to_dict(),
-            "peak": self.peak,
-        }
-        if self.text is not None:
-            plan |= {"predictability": to_dict(self.text), "unique_tokens": self.unique_tokens}
-        return plan
+        plan = Plan(
+            budget=str(self.budget),
+            kind="prior",
+            choices=self.choices,
+            parameters=self.parameters,
+            total_parameters=parameters(self.config.model, self.config.task).total,
+            tokens=self.tokens,
+            flops=self.flops,
+            steps=self.config.steps,
+            seconds=self.seconds,
+            expected=self.expected,
+            candidates=self.candidates,
+            calibration=self.calibration,
+            peak=self.peak,
+        )
+        if self.text is None:
+            return plan
+        seen = TextPredictability(ngram=self.text.ngram, lzma=self.text.lzma)
+        return plan.updated(predictability=seen, unique_tokens=self.unique_tokens)

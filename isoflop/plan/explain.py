@@ -84,7 +84,7 @@ def choices_of_size(
     return (
         line("shape", f"{workload.depth(model)} x {model.d_model}, heads: {model.heads}", shape),
         line("parameters N", f"{count:,}", size),
-        line("tokens D", f"{tokens:,}", read),
+        Choice.of("tokens", f"{tokens:,}", read),
         line("batch", batch, "0.573 D^0.571 (Step Law)"),
     )
 
@@ -114,7 +114,7 @@ def course_in_words(schedule: ScheduleConfig) -> str:
 def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
     """How long and at which rates, whatever is trained."""
     return (
-        line("steps", f"{config.steps:,}", "D over the batch"),
+        Choice.of("steps", f"{config.steps:,}", "D over the batch"),
         line(
             "optimiser",
             rates_in_words(config.optim),

@@ -12,7 +12,6 @@ since the vocabulary has to be known before a text can be prepared:
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from isoflop.budget import Budget
 from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
@@ -25,6 +24,7 @@ from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import with_batch, with_length, with_rates
 from isoflop.plan.shapes import context_for, vocabulary_for
+from isoflop.records import CandidateShape
 from isoflop.runtime import measure_peak
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
@@ -172,19 +172,20 @@ def in_passes(config: RunConfig, workload: Workload, machines: int) -> RunConfig
 
 def candidate_line(
     candidate: Candidate, proposal: Proposal, facts: Facts, text: Predictability | None, chosen: bool
-) -> dict[str, Any]:
+) -> CandidateShape:
     """A candidate as plan.json has it."""
     tokens = candidate.tokens(proposal.budget)
-    line: dict[str, Any] = {
-        "layers": candidate.config.model.layers,
-        "d_model": candidate.config.model.d_model,
-        "parameters": int(candidate.weights),
-        "tokens_per_second": candidate.tokens_per_second or None,
-        "tokens": int(tokens),
-    }
-    if text is not None:
-        line["expected_bits_per_byte"] = None
-        if not proposal.keep.model:
-            expected = expect(candidate.weights, tokens, facts.unique_tokens, text)
-            line["expected_bits_per_byte"] = expected.bits_per_byte
-    return {**line, "chosen": chosen}
+    line = CandidateShape(
+        layers=candidate.config.model.layers,
+        d_model=candidate.config.model.d_model,
+        parameters=int(candidate.weights),
+        tokens_per_second=candidate.tokens_per_second or None,
+        tokens=int(tokens),
+        chosen=chosen,
+    )
+    if text is None:
+        return line.written_as("layers", "d_model", "parameters", "tokens_per_second", "tokens", "chosen")
+    if proposal.keep.model:
+        return line
+    expected = expect(candidate.weights, tokens, facts.unique_tokens, text)
+    return line.updated(expected_bits_per_byte=expected.bits_per_byte)

@@ -16,7 +16,6 @@ interval widens with the distance. It is a prior: a first guess with an honest w
 
 import json
 import math
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -26,6 +25,7 @@ import numpy.typing as npt
 
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.repetition import excess
+from isoflop.records import Expectation
 
 ALPHA, BETA = 0.34781, 0.36585  # Besiroglu et al. 2024, table 1
 EXPONENT = ALPHA * BETA / (ALPHA + BETA)
@@ -34,30 +34,6 @@ C_0 = 2e12  # FLOPs, in the middle of the table
 LEVEL = 0.9
 T_WIDTH = 1.86  # two-sided 90 % of Student's t at 8 degrees of freedom: the misses are those of nine corpora
 WIDEN_PER_DECADE = 0.03  # added to the standard deviation of log(bits per byte) for each factor of ten beyond the table
-
-
-@dataclass(frozen=True)
-class Expectation:
-    """Bits per byte expected on held-out text, with the interval that should hold it in `level` of all cases."""
-
-    bits_per_byte: float
-    low: float
-    high: float
-    level: float
-    source: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "bits_per_byte": self.bits_per_byte,
-            "low": self.low,
-            "high": self.high,
-            "level": self.level,
-            "source": self.source,
-        }
-
-    def verdict(self, reached: float) -> str:
-        """Where a reached loss lies: "inside" the interval, "better" (below it) or "worse" (above it)."""
-        return "better" if reached < self.low else "worse" if reached > self.high else "inside"
 
 
 @cache
@@ -133,4 +109,10 @@ def expect(parameters: float, tokens: float, unique_tokens: float, text: Predict
     centre = min(8.0, floor + (balanced - floor) * excess(parameters, tokens, unique_tokens))
     width = T_WIDTH * math.hypot(deviation, WIDEN_PER_DECADE * decades)
     source = f"a prior, not a fit: {len(table()['runs'])} runs of our own, {where}"
-    return Expectation(centre, centre * math.exp(-width), centre * math.exp(width), LEVEL, source)
+    return Expectation(
+        bits_per_byte=centre,
+        low=centre * math.exp(-width),
+        high=centre * math.exp(width),
+        level=LEVEL,
+        source=source,
+    )

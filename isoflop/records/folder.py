@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from isoflop.errors import UserError
 from isoflop.files import make_folder, sync_folder, write_text
@@ -18,6 +18,8 @@ from isoflop.records.logs import EventLine
 from isoflop.records.record import Record
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
+Line = TypeVar("Line", bound=Record)
+
 LOGS = ("metrics", "samples", "decisions", "skips", "events")
 # what flock says where the file system has no locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
@@ -81,6 +83,10 @@ class RunFolder:
         value = record.to_dict() if isinstance(record, Record) else record
         if append_line(self.log(name), value, itself, durable) and durable:
             sync_folder(self.path)
+
+    def lines(self, name: str, kind: type[Line]) -> list[Line]:
+        """A log as records of a class, see lines.read_lines."""
+        return [kind.read(line) for line in read_lines(self.log(name))]
 
     def event(self, what: str, **details: Any) -> None:
         """Add a line to events.jsonl; `details` are fields of EventLine and written in their order."""

@@ -6,6 +6,8 @@ from typing import Any
 from isoflop.records.record import Record, rare
 
 VERDICTS = ("inside", "better", "worse")
+# What fields of the plan are called among its choices. A file says no more of a choice than its label.
+LABELS = {"steps": "steps", "tokens": "tokens D"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,13 +28,18 @@ class Expectation(Record):
         return "better" if reached < self.low else "worse" if reached > self.high else "inside"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Choice(Record):
     """One line of the plan, for display only: what code needs of a plan has a field of its own."""
 
     name: str = ""
     value: Any = None
     reason: str = ""
+
+    @classmethod
+    def of(cls, field: str, value: Any, reason: str) -> "Choice":
+        """The line of a field of the plan that is also shown among the choices (LABELS)."""
+        return cls(LABELS[field], value, reason)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +71,7 @@ class Calibration(Record):
         seconds: that it took; written by earlier versions.
     """
 
-    reason: str | None = None
+    reason: str | None = rare()
     device: str | None = rare()
     dtype: str | None = rare()
     threads: int | None = rare()
@@ -121,7 +128,7 @@ class Plan(Record):
     def given(cls, steps: int, tokens: int, expected: Expectation | None = None) -> "Plan":
         """The plan of a run whose configuration was decided elsewhere."""
         plan = cls(kind="given", steps=steps, tokens=tokens, expected=expected)
-        return plan.written_as("kind", "steps", "tokens")
+        return plan.written_as("kind", "steps", "tokens", *(("expected",) if expected else ()))
 
     @classmethod
     def imported(cls, source: str, format: str, parameters: int, total_parameters: int) -> "Plan":
@@ -131,7 +138,14 @@ class Plan(Record):
         )
         return plan.written_as("kind", "source", "format", "parameters", "total_parameters")
 
-    @classmethod
-    def none(cls) -> "Plan":
-        """That of a run that nothing was planned for: an empty object."""
-        return cls(keys=())
+    def shown(self, field: str, value: Any, reason: str) -> "Plan":
+        """The plan with another value and reason among its choices for a field in LABELS; a `{}` in the reason stands
+        for the value before."""
+        return self.updated(
+            choices=tuple(
+                choice.updated(value=value, reason=reason.format(choice.value))
+                if choice.name == LABELS[field]
+                else choice
+                for choice in self.choices
+            )
+        )

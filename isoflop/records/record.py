@@ -42,7 +42,7 @@ class Record:
     def read(cls, value: Any) -> Self:
         """A record from a JSON value, whatever that is: anything but an object reads as an empty one."""
         if not isinstance(value, Mapping):
-            return cls(keys=())
+            return cls.nothing()
         fields = cls._fields()
         known: dict[str, Any] = {}
         others: dict[str, Any] = {}
@@ -60,6 +60,11 @@ class Record:
                 else:
                     known[key] = found
         return cls(others=others, keys=tuple(value), **known)
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """What a file that is not there reads as."""
+        return cls(keys=())
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object. Fields that are not among `keys` follow if they have another value than their default."""

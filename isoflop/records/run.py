@@ -1,12 +1,18 @@
 """A run as read back, and the runs below a folder."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.records.folder import LOGS, RunFolder
+from isoflop.records.account import DataAccount
+from isoflop.records.folder import RunFolder
 from isoflop.records.lines import read_lines, read_object
+from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, TrainingLine
+from isoflop.records.plan import Plan
+from isoflop.records.result import Result
+from isoflop.records.surroundings import Environment, ProfileSeen, Settings
 
 
 @dataclass(frozen=True)
@@ -14,32 +20,31 @@ class Run:
     """A run as read back. Missing files read as empty: a run that is still training has no result yet.
 
     Attributes:
-        training: lines of metrics.jsonl with `step`, `loss` (what is trained on, nats per token), `lr`, `grad_norm`,
-            `tokens` (so far), `seconds` (of training, time down left out), `tokens_per_second`, `flops` (6ND so far).
-        heldout: lines with `step`, `tokens`, `seconds`, `heldout_loss` (plain cross-entropy, nats per
-            token), `heldout_bits_per_byte`, and what the model's parts report, such as `load_entropy`.
-        samples: lines with `step`, `prompt`, `text`.
-        skips: lines with `step`, `kind` ("non-finite" or "spike"), `action` ("keep", "skip", "rollback", "stop"),
-            `reason`, `loss` and `grad_norm` (null where not finite), `tokens` left out or passed over; with a rollback
-            also the range of sequences passed over (data/gaps.py), `first` and `sequences`.
+        config: a RunConfig as JSON.
+        training, heldout, samples, decisions, skips, events: the lines of the logs.
         profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
 
     folder: RunFolder
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    plan: dict[str, Any]
-    data: dict[str, Any]
-    result: dict[str, Any]
-    training: list[dict[str, Any]] = field(repr=False)
-    heldout: list[dict[str, Any]] = field(repr=False)
-    samples: list[dict[str, Any]] = field(repr=False)
-    decisions: list[dict[str, Any]] = field(repr=False)
-    skips: list[dict[str, Any]] = field(repr=False)
-    events: list[dict[str, Any]] = field(repr=False)
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: Environment = field(default_factory=Environment.nothing)
+    plan: Plan = field(default_factory=Plan.nothing)
+    data: DataAccount = field(default_factory=DataAccount.nothing)
+    result: Result = field(default_factory=Result.nothing)
+    training: list[TrainingLine] = field(default_factory=list, repr=False)
+    heldout: list[HeldOutLine] = field(default_factory=list, repr=False)
+    samples: list[SampleLine] = field(default_factory=list, repr=False)
+    decisions: list[DecisionLine] = field(default_factory=list, repr=False)
+    skips: list[SkipLine] = field(default_factory=list, repr=False)
+    events: list[EventLine] = field(default_factory=list, repr=False)
     status: str = "stopped"
-    profile: dict[str, Any] = field(default_factory=dict, repr=False)
+    profile: ProfileSeen = field(default_factory=ProfileSeen.nothing, repr=False)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What is read of the configuration where the run is not to be built."""
+        return Settings.read(self.config)
 
     @property
     def name(self) -> str:
@@ -57,25 +62,24 @@ def read_run(path: Path | str) -> Run:
         raise UserError(
             f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder"
         )
-    logs = {name: read_lines(folder.log(name)) for name in LOGS}
-    result, plan = read_object(folder.result), read_object(folder.plan)
-    imported = plan.get("kind") == "imported"
-    status = "running" if folder.is_locked() else "finished" if result else "imported" if imported else "stopped"
+    plan, result = Plan.read(read_object(folder.plan)), Result.read(read_object(folder.result))
+    done = "finished" if not result.missing else "imported" if plan.kind == "imported" else "stopped"
+    metrics = read_lines(folder.log("metrics"))
     return Run(
         folder=folder,
         config=read_object(folder.config),
-        environment=read_object(folder.environment),
+        environment=Environment.read(read_object(folder.environment)),
         plan=plan,
-        data=read_object(folder.data),
+        data=DataAccount.read(read_object(folder.data)),
         result=result,
-        training=[line for line in logs["metrics"] if "loss" in line],
-        heldout=[line for line in logs["metrics"] if "heldout_loss" in line],
-        samples=logs["samples"],
-        decisions=logs["decisions"],
-        skips=logs["skips"],
-        events=logs["events"],
-        status=status,
-        profile=read_object(folder.profile / "profile.json"),
+        training=[TrainingLine.read(line) for line in metrics if "loss" in line],
+        heldout=[HeldOutLine.read(line) for line in metrics if "heldout_loss" in line],
+        samples=folder.lines("samples", SampleLine),
+        decisions=folder.lines("decisions", DecisionLine),
+        skips=folder.lines("skips", SkipLine),
+        events=folder.lines("events", EventLine),
+        status="running" if folder.is_locked() else done,
+        profile=ProfileSeen.read(read_object(folder.profile / "profile.json")),
     )
 
 
@@ -93,4 +97,4 @@ def read_or_say(path: Path) -> Run:
     try:
         return read_run(path)
     except UserError:
-        return Run(RunFolder(path), {}, {}, {}, {}, {}, [], [], [], [], [], [], status="damaged")
+        return Run(RunFolder(path), status="damaged")

@@ -1,13 +1,13 @@
 """The lower half of a run's page: samples along the way, the data's account, costs and machine."""
 
 import shlex
-from typing import Any
 
 from isoflop.files import to_json
+from isoflop.records import DataAccount, SampleLine
 from isoflop.report import words
 from isoflop.report.facts import Facts, first, source_table
 from isoflop.report.style import key, section, stack, table
-from isoflop.report.words import count, dig, duration, fixed, named, number, objects, percent, size, text
+from isoflop.report.words import count, duration, fixed, percent, size, text
 
 EARLY_SAMPLES = 4
 
@@ -16,14 +16,14 @@ def samples(facts: Facts) -> str:
     run = facts.run
     if not run.samples:
         return section("What it writes", "No sample has been taken yet.", "")
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
+    by_prompt: dict[str, list[SampleLine]] = {}
     for sample in run.samples:
-        by_prompt.setdefault(str(sample.get("prompt") or ""), []).append(sample)
+        by_prompt.setdefault(sample.prompt, []).append(sample)
     body = "\n".join(one_prompt(facts, prompt, taken) for prompt, taken in by_prompt.items())
     return section("What it writes", "The same prompts as training went on; the prompt is in colour.", body)
 
 
-def one_prompt(facts: Facts, prompt: str, taken: list[dict[str, Any]]) -> str:
+def one_prompt(facts: Facts, prompt: str, taken: list[SampleLine]) -> str:
     """The samples of one prompt: the first, a few between, the last one large; the rest can be unfolded."""
     *early, last = taken
     shown = set(range(len(early)))
@@ -40,16 +40,15 @@ def one_prompt(facts: Facts, prompt: str, taken: list[dict[str, Any]]) -> str:
     return f'<h3 class="prompt">{title}</h3>\n<div class="steps">{body}</div>{folded}'
 
 
-def one_sample(facts: Facts, prompt: str, sample: dict[str, Any], css: str) -> str:
-    step, written = number(sample, "step"), str(sample.get("text") or "")
-    continued = written.removeprefix(prompt)
-    if "reference" in sample:  # an output for an input, and what it should have been
-        continued = f"\n{written}\n({sample['reference']})"
+def one_sample(facts: Facts, prompt: str, sample: SampleLine, css: str) -> str:
+    step = sample.step
+    continued = sample.text.removeprefix(prompt)
+    if sample.reference is not None:  # an output for an input, and what it should have been
+        continued = f"\n{sample.text}\n({sample.reference})"
     bits = None
     for line in facts.run.heldout:
-        at = number(line, "step")
-        if at is not None and step is not None and at <= step:
-            bits = number(line, "heldout_bits_per_byte")
+        if line.step is not None and step is not None and line.step <= step:
+            bits = line.heldout_bits_per_byte
     note = f"{fixed(bits)} bits/byte" if bits is not None else ""
     return (
         f'<div class="at"><b>step {count(step)}</b>{note}</div>'
@@ -59,10 +58,10 @@ def one_sample(facts: Facts, prompt: str, sample: dict[str, Any], css: str) -> s
 
 def data(facts: Facts) -> str:
     account = facts.run.data
-    if not account:
+    if account.missing:
         return ""
-    train, heldout = number(account, "train", "bytes") or 0.0, number(account, "heldout", "bytes") or 0.0
-    twice, skipped = number(account, "duplicate_bytes") or 0.0, number(account, "skipped_bytes") or 0.0
+    train, heldout = account.train.bytes or 0.0, account.heldout.bytes or 0.0
+    twice, skipped = account.duplicate_bytes or 0.0, account.skipped_bytes or 0.0
     body = stack(
         [
             ("train", train, f"training {size(train)}"),
@@ -71,23 +70,19 @@ def data(facts: Facts) -> str:
             ("run-7", skipped, f"skipped {size(skipped)}"),
         ]
     )
-    how = dig(account, "heldout", "how")
-    share = number(account, "sampled_share")
+    how = account.heldout.how
+    share = account.sampled_share
     wholes = [
-        (
-            "Documents",
-            count(number(account, "documents")),
-            amount(account, "pieces", "pieces after long ones were cut"),
-        ),
-        ("Exact duplicates", count(number(account, "duplicates")), f"{size(twice)} dropped"),
-        ("Skipped files", count(number(account, "skipped_files")), size(skipped)),
-        ("Training text", size(train), amount(account["train"], "tokens", "tokens") if account.get("train") else ""),
+        ("Documents", count(account.documents), amount(account.pieces, "pieces after long ones were cut")),
+        ("Exact duplicates", count(account.duplicates), f"{size(twice)} dropped"),
+        ("Skipped files", count(account.skipped_files), size(skipped)),
+        ("Training text", size(train), amount(account.train.tokens, "tokens")),
         (
             "Held-out text",
             size(heldout),
-            " · ".join(filter(None, [tokens_of(account, "heldout"), text(how) if how else ""])),
+            " · ".join(filter(None, [amount(account.heldout.tokens, "tokens"), text(how) if how else ""])),
         ),
-        ("Tokenizer", text(account.get("tokenizer") or words.MISSING), vocabulary(account)),
+        ("Tokenizer", text(account.tokenizer or words.MISSING), vocabulary(account)),
         (
             "Share of the corpus prepared",
             percent(share),
@@ -109,8 +104,8 @@ def left_out(facts: Facts) -> list[tuple[str, str, str]]:
     )
     found = []
     for title, action, note in kinds:
-        lines = [line for line in facts.run.skips if line.get("action") == action]
-        tokens = sum(number(line, "tokens") or 0.0 for line in lines)
+        lines = [line for line in facts.run.skips if line.action == action]
+        tokens = sum(line.tokens for line in lines)
         found += [(title, count(tokens), f"{note}; {times(len(lines))}")] if lines else []
     return found
 
@@ -119,22 +114,13 @@ def times(number_: int) -> str:
     return "once" if number_ == 1 else f"{number_:,} times"
 
 
-def how_prepared(share: float) -> str:
-    return "all of it" if share >= 1 else "sampled by content hash"
-
-
-def amount(mapping: Any, name: str, label: str) -> str:
-    value = number(mapping, name)
+def amount(value: float | None, label: str) -> str:
     return f"{count(value)} {label}" if value is not None else ""
 
 
-def tokens_of(account: dict[str, Any], side: str) -> str:
-    return amount(dig(account, side), "tokens", "tokens")
-
-
-def vocabulary(account: dict[str, Any]) -> str:
-    ratio = number(account, "bytes_per_token")
-    parts = [amount(account, "vocab_size", "ids"), f"{ratio:.2f} bytes per token" if ratio else ""]
+def vocabulary(account: DataAccount) -> str:
+    ratio = account.bytes_per_token
+    parts = [amount(account.vocab_size, "ids"), f"{ratio:.2f} bytes per token" if ratio else ""]
     return " · ".join(part for part in parts if part)
 
 
@@ -144,18 +130,18 @@ def sources(facts: Facts) -> str:
         return ""
     rows = []
     for name, prepared, read in listed:
-        got, asked = number(read, "share"), first(number(read, "asked"), number(prepared, "weight"))
+        got, asked = read.share, first(read.asked, prepared.weight)
         rows.append(
             [
                 text(name),
-                count(number(prepared, "documents")),
-                size(number(prepared, "bytes")),
-                count(number(prepared, "tokens")),
-                count(number(read, "tokens")),
+                count(prepared.documents),
+                size(prepared.bytes),
+                count(prepared.tokens),
+                count(read.tokens),
                 percent(asked, 2),
                 percent(got, 2),
                 bar(got, asked),
-                fixed(number(read, "epochs")),
+                fixed(read.epochs),
             ]
         )
     columns = ["source", "documents", "bytes", "tokens", "tokens read", "asked", "got", "", "epochs"]
@@ -173,12 +159,12 @@ def bar(got: float | None, asked: float | None) -> str:
     return f'<div class="bar">{inside}</div>'
 
 
-def skipped_files(account: dict[str, Any]) -> str:
-    files = objects(account.get("skipped"))
+def skipped_files(account: DataAccount) -> str:
+    files = account.skipped
     if not files:
         return ""
-    rows = [[text(f.get("path", "")), text(f.get("reason", "")), size(number(f, "bytes"))] for f in files]
-    total = number(account, "skipped_files") or len(files)
+    rows = [[text(f.path or ""), text(f.reason or ""), size(f.bytes)] for f in files]
+    total = account.skipped_files or len(files)
     title = f"{count(total)} skipped file{'s' if total != 1 else ''}"
     if total > len(files):
         title += f", {len(files)} of them listed"
@@ -187,26 +173,25 @@ def skipped_files(account: dict[str, Any]) -> str:
 
 def costs(facts: Facts) -> str:
     run = facts.run
-    phases = {
-        name: number(dig(run.result, "phases"), name)
-        for name in ("prepare", "calibrate", "train", "evaluate", "report")
-    }
+    phases = {name: run.result.phases.get(name) for name in ("prepare", "calibrate", "train", "evaluate", "report")}
     colors = dict(zip(phases, ("run-2", "run-4", "train", "heldout", "mark"), strict=True))
     body = stack([(colors[name], seconds or 0.0, f"{name} {duration(seconds)}") for name, seconds in phases.items()])
-    environment = run.environment
+    environment = run.environment.to_dict()
     facts_of = [
-        ("Peak memory", size(number(run.result, "peak_memory_bytes"))),
+        ("Peak memory", size(run.result.peak_memory_bytes)),
         (
             "Compute dtype",
-            text(dig(run.plan, "calibration", "dtype") or dig(run.config, "runtime", "dtype") or words.MISSING),
+            text(run.plan.calibration.dtype or run.settings.runtime.dtype or words.MISSING),
         ),
     ]
     facts_of += [
         (text(name), text(words.plain(value))) for name, value in environment.items() if not isinstance(value, dict)
     ]
-    for name, group in named(environment).items():
+    for name, group in environment.items():
+        if not isinstance(group, dict):
+            continue
         for inner, value in group.items():
-            measured = words.rate(number(group, inner)) if name == "peak" else text(words.plain(value))
+            measured = words.rate(run.environment.peak.get(inner)) if name == "peak" else text(words.plain(value))
             facts_of.append((f"{text(name)}: {text(inner)}", measured))
     body += "<h3>Machine and versions</h3>\n" + table([], [[name, value] for name, value in facts_of])
     folder = run.folder.path

@@ -1,4 +1,4 @@
-"""What a run says about itself, gathered from its files with every key possibly missing.
+"""What a run says about itself, gathered from its records with every field possibly unknown.
 
 Each value is read where the finished run wrote it (result.json), else as far as the metrics of a live run go.
 """
@@ -8,16 +8,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
-from isoflop.records import Run
+from isoflop.records import Expectation, HeldOutLine, PreparedSource, Record, Run, SourceRead, TrainingLine
+from isoflop.records.plan import VERDICTS
 from isoflop.report.figures import Interval
-from isoflop.report.words import dig, named, number, objects
 
 
 @dataclass(frozen=True)
@@ -59,19 +58,19 @@ class Facts:
 
     @property
     def finished(self) -> bool:
-        return bool(self.run.result) and self.run.status == "finished"
+        return self.run.status == "finished"
 
     @property
     def epochs(self) -> float | None:
         """Tokens read over tokens there are, all sources together."""
-        there = number(self.run.data, "train", "tokens")
+        there = self.run.data.train.tokens
         return self.reached.tokens / there if self.reached.tokens and there else None
 
     @cached_property
     def budget(self) -> Budget | None:
         """What the plan was made for; None for "+1h", which is on top of something that is not written down."""
         try:
-            budget = parse_budget(str(dig(self.run.plan, "budget")))
+            budget = parse_budget(str(self.run.plan.budget))
         except UserError:
             return None
         return None if budget.more else budget
@@ -79,7 +78,7 @@ class Facts:
     @property
     def starts(self) -> int:
         """How many processes, or groups of them, have worked on the run one after another."""
-        return max(1, sum(event.get("event") in ("started", "resumed") for event in self.run.events))
+        return max(1, sum(event.event in ("started", "resumed") for event in self.run.events))
 
     @property
     def expected_bits(self) -> Interval | None:
@@ -92,7 +91,7 @@ class Facts:
     @property
     def planned_steps(self) -> float | None:
         """The steps of the plan, or of the last decision about them."""
-        decided = [number(decision, "steps") for decision in self.run.decisions]
+        decided = [decision.steps for decision in self.run.decisions]
         return first(*reversed(decided), self.expected.steps)
 
     @property
@@ -103,15 +102,16 @@ class Facts:
 
 def read_facts(run: Run) -> Facts:
     plan, result = run.plan, run.result
-    last = run.training[-1] if run.training else {}
-    held = dig(result, "heldout") or {}
-    live = run.heldout[-1] if run.heldout else {}
-    nats = first(number(held, "nats_per_token"), number(live, "heldout_loss"))
-    bits = first(number(held, "bits_per_byte"), number(live, "heldout_bits_per_byte"))
+    last = run.training[-1] if run.training else TrainingLine()
+    live = run.heldout[-1] if run.heldout else HeldOutLine()
+    held, planned = result.heldout, plan.expected or Expectation()
+
+    nats = first(held.nats_per_token, live.heldout_loss)
+    bits = first(held.bits_per_byte, live.heldout_bits_per_byte)
     ratio = bits_per_nat(bits, nats, run)
-    seconds = first(number(result, "seconds"), number(last, "seconds"))
-    tokens = first(number(result, "tokens"), number(last, "tokens"))
-    flops = first(number(result, "flops"), number(last, "flops"))
+    seconds = first(result.seconds, last.seconds)
+    tokens = first(result.tokens, last.tokens)
+    flops = first(result.flops, last.flops)
     peak = measured_peak(run)
     reached = Measures(
         bits,
@@ -119,83 +119,77 @@ def read_facts(run: Run) -> Facts:
         seconds,
         tokens,
         flops,
-        first(number(result, "step"), number(last, "step")),
-        first(number(result, "peak_share"), over(over(flops, seconds), peak)),
+        first(result.step, last.step),
+        first(result.peak_share, over(over(flops, seconds), peak)),
     )
-    expected_bits = number(plan, "expected", "bits_per_byte")
     expected = Measures(
-        expected_bits,
-        over(expected_bits, ratio),
-        number(plan, "seconds"),
-        number(plan, "tokens"),
-        number(plan, "flops"),
-        number(plan, "steps"),
-        over(over(number(plan, "flops"), number(plan, "seconds")), peak),
+        planned.bits_per_byte,
+        over(planned.bits_per_byte, ratio),
+        plan.seconds,
+        plan.tokens,
+        plan.flops,
+        plan.steps,
+        over(over(plan.flops, plan.seconds), peak),
     )
-    low, high = number(plan, "expected", "low"), number(plan, "expected", "high")
     return Facts(
         run=run,
         reached=reached,
         expected=expected,
-        low=low,
-        high=high,
-        level=number(plan, "expected", "level"),
-        parameters=number(plan, "parameters"),
-        total_parameters=first(number(plan, "total_parameters"), number(plan, "parameters")),
-        tokens_per_second=first(
-            number(result, "tokens_per_second"), over(tokens, seconds), number(last, "tokens_per_second")
-        ),
-        perplexity=first(number(held, "perplexity"), math.exp(nats) if nats is not None and nats < 700 else None),
+        low=planned.low,
+        high=planned.high,
+        level=planned.level,
+        parameters=plan.parameters,
+        total_parameters=first(plan.total_parameters, plan.parameters),
+        tokens_per_second=first(result.tokens_per_second, over(tokens, seconds), last.tokens_per_second),
+        perplexity=first(held.perplexity, math.exp(nats) if nats is not None and nats < 700 else None),
         bits_per_nat=ratio,
-        verdict=judge(run, bits, low, high),
+        verdict=judge(run, bits, planned),
     )
 
 
-def judge(run: Run, bits: float | None, low: float | None, high: float | None) -> str | None:
-    if not run.result or run.status == "running":
+def judge(run: Run, bits: float | None, expected: Expectation) -> str | None:
+    if run.result.missing or run.status == "running":
         return None
-    said = run.result.get("verdict")
-    if said in ("inside", "better", "worse"):
-        return str(said)
-    if bits is None or low is None or high is None:
-        return None
-    return "better" if bits < low else "worse" if bits > high else "inside"
+    said = run.result.verdict
+    return said if said in VERDICTS else expected.verdict(bits)
 
 
 def measured_peak(run: Run) -> float | None:
     """FLOP/s that this machine reached at best in the dtype of the run."""
-    dtype = dig(run.plan, "calibration", "dtype") or dig(run.config, "runtime", "dtype") or "float32"
-    return first(number(run.plan, "peak", str(dtype)), number(run.environment, "peak", str(dtype)))
+    dtype = run.plan.calibration.dtype or run.settings.runtime.dtype or "float32"
+    return first(run.plan.peak.get(dtype), run.environment.peak.get(dtype))
 
 
 def bits_per_nat(bits: float | None, nats: float | None, run: Run) -> float | None:
     """bits per byte = nats per token / ln 2 / bytes per token; from the evaluation itself where there was one."""
     if bits and nats:
         return bits / nats
-    bytes_per_token = over(number(run.data, "heldout", "bytes"), number(run.data, "heldout", "tokens"))
+    bytes_per_token = over(run.data.heldout.bytes, run.data.heldout.tokens)
     return over(1 / math.log(2), bytes_per_token)
 
 
 def machine(run: Run) -> str:
     """The machine in a few words: "2 threads, AMD EPYC 7B13"."""
     said = run.environment
-    if said.get("gpu"):
-        return str(said["gpu"])
-    name = re.sub(r"\((R|TM|tm|r)\)|\bCPU\b|@.*|\d+-Core|\bProcessor\b", " ", str(said.get("processor") or ""))
-    threads = first(number(run.config, "runtime", "threads") or None, number(said, "threads"))
+    if said.gpu:
+        return said.gpu
+    name = re.sub(r"\((R|TM|tm|r)\)|\bCPU\b|@.*|\d+-Core|\bProcessor\b", " ", said.processor or "")
+    threads = first(run.settings.runtime.threads or None, said.threads)
     parts = [f"{threads:.0f} thread{'s' if threads != 1 else ''}" if threads else "", " ".join(name.split())]
     return ", ".join(part for part in parts if part)
 
 
-def source_table(run: Run) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+def source_table(run: Run) -> list[tuple[str, PreparedSource, SourceRead]]:
     """Per source its name, what was prepared of it (data.json) and what was read of it (result.json)."""
-    prepared, read = named(dig(run.data, "sources")), named(dig(run.result, "data", "sources"))
-    return [(name, prepared.get(name, {}), read.get(name, {})) for name in dict.fromkeys([*prepared, *read])]
+    prepared, read = run.data.sources, run.result.data.sources
+    return [
+        (name, prepared.get(name, PreparedSource()), read.get(name, SourceRead()))
+        for name in dict.fromkeys([*prepared, *read])
+    ]
 
 
 def chosen_candidate(run: Run) -> int | None:
-    shapes = objects(dig(run.plan, "candidates"))
-    return next((index for index, shape in enumerate(shapes) if shape.get("chosen")), None)
+    return next((index for index, shape in enumerate(run.plan.candidates) if shape.chosen), None)
 
 
 def tokens_at(run: Run, step: float) -> float | None:
@@ -222,9 +216,9 @@ def last_of_plateau(steps_T: NDArray[np.float64], lr_T: NDArray[np.float64]) -> 
     return float(steps[on_top[-1]])
 
 
-def column(lines: Sequence[dict[str, Any]], key: str) -> NDArray[np.float64]:
-    """One key of log lines as an array; NaN where it is missing, null or not a number."""
-    values = (number(line, key) for line in lines)
+def column(records: Sequence[Record], name: str) -> NDArray[np.float64]:
+    """One field of some records as an array, NaN where nothing is known."""
+    values = (getattr(record, name) for record in records)
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 

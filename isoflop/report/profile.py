@@ -1,10 +1,11 @@
 """Where the time of a run's steps went: what `isoflop train --profile` saw, as a table and a flame graph."""
 
-from typing import Any
+from collections.abc import Sequence
 
+from isoflop.records.surroundings import Call
 from isoflop.report.facts import Facts
 from isoflop.report.style import section, table
-from isoflop.report.words import count, duration, fixed, number, objects, percent, text
+from isoflop.report.words import count, duration, fixed, percent, text
 
 ROWS = 16  # operations listed
 WIDTH, LINE = 980, 19  # of the flame graph, in pixels; a line holds one call
@@ -14,38 +15,37 @@ COLORS = ("expected", "train", "heldout")  # our functions and modules, operatio
 
 def profile(facts: Facts) -> str:
     seen = facts.run.profile
-    total, steps = number(seen, "microseconds"), number(seen, "steps")
+    total, steps = seen.microseconds, seen.steps
     if not total or not steps:
         return ""
     step_ms = total / steps / 1e3
     rows = []
-    for row in objects(seen.get("operations"))[:ROWS]:
-        own, calls = number(row, "microseconds"), number(row, "calls")
+    for row in seen.operations[:ROWS]:
+        own, calls = row.microseconds, row.calls
         if own is not None and calls is not None:
             rows.append(
                 [
-                    f"<code>{text(row.get('name', ''))}</code>",
+                    f"<code>{text(row.name)}</code>",
                     count(calls / steps),
                     f"{fixed(own / steps / 1e3)} ms",
                     percent(own / total),
                 ]
             )
     body = (
-        f'<figure class="scroll">{flame(objects(seen.get("tree")), total)}</figure>\n'
+        f'<figure class="scroll">{flame(seen.tree, total)}</figure>\n'
         "<h3>Operations, by the time in each itself</h3>\n"
         + table(["operation", "calls a step", "a step", "of the whole"], rows, {1, 2, 3})
         + '<p>Every call: <a href="profile/trace.json.gz">profile/trace.json.gz</a>, which ui.perfetto.dev and '
         "chrome://tracing open.</p>"
     )
-    first = number(seen, "first_step")
     lead = (
-        f"{count(steps)} steps from step {count(first)} on, {duration(step_ms / 1e3)} a step while watched, which "
-        "takes time itself. Width is time; what lies below a call happened inside it."
+        f"{count(steps)} steps from step {count(seen.first_step)} on, {duration(step_ms / 1e3)} a step while watched, "
+        "which takes time itself. Width is time; what lies below a call happened inside it."
     )
     return section("Where the time goes", lead, body)
 
 
-def flame(tree: list[dict[str, Any]], total: float) -> str:
+def flame(tree: Sequence[Call], total: float) -> str:
     """The tree of calls as an SVG: a rectangle a call, as wide as it took long, under the one that it happened in."""
     cells: list[str] = []
     depth = draw(tree, 0.0, 0, WIDTH / total, total, cells)
@@ -56,11 +56,11 @@ def flame(tree: list[dict[str, Any]], total: float) -> str:
     )
 
 
-def draw(nodes: list[dict[str, Any]], left: float, depth: int, scale: float, total: float, cells: list[str]) -> int:
+def draw(nodes: Sequence[Call], left: float, depth: int, scale: float, total: float, cells: list[str]) -> int:
     """Add the cells of some siblings from `left` (pixels) on, and of all below them; return the greatest depth."""
     deepest = depth
     for node in nodes:
-        took, name = number(node, "microseconds"), str(node.get("name", ""))
+        took, name = node.microseconds, node.name
         if took is None:
             continue
         wide, top = took * scale, depth * LINE
@@ -73,7 +73,7 @@ def draw(nodes: list[dict[str, Any]], left: float, depth: int, scale: float, tot
             + (f'<text x="{left + 3:.1f}" y="{top + 13}" fill="var(--text)">{text(label)}</text>' if label else "")
             + "</g>"
         )
-        deepest = max(deepest, draw(objects(node.get("inside")), left, depth + 1, scale, total, cells))
+        deepest = max(deepest, draw(node.inside, left, depth + 1, scale, total, cells))
         left += wide
     return deepest
 

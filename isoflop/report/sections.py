@@ -3,6 +3,7 @@
 Each function takes the Facts of a run and returns HTML. Whatever comes from a run goes through words.text.
 """
 
+from isoflop.records import DecisionLine
 from isoflop.report import figures, words
 from isoflop.report.facts import (
     Facts,
@@ -14,7 +15,7 @@ from isoflop.report.facts import (
 )
 from isoflop.report.figures import Interval, Mark
 from isoflop.report.style import key, section, table
-from isoflop.report.words import count, dig, duration, fixed, number, objects, percent, power, text
+from isoflop.report.words import count, duration, fixed, percent, power, text
 
 DECISIONS_TOLD, RESUMED_TOLD = 4, 6  # beside the curve; more would hide it
 
@@ -73,7 +74,7 @@ def learning(facts: Facts) -> str:
 
 def bad_steps(facts: Facts) -> str:
     """One line on the steps whose numbers went wrong; empty where none did."""
-    actions = [str(line.get("action")) for line in facts.run.skips]
+    actions = [line.action for line in facts.run.skips]
     names = (("skip", "left out"), ("rollback", "rolled back, their data passed over"), ("keep", "spikes, kept"))
     parts = [f"{count(actions.count(action))} {said}" for action, said in names if action in actions]
     return f"Steps whose numbers went wrong: {', '.join(parts)}; the history tells of them." if parts else ""
@@ -83,14 +84,11 @@ def moments(facts: Facts) -> list[Mark]:
     """What happened on the way: the decay's start, resumptions, decisions of the clock."""
     run = facts.run
     found: list[tuple[float | None, str, bool]] = [(facts.decay_step, "decay starts", False)]
-    back = [event for event in run.events if event.get("event") in ("resumed", "extended")]
+    back = [event for event in run.events if event.event in ("resumed", "extended")]
     few = len(back) <= RESUMED_TOLD
-    found += [(number(event, "step"), str(event["event"]) if few else "", False) for event in back]
+    found += [(event.step, event.event if few else "", False) for event in back]
     few = len(run.decisions) <= DECISIONS_TOLD
-    found += [
-        (number(line, "at_step"), f"decision {index}" if few else "", True)
-        for index, line in enumerate(run.decisions, 1)
-    ]
+    found += [(line.at_step, f"decision {index}" if few else "", True) for index, line in enumerate(run.decisions, 1)]
     placed = [(tokens_at(run, step), label, strong) for step, label, strong in found if step is not None]
     return [Mark(tokens, label, strong) for tokens, label, strong in placed if tokens is not None]
 
@@ -104,16 +102,16 @@ def decisions_told(facts: Facts) -> list[str]:
     return [key("mark", f"decision {index}: {tell(decision)}") for index, decision in enumerate(decisions, 1)]
 
 
-def tell(decision: dict[str, object]) -> str:
+def tell(decision: DecisionLine) -> str:
     """A decision as a sentence: what was decided, when, and why."""
-    step, steps, reason = number(decision, "at_step"), number(decision, "steps"), decision.get("reason")
-    said = f"at step {count(step)}" + (f" the end was set to step {count(steps)}" if steps is not None else "")
-    return said + (f": {text(reason)}" if reason else "")
+    said = f"at step {count(decision.at_step)}"
+    said += f" the end was set to step {count(decision.steps)}" if decision.steps is not None else ""
+    return said + (f": {text(decision.reason)}" if decision.reason else "")
 
 
 def plan(facts: Facts) -> str:
     made = facts.run.plan
-    if not made:
+    if made.missing:
         return ""
     expected, reached = facts.expected, facts.reached
     names = {
@@ -149,12 +147,8 @@ def plan(facts: Facts) -> str:
         rows,
         {1, 2, 3},
     )
-    choices = objects(made.get("choices"))
-    if choices:
-        lines = [
-            [text(c.get("name", "")), f"<b>{text(words.plain(c.get('value')))}</b>", text(c.get("reason", ""))]
-            for c in choices
-        ]
+    if made.choices:
+        lines = [[text(c.name), f"<b>{text(words.plain(c.value))}</b>", text(c.reason)] for c in made.choices]
         body += "<h3>What was chosen, and why</h3>\n" + table(["choice", "value", "reason"], lines)
     return section("Plan and outcome", source_of_expectation(facts), body + shapes(facts))
 
@@ -162,39 +156,37 @@ def plan(facts: Facts) -> str:
 def source_of_expectation(facts: Facts) -> str:
     """Where the expected loss comes from: a reader should know a prior from a fit."""
     made = facts.run.plan
-    said = f"Planned for a budget of {text(made['budget'])}. " if made.get("budget") else ""
+    said = f"Planned for a budget of {text(made.budget)}. " if made.budget else ""
     if facts.expected.bits_per_byte is None:
         return said + "No loss was expected beforehand."
-    kind = "The expected loss is a prior, not a fit" if made.get("kind") == "prior" else "The expected loss"
-    source = str(dig(made, "expected", "source") or "").removeprefix("a prior, not a fit: ")  # said already
+    kind = "The expected loss is a prior, not a fit" if made.kind == "prior" else "The expected loss"
+    source = ((made.expected and made.expected.source) or "").removeprefix("a prior, not a fit: ")  # said already
     level = f"; the interval is meant to hold in {percent(facts.level, 0)} of runs" if facts.level is not None else ""
     return said + kind + (f" (from {text(source)})" if source else "") + level + "."
 
 
 def shapes(facts: Facts) -> str:
     """The candidates timed in calibration, drawn and listed."""
-    listed, chosen = objects(dig(facts.run.plan, "candidates")), chosen_candidate(facts.run)
+    listed, chosen = facts.run.plan.candidates, chosen_candidate(facts.run)
     if not listed:
         return ""
     rows = [
         [
-            f"{count(number(c, 'layers'))} × {count(number(c, 'd_model'))}" + (" ✓" if index == chosen else ""),
-            count(number(c, "parameters")),
-            count(number(c, "tokens_per_second")),
-            count(number(c, "tokens")),
-            fixed(number(c, "expected_bits_per_byte"), 3),
+            f"{count(c.layers)} × {count(c.d_model)}" + (" ✓" if index == chosen else ""),
+            count(c.parameters),
+            count(c.tokens_per_second),
+            count(c.tokens),
+            fixed(c.expected_bits_per_byte, 3),
         ]
         for index, c in enumerate(listed)
     ]
     columns = ["shape", "parameters", "tokens/s", "tokens", "bits/byte"]
     body = table(columns, rows, {1, 2, 3, 4}, chosen)
-    drawable = [
-        i for i, c in enumerate(listed) if number(c, "parameters") and number(c, "expected_bits_per_byte") is not None
-    ]
+    drawable = [i for i, c in enumerate(listed) if c.parameters and c.expected_bits_per_byte is not None]
     figure = ""
     if len(drawable) > 1:
         picked = [listed[i] for i in drawable]
-        labels = [f"{count(number(c, 'layers'))}×{count(number(c, 'd_model'))}" for c in picked]
+        labels = [f"{count(c.layers)}×{count(c.d_model)}" for c in picked]
         svg = figures.candidates(
             column(picked, "parameters"),
             column(picked, "expected_bits_per_byte"),
@@ -202,6 +194,6 @@ def shapes(facts: Facts) -> str:
             drawable.index(chosen) if chosen in drawable else None,
         )
         figure = f'<figure><figcaption class="above">Expected bits per byte of each shape</figcaption>{svg}</figure>'
-    seconds = number(facts.run.plan, "calibration", "seconds")
+    seconds = facts.run.plan.calibration.seconds
     timed = f" in {duration(seconds)}" if seconds is not None else ""
     return f"<h3>Shapes timed on this machine{timed}</h3>\n" + f'<div class="pair">{figure}<div>{body}</div></div>'

@@ -5,7 +5,7 @@ Each function takes the Facts of a run and returns HTML. Whatever comes from a r
 
 from isoflop.report import figures, words
 from isoflop.report.facts import Facts, machine, measured_peak, over, source_table
-from isoflop.report.words import count, dig, duration, fixed, number, percent, power, rate, text
+from isoflop.report.words import count, duration, fixed, percent, power, rate, text
 
 JUDGEMENTS = {
     "inside": ("Inside the expected interval", "inside the interval"),
@@ -35,19 +35,19 @@ def header(facts: Facts) -> str:
 def story(facts: Facts) -> str:
     """The run in one or two sentences, of whatever is known by now."""
     run, reached = facts.run, facts.reached
-    kind = "encoder-decoder" if run.config.get("task") == "seq2seq" else "GPT"
+    kind = "encoder-decoder" if run.settings.task == "seq2seq" else "GPT"
     size = f"{count(facts.total_parameters)}-parameter {kind}" if facts.total_parameters else kind
     if run.status == "imported":
-        source = text(str(dig(run.plan, "source") or "elsewhere"))
+        source = text(run.plan.source or "elsewhere")
         return f"{words.article(size).capitalize()} {size}, imported from {source}; it was not trained here."
     names = [name for name, _, _ in source_table(run)]
-    bytes_ = number(run.data, "train", "bytes")
+    bytes_ = run.data.train.bytes
     about = f"{names[0]} text" if len(names) == 1 else f"text ({', '.join(names)})" if names else "text"
     corpus = f" on {words.size(bytes_)} of {text(about)}" if bytes_ else ""
-    start = run.config.get("init")
+    start = run.settings.init
     origin = (
         f"trained on from {text(start)}"
-        if isinstance(start, str) and start
+        if start
         else "trained from scratch"
         if run.training
         else "to be trained from scratch"
@@ -85,7 +85,7 @@ def tiles(facts: Facts) -> str:
     )
     shares += [f"{words.short(facts.epochs)} epochs"] if facts.epochs else []
     peak = measured_peak(facts.run)
-    used = number(facts.run.result, "mfu")
+    used = facts.run.result.mfu
     shown = [f"peak {rate(peak)}"] if peak else []
     shown += [f"MFU {percent(used)} of the card's data sheet"] if used else []
     bits = [f"expected {fixed(expected.bits_per_byte)}"] if expected.bits_per_byte else []
@@ -103,9 +103,10 @@ def tiles(facts: Facts) -> str:
         ("Tokens per second", count(facts.tokens_per_second), [rate(speed)] if speed else []),
         ("Share of measured peak", percent(reached.peak_share), shown),
     ]
-    if (errors := number(facts.run.result, "heldout", "unit_error_rate")) is not None:
-        exact, inputs = (number(facts.run.result, "heldout", name) for name in ("exact_match", "inputs"))
-        entries.insert(0, ("Unit error rate", percent(errors), [f"{percent(exact)} of {count(inputs)} inputs exact"]))
+    held = facts.run.result.heldout
+    if held.unit_error_rate is not None:
+        exact = f"{percent(held.exact_match)} of {count(held.inputs)} inputs exact"
+        entries.insert(0, ("Unit error rate", percent(held.unit_error_rate), [exact]))
     body = "\n".join(
         f'<div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="note">{"<br>".join(notes)}</dd></div>'
         for name, value, notes in entries
@@ -122,7 +123,7 @@ def budget_note(facts: Facts) -> list[str]:
     """How far off the budget the run ended, in the budget's own unit."""
     budget = facts.budget
     if budget is None:
-        said = dig(facts.run.plan, "budget")
+        said = facts.run.plan.budget
         return [f"budget {text(said)}"] if said else []
     spent = {
         "seconds": facts.reached.seconds,

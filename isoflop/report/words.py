@@ -7,7 +7,6 @@ import datetime
 import html
 import json
 import math
-from collections.abc import Mapping
 from typing import Any
 
 MISSING = "–"
@@ -135,33 +134,3 @@ def article(phrase: str) -> str:
 def plain(value: Any) -> str:
     """A configuration value on one line: strings bare, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
-
-
-def number(mapping: Any, *keys: str) -> float | None:
-    """The finite number at a path of keys, else None: run files are read with everything possibly missing."""
-    value = dig(mapping, *keys)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def dig(mapping: Any, *keys: str) -> Any:
-    """What lies at a path of keys in nested objects, else None."""
-    for key in keys:
-        if not isinstance(mapping, Mapping) or key not in mapping:
-            return None
-        mapping = mapping[key]
-    return mapping
-
-
-def objects(value: Any) -> list[dict[str, Any]]:
-    """The objects in a list; nothing for anything else."""
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def named(value: Any) -> dict[str, dict[str, Any]]:
-    """The objects in an object, by name; nothing for anything else."""
-    return {str(k): v for k, v in value.items() if isinstance(v, dict)} if isinstance(value, dict) else {}

@@ -19,7 +19,7 @@ from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
 from isoflop.parallel.wrap import compile_units, recompute
-from isoflop.records import RunFolder, read_lines, read_object
+from isoflop.records import DataAccount, EventLine, Plan, RunFolder, SkipLine, read_lines, read_object
 from isoflop.runtime import describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import ACTIONS, Watch, gaps
@@ -41,12 +41,12 @@ def check_fits(config: RunConfig, prepared: Data) -> None:
 
 
 def write_first_files(
-    config: RunConfig, folder: RunFolder, prepared: Data, plan: dict[str, Any], environment: dict[str, Any]
+    config: RunConfig, folder: RunFolder, prepared: Data, plan: Plan, environment: dict[str, Any]
 ) -> None:
     """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
-    write_json(folder.plan, plan)
+    write_json(folder.plan, plan.to_dict())
     write_json(folder.environment, environment)
-    write_json(folder.data, prepared.account())
+    write_json(folder.data, prepared.account().to_dict())
     write_text(folder.tokenizer, prepared.tokenizer.to_json())
     write_json(folder.config, to_dict(config))
 
@@ -141,7 +141,7 @@ def wrap(config: RunConfig, model: Model, task: Task) -> None:
 
 def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
     """Raises UserError unless a run that has no checkpoint yet was begun on the data with this fingerprint."""
-    begun_on = str(read_object(folder.data).get("fingerprint", fingerprint))
+    begun_on = DataAccount.read(read_object(folder.data)).fingerprint or fingerprint
     if begun_on != fingerprint:
         raise UserError(
             f"the data of this run changed: it was begun on {begun_on[:12]}, the sources now give {fingerprint[:12]}; "
@@ -153,11 +153,11 @@ def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
     """A step that there was a checkpoint of, by what is on record; 0: there need not have been any. The second one is
     only taken when the first is written."""
     saving = ("stopped", "resumed", "trained", "extended")
-    steps = [line.get("step") for line in read_lines(folder.log("events")) if line.get("event") in saving]
+    steps = [event.step for event in folder.lines("events", EventLine) if event.event in saving]
     every = config.every.checkpoint
     if every and reached > 2 * every and not read_lines(folder.log("skips")):
         steps.append((reached - 1) // every * every - every)
-    return max((step for step in steps if type(step) is int), default=0)
+    return max((step for step in steps if step is not None), default=0)
 
 
 def other_settings(last: Path | None, config: RunConfig) -> list[str]:
@@ -263,7 +263,7 @@ def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
 
     group = state.layout.group
     logs = group.broadcast(replayed(state.folder) if group.first else None)
-    state.skips = logs["skips"]
+    state.skips = [SkipLine.read(line) for line in logs["skips"]]
     state.batches = state.task.batches(state.config, state.prepared, gaps(state.skips))
     decisions = tuple(Decision.from_dict(line) for line in logs["decisions"])
     state.timetable = replace(state.timetable, decisions=decisions)

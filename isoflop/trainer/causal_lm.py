@@ -22,6 +22,7 @@ from isoflop.model.gpt import GPT
 from isoflop.model.loss import CrossEntropy
 from isoflop.model.presets import heads_for
 from isoflop.parallel.mesh import ALONE, Group
+from isoflop.records import SampleLine
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.workload import Rung, Text, Workload, matmul_weights
@@ -164,7 +165,7 @@ class CausalLM:
             raise UserError(f"there is no text in {' '.join(config.sources)}")
         return HeldOut(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
 
-    def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[dict[str, str]]:
+    def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[SampleLine]:
         """Continuations of the same prompts, drawn from a generator of their own."""
         how = config.sample
         for prompt in how.prompts:
@@ -179,7 +180,7 @@ class CausalLM:
                 seed=config.seed,
                 stop_at_eot=False,
             )
-            yield {"prompt": prompt, "text": text}
+            yield SampleLine(prompt=prompt, text=text)
 
     def write(self, model: GPT, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
         """The text that follows the prompt."""

@@ -23,8 +23,8 @@ import math
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from isoflop.records import BadSteps, SkipLine
 from isoflop.trainer.config import GuardConfig
 
 ACTIONS = ("keep", "skip", "rollback", "stop")
@@ -66,13 +66,13 @@ def find_trouble(loss: float, norm: float, recent: Sequence[Numbers], config: Gu
     return None
 
 
-def must_stop(trouble: Trouble, records: Sequence[dict[str, Any]], config: GuardConfig) -> str:
+def must_stop(trouble: Trouble, records: Sequence[SkipLine], config: GuardConfig) -> str:
     """Why the run must not go on after this trouble, the last one on record; empty if it may."""
     if trouble.action == "stop":
         return f"guard.{trouble.kind.replace('-', '_')} is stop"
     if trouble.action == "keep":
         return ""
-    bad = [record for record in records if record["action"] != "keep"]
+    bad = [record for record in records if record.action != "keep"]
     row = in_a_row(bad)
     if row >= config.in_a_row:
         return f"{row} bad steps in a row are as many as guard.in_a_row = {config.in_a_row} allows"
@@ -81,23 +81,23 @@ def must_stop(trouble: Trouble, records: Sequence[dict[str, Any]], config: Guard
     return ""
 
 
-def in_a_row(bad: Sequence[dict[str, Any]]) -> int:
+def in_a_row(bad: Sequence[SkipLine]) -> int:
     """How many bad steps, the last one included, came without a step of progress between them. The step after one that
     was left out is the next of the run; after a rollback it is the same one again, on other data."""
     if not bad:
         return 0
-    up_to = sorted((r for r in bad if r["step"] <= bad[-1]["step"]), key=lambda r: int(r["step"]))
+    up_to = sorted((r for r in bad if r.step <= bad[-1].step), key=lambda r: r.step)
     row = 1
     for before, after in zip(up_to[-2::-1], up_to[:0:-1], strict=True):
-        if after["step"] > before["step"] + (before["action"] == "skip"):
+        if after.step > before.step + (before.action == "skip"):
             break
         row += 1
     return row
 
 
-def gaps(records: Iterable[dict[str, Any]]) -> tuple[tuple[int, int], ...]:
+def gaps(records: Iterable[SkipLine]) -> tuple[tuple[int, int], ...]:
     """The ranges of sequences that the rollbacks on record pass over (data/gaps.py)."""
-    return tuple((r["first"], r["sequences"]) for r in records if r["action"] == "rollback")
+    return tuple((r.first or 0, r.sequences or 0) for r in records if r.action == "rollback")
 
 
 class Watch:
@@ -123,14 +123,13 @@ class Watch:
         return [list(numbers) for numbers in self.recent]
 
 
-def account(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What went wrong in a run, counted: for result.json. `left_out_tokens` were read and not learned from,
-    `passed_over_tokens` are those that rollbacks kept from being read."""
-    of = {action: [r for r in records if r["action"] == action] for action in ("keep", "skip", "rollback")}
-    return {
-        "spikes_kept": len(of["keep"]),
-        "steps_left_out": len(of["skip"]),
-        "left_out_tokens": sum(r["tokens"] for r in of["skip"]),
-        "rollbacks": len(of["rollback"]),
-        "passed_over_tokens": sum(r["tokens"] for r in of["rollback"]),
-    }
+def account(records: Sequence[SkipLine]) -> BadSteps:
+    """What went wrong in a run, counted."""
+    of = {action: [r for r in records if r.action == action] for action in ("keep", "skip", "rollback")}
+    return BadSteps(
+        spikes_kept=len(of["keep"]),
+        steps_left_out=len(of["skip"]),
+        left_out_tokens=sum(r.tokens for r in of["skip"]),
+        rollbacks=len(of["rollback"]),
+        passed_over_tokens=sum(r.tokens for r in of["rollback"]),
+    )

@@ -7,13 +7,12 @@ prints in the first alone.
 """
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.failures import CutShort
-from isoflop.records import read_lines
+from isoflop.records import HeldOutLine, SkipLine, read_lines
 from isoflop.trainer.state import RunState
 
 
@@ -49,7 +48,7 @@ class Hook:
     def stepped(self, state: RunState) -> None:
         """After each step, its update taken or discarded."""
 
-    def troubled(self, state: RunState, line: dict[str, Any]) -> None:
+    def troubled(self, state: RunState, line: SkipLine) -> None:
         """After a bad step was put on record (a line of skips.jsonl) and before anything is done about it."""
 
     def noticed(self, state: RunState, text: str) -> None:
@@ -58,7 +57,7 @@ class Hook:
     def decided(self, state: RunState, decision: Decision) -> None:
         """After the clock moved the end of the run."""
 
-    def measured(self, state: RunState, line: dict[str, Any]) -> None:
+    def measured(self, state: RunState, line: HeldOutLine) -> None:
         """After a held-out line was written."""
 
     def ended(self, state: RunState) -> None:
@@ -94,15 +93,15 @@ class HeldOut(Hook):
                 )
         except CutShort:
             return
-        line = {
-            "step": state.step,
-            "tokens": state.tokens,
-            "seconds": round(state.seconds, 3),
-            "flops": state.flops,
-            "heldout_loss": found.nats_per_token,
-            "heldout_bits_per_byte": found.bits_per_byte,
-            **state.model.mean_readings(),
-        }
+        line = HeldOutLine(
+            step=state.step,
+            tokens=state.tokens,
+            seconds=round(state.seconds, 3),
+            flops=state.flops,
+            heldout_loss=found.nats_per_token,
+            heldout_bits_per_byte=found.bits_per_byte,
+            others=state.model.mean_readings(),
+        )
         state.folder.append("metrics", line)
         state.heldout.append((state.step, found.nats_per_token))
         for listener in self.listeners:
@@ -133,9 +132,9 @@ class Samples(Hook):
                 return
             with state.may_be_cut_short(by_all=layout.forward_is_collective), torch.no_grad(), state.runtime.autocast():
                 for line in state.task.samples(state.model, state.prepared, state.config):
-                    lines.append(line)
+                    lines.append(line.updated(step=state.step))
                     layout.group.pause()
         except CutShort:
             return
         for line in lines:
-            state.folder.append("samples", {"step": state.step, **line})
+            state.folder.append("samples", line)

@@ -2,6 +2,7 @@
 
 from collections import deque
 
+from isoflop.records import TrainingLine
 from isoflop.trainer.state import RunState
 
 RATE_LINES = 20  # training lines over which tokens per second are averaged
@@ -26,16 +27,16 @@ class TrainingLog:
         """
         state = self.state
         self.marks.append((state.tokens, state.seconds - state.aside))
-        state.line = {
-            "step": state.step,
-            "loss": loss,
-            "grad_norm": norm,
-            "lr": state.config.optim.lr * scale,
-            "tokens": state.tokens,
-            "seconds": round(state.seconds, 4),
-            "flops": state.flops,
-            "tokens_per_second": round(self.rate(), 1),
-        }
+        state.line = TrainingLine(
+            step=state.step,
+            loss=loss,
+            grad_norm=norm,
+            lr=state.config.optim.lr * scale,
+            tokens=state.tokens,
+            seconds=round(state.seconds, 4),
+            flops=state.flops,
+            tokens_per_second=round(self.rate(), 1),
+        )
         if state.step % state.config.every.log == 0 or state.done:
             state.folder.append("metrics", state.line)
 

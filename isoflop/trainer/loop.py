@@ -19,7 +19,7 @@ from isoflop.files import disk_errors
 from isoflop.optim.build import clip_gradients
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.parallel.watch import Watchdog
-from isoflop.records import Lock, RunFolder, read_lines
+from isoflop.records import Lock, Plan, RunFolder, read_lines
 from isoflop.runtime import describe_machine
 from isoflop.trainer.begin import check_fits, make_run, write_first_files
 from isoflop.trainer.config import RunConfig, resolve_runtime
@@ -55,7 +55,7 @@ def train(
     hooks: Sequence[Hook] = (),
     prepared: Data | None = None,
     task: Task | None = None,
-    plan: dict[str, Any] | None = None,
+    plan: Plan | None = None,
     environment: dict[str, Any] | None = None,
     resume: bool = False,
     group: Group = ALONE,
@@ -96,7 +96,7 @@ def train(
         if group.first and not (resume and folder.config.exists()):
             launched = {"launch": group.launch} if group.launch else {}
             about = {**describe_machine(config.runtime.device), **launched, **(environment or {})}
-            write_first_files(config, folder, prepared, plan or {}, about)
+            write_first_files(config, folder, prepared, plan or Plan.nothing(), about)
         folder.mend()
         state = make_run(config, folder, task, prepared, batches, resume, group)
         state.signals = signals
@@ -204,7 +204,7 @@ def run_steps(
         decision = pace.look(state.step, state.seconds, state.timetable) if pace else None
         signal, decision = agree(group, signals.received, decision)
         if decision:
-            state.folder.append("decisions", {**decision.to_dict(), "time": time.time()}, durable=True)
+            state.folder.append("decisions", decision.line(time.time()), durable=True)
             state.timetable = state.timetable.decide(decision)
             for hook in hooks:
                 hook.decided(state, decision)

@@ -4,12 +4,11 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from isoflop import checkpoint
 from isoflop.errors import UserError
 from isoflop.parallel.failures import Lost
-from isoflop.records import Lock, RunFolder
+from isoflop.records import Lock, RunFolder, SkipLine
 from isoflop.trainer.begin import last_checkpoint, put_back
 from isoflop.trainer.guard import Trouble
 from isoflop.trainer.hooks import Hook
@@ -25,18 +24,19 @@ class Diverged(Exception):
 def log_bad_step(state: RunState, hooks: Sequence[Hook], trouble: Trouble, loss: float, norm: float) -> None:
     """Write a line of skips.jsonl, before anything is done about the step, and tell the hooks."""
     steps = state.config.guard.pass_over if trouble.action == "rollback" else 1
-    line: dict[str, Any] = {
-        "step": state.step + 1,
-        "kind": trouble.kind,
-        "action": trouble.action,
-        "reason": trouble.reason,
-        "loss": loss if math.isfinite(loss) else None,
-        "grad_norm": norm if math.isfinite(norm) else None,
-        "tokens": state.batches.tokens(state.step + steps) - state.batches.tokens(state.step),
-        "time": time.time(),
-    }
-    if trouble.action == "rollback":
-        line["first"], line["sequences"] = state.batches.span(state.step, steps)
+    first, sequences = state.batches.span(state.step, steps) if trouble.action == "rollback" else (None, None)
+    line = SkipLine(
+        step=state.step + 1,
+        kind=trouble.kind,
+        action=trouble.action,
+        reason=trouble.reason,
+        loss=loss if math.isfinite(loss) else None,
+        grad_norm=norm if math.isfinite(norm) else None,
+        tokens=state.batches.tokens(state.step + steps) - state.batches.tokens(state.step),
+        time=time.time(),
+        first=first,
+        sequences=sequences,
+    )
     state.folder.append("skips", line, durable=True)
     state.skips.append(line)
     for hook in hooks:
@@ -59,7 +59,7 @@ def roll_back(state: RunState, hooks: Sequence[Hook]) -> None:
 def diverged(state: RunState, trouble: Trouble, why: str) -> Diverged:
     """The error that ends a run, with the checkpoints that can be trusted."""
     steps = checkpoint.steps(state.folder.checkpoints)
-    bad = {line["step"] for line in state.skips if line["action"] != "keep"}
+    bad = {line.step for line in state.skips if line.action != "keep"}
     proven = [step for step in steps if not bad.issuperset(range(step + 1, state.step + 2))]
     there = "there is no checkpoint yet"
     if steps:

@@ -58,7 +58,7 @@ class Saver:
             copied=self.background,
         )
 
-        doubtful = any(line["step"] == state.step and line["action"] != "keep" for line in state.skips)
+        doubtful = any(line.step == state.step and line.action != "keep" for line in state.skips)
         if doubtful:
             self.wait()  # one that is still being written stays too
             stay = checkpoint.steps(state.folder.checkpoints)

@@ -24,6 +24,7 @@ from isoflop.model.count import pair_flops_per_token
 from isoflop.model.encoder_decoder import EncodedSource, EncoderDecoder
 from isoflop.model.loss import CrossEntropy, name_of
 from isoflop.parallel.mesh import ALONE, Group
+from isoflop.records import SampleLine
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.workload import Notes, Rung, Workload
@@ -178,7 +179,7 @@ class Seq2Seq:
             )
         return replace(self.measure(model, loose, runtime), beside=self.judge(model, loose, beam))
 
-    def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[dict[str, str]]:
+    def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[SampleLine]:
         """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given."""
         pairs, tokenizer = data.heldout(), data.tokenizer
         shown = [i * len(pairs) // SHOWN for i in range(min(SHOWN, len(pairs)))]
@@ -186,10 +187,8 @@ class Seq2Seq:
         sources = [pairs.source[i] for i in shown] + [np.array(tokenizer.encode(prompt)) for prompt in prompts]
         outputs = transduce(model, sources, tokenizer.eot)
         for number, (source, output) in enumerate(zip(sources, outputs, strict=True)):
-            line = {"prompt": tokenizer.decode(source), "text": tokenizer.decode(output)}
-            if number < len(shown):
-                line["reference"] = tokenizer.decode(pairs.target[shown[number]])
-            yield line
+            reference = tokenizer.decode(pairs.target[shown[number]]) if number < len(shown) else None
+            yield SampleLine(prompt=tokenizer.decode(source), text=tokenizer.decode(output), reference=reference)
 
     def write(self, model: EncoderDecoder, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
         """The likeliest output for the prompt."""

@@ -2,7 +2,6 @@
 
 import contextlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from isoflop.model.build import Model
 from isoflop.optim.schedules import Timetable
 from isoflop.parallel.pause import stoppable
 from isoflop.parallel.shard import Layout
-from isoflop.records import RunFolder
+from isoflop.records import RunFolder, SkipLine, TrainingLine
 from isoflop.runtime import Runtime
 from isoflop.trainer.config import GuardConfig, RunConfig
 from isoflop.trainer.guard import Watch
@@ -52,9 +51,9 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     aside: float = 0.0
-    line: dict[str, Any] | None = None
+    line: TrainingLine | None = None
     watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))
-    skips: list[dict[str, Any]] = field(default_factory=list)
+    skips: list[SkipLine] = field(default_factory=list)
     heldout: list[tuple[int, float]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     signals: Signals | None = None

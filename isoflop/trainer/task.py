@@ -24,6 +24,7 @@ from isoflop.measure import HeldOut
 from isoflop.model.blocks.part import entry
 from isoflop.model.loss import CrossEntropy, make_loss
 from isoflop.parallel.mesh import ALONE, Group
+from isoflop.records import SampleLine
 from isoflop.runtime import Runtime
 from isoflop.trainer.causal_lm import CausalLM
 from isoflop.trainer.config import RunConfig
@@ -96,7 +97,7 @@ class Task(Protocol):
             UserError: if there is nothing in them, or nothing that fits the model.
         """
 
-    def samples(self, model: Any, data: Any, config: RunConfig) -> Iterator[dict[str, str]]:
+    def samples(self, model: Any, data: Any, config: RunConfig) -> Iterator[SampleLine]:
         """What the model says now: lines with `prompt` and `text`."""
 
     def write(self, model: Any, tokenizer: Tokenizer, prompt: str, request: Request) -> str:

@@ -6,10 +6,10 @@ Each is an extra (`pip install isoflop[tensorboard]`), imported only when asked 
 import importlib
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 from isoflop.config import nearest, to_dict
 from isoflop.errors import UserError
+from isoflop.records import HeldOutLine, Record
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
@@ -37,12 +37,13 @@ class Tracker(Hook):
         self._guarded(state, lambda: setattr(self, "_service", self._open(state)))
 
     def stepped(self, state: RunState) -> None:
-        if state.line is not None and state.line["step"] > self._last:
-            self._last = state.line["step"]
-            self._write(state, {f"train/{name}": state.line[name] for name in numbers(state.line)}, self._last)
+        line = state.line
+        if line is not None and line.step is not None and line.step > self._last:
+            self._last = line.step
+            self._write(state, numbers(line, "train"), line.step)
 
-    def measured(self, state: RunState, line: dict[str, Any]) -> None:
-        self._write(state, {f"heldout/{name}": line[name] for name in numbers(line)}, line["step"])
+    def measured(self, state: RunState, line: HeldOutLine) -> None:
+        self._write(state, numbers(line, "heldout"), state.step)
 
     def ended(self, state: RunState) -> None:
         if self._service is not None:
@@ -63,8 +64,10 @@ class Tracker(Hook):
             state.folder.event("tracker failed", step=state.step, tracker=self.name, reason=reason)
 
 
-def numbers(line: dict[str, Any]) -> list[str]:
-    return [name for name, value in line.items() if name != "step" and isinstance(value, (int, float))]
+def numbers(line: Record, prefix: str) -> dict[str, float]:
+    """What a line measured, by name."""
+    said = line.to_dict().items()
+    return {f"{prefix}/{name}": value for name, value in said if name != "step" and isinstance(value, (int, float))}
 
 
 def open_tensorboard(state: RunState) -> tuple[Write, Close]:

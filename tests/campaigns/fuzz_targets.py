@@ -63,7 +63,7 @@ from isoflop.optim.build import build
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.recipe import load_recipe
-from isoflop.records import RunFolder, find_runs, read_lines, read_run
+from isoflop.records import RunFolder, SkipLine, find_runs, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer.begin import check_logs, other_machine, saved_up_to
 from isoflop.trainer.config import RunConfig
@@ -321,7 +321,7 @@ def read_folder(folder: Path) -> None:
 def resumed(folder: RunFolder, config: RunConfig) -> None:
     """The logs, replayed as trainer/begin.py replays them."""
     check_logs(folder)
-    skips = read_lines(folder.log("skips"))
+    skips = [SkipLine.read(line) for line in read_lines(folder.log("skips"))]
     assert Gaps.of(gaps(skips)).unbroken(10**6) >= 10**6 and in_a_row(skips) <= len(skips) and account(skips)
     assert saved_up_to(folder, config, 40) >= 0
     other_machine(folder, config)

@@ -62,7 +62,7 @@ def is_run(folder: Path) -> bool:
 def steps_done(folder: Path) -> int:
     """Optimiser steps that a stopped run had on record when it was stopped."""
     training = read_run(folder).training if is_run(folder) else []
-    return training[-1]["step"] if training else 0
+    return training[-1].step if training else 0
 
 
 def lost_checkpoints(folder: Path, seen: int) -> tuple[int, int]:
@@ -89,7 +89,7 @@ def where_it_hit(folder: Path, began_at: int, since: float) -> str:
     if not is_run(folder):
         return "before it was a run"
     run = read_run(folder)
-    if run.result:
+    if not run.result.missing:
         return "after its last step"
     if any(path.stat().st_mtime >= since for path in (folder / "checkpoints").glob(".step-*.tmp")):
         return "writing a checkpoint"
@@ -97,7 +97,7 @@ def where_it_hit(folder: Path, began_at: int, since: float) -> str:
     if done == began_at:
         return "starting"
     every = run.config["every"]["evaluate"]
-    if done % every == 0 and (not run.heldout or run.heldout[-1]["step"] < done):
+    if done % every == 0 and (not run.heldout or run.heldout[-1].step < done):
         return "measuring"
     return "in its steps"
 
@@ -116,7 +116,7 @@ def work_to_redo(folder: Path) -> tuple[int, float]:
 
 def differing(one: Path, other: Path) -> tuple[int, int, int, int]:
     """(losses that differ, losses, tensors that differ, tensors) of two finished runs."""
-    a, b = ([(line["step"], line["loss"]) for line in read_run(run).training] for run in (one, other))
+    a, b = ([(line.step, line.loss) for line in read_run(run).training] for run in (one, other))
     losses = sum(x != y for x, y in zip(a, b, strict=False)) + abs(len(a) - len(b))
     u, v = (checkpoint.read(run).weights for run in (one, other))
     tensors = sum(name not in u or name not in v or not torch.equal(u[name], v[name]) for name in {*u, *v})
@@ -171,7 +171,7 @@ def kill_often(
             f"{kill.steps} steps, {kill.seconds:.2f} s to be done again" if is_run(broken) else "nothing to go on from"
         )
         print(f"kill {number + 1}: SIG{name} {kill.where}, {total} steps on record: {cost}", flush=True)
-        if is_run(broken) and read_run(broken).result:
+        if is_run(broken) and not read_run(broken).result.missing:
             break  # killed when all was done
     else:
         finish(start(["--resume", str(broken)] if is_run(broken) else [*new, str(broken)], home))
@@ -207,7 +207,7 @@ def main() -> None:
         new = [*given.sources, "--budget", given.budget, *extra, "--out"]
         finish(start([*new, str(whole)], top / "home"))
         took = time.time() - began
-        first = read_run(whole).events[0]["time"] - began
+        first = read_run(whole).events[0].time - began
         print(f"unbroken: {took:.1f} s, {steps_done(whole)} steps, the first after {first:.1f} s", flush=True)
         # the broken run has a home of its own, so that it prepares its text itself
         home = top / "home of the broken run"

@@ -206,7 +206,7 @@ def text(folder: Path) -> Path:
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return [(line["step"], line["loss"]) for line in read_run(run).training]
+    return [(line.step, line.loss) for line in read_run(run).training]
 
 
 def said_why(number: int, per_host: int, launched: list[Launched]) -> str:
@@ -277,7 +277,7 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
             print(f"--- {one.host.name}\n{one.said[-4000:]}")
             wrong.append(f"{one.host.name} did not resume")
     ours, theirs = losses(broken), losses(whole)
-    resumed = [event["step"] for event in read_run(broken).events if event["event"] == "resumed"]
+    resumed = [event.step for event in read_run(broken).events if event.event == "resumed"]
     same = sum(a == b for a, b in zip(ours, theirs, strict=False))
     print(f"resumed from step {resumed}; {same} of {len(theirs)} losses are the unbroken run's, bit for bit")
     if ours != theirs:

@@ -94,7 +94,7 @@ def test_a_toy_prepares_trains_resumes_evaluates_and_samples(toy, tmp_path, caps
         listener = Listener(hooks=(CutAt(13),))
         isoflop.pretrain([str(corpus)], budget="20steps", out=broken, assignments=settings, listener=listener)
     isoflop.resume(broken)
-    assert [line["loss"] for line in read_run(whole).training] == [line["loss"] for line in read_run(broken).training]
+    assert [line.loss for line in read_run(whole).training] == [line.loss for line in read_run(broken).training]
 
     model, tokenizer = isoflop.load(whole)
     assert tokenizer.vocab_size == model.config.vocab_size == 320
@@ -119,5 +119,5 @@ def test_a_toy_is_trained_on_both_sides_of_pairs(toy, tmp_path):
     lines = [f"{a}{b}{c}\t{c}{b}{a}" for a, b, c in itertools.product("abcdefgh", repeat=3)]
     (tmp_path / "pairs.tsv").write_text("\n".join(lines))
     found = prepare_pairs(DataConfig(sources=(str(tmp_path / "pairs.tsv"),), tokenizer="digraphs", vocab_size=300))
-    assert found.account()["tokenizer"] == "pairs of letters trained on both sides"
+    assert found.account().tokenizer == "pairs of letters trained on both sides"
     assert found.vocab_size == 300

@@ -70,8 +70,8 @@ def test_an_epoch_has_every_token_as_a_target(tmp_path, size, epoch):
     targets = [loader.batch(step)[1] for step in range(epoch * windows, (epoch + 1) * windows)]
     seen = torch.cat(targets).flatten().tolist()
     assert set(seen) == set(range(size)) and len(seen) - size < context
-    account = loader.account(2 * windows)["sources"]["all"]
-    assert account["epochs"] == 2 and account["repeated_per_epoch"] == len(seen) - size
+    account = loader.account(2 * windows).sources["all"]
+    assert account.epochs == 2 and account.repeated_per_epoch == len(seen) - size
 
 
 def test_epochs_are_cut_and_ordered_differently(tmp_path):
@@ -118,16 +118,14 @@ def test_every_sequence_has_one_place_and_shares_are_exact_at_every_point(weight
 def test_shares_are_those_asked_for(mixture):
     loader = Loader(mixture, 16, 10, seed=0)
     account = loader.account(100)
-    assert account["tokens"] == 100 * 10 * 16
+    assert account.tokens == 100 * 10 * 16
     for name, weight in WEIGHTS.items():
-        assert (
-            account["sources"][name]["share"] == pytest.approx(weight, abs=0.002) == account["sources"][name]["asked"]
-        )
+        assert account.sources[name].share == pytest.approx(weight, abs=0.002) == account.sources[name].asked
     read = torch.cat([loader.batch(step)[0] for step in range(100)])[:, 0]
     bounds = list(itertools.accumulate(MIXTURE.values(), initial=0))
     for name, low, high in zip(MIXTURE, bounds, bounds[1:], strict=False):
         rows = ((read >= low) & (read < high)).sum().item()
-        assert rows * 16 == account["sources"][name]["tokens"]
+        assert rows * 16 == account.sources[name].tokens
 
 
 def test_ranks_divide_a_batch_into_rows(mixture):
@@ -151,8 +149,8 @@ def test_ranges_passed_over_shift_what_follows_and_are_accounted_for(mixture):
     for step, read in [(0, 0), (3, 3), (4, 7), (8, 11), (9, 13), (20, 24)]:
         assert torch.equal(gapped.batch(step)[0], plain.batch(read)[0])
     account = gapped.account(21)
-    assert account["tokens"] == 21 * 6 * 16
-    assert sum(source["passed_over"] for source in account["sources"].values()) == 4 * 6 * 16
+    assert account.tokens == 21 * 6 * 16
+    assert sum(source.passed_over for source in account.sources.values()) == 4 * 6 * 16
     assert gapped.account(3) == plain.account(3)
 
 
@@ -179,8 +177,8 @@ def test_ranges_passed_over_are_whole_steps_of_a_growing_batch(mixture):
         rows = [plain.batch(i)[0] for i in read[before(step) : before(step + 1)]]
         assert torch.equal(gapped.batch(step)[0], torch.cat(rows))
     account = gapped.account(5)
-    assert account["tokens"] == before(5) * 16
-    assert sum(source["passed_over"] for source in account["sources"].values()) == 6 * 16
+    assert account.tokens == before(5) * 16
+    assert sum(source.passed_over for source in account.sources.values()) == 6 * 16
 
 
 def test_a_source_smaller_than_a_window_is_refused_with_both_numbers(tmp_path):
@@ -190,4 +188,4 @@ def test_a_source_smaller_than_a_window_is_refused_with_both_numbers(tmp_path):
 
 def test_a_source_with_a_tiny_weight_is_not_forgotten(tmp_path):
     loader = Loader(Tokens(tmp_path, {"a": 500, "b": 500}, {"a": 1 - 1e-5, "b": 1e-5}), 16, 1000, seed=0)
-    assert loader.account(1000)["sources"]["b"]["tokens"] == 10 * 16
+    assert loader.account(1000).sources["b"].tokens == 10 * 16

@@ -44,7 +44,7 @@ def test_every_pair_comes_back_and_none_is_on_both_sides(tmp_path):
     assert sorted(train + heldout) == sorted(tuple(line.split("\t")) for line in lines)
     assert not {source for source, _ in train} & {source for source, _ in heldout}
     assert 0.05 * len(lines) < len(heldout) < 0.2 * len(lines)  # a tenth of few pairs, not one in a hundred
-    assert data.account()["train"]["tokens"] == data.train().tokens
+    assert data.account().train.tokens == data.train().tokens
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, lzma.compress, zstandard.compress], ids=["gzip", "xz", "zstd"])
@@ -65,10 +65,10 @@ def test_what_is_no_pair_is_counted(tmp_path):
     extra = ["", "no tab here", "\tno input", "no output\t", "one\ttwo\tthree", lines[0], lines[1]]
     path = write(tmp_path / "a.tsv", [*lines, *extra])
     account = prepared(path).account()
-    assert account["documents"] == len(lines) + 2 and account["duplicates"] == 2
-    assert account["skipped_records"] == 4 and account["empty"] == 1
-    assert {skip["path"].rpartition(" ")[2] for skip in account["skipped"]} == {"302", "303", "304", "305"}
-    assert account["train"]["documents"] + account["heldout"]["documents"] == len(lines)
+    assert account.documents == len(lines) + 2 and account.duplicates == 2
+    assert account.skipped_records == 4 and account.empty == 1
+    assert {skip.path.rpartition(" ")[2] for skip in account.skipped} == {"302", "303", "304", "305"}
+    assert account.train.documents + account.heldout.documents == len(lines)
     with pytest.raises(UserError, match="line 302"):
         prepared(path, strict=True)
 
@@ -80,7 +80,7 @@ def test_variants_of_a_word_stay_on_its_side(tmp_path):
     for side in both:
         inputs = [source for source, _ in side if source != "f(3)"]
         assert len(inputs) == 2 * len(set(inputs)) and not any("(" in text for text in inputs)
-    assert data.account()["variants"] == 300
+    assert data.account().variants == 300
     assert ("f(3)", "Y") in both[0] + both[1]  # there is no f, so this is its name
 
 
@@ -89,7 +89,7 @@ def test_named_heldout_pairs_are_out_of_training(tmp_path):
     path, held = write(tmp_path / "a.tsv", lines), write(tmp_path / "held.tsv", lines[:40])
     data = prepared(path, heldout=(str(held),))
     assert texts(data, "heldout") == [tuple(line.split("\t")) for line in lines[:40]]
-    assert len(data.train()) == len(lines) - 40 == len(lines) - data.account()["in_heldout"]
+    assert len(data.train()) == len(lines) - 40 == len(lines) - data.account().in_heldout
 
 
 def test_it_is_prepared_once_and_a_flipped_bit_is_found(tmp_path):
@@ -106,14 +106,14 @@ def test_it_is_prepared_once_and_a_flipped_bit_is_found(tmp_path):
 
 def test_tokens_suit_the_two_sides(tmp_path):
     words = prepared(write(tmp_path / "a.tsv", some_lines()))
-    assert words.account()["tokenizer"] == "bytes -> units between blanks"
+    assert words.account().tokenizer == "bytes -> units between blanks"
     encode = words.tokenizer.encode
     assert len(encode("A B C")) == 3 and len(encode("abcab")) == 5
     rng = np.random.default_rng(1)
     open_words = ["".join(rng.choice(list("abcdefghij"), 6)) for _ in range(2000)]
     text = [f"{' '.join(rng.choice(open_words, 5))}\t{' '.join(rng.choice(open_words, 5))}" for _ in range(300)]
     running = prepared(write(tmp_path / "b.tsv", text), vocab_size=400)
-    assert running.account()["tokenizer"] == "byte-level BPE trained on both sides" and running.vocab_size == 400
+    assert running.account().tokenizer == "byte-level BPE trained on both sides" and running.vocab_size == 400
 
 
 def test_units_are_single_ids_and_every_text_comes_back():
@@ -150,7 +150,7 @@ def test_an_epoch_is_every_pair_once(data):
     assert not np.array_equal(first, second)
     pool = np.concatenate([loader.pool(0)[step] for step in range(POOL)])
     assert sorted(pool) == sorted(seen[: POOL * rows])  # dealt out again, none lost
-    epochs = loader.account(len(loader.pairs))["sources"][data.sources[0]]["epochs"]
+    epochs = loader.account(len(loader.pairs)).sources[data.sources[0]].epochs
     assert epochs == rows
 
 
@@ -177,8 +177,8 @@ def test_steps_passed_over_are_not_read_and_are_accounted_for(data):
     for steps in (0, 3, 4, 19, 20, 30):
         assert gapped.tokens(steps) == sum(lengths[step] for step in there[:steps])
     account = gapped.account(30)
-    assert account["passed_over"] == lengths[3] + lengths[20] + lengths[21]
-    assert account["tokens"] + account["passed_over"] == plain.tokens(33)
+    assert account.passed_over == lengths[3] + lengths[20] + lengths[21]
+    assert account.tokens + account.passed_over == plain.tokens(33)
     assert gapped.span(18, 2) == (144 + 8, 32)  # steps 19 and 22 of an unbroken run, and what lies between them
     assert gapped.span(2, 1) == (16, 8)
     with pytest.raises(UserError, match="no whole steps"):
@@ -203,4 +203,4 @@ def test_a_pair_that_does_not_fit_is_refused(data):
 def test_a_long_pair_is_dropped_and_counted(tmp_path):
     long = "x" * 600
     data = prepared(write(tmp_path / "a.tsv", [*some_lines(), f"{long}\tA B"]))
-    assert data.account()["too_long"] == 1 and data.longest() < 32
+    assert data.account().too_long == 1 and data.longest() < 32

@@ -52,10 +52,10 @@ def test_every_document_ends_up_on_one_side_exactly_as_it_was(folder_of):
     train, heldout = sides(prepared)
     assert sorted(train + heldout) == sorted(documents(config)) and len(heldout) > 3
     account = prepared.account()
-    assert account["train"]["documents"] == len(train) and account["heldout"]["documents"] == len(heldout)
-    assert account["train"]["bytes"] == sum(len(t.encode()) for t in train)
+    assert account.train.documents == len(train) and account.heldout.documents == len(heldout)
+    assert account.train.bytes == sum(len(t.encode()) for t in train)
     assert prepared.heldout_bytes == sum(len(t.encode()) for t in heldout)
-    assert account["train"]["tokens"] == len(prepared.train("text")) == prepared.train_tokens("text")
+    assert account.train.tokens == len(prepared.train("text")) == prepared.train_tokens("text")
     assert prepared.tokenizer.token_bytes()[prepared.heldout()[:]].sum() == prepared.heldout_bytes
 
 
@@ -76,8 +76,8 @@ def test_exact_duplicates_within_and_across_sources_are_dropped_and_counted(fold
     train, heldout = sides(prepared)
     account = prepared.account()
     assert len(set(train + heldout)) == len(train + heldout) == 35
-    assert account["duplicates"] == 6 and account["sources"]["two"]["duplicates"] == 5
-    assert account["duplicate_bytes"] == sum(len(story(i)) for i in [3, *range(15, 20)])
+    assert account.duplicates == 6 and account.sources["two"].duplicates == 5
+    assert account.duplicate_bytes == sum(len(story(i)) for i in [3, *range(15, 20)])
 
 
 def test_named_heldout_text_is_never_trained_on(folder_of):
@@ -85,7 +85,7 @@ def test_named_heldout_text_is_never_trained_on(folder_of):
     prepared = prepare(config_of(text, heldout=(str(held),)))
     train, heldout = sides(prepared)
     assert len(train) == 15 and len(heldout) == 8 and not set(train) & set(heldout)
-    assert prepared.account()["in_heldout"] == 5 and prepared.account()["heldout"]["how"] == "named"
+    assert prepared.account().in_heldout == 5 and prepared.account().heldout.how == "named"
     assert prepared.sources == ("text",)
 
 
@@ -108,8 +108,8 @@ def test_skipped_files_are_counted_reported_and_refused_when_strict(folder_of):
     (folder / "picture.png").write_bytes(b"\x89PNG" + bytes(500))
     (folder / "latin.txt").write_bytes(b"caf\xe9" * 100)
     account = prepare(config_of(folder)).account()
-    assert account["skipped_files"] == 2 and account["skipped_bytes"] == 504 + 400
-    assert {s["path"] for s in account["skipped"]} == {str(folder / "picture.png"), str(folder / "latin.txt")}
+    assert account.skipped_files == 2 and account.skipped_bytes == 504 + 400
+    assert {s.path for s in account.skipped} == {str(folder / "picture.png"), str(folder / "latin.txt")}
     with pytest.raises(UserError, match=r"latin\.txt"):
         prepare(config_of(folder, strict=True))
 
@@ -145,7 +145,7 @@ def test_an_out_folder_is_used_as_it_is_and_by_path(folder_of, tmp_path):
     assert prepared.folder == tmp_path / "out" and prepare(config, tmp_path / "out").reused
     by_path = prepare(DataConfig(path=str(tmp_path / "out")))
     assert by_path.fingerprint == prepared.fingerprint
-    assert survey(DataConfig(path=str(tmp_path / "out"))).bytes == prepared.account()["train"]["bytes"]
+    assert survey(DataConfig(path=str(tmp_path / "out"))).bytes == prepared.account().train.bytes
     with pytest.raises(UserError, match="other text or settings"):
         prepare(replace(config, seed=5), tmp_path / "out")
 
@@ -313,18 +313,18 @@ def test_a_share_of_about_the_bytes_asked_for_is_prepared_by_content(folder_of):
     everything, all_heldout = sides(prepare(config_of(folder)))
     account = part.account()
     assert set(train) < set(everything) and set(heldout) == set(all_heldout)
-    assert account["train"]["bytes"] == pytest.approx(whole / 4, rel=0.25)
-    assert account["sampled_share"] == pytest.approx(sum(map(len, train)) / sum(map(len, everything)), rel=0.01)
-    assert account["sources"]["text"]["unsampled_bytes"] > 0
+    assert account.train.bytes == pytest.approx(whole / 4, rel=0.25)
+    assert account.sampled_share == pytest.approx(sum(map(len, train)) / sum(map(len, everything)), rel=0.01)
+    assert account.sources["text"].unsampled_bytes > 0
 
 
 def test_a_small_source_with_a_large_weight_is_kept_whole(folder_of):
     small, large = folder_of("small", 20), folder_of("large", 300, first=100)
     size = survey(config_of(large)).bytes
-    sources = prepare(config_of(f"small={small}:0.5", f"large={large}:0.5", max_train_bytes=size // 4)).account()[
-        "sources"
-    ]
-    assert sources["small"]["unsampled_bytes"] == 0 < sources["large"]["unsampled_bytes"]
+    sources = (
+        prepare(config_of(f"small={small}:0.5", f"large={large}:0.5", max_train_bytes=size // 4)).account().sources
+    )
+    assert sources["small"].unsampled_bytes == 0 < sources["large"].unsampled_bytes
 
 
 def test_the_tokenizers_sample_is_bounded_and_independent_of_order(monkeypatch, story):

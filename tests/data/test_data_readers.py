@@ -150,7 +150,7 @@ def test_what_is_not_text_is_skipped_and_counted_and_strict_refuses_it(tmp_path,
     path.write_bytes(content)
     found, tally = read(path)
     assert found == [] and tally.skipped_files == 1 and tally.skipped_bytes == len(content)
-    assert tally.skipped[0]["path"] == str(path) and reason in tally.skipped[0]["reason"]
+    assert tally.skipped[0].path == str(path) and reason in tally.skipped[0].reason
     with pytest.raises(UserError, match=reason):
         read(path, strict=True)
 

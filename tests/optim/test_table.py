@@ -180,17 +180,17 @@ def test_toys_plan_train_resume_and_extend(toys, corpus, tmp_path, capsys):
     isoflop.resume(broken)
 
     one, other = read_run(whole), read_run(broken)
-    assert [line["loss"] for line in one.training] == [line["loss"] for line in other.training]
-    assert one.training[-1]["loss"] < one.training[0]["loss"]
+    assert [line.loss for line in one.training] == [line.loss for line in other.training]
+    assert one.training[-1].loss < one.training[0].loss
     weights, again = (checkpoint.read(folder).weights for folder in (whole, broken))
     assert all(weights[name].equal(again[name]) for name in weights)
     kept = stored_tensors(checkpoint.latest(whole / "checkpoints") / "tensors")
     assert {name.rpartition(".")[2] for name in kept if name.startswith("optim.")} == {"mean", "steps"}
-    told = {choice["name"]: choice["value"] for choice in one.plan["choices"]}
+    told = {choice.name: choice.value for choice in one.plan.choices}
     assert told["optimiser"] == "toy, lr 0.002" and told["schedule"] == "stairs, warm-up 2%, three stairs"
 
     isoflop.resume(whole, "+8steps")
-    assert [line["step"] for line in read_run(whole).training] == list(range(1, 29))
+    assert [line.step for line in read_run(whole).training] == list(range(1, 29))
     assert math.isfinite(job.evaluate(whole).nats_per_token)
     assert cli(["sample", str(whole), "--tokens", "5"]) == 0
     assert "toy" in (whole / "report.html").read_text(encoding="utf-8")

@@ -58,7 +58,7 @@ class Told(Hook):
         self.lines, self.weights = [], ""
 
     def troubled(self, state, line):
-        self.lines.append({name: value for name, value in line.items() if name != "time"})
+        self.lines.append({name: value for name, value in line.to_dict().items() if name != "time"})
 
     def ended(self, state):
         local = [p.to_local() if isinstance(p, DTensor) else p for p in state.model.parameters()]
@@ -104,12 +104,12 @@ def weights(folder):
 def said(folder):
     run = read_run(folder)
     return {
-        "losses": [(line["step"], line["loss"]) for line in run.training],
-        "heldout": [(line["step"], line["heldout_loss"]) for line in run.heldout],
-        "samples": [line["step"] for line in run.samples],
-        "skips": [[line[name] for name in ("step", "kind", "action", "tokens")] for line in run.skips],
-        "passed": [[line["first"], line["sequences"]] for line in run.skips if line["action"] == "rollback"],
-        "back": [(event["from_step"], event["step"]) for event in run.events if event["event"] == "rolled back"],
+        "losses": [(line.step, line.loss) for line in run.training],
+        "heldout": [(line.step, line.heldout_loss) for line in run.heldout],
+        "samples": [line.step for line in run.samples],
+        "skips": [[getattr(line, name) for name in ("step", "kind", "action", "tokens")] for line in run.skips],
+        "passed": [[line.first, line.sequences] for line in run.skips if line.action == "rollback"],
+        "back": [(event.from_step, event.step) for event in run.events if event.event == "rolled back"],
     }
 
 
@@ -121,7 +121,7 @@ def trouble(folder, mode, group):
     train(config, folder / "run", task=bad, prepared=data, hooks=[told], group=group)
     found = said(folder / "run") | {
         "weights": weights(folder / "run"),
-        "account": account(read_run(folder / "run").skips),
+        "account": account(read_run(folder / "run").skips).to_dict(),
     }
     found["told"], found["bits"] = group.gather(told.lines), group.gather(told.weights)
 
@@ -186,7 +186,7 @@ def observed(folder, mode, group):
     train(config, folder / "observed", prepared=data, hooks=[norms, told], group=group)
     return {
         "norms": group.gather(norms.lines),
-        "whole": [line["grad_norm"] for line in read_run(folder / "observed").training],
+        "whole": [line.grad_norm for line in read_run(folder / "observed").training],
         "bits": [group.gather(hook.weights) for hook in (plain, told)],
         "losses": [said(folder / name)["losses"] for name in ("plain", "observed")],
     }

@@ -105,7 +105,7 @@ def train(recipe: Path, out: Path, *set_: str) -> list[str]:
 
 
 def losses(folder: Path) -> list[float]:
-    return [line["loss"] for line in read_run(folder).training]
+    return [line.loss for line in read_run(folder).training]
 
 
 def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
@@ -130,16 +130,16 @@ def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
 
     one, many = read_run(whole), read_run(resized)
     assert losses(resized) == pytest.approx(losses(whole), rel=1e-4)  # differences in the last bits that grew
-    assert [line["tokens"] for line in many.training] == [line["tokens"] for line in one.training]
-    assert many.result["heldout"]["nats_per_token"] == pytest.approx(one.result["heldout"]["nats_per_token"], rel=1e-4)
-    assert [(e["processes"], e["mode"]) for e in many.events if e["event"] in ("started", "resumed")] == [
+    assert [line.tokens for line in many.training] == [line.tokens for line in one.training]
+    assert many.result.heldout.nats_per_token == pytest.approx(one.result.heldout.nats_per_token, rel=1e-4)
+    assert [(e.processes, e.mode) for e in many.events if e.event in ("started", "resumed")] == [
         (1, "none"),
         (2, "fsdp"),
         (4, "hsdp"),
         (1, "none"),
     ]
-    assert [e["event"] for e in many.events].count("stopped") == 3
-    assert many.samples and [s["step"] for s in many.samples] == [s["step"] for s in one.samples]
+    assert [e.event for e in many.events].count("stopped") == 3
+    assert many.samples and [s.step for s in many.samples] == [s.step for s in one.samples]
     assert many.config["parallel"]["mode"] == "auto"
     page = (resized / "report.html").read_text()
     assert "4 processes" in page and "hsdp" in page
@@ -154,7 +154,7 @@ def test_a_killed_worker_brings_the_group_back(tmp_path, recipe):
     os.kill(launched.workers[1], signal.SIGKILL)
     text = launched.finish()
     assert losses(killed) == losses(whole)
-    events = [e["event"] for e in read_run(killed).events]
+    events = [e.event for e in read_run(killed).events]
     assert [e for e in events if e != "lost"] == ["started", "resumed", "trained", "finished"]
     assert any("rank 1" in line for line in spoken(text))
 
@@ -167,13 +167,13 @@ def test_signals_reach_all_and_a_hung_process_is_named(tmp_path, recipe):
     os.kill(launched.workers[1], signal.SIGINT)  # one process of the two is told
     text = launched.finish(1)
     assert time.monotonic() - began < 30
-    stopped = [e for e in read_run(run).events if e["event"] == "stopped"]
-    assert len(stopped) == 1 and stopped[0]["signal"] == signal.SIGINT
+    stopped = [e for e in read_run(run).events if e.event == "stopped"]
+    assert len(stopped) == 1 and stopped[0].signal == signal.SIGINT
     assert [p.name for p in (run / "checkpoints").iterdir()][-1:] and len(spoken(text)) == 1
     assert "exitcode: 130" in text.replace("exitcode  : ", "exitcode: ")
 
     launched = Forked(2, ["train", "--resume", run], tmp_path)
-    until_step(run, stopped[0]["step"] + 4, launched)
+    until_step(run, stopped[0].step + 4, launched)
     os.kill(launched.all[1].pid, signal.SIGSTOP)
     launched.all[0].join(60)
     launched.all[1].kill()
@@ -182,5 +182,5 @@ def test_signals_reach_all_and_a_hung_process_is_named(tmp_path, recipe):
     [line] = spoken(launched.said)
     assert "rank 1 on host" in line and "silent" in line and "--resume" in line
     assert "most recent call first" in (run / "stacks" / "rank-0.txt").read_text()
-    assert [e["event"] for e in read_run(run).events][-1] == "hung"
+    assert [e.event for e in read_run(run).events][-1] == "hung"
     assert json.loads((run / "events.jsonl").read_text().splitlines()[-1])["reason"]

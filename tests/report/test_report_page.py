@@ -91,18 +91,23 @@ def test_the_tiles_say_what_the_run_says(make_run: MakeRun) -> None:
     run = make_run()
     result = read_run(run).result
     wanted = {
-        "Held-out bits per byte": f"{result['heldout']['bits_per_byte']:.3f}",
-        "Perplexity per token": f"{result['heldout']['perplexity']:.1f}",
+        "Held-out bits per byte": f"{result.heldout.bits_per_byte:.3f}",
+        "Perplexity per token": f"{result.heldout.perplexity:.1f}",
         "Parameters": "0.561 M",
         "Tokens read": "9.01 M",
         "Training time": "3 min 1 s",
         "FLOPs": "2.32 × 10¹³",
-        "Tokens per second": f"{result['tokens_per_second']:,.0f}",
-        "Share of measured peak": f"{100 * result['peak_share']:.1f} %",
+        "Tokens per second": f"{result.tokens_per_second:,.0f}",
+        "Share of measured peak": f"{100 * result.peak_share:.1f} %",
     }
     shown = tiles(read_facts(read_run(run)))
     assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", shown)) == wanted
-    changed = {**result, "tokens": 2_000_000, "seconds": 90.0, "heldout": {"nats_per_token": 3.0, "bits_per_byte": 1.7}}
+    changed = {
+        **result.to_dict(),
+        "tokens": 2_000_000,
+        "seconds": 90.0,
+        "heldout": {"nats_per_token": 3.0, "bits_per_byte": 1.7},
+    }
     (run / "result.json").write_text(json.dumps(changed), encoding="utf-8")
     shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", tiles(read_facts(read_run(run)))))
     assert shown["Tokens read"] == "2 M"
@@ -125,7 +130,7 @@ def test_the_verdict_is_found_where_the_run_does_not_say_it(
     make_run: MakeRun, low: float, high: float, judgement: str
 ) -> None:
     run = make_run(steps=1100)
-    plan, result = read_run(run).plan, read_run(run).result
+    plan, result = (json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("plan", "result"))
     plan["expected"] |= {"low": low, "high": high}
     (run / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
     (run / "result.json").write_text(json.dumps({**result, "verdict": None}), encoding="utf-8")

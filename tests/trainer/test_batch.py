@@ -77,6 +77,6 @@ def test_a_run_with_a_ramp_counts_its_tokens(corpus, tmp_path):
     sizes = [2, 2, 4, 6, 8, 8, 8]
     result = train(config, tmp_path / "run")
     lines = read_run(tmp_path / "run").training
-    assert [line["tokens"] for line in lines] == [64 * n for n in itertools.accumulate(sizes)]
+    assert [line.tokens for line in lines] == [64 * n for n in itertools.accumulate(sizes)]
     assert result.tokens == config.tokens == 64 * sum(sizes)
-    assert result.flops == pytest.approx(lines[-1]["flops"])
+    assert result.flops == pytest.approx(lines[-1].flops)

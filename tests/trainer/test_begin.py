@@ -48,8 +48,8 @@ def test_steps_taken_again_and_what_is_not_as_it_was_are_in_the_history(config, 
         resume=True,
     )
     event = read_run(folder.path).events[1]
-    assert (event["event"], event["step"], event["taken_again"]) == ("resumed", 3, 2)
-    assert event["changed"] == heard.said and len(heard.said) == 2
+    assert (event.event, event.step, event.taken_again) == ("resumed", 3, 2)
+    assert list(event.changed) == heard.said and len(heard.said) == 2
     assert heard.said[0].endswith(f"optim.lr = 0.5 (was {config.optim.lr})")
     assert "torch" in heard.said[1] and "(was 1.0)" in heard.said[1]
 
@@ -58,7 +58,7 @@ def test_where_all_is_as_it_was_nothing_is_said(config, tmp_path):
     heard = Heard()
     cut(config, tmp_path / "run", 5)
     train(override(config, ["every.log=2", "runtime.recompute=true"]), tmp_path / "run", hooks=[heard], resume=True)
-    assert heard.said == [] and "changed" not in read_run(tmp_path / "run").events[1]
+    assert heard.said == [] and read_run(tmp_path / "run").events[1].changed is None
 
 
 def test_other_text_is_refused_before_the_first_checkpoint_too(config, corpus, tmp_path):
@@ -82,7 +82,7 @@ def test_where_checkpoints_are_gone_a_run_does_not_begin_again_in_silence(config
     folder.checkpoints.unlink()
     folder.checkpoints.symlink_to(tmp_path / "disk")
     train(config, folder.path, resume=True)
-    assert read_run(folder.path).events[1]["step"] == 6
+    assert read_run(folder.path).events[1].step == 6
     shutil.rmtree(tmp_path / "disk")
     with pytest.raises(UserError, match=r"was saved up to step 8"):
         train(config, folder.path, resume=True)

@@ -18,7 +18,7 @@ from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Timetable
 from isoflop.parallel import state
-from isoflop.records import RunFolder, read_lines, read_run
+from isoflop.records import Plan, RunFolder, SkipLine, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.runtime import seed_everything
 from isoflop.trainer import RunConfig, train
@@ -79,7 +79,7 @@ def end_of(folder):
     tensors = state.stored_tensors(last / "tensors")
     loaded = {name: torch.zeros(t.shape, dtype=t.dtype) for name, t in tensors.items()}
     state.load_tensors(last / "tensors", loaded)
-    return {line["step"]: line["loss"] for line in read_run(folder).training}, loaded
+    return {line.step: line.loss for line in read_run(folder).training}, loaded
 
 
 def assert_same_end(one, other):
@@ -137,9 +137,9 @@ def test_a_rollback_is_the_run_that_never_drew_that_batch(config, prepared, tmp_
     train(config, tmp_path / "never", task=never, prepared=prepared)
     assert_same_end(tmp_path / "run", tmp_path / "never")
     run = read_run(tmp_path / "run")
-    assert [(line["step"], line["first"], line["sequences"]) for line in run.skips] == [(7, 48, 8), (9, 72, 8)]
-    assert [line["step"] for line in run.training] == list(range(1, STEPS + 1))
-    assert [event["from_step"] for event in run.events if event["event"] == "rolled back"] == [6, 8]
+    assert [(line.step, line.first, line.sequences) for line in run.skips] == [(7, 48, 8), (9, 72, 8)]
+    assert [line.step for line in run.training] == list(range(1, STEPS + 1))
+    assert [event.from_step for event in run.events if event.event == "rolled back"] == [6, 8]
 
 
 def test_before_the_first_checkpoint_a_rollback_goes_back_to_the_start(config, prepared, tmp_path):
@@ -160,7 +160,7 @@ def test_killed_in_the_middle_of_it_and_resumed_it_is_the_same(config, prepared,
         train(config, tmp_path / "cut", task=Poisoned(config, prepared, [6, 10]), prepared=prepared, hooks=[hook])
     train(config, tmp_path / "cut", task=Poisoned(config, prepared, [6, 10]), prepared=prepared, resume=True)
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
-    told = [[{**line, "time": 0} for line in read_run(tmp_path / name).skips] for name in ("whole", "cut")]
+    told = [[replace(line, time=0) for line in read_run(tmp_path / name).skips] for name in ("whole", "cut")]
     assert told[0] == told[1] and len(told[0]) == 2
 
 
@@ -173,7 +173,7 @@ def test_a_spike_is_judged_by_the_steps_before_it_and_nothing_else(config, prepa
     train(config, tmp_path / "nan", task=Poisoned(config, prepared, [9]), prepared=prepared)
     assert_same_end(tmp_path / "spike", tmp_path / "nan")
     [line] = read_run(tmp_path / "spike").skips
-    assert (line["step"], line["kind"], line["action"]) == (10, "spike", "skip") and line["loss"] > 1e4
+    assert (line.step, line.kind, line.action) == (10, "spike", "skip") and line.loss > 1e4
     with pytest.raises(PowerCut):
         train(config, tmp_path / "cut", task=Poisoned(config, prepared), prepared=prepared, hooks=[CutAt(9)])
     train(config, tmp_path / "cut", task=Poisoned(config, prepared, [9], 1e4), prepared=prepared, resume=True)
@@ -184,7 +184,7 @@ def test_a_spike_is_by_default_counted_and_kept(config, prepared, tmp_path):
     quiet, told = (override(config, [f"guard.window={window}", "guard.sigmas=1"]) for window in (128, 4))
     train(quiet, tmp_path / "quiet", prepared=prepared)
     train(told, tmp_path / "told", task=Poisoned(told, prepared), prepared=prepared)
-    assert {line["action"] for line in read_run(tmp_path / "told").skips} == {"keep"}
+    assert {line.action for line in read_run(tmp_path / "told").skips} == {"keep"}
     assert read_run(tmp_path / "quiet").skips == []
     assert end_of(tmp_path / "quiet")[0] == end_of(tmp_path / "told")[0]
 
@@ -208,7 +208,7 @@ def test_it_stops_after_the_stated_number_with_the_last_good_checkpoint(
     last = checkpoint.latest(folder.checkpoints)
     assert str(last) in str(raised.value) and "\n" not in str(raised.value)
     event = read_run(tmp_path / "run").events[-1]
-    assert (event["event"], event["reason"]) == ("diverged", str(raised.value))
+    assert (event.event, event.reason) == ("diverged", str(raised.value))
     checkpoint.verify(last)
     assert checkpoint.step_of(last) == (9 if after > 8 else 4)  # 9: before the decay
     assert all(torch.isfinite(tensor).all() for tensor in checkpoint.read(last).weights.values())
@@ -236,19 +236,19 @@ def test_everything_is_counted_and_shown(config, prepared, tmp_path):
 
     result = train(config, tmp_path / "run", task=Both(config, prepared, [3, 9]), prepared=prepared)
     folder = RunFolder(tmp_path / "run")
-    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, {}, Phases())
+    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, Plan.nothing(), Phases())
     tokens = config.tokens_per_step
     found = read_run(tmp_path / "run").result
-    assert found["guard"] == {
+    assert found.guard.to_dict() == {
         "spikes_kept": 0,
         "steps_left_out": 1,
         "left_out_tokens": tokens,
         "rollbacks": 1,
         "passed_over_tokens": tokens,
     }
-    assert found["data"]["passed_over"] == tokens
-    assert sum(source["passed_over"] for source in found["data"]["sources"].values()) == tokens
-    assert found["tokens"] == found["data"]["tokens"] == STEPS * tokens
+    assert found.data.passed_over == tokens
+    assert sum(source.passed_over for source in found.data.sources.values()) == tokens
+    assert found.tokens == found.data.tokens == STEPS * tokens
     page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
     assert "left out" in page and "passed over" in page and "loss nan" in page
 
@@ -279,10 +279,10 @@ def test_a_bad_step_is_not_compared_with():
 
 def test_bad_steps_in_a_row_are_those_without_progress_between():
     def skips(*steps):
-        return [{"step": step, "action": "skip"} for step in steps]
+        return [SkipLine(step=step, action="skip") for step in steps]
 
     def backs(*steps):
-        return [{"step": step, "action": "rollback"} for step in steps]
+        return [SkipLine(step=step, action="rollback") for step in steps]
 
     assert [in_a_row(skips(*s)) for s in ([], [3], [3, 4], [3, 5], [3, 5, 6, 7])] == [0, 1, 2, 1, 3]
     assert [in_a_row(backs(*s)) for s in ([7, 7, 7], [7, 8], [7, 7, 8, 8])] == [3, 1, 2]

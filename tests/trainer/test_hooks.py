@@ -56,7 +56,7 @@ def learned(folder):
     for path in folder.rglob("*.safetensors"):
         loaded = load_file(path).items()
         tensors |= {f"{path.relative_to(folder)}:{name}": tensor.numpy().tobytes() for name, tensor in loaded}
-    return tensors, [(line["step"], line["loss"], line["grad_norm"]) for line in read_run(folder).training]
+    return tensors, [(line.step, line.loss, line.grad_norm) for line in read_run(folder).training]
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "update launched ahead"])
@@ -69,7 +69,7 @@ def test_the_gradient_norm_per_layer_is_a_hook_and_changes_no_bit(config, tmp_pa
     assert [step for step, _ in norms.lines] == list(range(1, STEPS + 1))
     assert {len(line) for _, line in norms.lines} == {config.model.layers + 1}
     for (_, by_layer), line in zip(norms.lines, read_run(tmp_path / "observed").training, strict=True):
-        assert math.hypot(*by_layer) == pytest.approx(line["grad_norm"], rel=1e-5)  # before clipping, all passes
+        assert math.hypot(*by_layer) == pytest.approx(line.grad_norm, rel=1e-5)  # before clipping, all passes
 
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "update launched ahead"])

@@ -38,7 +38,7 @@ def test_trying_it_out_leaves_no_trace(config, tmp_path):
     train(config, tmp_path / "tried")
     train(override(config, ["guard.preflight=false"]), tmp_path / "untried")
     one, other = (read_run(tmp_path / name).training for name in ("tried", "untried"))
-    assert [line["loss"] for line in one] == [line["loss"] for line in other]
+    assert [line.loss for line in one] == [line.loss for line in other]
     a, b = (checkpoint.read(tmp_path / name).weights for name in ("tried", "untried"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -35,11 +35,11 @@ def test_a_run_that_is_watched_has_the_same_bits(tmp_path, corpus):
     train(config, tmp_path / "watched", hooks=[Profile()])
     assert what_was_learned(tmp_path / "plain") == what_was_learned(tmp_path / "watched")
     seen = read_run(tmp_path / "watched").profile
-    assert (seen["first_step"], seen["steps"]) == (4, 3)
-    names = {row["name"] for row in seen["operations"]}
+    assert (seen.first_step, seen.steps) == (4, 3)
+    names = {row.name for row in seen.operations}
     assert "aten::mm" in names and any(name.startswith("isoflop/trainer/step.py") for name in names)
-    own = sum(row["microseconds"] for row in seen["operations"])
-    assert abs(own - seen["microseconds"]) < 1e-3 * seen["microseconds"]  # each moment is somebody's, and once
+    own = sum(row.microseconds for row in seen.operations)
+    assert abs(own - seen.microseconds) < 1e-3 * seen.microseconds  # each moment is somebody's, and once
     with gzip.open(tmp_path / "watched" / "profile" / "trace.json.gz") as file:
         assert json.load(file)["traceEvents"]
     page = write_report([tmp_path / "watched"]).read_text(encoding="utf-8")
@@ -59,7 +59,7 @@ def test_the_flag_watches(tmp_path, corpus):
 def test_a_short_run_is_watched_to_its_end(tmp_path, corpus):
     config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=2"])
     train(config, tmp_path / "run", hooks=[Profile()])
-    assert read_run(tmp_path / "run").profile["steps"] == 2
+    assert read_run(tmp_path / "run").profile.steps == 2
 
 
 def test_what_is_done_between_the_steps_is_left_out():
@@ -87,8 +87,8 @@ def test_the_loop_marks_its_steps_by_the_name_that_is_read(tmp_path, corpus, mon
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         train(config, tmp_path / "run", hooks=[Profile()])
-    (step,) = read_run(tmp_path / "run").profile["tree"]
-    assert step["name"] == STEP_SPAN
+    (step,) = read_run(tmp_path / "run").profile.tree
+    assert step.name == STEP_SPAN
 
     monkeypatch.setattr("isoflop.trainer.step.STEP_SPAN", "another name")
     with pytest.warns(UserWarning, match=STEP_SPAN):

@@ -122,8 +122,8 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(config
     assert len(said) == 2 and "step-00000012" in said[0] and "has other bytes" in said[0] and "set aside" in said[0]
     assert len([p for p in hurt.checkpoints.iterdir() if p.name.startswith("damaged-step-")]) == 2
     run = read_run(hurt.path)
-    assert [event["step"] for event in run.events if event["event"] == "checkpoint set aside"] == [12, 9]
-    assert [line["loss"] for line in run.training] == [line["loss"] for line in read_run(tmp_path / "whole").training]
+    assert [event.step for event in run.events if event.event == "checkpoint set aside"] == [12, 9]
+    assert [line.loss for line in run.training] == [line.loss for line in read_run(tmp_path / "whole").training]
     one, other = weights(hurt.path), weights(tmp_path / "whole")
     assert all(torch.equal(one[name], other[name]) for name in one)
 

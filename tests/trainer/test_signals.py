@@ -51,13 +51,13 @@ def test_a_measurement_is_cut_short_and_made_when_the_run_goes_on(config, tmp_pa
     assert time.monotonic() - began < 30
     assert (raised.value.signum, raised.value.step) == (signum, 8)
     stopped = read_run(tmp_path / "cut")
-    assert [line["step"] for line in stopped.heldout] == [4] == sorted({line["step"] for line in stopped.samples})
+    assert [line.step for line in stopped.heldout] == [4] == sorted({line.step for line in stopped.samples})
     train(config, tmp_path / "cut", hooks=hooks, resume=True)
     whole, cut = (read_run(tmp_path / name) for name in ("whole", "cut"))
-    assert [(line["step"], line["loss"]) for line in whole.training] == [(x["step"], x["loss"]) for x in cut.training]
-    measured = [[(line["step"], line["heldout_loss"]) for line in run.heldout] for run in (whole, cut)]
+    assert [(line.step, line.loss) for line in whole.training] == [(x.step, x.loss) for x in cut.training]
+    measured = [[(line.step, line.heldout_loss) for line in run.heldout] for run in (whole, cut)]
     assert measured[0] == measured[1] and len(measured[0]) == 3
-    assert [line["text"] for line in whole.samples] == [line["text"] for line in cut.samples]
+    assert [line.text for line in whole.samples] == [line.text for line in cut.samples]
 
 
 def test_a_signal_in_the_last_step_is_heard_too(config, tmp_path):
@@ -70,9 +70,9 @@ def test_a_signal_in_the_last_step_is_heard_too(config, tmp_path):
 
     with pytest.raises(Interrupted) as raised:
         train(config, tmp_path / "run", hooks=[Last()])
-    assert raised.value.step == 12 and read_run(tmp_path / "run").events[-1]["event"] == "stopped"
+    assert raised.value.step == 12 and read_run(tmp_path / "run").events[-1].event == "stopped"
     assert train(config, tmp_path / "run", resume=True).step == 12
-    assert [line["step"] for line in read_run(tmp_path / "run").training] == list(range(1, 13))
+    assert [line.step for line in read_run(tmp_path / "run").training] == list(range(1, 13))
 
 
 def test_only_what_may_be_cut_short_is():

@@ -30,9 +30,9 @@ def test_every_line_of_a_run_is_passed_on_and_the_last_one_too(service, corpus, 
     isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=[*TINY, 'trackers=["wandb"]'])
     run = read_run(tmp_path / "run")
     losses = [(step, values["train/loss"]) for step, values in service["values"] if "train/loss" in values]
-    assert losses == [(line["step"], line["loss"]) for line in run.training] and len(losses) == 20
+    assert losses == [(line.step, line.loss) for line in run.training] and len(losses) == 20
     heldout = [(step, v["heldout/heldout_loss"]) for step, v in service["values"] if "heldout/heldout_loss" in v]
-    assert heldout == [(line["step"], line["heldout_loss"]) for line in run.heldout] and heldout
+    assert heldout == [(line.step, line.heldout_loss) for line in run.heldout] and heldout
     assert service["closed"] == 1
 
 
@@ -42,8 +42,8 @@ def test_a_service_that_fails_does_not_cost_the_run(service, corpus, tmp_path):
         isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=[*TINY, 'trackers=["wandb"]'])
     run = read_run(tmp_path / "run")
     assert run.status == "finished" and len(run.training) == 20
-    failed = [event for event in run.events if event["event"] == "tracker failed"]
-    assert len(failed) == 1 and failed[0]["tracker"] == "wandb" and "gone" in failed[0]["reason"]
+    failed = [event for event in run.events if event.event == "tracker failed"]
+    assert len(failed) == 1 and failed[0].tracker == "wandb" and "gone" in failed[0].reason
 
 
 @pytest.mark.parametrize(("name", "says"), [("wandbb", "did you mean wandb"), ("mlflow", "pip install")])

@@ -40,9 +40,9 @@ def test_a_run_that_is_cut_goes_on_with_the_same_bits(corpus, tmp_path, more):
         train(config, tmp_path / "cut", hooks=[CutAt(7)])
     train(config, tmp_path / "cut", hooks=[HeldOut()], resume=True)
     whole, cut = (read_run(tmp_path / name) for name in ("whole", "cut"))
-    assert [line["loss"] for line in whole.training] == [line["loss"] for line in cut.training]
-    assert [line["heldout_loss"] for line in whole.heldout] == [line["heldout_loss"] for line in cut.heldout]
-    assert all(("load_entropy" in line) == ("model.feed_forward=moe" in more) for line in whole.heldout)
+    assert [line.loss for line in whole.training] == [line.loss for line in cut.training]
+    assert [line.heldout_loss for line in whole.heldout] == [line.heldout_loss for line in cut.heldout]
+    assert all(("load_entropy" in line.others) == ("model.feed_forward=moe" in more) for line in whole.heldout)
     one, other = (checkpoint.read(tmp_path / name).weights for name in ("whole", "cut"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -69,12 +69,12 @@ def test_held_out_is_plain_and_readers_know_no_further_heads(corpus, tmp_path):
         make_runtime("cpu", "float32", 1),
         config.evaluate_tokens,
     )
-    assert found.nats_per_token == pytest.approx(run.heldout[-1]["heldout_loss"], rel=1e-5)
-    assert run.training[0]["loss"] == pytest.approx(4 * 5.77, rel=0.05)  # four heads, each at ln 320
+    assert found.nats_per_token == pytest.approx(run.heldout[-1].heldout_loss, rel=1e-5)
+    assert run.training[0].loss == pytest.approx(4 * 5.77, rel=0.05)  # four heads, each at ln 320
 
     onward = config_for(corpus, "steps=2", f"init={tmp_path / 'run'}")
     train(onward, tmp_path / "onward")
-    assert read_run(tmp_path / "onward").training[0]["loss"] < 5.7
+    assert read_run(tmp_path / "onward").training[0].loss < 5.7
 
 
 def test_flops_count_what_the_loss_adds():
@@ -106,11 +106,11 @@ def test_a_loss_is_one_class_and_one_line(corpus, tmp_path, monkeypatch):
         train(config, tmp_path / "cut", hooks=[CutAt(5)])
     train(config, tmp_path / "cut", hooks=[HeldOut()], resume=True)
     whole, cut = (read_run(tmp_path / name) for name in ("whole", "cut"))
-    losses = [line["loss"] for line in whole.training]
-    assert losses == [line["loss"] for line in cut.training] and losses[-1] < losses[0]
+    losses = [line.loss for line in whole.training]
+    assert losses == [line.loss for line in cut.training] and losses[-1] < losses[0]
     plain = config_for(corpus, "steps=6")
     train(plain, tmp_path / "plain")
-    assert losses[1:] != [line["loss"] for line in read_run(tmp_path / "plain").training][1:]  # it did matter
+    assert losses[1:] != [line.loss for line in read_run(tmp_path / "plain").training][1:]  # it did matter
     with pytest.raises(UserError, match=r"loss\.temprature is not an option of tempered: did you mean temperature"):
         override(config, ["loss.temprature=3"])
     with pytest.raises(UserError, match=r"loss = 'temperd' is not one of .*, tempered; did you mean tempered"):
