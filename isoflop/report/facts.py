@@ -5,9 +5,10 @@ Each value is read where the finished run wrote it (result.json), else as far as
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +18,25 @@ from isoflop.errors import UserError
 from isoflop.records import Expectation, HeldOutLine, PreparedSource, Record, Run, SourceRead, TrainingLine
 from isoflop.records.plan import VERDICTS
 from isoflop.report.figures import Interval
+from isoflop.report.words import count, duration, fixed, percent, power
+
+
+def measure(title: str, show: Callable[[float | None], str]) -> Any:
+    """A field of Measures: what its line in the plan's table is called, and how its values are written."""
+    return field(default=None, metadata={"title": title, "show": show})
 
 
 @dataclass(frozen=True)
 class Measures:
     """What is both planned and reached: one line each in the plan's table. `flops` are 6ND, `seconds` of training."""
 
-    bits_per_byte: float | None = None
-    nats_per_token: float | None = None
-    seconds: float | None = None
-    tokens: float | None = None
-    flops: float | None = None
-    steps: float | None = None
-    peak_share: float | None = None
+    bits_per_byte: float | None = measure("Held-out bits per byte", partial(fixed, digits=3))
+    nats_per_token: float | None = measure("Held-out nats per token", partial(fixed, digits=3))
+    seconds: float | None = measure("Training time", duration)
+    tokens: float | None = measure("Tokens", count)
+    flops: float | None = measure("FLOPs (6 N D)", power)
+    steps: float | None = measure("Steps", count)
+    peak_share: float | None = measure("Share of measured peak", percent)
 
 
 @dataclass(frozen=True)

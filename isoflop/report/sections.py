@@ -3,6 +3,8 @@
 Each function takes the Facts of a run and returns HTML. Whatever comes from a run goes through words.text.
 """
 
+from dataclasses import fields
+
 from isoflop.records import DecisionLine
 from isoflop.report import figures, words
 from isoflop.report.facts import (
@@ -15,7 +17,7 @@ from isoflop.report.facts import (
 )
 from isoflop.report.figures import Interval, Mark
 from isoflop.report.style import key, section, table
-from isoflop.report.words import count, duration, fixed, percent, power, text
+from isoflop.report.words import count, duration, fixed, percent, text
 
 DECISIONS_TOLD, RESUMED_TOLD = 4, 6  # beside the curve; more would hide it
 
@@ -114,24 +116,15 @@ def plan(facts: Facts) -> str:
     if made.missing:
         return ""
     expected, reached = facts.expected, facts.reached
-    names = {
-        "bits_per_byte": ("Held-out bits per byte", lambda value: fixed(value, 3)),
-        "nats_per_token": ("Held-out nats per token", lambda value: fixed(value, 3)),
-        "seconds": ("Training time", duration),
-        "tokens": ("Tokens", count),
-        "flops": ("FLOPs (6 N D)", power),
-        "steps": ("Steps", count),
-        "peak_share": ("Share of measured peak", percent),
-    }
     rows = []
-    for field in Measures.__dataclass_fields__:
-        title, show = names[field]
-        before, after = getattr(expected, field), getattr(reached, field)
+    for field in fields(Measures):
+        title, show = field.metadata["title"], field.metadata["show"]
+        before, after = getattr(expected, field.name), getattr(reached, field.name)
         if before is None and after is None:
             continue
         interval = (
             f"<br><small>{fixed(facts.low)} to {fixed(facts.high)}</small>"
-            if field == "bits_per_byte" and facts.low is not None
+            if field.name == "bits_per_byte" and facts.low is not None
             else ""
         )
         rows.append(
