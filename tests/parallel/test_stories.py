@@ -11,7 +11,7 @@ from isoflop.data.prepare import open_prepared
 from isoflop.job.listener import Phases
 from isoflop.job.outcome import write_result
 from isoflop.measure import HeldOut
-from isoflop.records import RunFolder, read_run
+from isoflop.records import Plan, RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig
 from isoflop.trainer.loop import RunResult
@@ -58,9 +58,9 @@ def test_all_stop_after_the_stated_number_with_the_same_words(one, two, mode):
 def test_the_report_of_several_says_what_was_left_out_and_passed_over(two, groups, mode):
     folder = RunFolder(groups / f"trouble-{mode}-2" / "run")
     config = from_dict(RunConfig, read_run(folder.path).config)
-    prepared = open_prepared(Path(read_run(folder.path).data["folder"]))
+    prepared = open_prepared(Path(read_run(folder.path).data.folder))
     result = RunResult(folder.path, STEPS, 1.0, None, 1.0, 0.0, STEPS * config.tokens_per_step, 1.0)
-    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, {}, Phases())
+    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, Plan.nothing(), Phases())
     page = write_report([folder.path]).read_text(encoding="utf-8")
     assert "left out" in page and "passed over" in page and "loss nan" in page and "2 processes" in page
     assert to_dict(config)["parallel"]["mode"] == mode
