@@ -4,7 +4,8 @@ A field's meaning is the string in its annotation, `steps: Annotated[int, "optim
 `isoflop config` can list every field without a second description of it. A class that is written in JSON as something
 other than an object (model/config.py's Spec) brings its own `to_plain()` and `from_plain(value, where)`. A field that
 may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`; a field that names an
-entry of a table has a `OneOf`: `optim.name=muon`.
+entry of a table has a `OneOf`: `optim.name=muon`. A class whose absent fields mean something else than their defaults
+in files of before says so in `as_written(object)`.
 """
 
 import dataclasses
@@ -159,6 +160,8 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
         return value
     if not isinstance(value, dict):
         raise UserError(f"{where or cls.__name__} = {value!r} is not an object of fields")
+    if hasattr(cls, "as_written"):
+        value = cls.as_written(value)
     hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     for key in value:

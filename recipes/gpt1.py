@@ -33,7 +33,7 @@ def gpt1() -> RunConfig:
         data=DataConfig(vocab_size=config.vocab_size),
         batch=batch,
         optim=OptimConfig("adamw", lr=2.5e-4, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, clip=1.0),
-        schedule=ScheduleConfig("cosine", warmup=WARMUP_STEPS / steps, floor=0.0),
+        schedule=ScheduleConfig("cosine", warmup=WARMUP_STEPS / steps, floor=0.0, cosine_from="start"),
         every=EveryConfig(log=10, evaluate=1000, sample=5000, checkpoint=1000),
         steps=steps,
     )

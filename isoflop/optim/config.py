@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from isoflop.config import Derived, OneOf
 from isoflop.errors import UserError
@@ -72,12 +72,21 @@ class ScheduleConfig:
     length: Annotated[
         float, "share of the run after which cosine has reached the floor, and stays there (GPT-3: 260 of 300)"
     ] = 1.0
+    cosine_from: Annotated[
+        Literal["warmup", "start"],
+        "where cosine begins: at the end of the warm-up, or at the run's start, multiplied by the warm-up (GPT-1)",
+    ] = "warmup"
 
     def __post_init__(self) -> None:
         for field in ("warmup", "decay", "floor"):
             require(f"schedule.{field}", getattr(self, field), 0.0, 1.0)
         require("schedule.length", self.length, 0.0, 1.0, open_low=True)
         _ = self.entry
+
+    @classmethod
+    def as_written(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """What an object in a file means: before there was `cosine_from`, every cosine began at the start."""
+        return {"cosine_from": "start", **data}
 
     @cached_property
     def entry(self) -> Schedule:

@@ -180,10 +180,15 @@ class WSD(Schedule):
         return f"decay {self.decay:.0%}"
 
 
+# `schedule.cosine_from` -> the progress u at which the cosine begins, given the share of the warm-up
+COSINE_STARTS: dict[str, Callable[[float], float]] = {"warmup": lambda warmup: warmup, "start": lambda warmup: 0.0}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     """Half a period of the cosine, down to the floor at `length` (Loshchilov and Hutter 2017, 1608.03983, without
-    restarts).
+    restarts). It begins where the warm-up ends, as in most trainers since GPT-3, or at the run's start and multiplies
+    the warm-up, as in OpenAI's code of GPT-1.
 
     Raises:
         UserError: for a shape that would train part of the run at a rate of 0.
@@ -191,8 +196,10 @@ class Cosine(Schedule):
 
     words: ClassVar[str] = "half a period"
 
+    warmup: float
     floor: float
     length: float
+    cosine_from: str
 
     def __post_init__(self) -> None:
         if self.length < 1.0 and self.floor == 0.0:
@@ -202,10 +209,18 @@ class Cosine(Schedule):
             )
 
     def shape(self, u: float) -> float:
-        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, u / self.length)))
+        start = COSINE_STARTS[self.cosine_from](self.warmup)
+        if not start:
+            done = u / self.length
+        elif u < start:
+            done = 0.0
+        else:
+            done = (u - start) / (self.length - start) if start < self.length else 1.0
+        return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     def explained(self) -> str:
-        return f"down to {self.floor:.0%} at {self.length:.0%} of the run"
+        where = "; it begins at the start, under the warm-up" if self.cosine_from == "start" and self.warmup else ""
+        return f"down to {self.floor:.0%} at {self.length:.0%} of the run{where}"
 
 
 @dataclass(frozen=True, kw_only=True)

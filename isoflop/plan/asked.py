@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isoflop.config import override
+from isoflop.config import override, parse_value
 from isoflop.trainer import RunConfig
+
+VOCABULARY = "model.vocab_size"
 
 
 @dataclass(frozen=True)
@@ -28,10 +30,16 @@ class Asked:
         return override(config, self.assignments)
 
     def names(self, field: str) -> bool:
-        """Whether a dotted field is set, by itself or with the whole object that it belongs to (`model=gpt2`)."""
-        asked = {text.partition("=")[0].strip() for text in self.assignments}
+        """Whether a dotted field is set, by itself or with the whole object that it belongs to (`model=gpt2`). A whole
+        model sets VOCABULARY only where it has it written out: a preset gives shapes, and how many ids there are is for
+        the tokenizer to say."""
         parts = field.split(".")
-        return any(".".join(parts[:length]) in asked for length in range(1, len(parts) + 1))
+        above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+        for text in self.assignments:
+            name, _, raw = text.partition("=")
+            if name.strip() == field or (name.strip() in above and (field != VOCABULARY or writes_it_out(raw))):
+                return True
+        return False
 
     def choose(self, config: RunConfig, part: str, **values: Any) -> RunConfig:
         """`config` with these fields of one of its parts ("batch"; "" for the configuration's own), but for those that
@@ -43,6 +51,11 @@ class Asked:
         prefix = f"{part}." if part else ""
         chosen = {name: value for name, value in values.items() if not self.names(f"{prefix}{name}")}
         return replace(config, **{part: replace(getattr(config, part), **chosen)} if part else chosen)
+
+
+def writes_it_out(raw: str) -> bool:
+    value = parse_value(raw)
+    return isinstance(value, dict) and VOCABULARY.rpartition(".")[2] in value
 
 
 NOTHING = Asked()  # nothing is set: the planner chooses freely

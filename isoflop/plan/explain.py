@@ -35,7 +35,7 @@ def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         )
     return (
         line("device", device + (", compiled" if runtime.compile else ""), proposal.calibration.reason or ""),
-        vocabulary_choice(proposal, workload.text.size),
+        vocabulary_choice(proposal, facts.vocab_size, workload.text.size),
         line(
             "context",
             f"{config.model.context} tokens",
@@ -47,7 +47,8 @@ def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
     )
 
 
-def vocabulary_choice(proposal: Proposal, text_bytes: float) -> Choice:
+def vocabulary_choice(proposal: Proposal, made: int, text_bytes: float) -> Choice:
+    """Ids of the tokenizer that was made, or given; fewer than planned where the text has no more pieces to join."""
     if proposal.workload.vocab_size or proposal.keep.rates:
         reason = "the tokenizer that was given"
     elif proposal.asked.names("data.vocab_size"):
@@ -55,7 +56,9 @@ def vocabulary_choice(proposal: Proposal, text_bytes: float) -> Choice:
     else:
         reason = f"goes with {proposal.flops:.2g} FLOPs and {text_bytes / 1e6:.3g} MB of text; "
         reason += "more would be most of the model"
-    return line("vocabulary", f"{proposal.vocabulary:,} ids", reason)
+    if made < proposal.vocabulary:
+        reason += f", but {proposal.vocabulary:,} were planned and the text gives no more"
+    return line("vocabulary", f"{made:,} ids", reason)
 
 
 def choices_of_size(

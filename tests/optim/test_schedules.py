@@ -4,9 +4,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from isoflop.config import from_dict, override, to_dict
 from isoflop.errors import UserError
 from isoflop.optim.config import ScheduleConfig
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.trainer.config import RunConfig
 
 SHARES = st.floats(0, 1)
 CONFIGS = st.builds(ScheduleConfig, st.sampled_from(["wsd", "cosine", "constant"]), SHARES, SHARES, SHARES)
@@ -139,6 +141,29 @@ def test_decisions_go_through_the_log(table):
 def test_invalid_decisions_are_refused(make):
     with pytest.raises(UserError):
         make()
+
+
+@given(st.floats(0, 0.9), st.floats(0, 1), st.integers(10, 300))
+def test_cosine_begins_at_the_end_of_the_warmup_or_at_the_start(warmup, floor, steps):
+    table = Timetable(ScheduleConfig("cosine", warmup=warmup, floor=floor), steps)
+    assert table.shape(warmup) == 1.0
+    assert table.shape((1 + warmup) / 2) == pytest.approx((1 + floor) / 2)
+    assert table.shape(1.0) == pytest.approx(floor, abs=1e-12)
+    before = Timetable(ScheduleConfig("cosine", warmup=warmup, floor=floor, cosine_from="start"), steps)
+    assert before.shape(0.5) == pytest.approx((1 + floor) / 2)
+    if warmup == 0:
+        assert [table.scale(s) for s in range(steps)] == [before.scale(s) for s in range(steps)]
+
+
+def test_a_file_of_before_has_its_cosine_from_the_start():
+    written = to_dict(ScheduleConfig("cosine", warmup=0.1))
+    assert from_dict(ScheduleConfig, written) == ScheduleConfig("cosine", warmup=0.1)
+    del written["cosine_from"]
+    assert from_dict(RunConfig, {"schedule": written}).schedule.cosine_from == "start"
+    assert from_dict(RunConfig, {}).schedule.cosine_from == RunConfig().schedule.cosine_from == "warmup"
+    assert override(RunConfig(), ["schedule.name=cosine"]).schedule.cosine_from == "warmup"
+    with pytest.raises(UserError, match="warmup, start"):
+        override(RunConfig(), ["schedule.cosine_from=middle"])
 
 
 def test_cosine_may_end_before_the_run_and_stays_at_the_floor():

@@ -4,6 +4,7 @@ import pytest
 
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
+from isoflop.model.presets import PRESETS
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
 from isoflop.plan.planner import finalize, propose
@@ -54,3 +55,36 @@ def test_a_context_asked_for_keeps_the_tokens_of_a_step():
 def test_too_little_is_said_before_the_text_is_prepared():
     with pytest.raises(UserError, match="too small"):
         propose(parse_budget("1e4flop"), RunConfig(), WORKLOAD)
+
+
+def with_ids(made: int, *assignments: str, vocab_size: int = 0):
+    """The plan where the text gave a tokenizer of `made` ids, or one of `vocab_size` ids was given."""
+    workload = TextWorkload(Text(5e6, b""), vocab_size)
+    proposal = propose(parse_budget("300steps"), RunConfig(), workload, Asked(assignments))
+    advice = finalize(proposal, Facts(2_000_000, made, 2.5))
+    return advice.config.model, next(choice for choice in advice.choices if choice.name == "vocabulary")
+
+
+@pytest.mark.parametrize("preset", ["gpt1", "gpt2", "smollm2-135m", "stories-260k", "modern"])
+def test_a_preset_gives_the_shape_and_the_tokenizer_the_ids(preset):
+    small = (f"model={preset}", "model.layers=1", "model.d_model=64", "model.heads=2", "model.attention.kv_heads=0")
+    model, line = with_ids(512, *small)
+    assert (model.vocab_size, line.value) == (512, "512 ids")
+    assert model.norm == PRESETS[preset]().norm and model.layers == 1
+    theirs = PRESETS[preset]().vocab_size
+    assert with_ids(theirs, *small, vocab_size=theirs)[0].vocab_size == theirs
+    assert with_ids(512, *small, "model.vocab_size=640")[0].vocab_size == 640
+
+
+def test_a_model_written_out_keeps_its_vocabulary_where_it_has_one():
+    shape = '"layers": 1, "d_model": 32, "heads": 2'
+    assert with_ids(512, f"model={{{shape}}}")[0].vocab_size == 512
+    assert with_ids(512, f'model={{{shape}, "vocab_size": 600}}')[0].vocab_size == 600
+
+
+def test_the_line_of_the_vocabulary_is_what_was_made():
+    _, line = with_ids(611, "data.vocab_size=50000", "model.layers=1", "model.d_model=32", "model.heads=2")
+    assert line.value == "611 ids"
+    assert line.reason == "as asked for, but 50,000 were planned and the text gives no more"
+    _, line = with_ids(600, "model.layers=1", "model.d_model=32", "model.heads=2", vocab_size=600)
+    assert (line.value, line.reason) == ("600 ids", "the tokenizer that was given")
