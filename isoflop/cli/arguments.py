@@ -12,7 +12,7 @@ Sources = Annotated[
     tyro.conf.arg(
         metavar="[SOURCE ...]",
         help_behavior_hint="",
-        help="PATH, NAME=PATH or NAME=PATH:WEIGHT; a file, folder, glob or -",
+        help="[NAME=]PATH[@COLUMN][:WEIGHT]; a file, folder, glob or -",
     ),
 ]
 Trusted = Annotated[

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from isoflop.config import Derived
+from isoflop.data.corpus import Source
 from isoflop.data.kinds import find_kind, quoted
+from isoflop.data.reading import Reading
 from isoflop.errors import UserError
 
 
@@ -13,7 +15,8 @@ class DataConfig:
     """Which text, which tokens. Every field but `workers` enters the key of the prepared data."""
 
     sources: Annotated[
-        tuple[str, ...], "files, folders, globs or `-`, as [name=]PATH[:WEIGHT]; none: Python's own standard library"
+        tuple[str, ...],
+        "files, folders, globs or `-`, as [name=]PATH[@COLUMN][:WEIGHT]; none: Python's own standard library",
     ] = ()
     heldout: Annotated[tuple[str, ...], "sources that are the held-out text, instead of a split by content hash"] = ()
     tokenizer: Annotated[
@@ -22,7 +25,9 @@ class DataConfig:
     vocab_size: Annotated[
         int, Derived(lambda: f"ids of a trained tokenizer, <|endoftext|> included (for tokenizer {quoted()})")
     ] = 1024
-    text_column: Annotated[str, "the field of .jsonl and .parquet records that holds the text"] = "text"
+    text_column: Annotated[
+        str, "the column of records (JSON, parquet, Arrow, CSV) that holds the text, where a source names none itself"
+    ] = "text"
     heldout_fraction: Annotated[
         float,
         "share of the documents held out by content hash; more where they hold less than half that share of the text",
@@ -32,6 +37,10 @@ class DataConfig:
     seed: Annotated[int, "of the split, the sampled share and the tokenizer's sample"] = 0
     workers: Annotated[int, "encoding processes; 0: one a core"] = 0
     path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
+
+    def reading(self, source: Source) -> Reading:
+        """How the files of a source are to be read."""
+        return Reading(column=source.column or self.text_column)
 
 
 def check(config: DataConfig) -> None:

@@ -1,8 +1,8 @@
 """Where text comes from: what the user named -> a list of files.
 
-A source is written `[name=]PATH[:WEIGHT]`. PATH is a file, a folder (every file below it; hidden ones and symbolic
-links to folders are passed over), a glob, `-` for standard input, or `stdlib` for the running Python's own standard
-library (a folder of that name is `./stdlib`).
+A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (every file below it; hidden ones and
+symbolic links to folders are passed over), a glob, `-` for standard input, or `stdlib` for the running Python's own
+standard library (a folder of that name is `./stdlib`); COLUMN is where its records hold their text.
 """
 
 import atexit
@@ -30,17 +30,21 @@ STDIN, STDLIB = "-", "stdlib"
 LONGEST_SOURCE = 5000  # characters; no path has more than 4,096
 NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf))", re.DOTALL)
+COLUMN = re.compile(r"(.+)@([^@]+)", re.DOTALL)
+WORDS = re.compile(r"[\w -]+")  # what a column is called, and the end of a path is not
 STDLIB_ENDINGS = (".py", ".txt", ".rst")
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One part of the corpus. `weight` is its share of the training tokens (shares add up to 1), None if not given."""
+    """One part of the corpus. `weight` is its share of the training tokens (shares add up to 1), None if not given;
+    `column` holds the text of its records, None: the one that `data.text_column` names."""
 
     name: str
     pattern: str
     weight: float | None = None
+    column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,9 @@ class SourceFile:
 def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:
     """Read sources as the user typed them; none at all means the standard library.
 
-    A path may contain `:` and `=`. Of the possible readings the first whose path exists wins, the plainest one first;
-    where none exists, a leading `identifier=` is a name and a trailing `:NUMBER` a weight.
+    A path may contain `:`, `=` and `@`. Of the possible readings the first whose path exists wins, the plainest one
+    first; where none exists, a leading `identifier=` is a name, a trailing `:NUMBER` a weight and `@words` before it a
+    column.
 
     Raises:
         UserError: for a weight that is not positive, weights on some sources only, or a name given twice.
@@ -66,36 +71,42 @@ def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:
         return (Source(STDLIB, STDLIB),)
     taken: set[str] = set()
     parsed = [split_source(text) for text in texts]
-    for (name, _, _), text in zip(parsed, texts, strict=True):
+    for (name, *_), text in zip(parsed, texts, strict=True):
         if name and name in taken:
             raise UserError(f"source {text!r} uses the name {name!r} a second time; give each source its own name")
         taken.add(name)
     sources = []
-    for name, pattern, weight in parsed:
-        sources.append(Source(name or unused(name_of(pattern), taken), pattern, weight))
+    for name, pattern, weight, column in parsed:
+        sources.append(Source(name or unused(name_of(pattern), taken), pattern, weight, column))
         taken.add(sources[-1].name)
     return normalise(sources)
 
 
-def split_source(text: str) -> tuple[str, str, float | None]:
-    """`books=PATH:0.6` -> ("books", "PATH", 0.6); no name is "", no weight None."""
+def split_source(text: str) -> tuple[str, str, float | None, str | None]:
+    """`books=PATH@body:0.6` -> ("books", "PATH", 0.6, "body"); no name is "", no weight and no column None."""
     if not text.strip():
         raise UserError("a source is empty; name a file, a folder, a glob or - for standard input")
     if len(text) > LONGEST_SOURCE:
         raise UserError(f"source {text!r} is longer than any path")
     named, weighted = NAME.fullmatch(text), WEIGHT.fullmatch(text)
-    readings: list[tuple[str, str, str | None]] = [("", text, None)]
+    readings: list[tuple[str, str, str | None, str | None]] = [("", text, None, None)]
     if named:
-        readings.append((named[1], named[2], None))
+        readings.append((named[1], named[2], None, None))
     if weighted:
-        readings.append(("", weighted[1], weighted[2]))
+        readings.append(("", weighted[1], weighted[2], None))
         if both := NAME.fullmatch(weighted[1]):
-            readings.append((both[1], both[2], weighted[2]))
-    name, pattern, raw = next((r for r in readings if exists(r[1])), readings[-1])
+            readings.append((both[1], both[2], weighted[2], None))
+    with_column = [
+        (name, found[1], raw, found[2]) for name, rest, raw, _ in readings if (found := COLUMN.fullmatch(rest))
+    ]
+    readings += sorted(with_column, key=lambda reading: reading[2] is None)  # `@body:3` is a column and a weight
+    likely = [reading for reading in readings if reading[3] is None or WORDS.fullmatch(reading[3])]
+    most_parts = max(likely, key=lambda reading: sum(part not in ("", None) for part in reading))
+    name, pattern, raw, column = next((r for r in readings if exists(r[1])), most_parts)
     weight = None if raw is None else float(raw)
     if weight is not None and not (math.isfinite(weight) and weight > 0):
         raise UserError(f"source {text!r} has the weight {raw}; a weight is a positive number, as in books=PATH:0.6")
-    return name, pattern, weight
+    return name, pattern, weight, column
 
 
 def normalise(sources: Sequence[Source]) -> tuple[Source, ...]:

@@ -42,7 +42,7 @@ __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prep
 
 BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
 SKIPPED_SHOWN = 20
-RULES = 2  # of the split and the sampling: raise it when other documents than before are kept
+RULES = 3  # of the formats, the split and the sampling: raise it when other documents than before are kept
 
 
 class Progress(Protocol):
@@ -59,7 +59,7 @@ def survey(config: DataConfig) -> Survey:
     """
     check(config)
     if not config.path:
-        return survey_sources(config.sources, config.heldout, config.text_column)
+        return survey_sources(config)
     prepared = open_prepared(Path(config.path), verify_checksums=False)
     described = prepared.account().sources
     sizes = {name: one.bytes or 0 for name, one in described.items()}
@@ -81,8 +81,9 @@ def documents(config: DataConfig) -> Iterator[str]:
     """
     tally = Tally(strict=config.strict)
     for source in parse_sources(config.sources):
+        how = config.reading(source)
         for file in find_files(source):
-            for document in read_documents(file, config.text_column, tally):
+            for document in read_documents(file, how, tally):
                 yield document.decode()
 
 
@@ -166,7 +167,13 @@ def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> st
     if given:
         del settings["vocab_size"]
     listed = [
-        [part.heldout, part.source.name, part.source.weight, [list(file.identity) for file in part.files]]
+        [
+            part.heldout,
+            part.source.name,
+            part.source.weight,
+            part.source.column,
+            [list(file.identity) for file in part.files],
+        ]
         for part in parts
     ]
     origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)

@@ -10,7 +10,6 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,8 +19,8 @@ import pyarrow.parquet
 from isoflop import files
 from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompress, peekable
+from isoflop.data.reading import Reading, Tally
 from isoflop.errors import UserError
-from isoflop.records import SkippedFile
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
 PARQUET_ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
@@ -31,42 +30,19 @@ BINARY_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF-", b"PK\x03\x04", 
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
 
 
-@dataclass
-class Tally:
-    """What was read and what was not. `strict` turns every skip into an error."""
-
-    strict: bool = False
-    documents: int = 0  # records, and plain-text files of which something was read
-    pieces: int = 0  # what they were cut into
-    empty: int = 0  # records, pieces and files of white space only
-    skipped: list[SkippedFile] = field(default_factory=list)  # the first 20
-    skipped_files: int = 0
-    skipped_records: int = 0  # records of a file that went on, and pieces of a plain text
-    skipped_bytes: int = 0
-
-    def skip(self, path: str, reason: str, size: int, whole: bool) -> None:
-        """Count `size` bytes not read: a `whole` file (size on disk), or one record or piece of it.
-
-        Raises:
-            UserError: if strict.
-        """
-        if self.strict:
-            raise UserError(f"{path}: {reason}; without --strict it would be skipped and counted")
-        self.skipped_files += whole
-        self.skipped_records += not whole
-        self.skipped_bytes += size
-        if len(self.skipped) < 20:
-            self.skipped.append(SkippedFile(path=path, reason=reason, bytes=size))
-
-
 def read_documents(
-    file: SourceFile, column: str, tally: Tally, moved: Callable[[int], None] | None = None
+    file: SourceFile, how: Reading | str, tally: Tally, moved: Callable[[int], None] | None = None
 ) -> Iterator[bytes]:
-    """The documents of a file. `moved(n)` is told that the first n bytes on disk have been read.
+    """The documents of a file.
+
+    Args:
+        how: a Reading, or only the name of the text column.
+        moved: is told how many bytes on disk have been read.
 
     Raises:
         UserError: for a damaged or truncated file, or records none of which has the text `column`.
     """
+    column = how if isinstance(how, str) else how.column
     try:
         with file.path.open("rb") as raw:
             blocks = peekable(decompress(raw, file))

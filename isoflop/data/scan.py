@@ -131,7 +131,7 @@ def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None
 
 
 def read_parts(
-    parts: list[Part], tallies: list[Tally], column: str, moved: Callable[[int], None]
+    parts: list[Part], tallies: list[Tally], config: DataConfig, moved: Callable[[int], None]
 ) -> Iterator[tuple[int, bytes]]:
     """(number of the part, document) of everything, in order. `moved(n)`: n bytes on disk have been read.
 
@@ -140,8 +140,9 @@ def read_parts(
     """
     before = 0
     for number, part in enumerate(parts):
+        how = config.reading(part.source)
         for file in part.files:
-            for document in read_documents(file, column, tallies[number], after(before, moved)):
+            for document in read_documents(file, how, tallies[number], after(before, moved)):
                 yield number, document
             if not unchanged(file):
                 raise changed(file.shown)
@@ -188,7 +189,7 @@ class Scan:
         """
         seen, held = Digests(), Digests()
         tallies = [account.tally for account in self.accounts]
-        for number, document in read_parts(self.parts, tallies, self.config.text_column, moved):
+        for number, document in read_parts(self.parts, tallies, self.config, moved):
             decision = self.decide(number, document, digest_of(document), seen, held)
             with files.disk_errors("the decisions about documents"):
                 self.decisions.write(decision)
@@ -289,7 +290,7 @@ class Scan:
         self.decisions.seek(0)
         read = 0
         again = [Tally() for _ in self.parts]
-        for number, document in read_parts(self.parts, again, self.config.text_column, moved):
+        for number, document in read_parts(self.parts, again, self.config, moved):
             decision = self.decisions.read(1)
             read += 1
             if decision == TRAIN:

@@ -4,8 +4,10 @@ import builtins
 import math
 from dataclasses import dataclass, field, replace
 
+from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size
-from isoflop.data.readers import Tally, read_documents
+from isoflop.data.readers import read_documents
+from isoflop.data.reading import Reading, Tally
 
 SAMPLE_BYTES = 1_000_000  # of text, over all sources
 READ_BYTES = 4_000_000  # of text of a source, to estimate the rest from
@@ -34,10 +36,11 @@ class Survey:
     sample: builtins.bytes
 
 
-def survey_sources(texts: tuple[str, ...], heldout: tuple[str, ...], column: str) -> Survey:
-    sources = parse_sources(texts)
-    looks = [look(source, column, SAMPLE_BYTES // len(sources)) for source in sources]
-    held = [look(source, column, SAMPLE_BYTES)[0] for source in (parse_sources(heldout) if heldout else ())]
+def survey_sources(config: DataConfig) -> Survey:
+    sources = parse_sources(config.sources)
+    heldout = parse_sources(config.heldout) if config.heldout else ()
+    looks = [look(source, config.reading(source), SAMPLE_BYTES // len(sources)) for source in sources]
+    held = [look(source, config.reading(source), SAMPLE_BYTES)[0] for source in heldout]
     surveyed = tuple(one for one, _ in looks)
     return Survey(
         files=sum(one.files for one in surveyed),
@@ -58,12 +61,12 @@ class Look:
     disk_bytes: int = 0
 
 
-def look(source: Source, column: str, wanted: int) -> tuple[SourceSurvey, bytes]:
+def look(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes]:
     """Read the beginnings of a few files, spread over the list, and scale what they held up to the whole source."""
     found = find_files(source)
     filled = [file for file in found if file.size] or found
     chosen = filled[:: math.ceil(len(filled) / LOOKED_AT)]
-    looks = [beginning(file, column, READ_BYTES // len(chosen)) for file in chosen]
+    looks = [beginning(file, how, READ_BYTES // len(chosen)) for file in chosen]
     disk, text = sum(one.disk_bytes for one in looks), sum(one.text_bytes for one in looks)
     size = total_size(found)
     described = SourceSurvey(
@@ -77,14 +80,14 @@ def look(source: Source, column: str, wanted: int) -> tuple[SourceSurvey, bytes]
     return described, b"\n".join(b"\n".join(one.text)[:share] for one in looks)
 
 
-def beginning(file: SourceFile, column: str, wanted: int) -> Look:
+def beginning(file: SourceFile, how: Reading, wanted: int) -> Look:
     """Read at least `wanted` bytes of text, or the whole file.
 
     The place on disk is known only between blocks, so text is counted up to the last block that was read to its end.
     """
     read, place = Look(), [0]
     block = 0
-    for document in read_documents(file, column, Tally(), lambda n: place.__setitem__(0, n)):
+    for document in read_documents(file, how, Tally(), lambda n: place.__setitem__(0, n)):
         if place[0] != block:
             if block and read.text_bytes >= wanted:
                 return replace(read, disk_bytes=block)

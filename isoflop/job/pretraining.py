@@ -58,7 +58,7 @@ def pretrain(
     """Pretrain the best GPT that `budget` buys on `sources`.
 
     Args:
-        sources: files, folders, globs or "-", each as PATH, NAME=PATH or NAME=PATH:WEIGHT; none: the running Python's
+        sources: files, folders, globs or "-", each as [NAME=]PATH[@COLUMN][:WEIGHT]; none: the running Python's
             standard library.
         budget: "90s", "3m", "2h", "1e15" (FLOPs), "5e6tok", "2000steps": see isoflop/budget.py.
         out: the run folder, which must not hold a run; by default a new one in `runs/`.

@@ -34,6 +34,41 @@ def test_a_path_that_exists_is_taken_literally(tmp_path, monkeypatch, name):
     assert (weighted.name, weighted.pattern, weighted.weight) == ("part", name, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "name", "path", "column", "weight"),
+    [
+        ("{}/b.jsonl@body", "b", "{}/b.jsonl", "body", None),
+        ("two={}/b.jsonl@body:3", "two", "{}/b.jsonl", "body", 1.0),
+        ("{}/b.jsonl@the text:2", "b", "{}/b.jsonl", "the text", 1.0),
+        ("{}/b.jsonl@a/b.c", "b", "{}/b.jsonl", "a/b.c", None),
+        ("{}/b*@body", "text", "{}/b*", "body", None),
+        ("{}/c@d.txt", "c-d", "{}/c@d.txt", None, None),
+        ("{}/c@d.txt@body", "c-d", "{}/c@d.txt", "body", None),
+        ("{}/c:3@x.txt@body:0.5", "c-3-x", "{}/c:3@x.txt", "body", 1.0),
+        ("{}/gone.jsonl@body:0.5", "gone", "{}/gone.jsonl", "body", 1.0),
+        ("{}/me@home/gone.txt", "gone", "{}/me@home/gone.txt", None, None),
+        ("{}/gone@v1.txt", "gone-v1", "{}/gone@v1.txt", None, None),
+        ("-@body", "stdin", "-", "body", None),
+    ],
+)
+def test_a_source_can_name_its_column(tmp_path, text, name, path, column, weight):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for existing in ("b.jsonl", "c@d.txt", "c:3@x.txt"):
+        (folder / existing).write_text("x")
+    (source,) = parse_sources([text.format(folder)])
+    assert (source.pattern, source.column, source.weight) == (path.format(folder), column, weight)
+    assert source.name.startswith(name.partition("-")[0])
+
+
+def test_two_sources_with_different_columns(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "body": "two"}\n')
+    (tmp_path / "b.jsonl").write_text('{"body": "three"}\n')
+    a, b = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    assert list(documents(DataConfig(sources=(a, f"{b}@body")))) == ["one", "three"]
+    assert list(documents(DataConfig(sources=(f"{a}@text", b), text_column="body"))) == ["one", "three"]
+
+
 def test_unnamed_sources_get_distinct_names(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
