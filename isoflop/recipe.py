@@ -14,7 +14,7 @@ from isoflop.trainer.config import RunConfig
 from isoflop.untrusted import read_bytes
 
 
-def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str]) -> RunConfig | None:
+def load_recipe(recipe: str, config: Path | None, assignments: Sequence[str] = ()) -> RunConfig | None:
     """The configuration that `--recipe FILE.py:NAME` or `--config FILE.json` names, with `--set`; None for neither.
 
     Raises:

@@ -61,12 +61,13 @@ def train(
 ) -> None:
     """Pretrain a GPT on raw text within a budget."""
     from isoflop import job
-    from isoflop.config import override, to_dict
+    from isoflop.config import to_dict
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
     from isoflop.parallel.launch import is_main
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen, show_outcome, show_plan
+    from isoflop.trainer import RunConfig, RunResult
     from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
@@ -93,33 +94,24 @@ def train(
                     "--dry-run": dry_run,
                 }
             )
-            show_outcome(screen, job.resume(resume, budget, assignments=set, listener=listener).folder)
-            return
-        base = load_recipe(recipe, config, set)
-        if base is not None and not budget:
-            base = job.with_sources(base, sources, heldout, strict)
-            if init:
-                base = override(job.start_from(base, init), set)
-            if dry_run:
-                screen.say(to_json(to_dict(base)))
-                return
-            show_outcome(screen, job.train(base, out, listener=listener).folder)
-            return
-        result = job.pretrain(
-            sources,
-            budget or "3m",
-            out,
-            base=base,
+        wanted = job.Command(
+            sources=sources,
+            budget=budget,
+            out=out,
+            base=load_recipe(recipe, config),
             assignments=set,
             heldout=heldout,
             init=init,
             strict=strict,
             task=task,
             dry_run=dry_run,
-            listener=listener,
+            resume=resume,
         )
-        if not dry_run:
-            show_outcome(screen, result.folder)  # type: ignore[union-attr]
+        done = job.carry_out(wanted, listener)
+    if isinstance(done, RunResult):
+        show_outcome(screen, done.folder)
+    elif isinstance(done, RunConfig):
+        screen.say(to_json(to_dict(done)))
 
 
 def refuse_with_resume(given: dict[str, Any]) -> None:

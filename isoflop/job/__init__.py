@@ -1,21 +1,27 @@
 """Whole jobs: raw text and a budget in, a trained GPT and its report out. The public door of everything below.
 
-pretraining   pretrain: survey, time the machine, plan, prepare, train, measure, report; train: a configuration that is
-              already decided; resume: on with a run, or with more budget from before its decay (extend)
+command       `isoflop train` as one call: which of the three ways to start it means
+start         pretrain: plan within a budget, and train; train: a configuration that is decided; resume: on with a run
+reopen        a run that is there made ready to go on, with more budget from before its decay (extend)
+job           Job: train, measure, finish; what all of these come to
+together      several processes: the first one does the job, the others follow it into training
 runs          load, sample, evaluate, list_runs: what can be done with a run that is there
 transfer      import_model, export_model: models from elsewhere as runs, and back
 listener      who is told what while a job works
 ceiling       the machine's peak, remembered
-outcome       result.json and the ledger
+outcome       what a model is judged by, and the ledger
 """
 
+from isoflop.job.command import Command, carry_out
 from isoflop.job.listener import Listener
-from isoflop.job.pretraining import pretrain, resume, start_from, train, with_sources
 from isoflop.job.runs import evaluate, list_runs, load, sample
+from isoflop.job.start import pretrain, resume, train
 from isoflop.job.transfer import export_model, import_model
 
 __all__ = [
+    "Command",
     "Listener",
+    "carry_out",
     "evaluate",
     "export_model",
     "import_model",
@@ -24,7 +30,5 @@ __all__ = [
     "pretrain",
     "resume",
     "sample",
-    "start_from",
     "train",
-    "with_sources",
 ]

@@ -9,12 +9,12 @@ from isoflop.files import disk_errors, write_json, write_text
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
-from isoflop.records import Plan, Run, RunFolder, TrainingLine, read_run
+from isoflop.records import Plan, Run, TrainingLine
 from isoflop.trainer import RunConfig
 from isoflop.untrusted import foreign
 
 
-def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str) -> None:
+def extend(run: Run, config: RunConfig, more: Budget, fingerprint: str) -> Plan:
     """Set a run back to before its decay, with a later end: the run that the larger budget would have made.
 
     The decayed end stays beside the run, in `ended/`, with its plan: the larger budget has one of its own.
@@ -22,13 +22,16 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
     Args:
         fingerprint: of the data that the run would go on with.
 
+    Returns:
+        The plan of the longer run, as it is written.
+
     Raises:
         UserError: if the schedule has no stage to go back to, or that checkpoint is gone, damaged or of other data;
             nothing is changed then.
     """
     if not more.more:
         raise UserError(f"budget {str(more)!r} with --resume is on top of what the run had: write +{more}")
-    run = read_run(folder.path)
+    folder = run.folder
     taken = tuple(Decision.from_dict(line.to_dict()) for line in run.decisions)
     timetable = Timetable(config.schedule, config.steps, taken, read=config.batch.before)
     back_to = timetable.decay_step
@@ -72,6 +75,7 @@ def extend(folder: RunFolder, config: RunConfig, more: Budget, fingerprint: str)
         folder.append("decisions", decision.line(time.time(), seconds), durable=True)
         write_json(folder.plan, longer.to_dict())
         folder.event("extended", step=at, budget=str(more), steps=total)
+    return longer
 
 
 def extended_plan(plan: Plan, more: Budget, seconds: float, steps: int) -> Plan:

@@ -1,7 +1,6 @@
 """What can be done with a run that is there: load it, let it write, measure it, list it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +9,19 @@ import torch
 from isoflop import checkpoint
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
-from isoflop.data.kinds import find_kind
-from isoflop.data.prepare import Progress
-from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.request import Request
 from isoflop.job.outcome import judge
+from isoflop.job.reopen import data_of, run_folder_of
 from isoflop.measure import HeldOut
 from isoflop.model.build import Model
 from isoflop.records import (
-    DataAccount,
     Expectation,
     HeldOutLine,
     RunFolder,
     TrainingLine,
     find_runs,
-    read_object,
     read_run,
 )
 from isoflop.runtime import DTYPES, choose_device, make_runtime
@@ -91,13 +86,14 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
         raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
     model, tokenizer, snapshot = checkpoint.load_model(Path(run))
     run_as = from_dict(RunConfig, snapshot.config)
+    task = make_task(run_as)
     runtime = make_runtime("auto", run_as.runtime.dtype, run_as.runtime.threads)
     model.to(runtime.device)
     if not sources:
-        data: Any = data_of(RunFolder(run_folder_of(Path(run))), run_as, None)
-        return judge(run_as, model, data, runtime, beam=beam)
+        data: Any = data_of(read_run(run_folder_of(Path(run))), run_as)
+        return judge(task, model, data, runtime, beam=beam)
     named = DataConfig(sources=tuple(sources), text_column=text_column)
-    return make_task(run_as).measure_sources(model, tokenizer, named, runtime, beam)
+    return task.measure_sources(model, tokenizer, named, runtime, beam)
 
 
 def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
@@ -122,24 +118,6 @@ def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
     return rows
 
 
-def data_of(folder: RunFolder, config: RunConfig, progress: Progress | None) -> Data:
-    """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew."""
-    account = DataAccount.read(read_object(folder.data))
-    if account.folder and (Path(account.folder) / "manifest.json").is_file():
-        prepared = make_task(config).open_data(Path(account.folder))
-        if prepared.fingerprint == account.fingerprint:
-            return prepared
-    data = config.data
-    if find_kind(data.tokenizer) is None and folder.tokenizer.is_file():  # its own copy: the one named may be gone
-        data = replace(data, tokenizer=str(folder.tokenizer))
-    return make_task(config).prepare_data(data, progress)
-
-
 def was_imported(path: Path) -> bool:
     folder = run_folder_of(path)
     return RunFolder(folder).config.is_file() and read_run(folder).status == "imported"
-
-
-def run_folder_of(path: Path) -> Path:
-    """The run that a path belongs to, be it the run's folder or one of its checkpoints."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path

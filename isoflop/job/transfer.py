@@ -8,7 +8,7 @@ from isoflop.config import to_dict
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, new_folder, write_json, write_text
-from isoflop.job.runs import run_folder_of
+from isoflop.job.reopen import run_folder_of
 from isoflop.model.build import MODELS
 from isoflop.model.count import count
 from isoflop.model.gpt import GPT

@@ -12,8 +12,8 @@ VOCABULARY = "model.vocab_size"
 
 @dataclass(frozen=True)
 class Asked:
-    """`--set` assignments. They are applied once, to the configuration that a plan begins with; from then on the
-    planner changes a configuration by `choose` alone, which leaves the fields that they name as they are."""
+    """`--set` assignments. They are applied once, to the configuration that a plan begins with (job/start.py). From
+    then on the planner changes a configuration by `choose` alone, which leaves the fields that they name alone."""
 
     assignments: tuple[str, ...] = ()
 

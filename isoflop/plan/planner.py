@@ -36,7 +36,7 @@ SECONDS_EACH = 2.0  # for timing one candidate, in turns with the others
 
 def propose(
     budget: Budget,
-    base: RunConfig,
+    config: RunConfig,
     workload: Workload,
     asked: Asked = NOTHING,
     say: Callable[[str], None] = lambda line: None,
@@ -46,14 +46,13 @@ def propose(
     """Time the machine where the budget is in seconds, and choose what a text has to be prepared with.
 
     Args:
-        base: the configuration whose shape, batch, rates and length are to be chosen.
-        asked: what the user has set; it holds in every candidate, so that what is timed is what will run.
+        config: whose shape, batch, rates and length are to be chosen, with what the user has set.
+        asked: the fields that the user has set; they hold in every candidate, so that what is timed is what will run.
         machines: how many like this one train together; what they lose to one another, the clock finds out.
 
     Raises:
         UserError: if the budget buys less than MIN_STEPS steps.
     """
-    config = asked.apply(base)
     device = resolve_runtime(config).runtime.device
     say(f"measuring this machine ({device})")
     peak = measure_peak(device)

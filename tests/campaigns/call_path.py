@@ -16,6 +16,7 @@ all of isoflop:
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -78,7 +79,7 @@ def isoflop(tree: Path, folder: Path, command: list[str], stop_after: str = "") 
 
 def walk(command: list[str]) -> list[tuple[str, str]]:
     """(calling module, called module) of each module's first call, up to the first step of the run."""
-    import isoflop as package  # noqa: PLC0415 - the version that is walked through
+    import isoflop as package
 
     for name in ("cli", "job", "screen", "recipe", "trainer.profile", "report.page"):
         importlib.import_module(f"isoflop.{name}")
@@ -129,7 +130,7 @@ def counted(pairs: list[list[str]], tree: Path, show: bool) -> str:
         return module.partition(".")[0]
 
     def returns(walked: list[list[str]]) -> int:
-        calls = zip(walked, walked[1:], strict=False)
+        calls = itertools.pairwise(walked)
         return sum(floor.get(top(calling), 99) < floor.get(top(last), 99) for (_, last), (calling, _) in calls)
 
     deciding = [pair for pair in pairs if top(pair[1]) in DECIDING]

@@ -8,9 +8,9 @@ import pytest
 
 from isoflop.config import from_dict, to_dict
 from isoflop.data.prepare import open_prepared
-from isoflop.job.listener import Phases
-from isoflop.job.outcome import write_result
+from isoflop.job.job import Job
 from isoflop.measure import HeldOut
+from isoflop.parallel.mesh import ALONE
 from isoflop.records import Plan, RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig
@@ -60,7 +60,8 @@ def test_the_report_of_several_says_what_was_left_out_and_passed_over(two, group
     config = from_dict(RunConfig, read_run(folder.path).config)
     prepared = open_prepared(Path(read_run(folder.path).data.folder))
     result = RunResult(folder.path, STEPS, 1.0, None, 1.0, 0.0, STEPS * config.tokens_per_step, 1.0)
-    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, Plan.nothing(), Phases())
+    job = Job(ALONE, folder, config, prepared, Plan(peak={"float32": 1e10}))
+    job.write_result(result, HeldOut(1.0, 1, 1))
     page = write_report([folder.path]).read_text(encoding="utf-8")
     assert "left out" in page and "passed over" in page and "loss nan" in page and "2 processes" in page
     assert to_dict(config)["parallel"]["mode"] == mode

@@ -21,7 +21,8 @@ def no_clock(monkeypatch):
 
 
 def plan(budget: str, *assignments: str):
-    proposal = propose(parse_budget(budget), RunConfig(), WORKLOAD, Asked(assignments))
+    asked = Asked(assignments)
+    proposal = propose(parse_budget(budget), asked.apply(RunConfig()), WORKLOAD, asked)
     return finalize(proposal, Facts(2_000_000, proposal.vocabulary, 2.5))
 
 
@@ -60,7 +61,8 @@ def test_too_little_is_said_before_the_text_is_prepared():
 def with_ids(made: int, *assignments: str, vocab_size: int = 0):
     """The plan where the text gave a tokenizer of `made` ids, or one of `vocab_size` ids was given."""
     workload = TextWorkload(Text(5e6, b""), vocab_size)
-    proposal = propose(parse_budget("300steps"), RunConfig(), workload, Asked(assignments))
+    asked = Asked(assignments)
+    proposal = propose(parse_budget("300steps"), asked.apply(RunConfig()), workload, asked)
     advice = finalize(proposal, Facts(2_000_000, made, 2.5))
     return advice.config.model, next(choice for choice in advice.choices if choice.name == "vocabulary")
 

@@ -11,13 +11,13 @@ from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.data.gaps import Gaps
 from isoflop.errors import UserError
-from isoflop.job.listener import Phases
-from isoflop.job.outcome import write_result
+from isoflop.job.job import Job
 from isoflop.measure import HeldOut
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
 from isoflop.optim.schedules import Timetable
 from isoflop.parallel import state
+from isoflop.parallel.mesh import ALONE
 from isoflop.records import Plan, RunFolder, SkipLine, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.runtime import seed_everything
@@ -236,7 +236,7 @@ def test_everything_is_counted_and_shown(config, prepared, tmp_path):
 
     result = train(config, tmp_path / "run", task=Both(config, prepared, [3, 9]), prepared=prepared)
     folder = RunFolder(tmp_path / "run")
-    write_result(folder, config, prepared, result, HeldOut(1.0, 1, 1), {}, Plan.nothing(), Phases())
+    Job(ALONE, folder, config, prepared, Plan(peak={"float32": 1e10})).write_result(result, HeldOut(1.0, 1, 1))
     tokens = config.tokens_per_step
     found = read_run(tmp_path / "run").result
     assert found.guard.to_dict() == {

@@ -1,0 +1,100 @@
+"""A run that is there, made ready to go on: read once, refused where it cannot, its data opened, its end moved."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from isoflop import checkpoint
+from isoflop.budget import parse_budget
+from isoflop.config import from_dict, override
+from isoflop.data.kinds import find_kind
+from isoflop.data.prepare import Progress
+from isoflop.data.prepared import Data
+from isoflop.errors import UserError
+from isoflop.job.extend import extend
+from isoflop.job.job import Job
+from isoflop.job.listener import Listener, Phases
+from isoflop.parallel.mesh import Group
+from isoflop.records import Run, RunFolder, read_run
+from isoflop.trainer import RunConfig
+from isoflop.trainer.processes import check_world
+from isoflop.trainer.task import make_task
+
+MOVABLE = ("parallel", "runtime")  # the fields of RunConfig that may change while a run is on its way
+
+
+def reopen(group: Group, folder: RunFolder, budget: str, assignments: Sequence[str], listener: Listener) -> Job:
+    """The job of a run that goes on, with a `budget` such as "+1h" set back to before its decay.
+
+    Raises:
+        UserError: if there is no run, it cannot go on, or its data changed.
+    """
+    refuse_checkpoint(folder)
+    run = read_run(folder.path)
+    config = override(from_dict(RunConfig, run.config), movable(assignments))
+    check_world(config, group)
+    refuse_to_go_on(run, budget)
+    more = parse_budget(budget) if budget else None
+
+    phases = Phases(dict(run.result.phases or run.plan.phases or {}))
+    with phases.time("prepare"):
+        data = data_of(run, config, listener.progress)
+    plan = extend(run, config, more, data.fingerprint) if more else run.plan
+    return Job(group, run.folder, config, data, plan, listener, phases, resumed=True, known_peak=run.environment.peak)
+
+
+def refuse_checkpoint(folder: RunFolder) -> None:
+    """Raises UserError if the folder is a checkpoint's, which has a config.json too and would be taken for a run that
+    just began."""
+    out = folder.path
+    if (out / checkpoint.MANIFEST).is_file():
+        raise UserError(
+            f"{out} is a checkpoint and no run; go on with the run that it is of, as in --resume {run_folder_of(out)}, "
+            f"or train on from its weights: isoflop train SOURCE --init {out}"
+        )
+
+
+def refuse_to_go_on(run: Run, budget: str) -> None:
+    """Raises UserError, with the way out, if a run is being trained, was imported, or is finished and gets no more."""
+    out = run.folder.path
+    if run.status == "running":
+        raise UserError(f"{out} is being trained by another process")
+    if run.status == "imported":
+        raise UserError(f"{out} was imported and not trained here; train on from it: isoflop train SOURCE --init {out}")
+    if run.status == "finished" and not budget:
+        raise UserError(
+            f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m"
+        )
+
+
+def movable(assignments: Sequence[str]) -> Sequence[str]:
+    """Assignments that may be made to a run on its way.
+
+    Raises:
+        UserError: naming one that may not.
+    """
+    for assignment in assignments:
+        if assignment.partition(".")[0] not in MOVABLE:
+            raise UserError(
+                f"--set {assignment} does not go with --resume: a run goes on as its config.json says, but for "
+                f"{' and '.join(f'{name}.*' for name in MOVABLE)}"
+            )
+    return assignments
+
+
+def data_of(run: Run, config: RunConfig, progress: Progress | None = None) -> Data:
+    """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew."""
+    task, account = make_task(config), run.data
+    if account.folder and (Path(account.folder) / "manifest.json").is_file():
+        prepared = task.open_data(Path(account.folder))
+        if prepared.fingerprint == account.fingerprint:
+            return prepared
+    data, copy = config.data, run.folder.tokenizer
+    if find_kind(data.tokenizer) is None and copy.is_file():  # the run's own: the one named may be gone
+        data = replace(data, tokenizer=str(copy))
+    return task.prepare_data(data, progress)
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run that a path belongs to, be it the run's folder or one of its checkpoints."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path

@@ -1,0 +1,213 @@
+"""How a run begins: with a budget that plans it, with a configuration that is decided, or where it stopped."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from isoflop import checkpoint
+from isoflop.budget import Budget, parse_budget
+from isoflop.config import from_dict
+from isoflop.data.config import DataConfig
+from isoflop.data.corpus import parse_sources
+from isoflop.data.prepared import Data
+from isoflop.errors import UserError
+from isoflop.files import try_folder
+from isoflop.job.job import Job
+from isoflop.job.listener import Listener, Phases, seconds_line
+from isoflop.job.reopen import reopen
+from isoflop.job.together import again, together
+from isoflop.model.config import ModelConfig
+from isoflop.parallel.mesh import Group
+from isoflop.plan.advice import Advice, Facts, Keep
+from isoflop.plan.asked import Asked
+from isoflop.plan.planner import finalize, propose
+from isoflop.records import Expectation, Plan, RunFolder
+from isoflop.trainer import RunConfig, RunResult
+from isoflop.trainer.config import resolve_runtime
+from isoflop.trainer.processes import check_world
+from isoflop.trainer.task import make_task
+from isoflop.trainer.trackers import make_trackers
+
+
+@together
+def pretrain(
+    group: Group,
+    sources: Sequence[str] = (),
+    budget: str = "3m",
+    out: Path | str | None = None,
+    *,
+    base: RunConfig | None = None,
+    assignments: Sequence[str] = (),
+    heldout: Sequence[str] = (),
+    init: Path | str = "",
+    strict: bool = False,
+    task: str = RunConfig.task,
+    dry_run: bool = False,
+    listener: Listener | None = None,
+) -> RunResult | Advice:
+    """Pretrain the best GPT that `budget` buys on `sources`.
+
+    Args:
+        sources: files, folders, globs or "-", each as [NAME=]PATH[@COLUMN][:WEIGHT]; none: the running Python's
+            standard library.
+        budget: "90s", "3m", "2h", "1e15" (FLOPs), "5e6tok", "2000steps": see isoflop/budget.py.
+        out: the run folder, which must not hold a run; by default a new one in `runs/`.
+        base: a configuration whose model and rates are kept, and only its length chosen.
+        assignments: "dotted.field=value" strings that overrule the plan.
+        heldout: text to measure on, in place of a share of the sources.
+        init: a run whose weights and tokenizer to go on from.
+        strict: skipped files are errors.
+        task: what is learned (trainer/task.py); "seq2seq" trains an encoder-decoder on pairs, one per line.
+        dry_run: return the plan and train nothing.
+
+    Returns:
+        What the run came to, or the plan with `dry_run`.
+
+    Raises:
+        UserError: for anything that cannot be used, before anything is written.
+    """
+    listener, phases = listener or Listener(), Phases()
+    allowance = first_budget(budget)
+    begin = with_sources(base or from_dict(RunConfig, {"task": task}), sources, heldout, strict)
+    if task not in (RunConfig.task, begin.task):
+        raise UserError(
+            f"--task {task} does not go with a configuration whose task is {begin.task}; leave one of them out"
+        )
+    asked = Asked.of(assignments)
+    config = asked.apply(start_from(begin, init) if init else begin)
+    make_trackers(config.trackers)  # a missing one is said before anything is done
+    config.parallel.resolve(group.size, group.hosts)
+
+    folder = folder_for(out, config.data, group)
+    if not dry_run:
+        if again(group, folder):
+            return reopen(group, folder, "", (), listener).run()
+        claim(folder)
+
+    keep = Keep(model=base is not None or bool(init), rates=base is not None)
+    advice, data = plan(group, allowance, config, asked, keep, listener, phases)
+    listener.planned(advice)
+    listener.say(seconds_line(phases))
+    if dry_run:
+        return advice
+    check_world(advice.config, group)
+    return Job(group, folder, advice.config, data, advice.plan(), listener, phases).run()
+
+
+@together
+def train(
+    group: Group,
+    config: RunConfig,
+    out: Path | str | None = None,
+    *,
+    listener: Listener | None = None,
+    expected: Expectation | None = None,
+) -> RunResult:
+    """Train a configuration as it is: a recipe, or a run's config.json.
+
+    Raises:
+        UserError: for anything that cannot be used, before anything is written.
+    """
+    listener, phases = listener or Listener(), Phases()
+    task = make_task(config)
+    check_world(config, group)
+    folder = folder_for(out, config.data, group)
+    if again(group, folder):
+        return reopen(group, folder, "", (), listener).run()
+    claim(folder)
+    make_trackers(config.trackers)
+
+    with phases.time("prepare"):
+        data = task.prepare_data(config.data, listener.progress)
+        tokens = task.batches(config, data).tokens(config.steps)
+    return Job(group, folder, config, data, Plan.given(config.steps, tokens, expected), listener, phases).run()
+
+
+@together
+def resume(
+    group: Group,
+    out: Path | str,
+    budget: str = "",
+    *,
+    assignments: Sequence[str] = (),
+    listener: Listener | None = None,
+) -> RunResult:
+    """Go on with a run from its last checkpoint; with a budget such as "+1h", from before its decay.
+
+    Args:
+        assignments: "parallel.mode=fsdp" and the like: where and by how many processes a run computes may change on its
+            way, as nothing that it learns depends on it. They hold until the next `resume`.
+
+    Raises:
+        UserError: if there is no run, it is finished and no budget is added, or its data changed.
+    """
+    return reopen(group, RunFolder(Path(out)), budget, assignments, listener or Listener()).run()
+
+
+def plan(
+    group: Group, budget: Budget, config: RunConfig, asked: Asked, keep: Keep, listener: Listener, phases: Phases
+) -> tuple[Advice, Data]:
+    """Time the machine, choose what to train, and prepare the data, in the order in which they need each other."""
+    task = make_task(config)
+    with phases.time("prepare"):
+        workload = task.workload(config, listener.progress)
+    with phases.time("calibrate"):
+        machines = group.machines(resolve_runtime(config).runtime.device)
+        proposal = propose(budget, config, workload, asked, listener.say, keep, machines)
+    with phases.time("prepare"):
+        data = workload.data or task.prepare_data(proposal.data, listener.progress)
+        facts = Facts.of(data)
+    return finalize(proposal, facts), data
+
+
+def first_budget(text: str) -> Budget:
+    """The budget of a run that begins.
+
+    Raises:
+        UserError: for one that is more of something.
+    """
+    budget = parse_budget(text)
+    if budget.more:
+        raise UserError(f"budget {text!r} is more of something: it goes with --resume RUN")
+    return budget
+
+
+def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[str], strict: bool) -> RunConfig:
+    """A configuration on the text that is named, where any is; else as it is."""
+    data = config.data
+    if sources:
+        data = replace(data, sources=tuple(sources), path="")
+    data = replace(data, heldout=tuple(heldout) or data.heldout, strict=strict or data.strict)
+    return replace(config, data=data)
+
+
+def start_from(base: RunConfig, init: Path | str) -> RunConfig:
+    """`base` with the model and tokenizer of the run `init`."""
+    source = Path(init)
+    if not source.exists():
+        raise UserError(f"--init {init} does not exist; name a run folder")
+    snapshot = checkpoint.read(source)
+    model = from_dict(ModelConfig, snapshot.config["model"], "model")
+    # the checkpoint and not its run: what the run's last one is may change
+    data = replace(base.data, tokenizer=str((snapshot.path / "tokenizer.json").resolve()))
+    return replace(base, model=model, data=data, init=str(snapshot.path.resolve()))
+
+
+def folder_for(out: Path | str | None, data: DataConfig, group: Group) -> RunFolder:
+    """The folder that is named; else runs/<first source>-<number>, the first that is free, or the one that these
+    processes were at before they were started again."""
+    if out:
+        return RunFolder(Path(out))
+    name = "data" if data.path else parse_sources(data.sources)[0].name
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "run"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number}").exists() and not again(group, RunFolder(folder)):
+        number += 1
+    return RunFolder(folder)
+
+
+def claim(folder: RunFolder) -> None:
+    """Raises UserError if a new run cannot begin in a folder: it holds one, or cannot be written to."""
+    folder.refuse_used()
+    try_folder(folder.path, f"--out {folder.path}")
