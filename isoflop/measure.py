@@ -13,6 +13,8 @@ from isoflop.model.cross_entropy import IGNORED, head_loss
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
 from isoflop.parallel.mesh import ALONE, Group
+from isoflop.records import Unused
+from isoflop.records.record import plain
 from isoflop.runtime import Runtime
 
 BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
@@ -38,12 +40,15 @@ class HeldOut:
         tokens: how many tokens that was, the ends of documents included.
         bytes: how many bytes of text these tokens stand for; an end of document stands for none.
         beside: what else the task is judged by, as names and numbers.
+        unused: what of the text named was not used, and found_bytes: that and what was read.
     """
 
     nats: float
     tokens: int
     bytes: int
     beside: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[Unused, ...] = ()
+    found_bytes: int = 0
 
     @property
     def nats_per_token(self) -> float:
@@ -67,6 +72,7 @@ class HeldOut:
             "tokens": self.tokens,
             "bytes": self.bytes,
             **self.beside,
+            **({"unused": plain(self.unused), "found_bytes": self.found_bytes} if self.unused else {}),
         }
 
 

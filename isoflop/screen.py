@@ -209,12 +209,17 @@ def show_plan(screen: Screen, advice: Advice) -> None:
 
 
 def show_account(screen: Screen, account: DataAccount) -> None:
+    """What became of the text, and what of it was not used."""
+    screen.close()
     held = account.heldout
+    empty = f"{account.empty:,} empty, " if account.empty else ""
     screen.say(
-        f"{account.documents or 0:,} documents, {account.duplicates or 0:,} duplicates dropped, "
-        f"{account.skipped_files or 0:,} files skipped; {account.train.tokens or 0:,} tokens to train on, "
-        f"{held.tokens or 0:,} held out ({held.how}), {account.bytes_per_token or 0.0:.2f} bytes a token"
+        f"{account.documents or 0:,} documents, {empty}{account.duplicates or 0:,} duplicates dropped; "
+        f"{account.train.tokens or 0:,} tokens to train on, {held.tokens or 0:,} held out ({held.how}), "
+        f"{account.bytes_per_token or 0.0:.2f} bytes per token"
     )
+    for line in account.not_used().all():
+        screen.say(line)
 
 
 def shown_sample(sample: SampleLine) -> str:

@@ -1,6 +1,7 @@
 """The commands that use a trained model: `sample` and `eval`."""
 
 import sys
+from dataclasses import replace
 from typing import Annotated
 
 import tyro
@@ -66,12 +67,15 @@ def evaluate(
     from isoflop import job
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
+    from isoflop.records import not_used
 
     with trusting(*trust_code):
-        found = job.evaluate(run, sources, text_column, beam).to_dict()
+        found = job.evaluate(run, sources, text_column, beam)
     if json:
-        print(to_json(found), end="")
+        print(to_json(found.to_dict()), end="")
         return
-    for name, value in found.items():
+    for name, value in replace(found, unused=()).to_dict().items():
         shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
         print(f"{name:>15}  {shown}")
+    for line in not_used(found.unused, found.found_bytes).all():
+        print(line)

@@ -34,6 +34,5 @@ def prepare(
     screen = Screen()
     data = DataConfig(sources=sources, heldout=heldout, strict=strict)
     prepared = prepare_data(override(RunConfig(data=data), set).data, out, screen.progress)
-    screen.close()
     show_account(screen, prepared.account())
     screen.say(f"prepared: {prepared.folder}")

@@ -66,7 +66,7 @@ def train(
     from isoflop.model.registry import trust_code as trusting
     from isoflop.parallel.launch import is_main
     from isoflop.recipe import load_recipe
-    from isoflop.screen import Screen, show_outcome, show_plan
+    from isoflop.screen import Screen, show_account, show_outcome, show_plan
     from isoflop.trainer import RunConfig, RunResult
     from isoflop.trainer.profile import Profile
 
@@ -76,6 +76,7 @@ def train(
             say=screen.say,
             progress=screen.progress,
             planned=lambda advice: show_plan(screen, advice),
+            prepared=lambda account: show_account(screen, account),
             hooks=(Profile(), screen) if profile else (screen,),
             peak=lambda flops: setattr(screen, "peak", flops),
         )

@@ -2,6 +2,7 @@
 
 corpus   where text comes from: files, folders, globs, standard input, the standard library; weights
 readers  one file -> documents, whatever its ending and compression, in constant memory
+tally    what was read and what was not, counted by kind
 clean    which documents stay: exact duplicates, the train/held-out split, the sampled share
 tokenizer
 survey   a quick look: how much text is there, and what does it look like

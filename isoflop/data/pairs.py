@@ -35,13 +35,15 @@ from isoflop.data.prepared_pairs import (
     open_pairs,
     write_side,
 )
-from isoflop.data.readers import LONGEST_LINE, Tally, binary_reason, lines
+from isoflop.data.readers import LONGEST_LINE, binary_reason, lines
+from isoflop.data.tally import Tally
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.records import DataAccount, PreparedSource, Side
 
 RULES = 1  # of splitting and choosing a tokenizer: raise it when other pairs than before are kept
 LONGEST = 512  # tokens of one side; longer pairs are dropped and counted
+SHOWN = 60  # characters of a pair that is named
 FEWEST = 20  # inputs; of fewer nothing can be held out
 WANTED_HELDOUT = 1000  # pairs that measure an error rate to a percent or so, if they are no more than a tenth
 VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of a further pronunciation, `read(2)`
@@ -119,14 +121,14 @@ def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile],
     return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
 
 
-def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer) -> LoosePairs:
+def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> LoosePairs:
     """Every pair of the sources, for a model that has this tokenizer.
 
     Raises:
         UserError: for sources that hold no pairs.
     """
     found = [file for source in parse_sources(config.sources) for file in find_files(source)]
-    once = dict.fromkeys(without_variants(list(read_all(found, Tally(strict=config.strict))), Split()))
+    once = dict.fromkeys(without_variants(list(read_all(found, tally)), Split()))
     return LoosePairs.of(list(once), tokenizer)
 
 
@@ -162,6 +164,7 @@ def read_pairs(file: SourceFile, tally: Tally) -> Iterator[Pair]:
                     tally.skip(f"{file.shown} line {number}", reason, size, whole=False)
                     continue
                 tally.documents += 1
+                tally.used_bytes += size
                 yield pair
     except OSError as error:
         raise UserError(f"{file.shown} cannot be read: {error.strerror or error}") from error
@@ -259,7 +262,11 @@ def write(
     """The four streams of tokens, the tokenizer and, last, the manifest."""
     split.train, dropped = short_enough(split.train, tokenizer)
     split.heldout, dropped_heldout = short_enough(split.heldout, tokenizer)
-    split.too_long = dropped + dropped_heldout
+    long = dropped + dropped_heldout
+    split.too_long = len(long)
+    if long:
+        reason = f"a side has more than {LONGEST} tokens"
+        tally.add("pair", reason, long[0][0][:SHOWN], sum(map(size_of, long)), len(long), meant=False)
     if not split.train or not split.heldout:
         raise UserError(f"no pair is short enough to learn from: both sides have at most {LONGEST} tokens")
     streams = {
@@ -282,11 +289,12 @@ def write(
     files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
 
 
-def short_enough(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[list[Pair], int]:
-    """Pairs with at most LONGEST tokens a side, and how many were not."""
+def short_enough(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:
+    """Pairs with at most LONGEST tokens a side, and the others."""
     sides = [[len(ids) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])] for side in (0, 1)]
-    kept = [pair for pair, *lengths in zip(pairs, *sides, strict=True) if max(lengths) < LONGEST]
-    return kept, len(pairs) - len(kept)
+    fits = [max(lengths) < LONGEST for lengths in zip(*sides, strict=True)]
+    kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
+    return kept, [pair for pair, short in zip(pairs, fits, strict=True) if not short]
 
 
 def account_of(
@@ -325,6 +333,8 @@ def account_of(
         skipped_files=tally.skipped_files,
         skipped_records=tally.skipped_records,
         skipped_bytes=tally.skipped_bytes,
+        unused=tally.unused(),
+        found_bytes=tally.found_bytes,
         sampled_share=1.0,
         train=Side(**train),
         heldout=Side(**side("heldout", split.heldout), how=split.how),

@@ -29,10 +29,11 @@ from isoflop.data.prepared import (
     open_prepared,
     sha256_of,
 )
-from isoflop.data.readers import Tally, read_documents
+from isoflop.data.readers import read_documents
 from isoflop.data.scan import Part, Scan, choose_shares, list_parts
 from isoflop.data.shards import ShardWriter, dtype_for
 from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
+from isoflop.data.tally import Tally, total_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.records import DataAccount, PreparedSource, Side
@@ -41,7 +42,6 @@ from isoflop.runtime import cores
 __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prepare", "survey"]
 
 BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
-SKIPPED_SHOWN = 20
 RULES = 3  # of the formats, the split and the sampling: raise it when other documents than before are kept
 
 
@@ -73,13 +73,16 @@ def survey(config: DataConfig) -> Survey:
     return Survey(0, total, sources, prepared.heldout_bytes, sample[:SAMPLE_BYTES])
 
 
-def documents(config: DataConfig) -> Iterator[str]:
+def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:
     """Every document of the sources, long plain texts in pieces, nothing dropped but what is no text.
+
+    Args:
+        tally: counts what is read and what is not.
 
     Raises:
         UserError: if a source cannot be read, or (strict) if anything would be skipped.
     """
-    tally = Tally(strict=config.strict)
+    tally = tally or Tally(strict=config.strict)
     for source in parse_sources(config.sources):
         how = config.reading(source)
         for file in find_files(source):
@@ -259,7 +262,7 @@ def account_of(
     config: DataConfig, scan: Scan, tokenizer: Tokenizer, streams: dict[int | None, dict[str, Any]]
 ) -> DataAccount:
     """What became of every byte that was found. `train` and `heldout` count pieces as documents."""
-    tallies = [account.tally for account in scan.accounts]
+    tally = total_of([account.tally for account in scan.accounts])
     train, heldout, unsampled = scan.total("train"), scan.total("heldout"), scan.total("unsampled")
     tokens = sum(stream["tokens"] for label, stream in streams.items() if label is not None)
     by_hash = f"by hash, {heldout.bytes / max(train.bytes + heldout.bytes, 1):.1%} of the text"
@@ -267,16 +270,18 @@ def account_of(
         vocab_size=tokenizer.vocab_size,
         tokenizer=kind.described() if (kind := find_kind(config.tokenizer)) else config.tokenizer,
         bytes_per_token=train.bytes / tokens,
-        documents=sum(tally.documents for tally in tallies),
-        pieces=sum(tally.pieces for tally in tallies),
-        empty=sum(tally.empty for tally in tallies),
+        documents=tally.documents,
+        pieces=tally.pieces,
+        empty=tally.empty,
         duplicates=scan.total("duplicates").documents,
         duplicate_bytes=scan.total("duplicates").bytes,
         in_heldout=scan.total("in_heldout").documents,
-        skipped=tuple(skip for tally in tallies for skip in tally.skipped)[:SKIPPED_SHOWN],
-        skipped_files=sum(tally.skipped_files for tally in tallies),
-        skipped_records=sum(tally.skipped_records for tally in tallies),
-        skipped_bytes=sum(tally.skipped_bytes for tally in tallies),
+        skipped=tuple(tally.skipped),
+        skipped_files=tally.skipped_files,
+        skipped_records=tally.skipped_records,
+        skipped_bytes=tally.skipped_bytes,
+        unused=tally.unused(),
+        found_bytes=tally.found_bytes,
         sampled_share=train.bytes / (train.bytes + unsampled.bytes),
         train=Side(documents=train.documents, bytes=train.bytes, tokens=tokens),
         heldout=Side(

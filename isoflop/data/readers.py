@@ -19,7 +19,8 @@ import pyarrow.parquet
 from isoflop import files
 from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompress, peekable
-from isoflop.data.reading import Reading, Tally
+from isoflop.data.reading import Reading
+from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
@@ -60,6 +61,7 @@ def read_documents(
                     tally.empty += 1
                     continue
                 tally.pieces += 1
+                tally.used_bytes += len(document)
                 yield document
     except OSError as error:
         reason = (error.strerror or str(error)).partition("\n")[0]
@@ -126,7 +128,7 @@ def text_documents(blocks: Iterable[bytes], file: SourceFile, tally: Tally, reas
         try:
             piece.decode()
         except UnicodeDecodeError as error:
-            tally.skip(file.shown, f"not valid UTF-8 at byte {position + error.start}", len(piece), whole=False)
+            tally.skip(file.shown, f"not valid UTF-8 at byte {position + error.start}", len(piece), False, "piece")
         else:
             tally.documents += position == 0 and not piece.isspace()
             yield piece
@@ -201,6 +203,7 @@ def jsonl_documents(blocks: Iterable[bytes], file: SourceFile, column: str, tall
             tally.skip(file.shown, reason, size, whole=False)
             continue
         tally.documents += 1
+        tally.used_bytes += size - len(text)  # what a record holds next to its text
         yield text
     if columns and not found:
         raise no_column(file, column, columns)

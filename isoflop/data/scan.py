@@ -15,8 +15,9 @@ from isoflop.data.clean import Digests, digest_of, fraction
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size, unchanged
 from isoflop.data.kinds import find_kind
-from isoflop.data.readers import PIECE, Tally, read_documents, utf8_boundary
+from isoflop.data.readers import PIECE, read_documents, utf8_boundary
 from isoflop.data.survey import Survey
+from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
 DROP, TRAIN, HELDOUT = b"\0", b"\1", b"\2"

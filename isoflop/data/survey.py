@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size
 from isoflop.data.readers import read_documents
-from isoflop.data.reading import Reading, Tally
+from isoflop.data.reading import Reading
+from isoflop.data.tally import Tally
 
 SAMPLE_BYTES = 1_000_000  # of text, over all sources
 READ_BYTES = 4_000_000  # of text of a source, to estimate the rest from

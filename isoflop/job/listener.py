@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.data.prepare import Progress
 from isoflop.plan.advice import Advice
+from isoflop.records import DataAccount
 from isoflop.trainer.hooks import Hook
 
 
@@ -21,6 +22,7 @@ class Listener:
     Attributes:
         say: gets one line of text at a time.
         progress: told how far the preparation of the data is.
+        prepared: gets the account of the data when they are prepared.
         planned: gets the plan before it is carried out.
         hooks: told of every step.
         peak: told the machine's measured FLOP/s before training.
@@ -28,6 +30,7 @@ class Listener:
 
     say: Callable[[str], None] = nothing
     progress: Progress | None = None
+    prepared: Callable[[DataAccount], None] = nothing
     planned: Callable[[Advice], None] = nothing
     hooks: Sequence[Hook] = ()
     peak: Callable[[float], None] = nothing

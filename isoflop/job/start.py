@@ -121,6 +121,7 @@ def train(
     with phases.time("prepare"):
         data = task.prepare_data(config.data, listener.progress)
         tokens = task.batches(config, data).tokens(config.steps)
+    listener.prepared(data.account())
     return Job(group, folder, config, data, Plan.given(config.steps, tokens, expected), listener, phases).run()
 
 
@@ -158,6 +159,7 @@ def plan(
     with phases.time("prepare"):
         data = workload.data or task.prepare_data(proposal.data, listener.progress)
         facts = Facts.of(data)
+    listener.prepared(data.account())
     return finalize(proposal, facts), data
 
 

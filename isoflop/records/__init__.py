@@ -24,7 +24,17 @@ plan · account · result · logs · surroundings     the records themselves
 lines         JSON-lines files   · folder   the names in a run folder, adding to it, its lock   · run   a run read back
 """
 
-from isoflop.records.account import DataAccount, DataRead, PreparedSource, Side, SkippedFile, SourceRead
+from isoflop.records.account import (
+    DataAccount,
+    DataRead,
+    NotUsed,
+    PreparedSource,
+    Side,
+    SkippedFile,
+    SourceRead,
+    Unused,
+    not_used,
+)
 from isoflop.records.folder import Lock, RunFolder
 from isoflop.records.lines import read_lines, read_object
 from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, TrainingLine
@@ -49,6 +59,7 @@ __all__ = [
     "HeldOutLine",
     "LedgerLine",
     "Lock",
+    "NotUsed",
     "Plan",
     "PreparedSource",
     "ProfileSeen",
@@ -64,7 +75,9 @@ __all__ = [
     "SourceRead",
     "TextPredictability",
     "TrainingLine",
+    "Unused",
     "find_runs",
+    "not_used",
     "read_lines",
     "read_object",
     "read_run",

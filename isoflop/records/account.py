@@ -1,8 +1,12 @@
 """data.json: what became of every byte that was found; and what of it a run read, a part of result.json."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from isoflop.records.record import Record, rare
+
+LARGE_SHARE = 0.01  # of the bytes found: above it, what was not used is a warning
+KINDS_TOLD = 8  # of each, lost and left out; data.json has all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +16,25 @@ class SkippedFile(Record):
     path: str | None = None
     reason: str | None = None
     bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unused(Record):
+    """Things of one kind that were not used, for one reason.
+
+    Attributes:
+        what: "file", "record", "piece" (of a plain text), "link", "folder", "pair", "run folder" ...
+        count, bytes: of them; a file counts with its size on disk.
+        first: the first one's path.
+        meant: left out since it is no text of the user's, such as run folders and hidden files; else it was lost.
+    """
+
+    what: str | None = None
+    reason: str | None = None
+    count: int | None = None
+    bytes: int | None = None
+    first: str | None = None
+    meant: bool | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +87,7 @@ class DataAccount(Record):
         in_heldout: documents that were left out of training since they are in the held-out text.
         variants: further outputs of an input; too_long: pairs left out (seq2seq).
         skipped: the first of the files and records that were not used.
+        unused: all that was not used, by kind; found_bytes: what of it was lost, and what was read.
         sampled_share: of the training text that was prepared.
         folder: where the prepared data lies; seconds: that preparing it took; reused: it was there already.
     """
@@ -83,6 +107,8 @@ class DataAccount(Record):
     skipped_files: int | None = None
     skipped_records: int | None = None
     skipped_bytes: int | None = None
+    unused: tuple[Unused, ...] | None = rare()
+    found_bytes: int | None = rare()
     sampled_share: float | None = None
     train: Side = field(default_factory=Side)
     heldout: Side = field(default_factory=Side)
@@ -91,6 +117,77 @@ class DataAccount(Record):
     folder: str | None = rare()
     seconds: float | None = rare()
     reused: bool | None = rare()
+
+    def not_used(self) -> "NotUsed":
+        """What was not used, in words; of an account written before there were kinds, from its counts."""
+        if self.unused is not None:
+            return not_used(self.unused, self.found_bytes or 0)
+        first = self.skipped[0] if self.skipped else SkippedFile()
+        files, records, lost = self.skipped_files or 0, self.skipped_records or 0, self.skipped_bytes or 0
+        what = "part" if files and records else "file" if files else "record"
+        older = Unused(what=what, reason=first.reason, count=files + records, bytes=lost, first=first.path)
+        read = (self.train.bytes or 0) + (self.heldout.bytes or 0) + (self.duplicate_bytes or 0)
+        return not_used([older] if files + records else [], read + lost)
+
+
+@dataclass(frozen=True)
+class NotUsed:
+    """What was not used, in words: the same on the screen, in the report and wherever else it is said.
+
+    Attributes:
+        lines: one per kind, lost things first; empty if everything was used.
+        warning: a sentence where more than LARGE_SHARE of the bytes were lost; else empty.
+    """
+
+    lines: tuple[str, ...] = ()
+    warning: str = ""
+
+    def all(self) -> tuple[str, ...]:
+        """The warning, if there is one, and the lines."""
+        return (self.warning, *self.lines) if self.warning else self.lines
+
+
+def not_used(unused: Sequence[Unused], found_bytes: int) -> NotUsed:
+    """What was not used in words: count, bytes, share and first example of each kind.
+
+    Args:
+        found_bytes: what was read and what was lost.
+    """
+    lost = [one for one in unused if not one.meant]
+    meant = [one for one in unused if one.meant]
+    lines = [told(one, "not used", max(1, found_bytes)) for one in lost[:KINDS_TOLD]]
+    lines += [told(one, "left out", 0) for one in meant[:KINDS_TOLD]]
+    if more := max(0, len(lost) - KINDS_TOLD) + max(0, len(meant) - KINDS_TOLD):
+        lines.append(f"and {more} more kind{'s' if more > 1 else ''}")
+
+    size = sum(one.bytes or 0 for one in lost)
+    warning = ""
+    if size > LARGE_SHARE * found_bytes:
+        warning = f"warning: {size / found_bytes:.1%} of the bytes found were not used ({bytes_told(size)})"
+    return NotUsed(tuple(lines), warning)
+
+
+def told(one: Unused, how: str, found_bytes: int) -> str:
+    """One kind as a line: how many of what, their bytes and share, why, and the first."""
+    count, size = one.count or 0, one.bytes or 0
+    parts = [f"{how}: {count:,} {one.what}{'s' if count != 1 else ''}", bytes_told(size)]
+    if found_bytes:
+        share = size / found_bytes
+        parts.append(f"{share:.1%} of the bytes" if share >= 0.0005 or not size else "under 0.1% of the bytes")
+    line = ", ".join(parts)
+    if one.reason:
+        line += f": {one.reason}"
+    if one.first is None:
+        return line
+    return f"{line} ({one.first})" if count == 1 else f"{line} (the first: {one.first})"
+
+
+def bytes_told(size: float) -> str:
+    """812 bytes · 4.1 kB · 12.9 MB: powers of 1000."""
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:,.0f} byte{'s' if size != 1 else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

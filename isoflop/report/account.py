@@ -67,7 +67,7 @@ def data(facts: Facts) -> str:
             ("train", train, f"training {size(train)}"),
             ("heldout", heldout, f"held out {size(heldout)}"),
             ("run-4", twice, f"duplicates, dropped {size(twice)}"),
-            ("run-7", skipped, f"skipped {size(skipped)}"),
+            ("run-7", skipped, f"not used {size(skipped)}"),
         ]
     )
     how = account.heldout.how
@@ -75,7 +75,7 @@ def data(facts: Facts) -> str:
     wholes = [
         ("Documents", count(account.documents), amount(account.pieces, "pieces after long ones were cut")),
         ("Exact duplicates", count(account.duplicates), f"{size(twice)} dropped"),
-        ("Skipped files", count(account.skipped_files), size(skipped)),
+        ("Not used", size(skipped), "files, records and pieces that were lost; see below" if skipped else ""),
         ("Training text", size(train), amount(account.train.tokens, "tokens")),
         (
             "Held-out text",
@@ -92,7 +92,7 @@ def data(facts: Facts) -> str:
         *left_out(facts),
     ]
     body += table([], [[name, f"<b>{value}</b>", note] for name, value, note in wholes])
-    body += sources(facts) + skipped_files(account)
+    body += sources(facts) + unused(account)
     return section("Data", "Every byte that was found, and where it went.", body)
 
 
@@ -159,16 +159,20 @@ def bar(got: float | None, asked: float | None) -> str:
     return f'<div class="bar">{inside}</div>'
 
 
-def skipped_files(account: DataAccount) -> str:
+def unused(account: DataAccount) -> str:
+    """What was not used, in the words of the screen, and the first of it in a list."""
+    said = account.not_used()
+    body = f"<p><strong>{text(said.warning)}</strong></p>" if said.warning else ""
+    if said.lines:
+        body = f"<h3>Not used</h3>\n{body}<ul>{''.join(f'<li>{text(line)}</li>' for line in said.lines)}</ul>"
     files = account.skipped
     if not files:
-        return ""
+        return body
     rows = [[text(f.path or ""), text(f.reason or ""), size(f.bytes)] for f in files]
-    total = account.skipped_files or len(files)
-    title = f"{count(total)} skipped file{'s' if total != 1 else ''}"
-    if total > len(files):
-        title += f", {len(files)} of them listed"
-    return f"<details><summary>{title}</summary>{table(['file', 'reason', 'bytes'], rows, {2})}</details>"
+    total = (account.skipped_files or 0) + (account.skipped_records or 0)
+    title = "all that was not used" if total <= len(files) else f"the first {len(files)} of {count(total)} not used"
+    listed = table(["where", "reason", "bytes"], rows, {2})
+    return f"{body}<details><summary>{title}</summary>{listed}</details>"
 
 
 def costs(facts: Facts) -> str:

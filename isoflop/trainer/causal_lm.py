@@ -11,6 +11,7 @@ import torch
 from isoflop.data.config import DataConfig
 from isoflop.data.loader import Loader
 from isoflop.data.prepare import Prepared, Progress, documents, open_prepared, prepare, survey
+from isoflop.data.tally import Tally, because
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.engine import generate
@@ -159,11 +160,13 @@ class CausalLM:
     def measure_sources(
         self, model: GPT, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
     ) -> HeldOut:
-        token_bytes, start = tokenizer.token_bytes(), tokenizer.start
-        parts = [measure(model, tokens, token_bytes, start, runtime) for tokens in token_chunks(config, tokenizer)]
+        token_bytes, start, tally = tokenizer.token_bytes(), tokenizer.start, Tally(strict=config.strict)
+        chunks = token_chunks(config, tokenizer, tally)
+        parts = [measure(model, tokens, token_bytes, start, runtime) for tokens in chunks]
         if not parts:
-            raise UserError(f"there is no text in {' '.join(config.sources)}")
-        return HeldOut(sum(p.nats for p in parts), sum(p.tokens for p in parts), sum(p.bytes for p in parts))
+            raise UserError(f"there is no text in {' '.join(config.sources)}{because(tally)}")
+        nats, tokens, size = (sum(getattr(part, name) for part in parts) for name in ("nats", "tokens", "bytes"))
+        return HeldOut(nats, tokens, size, unused=tally.unused(), found_bytes=tally.found_bytes)
 
     def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[SampleLine]:
         """Continuations of the same prompts, drawn from a generator of their own."""
@@ -214,11 +217,11 @@ def given_ids(data: DataConfig) -> int:
     return 0 if given is None else given.vocab_size
 
 
-def token_chunks(config: DataConfig, tokenizer: Tokenizer) -> Iterator[npt.NDArray[np.int64]]:
+def token_chunks(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> Iterator[npt.NDArray[np.int64]]:
     """The tokens of every document of the sources, each followed by end-of-text, some CHUNK_TOKENS at a time."""
     held: list[npt.NDArray[np.int64]] = []
     count = 0
-    for document in documents(config):
+    for document in documents(config, tally):
         held.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
         count += len(held[-1])
         if count >= CHUNK_TOKENS:

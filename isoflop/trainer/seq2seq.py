@@ -13,6 +13,7 @@ from isoflop.data.pair_loader import PairLoader, collate
 from isoflop.data.pairs import pairs_to_measure, prepare_pairs
 from isoflop.data.prepare import Progress
 from isoflop.data.prepared_pairs import LoosePairs, PreparedPairs, open_pairs
+from isoflop.data.tally import Tally
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.evaluate import transduction
@@ -171,13 +172,15 @@ class Seq2Seq:
     def measure_sources(
         self, model: EncoderDecoder, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
     ) -> HeldOut:
-        loose = pairs_to_measure(config, tokenizer)
+        tally = Tally(strict=config.strict)
+        loose = pairs_to_measure(config, tokenizer, tally)
         if loose.pairs.longest > model.config.context:
             raise UserError(
                 f"the longest pair in {' '.join(config.sources)} takes {loose.pairs.longest} positions and the model "
                 f"has {model.config.context}: leave longer pairs out"
             )
-        return replace(self.measure(model, loose, runtime), beside=self.judge(model, loose, beam))
+        found, judged = self.measure(model, loose, runtime), self.judge(model, loose, beam)
+        return replace(found, beside=judged, unused=tally.unused(), found_bytes=tally.found_bytes)
 
     def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[SampleLine]:
         """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given."""

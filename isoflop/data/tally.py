@@ -1,0 +1,134 @@
+"""What was read of a source and what was not: one count serves the preparation, the survey and `eval`."""
+
+import re
+from dataclasses import dataclass, field
+
+from isoflop.errors import UserError
+from isoflop.records import SkippedFile, Unused, not_used
+
+SKIPPED_KEPT = 20  # of what was not used, in full
+NOTES_KEPT = 20  # and files of each
+KINDS_KEPT = 40  # different reasons that are told apart; what comes after them counts as "other reasons"
+PLACE = re.compile(r" at (byte|row|line) \d+")  # what differs between two skips for the same reason
+
+
+@dataclass
+class Tally:
+    """What was read and what was not. `strict` turns everything that is lost into an error.
+
+    Attributes:
+        documents: records, and plain-text files of which something was read.
+        pieces: what they were cut into.
+        empty: records, pieces and files of white space only.
+        used_bytes: of the records and pieces that were read, with what a record holds next to its text.
+        skipped: the first things that were not used.
+        skipped_files: files, links and folders; skipped_records: records of a file that went on, and pieces of a text.
+        skipped_bytes: of all these; a file counts with its size on disk.
+        kinds: what was not used, by what it is, why, and whether that is meant.
+        notes: what was noticed of files that were read -> these files, the first 20.
+    """
+
+    strict: bool = False
+    documents: int = 0
+    pieces: int = 0
+    empty: int = 0
+    used_bytes: int = 0
+    skipped: list[SkippedFile] = field(default_factory=list)
+    skipped_files: int = 0
+    skipped_records: int = 0
+    skipped_bytes: int = 0
+    kinds: dict[tuple[str, str, bool], "Kind"] = field(default_factory=dict)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, path: str, reason: str, size: int, whole: bool, what: str = "", count: int = 1) -> None:
+        """Count what is lost: `size` bytes of a `whole` file (on disk), or of one record or piece of it.
+
+        Args:
+            what: is lost: "file" or "record" if nothing is said.
+            count: of them.
+
+        Raises:
+            UserError: if strict.
+        """
+        if self.strict:
+            raise UserError(f"{path}: {reason}; without --strict it would be skipped and counted")
+        self.skipped_files += count * whole
+        self.skipped_records += count * (not whole)
+        self.skipped_bytes += size
+        if len(self.skipped) < SKIPPED_KEPT:
+            self.skipped.append(SkippedFile(path=path, reason=reason, bytes=size))
+        self.add(what or ("file" if whole else "record"), reason, path, size, count, meant=False)
+
+    def leave_out(self, what: str, path: str, size: int) -> None:
+        """Count what is no text of the user's and lies next to it: metadata, hidden files, run folders."""
+        self.add(what, "", path, size, 1, meant=True)
+
+    def add(self, what: str, reason: str, path: str, size: int, count: int, meant: bool) -> None:
+        common = PLACE.sub("", reason)
+        key = (what, common, meant)
+        if key not in self.kinds and len(self.kinds) >= KINDS_KEPT:
+            key = (what, "other reasons", meant)
+        kind = self.kinds.setdefault(key, Kind(path, reason))
+        kind.count += count
+        kind.bytes += size
+
+    def note(self, path: str, what: str) -> None:
+        """Remember something that the user should know of a file that was read."""
+        paths = self.notes.setdefault(what, []) if what in self.notes or len(self.notes) < NOTES_KEPT else []
+        if len(paths) < NOTES_KEPT:
+            paths.append(path)
+
+    def include(self, other: "Tally") -> None:
+        """Add what another tally counted."""
+        for name in ("documents", "pieces", "empty", "used_bytes", "skipped_files", "skipped_records", "skipped_bytes"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.skipped += other.skipped[: SKIPPED_KEPT - len(self.skipped)]
+        for (what, _, meant), kind in other.kinds.items():
+            self.add(what, kind.reason, kind.path, kind.bytes, kind.count, meant)
+        for what, paths in other.notes.items():
+            for path in paths:
+                self.note(path, what)
+
+    @property
+    def found_bytes(self) -> int:
+        """What was read and what was lost, in bytes."""
+        return self.used_bytes + self.skipped_bytes
+
+    def unused(self) -> tuple[Unused, ...]:
+        """What was not used, by kind: what was lost first, the largest first."""
+        found = [
+            Unused(
+                what=what,
+                reason=(kind.reason if kind.count == 1 else reason) or None,
+                count=kind.count,
+                bytes=kind.bytes,
+                first=kind.path,
+                meant=True if meant else None,
+            )
+            for (what, reason, meant), kind in self.kinds.items()
+        ]
+        return tuple(sorted(found, key=lambda one: (bool(one.meant), -(one.bytes or 0), -(one.count or 0))))
+
+
+@dataclass
+class Kind:
+    """Things that were not used for one reason: the first with its own reason, how many, and their bytes."""
+
+    path: str
+    reason: str
+    count: int = 0
+    bytes: int = 0
+
+
+def total_of(tallies: list[Tally]) -> Tally:
+    """All that several tallies counted."""
+    total = Tally()
+    for tally in tallies:
+        total.include(tally)
+    return total
+
+
+def because(tally: Tally) -> str:
+    """What a source without text, or with too little, is refused with: what was not used, after a semicolon."""
+    lines = not_used(tally.unused(), tally.found_bytes).lines
+    return f"; {'; '.join(lines)}" if lines else ""
