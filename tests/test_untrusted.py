@@ -205,7 +205,8 @@ def test_packed_text_cannot_ask_for_gigabytes(tmp_path):
 def test_prepared_data_with_a_good_checksum_and_a_bad_mind(tmp_path):
     """A manifest is signed by whoever wrote it: its checksum says that nothing was damaged, not that it is honest."""
     from fuzz_targets import TARGETS
-    from isoflop.data.prepared import checksum, open_prepared
+    from isoflop.data.manifest import checksum
+    from isoflop.data.prepared import open_prepared
 
     folder = tmp_path / "data"
     folder.mkdir()

@@ -9,6 +9,7 @@ survey   a quick look: how much text is there, and what does it look like
 scan     first reading: what becomes of each document, and a sample for the tokenizer
 encode   second reading: documents -> tokens, in parallel processes (worker: one such process)
 shards   token files with header and checksum, written once and memory-mapped ever after
+manifest what a folder of prepared data holds, with checksums (prepared: such a folder of text)
 prepare  where they meet
 loader   which tokens does step k see? A pure function of k.
 pairs, prepared_pairs, pair_loader    the same for pairs of an input and its output

@@ -24,11 +24,10 @@ from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import SourceFile, find_files, parse_sources
 from isoflop.data.decompress import decompress, peekable
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
+from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
 from isoflop.data.prepare import Progress, sweep
-from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum, sha256_of
 from isoflop.data.prepared_pairs import (
     FORMAT,
-    FORMAT_VERSION,
     SIDES,
     LoosePairs,
     PreparedPairs,
@@ -118,7 +117,7 @@ def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile],
     settings = [config.vocab_size if given is None else 0, config.heldout_fraction, config.strict, config.seed]
     origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
     listed = [[list(file.identity) for file in some] for some in (found, named)]
-    return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
+    return sha256_of([FORMAT.name, FORMAT.version, RULES, settings, origin, listed])
 
 
 def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> LoosePairs:
@@ -274,19 +273,18 @@ def write(
         for part, pairs in (("train", split.train), ("heldout", split.heldout))
         for number, side in enumerate(SIDES)
     }
-    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": FORMAT.name,
+        "version": FORMAT.version,
         "key": key,
         "name": name,
         "fingerprint": sha256_of([{k: v["sha256"] for k, v in streams.items()}, sha256_of(tokenizer.to_json())]),
         "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": files.sha256(folder / TOKENIZER),
+        "tokenizer_sha256": write_tokenizer(folder, tokenizer),
         "streams": streams,
         "account": account_of(config, name, split, tally, tokenizer, streams).to_dict(),
     }
-    files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
+    write_manifest(folder, manifest)
 
 
 def short_enough(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:

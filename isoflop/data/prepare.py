@@ -19,16 +19,8 @@ from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import find_files, parse_sources, total_size
 from isoflop.data.encode import Encoders, batches
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
-from isoflop.data.prepared import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    TOKENIZER,
-    Prepared,
-    checksum,
-    open_prepared,
-    sha256_of,
-)
+from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
+from isoflop.data.prepared import FORMAT, Prepared, open_prepared
 from isoflop.data.readers import read_documents
 from isoflop.data.scan import Part, Scan, choose_shares, list_parts
 from isoflop.data.shards import ShardWriter, dtype_for
@@ -180,7 +172,7 @@ def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> st
         for part in parts
     ]
     origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
-    return sha256_of([FORMAT, FORMAT_VERSION, RULES, settings, origin, listed])
+    return sha256_of([FORMAT.name, FORMAT.version, RULES, settings, origin, listed])
 
 
 def steady(report: Progress, stage: str, total: float) -> Callable[[int], None]:
@@ -207,7 +199,6 @@ def write(
     """Second reading: encode what stays; then the tokenizer and, last, the manifest."""
     useful = max(1, scan.total("train").bytes // BYTES_A_WORKER)
     streams = write_streams(folder, scan, tokenizer, Encoders(tokenizer, min(config.workers or cores(), useful)), moved)
-    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
     training = [
         {"name": part.source.name, "weight": part.source.weight, "train": streams[number]}
         for number, part in enumerate(scan.parts)
@@ -215,19 +206,19 @@ def write(
     ]
     heldout = {**streams[None], "bytes": scan.total("heldout").bytes}
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": FORMAT_VERSION,
+        "format": FORMAT.name,
+        "version": FORMAT.version,
         "key": key,
         "fingerprint": fingerprint_of(training, heldout, tokenizer),
         "vocab_size": tokenizer.vocab_size,
         "eot": tokenizer.eot,
-        "tokenizer_sha256": files.sha256(folder / TOKENIZER),
+        "tokenizer_sha256": write_tokenizer(folder, tokenizer),
         "settings": to_dict(config),
         "sources": training,
         "heldout": heldout,
         "account": account_of(config, scan, tokenizer, streams).to_dict(),
     }
-    files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
+    write_manifest(folder, manifest)
 
 
 def write_streams(

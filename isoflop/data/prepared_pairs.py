@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.config import load_json
-from isoflop.data.prepared import MANIFEST, TOKENIZER, checksum, tokenizer_of
-from isoflop.data.shards import ShardWriter, TokenStream, check_stream, damaged, dtype_for, field, verify
+from isoflop.data.manifest import MANIFEST, Format, PreparedFolder, Shards, read_manifest
+from isoflop.data.shards import ShardWriter, TokenStream, check_stream, damaged, dtype_for, field
 from isoflop.data.tokenizer import Tokenizer
-from isoflop.errors import UserError
-from isoflop.records import DataAccount
 
-FORMAT, FORMAT_VERSION = "isoflop-pairs", 1
+FORMAT = Format(
+    name="isoflop-pairs",
+    version=1,
+    what="pairs",
+    absent=f"holds no prepared pairs: there is no {MANIFEST} in it",
+    foreign="does not hold prepared pairs; name the files of pairs themselves",
+)
 SIDES = ("source", "target")
 AT_ONCE = 10_000  # texts encoded at once
 
@@ -64,20 +67,15 @@ class PairTokens:
         return max(int(items.lengths.max()) + 1 for items in (self.source, self.target))
 
 
-class PreparedPairs:
-    """Pairs ready to be read at random.
+class PreparedPairs(PreparedFolder):
+    """Pairs ready to be read at random. The fingerprint is over the tokens of all four streams and the tokenizer.
 
     Attributes:
-        folder, manifest, seconds, reused: as Prepared's.
-        fingerprint: SHA-256 over the tokens of all four streams and the tokenizer.
         sources: one name, of all files together.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
-        self.folder, self.manifest, self.seconds, self.reused = folder, manifest, seconds, reused
-        self.fingerprint: str = manifest["fingerprint"]
-        self.vocab_size: int = manifest["vocab_size"]
-        self.tokenizer = tokenizer_of(folder, self.vocab_size)
+        super().__init__(folder, manifest, seconds, reused)
         self.sources: tuple[str, ...] = (manifest["name"],)
 
     def train_tokens(self, source: str) -> int:
@@ -98,15 +96,6 @@ class PreparedPairs:
     def longest(self) -> int:
         """Positions that the longest side of any pair takes."""
         return max(self.train().longest, self.heldout().longest)
-
-    def account(self) -> DataAccount:
-        """What became of every line."""
-        return DataAccount.read(self.manifest["account"]).updated(
-            fingerprint=self.fingerprint,
-            folder=str(self.folder.resolve()),
-            seconds=self.seconds,
-            reused=self.reused,
-        )
 
     def _pairs(self, part: str) -> PairTokens:
         pairs = PairTokens(*(self._items(f"{part}.{side}") for side in SIDES))
@@ -163,38 +152,22 @@ def open_pairs(folder: Path, verify_checksums: bool = True) -> PreparedPairs:
     Raises:
         UserError: if a file is missing, of another format version, or has so much as a flipped bit.
     """
-    if not (folder / MANIFEST).is_file():
-        raise UserError(f"{folder} holds no prepared pairs: there is no {MANIFEST} in it")
-    manifest = load_json(folder / MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{folder} does not hold prepared pairs; name the files of pairs themselves")
-    if manifest.get("version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder} was prepared in format {manifest.get('version')}, and this isoflop reads {FORMAT_VERSION}; "
-            "delete the folder to prepare the pairs again"
-        )
-    if manifest.get("checksum") != checksum(manifest):
-        raise damaged(folder / MANIFEST, "its checksum does not match")
-    sums = check_manifest(manifest, folder / MANIFEST)
-    if verify_checksums:
-        verify(folder, {TOKENIZER: (manifest["tokenizer_sha256"], -1), **sums}, manifest["vocab_size"])
-    return PreparedPairs(folder, manifest)
+    return PreparedPairs(folder, read_manifest(folder, FORMAT, check_manifest, verify_checksums))
 
 
-def check_manifest(manifest: dict[str, Any], path: Path) -> dict[str, tuple[str, int]]:
-    """Every field that a PreparedPairs reads. Returns the token files with their SHA-256 and bytes.
+def check_manifest(manifest: dict[str, Any], path: Path) -> Shards:
+    """The fields that a PreparedPairs reads of its own. Returns the token files with their SHA-256 and bytes.
 
     Raises:
         UserError: naming the first field that is not what `prepare_pairs` writes.
     """
-    for name, kind in (("fingerprint", str), ("tokenizer_sha256", str), ("name", str), ("vocab_size", int)):
-        field(manifest, name, kind, path)
-    train = field(field(manifest, "account", dict, path), "train", dict, path)
+    field(manifest, "name", str, path)
+    train = field(manifest["account"], "train", dict, path)
     field(train, "tokens", int, path)
     if not field(train, "documents", int, path):
         raise damaged(path, "there are no pairs to train on")
     streams = field(manifest, "streams", dict, path)
-    sums: dict[str, tuple[str, int]] = {}
+    sums: Shards = {}
     for part in ("train", "heldout"):
         for side in SIDES:
             sums |= check_stream(field(streams, f"{part}.{side}", dict, path), path, manifest["vocab_size"])

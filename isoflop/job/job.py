@@ -8,7 +8,7 @@ from typing import Any
 
 from isoflop import checkpoint
 from isoflop.config import from_dict, to_dict
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.files import disk_errors, write_json
 from isoflop.job.ceiling import is_peak, machine_peak
 from isoflop.job.listener import Listener, Phases

@@ -8,8 +8,8 @@ from isoflop import checkpoint
 from isoflop.budget import parse_budget
 from isoflop.config import from_dict, override
 from isoflop.data.kinds import find_kind
+from isoflop.data.manifest import Data
 from isoflop.data.prepare import Progress
-from isoflop.data.prepared import Data
 from isoflop.errors import UserError
 from isoflop.job.extend import extend
 from isoflop.job.job import Job

@@ -10,7 +10,7 @@ from isoflop.budget import Budget, parse_budget
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.errors import UserError
 from isoflop.files import try_folder
 from isoflop.job.job import Job

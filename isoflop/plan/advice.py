@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 
 from isoflop.budget import Budget
 from isoflop.data.config import DataConfig
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.model.count import parameters
 from isoflop.plan.asked import Asked
 from isoflop.plan.candidates import Candidate

@@ -35,7 +35,7 @@ def header(facts: Facts) -> str:
 def story(facts: Facts) -> str:
     """The run in one or two sentences, of whatever is known by now."""
     run, reached = facts.run, facts.reached
-    kind = "encoder-decoder" if run.settings.task == "seq2seq" else "GPT"
+    kind = words.model_kind(run.settings.task)
     size = f"{count(facts.total_parameters)}-parameter {kind}" if facts.total_parameters else kind
     if run.status == "imported":
         source = text(run.plan.source or "elsewhere")

@@ -12,6 +12,9 @@ from typing import Any
 MISSING = "–"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
+# What the model of a task is called: the words of model/build.py's table, which a report cannot load without torch.
+MODEL_KINDS = {"causal_lm": "GPT", "seq2seq": "encoder-decoder"}
+
 
 def text(value: Any) -> str:
     """Any value as HTML text: escaped, and with nothing invisible left in it.
@@ -134,3 +137,8 @@ def article(phrase: str) -> str:
 def plain(value: Any) -> str:
     """A configuration value on one line: strings bare, the rest as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
+
+def model_kind(task: str | None) -> str:
+    """What the model of a task is called; "model" for a task that is in no table of ours."""
+    return MODEL_KINDS.get(task or "causal_lm", "model")

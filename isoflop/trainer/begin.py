@@ -9,7 +9,7 @@ import torch
 from isoflop import checkpoint
 from isoflop.config import from_dict, load_json, to_dict
 from isoflop.data.loader import Batches
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.errors import UserError
 from isoflop.files import write_json, write_text
 from isoflop.model.build import Model, build_model

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import convert
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.files import disk_errors
 from isoflop.optim.build import clip_gradients
 from isoflop.parallel.mesh import ALONE, Group

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from isoflop.data.loader import Batches
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.model.build import Model
 from isoflop.optim.schedules import Timetable
 from isoflop.parallel.pause import stoppable

@@ -16,8 +16,8 @@ import torch
 
 from isoflop.data.config import DataConfig
 from isoflop.data.loader import Batches
+from isoflop.data.manifest import Data
 from isoflop.data.prepare import Progress
-from isoflop.data.prepared import Data
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.generate.request import Request
 from isoflop.measure import HeldOut

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isoflop.data.loader import Batches
-from isoflop.data.prepared import Data
+from isoflop.data.manifest import Data
 from isoflop.model.config import ModelConfig
 from isoflop.model.count import parameters
 from isoflop.trainer.config import RunConfig

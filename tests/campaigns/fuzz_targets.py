@@ -45,9 +45,10 @@ from isoflop.config import from_dict, override, to_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import find_files, parse_sources
 from isoflop.data.gaps import Gaps
+from isoflop.data.manifest import checksum
 from isoflop.data.pairs import prepare_pairs, read_all
 from isoflop.data.prepare import prepare
-from isoflop.data.prepared import checksum, open_prepared
+from isoflop.data.prepared import open_prepared
 from isoflop.data.prepared_pairs import open_pairs
 from isoflop.data.readers import Tally, read_documents
 from isoflop.data.tokenizer import Tokenizer

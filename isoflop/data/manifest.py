@@ -1,0 +1,150 @@
+"""The manifest of a folder of prepared data: what it holds, with a checksum of each file and of itself.
+
+Text (prepared.py) and pairs (prepared_pairs.py) are prepared into such folders: files of tokens, tokenizer.json and,
+written last, manifest.json.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from isoflop import files
+from isoflop.config import load_json
+from isoflop.data.shards import damaged, field, verify
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.records import DataAccount
+from isoflop.untrusted import read_text
+
+MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
+
+Shards = dict[str, tuple[str, int]]  # token files with their SHA-256 and bytes
+
+
+class Data(Protocol):
+    """What a run needs of its data, whatever that holds: text (Prepared) or pairs (prepared_pairs.PreparedPairs)."""
+
+    fingerprint: str
+    vocab_size: int
+    tokenizer: Tokenizer
+    sources: tuple[str, ...]
+
+    def train_tokens(self, source: str) -> int: ...
+
+    def account(self) -> DataAccount: ...
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of prepared data.
+
+    Attributes:
+        name, version: as they stand in the manifest.
+        what: is prepared, in words.
+        absent: is said of a folder without a manifest, after the folder's name.
+        foreign: is said of a manifest that is of something else, after the folder's name; empty: that it is damaged.
+    """
+
+    name: str
+    version: int
+    what: str
+    absent: str
+    foreign: str = ""
+
+
+class PreparedFolder:
+    """A folder of prepared data that was opened.
+
+    Attributes:
+        folder: where it lies.
+        manifest: what is there, with a checksum of each file.
+        fingerprint: SHA-256 over everything that a run depends on.
+        vocab_size: ids; each token is below it.
+        seconds: spent preparing now; 0 if the folder was there already (`reused`).
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
+        self.folder, self.manifest, self.seconds, self.reused = folder, manifest, seconds, reused
+        self.fingerprint: str = manifest["fingerprint"]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.tokenizer = tokenizer_of(folder, self.vocab_size)
+
+    def account(self) -> DataAccount:
+        """What became of everything that was found."""
+        return DataAccount.read(self.manifest["account"]).updated(
+            fingerprint=self.fingerprint,
+            folder=str(self.folder.resolve()),
+            seconds=self.seconds,
+            reused=self.reused,
+        )
+
+
+def read_manifest(
+    folder: Path, kind: Format, check: Callable[[dict[str, Any], Path], Shards], verify_checksums: bool = True
+) -> dict[str, Any]:
+    """The manifest of a folder of this format, with every field checked and, if asked for, every file.
+
+    Args:
+        check: looks at the fields that the format has of its own and returns the files of tokens.
+
+    Raises:
+        UserError: if a file is missing, of another format version, or has so much as a flipped bit.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} {kind.absent}")
+    manifest = load_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != kind.name:
+        if kind.foreign:
+            raise UserError(f"{folder} {kind.foreign}")
+        raise damaged(path, f"it is not the manifest of prepared {kind.what}")
+    if manifest.get("version") != kind.version:
+        raise UserError(
+            f"{folder} was prepared in format {manifest.get('version')}, and this isoflop reads {kind.version}; "
+            f"delete the folder to prepare the {kind.what} again"
+        )
+    if manifest.get("checksum") != checksum(manifest):
+        raise damaged(path, "its checksum does not match")
+
+    for name, type_ in (("fingerprint", str), ("tokenizer_sha256", str), ("account", dict), ("vocab_size", int)):
+        field(manifest, name, type_, path)
+    shards = check(manifest, path)
+    if verify_checksums:
+        verify(folder, {TOKENIZER: (manifest["tokenizer_sha256"], -1), **shards}, manifest["vocab_size"])
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with its checksum. It comes last: with it the folder holds prepared data."""
+    files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
+
+
+def write_tokenizer(folder: Path, tokenizer: Tokenizer) -> str:
+    """Write tokenizer.json. Returns its SHA-256."""
+    (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8", newline="\n")
+    return files.sha256(folder / TOKENIZER)
+
+
+def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer in a folder of prepared data.
+
+    Raises:
+        UserError: if it cannot be used, or has other ids than the manifest says.
+    """
+    found = Tokenizer.from_json(read_text(folder / TOKENIZER), str(folder / TOKENIZER))
+    if found.vocab_size != vocab_size:
+        raise damaged(folder / TOKENIZER, f"it has {found.vocab_size} ids and the manifest says {vocab_size}")
+    return found
+
+
+def checksum(manifest: dict[str, Any]) -> str:
+    """SHA-256 over everything in a manifest but its own checksum."""
+    return sha256_of({key: value for key, value in manifest.items() if key != "checksum"})
+
+
+def sha256_of(value: Any) -> str:
+    """SHA-256 of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
