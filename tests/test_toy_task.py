@@ -30,6 +30,7 @@ from isoflop.parallel.mesh import ALONE
 from isoflop.records import DataAccount, DataRead, PreparedSource, SampleLine, Side, SourceRead, read_run
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.task import TASKS
+from isoflop.trainer.throughput import Throughput
 from isoflop.trainer.workload import Notes, Workload, matmul_weights
 
 FORMAT = Format("toy-words", 1, "words", "holds no words")
@@ -227,9 +228,15 @@ def words(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("budget", ["2e10", "90000tok", "2s"])
+@pytest.mark.parametrize("budget", ["2e10", "90000tok", "9s"])
 def test_it_is_planned_for_any_budget(words, tmp_path, budget, monkeypatch):
-    monkeypatch.setattr("isoflop.plan.planner.SECONDS_EACH", 0.1)
+    timed = []
+
+    def given_times(configs, seconds, data):
+        timed.extend(data)
+        return [Throughput(0.01, 2e9 / matmul_weights(config), 10) for config in configs]
+
+    monkeypatch.setattr("isoflop.trainer.throughput.time_in_turns", given_times)
     advice = isoflop.pretrain([str(words)], budget, tmp_path / "run", task="recall", assignments=SMALL, dry_run=True)
     shapes = {(line.layers, line.d_model) for line in advice.candidates}
     assert shapes <= set(WordWorkload.ladder) and sum(line.chosen for line in advice.candidates) == 1
@@ -238,6 +245,7 @@ def test_it_is_planned_for_any_budget(words, tmp_path, budget, monkeypatch):
     lines = {choice.name: choice for choice in advice.choices}
     assert lines["tokens D"].reason.startswith("of the words that are repeated; ")
     assert lines["batch"].value.split()[1] == "words"
+    assert [type(data) for data in timed] == (len(shapes) * [Draws] if budget == "9s" else [])  # on their own words
     if budget == "2e10":
         assert 0.8 * 2e10 < advice.flops < 1.1 * 2e10
     if budget == "90000tok":
