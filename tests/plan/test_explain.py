@@ -1,0 +1,69 @@
+"""The plan in words."""
+
+from dataclasses import replace
+
+import pytest
+
+from isoflop.budget import parse_budget
+from isoflop.plan.advice import Facts, Keep
+from isoflop.plan.asked import Asked
+from isoflop.plan.explain import rates_in_words, speed_in_words
+from isoflop.plan.planner import finalize, propose
+from isoflop.trainer import RunConfig
+from isoflop.trainer.causal_lm import TextWorkload
+from isoflop.trainer.workload import Text
+
+ORDER = "device vocabulary context shape parameters-N tokens-D batch steps optimiser schedule tokenizer"
+
+
+@pytest.fixture(autouse=True)
+def no_clock(monkeypatch):
+    monkeypatch.setattr("isoflop.plan.planner.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
+
+
+def advice(*assignments: str, unique: int = 2_000_000, given: int = 0, keep: Keep | None = None):
+    asked, workload = Asked(assignments), TextWorkload(Text(5e6, b""), given)
+    proposal = propose(parse_budget("4e5tok"), asked.apply(RunConfig()), workload, asked, keep=keep or Keep())
+    return finalize(proposal, Facts(unique, proposal.vocabulary, 2.5)), proposal
+
+
+def lines(*assignments: str, **named):
+    return {choice.name: choice for choice in advice(*assignments, **named)[0].choices}
+
+
+def test_every_choice_has_a_line_with_its_value_and_reason():
+    planned, _ = advice()
+    config = planned.config
+    assert [choice.name.replace(" ", "-") for choice in planned.choices] == ORDER.split()
+    assert all(choice.value and choice.reason for choice in planned.choices)
+    said = {choice.name: choice.value for choice in planned.choices}
+    assert said["shape"].startswith(f"{config.model.layers} layers x {config.model.d_model}, heads: ")
+    assert said["tokens D"] == f"{config.tokens:,}" and said["steps"] == f"{config.steps:,}"
+    assert said["batch"] == f"{config.batch.sequences} x {config.model.context} = {config.tokens_per_step:,} tokens"
+    assert said["tokenizer"] == "2.50 bytes a token"
+
+
+def test_whence_the_vocabulary_comes():
+    assert lines()["vocabulary"].reason.startswith("goes with")
+    assert lines("data.vocab_size=700")["vocabulary"].reason == "as asked for"
+    assert lines(given=5000)["vocabulary"].reason == "the tokenizer that was given"
+    assert lines(keep=Keep(model=True, rates=True))["vocabulary"].reason == "the tokenizer that was given"
+
+
+def test_how_often_the_text_is_read():
+    assert lines(unique=100_000)["tokens D"].reason.endswith("epochs of the text")
+    assert lines(unique=10**9)["tokens D"].reason.endswith("0% of the text")
+
+
+def test_speed_is_told_where_it_was_measured(monkeypatch):
+    planned, proposal = advice()
+    best = replace(proposal.candidates[0], tokens_per_second=12_345.0)
+    assert speed_in_words(planned.config, proposal.candidates[0], 1) == ""
+    assert speed_in_words(planned.config, best, 1) == "; 12,345 tokens/s measured"
+    monkeypatch.setattr("isoflop.plan.explain.utilisation", lambda flops, device, dtype: 0.42)
+    assert speed_in_words(planned.config, best, 1).endswith(", MFU 42% of the card's data sheet")
+
+
+def test_rates_in_words():
+    assert rates_in_words(RunConfig().optim).startswith("muon, lr 0.01")
+    assert lines("optim.name=adamw")["optimiser"].value.startswith("adamw, lr ")
