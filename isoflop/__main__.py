@@ -8,16 +8,25 @@ LAST_WORDS = 1.0  # seconds: torchrun ends all as soon as one has left, and only
 
 
 def main() -> None:
+    from isoflop.terminal import OutputLost, exit_code, guard_standard_streams
+
+    guard_standard_streams()  # before anything else opens a file
     from isoflop.allocator import keep_freed_memory
     from isoflop.cli import run
 
     keep_freed_memory()
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except SystemExit as end:  # tyro's: 0 after a help text, 2 for arguments that do not fit
+        code = end.code if isinstance(end.code, int) else 2 if end.code else 0
+    try:
+        sys.stdout.flush()
+    except OutputLost as error:
+        code = code or exit_code(error)
+    sys.stderr.flush()
     if "WORLD_SIZE" in os.environ:
         # One of many: gloo's own threads can abort an interpreter that is being taken down ("terminate called without
         # an active exception"), and torchrun would call a finished run failed. All is written and closed by now.
-        sys.stdout.flush()
-        sys.stderr.flush()
         if code:
             time.sleep(LAST_WORDS)
         os._exit(code)

@@ -1,69 +1,85 @@
 """What a person sees while isoflop works: progress bars on a terminal, plain lines elsewhere."""
 
+import contextlib
 import math
-import os
-import sys
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 
+from isoflop.job.listener import Listener
 from isoflop.optim.schedules import Decision
+from isoflop.parallel.launch import is_main
 from isoflop.plan.advice import Advice
 from isoflop.records import BadSteps, DataAccount, HeldOutLine, SampleLine, SkipLine, TrainingLine, read_run
+from isoflop.terminal import OutputLost, Shown, fitted, listing, reasons, width_without_terminal, wrapped
+from isoflop.trainer import RunResult
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
-PLAIN_WIDTH = 200  # columns where there is no terminal to ask
+Done = TypeVar("Done")
 LINES = 20  # plain lines a run prints where there is no terminal
-
-
-class Terminal(Console):
-    """A console whose other end may go away (a closed window, `| head`): then nothing more is shown, and what is being
-    trained goes on."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+BAR, BAR_FROM = 24, 76  # columns of a progress bar, and of the terminal from which on there is one
+AROUND_BAR = 16  # columns of percentage, time left and the blanks between them
+FAR_MOVE = 0.1  # an end that moves by this share of the run is told at once; less is counted
 
 
 class Screen(Hook):
-    """Shows preparation and training. `quiet` shows nothing.
+    """Shows preparation and training.
+
+    Args:
+        quiet: show nothing.
+        is_product: the output is what the command is for: where some cannot be written, `require_shown` says so.
 
     Attributes:
         peak: FLOP/s that this machine reaches at best in the run's dtype; 0 leaves the share out.
     """
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console = Terminal(quiet=quiet, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-        self.live_bars = self.console.is_terminal and not quiet
+    def __init__(self, quiet: bool = False, is_product: bool = False) -> None:
+        self._shown_on = Shown(tells=not is_product)
+        self.console = Console(file=cast(IO[str], self._shown_on), quiet=quiet, highlight=False, force_jupyter=False)
+        self.live_bars = self._shown_on.isatty() and not self.console.is_dumb_terminal and not quiet
         self.peak = 0.0
         self._bars: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
         self._heldout = ""
         self._shown = 0.0
+        self._moves, self._end = 0, 0
 
-    def say(self, text: str) -> None:
-        """One line, above the bars if there are any. The text is shown as it is, markup and all."""
-        self.console.print(escape(text), soft_wrap=True)
+    @property
+    def width(self) -> int | None:
+        """Columns that lines are wrapped to; None: they are not."""
+        return self.console.width if self._shown_on.isatty() else width_without_terminal()
 
-    def table(self, rows: list[tuple[str, ...]], title: str = "") -> None:
-        """Rows in columns."""
-        table = Table(
-            box=None, title=title or None, title_justify="left", show_header=False, pad_edge=False, padding=(0, 2, 0, 0)
-        )
-        for index in range(max(len(row) for row in rows)):
-            table.add_column(no_wrap=index < 2, overflow="fold", style="dim" if index == 2 else None)
-        for row in rows:
-            table.add_row(*(escape(cell) for cell in row))
-        self.console.print(table)
+    def say(self, text: str, as_it_is: bool = False) -> None:
+        """Text above the bars if there are any, markup and all, wrapped at blanks (or left alone: `as_it_is`)."""
+        for line in text.split("\n") if as_it_is else wrapped(text, self.width, indent=2):
+            self._print(Text(line))
+
+    def reasons(self, rows: list[tuple[str, str, str]]) -> None:
+        """Names, values and their reasons, in columns."""
+        for first, why in reasons(rows, self.width):
+            self._print(Text.assemble(first, (why, "dim")))
+
+    def require_shown(self) -> None:
+        """For a command whose output is its product.
+
+        Raises:
+            OutputLost: if some of it could not be written.
+        """
+        lost = self._shown_on.lost
+        if isinstance(lost, OSError):
+            raise OutputLost(lost.errno, lost.strerror)
+
+    def _print(self, text: Text) -> None:
+        self.console.print(text, soft_wrap=True)
 
     def progress(self, stage: str, done: float, total: float, note: str = "") -> None:
         """Show how far a stage is, in bytes: what isoflop.data.prepare calls."""
@@ -74,16 +90,18 @@ class Screen(Hook):
             return
         bars = self._open(stage)
         assert self._task is not None
-        shown = f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB {note}" if total else note
-        bars.update(self._task, completed=done, total=total or None, text=escape(shown))
+        size = [f"{done / 1e6:,.1f} of {total / 1e6:,.1f} MB"] if total else []
+        text = escape(self._fitted([*size, *([note] if note else [])]))
+        bars.update(self._task, completed=done, total=total or None, text=text)
         if total and done >= total:
             self.close()
 
     def started(self, state: RunState) -> None:
         self._stage = ""
         self._shown = -math.inf
+        self._moves, self._end = 0, state.timetable.total_steps
         if state.step:
-            self.say(f"going on from step {state.step:,}")
+            self.say(f"resumes from step {state.step:,}")
 
     def stepped(self, state: RunState) -> None:
         line = state.line
@@ -96,14 +114,15 @@ class Screen(Hook):
             self._shown = time.monotonic()
             bars = self._open("training")
             assert self._task is not None
-            bars.update(self._task, completed=state.step, total=total, text=self._words(state, line))
+            bars.update(self._task, completed=state.step, total=total, text=self._fitted(self._words(state, line)))
         elif state.step * LINES // total != (state.step - 1) * LINES // total or state.done:
-            self.say(f"step {state.step:,}/{total:,}  {self._words(state, line)}  {left(state)} left")
+            words = "  ".join(self._words(state, line))
+            self.say(f"step {state.step:,}/{total:,}  {words}  {left(state)} left")
         if state.done:
             self.close()
 
     def measured(self, state: RunState, line: HeldOutLine) -> None:
-        self._heldout = f"  held-out {line.heldout_bits_per_byte:.3f} bits/byte"
+        self._heldout = f"held-out {line.heldout_bits_per_byte:.3f} bits/byte"
 
     def noticed(self, state: RunState, text: str) -> None:
         self.say(text)
@@ -113,10 +132,16 @@ class Screen(Hook):
             self.say(trouble_told(line))
 
     def decided(self, state: RunState, decision: Decision) -> None:
-        self.say(f"step {decision.at_step:,}: the end moves to step {decision.steps:,}: {decision.reason}")
+        self._moves += 1
+        if self._moves == 1 or abs(decision.steps - self._end) > FAR_MOVE * self._end:
+            self._end = decision.steps
+            self.say(f"step {decision.at_step:,}: the end moves to step {decision.steps:,}: {decision.reason}")
 
     def ended(self, state: RunState) -> None:
         self.close()
+        end = state.timetable.total_steps
+        if self._moves > 1 and end != self._end:
+            self.say(f"the end moved {self._moves:,} times in all, with the speed of the steps: to step {end:,}")
 
     def close(self) -> None:
         if self._bars is not None:
@@ -127,9 +152,10 @@ class Screen(Hook):
         if self._bars is None or stage != self._stage:
             self.close()
             self._stage = stage
+            bar = [BarColumn(bar_width=BAR)] if self.console.width >= BAR_FROM else []
             self._bars = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
+                *bar,
                 TextColumn("{task.percentage:>3.0f}%"),
                 TextColumn("{task.fields[text]}"),
                 TimeRemainingColumn(),
@@ -140,15 +166,72 @@ class Screen(Hook):
             self._task = self._bars.add_task(stage, text="", total=None)
         return self._bars
 
-    def _words(self, state: RunState, line: TrainingLine) -> str:
+    def _words(self, state: RunState, line: TrainingLine) -> list[str]:
+        """How the run is, what matters most first."""
         rate = line.tokens_per_second or 0.0
         speed = rate * state.flops_per_token
         share = f" ({speed / self.peak:.0%} of peak)" if self.peak else ""
         epochs = state.tokens / max(1, sum(state.prepared.train_tokens(name) for name in state.prepared.sources))
-        return (
-            f"loss {line.loss:.3f}{self._heldout}  {rate:,.0f} tok/s  {speed / 1e9:,.0f} GFLOP/s{share}  "
-            f"{state.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs"
-        )
+        return [
+            f"loss {line.loss:.3f}",
+            *([self._heldout] if self._heldout else []),
+            f"{rate:,.0f} tok/s",
+            f"{speed / 1e9:,.0f} GFLOP/s{share}",
+            f"{state.tokens / 1e6:.2f}M tokens, {epochs:.2f} epochs",
+        ]
+
+    def _fitted(self, parts: list[str]) -> str:
+        """Parts of a bar's text, as many as the terminal has room for next to the bar."""
+        width = self.console.width
+        return fitted(parts, width - len(self._stage) - AROUND_BAR - (BAR + 1 if width >= BAR_FROM else 0))
+
+
+def listener_for(screen: Screen, hooks: Sequence[Hook] = ()) -> Listener:
+    """A job's listener that shows everything on a screen.
+
+    Args:
+        hooks: further ones, told before the screen.
+    """
+    return Listener(
+        say=screen.say,
+        progress=screen.progress,
+        planned=lambda advice: show_plan(screen, advice),
+        prepared=lambda account: show_account(screen, account),
+        hooks=(*hooks, screen),
+        peak=lambda flops: setattr(screen, "peak", flops),
+    )
+
+
+@dataclass
+class ShownJob:
+    """A job called from Python, and who is told of it.
+
+    Attributes:
+        screen: None where the caller has a listener of its own.
+    """
+
+    listener: Listener
+    screen: Screen | None = None
+
+    def outcome(self, done: Done) -> Done:
+        """Show what a run came to, and pass it on."""
+        if self.screen is not None and isinstance(done, RunResult):
+            show_outcome(self.screen, done.folder)
+        return done
+
+
+@contextlib.contextmanager
+def shown(listener: Listener | None, quiet: bool) -> Iterator[ShownJob]:
+    """Who is told of a job called from Python: its own `listener`, else a screen, unless `quiet` or another process of
+    the same job shows it."""
+    if listener is not None or quiet or not is_main():
+        yield ShownJob(listener or Listener())
+        return
+    screen = Screen()
+    try:
+        yield ShownJob(listener_for(screen), screen)
+    finally:
+        screen.close()
 
 
 def trouble_told(line: SkipLine) -> str:
@@ -166,10 +249,14 @@ def bad_steps_told(counted: BadSteps) -> str:
     said = [
         (counted.steps_left_out, f"steps left out ({counted.left_out_tokens:,} tokens)"),
         (counted.rollbacks, f"rollbacks ({counted.passed_over_tokens:,} tokens passed over)"),
-        (counted.spikes_kept, "spikes, kept"),
     ]
     parts = [f"{count:,} {words}" for count, words in said if count]
-    return f"numbers gone wrong: {', '.join(parts)}" if parts else ""
+    told = f"bad steps: {', '.join(parts)}" if parts else ""
+    if counted.spikes_kept:
+        one = counted.spikes_kept == 1
+        spikes = f"{counted.spikes_kept:,} step{'' if one else 's'} with an unusually high loss or gradient norm"
+        told += f"{'; ' if told else ''}{spikes}, trained on as usual"
+    return told
 
 
 def left(state: RunState) -> str:
@@ -185,7 +272,8 @@ def show_runs(screen: Screen, folder: Path, rows: list[dict[str, Any]]) -> None:
         screen.say(f"no runs in {folder}")
         return
     head = ("run", "status", "parameters", "steps", "tokens", "seconds", "bits/byte", "expected")
-    screen.table([head, *(tuple(cell(value) for value in row.values()) for row in rows)])
+    for line in listing(head, [tuple(cell(value) for value in row.values()) for row in rows], screen.width):
+        screen.say(line, as_it_is=True)
 
 
 def cell(value: Any) -> str:
@@ -197,7 +285,7 @@ def cell(value: Any) -> str:
 def show_plan(screen: Screen, advice: Advice) -> None:
     screen.close()
     screen.say(f"plan for {advice.budget}")
-    screen.table([(f"  {choice.name}", choice.value, choice.reason) for choice in advice.choices])
+    screen.reasons([(f"  {choice.name}", str(choice.value), choice.reason) for choice in advice.choices])
     if advice.expected:
         e = advice.expected
         screen.say(
@@ -249,6 +337,6 @@ def show_outcome(screen: Screen, folder: Path) -> None:
     if bad := bad_steps_told(result.guard):
         screen.say(bad)
     if run.samples:
-        screen.say(f"a sample:\n{shown_sample(run.samples[-1])}\n")
+        screen.say(f"a sample:\n{shown_sample(run.samples[-1])}\n", as_it_is=True)
     screen.say(f"report: {run.folder.report}")
     screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")

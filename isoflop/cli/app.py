@@ -1,6 +1,6 @@
 """All commands by name, their parser, and the exit code of each way in which one can end."""
 
-import io
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +15,7 @@ from isoflop.cli.prepare import prepare
 from isoflop.cli.train import train
 from isoflop.cli.transfer import export_model, import_model
 from isoflop.errors import UserError
+from isoflop.terminal import OutputLost, exit_code, wrapped
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train,
@@ -37,13 +38,10 @@ def run(arguments: Sequence[str]) -> int:
         for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
         torchrun itself says more, and gives 1 for any of them (parallel/failures.py).
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that lacks a character of a sample is no reason to fail
-    if list(arguments) == ["--version"]:
-        print(f"isoflop {__version__}")
-        return 0
     try:
+        if list(arguments) == ["--version"]:
+            print(f"isoflop {__version__}")
+            return 0
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="isoflop",
@@ -52,16 +50,22 @@ def run(arguments: Sequence[str]) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except UserError as error:
-        print(f"isoflop: {error}", file=sys.stderr)
+        complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("isoflop: stopped", file=sys.stderr)
+        complain("stopped")
         return 130
-    except BrokenPipeError:
-        return 0
+    except OutputLost as error:
+        return exit_code(error)
     except Exception as error:
         return stopped_run(error)
     return 0
+
+
+def complain(text: str) -> None:
+    """One line on standard error, wrapped between words where that is a terminal."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    print("\n".join(wrapped(f"isoflop: {text}", width)), file=sys.stderr)
 
 
 def stopped_run(error: Exception) -> int:
@@ -75,9 +79,9 @@ def stopped_run(error: Exception) -> int:
     if isinstance(error, FailedElsewhere):
         return error.exit_code
     if isinstance(error, Interrupted):
-        print(f"isoflop: {error}; saved. Go on with: isoflop train --resume {error.folder}", file=sys.stderr)
+        complain(f"{error}; saved. Resume with: isoflop train --resume {error.folder}")
         return error.exit_code
     if isinstance(error, Diverged | Lost):
-        print(f"isoflop: {error}", file=sys.stderr)
+        complain(str(error))
         return 1
     raise error

@@ -24,7 +24,9 @@ def runs(
     from isoflop import job
     from isoflop.screen import Screen, show_runs
 
-    show_runs(Screen(), folder, job.list_runs(folder))
+    screen = Screen(is_product=True)
+    show_runs(screen, folder, job.list_runs(folder))
+    screen.require_shown()
 
 
 def config() -> None:

@@ -17,7 +17,7 @@ def train(
         tyro.conf.arg(
             metavar="BUDGET",
             help_behavior_hint="(default: 3m)",
-            help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps; +1h with --resume",
+            help="90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 500steps; +1h with --resume",
         ),
     ] = "",
     out: Annotated[
@@ -66,20 +66,13 @@ def train(
     from isoflop.model.registry import trust_code as trusting
     from isoflop.parallel.launch import is_main
     from isoflop.recipe import load_recipe
-    from isoflop.screen import Screen, show_account, show_outcome, show_plan
+    from isoflop.screen import Screen, listener_for, show_outcome
     from isoflop.trainer import RunConfig, RunResult
     from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
-        screen = Screen(quiet=not is_main())
-        listener = job.Listener(
-            say=screen.say,
-            progress=screen.progress,
-            planned=lambda advice: show_plan(screen, advice),
-            prepared=lambda account: show_account(screen, account),
-            hooks=(Profile(), screen) if profile else (screen,),
-            peak=lambda flops: setattr(screen, "peak", flops),
-        )
+        screen = Screen(quiet=not is_main(), is_product=dry_run)
+        listener = listener_for(screen, hooks=(Profile(),) if profile else ())
         if resume is not None:
             if not resume:  # a variable that is not set, most likely; it is not a run from the beginning that is meant
                 raise UserError("--resume names nothing; name the run's folder: `isoflop runs` lists them")
@@ -112,7 +105,9 @@ def train(
     if isinstance(done, RunResult):
         show_outcome(screen, done.folder)
     elif isinstance(done, RunConfig):
-        screen.say(to_json(to_dict(done)))
+        screen.say(to_json(to_dict(done)), as_it_is=True)
+    if dry_run:
+        screen.require_shown()
 
 
 def refuse_with_resume(given: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ together, which was not measured (bench/scaling.py can), and where they do not, 
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -35,7 +36,8 @@ def together(job: Callable[Concatenate[Group, Arguments], Result]) -> Callable[A
             group.order(None)
             return result
 
-    del run.__wrapped__  # whoever asks for the signature sees the one without the group
+    whole = inspect.signature(job)  # whoever asks sees the one without the group
+    run.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
     return run
 
 

@@ -1,0 +1,255 @@
+"""Standard streams that may be closed, full or gone, and text laid out for the width of a terminal.
+
+A run is worth more than its output: what a run shows goes through `Shown`, which never raises. A command whose output
+is its product (`sample`, `runs`) does raise, once: `OutputLost`, from the guarded streams of the command line.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import select
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+from rich.cells import cell_len
+
+BESIDE = 50  # columns for value and reason together, below which the reason stands under the value
+FEWEST = 20  # columns that a column of text is never narrower than
+NOTEBOOK_WIDTH = 100  # columns of a notebook's output, which says nothing of its width
+
+
+class OutputLost(BrokenPipeError):
+    """Standard output takes nothing more: closed at the other end (EPIPE), a full disk, a terminal that is gone."""
+
+
+class Guard(io.RawIOBase):
+    """The raw end of a standard stream. The first write that fails is said once (`raises`), what comes later goes
+    nowhere; so that nothing, not even the interpreter as it ends, fails a second time.
+
+    Attributes:
+        lost: why nothing more is written; None while it is.
+    """
+
+    def __init__(self, descriptor: int, raises: bool = True) -> None:
+        self.descriptor, self.raises = descriptor, raises
+        self.lost: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int:
+        if self.lost is not None:
+            return len(data)
+        while True:
+            try:
+                return os.write(self.descriptor, data)
+            except BlockingIOError:  # whoever shares the terminal or pipe has made it non-blocking
+                select.select([], [self.descriptor], [])
+            except OSError as error:
+                self.lost = error
+                if self.raises:
+                    raise OutputLost(error.errno, error.strerror) from None
+                return len(data)
+
+
+def guard_standard_streams() -> None:
+    """Make standard input, output and error of this process usable, whatever the process was started with.
+
+    A closed descriptor is opened on the null device: else the next file that is opened, a checkpoint perhaps, would get
+    its number, and whatever is printed would land in it.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
+    sys.stdout = guarded(sys.stdout, 1, raises=True)
+    sys.stderr = guarded(sys.stderr, 2, raises=False)
+
+
+def guarded(stream: TextIO | None, descriptor: int, raises: bool) -> TextIO:
+    """A text stream like `stream` whose failures a Guard takes. Characters that the encoding lacks are replaced: a
+    terminal that cannot show a character of a sample is no reason to fail."""
+    if stream is not None:
+        stream.flush()
+    raw = io.BufferedWriter(Guard(descriptor, raises))
+    encoding = stream.encoding if stream is not None else "utf-8"
+    at_once = descriptor == 2 or os.isatty(descriptor)
+    return io.TextIOWrapper(raw, encoding=encoding, errors="replace", line_buffering=at_once)
+
+
+def exit_code(error: OSError) -> int:
+    """The exit code of a command whose output was lost: 0 if the reader had enough (`| head`), else 2, said on standard
+    error."""
+    if error.errno == errno.EPIPE:
+        return 0
+    sys.stderr.write(f"isoflop: {lost_told(error)}; send it somewhere else\n")
+    return 2
+
+
+def lost_told(error: BaseException) -> str:
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return f"standard output could not be written: {reason or type(error).__name__}"
+
+
+class Shown(io.TextIOBase):
+    """Where the screen writes: standard output as it is when this is made, until it fails; from then on nowhere.
+
+    Args:
+        tells: a failure is said on standard error, once; a reader that closes a pipe is none.
+
+    Attributes:
+        lost: why nothing more is shown; None while it is.
+    """
+
+    def __init__(self, tells: bool = True) -> None:
+        stream, self.tells = sys.stdout, tells
+        self._stream: Any = getattr(stream, "rich_proxied_file", stream)
+        self.lost: BaseException | None = None
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        try:
+            return bool(self._stream.isatty())
+        except (AttributeError, OSError, ValueError):  # none, gone, closed
+            return False
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("there is no standard output")
+        return int(self._stream.fileno())
+
+    def write(self, text: str) -> int:
+        shown = text.encode(self.encoding, "replace").decode(self.encoding)  # a character that it lacks is a "?"
+        self._guarded(lambda: self._stream.write(shown))
+        return len(text)
+
+    def flush(self) -> None:
+        self._guarded(lambda: self._stream.flush())
+
+    def _guarded(self, call: Any) -> None:
+        if self._stream is None or self.lost is not None:
+            return
+        try:
+            call()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
+            self.lost = error
+            if self.tells and getattr(error, "errno", None) != errno.EPIPE and sys.stderr is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stderr.write(f"isoflop: {lost_told(error)}: nothing more is shown, the work goes on\n")
+
+
+def width_without_terminal() -> int | None:
+    """Columns where no terminal can be asked: COLUMNS if it is set, a notebook's; None: lines as long as they are."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said):
+        return int(said)
+    return NOTEBOOK_WIDTH if "ipykernel" in sys.modules else None
+
+
+def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
+    """Lines of at most `width` columns, further ones indented. Only blanks are broken at, so that no word and no number
+    is cut: one that is wider than a line has a line of its own."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        if width is None or cell_len(line) <= width:
+            lines.append(line)
+            continue
+        lead = len(line) - len(line.lstrip(" "))
+        further = min(lead + indent, max(width - FEWEST, 0))
+        filled, empty = line[:lead], True
+        for gap, word in words(line[lead:]):
+            if not empty and cell_len(filled) + len(gap) + cell_len(word) > width:
+                lines.append(filled)
+                filled, empty = " " * further, True
+            filled += word if empty else gap + word
+            empty = False
+        lines.append(filled)
+    return lines
+
+
+def words(text: str) -> Iterable[tuple[str, str]]:
+    """(the blanks before a word, the word)"""
+    gap = ""
+    for piece in text.split(" "):
+        if piece:
+            yield gap, piece
+            gap = " "
+        else:
+            gap += " "
+
+
+def padded(text: str, width: int) -> str:
+    return text + " " * (width - cell_len(text))
+
+
+def reasons(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tuple[str, str]]:
+    """Rows of (name, value, reason) as lines, each in two parts: what stands first, and the reason's part of it.
+
+    Where there is room value and reason stand next to each other, each wrapped in a column of its own; else the reason
+    stands under the value.
+    """
+    names = max(cell_len(name) for name, _, _ in rows) + 2
+    widest = max(cell_len(value) for _, value, _ in rows)
+    lines: list[tuple[str, str]] = []
+    if width is None or width - names >= BESIDE:
+        column = widest if width is None else min(widest, max(FEWEST, (width - names - 2) * 2 // 5))
+        for name, value, reason in rows:
+            values = wrapped(value, column)
+            column_here = max(column, *(cell_len(line) for line in values))
+            room = None if width is None else max(width - names - column_here - 2, FEWEST)
+            whys = wrapped(reason, room) if reason else []
+            for index in range(max(len(values), len(whys))):
+                first = padded(name if index == 0 else "", names) + (values[index] if index < len(values) else "")
+                why = whys[index] if index < len(whys) else ""
+                lines.append((padded(first, names + column_here + 2) if why else first.rstrip(), why))
+        return lines
+    for name, value, reason in rows:
+        room = max(width - names, FEWEST)
+        for index, text in enumerate(wrapped(value, room)):
+            lines.append((padded(name if index == 0 else "", names) + text, ""))
+        if reason:
+            lines.extend((" " * names, text) for text in wrapped(reason, room))
+    return lines
+
+
+def listing(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
+    """Rows under a head, in columns where they fit; else one paragraph for each row, its first cell on a line of its
+    own, the others with their names."""
+    columns = [max(cell_len(row[index]) for row in (head, *rows)) for index in range(len(head))]
+    if width is None or sum(columns) + 2 * (len(columns) - 1) <= width:
+        return [
+            "  ".join(padded(text, room) for text, room in zip(row, columns, strict=True)).rstrip()
+            for row in (head, *rows)
+        ]
+    lines = []
+    for row in rows:
+        lines.append(row[0])
+        said = [f"{name} {text}" for name, text in zip(head[1:], row[1:], strict=True) if text != "-"]
+        lines.extend(wrapped("  " + ", ".join(said), width))
+    return lines
+
+
+def fitted(parts: Sequence[str], room: int) -> str:
+    """As many parts, from the first on, as fit into `room` columns, whole; " ..." says that some are left out."""
+    for count in range(len(parts), 0, -1):
+        text = "  ".join(parts[:count]) + (" ..." if count < len(parts) else "")
+        if cell_len(text) <= room:
+            return text
+    return "..."
