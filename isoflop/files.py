@@ -8,6 +8,8 @@ import json
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,13 +19,78 @@ from platformdirs import user_cache_path
 
 from isoflop.errors import UserError
 
+NAME_HOME = "set ISOFLOP_HOME to a folder that can be written to"
 QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600
 
 
 def home() -> Path:
-    """`$ISOFLOP_HOME`, or the user's cache folder: prepared data, fits and the ledger of predictions."""
+    """Where prepared data, fits and the ledger of predictions are kept: `$ISOFLOP_HOME`; else the user's cache folder;
+    where that cannot be written to, or there is none, a folder of this user's among the temporary files."""
     chosen = os.environ.get("ISOFLOP_HOME")
-    return Path(chosen).expanduser() if chosen else user_cache_path("isoflop", appauthor=False)
+    if chosen:
+        try:
+            return Path(chosen).expanduser()
+        except RuntimeError:
+            raise UserError(f"ISOFLOP_HOME={chosen} names a home folder; there is none, write a whole path") from None
+    cache = user_cache()
+    return cache if cache is not None and can_write(cache) else temporary_home()
+
+
+def user_cache() -> Path | None:
+    """The user's cache folder for isoflop; None for a user without a home, as in some containers."""
+    try:
+        return user_cache_path("isoflop", appauthor=False)
+    except (RuntimeError, KeyError):
+        return None
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a folder can be written to, or made if it is missing."""
+    try:
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError:  # a folder above it that may not be looked into
+        return False
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+
+
+def temporary_home() -> Path:
+    """A folder of this user's alone among the temporary files, the same in every process.
+
+    Raises:
+        UserError: if there is none, or it is somebody else's.
+    """
+    why = "no home folder can be written to"
+    try:
+        folder = Path(tempfile.gettempdir()) / f"isoflop-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise UserError(f"{why}, and no temporary one ({error.strerror or error}); {NAME_HOME}") from None
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise UserError(f"{why}, and {folder} is not this user's alone; {NAME_HOME}")
+    return folder
+
+
+def home_note() -> str:
+    """What a person should know of `home()`; empty if it is where it is expected."""
+    if os.environ.get("ISOFLOP_HOME") or home() == user_cache():
+        return ""
+    why = "note: no home folder can be written to"
+    return f"{why}: prepared data is kept in {home()}; set ISOFLOP_HOME to keep it elsewhere"
+
+
+def spool() -> Path:
+    """A folder, made now, for files that last no longer than the process that writes them.
+
+    Raises:
+        UserError: if none can be written to.
+    """
+    folder = home() / "spool"
+    if not can_write(folder):
+        folder = temporary_home() / "spool"
+    with disk_errors("temporary files", instead=NAME_HOME):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def to_json(value: Any) -> str:
@@ -136,34 +203,36 @@ def sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(what: str, then: str = "") -> Iterator[None]:
-    """Turn a full, read-only or vanished disk into one line.
+def disk_errors(what: str, then: str = "", instead: str = "name another folder") -> Iterator[None]:
+    """Turn a full, read-only or vanished disk into one line. No disk breaks a pipe: that is somebody else's.
 
     Args:
-        then: what goes on when the disk does, a command; without it the way out is another folder.
+        then: what goes on when the disk does, a command; without it the way out is `instead`.
 
     Raises:
         UserError: naming `what` was being written and the system's reason.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        way_out = "free some space or name another folder" if full else "name another folder"
+        way_out = f"free some space or {instead}" if full else instead
         if then:
             way_out = f"{'free some space' if full else 'mend that'}, then: {then}"
         raise UserError(f"{what} could not be written: {error.strerror or error}{place}; {way_out}") from error
 
 
-def try_folder(folder: Path, what: str) -> None:
+def try_folder(folder: Path, what: str, instead: str = "name another folder") -> None:
     """Find out whether a folder can be made and written to, and leave everything as it was.
 
     Raises:
         UserError: naming `what` it is for, and the system's reason.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    with disk_errors(what):
+    with disk_errors(what, instead=instead):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             trial = folder / f".{secrets.token_hex(4)}.tmp"

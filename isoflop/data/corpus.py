@@ -265,8 +265,7 @@ def temporary_file() -> tuple[BinaryIO, Path]:
 
     The lock on it says that its process lives. A file younger than a minute may not have its lock yet.
     """
-    folder = files.home() / "spool"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.spool()
     for old in folder.iterdir():
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > 60 and not is_locked(old):

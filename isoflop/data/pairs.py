@@ -106,7 +106,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     except OSError:
         if (folder / MANIFEST).is_file():  # another process finished the same work first
             return open_pairs(folder)
-        with files.disk_errors("the prepared pairs"):
+        with files.disk_errors("the prepared pairs", instead=files.NAME_HOME):
             raise
     opened = open_pairs(folder, verify_checksums=False)
     return PreparedPairs(folder, opened.manifest, seconds=time.perf_counter() - started, reused=False)

@@ -99,12 +99,15 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     parts = list_parts(config)
     key = key_of(config, parts, given)
     folder = Path(out) if out else files.home() / "data" / key[:16]
-    with files.disk_errors("the prepared data"):  # it stays, empty or not: others may be at work there
-        (files.home() / "data").mkdir(parents=True, exist_ok=True)
-    files.try_folder(folder.parent, "the prepared data")
-    if found := already_there(folder, key):
+    instead = "name another folder" if out else files.NAME_HOME
+    if found := already_there(folder, key):  # it may lie where nothing can be written
         return found
-    sweep(files.home() / "data")
+    if not out:
+        with files.disk_errors("the prepared data", instead=files.NAME_HOME):
+            folder.parent.mkdir(parents=True, exist_ok=True)  # it stays: others may be at work there
+    files.try_folder(folder.parent, "the prepared data", instead=instead)
+    with contextlib.suppress(UserError, OSError):  # with --out a home is not needed
+        sweep(files.home() / "data")
     sweep(folder.parent, glob.escape(folder.name))
     report: Progress = progress or (lambda stage, done, total, note="": None)
     total = float(sum(total_size(part.files) for part in parts))
@@ -123,7 +126,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
         except OSError:
             if found := already_there(folder, key):  # another process finished the same work first
                 return found
-            with files.disk_errors("the prepared data"):
+            with files.disk_errors("the prepared data", instead=instead):
                 raise
     opened = open_prepared(folder, verify_checksums=False)
     return Prepared(folder, opened.manifest, seconds=time.perf_counter() - started, reused=False)

@@ -274,9 +274,8 @@ def parquet_documents(
         yield from parquet_rows(raw, file, column, tally, moved)
         return
     raw.seek(0)
-    folder = files.home() / "spool"
+    folder = files.spool()
     with files.disk_errors(f"the unpacked {file.shown}"):
-        folder.mkdir(parents=True, exist_ok=True)
         unpacked = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed below; gone by itself after a kill
     with unpacked:
         for block in decompress(raw, file):

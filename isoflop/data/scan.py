@@ -171,9 +171,8 @@ class Scan:
         self.needs_sample = find_kind(config.tokenizer) is not None  # for training it
         self.documents = 0
         self.almost_heldout, self.almost_train = Nearest(), Nearest()
-        folder = files.home() / "spool"
+        folder = files.spool()
         with files.disk_errors("the decisions about documents"):
-            folder.mkdir(parents=True, exist_ok=True)
             self.decisions: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def __enter__(self) -> "Scan":

@@ -9,6 +9,7 @@ from typing import Any
 from isoflop import checkpoint
 from isoflop.config import from_dict, to_dict
 from isoflop.data.manifest import Data
+from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json
 from isoflop.job.ceiling import is_peak, machine_peak
 from isoflop.job.listener import Listener, Phases
@@ -149,7 +150,10 @@ class Job:
 
                 write_report([self.folder.path])
             run = self.write_result(result, reached)
-        add_to_ledger(run)
+        try:
+            add_to_ledger(run)
+        except UserError as error:  # the run is done and written
+            self.listener.say(f"note: {error}")
 
     def write_result(self, result: RunResult, reached: HeldOut) -> Run:
         """Write result.json. Returns the run as it is on record now."""

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from isoflop.files import disk_errors, home
+from isoflop.files import NAME_HOME, disk_errors, home
 from isoflop.measure import HeldOut
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.records import LedgerLine, Run, RunFolder
@@ -56,6 +56,6 @@ def add_to_ledger(run: Run) -> None:
         verdict=run.result.verdict,
     )
     ledger = RunFolder(home())
-    with disk_errors(f"the ledger {home()}"):
+    with disk_errors(f"the ledger {home()}", instead=NAME_HOME):
         ledger.path.mkdir(parents=True, exist_ok=True)
         ledger.append("ledger", line)

@@ -12,7 +12,7 @@ from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
 from isoflop.data.manifest import Data
 from isoflop.errors import UserError
-from isoflop.files import try_folder
+from isoflop.files import home_note, try_folder
 from isoflop.job.job import Job
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.reopen import reopen
@@ -85,6 +85,8 @@ def pretrain(
             return reopen(group, folder, "", (), listener).run()
         claim(folder)
 
+    if note := home_note():
+        listener.say(note)
     keep = Keep(model=base is not None or bool(init), rates=base is not None)
     advice, data = plan(group, allowance, config, asked, keep, listener, phases)
     listener.planned(advice)
@@ -117,6 +119,8 @@ def train(
         return reopen(group, folder, "", (), listener).run()
     claim(folder)
     make_trackers(config.trackers)
+    if note := home_note():
+        listener.say(note)
 
     with phases.time("prepare"):
         data = task.prepare_data(config.data, listener.progress)

@@ -1,5 +1,6 @@
 """Device, dtype, threads and compilation of a run, from what this machine was seen to do."""
 
+import contextlib
 from dataclasses import replace
 
 from isoflop.budget import Budget
@@ -67,7 +68,8 @@ def choose_dtype(config: RunConfig, peak: dict[str, float]) -> tuple[str, str]:
         trials = [replace(config, runtime=replace(resolved, dtype=dtype)) for dtype in ("float32", "bfloat16")]
         in_float32, in_bfloat16 = throughput.time_in_turns(trials, TRIAL_SECONDS)
         known = {**known, key: in_bfloat16.tokens_per_second / in_float32.tokens_per_second}
-        write_json(stored, known)
+        with contextlib.suppress(OSError):  # then it is timed again the next time
+            write_json(stored, known)
     dtype = "bfloat16" if known[key] > GAIN else "float32"
     return dtype, f"a step in bfloat16 ran at {known[key]:.2f} times float32's speed"
 
