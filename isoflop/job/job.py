@@ -123,6 +123,7 @@ class Job:
             self.folder.path,
             hooks=[HeldOutHook(tuple(told)), Samples(), *told],
             prepared=self.data,
+            task=self.task,
             resume=self.resumed,
             group=self.group,
             **first,

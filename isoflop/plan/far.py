@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.table import rates
-from isoflop.plan.settings import with_rates
-from isoflop.plan.shapes import batch_tokens_for
+from isoflop.plan.settings import batch_tokens_for, with_rates
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import task_named
 

@@ -22,8 +22,7 @@ from isoflop.plan.machine import choose_runtime
 from isoflop.plan.predictability import Predictability, predictability
 from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
-from isoflop.plan.settings import with_batch, with_length, with_rates
-from isoflop.plan.shapes import context_for, vocabulary_for
+from isoflop.plan.settings import context_for, vocabulary_for, with_batch, with_length, with_rates
 from isoflop.records import CandidateShape
 from isoflop.runtime import measure_peak
 from isoflop.trainer import RunConfig, throughput
