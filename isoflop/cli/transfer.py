@@ -34,7 +34,12 @@ def import_model(
 def export_model(
     run: RunArgument,
     *,
-    to: Annotated[str, tyro.conf.arg(metavar="hf|gguf", help="a Hugging Face folder, or llama.cpp's file")],
+    to: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="hf|gguf|llama2c", help="a Hugging Face folder, llama.cpp's file, or llama2.c's two files"
+        ),
+    ],
     out: Annotated[Path, tyro.conf.arg(help="a new folder")],
     trust_code: Trusted = (),
 ) -> None:

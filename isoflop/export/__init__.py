@@ -1,26 +1,28 @@
 """Real weights, both ways. Reading knows the format from the path; writing checks itself before it is done.
 
-anatomy        what a model is, in the words that all formats share      names      what each format calls our tensors
-architectures  Hugging Face's, one row each, and their config.json       bundle     what goes in and out
-huggingface    folders of config.json and safetensors                    gguf       llama.cpp's models
-llama2c        llama2.c's .bin, read only                                gguf_file  the file that they are in
-vocabulary     tokenizers in and out of their forms                      fields     a header's values, checked
+formats        what can be written, and where a configuration can go     fit     which configurations a format can hold
+anatomy        what a model is, in the words that all formats share      names   what each format calls our tensors
+architectures  Hugging Face's, one row each, and their config.json       bundle  what goes in and out
+huggingface    folders of config.json and safetensors                    gguf    llama.cpp's models
+llama2c        llama2.c's .bin                                           gguf_file, gguf_tokenizer  what they are in
+vocabulary     tokenizers in and out of their forms                      rope    Llama 3's scaling in GGUF
+fields         a header's values, checked
 """
 
+import secrets
 from pathlib import Path
 
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.data.tokenizer import read_text as read_tokenizer_text
 from isoflop.errors import UserError
 from isoflop.export.bundle import Bundle, compare
-from isoflop.export.gguf import FILE_NAME, read_gguf, write_gguf
-from isoflop.export.huggingface import read_folder, write_folder
+from isoflop.export.formats import FORMATS, Outlook, outlook
+from isoflop.export.gguf import read_gguf
+from isoflop.export.huggingface import read_folder
 from isoflop.export.llama2c import read_bin, read_pieces
 from isoflop.untrusted import open_regular
 
-TARGETS = ("hf", "gguf")
-
-__all__ = ["TARGETS", "Bundle", "compare", "read", "write"]
+__all__ = ["FORMATS", "Bundle", "Outlook", "check_target", "compare", "outlook", "read", "write"]
 
 
 def read(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
@@ -73,11 +75,17 @@ def read_tokenizer_file(path: Path) -> str:
     return text if text.lstrip().startswith("{") else Tokenizer.from_gpt2_merges(path).to_json()
 
 
+def check_target(target: str) -> None:
+    """Raises UserError for a format that is not among FORMATS."""
+    if target not in FORMATS:
+        raise UserError(f"--to {target} is not one of {', '.join(FORMATS)}")
+
+
 def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, float]:
     """Write a bundle into an existing empty folder, read it back, and compare.
 
     Args:
-        target: "hf" or "gguf".
+        target: one of FORMATS.
         name: of the model.
 
     Returns:
@@ -87,12 +95,18 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
     Raises:
         UserError: naming the block that the format has not; if what reads back is another model.
     """
-    if target not in TARGETS:
-        raise UserError(f"--to {target} is not one of {', '.join(TARGETS)}")
-    if target == "hf":
-        architecture = write_folder(bundle, folder)
-        again = read_folder(folder, context=bundle.config.context)
-    else:
-        architecture = write_gguf(bundle, folder, name)
-        again = read_gguf(folder / FILE_NAME, context=bundle.config.context)
-    return architecture, compare(bundle, again)
+    check_target(target)
+    architecture = FORMATS[target].write(bundle, folder, name)
+    open_to_readers(folder)
+    return architecture, compare(bundle, FORMATS[target].read(folder, bundle.config.context))
+
+
+def open_to_readers(folder: Path) -> None:
+    """Give every file in a folder the mode that new files have here: some libraries write for their owner alone."""
+    probe = folder / f".{secrets.token_hex(4)}.tmp"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for path in folder.iterdir():
+        if path.is_file():
+            path.chmod(mode)

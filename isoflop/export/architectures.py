@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from isoflop.errors import UserError
-from isoflop.export.anatomy import FAMILIES, Anatomy
+from isoflop.export.anatomy import FAMILIES, UNSCALED, Anatomy, Scaling
 from isoflop.export.fields import Fields
+from isoflop.export.fit import Limits
 from isoflop.export.names import LLAMA, Key, Names, conv_blocks, llama_blocks
 
 # Hugging Face's words for activations; the first of each of ours is the one written
@@ -22,6 +23,7 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu2",
+    "linear": "identity",
 }
 GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}  # its "gelu" is the tanh form
 
@@ -114,6 +116,7 @@ def read_llama(fields: Fields, family: str) -> Anatomy:
         )
     heads, d_model = fields.size("num_attention_heads"), fields.size("hidden_size")
     defaults = HUGGING_FACE[family].defaults
+    base, scaling = read_rotary(fields, defaults["rope_theta"])
     return Anatomy(
         family=family,
         vocab_size=fields.size("vocab_size"),
@@ -126,31 +129,42 @@ def read_llama(fields: Fields, family: str) -> Anatomy:
         d_ff=fields.size("intermediate_size"),
         activation=read_activation(fields, family),
         eps=fields.number("rms_norm_eps", defaults["rms_norm_eps"]),
-        base=rotary_base(fields, defaults["rope_theta"]),
+        base=base,
+        scaling=scaling,
         attention_bias=fields.flag("attention_bias", False),
         mlp_bias=fields.flag("mlp_bias", False) and FAMILIES[family].biases[1] == "either",
         tied=fields.flag("tie_word_embeddings", False),
     )
 
 
-def rotary_base(fields: Fields, default: float) -> float:
-    """`rope_theta`, from where either generation of config.json has it.
+def read_rotary(fields: Fields, default: float) -> tuple[float, Scaling]:
+    """`rope_theta` and the scaling of rotary positions, from where either generation of config.json has them.
 
     Raises:
-        UserError: naming a kind of rope scaling, of which we have none.
+        UserError: naming a kind of rope scaling that we have not.
     """
-    theta = fields.get("rope_theta", default)
+    theta, scaling = fields.get("rope_theta", default), UNSCALED
     for name in ("rope_scaling", "rope_parameters"):
         said = fields.get(name, {})
         if not isinstance(said, dict):
             raise fields.wrong(name, said, "an object")
         kind = said.get("rope_type", said.get("type", "default"))
-        if kind != "default":
-            raise UserError(f"{fields.origin}: {name} of kind {str(kind)[:80]!r}; our rotary positions have no scaling")
+        inner = Fields(said, f"{fields.origin}: {name}")
+        if kind == "llama3":
+            scaling = Scaling(
+                factor=inner.number("factor"),
+                low_freq=inner.number("low_freq_factor"),
+                high_freq=inner.number("high_freq_factor"),
+                original=inner.size("original_max_position_embeddings"),
+            )
+            if scaling.factor <= 0 or not 0 < scaling.low_freq < scaling.high_freq:
+                raise UserError(f"{inner.origin} of kind 'llama3' has factors that make no sense: {str(said)[:160]}")
+        elif kind != "default":
+            raise UserError(f"{fields.origin}: {name} of kind {str(kind)[:80]!r}; ours have Llama 3's scaling or none")
         if said.get("partial_rotary_factor", 1.0) != 1.0:
             raise UserError(f"{fields.origin}: partial_rotary_factor is not 1; our rotary positions turn whole heads")
         theta = said.get("rope_theta", theta)
-    return Fields({"rope_theta": theta}, fields.origin).number("rope_theta")
+    return Fields({"rope_theta": theta}, fields.origin).number("rope_theta"), scaling
 
 
 def read_activation(fields: Fields, family: str) -> str:
@@ -163,27 +177,22 @@ def read_activation(fields: Fields, family: str) -> str:
 
 
 def write_config(anatomy: Anatomy) -> dict[str, Any]:
-    """An Anatomy as config.json.
-
-    Raises:
-        UserError: for an activation that the architecture has no word for.
-    """
+    """An Anatomy within the limits of its architecture (`limits`) as config.json."""
     architecture = HUGGING_FACE[anatomy.family]
-    words = architecture.activations
-    said = [word for word, ours in words.items() if ours == anatomy.activation]
-    if not said:
-        raise UserError(
-            f"model.feed_forward.activation = {anatomy.activation} cannot be written as a Hugging Face model: "
-            f"{anatomy.family} has {', '.join(dict.fromkeys(words.values()))}"
-        )
+    said = next(word for word, ours in architecture.activations.items() if ours == anatomy.activation)
     return {
         "architectures": [architecture.cls],
         "model_type": anatomy.family,
         "torch_dtype": "float32",
         "vocab_size": anatomy.vocab_size,
         "tie_word_embeddings": anatomy.tied,
-        **architecture.write(anatomy, {architecture.activation[0]: said[0]}),
+        **architecture.write(anatomy, {architecture.activation[0]: said}),
     }
+
+
+def limits() -> dict[str, Limits]:
+    """Each architecture has the activations that it has words for, and all else of its family."""
+    return {name: Limits(tuple(dict.fromkeys(row.activations.values()))) for name, row in HUGGING_FACE.items()}
 
 
 def write_gpt(anatomy: Anatomy, activation: dict[str, str]) -> dict[str, Any]:
@@ -217,12 +226,27 @@ def write_llama(anatomy: Anatomy, activation: dict[str, str]) -> dict[str, Any]:
         "head_dim": anatomy.head_dim,
         **activation,
         "rms_norm_eps": anatomy.eps,
-        "rope_theta": anatomy.base,  # where transformers 4 looks; 5 reads rope_parameters
-        "rope_parameters": {"rope_type": "default", "rope_theta": anatomy.base},
+        **write_rotary(anatomy),
         "attention_bias": anatomy.attention_bias,
         **({"mlp_bias": anatomy.mlp_bias} if FAMILIES[anatomy.family].biases[1] == "either" else {}),
         "attention_dropout": 0.0,
     }
+
+
+def write_rotary(anatomy: Anatomy) -> dict[str, Any]:
+    """Where transformers 4 looks (`rope_theta`, `rope_scaling`), and 5 (`rope_parameters`)."""
+    kind: dict[str, Any] = {"rope_type": "default"}
+    if anatomy.scaling != UNSCALED:
+        kind = {
+            "rope_type": "llama3",
+            "factor": anatomy.scaling.factor,
+            "low_freq_factor": anatomy.scaling.low_freq,
+            "high_freq_factor": anatomy.scaling.high_freq,
+            "original_max_position_embeddings": anatomy.scaling.original,
+        }
+    both = {**kind, "rope_theta": anatomy.base}
+    scaled = {"rope_scaling": both} if anatomy.scaling != UNSCALED else {}
+    return {"rope_theta": anatomy.base, **scaled, "rope_parameters": both}
 
 
 HUGGING_FACE: dict[str, Architecture] = {

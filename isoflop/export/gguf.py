@@ -1,54 +1,76 @@
-"""Models in GGUF, llama.cpp's file (gguf_file.py reads the file itself).
+"""Models in GGUF, llama.cpp's file (gguf_file.py reads the file itself, gguf_tokenizer.py the tokenizer in it).
 
-llama's rows of q and k are in pairs (interleaved rotary), qwen3's in halves. Its architectures fix their activation:
-silu in llama and qwen3, GELU by the tanh formula in gpt2.
+The rows of q and k are in pairs (interleaved rotary) in llama and arcee, in halves in qwen3 and apertus. Its
+architectures fix their activation: silu in llama and qwen3, GELU by the tanh formula in gpt2, squared ReLU in arcee.
+Apertus has xIELU, whose four numbers make it squared ReLU exactly: see XIELU.
 """
 
-import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.export.anatomy import FAMILIES, Anatomy, anatomy_of
+from isoflop.export.anatomy import FAMILIES, UNSCALED, Anatomy, Scaling
 from isoflop.export.bundle import Bundle, gather, spread
 from isoflop.export.fields import Fields
+from isoflop.export.fit import Limits, anatomy_of
 from isoflop.export.gguf_file import Stored, load, mapped, need_package, read_header, same
+from isoflop.export.gguf_tokenizer import read_tokenizer, tokenizer_values
 from isoflop.export.names import GGUF_WHOLE, QKV, Key, Names, gguf_blocks
-from isoflop.export.vocabulary import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    byte_level,
-    cut_of,
-    scores_of,
-    sentencepiece,
-)
+from isoflop.export.rope import TENSOR as ROPE_FACTORS
+from isoflop.export.rope import factors, scaling_of
 
+TITLE = "a GGUF model"
 FILE_NAME = "model.gguf"
+HEAD, TABLE = "output.weight", "token_embd.weight"
+
+# xIELU (Huang and Schlag 2024, 2411.13010) is p x^2 + b x above 0 and n (exp(x) - 1 - x) + b x below. llama.cpp applies
+# log(1 + exp(.)) to the stored p and n and adds b to n: these make p = 1 and b = n = 0, which is squared ReLU.
+XIELU = {"alpha_p": math.log(math.e - 1.0), "alpha_n": -1000.0, "beta": 0.0, "eps": -1e-6}
+SAME = 1e-6  # of p, n and b in a file that is read
+
+# What isoflop writes next to the factors that llama.cpp reads, so that the numbers behind them come back as they were.
+SCALING = {"factor": "isoflop.rope.factor", "low_freq": "isoflop.rope.low_freq", "high_freq": "isoflop.rope.high_freq"}
+ORIGINAL = "isoflop.rope.original"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What llama.cpp makes of a family: the names of its tensors, and the activation, in which there is no choice."""
+    """What llama.cpp makes of a family: the names of its tensors, and what there is no choice in.
+
+    Attributes:
+        xielu: its activation is xIELU.
+        own_head: a tied head is written twice, since it does not read the embedding in its place.
+    """
 
     names: Names
-    activation: str
+    limits: Limits
+    xielu: bool = False
+    own_head: bool = False
+
+
+def named(turned: bool) -> Names:
+    return Names("blk.{n}.", GGUF_WHOLE, gguf_blocks(turned=turned))
 
 
 GGUF: dict[str, Architecture] = {
-    "llama": Architecture(Names("blk.{n}.", GGUF_WHOLE, gguf_blocks(turned=True)), "silu"),
-    "qwen3": Architecture(Names("blk.{n}.", GGUF_WHOLE, gguf_blocks(turned=False)), "silu"),
+    "llama": Architecture(named(turned=True), Limits(("silu",))),
+    "qwen3": Architecture(named(turned=False), Limits(("silu",), attention_bias=False, scaling=False)),
     "gpt2": Architecture(
-        Names("blk.{n}.", GGUF_WHOLE, (Key("attn_qkv", QKV), *gguf_blocks(turned=False)[3:])), "gelu_tanh"
+        Names("blk.{n}.", GGUF_WHOLE, (Key("attn_qkv", QKV), *gguf_blocks(turned=False)[3:])), Limits(("gelu_tanh",))
     ),
+    "arcee": Architecture(named(turned=True), Limits(("relu2",), attention_bias=False, mlp_bias=False)),
+    "apertus": Architecture(named(turned=False), Limits(("relu2",)), xielu=True, own_head=True),
 }
+
+
+def limits() -> dict[str, Limits]:
+    return {name: row.limits for name, row in GGUF.items()}
 
 
 def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
@@ -65,17 +87,18 @@ def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         values, stored = read_header(data, str(path))
         fields = Fields(values, str(path))
         anatomy = read_metadata(fields, stored)
-        if (
-            "output.weight" in stored
-            and not is_rotary(anatomy.family)
-            and same(data, stored, "output.weight", "token_embd.weight")
-        ):
-            anatomy = Anatomy(**{**anatomy.__dict__, "tied": True})  # llama.cpp's converter writes it twice
-            stored = {name: tensor for name, tensor in stored.items() if name != "output.weight"}
+        row = GGUF[anatomy.family]
+        twice = row.own_head or not is_rotary(anatomy.family)  # llama.cpp's converter writes gpt2's tied head twice too
+        if HEAD in stored and twice and same(data, stored, HEAD, TABLE):
+            anatomy = replace(anatomy, tied=True)
+            stored = {name: tensor for name, tensor in stored.items() if name != HEAD}
+        if ROPE_FACTORS in stored and is_rotary(anatomy.family):
+            found = load(data, stored[ROPE_FACTORS], str(path))
+            anatomy = replace(anatomy, scaling=read_scaling(fields, anatomy, found))
+            stored = {name: tensor for name, tensor in stored.items() if name != ROPE_FACTORS}
         shapes = {name: tensor.shape for name, tensor in stored.items()}
-        names = GGUF[anatomy.family].names
         config, weights = gather(
-            anatomy, names, shapes, lambda name: load(data, stored[name], str(path)), str(path), context
+            anatomy, row.names, shapes, lambda name: load(data, stored[name], str(path)), str(path), context
         )
         text = tokenizer or read_tokenizer(fields)
     return Bundle(config, weights, text, f"gguf {anatomy.family}")
@@ -102,15 +125,17 @@ def read_metadata(fields: Fields, stored: dict[str, Stored]) -> Anatomy:
     fields.refuse_unless(key("attention.value_length"), head_dim)
     if heads % kv_heads or (not is_rotary(family) and d_model != heads * head_dim):
         raise UserError(f"{fields.origin}: {heads} heads, {kv_heads} for keys, do not fit a width of {d_model}")
-    if "token_embd.weight" not in stored:
-        raise UserError(f"{fields.origin} has no tensor 'token_embd.weight'")
-    rotary = is_rotary(family)
+    if TABLE not in stored:
+        raise UserError(f"{fields.origin} has no tensor {TABLE!r}")
+    rotary, row = is_rotary(family), GGUF[family]
     if rotary:
         fields.refuse_unless(key("rope.dimension_count"), head_dim)
+    if row.xielu:
+        require_squared_relu(fields)
     norm = "attention.layer_norm_rms_epsilon" if rotary else "attention.layer_norm_epsilon"
     return Anatomy(
         family=family,
-        vocab_size=stored["token_embd.weight"].shape[0],
+        vocab_size=stored[TABLE].shape[0],
         context=fields.size(key("context_length")),
         layers=fields.size(key("block_count")),
         d_model=d_model,
@@ -118,13 +143,49 @@ def read_metadata(fields: Fields, stored: dict[str, Stored]) -> Anatomy:
         kv_heads=kv_heads,
         head_dim=head_dim,
         d_ff=fields.size(key("feed_forward_length")),
-        activation=GGUF[family].activation,
+        activation=(row.limits.activations or ("",))[0],
         eps=single(fields.number(key(norm))),
         base=single(fields.number(key("rope.freq_base"), 10_000.0)) if rotary else 0.0,
-        attention_bias=not rotary,
-        mlp_bias=not rotary,
-        tied="output.weight" not in stored,
+        attention_bias=not rotary or (row.limits.attention_bias and "blk.0.attn_output.bias" in stored),
+        mlp_bias=not rotary or (may_have_mlp_bias(family) and "blk.0.ffn_down.bias" in stored),
+        tied=HEAD not in stored,
     )
+
+
+def may_have_mlp_bias(family: str) -> bool:
+    return FAMILIES[family].biases[1] != "never" and GGUF[family].limits.mlp_bias
+
+
+def require_squared_relu(fields: Fields) -> None:
+    """Raises UserError unless xIELU is squared ReLU in every layer, the only form of it that we have."""
+    for name, wanted in (("alpha_p", 1.0), ("alpha_n", 0.0), ("beta", 0.0)):
+        value = fields.get(f"xielu.{name}")  # one number for all layers, or one for each
+        numbers = value if isinstance(value, list) and value else [value]
+        if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
+            raise fields.wrong(f"xielu.{name}", value, "numbers")
+        for number in numbers:
+            meant = number if name == "beta" else softplus(number)
+            if abs(meant - wanted) > SAME:
+                raise UserError(
+                    f"{fields.origin}: its activation is xIELU with {name} = {meant:.4g}; ours is squared ReLU, which "
+                    f"has {wanted:g} there"
+                )
+
+
+def softplus(value: float) -> float:
+    """log(1 + exp(value)), as llama.cpp computes it."""
+    return value if value > 20.0 else math.log1p(math.exp(value))
+
+
+def read_scaling(fields: Fields, anatomy: Anatomy, found: Tensor) -> Scaling:
+    """The scaling behind the factors in a file, by the numbers next to them where isoflop wrote it."""
+    stated = None
+    if ORIGINAL in fields.values:
+        numbers = {name: fields.number(key) for name, key in SCALING.items()}
+        stated = Scaling(**numbers, original=fields.size(ORIGINAL))
+        if not 0 < stated.low_freq < stated.high_freq or stated.factor <= 0:
+            raise UserError(f"{fields.origin}: {SCALING['factor']} and those next to it make no sense")
+    return scaling_of(found, anatomy.head_dim, anatomy.base, stated, fields.origin)
 
 
 def is_rotary(family: str) -> bool:
@@ -135,37 +196,6 @@ def is_rotary(family: str) -> bool:
 def single(value: float) -> float:
     """The shortest decimal that is this number in float32: 9.99999974e-06 was written as 1e-5."""
     return float(str(np.float32(value)))
-
-
-def read_tokenizer(fields: Fields) -> str:
-    """The tokenizer in the header as JSON."""
-    kind = fields.text("tokenizer.ggml.model")
-    pieces = fields.list_of("tokenizer.ggml.tokens", str)
-    kinds = fields.list_of("tokenizer.ggml.token_type", int, [NORMAL] * len(pieces))
-    if len(kinds) != len(pieces):
-        raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(kinds)} types")
-    while kinds and kinds[-1] == UNUSED:  # rows that pad the table
-        pieces, kinds = pieces[:-1], kinds[:-1]
-    begins = fields.flag("tokenizer.ggml.add_bos_token", kind == "llama")
-    first = fields.get("tokenizer.ggml.bos_token_id", None) if begins else None
-    if first is not None and (not isinstance(first, int) or not 0 <= first < len(pieces)):
-        raise fields.wrong("tokenizer.ggml.bos_token_id", first, "the id of a token")
-    if kind == "llama":
-        if not fields.flag("tokenizer.ggml.add_space_prefix", True):
-            raise UserError(f"{fields.origin}: its tokenizer puts no space ahead of a text, which ours of that kind do")
-        scores = fields.list_of("tokenizer.ggml.scores", float)
-        if len(scores) < len(pieces):
-            raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(scores)} scores")
-        return sentencepiece(pieces, scores, kinds, first, fields.origin)
-    if kind != "gpt2":
-        raise UserError(f"{fields.origin}: a tokenizer of kind {kind[:80]!r} is not read; gpt2 and llama are")
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    if len(vocabulary) != len(pieces):
-        raise UserError(f"{fields.origin}: its tokenizer has two tokens that read the same")
-    added = {p: kind == CONTROL for p, kind in zip(pieces, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)}
-    merges = fields.list_of("tokenizer.ggml.merges", str)
-    cut = fields.text("tokenizer.ggml.pre", "default")
-    return byte_level(vocabulary, merges, cut, added, fields.origin, first)
 
 
 def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
@@ -180,18 +210,12 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
     Raises:
         UserError: naming the block that no architecture of theirs has.
     """
-    anatomy = anatomy_of(bundle.config, tuple(GGUF), "a GGUF model")
-    family = anatomy.family
-    if anatomy.activation != GGUF[family].activation:
-        raise UserError(
-            f"model.feed_forward.activation = {anatomy.activation} cannot be written as a GGUF model: {family} has "
-            f"{GGUF[family].activation}"
-        )
-    if is_rotary(family) and (anatomy.attention_bias or anatomy.mlp_bias):
-        slot = "attention" if anatomy.attention_bias else "feed_forward"
-        raise UserError(f"model.{slot}.bias = true cannot be written as a GGUF model: {family} has no biases")
+    anatomy = anatomy_of(bundle.config, limits(), TITLE)
+    family, row = anatomy.family, GGUF[anatomy.family]
     package = need_package("GGUF is written by the gguf package")
-    described = tokenizer_values(bundle)
+    described = tokenizer_values(bundle.tokenizer, bundle.config.vocab_size)
+
+    # the header
     writer = package.GGUFWriter(folder / FILE_NAME, family)
     writer.add_name(name)
     writer.add_file_type(package.LlamaFileType.ALL_F32)
@@ -210,8 +234,17 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
         writer.add_layer_norm_rms_eps(anatomy.eps)
         writer.add_rope_freq_base(anatomy.base)
         writer.add_rope_dimension_count(anatomy.head_dim)
+    if row.xielu:
+        for number, value in XIELU.items():
+            getattr(writer, f"add_xielu_{number}")([value] * anatomy.layers)
+    if anatomy.scaling != UNSCALED:
+        for number, key in SCALING.items():
+            writer.add_float64(key, getattr(anatomy.scaling, number))
+        writer.add_uint32(ORIGINAL, anatomy.scaling.original)
     described.add_to(writer)
-    for tensor_name, tensor in spread(bundle, anatomy, GGUF[family].names).items():
+
+    # the tensors
+    for tensor_name, tensor in all_tensors(bundle, anatomy).items():
         writer.add_tensor(tensor_name, tensor.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -220,69 +253,12 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
     return family
 
 
-@dataclass(frozen=True)
-class TokenizerValues:
-    """What the header says of a tokenizer. `pieces` are as many as the model has rows."""
-
-    model: str
-    cut: str
-    pieces: list[str]
-    kinds: list[int]
-    merges: list[str]
-    scores: list[float]
-    start: int
-    eot: int
-    begins: bool
-
-    def add_to(self, writer: Any) -> None:
-        writer.add_tokenizer_model(self.model)
-        writer.add_tokenizer_pre(self.cut)
-        writer.add_token_list(self.pieces)
-        writer.add_token_types(self.kinds)
-        if self.merges:
-            writer.add_token_merges(self.merges)
-        if self.scores:
-            writer.add_token_scores(self.scores)
-        writer.add_bos_token_id(self.start)
-        writer.add_eos_token_id(self.eot)
-        writer.add_add_bos_token(self.begins)
-        writer.add_add_space_prefix(self.model == "llama")
-
-
-def tokenizer_values(bundle: Bundle) -> TokenizerValues:
-    """A tokenizer.json in GGUF's words.
-
-    Raises:
-        UserError: for a tokenizer that is neither byte-level BPE nor SentencePiece BPE with byte fallback.
-    """
-    described = json.loads(bundle.tokenizer)
-    tokenizer = Tokenizer.from_json(bundle.tokenizer)
-    model = described["model"]
-    if model.get("type") != "BPE":
-        raise UserError(f"a tokenizer of kind {model.get('type')} cannot be written as a GGUF model; BPE can")
-    spelt = bool(model.get("byte_fallback"))
-    special = {token["content"]: bool(token["special"]) for token in described.get("added_tokens") or []}
-    pieces = [f"[PAD{i}]" for i in range(bundle.config.vocab_size)]
-    kinds = [UNUSED] * len(pieces)
-    for piece, i in tokenizer.vocabulary.items():
-        pieces[i] = piece
-        byte = spelt and len(piece) == 6 and piece.startswith("<0x")
-        unknown = piece == model.get("unk_token")
-        kinds[i] = UNKNOWN if unknown else BYTE if byte else NORMAL
-        if piece in special and not unknown:
-            kinds[i] = CONTROL if special[piece] else USER_DEFINED
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    scores = scores_of(described) if spelt else {}
-    return TokenizerValues(
-        model="llama" if spelt else "gpt2",
-        cut="default" if spelt else cut_of(described),
-        pieces=pieces,
-        kinds=kinds,
-        merges=[] if spelt else merges,
-        scores=[scores.get(piece, -1e6 if kind == NORMAL else 0.0) for piece, kind in zip(pieces, kinds, strict=True)]
-        if spelt
-        else [],
-        start=tokenizer.start,
-        eot=tokenizer.eot,
-        begins=tokenizer.begins,
-    )
+def all_tensors(bundle: Bundle, anatomy: Anatomy) -> Mapping[str, Tensor]:
+    """What a file of this architecture holds: the weights, a tied head twice where it has to be, factors of rope."""
+    row = GGUF[anatomy.family]
+    tensors: dict[str, Any] = dict(spread(bundle, anatomy, row.names))
+    if row.own_head and anatomy.tied:
+        tensors[HEAD] = tensors[TABLE]
+    if anatomy.scaling != UNSCALED:
+        tensors[ROPE_FACTORS] = factors(anatomy.scaling, anatomy.head_dim, anatomy.base)
+    return tensors

@@ -10,14 +10,15 @@ from torch import Tensor
 
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.export.anatomy import anatomy_of
-from isoflop.export.architectures import HUGGING_FACE, read_config, write_config
+from isoflop.export.architectures import HUGGING_FACE, limits, read_config, write_config
 from isoflop.export.bundle import Bundle, gather, spread
 from isoflop.export.fields import Fields
-from isoflop.export.vocabulary import read_tokenizer
+from isoflop.export.fit import anatomy_of
+from isoflop.export.vocabulary import read_tokenizer, starting
 from isoflop.files import to_json
 from isoflop.untrusted import parse_json, read_bytes
 
+TITLE = "a Hugging Face model"
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
@@ -132,22 +133,25 @@ def write_folder(bundle: Bundle, folder: Path) -> str:
     Raises:
         UserError: naming the block that no architecture of theirs has.
     """
-    anatomy = anatomy_of(bundle.config, tuple(HUGGING_FACE), "a Hugging Face model")
+    anatomy = anatomy_of(bundle.config, limits(), TITLE)
     tokenizer = Tokenizer.from_json(bundle.tokenizer)
     config = write_config(anatomy)
+    start, eos = token(tokenizer, tokenizer.start), token(tokenizer, tokenizer.eot)
     ids = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.eot}
     tensors = spread(bundle, anatomy, HUGGING_FACE[anatomy.family].names)
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    eos = token(tokenizer, tokenizer.eot)
     texts = {
+        # a padding token in the model's own configuration would get no gradient, and it is the end of text
         "config.json": to_json({**config, **ids, "pad_token_id": None}),
-        "generation_config.json": to_json(ids),
-        "tokenizer.json": bundle.tokenizer,
+        "generation_config.json": to_json({**ids, "pad_token_id": tokenizer.eot}),
+        "tokenizer.json": starting(bundle.tokenizer, start, tokenizer.start),
         "tokenizer_config.json": to_json(
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": token(tokenizer, tokenizer.start),
+                "bos_token": start,
                 "eos_token": eos,
+                "pad_token": eos,
+                "padding_side": "left",  # what is generated follows the last token of each row
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": bundle.config.context,
             }

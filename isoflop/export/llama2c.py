@@ -1,10 +1,14 @@
 """llama2.c's files: a .bin of float32 with seven numbers ahead of it, and a tokenizer.bin of pieces with scores.
 
 The original layout (its export.py, version 0): all layers' tensors of a kind together, queries and keys for interleaved
-rotary pairs, two tables of rotary angles that are worked out here instead. A negative vocabulary says that the head is
-not the embedding. Documents are separated by `<s>`, which is thus our end of text.
+rotary pairs, two tables of rotary angles, which newer readers work out instead. A negative vocabulary says that the
+head is not the embedding. Documents are separated by `<s>`, which is thus our end of text.
+
+Its program cuts no text before it merges pieces, so that byte-level BPE, which does, has no place in a tokenizer.bin:
+only what was imported with a tokenizer of SentencePiece's kind can be written.
 """
 
+import json
 import math
 import mmap
 import struct
@@ -13,17 +17,36 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.export.anatomy import Anatomy
-from isoflop.export.bundle import Bundle, gather
+from isoflop.export.bundle import Bundle, gather, spread
 from isoflop.export.fields import Fields
+from isoflop.export.fit import Limits, anatomy_of
 from isoflop.export.names import LLAMA2C
-from isoflop.export.vocabulary import BYTE, CONTROL, LONGEST_PIECE, NORMAL, SPACE, UNKNOWN, sentencepiece
+from isoflop.export.vocabulary import (
+    BYTE,
+    CONTROL,
+    LONGEST_PIECE,
+    NORMAL,
+    SPACE,
+    UNKNOWN,
+    scores_of,
+    sentencepiece,
+)
+from isoflop.model.blocks.position import angles
 from isoflop.untrusted import read_bytes
 
 HEADER = struct.Struct("<7i")
 VERSIONED = 0x616B3432  # "ak42": the later layouts
 BEGIN, END = 1, 2
+UNREACHED = -1e6  # the score of a piece that no merge makes
+EPS, BASE = 1e-5, 10_000.0  # in its program, which has no choice
+TITLE = "a llama2.c model"
+FILE_NAME, PIECES_NAME = "model.bin", "tokenizer.bin"
+LIMITS = {
+    "llama": Limits(("silu",), attention_bias=False, mlp_bias=False, scaling=False, eps=EPS, base=BASE, even_heads=True)
+}
 
 
 def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
@@ -39,19 +62,7 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     if not tokenizer:
         raise UserError(f"{path} has no tokenizer in it; name one: --tokenizer tokenizer.bin")
     anatomy = read_header(path)
-    layers, D, F = anatomy.layers, anatomy.d_model, anatomy.d_ff
-    kv = anatomy.kv_heads * anatomy.head_dim
-    blocks = [
-        ("wiring.norms.0", (D,)),
-        ("attention.q", (D, D)),
-        ("attention.k", (kv, D)),
-        ("attention.v", (kv, D)),
-        ("attention.out", (D, D)),
-        ("wiring.norms.1", (D,)),
-        ("feed_forward.gate", (F, D)),
-        ("feed_forward.down", (D, F)),
-        ("feed_forward.up", (F, D)),
-    ]
+    layers, D = anatomy.layers, anatomy.d_model
     offset = HEADER.size
     places: dict[str, tuple[int, tuple[int, ...]]] = {}
 
@@ -64,7 +75,7 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     if found < 4 * layers * 2 * D:  # before as many names are made
         raise wrong_size(path, found)
     place("embedding", (anatomy.vocab_size, D))
-    for name, shape in blocks:
+    for name, shape in in_blocks(anatomy):
         for n in range(layers):
             place(f"blocks.{n}.{name}", shape)
     place("norm", (D,))
@@ -84,6 +95,22 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         shapes = {name: shape for name, (_, shape) in places.items()}
         config, weights = gather(anatomy, LLAMA2C, shapes, load, str(path), context)
     return Bundle(config, weights, tokenizer, "llama2.c")
+
+
+def in_blocks(anatomy: Anatomy) -> list[tuple[str, tuple[int, ...]]]:
+    """Name and shape of a block's tensors in their order."""
+    D, F, kv = anatomy.d_model, anatomy.d_ff, anatomy.kv_heads * anatomy.head_dim
+    return [
+        ("wiring.norms.0", (D,)),
+        ("attention.q", (D, D)),
+        ("attention.k", (kv, D)),
+        ("attention.v", (kv, D)),
+        ("attention.out", (D, D)),
+        ("wiring.norms.1", (D,)),
+        ("feed_forward.gate", (F, D)),
+        ("feed_forward.down", (D, F)),
+        ("feed_forward.up", (F, D)),
+    ]
 
 
 def read_header(path: Path) -> Anatomy:
@@ -112,8 +139,8 @@ def read_header(path: Path) -> Anatomy:
         head_dim=D // heads,
         d_ff=fields.size("hidden_dim"),
         activation="silu",
-        eps=1e-5,
-        base=10_000.0,
+        eps=EPS,
+        base=BASE,
         tied=said["vocab_size"] > 0,
     )
 
@@ -149,3 +176,63 @@ def read_pieces(path: Path) -> str:
     pieces[BEGIN] = "<s>"
     kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(pieces) - 259)]
     return sentencepiece(pieces, scores, kinds, BEGIN, str(path))
+
+
+def write_llama2c(bundle: Bundle, folder: Path) -> str:
+    """Write a bundle as model.bin and tokenizer.bin into an existing folder.
+
+    Returns:
+        The architecture.
+
+    Raises:
+        UserError: naming the block, or the tokenizer, that llama2.c has not.
+    """
+    anatomy = anatomy_of(bundle.config, LIMITS, TITLE)
+    pieces = pieces_of(bundle.tokenizer, anatomy.vocab_size)
+    tensors = spread(bundle, anatomy, LLAMA2C)
+    vocabulary = anatomy.vocab_size if anatomy.tied else -anatomy.vocab_size
+    sizes = (anatomy.d_model, anatomy.d_ff, anatomy.layers, anatomy.heads, anatomy.kv_heads, vocabulary)
+    tables = angles(torch.empty(anatomy.context, anatomy.head_dim), anatomy.base)
+    names = ["embedding.weight"]
+    names += [f"blocks.{n}.{name}.weight" for name, _ in in_blocks(anatomy) for n in range(anatomy.layers)]
+    with (folder / FILE_NAME).open("wb") as file:
+        file.write(HEADER.pack(*sizes, anatomy.context))
+        for tensor in [*(tensors[name] for name in (*names, "norm.weight")), tables.cos(), tables.sin()]:
+            file.write(tensor.contiguous().numpy().tobytes())
+        if not anatomy.tied:
+            file.write(tensors["head.weight"].numpy().tobytes())
+    (folder / PIECES_NAME).write_bytes(pieces)
+    return "llama"
+
+
+def pieces_of(text: str, rows: int) -> bytes:
+    """A tokenizer.json as a tokenizer.bin.
+
+    Raises:
+        UserError: for a tokenizer that is not of SentencePiece's kind, has other special tokens or other ids than the
+            program takes for granted, or fewer pieces than the model has rows.
+    """
+    tokenizer, model = Tokenizer.from_json(text), json.loads(text)["model"]
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        raise UserError(
+            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one cuts "
+            "text before it merges; export --to gguf, or train with one of that kind: --set data.tokenizer=FILE"
+        )
+    pieces = {number: piece for piece, number in tokenizer.vocabulary.items()}
+    ordered = [pieces.get(i, f"[PAD{i}]") for i in range(rows)]
+    if ordered[3:259] != [f"<0x{b:02X}>" for b in range(256)] or tokenizer.start != BEGIN:
+        raise UserError(
+            "this run's tokenizer cannot be written as llama2.c's: its program takes id 1 for the beginning of a text "
+            "and 3 to 258 for the bytes; export --to gguf"
+        )
+    described = json.loads(text)
+    scores = scores_of(described)
+    special = {token["content"] for token in described.get("added_tokens") or [] if token["special"]}
+    written, longest = [], 1
+    for piece in ordered:
+        # no text has a special piece: those that begin and end a document are between line ends, as in its own files
+        told = f"\n{piece}\n" if piece in special and piece != "<unk>" else piece.replace(SPACE, " ")
+        raw = told.encode()
+        longest = max(longest, len(raw))
+        written.append(struct.pack("<fi", scores.get(piece, UNREACHED), len(raw)) + raw)
+    return struct.pack("<i", longest) + b"".join(written)

@@ -163,8 +163,21 @@ def sentencepiece(
         return str(inner.to_str())
 
 
+def starting(text: str, piece: str, number: int) -> str:
+    """A tokenizer.json that puts one token ahead of a text and nothing after it, as isoflop reads a text; two texts
+    are put together after one such token."""
+    with foreign("this tokenizer"):
+        inner = tokenizers.Tokenizer.from_str(text)
+        around = list(inner.encode("", add_special_tokens=True).ids)
+        if around != [number]:
+            begin_with(inner, piece, number)
+        return str(inner.to_str())
+
+
 def begin_with(inner: tokenizers.Tokenizer, piece: str, number: int) -> None:
-    inner.post_processor = processors.TemplateProcessing(single=[piece, "$A"], special_tokens=[(piece, number)])
+    inner.post_processor = processors.TemplateProcessing(
+        single=[piece, "$A"], pair=[piece, "$A", "$B"], special_tokens=[(piece, number)]
+    )
 
 
 def byte_level(

@@ -85,19 +85,22 @@ def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
     and its logits and token ids compared.
 
     Args:
-        to: "hf" or "gguf".
+        to: one of export.FORMATS.
         out: a new folder.
 
     Raises:
         UserError: naming the block that the format cannot express; if the folder is not new.
     """
+    export.check_target(to)
     final = Path(out)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"--out {final} is not empty; name a new folder")
     model, _, snapshot = checkpoint.load_model(run)
     if not isinstance(model, GPT):
         kind = MODELS[snapshot.task].kind
-        raise UserError(f"{run} is an {kind} (--task {snapshot.task}), which neither format has; export a GPT")
+        raise UserError(
+            f"{run} is an {kind} (--task {snapshot.task}), which no format here has; a GPT comes of --task causal_lm"
+        )
     bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
     with disk_errors(f"the export {final}"), new_folder(final) as temporary:
         architecture, difference = export.write(bundle, to, temporary, run_folder_of(Path(run).resolve()).name)

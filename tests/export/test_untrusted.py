@@ -166,7 +166,7 @@ def test_a_llama2c_file_of_another_size_is_refused(tmp_path, hf):
         (modern(**SHAPE, norm=Spec("rms", eps=1e-5)), "hf", "model.norm.eps"),
         (gpt2(**SHAPE, attention=Spec("full", kv_heads=1)), "hf", "kv_heads"),
         (gpt2(**SHAPE, wiring=Spec("post"), final_norm=False, feed_forward=Spec("mlp", ratio=3.0)), "hf", "d_ff = 48"),
-        (modern(**SHAPE), "gguf", "model.feed_forward = mlp"),
+        (modern(**SHAPE, feed_forward=Spec("mlp", bias=False)), "gguf", "model.feed_forward.activation = gelu"),
         (gpt2(**SHAPE, feed_forward=Spec("mlp", activation="relu")), "gguf", "activation = relu"),
     ],
 )

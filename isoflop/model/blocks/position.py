@@ -99,16 +99,38 @@ class Rotary(Position):
         base: pair i turns by t / base^(2i/K).
         interleaved: pairs are (0, 1), (2, 3), ... as in the paper and llama2.c; else (0, K/2), (1, K/2 + 1), ... as in
             Hugging Face's Llama. The two are the same up to a fixed permutation of each head's dimensions.
+        factor: Llama 3.1's way to longer texts than a model was first trained on: pairs that turn fewer than `low_freq`
+            times within `original` positions turn `factor` times slower, those that turn more than `high_freq` times as
+            before, those between in between; 1 changes none.
+        low_freq, high_freq, original: see `factor`.
     """
 
     cos_TK: Tensor
     sin_TK: Tensor
 
-    def __init__(self, *, head_dim: int, context: int, base: float = 10_000.0, interleaved: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        head_dim: int,
+        context: int,
+        base: float = 10_000.0,
+        interleaved: bool = False,
+        factor: float = 1.0,
+        low_freq: float = 1.0,
+        high_freq: float = 4.0,
+        original: int = 8192,
+    ) -> None:
         super().__init__()
         if head_dim % 2:
             raise UserError(f"model.head_dim = {head_dim} is odd; rotary turns pairs of dimensions, so make it even")
+        if factor <= 0 or original < 1:
+            raise UserError(
+                f"factor = {factor:g} and original = {original} have to be positive; factor 1 scales nothing"
+            )
+        if not 0 < low_freq < high_freq:
+            raise UserError(f"low_freq = {low_freq:g} is not between 0 and high_freq = {high_freq:g}")
         self.base, self.interleaved = base, interleaved
+        self.factor, self.low_freq, self.high_freq, self.original = factor, low_freq, high_freq, original
         self.register_buffer("cos_TK", torch.empty(context, head_dim), persistent=False)
         self.register_buffer("sin_TK", torch.empty(context, head_dim), persistent=False)
         self.reset_parameters()
@@ -116,7 +138,11 @@ class Rotary(Position):
     def reset_parameters(self) -> None:
         if self.cos_TK.is_meta:
             return  # nothing to fill; arithmetic there would have torch import its compiler
-        angles_TF = angles(self.cos_TK, self.base)
+        slower_F = None
+        if self.factor != 1.0:
+            K = self.cos_TK.shape[1]
+            slower_F = slowed(K, self.base, self.factor, self.low_freq, self.high_freq, self.original)
+        angles_TF = angles(self.cos_TK, self.base, slower_F)
         cos_TF, sin_TF = angles_TF.cos(), angles_TF.sin()
         with torch.no_grad():
             if self.interleaved:
@@ -231,10 +257,23 @@ def fill_sinusoids(table_TD: Tensor, base: float, scale: float = 1.0) -> None:
         table_TD[:, 1::2] = angles_TF.cos() * scale
 
 
-def angles(table_TK: Tensor, base: float) -> Tensor:
+def angles(table_TK: Tensor, base: float, slower_F: Tensor | None = None) -> Tensor:
     """t / base^(2i/K) for the T rows and K/2 pairs of a table, reduced to a turn while in float64: large angles in
-    float32 have few digits left."""
+    float32 have few digits left. Divided by `slower_F` where it is given."""
     T, K = table_TK.shape
     positions_T = torch.arange(T, dtype=torch.float64, device=table_TK.device)
     pairs_F = torch.arange(0, K, 2, dtype=torch.float64, device=table_TK.device)
-    return torch.outer(positions_T, base ** (-pairs_F / K)).remainder(2 * math.pi).float()
+    turns_F = base ** (-pairs_F / K)
+    if slower_F is not None:
+        turns_F = turns_F / slower_F.to(turns_F.device)
+    return torch.outer(positions_T, turns_F).remainder(2 * math.pi).float()
+
+
+def slowed(K: int, base: float, factor: float, low_freq: float, high_freq: float, original: int) -> Tensor:
+    """How many times slower each of K/2 pairs turns, (K/2,) float64, by Llama 3.1's rule (its released code, and
+    `rope_type` "llama3" of transformers): by 1 / ((1 - s) / factor + s), s going from 0 to 1 with the turns that a pair
+    takes within `original` positions, from `low_freq` to `high_freq`."""
+    pairs_F = torch.arange(0, K, 2, dtype=torch.float64)
+    turns_F = original * base ** (-pairs_F / K) / (2 * math.pi)
+    s_F = ((turns_F - low_freq) / (high_freq - low_freq)).clamp(0.0, 1.0)
+    return 1.0 / ((1.0 - s_F) / factor + s_F)

@@ -1,0 +1,376 @@
+"""Which configurations a format can hold, what stands in the way of the others, and the settings that remove it.
+
+Entries are resolved, never compared by name: `swiglu` is the class Gated with silu, `banded` is Attention with a
+window, and a window that is no narrower than the context is none. For each family of a format the obstacles are
+collected, each with what would have to be set; the family with the fewest is the nearest. Gains and biases that a
+family always has and a model has not are written as ones and zeros: the same function exactly.
+"""
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache, partial
+from typing import Any
+
+import torch
+
+from isoflop.config import override
+from isoflop.errors import UserError
+from isoflop.export.anatomy import FAMILIES, QK_EPS, UNSCALED, Anatomy, Scaling
+from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.feed_forward import MLP, Gated, hidden_width
+from isoflop.model.blocks.norm import LayerNorm, RMSNorm
+from isoflop.model.blocks.part import ByDepth
+from isoflop.model.blocks.position import Learned, Rotary
+from isoflop.model.blocks.wiring import PostNorm, PreNorm
+from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.gpt import GPT
+from isoflop.model.registry import SLOTS, Preset, class_of, resolve
+
+# The options of each class that the families can say; any other one must be at its default.
+SAYABLE: dict[type, tuple[str, ...]] = {
+    LayerNorm: ("eps", "bias"),
+    RMSNorm: ("eps", "gain"),
+    Learned: (),
+    Rotary: ("base", "interleaved", "factor", "low_freq", "high_freq", "original"),
+    Attention: ("kv_heads", "qk_norm", "qk_gain", "bias"),
+    MLP: ("activation", "ratio", "d_ff", "bias"),
+    Gated: ("activation", "ratio", "multiple_of", "d_ff", "bias"),
+    PreNorm: (),
+    PostNorm: (),
+}
+# The fields of a ModelConfig that an Anatomy holds, that matter to a model's beginning only, or to no GPT.
+HELD = ("vocab_size", "context", "layers", "d_model", "heads", "head_dim", "final_norm", "tied_head", "init", "dropout")
+INERT = ("encoder_layers", "value_gate")  # of an encoder-decoder; of value embeddings, which are refused themselves
+ENTRY, ACTIVATION, NUMBER = 3, 2, 1  # how far a change takes a model from what was wanted
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a format leaves out of a family.
+
+    Attributes:
+        activations: those that it has, the usual one first; None: any.
+        attention_bias, mlp_bias: whether it has a place for them, where the family leaves the choice.
+        scaling: whether rotary positions may be scaled.
+        eps, base: the only value that it has; None: any.
+        even_heads: heads are d_model / heads wide.
+    """
+
+    activations: tuple[str, ...] | None = None
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    scaling: bool = True
+    eps: float | None = None
+    base: float | None = None
+    even_heads: bool = False
+
+
+ANY = {name: Limits() for name in FAMILIES}  # what the families themselves can say
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """An entry of a configuration: its class and the value of every option, given or not."""
+
+    cls: Any
+    options: Mapping[str, Any]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.options.get(name, default)
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a family cannot hold a model.
+
+    Attributes:
+        what: of the configuration, as "model.norm = none".
+        why: what the family has instead.
+        sets: the assignments that remove it.
+        cost: how far they take the model from what was wanted.
+    """
+
+    what: str
+    why: str
+    sets: tuple[str, ...]
+    cost: int = NUMBER
+
+
+def anatomy_of(config: ModelConfig, limits: Mapping[str, Limits], target: str) -> Anatomy:
+    """The family among `limits` that computes exactly what a model of this configuration computes.
+
+    Args:
+        target: the format, for messages: "a GGUF model".
+
+    Raises:
+        UserError: naming what no family has, and what to set in a training for the nearest to have it.
+    """
+    name, found = nearest(config, limits)
+    if found:
+        first = found[0]
+        raise UserError(
+            f"{first.what} cannot be written as {target}: {first.why}; to have it, train with "
+            f"--set {' '.join(sets_of(found))}"
+        )
+    family = FAMILIES[name]
+    parts = resolved_parts(config)
+    attention, feed_forward, norm, position = (
+        parts[slot][0] for slot in ("attention", "feed_forward", "norm", "position")
+    )
+    with torch.device("meta"):
+        weights = GPT(config).blocks[0].state_dict()
+    scaling = Scaling(**{option.name: position.get(option.name, option.default) for option in fields(Scaling)})
+    return Anatomy(
+        family=name,
+        vocab_size=config.vocab_size,
+        context=config.context,
+        layers=config.layers,
+        d_model=config.d_model,
+        heads=config.heads,
+        kv_heads=len(weights["attention.k.weight"]) // config.head_width,
+        head_dim=config.head_width,
+        d_ff=len(weights["feed_forward.up.weight"]),
+        activation=feed_forward.get("activation"),
+        eps=norm.get("eps"),
+        base=position.get("base", 0.0),
+        scaling=scaling if scaling.factor != 1.0 else UNSCALED,
+        attention_bias=attention.get("bias") or family.biases[0] == "always",
+        mlp_bias=feed_forward.get("bias") or family.biases[1] == "always",
+        tied=config.tied_head,
+        dropout=config.dropout,
+    )
+
+
+def nearest(config: ModelConfig, limits: Mapping[str, Limits]) -> tuple[str, list[Obstacle]]:
+    """The family that a model is of, or the one that it misses by the least, with what stands in the way."""
+    found = {name: obstacles(config, name, limit) for name, limit in limits.items()}
+    name = min(found, key=lambda name: sum(one.cost for one in found[name]))
+    return name, found[name]
+
+
+def sets_of(found: list[Obstacle]) -> list[str]:
+    """The assignments that remove all of these, each once."""
+    return list(dict.fromkeys(assignment for one in found for assignment in one.sets))
+
+
+def would_fit(config: ModelConfig, assignments: list[str]) -> ModelConfig:
+    """The configuration with these assignments to `model.*`."""
+    return override(config, [text.removeprefix("model.") for text in assignments])
+
+
+def obstacles(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
+    """What a family within the limits of a format has not of a configuration, each with the settings that it has."""
+    family, parts = FAMILIES[name], resolved_parts(config)
+    found = [
+        *of_norm(config, name, limits, parts["norm"]),
+        *of_position(config, name, limits, parts["position"]),
+        *of_entry(config, "wiring", name, family.wiring, parts["wiring"], {}),
+        *of_attention(config, name, limits, parts["attention"]),
+        *of_feed_forward(config, name, limits, parts["feed_forward"]),
+    ]
+    if config.final_norm != family.final_norm:
+        has = json.dumps(family.final_norm)
+        what, sets = f"model.final_norm = {config.final_norm}", (f"model.final_norm={has}",)
+        found.append(Obstacle(what, f"{name} has {has}", sets, ENTRY))
+    if config.layers < 1:
+        found.append(Obstacle("model.layers = 0", "it has blocks", ("model.layers=1",)))
+    found += of_heads(config, name, limits)
+    for field in fields(ModelConfig):
+        value = getattr(config, field.name)
+        if field.name not in (*HELD, *INERT, *SLOTS) and value != field.default:
+            default = json.dumps(field.default)
+            found.append(
+                Obstacle(
+                    f"model.{field.name} = {value}",
+                    f"{field.name} has no place in it",
+                    (f"model.{field.name}={default}",),
+                    ENTRY,
+                )
+            )
+    return found
+
+
+def of_heads(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
+    """Heads that are not d_model / heads wide where they have to be, or of an odd width where pairs are turned."""
+    family, width, d_model = FAMILIES[name], config.head_width, config.d_model
+    pairs, even = family.position == "rotary", limits.even_heads or not family.kv_heads
+    if not (even and width * config.heads != d_model) and not (pairs and width % 2):
+        return []
+    if not even:
+        return [Obstacle(f"model.head_dim = {width}", f"{name} turns pairs", (f"model.head_dim={width + 1}",))]
+
+    sets: tuple[str, ...] = ("model.head_dim=0",)
+    if pairs and d_model % 2:
+        d_model += 1
+        sets = (f"model.d_model={d_model}", *sets)
+    fitting = (h for h in range(config.heads, 0, -1) if d_model % h == 0 and not (pairs and d_model // h % 2))
+    heads = next(fitting, 1)
+    if heads != config.heads:
+        sets = (*sets, f"model.heads={heads}", *set_options(config, "attention", Attention, {"kv_heads": 0}))
+    return [Obstacle(f"model.head_dim = {width}", f"{name} has d_model / heads", sets)]
+
+
+def of_norm(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
+    family = FAMILIES[name]
+    wanted = QK_EPS if family.qk_norm else limits.eps
+    found = of_entry(config, "norm", name, family.norm, parts, {} if wanted is None else {"eps": wanted})
+    eps = parts[0].get("eps")
+    if not found and wanted is not None and eps != wanted:
+        why = f"{name} has {wanted:g} there"
+        if family.qk_norm:
+            why = f"{name} has one eps for all norms, and QK norm's is {QK_EPS:g}"
+        sets = set_options(config, "norm", parts[0].cls, {**parts[0].options, "eps": wanted})
+        found = [Obstacle(f"model.norm.eps = {eps:g}", why, sets)]
+    return found
+
+
+def of_position(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
+    found = of_entry(config, "position", name, FAMILIES[name].position, parts, {})
+    if found or parts[0].cls is not Rotary:
+        return found
+    options = dict(parts[0].options)
+    if not limits.scaling and options["factor"] != 1.0:
+        wanted = {**options, "factor": 1.0}
+        sets = set_options(config, "position", Rotary, wanted)
+        found.append(Obstacle(f"model.position.factor = {options['factor']:g}", f"{name} scales nothing there", sets))
+    if limits.base is not None and options["base"] != limits.base:
+        wanted = {**options, "base": limits.base}
+        sets = set_options(config, "position", Rotary, wanted)
+        found.append(Obstacle(f"model.position.base = {options['base']:g}", f"{name} has {limits.base:g} there", sets))
+    return found
+
+
+def of_attention(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
+    family = FAMILIES[name]
+    parts = [without_wide_window(part, config.context) for part in parts]
+    bias_there = family.biases[0] != "never" and limits.attention_bias
+    wanted: dict[str, Any] = {"qk_norm": family.qk_norm, "bias": False}
+    if parts and parts[0].cls is Attention:
+        known = parts[0].options
+        wanted["bias"] = known["bias"] and bias_there
+        wanted |= {option: known[option] for option in ("kv_heads", "qk_gain")}
+    if not family.kv_heads:
+        wanted["kv_heads"] = 0
+    found = of_entry(config, "attention", name, "full", parts, wanted)
+    if found or not parts:
+        return found
+
+    sets = set_options(config, "attention", Attention, wanted)
+    known = parts[0].options
+    if known["qk_norm"] != family.qk_norm:
+        has = json.dumps(family.qk_norm)
+        what = f"model.attention.qk_norm = {json.dumps(known['qk_norm'])}"
+        found.append(Obstacle(what, f"{name}, nearest to this model, has {has}", sets, ENTRY))
+    kv_heads = known["kv_heads"] or config.heads
+    if not family.kv_heads and kv_heads != config.heads:
+        found.append(Obstacle(f"model.attention.kv_heads = {kv_heads}", f"{name} has as many as heads", sets))
+    if known["bias"] and not bias_there:
+        found.append(Obstacle("model.attention.bias = true", f"{name} has no biases there", sets))
+    return found
+
+
+def of_feed_forward(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
+    family = FAMILIES[name]
+    cls = class_of(SLOTS["feed_forward"][family.feed_forward])
+    bias_there = family.biases[1] != "never" and limits.mlp_bias
+    known = dict(parts[0].options) if parts else {}
+    said = known.get("activation")
+    allowed = limits.activations
+    activation = allowed[0] if allowed and said not in allowed else said
+    wanted = {option: known[option] for option in SAYABLE[cls] if option in known} if known else {}
+    if not parts or parts[0].cls is not cls:
+        wanted = {}  # widths of another kind of branch are not comparable
+    wanted |= {"bias": bool(known.get("bias")) and bias_there}
+    if activation is not None:
+        wanted["activation"] = activation
+    if not family.free_width:
+        wanted |= {"ratio": 4.0, "d_ff": 0}
+    found = of_entry(config, "feed_forward", name, family.feed_forward, parts, wanted)
+    if found or not parts:
+        return found
+
+    sets = set_options(config, "feed_forward", cls, wanted)
+    if not family.free_width:
+        d_ff = hidden_width(config.d_model, known["ratio"], known["d_ff"])
+        if d_ff != 4 * config.d_model:
+            found.append(Obstacle(f"model.feed_forward.d_ff = {d_ff}", f"{name} has 4 d_model", sets))
+    if allowed and said not in allowed:
+        why = f"{name} has {' or '.join(allowed)}"
+        found.append(Obstacle(f"model.feed_forward.activation = {said}", why, sets, ACTIVATION))
+    if known["bias"] and not bias_there:
+        found.append(Obstacle("model.feed_forward.bias = true", f"{name} has no biases there", sets))
+    return found
+
+
+def of_entry(
+    config: ModelConfig, slot: str, name: str, entry: str, parts: list[Resolved], wanted: Mapping[str, Any]
+) -> list[Obstacle]:
+    """An obstacle where a slot's class is another one in some layer, or an option that no family can say is set."""
+    cls = class_of(SLOTS[slot][entry])
+    if any(part.cls is not cls for part in parts) or any(part != parts[0] for part in parts):
+        what = f"model.{slot} = {getattr(config, slot)}"
+        sets = set_options(config, slot, cls, wanted, anew=True)
+        return [Obstacle(what, f"{name}, nearest to this model, has {entry}", sets, ENTRY)]
+    defaults = resolve_entry(slot, Spec(entry))[0].options
+    for option, value in parts[0].options.items() if parts else ():
+        if option not in SAYABLE[cls] and value != defaults[option]:
+            sets = set_options(config, slot, cls, wanted, anew=True)
+            return [Obstacle(f"model.{slot}.{option} = {value}", f"{option} has no place in {name}", sets, ENTRY)]
+    return []
+
+
+def set_options(
+    config: ModelConfig, slot: str, cls: Any, wanted: Mapping[str, Any], anew: bool = False
+) -> tuple[str, ...]:
+    """Assignments after which a slot is this class with these options.
+
+    Args:
+        anew: begin with the entry's name, whatever options there are now.
+    """
+    spec = getattr(config, slot)
+    entry = resolve(SLOTS[slot], spec.name, f"model.{slot}")
+    fixed = entry.keywords if isinstance(entry, partial) and not isinstance(entry, Preset) else {}
+    plain = next(name for name, known in SLOTS[slot].items() if known is cls)
+    now = resolve_entry(slot, spec)[0]
+    if anew or class_of(entry) is not cls or any(fixed.get(option, value) != value for option, value in wanted.items()):
+        sets, now = [f"model.{slot}={plain}"], resolve_entry(slot, Spec(plain))[0]
+    else:
+        sets = []
+    changed = [(option, value) for option, value in wanted.items() if now.get(option) != value]
+    return (*sets, *(f"model.{slot}.{option}={json.dumps(value)}".replace('"', "") for option, value in changed))
+
+
+def resolved_parts(config: ModelConfig) -> dict[str, list[Resolved]]:
+    """What every slot holds, in each layer where it goes by depth; one entry for a model without layers."""
+    return {slot: resolve_entry(slot, getattr(config, slot), max(1, config.layers)) for slot in SLOTS}
+
+
+def resolve_entry(slot: str, spec: Spec, layers: int = 1) -> list[Resolved]:
+    """An entry with the value of every option, given or the default, in each of `layers` layers.
+
+    Raises:
+        UserError: for an entry that does not exist.
+    """
+    entry = resolve(SLOTS[slot], spec.name, f"model.{slot}")
+    options = {**defaults_of(entry), **dict(spec.options)}
+    if class_of(entry) is not ByDepth:
+        return [Resolved(class_of(entry), options)] * layers
+    pattern = options["pattern"]
+    chosen = [Spec.from_plain(pattern[layer % len(pattern)], f"model.{slot}.pattern") for layer in range(layers)]
+    return [resolve_entry(slot, one)[0] for one in chosen]
+
+
+@cache
+def defaults_of(entry: Any) -> dict[str, Any]:
+    """Every option of an entry that has a default."""
+    parameters = inspect.signature(entry).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+
+
+def without_wide_window(part: Resolved, context: int) -> Resolved:
+    """A window that is no narrower than the context is none."""
+    if part.cls is Attention and part.options["window"] is not None and part.options["window"] >= context:
+        return Resolved(part.cls, {**part.options, "window": None})
+    return part

@@ -1,0 +1,118 @@
+"""FORMATS: what a run can be written as, and to which of them a configuration can go.
+
+Adding one is a line here; help, errors and the line of the plan follow.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from isoflop.errors import UserError
+from isoflop.export import gguf, huggingface, llama2c
+from isoflop.export.bundle import Bundle
+from isoflop.export.fit import Limits, nearest, sets_of
+from isoflop.export.vocabulary import cut_of
+from isoflop.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that models are written in.
+
+    Attributes:
+        words: what it is, for help.
+        limits: what it has of each family.
+        tokenizer: why a tokenizer.json cannot go with it; "" where it can.
+        write: (bundle, existing empty folder, name) -> the architecture; raises UserError for what it has not.
+        read: (folder, positions) -> what was written.
+    """
+
+    words: str
+    limits: Callable[[], Mapping[str, Limits]]
+    tokenizer: Callable[[str], str]
+    write: Callable[[Bundle, Path, str], str]
+    read: Callable[[Path, int], Bundle]
+
+
+def read_llama2c(folder: Path, context: int) -> Bundle:
+    pieces = llama2c.read_pieces(folder / llama2c.PIECES_NAME)
+    return llama2c.read_bin(folder / llama2c.FILE_NAME, pieces, context)
+
+
+def any_tokenizer(text: str) -> str:
+    return ""
+
+
+def gguf_tokenizer(text: str) -> str:
+    described = json.loads(text)
+    if described["model"].get("type") != "BPE":
+        return f"a tokenizer of kind {described['model'].get('type')}"
+    if described["model"].get("byte_fallback"):
+        return ""
+    try:
+        cut_of(described)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def llama2c_tokenizer(text: str) -> str:
+    return "" if json.loads(text)["model"].get("byte_fallback") else "its tokenizers are SentencePiece's"
+
+
+FORMATS: dict[str, Format] = {
+    "hf": Format(
+        "a Hugging Face folder",
+        huggingface.limits,
+        any_tokenizer,
+        lambda bundle, folder, name: huggingface.write_folder(bundle, folder),
+        lambda folder, context: huggingface.read_folder(folder, context=context),
+    ),
+    "gguf": Format(
+        "llama.cpp's file",
+        gguf.limits,
+        gguf_tokenizer,
+        gguf.write_gguf,
+        lambda folder, context: gguf.read_gguf(folder / gguf.FILE_NAME, context=context),
+    ),
+    "llama2c": Format(
+        "llama2.c's files",
+        lambda: llama2c.LIMITS,
+        llama2c_tokenizer,
+        lambda bundle, folder, name: llama2c.write_llama2c(bundle, folder),
+        read_llama2c,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Whether a model can be written in a format.
+
+    Attributes:
+        architecture: as what; the nearest one where it cannot.
+        sets: assignments after which its configuration could be; empty where it can.
+        tokenizer: why its tokenizer cannot go along; "" where it can.
+    """
+
+    architecture: str
+    sets: tuple[str, ...] = ()
+    tokenizer: str = ""
+
+    @property
+    def possible(self) -> bool:
+        return not self.sets and not self.tokenizer
+
+
+def outlook(config: ModelConfig, tokenizer: str = "") -> dict[str, Outlook]:
+    """For each format whether a GPT of this configuration can be written in it.
+
+    Args:
+        tokenizer: the text of its tokenizer.json; "": whichever goes with the format.
+    """
+    found = {}
+    for name, row in FORMATS.items():
+        architecture, obstacles = nearest(config, row.limits())
+        found[name] = Outlook(architecture, tuple(sets_of(obstacles)), row.tokenizer(tokenizer) if tokenizer else "")
+    return found

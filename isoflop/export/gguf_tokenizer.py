@@ -1,0 +1,119 @@
+"""Tokenizers in the header of a GGUF file, both ways: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.errors import UserError
+from isoflop.export.fields import Fields
+from isoflop.export.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    byte_level,
+    cut_of,
+    scores_of,
+    sentencepiece,
+)
+
+
+def read_tokenizer(fields: Fields) -> str:
+    """The tokenizer in the header as JSON."""
+    kind = fields.text("tokenizer.ggml.model")
+    pieces = fields.list_of("tokenizer.ggml.tokens", str)
+    kinds = fields.list_of("tokenizer.ggml.token_type", int, [NORMAL] * len(pieces))
+    if len(kinds) != len(pieces):
+        raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(kinds)} types")
+    while kinds and kinds[-1] == UNUSED:  # rows that pad the table
+        pieces, kinds = pieces[:-1], kinds[:-1]
+    begins = fields.flag("tokenizer.ggml.add_bos_token", kind == "llama")
+    first = fields.get("tokenizer.ggml.bos_token_id", None) if begins else None
+    if first is not None and (not isinstance(first, int) or not 0 <= first < len(pieces)):
+        raise fields.wrong("tokenizer.ggml.bos_token_id", first, "the id of a token")
+    if kind == "llama":
+        if not fields.flag("tokenizer.ggml.add_space_prefix", True):
+            raise UserError(f"{fields.origin}: its tokenizer puts no space ahead of a text, which ours of that kind do")
+        scores = fields.list_of("tokenizer.ggml.scores", float)
+        if len(scores) < len(pieces):
+            raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(scores)} scores")
+        return sentencepiece(pieces, scores, kinds, first, fields.origin)
+    if kind != "gpt2":
+        raise UserError(f"{fields.origin}: a tokenizer of kind {kind[:80]!r} is not read; gpt2 and llama are")
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    if len(vocabulary) != len(pieces):
+        raise UserError(f"{fields.origin}: its tokenizer has two tokens that read the same")
+    added = {p: kind == CONTROL for p, kind in zip(pieces, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)}
+    merges = fields.list_of("tokenizer.ggml.merges", str)
+    cut = fields.text("tokenizer.ggml.pre", "default")
+    return byte_level(vocabulary, merges, cut, added, fields.origin, first)
+
+
+@dataclass(frozen=True)
+class TokenizerValues:
+    """What the header says of a tokenizer. `pieces` are as many as the model has rows."""
+
+    model: str
+    cut: str
+    pieces: list[str]
+    kinds: list[int]
+    merges: list[str]
+    scores: list[float]
+    start: int
+    eot: int
+
+    def add_to(self, writer: Any) -> None:
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.cut)
+        writer.add_token_list(self.pieces)
+        writer.add_token_types(self.kinds)
+        if self.merges:
+            writer.add_token_merges(self.merges)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+        writer.add_bos_token_id(self.start)
+        writer.add_eos_token_id(self.eot)
+        writer.add_pad_token_id(self.eot)
+        writer.add_add_bos_token(True)  # isoflop reads `start` ahead of every text
+        writer.add_add_space_prefix(self.model == "llama")
+
+
+def tokenizer_values(text: str, rows: int) -> TokenizerValues:
+    """A tokenizer.json in GGUF's words, for a model of so many rows.
+
+    Raises:
+        UserError: for a tokenizer that is neither byte-level BPE nor SentencePiece BPE with byte fallback.
+    """
+    described = json.loads(text)
+    tokenizer = Tokenizer.from_json(text)
+    model = described["model"]
+    if model.get("type") != "BPE":
+        raise UserError(f"a tokenizer of kind {model.get('type')} cannot be written as a GGUF model; BPE can")
+    spelt = bool(model.get("byte_fallback"))
+    special = {token["content"]: bool(token["special"]) for token in described.get("added_tokens") or []}
+    pieces = [f"[PAD{i}]" for i in range(rows)]
+    kinds = [UNUSED] * len(pieces)
+    for piece, i in tokenizer.vocabulary.items():
+        pieces[i] = piece
+        byte = spelt and len(piece) == 6 and piece.startswith("<0x")
+        unknown = piece == model.get("unk_token")
+        kinds[i] = UNKNOWN if unknown else BYTE if byte else NORMAL
+        if piece in special and not unknown:
+            kinds[i] = CONTROL if special[piece] else USER_DEFINED
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    scores = scores_of(described) if spelt else {}
+    return TokenizerValues(
+        model="llama" if spelt else "gpt2",
+        cut="default" if spelt else cut_of(described),
+        pieces=pieces,
+        kinds=kinds,
+        merges=[] if spelt else merges,
+        scores=[scores.get(piece, -1e6 if kind == NORMAL else 0.0) for piece, kind in zip(pieces, kinds, strict=True)]
+        if spelt
+        else [],
+        start=tokenizer.start,
+        eot=tokenizer.eot,
+    )
