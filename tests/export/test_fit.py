@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import tarfile
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def assert_the_way_out_works(config):
 def built(**fields):
     try:
         config = ModelConfig(**fields)
-        build_on_meta(config)
+        build_on_meta(replace(config, layers=max(1, config.layers)))  # without a layer nothing in one is checked
     except UserError:
         return None
     return config
