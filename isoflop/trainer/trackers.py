@@ -1,21 +1,33 @@
 """TensorBoard, Weights & Biases and MLflow: each a hook that passes on what the run folder gets anyway.
 
 Each is an extra (`pip install isoflop[tensorboard]`), imported only when asked for.
+
+A run that is resumed is the same run there. The steps after the checkpoint, taken again, have the same numbers as
+before, and a service that cannot forget is not told them twice; TensorBoard is told to forget them. An extended run
+goes back to before its decay and takes other steps from there on: W&B and MLflow get a run of its own for it, with the
+whole history, next to the one that ended.
 """
 
 import importlib
+import secrets
+import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from isoflop.config import nearest, to_dict
+from isoflop.config import load_json, nearest, to_dict
 from isoflop.errors import UserError
-from isoflop.records import HeldOutLine, Record
+from isoflop.files import write_json
+from isoflop.records import EventLine, HeldOutLine, Record, RunFolder, TrainingLine, read_lines
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
 Write = Callable[[dict[str, float], int], None]
 Close = Callable[[], None]
 Open = Callable[[RunState], tuple[Write, Close]]
+KNOWN = "trackers.json"  # in a run folder: what each service calls the run
+FLUSHED = 1.0  # seconds that a kill may cost TensorBoard
 
 
 class Tracker(Hook):
@@ -31,23 +43,49 @@ class Tracker(Hook):
         self.name = name
         self._open = open_
         self._service: tuple[Write, Close] | None = None
-        self._last = 0
+        self._last = {"train": 0, "heldout": -1}  # the last step of each that the service knows
+        self._early: list[HeldOutLine] = []
+        self._started = False
 
     def started(self, state: RunState) -> None:
+        self._started = True
+        known = told_up_to(state.folder, self.name)
         self._guarded(state, lambda: setattr(self, "_service", self._open(state)))
+        if self.name == "tensorboard" and known is not None:
+            known = min(known, state.step)  # what came later is forgotten there
+        if known is not None:
+            self._last = {"train": known, "heldout": known}
+
+        # what the service missed, or has to be told of a run that was extended
+        early = {line.step for line in self._early}
+        for line in read_lines(state.folder.log("metrics")):
+            if "heldout_loss" in line and line["step"] not in early:
+                self.measured(state, HeldOutLine.read(line))
+            elif "loss" in line and "heldout_loss" not in line:
+                self._training(state, TrainingLine.read(line))
+        for heldout in self._early:
+            self._write(state, numbers(heldout, "heldout"), state.step)
+            self._last["heldout"] = max(self._last["heldout"], state.step)
 
     def stepped(self, state: RunState) -> None:
-        line = state.line
-        if line is not None and line.step is not None and line.step > self._last:
-            self._last = line.step
-            self._write(state, numbers(line, "train"), line.step)
+        if state.line is not None and state.due(state.config.every.log):
+            self._training(state, state.line)
 
     def measured(self, state: RunState, line: HeldOutLine) -> None:
-        self._write(state, numbers(line, "heldout"), state.step)
+        if not self._started:  # a measurement that a signal cut short is made up for before this hook has started
+            self._early.append(line)
+        elif line.step is not None and line.step > self._last["heldout"]:
+            self._last["heldout"] = line.step
+            self._write(state, numbers(line, "heldout"), line.step)
 
     def ended(self, state: RunState) -> None:
         if self._service is not None:
             self._guarded(state, self._service[1])
+
+    def _training(self, state: RunState, line: TrainingLine) -> None:
+        if line.step is not None and line.step > self._last["train"]:
+            self._last["train"] = line.step
+            self._write(state, numbers(line, "train"), line.step)
 
     def _write(self, state: RunState, values: dict[str, float], step: int) -> None:
         if self._service is not None:
@@ -64,6 +102,55 @@ class Tracker(Hook):
             state.folder.event("tracker failed", step=state.step, tracker=self.name, reason=reason)
 
 
+def told_up_to(folder: RunFolder, name: str) -> int | None:
+    """The last step that a service was told of this run before; None if it does not know the run, or not since it was
+    extended."""
+    there = (folder.path / "tensorboard").is_dir() if name == "tensorboard" else known_as(folder, name) is not None
+    if not there:
+        return None
+    reached = 0
+    for event in folder.lines("events", EventLine):
+        if event.event == "extended":
+            reached = 0
+        elif event.event in ("resumed", "stopped", "trained"):
+            reached = max(reached, (event.step or 0) + (event.taken_again or 0))
+    return reached
+
+
+def known_as(folder: RunFolder, name: str) -> str | None:
+    """What a service calls the run as it is since its last extension; None if that is not known."""
+    entry = read_known(folder).get(name)
+    if not isinstance(entry, dict) or entry.get("extensions") != extensions(folder):
+        return None
+    identity = entry.get("id")
+    return identity if isinstance(identity, str) else None
+
+
+def remember(folder: RunFolder, name: str, identity: str) -> None:
+    """Keep what a service calls the run, to continue that run there on resume."""
+    known = read_known(folder)
+    write_json(folder.path / KNOWN, {**known, name: {"id": identity, "extensions": extensions(folder)}})
+
+
+def read_known(folder: RunFolder) -> dict[str, Any]:
+    path: Path = folder.path / KNOWN
+    try:
+        known = load_json(path)
+    except UserError:  # none yet, or damaged: then a new run begins there
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def extensions(folder: RunFolder) -> int:
+    return sum(event.event == "extended" for event in folder.lines("events", EventLine))
+
+
+def shown_name(folder: RunFolder) -> str:
+    """What a person finds the run by."""
+    number = extensions(folder)
+    return folder.path.name + (f"-extended-{number}" if number else "")
+
+
 def numbers(line: Record, prefix: str) -> dict[str, float]:
     """What a line measured, by name."""
     said = line.to_dict().items()
@@ -73,11 +160,18 @@ def numbers(line: Record, prefix: str) -> dict[str, float]:
 def open_tensorboard(state: RunState) -> tuple[Write, Close]:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(state.folder.path / "tensorboard"))
+    folder = state.folder.path / "tensorboard"
+    # its readers forget what earlier files have from that step on
+    purge = state.step + 1 if folder.is_dir() else None
+    writer = SummaryWriter(str(folder), purge_step=purge)
+    flushed = [time.monotonic()]
 
     def write(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
+        if state.due(state.config.every.checkpoint) or time.monotonic() - flushed[0] > FLUSHED:
+            writer.flush()  # what is before a checkpoint has to be there when the run is resumed from it
+            flushed[0] = time.monotonic()
 
     return write, writer.close
 
@@ -85,8 +179,15 @@ def open_tensorboard(state: RunState) -> tuple[Write, Close]:
 def open_wandb(state: RunState) -> tuple[Write, Close]:
     import wandb
 
+    identity = known_as(state.folder, "wandb") or secrets.token_hex(4)
+    remember(state.folder, "wandb", identity)
     run = wandb.init(
-        project="isoflop", name=state.folder.path.name, dir=str(state.folder.path), config=to_dict(state.config)
+        project="isoflop",
+        name=shown_name(state.folder),
+        dir=str(state.folder.path),
+        config=to_dict(state.config),
+        id=identity,
+        resume="allow",
     )
     # wandb's own step only ever rises, and drops what comes late; training lines come a step after held-out ones
     run.define_metric("*", step_metric="step")
@@ -97,7 +198,9 @@ def open_mlflow(state: RunState) -> tuple[Write, Close]:
     import mlflow
 
     mlflow.set_experiment("isoflop")
-    mlflow.start_run(run_name=state.folder.path.name)
+    identity = known_as(state.folder, "mlflow")
+    run = mlflow.start_run(run_id=identity) if identity else mlflow.start_run(run_name=shown_name(state.folder))
+    remember(state.folder, "mlflow", run.info.run_id)
     mlflow.log_dict(to_dict(state.config), "config.json")
     return (lambda values, step: mlflow.log_metrics(values, step=step)), mlflow.end_run
 

@@ -1,11 +1,18 @@
 """What TensorBoard, W&B and MLflow are told, with a service of our own in their place."""
 
+import functools
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 import isoflop
 from isoflop.errors import UserError
-from isoflop.records import read_run
+from isoflop.job import Listener
+from isoflop.records import RunFolder, read_run
 from isoflop.trainer import trackers
+from isoflop.trainer.hooks import Hook
 from small import TINY
 
 
@@ -44,6 +51,153 @@ def test_a_service_that_fails_does_not_cost_the_run(service, corpus, tmp_path):
     assert run.status == "finished" and len(run.training) == 20
     failed = [event for event in run.events if event.event == "tracker failed"]
     assert len(failed) == 1 and failed[0].tracker == "wandb" and "gone" in failed[0].reason
+
+
+class Service:
+    """Weights & Biases and MLflow, as far as they are called: runs by id, each with the points that it was told."""
+
+    def __init__(self):
+        self.runs, self.names, self.current = {}, {}, ""
+
+    def open(self, identity, name):
+        self.current = identity
+        self.runs.setdefault(identity, [])
+        self.names[identity] = name
+
+    def log(self, values, step):
+        self.runs[self.current].extend((name, step) for name in values)
+
+    def points(self, name):
+        return [[step for told, step in points if told == name] for points in self.runs.values()]
+
+
+def fake_wandb(service):
+    def init(*, project, name, dir, config, id, resume):
+        assert resume == "allow" and config["seed"] >= 0
+        service.open(id, name)
+        return SimpleNamespace(
+            define_metric=lambda *_, **__: None,
+            log=lambda values: service.log({k: v for k, v in values.items() if k != "step"}, values["step"]),
+            finish=lambda: None,
+        )
+
+    return SimpleNamespace(init=init)
+
+
+def fake_mlflow(service):
+    def start_run(run_id=None, run_name=None):
+        assert run_id is None or run_id in service.runs
+        service.open(run_id or f"run{len(service.runs)}", run_name or service.names.get(run_id))
+        return SimpleNamespace(info=SimpleNamespace(run_id=service.current))
+
+    return SimpleNamespace(
+        set_experiment=lambda name: None,
+        start_run=start_run,
+        log_dict=lambda value, name: None,
+        log_metrics=lambda values, step: service.log(values, step),
+        end_run=lambda: None,
+    )
+
+
+FAKES = {"wandb": fake_wandb, "mlflow": fake_mlflow}
+
+
+class Killed(BaseException):
+    """As a power cut: nothing is saved and nobody is told."""
+
+
+class KillAt(Hook):
+    def __init__(self, step):
+        self.step = step
+
+    def stepped(self, state):
+        if state.step == self.step:
+            raise Killed
+
+
+def killed(call, step):
+    with pytest.raises(Killed):
+        call(listener=Listener(hooks=[KillAt(step)]))
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_one_run_and_one_curve_however_often_it_is_killed(name, monkeypatch, corpus, tmp_path):
+    service, run = Service(), tmp_path / "run"
+    monkeypatch.setitem(sys.modules, name, FAKES[name](service))
+    told = [*TINY, f'trackers=["{name}"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=told), 9)
+    killed(functools.partial(isoflop.resume, run), 7)  # before the step that the first attempt reached
+    killed(functools.partial(isoflop.resume, run), 17)
+    isoflop.resume(run, quiet=True)
+    assert service.points("train/loss") == [list(range(1, 25))]
+    assert service.points("heldout/heldout_loss") == [[line.step for line in read_run(run).heldout]]
+    assert list(service.names.values()) == ["run"]
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_an_extended_run_is_one_of_its_own_with_the_whole_curve(name, monkeypatch, corpus, tmp_path):
+    service, run = Service(), tmp_path / "run"
+    monkeypatch.setitem(sys.modules, name, FAKES[name](service))
+    told = [*TINY, f'trackers=["{name}"]']
+    isoflop.pretrain([str(corpus)], "20steps", run, assignments=told, quiet=True)
+    killed(functools.partial(isoflop.resume, run, "+20steps"), 31)
+    isoflop.resume(run, quiet=True)
+    assert service.points("train/loss") == [list(range(1, 21)), list(range(1, 41))]
+    assert list(service.names.values()) == ["run", "run-extended-1"]
+
+
+def test_what_is_known_of_services_may_be_damaged(monkeypatch, corpus, tmp_path):
+    service, run = Service(), tmp_path / "run"
+    monkeypatch.setitem(sys.modules, "mlflow", fake_mlflow(service))
+    told = [*TINY, 'trackers=["mlflow"]']
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=told), 8)
+    for content in ("", "[1]", '{"mlflow": 3}', '{"mlflow": {"id": 7, "extensions": 0}}'):
+        (run / "trackers.json").write_text(content)
+        assert trackers.known_as(RunFolder(run), "mlflow") is None
+    isoflop.resume(run, quiet=True)
+    assert service.points("train/loss")[1] == list(range(1, 13))  # a new run, with the whole curve
+
+
+def scalars(folder, tag):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [event.step for event in events.Scalars(tag)]
+
+
+def test_tensorboard_has_one_curve_after_kills_and_an_extension(corpus, tmp_path):
+    pytest.importorskip("tensorboard")
+    run, told = tmp_path / "run", [*TINY, 'trackers=["tensorboard"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=told), 9)
+    killed(functools.partial(isoflop.resume, run), 17)
+    isoflop.resume(run, quiet=True)
+    assert scalars(run, "train/loss") == list(range(1, 25))
+    isoflop.resume(run, "+10steps", quiet=True)
+    assert scalars(run, "train/loss") == list(range(1, 35))
+    assert scalars(run, "heldout/heldout_loss") == [line.step for line in read_run(run).heldout]
+
+
+def test_tensorboard_is_told_to_forget_what_is_taken_again(monkeypatch, corpus, tmp_path):
+    made = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step=None):
+            Path(folder).mkdir(exist_ok=True)
+            made.append((purge_step, []))
+
+        def add_scalar(self, name, value, step):
+            if name == "train/loss":
+                made[-1][1].append(step)
+
+        def flush(self): ...
+
+        def close(self): ...
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    run, told = tmp_path / "run", [*TINY, 'trackers=["tensorboard"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=told), 9)
+    isoflop.resume(run, quiet=True)
+    assert [purge for purge, _ in made] == [None, 6] and made[1][1] == list(range(6, 13))
 
 
 @pytest.mark.parametrize(("name", "says"), [("wandbb", "did you mean wandb"), ("mlflow", "pip install")])
