@@ -10,7 +10,6 @@ from isoflop.budget import Budget, parse_budget
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
-from isoflop.data.manifest import Data
 from isoflop.errors import UserError
 from isoflop.files import home_note, try_folder
 from isoflop.job.job import Job
@@ -19,12 +18,11 @@ from isoflop.job.reopen import reopen
 from isoflop.job.together import again, together
 from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
-from isoflop.plan.advice import Advice, Facts, Keep
+from isoflop.plan.advice import Advice, Keep
 from isoflop.plan.asked import Asked
-from isoflop.plan.planner import finalize, propose
+from isoflop.plan.planner import plan
 from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
-from isoflop.trainer.config import resolve_runtime
 from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
@@ -88,7 +86,7 @@ def pretrain(
     if note := home_note():
         listener.say(note)
     keep = Keep(model=base is not None or bool(init), rates=base is not None)
-    advice, data = plan(group, allowance, config, asked, keep, listener, phases)
+    advice, data = plan(allowance, config, asked, keep, group, listener.say, listener.progress, phases.time)
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
@@ -148,23 +146,6 @@ def resume(
         UserError: if there is no run, it is finished and no budget is added, or its data changed.
     """
     return reopen(group, RunFolder(Path(out)), budget, assignments, listener or Listener()).run()
-
-
-def plan(
-    group: Group, budget: Budget, config: RunConfig, asked: Asked, keep: Keep, listener: Listener, phases: Phases
-) -> tuple[Advice, Data]:
-    """Time the machine, choose what to train, and prepare the data, in the order in which they need each other."""
-    task = make_task(config)
-    with phases.time("prepare"):
-        workload = task.workload(config, listener.progress)
-    with phases.time("calibrate"):
-        machines = group.machines(resolve_runtime(config).runtime.device)
-        proposal = propose(budget, config, workload, asked, listener.say, keep, machines)
-    with phases.time("prepare"):
-        data = workload.data or task.prepare_data(proposal.data, listener.progress)
-        facts = Facts.of(data)
-    listener.prepared(data.account())
-    return finalize(proposal, facts), data
 
 
 def first_budget(text: str) -> Budget:

@@ -1,9 +1,9 @@
 """Budget -> parameters, tokens, shape, vocabulary, context, batch, learning rate, each with its reason.
 
 The first planner. It knows three things: how fast real steps of a few shapes run here (trainer/throughput.py), that
-about 20 tokens a parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated (repetition.py),
-and what our own runs reached (prior.py). What it plans for, a task on its data, it knows as a Workload. In two parts,
-since the vocabulary has to be known before a text can be prepared:
+about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated
+(repetition.py), and what our own runs reached (prior.py). What it plans for, a task on its data, it knows as a
+Workload. `plan` is in two parts, since the vocabulary has to be known before a text can be prepared:
 
     proposal = propose(budget, ...)           machine timed, candidates listed, vocabulary and share of the text chosen
     advice   = finalize(proposal, facts)      tokens known: shape, steps, batch, learning rates, expected loss
@@ -11,9 +11,13 @@ since the vocabulary has to be known before a text can be prepared:
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from isoflop.budget import Budget
+from isoflop.data.manifest import Data
+from isoflop.data.prepare import Progress
+from isoflop.parallel.mesh import ALONE, Group
 from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
 from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
@@ -27,10 +31,43 @@ from isoflop.records import CandidateShape
 from isoflop.runtime import measure_peak
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
+from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import Rung, Workload, matmul_weights
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 SECONDS_EACH = 2.0  # for timing one candidate, in turns with the others
+
+
+def plan(
+    budget: Budget,
+    config: RunConfig,
+    asked: Asked = NOTHING,
+    keep: Keep = CHOOSE,
+    group: Group = ALONE,
+    say: Callable[[str], None] = lambda line: None,
+    progress: Progress | None = None,
+    phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
+) -> tuple[Advice, Data]:
+    """Time the machine, choose what to train, and prepare the data, in the order in which they need each other.
+
+    Args:
+        config: whose shape, batch, rates and length are to be chosen, with what the user has set (`asked`).
+        group: the processes that will train it.
+        phase: is entered for each part, "prepare" or "calibrate", to time it.
+
+    Raises:
+        UserError: for data that cannot be used, or a budget that buys less than MIN_STEPS steps.
+    """
+    task = make_task(config)
+    with phase("prepare"):
+        workload = task.workload(config, progress)
+    with phase("calibrate"):
+        machines = group.machines(resolve_runtime(config).runtime.device)
+        proposal = propose(budget, config, workload, asked, say, keep, machines)
+    with phase("prepare"):
+        data = workload.data or task.prepare_data(proposal.data, progress)
+        facts = Facts.of(data)
+    return finalize(proposal, facts), data
 
 
 def propose(
