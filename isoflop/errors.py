@@ -16,6 +16,10 @@ class UserError(Exception):
         super().__init__(one_line(message))
 
 
+class DiskError(UserError):
+    """Something of ours could not be written: a full, read-only or vanished disk."""
+
+
 def one_line(text: str) -> str:
     """Text as one line that a terminal shows as it is: a name that a message quotes may hold anything, line feeds and
     a terminal's commands too, and be as long as a book."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from isoflop.errors import UserError
+from isoflop.errors import DiskError
 
 NAME_HOME = "set ISOFLOP_HOME to a folder that can be written to"
 QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600
@@ -94,7 +94,8 @@ def spool() -> Path:
 
 
 def to_json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    """JSON that can be encoded: half a surrogate pair, as in a name that is not UTF-8, becomes an escape."""
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -222,7 +223,7 @@ def disk_errors(what: str, then: str = "", instead: str = "name another folder")
         way_out = f"free some space or {instead}" if full else instead
         if then:
             way_out = f"{'free some space' if full else 'mend that'}, then: {then}"
-        raise UserError(f"{what} could not be written: {error.strerror or error}{place}; {way_out}") from error
+        raise DiskError(f"{what} could not be written: {error.strerror or error}{place}; {way_out}") from error
 
 
 def try_folder(folder: Path, what: str, instead: str = "name another folder") -> None:

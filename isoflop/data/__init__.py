@@ -1,6 +1,7 @@
 """Text in, tokens out.
 
 corpus   where text comes from: files, folders, globs, standard input, the standard library; weights
+walk     the files below a folder, and what is left out
 readers  one file -> documents, whatever its ending and compression, in constant memory
 tally    what was read and what was not, counted by kind
 clean    which documents stay: exact duplicates, the train/held-out split, the sampled share

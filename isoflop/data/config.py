@@ -7,6 +7,7 @@ from isoflop.config import Derived
 from isoflop.data.corpus import Source
 from isoflop.data.kinds import find_kind, quoted
 from isoflop.data.reading import Reading
+from isoflop.data.walk import printable
 from isoflop.errors import UserError
 
 
@@ -38,9 +39,19 @@ class DataConfig:
     workers: Annotated[int, "encoding processes; 0: one a core"] = 0
     path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
 
+    def __post_init__(self) -> None:
+        """Names that are not UTF-8 are kept as they are shown: JSON cannot hold them."""
+        for name in ("sources", "heldout"):
+            if not all(map(encodable, getattr(self, name))):
+                object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
+
     def reading(self, source: Source) -> Reading:
         """How the files of a source are to be read."""
         return Reading(column=source.column or self.text_column)
+
+
+def encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def check(config: DataConfig) -> None:

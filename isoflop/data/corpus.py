@@ -1,7 +1,7 @@
 """Where text comes from: what the user named -> a list of files.
 
-A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (every file below it; hidden ones and
-symbolic links to folders are passed over), a glob, `-` for standard input, or `stdlib` for the running Python's own
+A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (every file below it, but for what
+walk.py leaves out), a glob, `-` for standard input, or `stdlib` for the running Python's own
 standard library (a folder of that name is `./stdlib`); COLUMN is where its records hold their text.
 """
 
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from isoflop import files
+from isoflop.data.tally import Tally, because
+from isoflop.data.walk import Walk, from_printable, printable, size_below
 from isoflop.errors import UserError
 
 STDIN, STDLIB = "-", "stdlib"
@@ -131,7 +133,7 @@ def is_glob(pattern: str) -> bool:
 
 def expand(pattern: str) -> str:
     try:
-        return str(Path(pattern).expanduser())
+        return from_printable(str(Path(pattern).expanduser()))
     except (RuntimeError, ValueError):  # ~name of nobody here, or of nobody at all
         return pattern
 
@@ -152,44 +154,75 @@ def unused(name: str, taken: set[str]) -> str:
     return name if name not in taken else next(n for n in numbered if n not in taken)
 
 
-def find_files(source: Source) -> list[SourceFile]:
+def find_files(source: Source, tally: Tally | None = None, older: bool = False) -> list[SourceFile]:
     """The files of a source, in an order that depends on their names only.
 
+    Args:
+        tally: counts what is left out and what cannot be read.
+        older: as before the second rule of splitting: links to folders are passed over and nothing but what is hidden
+            is left out, so that the data of an older run can be prepared anew.
+
     Raises:
-        UserError: for a path that does not exist, a glob without match, an empty folder.
+        UserError: for a path that does not exist, a glob without match, an empty folder; or (strict) for what cannot
+            be read.
     """
+    tally = Tally() if tally is None else tally
     if source.pattern == STDIN:
         return [spool(STDIN, sys.stdin.buffer)]
     if source.pattern == STDLIB:
         return standard_library()
-    path = Path(expand(source.pattern))
+    path = expand(source.pattern)
     if os.path.lexists(path):
-        return found_at(path)
+        return found_at(Path(path), tally, older)
     if not is_glob(source.pattern):
         raise UserError(f"{source.pattern} does not exist; name a file, a folder, a glob or - for standard input")
-    matches = sorted(glob.glob(expand(source.pattern), recursive=True))  # noqa: PTH207 - may be absolute
+    matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)  # noqa: PTH207 - may be absolute
     if not matches:
         raise UserError(f"no file matches {source.pattern!r}; quote the pattern and check its folder")
-    regular = dict.fromkeys(
-        p
-        for match in matches
-        for p in (walk(Path(match)) if Path(match).is_dir() else [match] if Path(match).is_file() else [])
-    )
-    if not regular:
-        raise UserError(f"{source.pattern!r} matches only folders without files")
-    return [describe(Path(name)) for name in regular]
+    names = dict.fromkeys(older_matches(matches) if older else matched(matches, Walk(tally)))
+    if not names:
+        raise UserError(f"{source.pattern!r} matches only folders without files{because(tally)}")
+    return described(names, tally)
 
 
-def found_at(path: Path) -> list[SourceFile]:
+def matched(matches: Sequence[str], walk: Walk) -> Iterator[str]:
+    """The files that a glob matches, and those below the folders that it does."""
+    for match in matches:
+        if os.path.isdir(match):  # noqa: PTH112
+            if kind := walk.left_out(match):
+                walk.tally.leave_out(kind, printable(match), size_below(match))
+            else:
+                yield from walk.below(match)
+        elif os.path.isfile(match):  # noqa: PTH113
+            yield match
+        elif not os.path.exists(match):  # noqa: PTH110
+            walk.tally.skip(printable(match), "it leads nowhere", 0, whole=True, what="link")
+        else:
+            walk.tally.leave_out("special file", printable(match), 0)
+
+
+def older_matches(matches: Sequence[str]) -> Iterator[str]:
+    for match in matches:
+        if os.path.isdir(match):  # noqa: PTH112
+            yield from walk(Path(match))
+        elif os.path.isfile(match):  # noqa: PTH113
+            yield match
+
+
+def found_at(path: Path, tally: Tally, older: bool) -> list[SourceFile]:
+    """The file, or the files of the folder, that a source names. One that cannot be read is counted: a shell's pattern
+    names each file that it matches."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+        what, reason = ("link", "it leads nowhere") if path.is_symlink() else ("file", error.strerror or str(error))
+        tally.skip(printable(str(path)), reason, 0, whole=True, what=what)
+        return []
     if stat.S_ISDIR(mode):
-        names = list(walk(path))
+        names = list(walk(path) if older else Walk(tally).below(str(path)))
         if not names:
-            raise UserError(f"folder {path} holds no files; name a folder with text in it")
-        return [describe(Path(name)) for name in names]
+            raise UserError(f"folder {path} holds no files; name a folder with text in it{because(tally)}")
+        return described(names, tally)
     if stat.S_ISFIFO(mode):  # a process substitution, <(command): can be read only once, like standard input
         if str(path) in _spooled:
             return [_spooled[str(path)]]
@@ -197,7 +230,18 @@ def found_at(path: Path) -> list[SourceFile]:
             return [spool(str(path), stream)]
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is neither a file nor a folder")
-    return [describe(path)]
+    return described([str(path)], tally)
+
+
+def described(names: Iterable[str], tally: Tally) -> list[SourceFile]:
+    """The files with their sizes; one that went away meanwhile is counted."""
+    found = []
+    for name in names:
+        try:
+            found.append(describe(Path(name)))
+        except UserError as error:
+            tally.skip(printable(name), str(error), 0, whole=True)
+    return found
 
 
 def walk(folder: Path, without: Collection[str] = (), endings: tuple[str, ...] = ("",)) -> Iterator[str]:
@@ -214,14 +258,20 @@ def walk(folder: Path, without: Collection[str] = (), endings: tuple[str, ...] =
 def describe(path: Path) -> SourceFile:
     try:
         status, resolved = path.stat(), path.resolve()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    return SourceFile(path, str(path), status.st_size, (str(resolved), str(status.st_size), str(status.st_mtime_ns)))
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    identity = (printable(str(resolved)), str(status.st_size), str(status.st_mtime_ns))
+    return SourceFile(path, printable(str(path)), status.st_size, identity)
 
 
 def unchanged(file: SourceFile) -> bool:
     """Whether a file is still what it was when it was listed."""
-    return file.identity[0] in (STDIN, "stream") or describe(file.path).identity == file.identity
+    if file.identity[0] in (STDIN, "stream"):
+        return True
+    try:
+        return describe(file.path).identity == file.identity
+    except UserError:
+        return False
 
 
 def standard_library() -> list[SourceFile]:

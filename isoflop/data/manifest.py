@@ -16,7 +16,7 @@ from isoflop.config import load_json
 from isoflop.data.shards import damaged, field, verify
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.records import DataAccount
+from isoflop.records import DataAccount, Unused
 from isoflop.untrusted import read_text
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
@@ -64,6 +64,7 @@ class PreparedFolder:
         fingerprint: SHA-256 over everything that a run depends on.
         vocab_size: ids; each token is below it.
         seconds: spent preparing now; 0 if the folder was there already (`reused`).
+        listed: what was not used when the sources' files were listed now, for a folder that was there already.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
@@ -71,10 +72,18 @@ class PreparedFolder:
         self.fingerprint: str = manifest["fingerprint"]
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer = tokenizer_of(folder, self.vocab_size)
+        self.listed: tuple[Unused, ...] | None = None
 
     def account(self) -> DataAccount:
         """What became of everything that was found."""
-        return DataAccount.read(self.manifest["account"]).updated(
+        account = DataAccount.read(self.manifest["account"])
+        if self.listed is not None:
+            again = {(one.what, one.reason) for one in self.listed}
+            read = [one for one in account.unused or () if not one.meant and (one.what, one.reason) not in again]
+            lost = [one for one in self.listed if not one.meant]
+            meant = [one for one in self.listed if one.meant]
+            account = account.updated(unused=(*read, *lost, *meant))
+        return account.updated(
             fingerprint=self.fingerprint,
             folder=str(self.folder.resolve()),
             seconds=self.seconds,
@@ -147,4 +156,6 @@ def checksum(manifest: dict[str, Any]) -> str:
 
 def sha256_of(value: Any) -> str:
     """SHA-256 of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
+    ).hexdigest()

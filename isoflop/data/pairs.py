@@ -75,23 +75,27 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
         return open_pairs(Path(config.path))
     started = time.perf_counter()
     given = Tokenizer.given(config.tokenizer)
-    sources = [(source, find_files(source)) for source in parse_sources(config.sources)]
+    tally = Tally(strict=config.strict)
+    sources = [(source, find_files(source, tally)) for source in parse_sources(config.sources)]
     if weighted := [source.name for source, _ in sources if source.weight is not None]:
         raise UserError(
             f"source {weighted[0]} has a weight; pairs are read as often as they are there, so leave it out"
         )
     named = [
-        file for source in (parse_sources(config.heldout) if config.heldout else ()) for file in find_files(source)
+        file
+        for source in (parse_sources(config.heldout) if config.heldout else ())
+        for file in find_files(source, tally)
     ]
     found = [file for _, listed in sources for file in listed]
     key = key_of(config, found, named, given)
     folder = files.home() / "data" / key[:16]
     if (folder / MANIFEST).is_file():
-        return open_pairs(folder)
+        opened = open_pairs(folder)
+        opened.listed = tally.unused()
+        return opened
     sweep(files.home() / "data")
     report: Progress = progress or (lambda stage, done, total, note="": None)
     report("reading", 0.0, 0.0, "pairs")
-    tally = Tally(strict=config.strict)
     pairs = list(read_all(found, tally))
     split = divide(pairs, list(read_all(named, tally)), config)
     tokenizer = given
@@ -126,7 +130,7 @@ def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> 
     Raises:
         UserError: for sources that hold no pairs.
     """
-    found = [file for source in parse_sources(config.sources) for file in find_files(source)]
+    found = [file for source in parse_sources(config.sources) for file in find_files(source, tally)]
     once = dict.fromkeys(without_variants(list(read_all(found, tally)), Split()))
     return LoosePairs.of(list(once), tokenizer)
 
@@ -135,8 +139,23 @@ def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> 
 
 
 def read_all(found: Iterable[SourceFile], tally: Tally) -> Iterator[Pair]:
+    """The pairs of all files. One without pairs, or that cannot be read, is counted, unless none has any or strict.
+
+    Raises:
+        UserError: what the first such file was refused with.
+    """
+    before = tally.documents
+    failed: list[UserError] = []
     for file in found:
-        yield from read_pairs(file, tally)
+        try:
+            yield from read_pairs(file, tally)
+        except UserError as error:
+            if tally.strict:
+                raise
+            failed.append(error)
+            tally.skip(file.shown, str(error).removeprefix(f"{file.shown} "), 0, whole=True)
+    if failed and tally.documents == before:
+        raise failed[0]
 
 
 def read_pairs(file: SourceFile, tally: Tally) -> Iterator[Pair]:

@@ -21,7 +21,7 @@ from isoflop.data.encode import Encoders, batches
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
 from isoflop.data.prepared import FORMAT, Prepared, open_prepared
-from isoflop.data.readers import read_documents
+from isoflop.data.readers import read_or_skip
 from isoflop.data.scan import Part, Scan, choose_shares, list_parts
 from isoflop.data.shards import ShardWriter, dtype_for
 from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
@@ -77,8 +77,8 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:
     tally = tally or Tally(strict=config.strict)
     for source in parse_sources(config.sources):
         how = config.reading(source)
-        for file in find_files(source):
-            for document in read_documents(file, how, tally):
+        for file in find_files(source, tally):
+            for document in read_or_skip(file, how, tally):
                 yield document.decode()
 
 
@@ -101,6 +101,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     folder = Path(out) if out else files.home() / "data" / key[:16]
     instead = "name another folder" if out else files.NAME_HOME
     if found := already_there(folder, key):  # it may lie where nothing can be written
+        found.listed = total_of([part.tally for part in parts]).unused()
         return found
     if not out:
         with files.disk_errors("the prepared data", instead=files.NAME_HOME):

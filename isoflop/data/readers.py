@@ -21,7 +21,7 @@ from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import BLOCK, COMPRESSION_ENDINGS, PIECE, decompress, peekable
 from isoflop.data.reading import Reading
 from isoflop.data.tally import Tally
-from isoflop.errors import UserError
+from isoflop.errors import DiskError, UserError
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
 PARQUET_ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
@@ -29,6 +29,34 @@ LONGEST_LINE = 64 * 1024 * 1024  # a .jsonl record beyond this is not held in me
 RECORD_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 BINARY_STARTS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"%PDF-", b"PK\x03\x04", b"\x7fELF", b"BZh", b"SQLite format 3")
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
+
+
+def read_or_skip(
+    file: SourceFile, how: Reading, tally: Tally, moved: Callable[[int], None] | None = None
+) -> Iterator[bytes]:
+    """`read_documents`, but that what is left of a file that cannot be read is counted and no error, unless strict."""
+    place = 0
+
+    def at(n: int) -> None:
+        nonlocal place
+        place = n
+        if moved:
+            moved(n)
+
+    before = tally.pieces
+    try:
+        yield from read_documents(file, how, tally, at)
+    except DiskError:
+        raise
+    except UserError as error:
+        if tally.strict:
+            raise
+        tally.failure = tally.failure or str(error)
+        reason = str(error).removeprefix(f"{file.shown} ")
+        if tally.pieces > before:
+            tally.skip(file.shown, reason, max(0, file.size - place), whole=True, what="file end")
+        else:
+            tally.skip(file.shown, reason, file.size, whole=True)
 
 
 def read_documents(

@@ -15,9 +15,9 @@ from isoflop.data.clean import Digests, digest_of, fraction
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size, unchanged
 from isoflop.data.kinds import find_kind
-from isoflop.data.readers import PIECE, read_documents, utf8_boundary
+from isoflop.data.readers import PIECE, read_or_skip, utf8_boundary
 from isoflop.data.survey import Survey
-from isoflop.data.tally import Tally
+from isoflop.data.tally import Tally, because
 from isoflop.errors import UserError
 
 DROP, TRAIN, HELDOUT = b"\0", b"\1", b"\2"
@@ -34,6 +34,7 @@ class Part:
     source: Source
     files: list[SourceFile]
     heldout: bool = False  # named as held-out text
+    tally: Tally = field(default_factory=Tally)  # what was left out when the files were listed
 
 
 @dataclass
@@ -105,7 +106,11 @@ def list_parts(config: DataConfig) -> list[Part]:
                 f"held-out source {source.name!r} has a weight; held-out text is read whole, so leave it out"
             )
     named = [(source, True) for source in heldout] + [(source, False) for source in parse_sources(config.sources)]
-    return [Part(source, find_files(source), held) for source, held in named]
+    parts = []
+    for source, held in named:
+        tally = Tally(strict=config.strict)
+        parts.append(Part(source, find_files(source, tally), held, tally))
+    return parts
 
 
 def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None) -> Shares:
@@ -143,9 +148,10 @@ def read_parts(
     for number, part in enumerate(parts):
         how = config.reading(part.source)
         for file in part.files:
-            for document in read_documents(file, how, tallies[number], after(before, moved)):
+            pieces = tallies[number].pieces
+            for document in read_or_skip(file, how, tallies[number], after(before, moved)):
                 yield number, document
-            if not unchanged(file):
+            if tallies[number].pieces > pieces and not unchanged(file):
                 raise changed(file.shown)
             before += file.size
             moved(before)
@@ -164,7 +170,7 @@ class Scan:
 
     def __init__(self, config: DataConfig, parts: list[Part], shares: Shares) -> None:
         self.config, self.parts, self.shares = config, parts, shares
-        self.accounts = [Account(tally=Tally(strict=config.strict)) for _ in parts]
+        self.accounts = [Account(tally=part.tally) for part in parts]
         weighted = any(part.source.weight is not None for part in parts)
         self.samples = {i if weighted else 0: Sample(part.source.weight or 1.0) for i, part in enumerate(parts)}
         self.weighted = weighted
@@ -194,11 +200,26 @@ class Scan:
             with files.disk_errors("the decisions about documents"):
                 self.decisions.write(decision)
             self.documents += 1
-        for part, account in zip(self.parts, self.accounts, strict=True):
-            if not account.read.documents:
-                raise no_text(part, account.tally)
+        self.check_parts()
         self.fill_scant_side()
         self.check_sides()
+
+    def check_parts(self) -> None:
+        """Every source has text. One among several, without a weight, may have none: a shell's pattern makes a source
+        of each file. It is counted then.
+
+        Raises:
+            UserError: saying what was not used.
+        """
+        empty = [i for i, account in enumerate(self.accounts) if not account.read.documents]
+        training = [i for i, part in enumerate(self.parts) if not part.heldout]
+        for i in empty:
+            part = self.parts[i]
+            needed = part.heldout or part.source.weight is not None or self.config.strict
+            if needed or set(training) <= set(empty):
+                raise no_text(part, part.tally)
+            if not part.tally.skipped:
+                part.tally.leave_out("source", part.source.pattern, total_size(part.files), "it holds no text")
 
     def decide(self, number: int, document: bytes, digest: bytes, seen: Digests, held: Digests) -> bytes:
         part, account, size, seed = self.parts[number], self.accounts[number], len(document), self.config.seed
@@ -343,8 +364,10 @@ class Sample:
 
 def no_text(part: Part, tally: Tally) -> UserError:
     name = f"source {part.source.name} ({part.source.pattern})"
-    if not total_size(part.files):
-        return UserError(f"{name} is empty; name a file or folder with text in it")
+    if len(part.files) <= 1 and tally.failure:
+        return UserError(tally.failure)
+    if not part.files or not total_size(part.files):
+        return UserError(f"{name} is empty; name a file or folder with text in it{because(tally)}")
     if tally.skipped_files:
         first = tally.skipped[0]
         return UserError(

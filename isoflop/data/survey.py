@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size
-from isoflop.data.readers import read_documents
+from isoflop.data.readers import read_or_skip
 from isoflop.data.reading import Reading
 from isoflop.data.tally import Tally
 
@@ -65,6 +65,8 @@ class Look:
 def look(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes]:
     """Read the beginnings of a few files, spread over the list, and scale what they held up to the whole source."""
     found = find_files(source)
+    if not found:
+        return SourceSurvey(source.name, 0, 0, 0, 0.0), b""
     filled = [file for file in found if file.size] or found
     chosen = filled[:: math.ceil(len(filled) / LOOKED_AT)]
     looks = [beginning(file, how, READ_BYTES // len(chosen)) for file in chosen]
@@ -88,7 +90,7 @@ def beginning(file: SourceFile, how: Reading, wanted: int) -> Look:
     """
     read, place = Look(), [0]
     block = 0
-    for document in read_documents(file, how, Tally(), lambda n: place.__setitem__(0, n)):
+    for document in read_or_skip(file, how, Tally(), lambda n: place.__setitem__(0, n)):
         if place[0] != block:
             if block and read.text_bytes >= wanted:
                 return replace(read, disk_bytes=block)

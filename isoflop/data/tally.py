@@ -25,6 +25,7 @@ class Tally:
         skipped_files: files, links and folders; skipped_records: records of a file that went on, and pieces of a text.
         skipped_bytes: of all these; a file counts with its size on disk.
         kinds: what was not used, by what it is, why, and whether that is meant.
+        failure: the first message that a file could not be read with.
         notes: what was noticed of files that were read -> these files, the first 20.
     """
 
@@ -38,6 +39,7 @@ class Tally:
     skipped_records: int = 0
     skipped_bytes: int = 0
     kinds: dict[tuple[str, str, bool], "Kind"] = field(default_factory=dict)
+    failure: str = ""
     notes: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, path: str, reason: str, size: int, whole: bool, what: str = "", count: int = 1) -> None:
@@ -59,9 +61,9 @@ class Tally:
             self.skipped.append(SkippedFile(path=path, reason=reason, bytes=size))
         self.add(what or ("file" if whole else "record"), reason, path, size, count, meant=False)
 
-    def leave_out(self, what: str, path: str, size: int) -> None:
+    def leave_out(self, what: str, path: str, size: int, reason: str = "") -> None:
         """Count what is no text of the user's and lies next to it: metadata, hidden files, run folders."""
-        self.add(what, "", path, size, 1, meant=True)
+        self.add(what, reason, path, size, 1, meant=True)
 
     def add(self, what: str, reason: str, path: str, size: int, count: int, meant: bool) -> None:
         common = PLACE.sub("", reason)

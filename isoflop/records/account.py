@@ -170,7 +170,7 @@ def not_used(unused: Sequence[Unused], found_bytes: int) -> NotUsed:
 def told(one: Unused, how: str, found_bytes: int) -> str:
     """One kind as a line: how many of what, their bytes and share, why, and the first."""
     count, size = one.count or 0, one.bytes or 0
-    parts = [f"{how}: {count:,} {one.what}{'s' if count != 1 else ''}", bytes_told(size)]
+    parts = [f"{how}: {count:,} {one.what if count == 1 else plural(one.what or '')}", bytes_told(size)]
     if found_bytes:
         share = size / found_bytes
         parts.append(f"{share:.1%} of the bytes" if share >= 0.0005 or not size else "under 0.1% of the bytes")
@@ -180,6 +180,10 @@ def told(one: Unused, how: str, found_bytes: int) -> str:
     if one.first is None:
         return line
     return f"{line} ({one.first})" if count == 1 else f"{line} (the first: {one.first})"
+
+
+def plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
 
 
 def bytes_told(size: float) -> str:

@@ -1,0 +1,186 @@
+"""A folder -> the files below it, and what is left out or cannot be read, which is counted and never an error.
+
+Left out is what is no text of the user's: hidden files, run folders and prepared data, models, virtual environments,
+repositories, and the metadata that lies next to data sets. Linked folders are read once, whatever leads to them.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+
+from isoflop import files
+from isoflop.data.tally import Tally
+
+MOST_SIZED = 20_000  # files below a folder that is left out, whose sizes are added up
+RUN_FILES = frozenset({"metrics.jsonl", "events.jsonl", "plan.json"})  # of which a run folder has one
+MODEL_ENDINGS = (".safetensors", ".gguf", "pytorch_model.bin")
+PACKAGE_FOLDERS = {"node_modules": "package folder", "__pycache__": "cache folder"}
+METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "_SUCCESS"})
+METADATA_NEXT_TO = {  # a name that may be data too -> the endings of the data that it describes
+    "state.json": (".arrow",),
+    "_metadata": (".parquet",),
+    "_common_metadata": (".parquet",),
+}
+
+ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
+
+Identity = tuple[int, int]  # device and inode: what two paths to one folder have in common
+
+
+def printable(path: str) -> str:
+    """A path as text that can be shown and encoded: bytes that are not UTF-8 become `\\xe9`."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def from_printable(shown: str) -> str:
+    """The path that `printable` shows so, where there is one; else `shown` itself."""
+    if os.path.lexists(shown) or "\\x" not in shown:
+        return shown
+    path = os.fsdecode(ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(shown)))
+    return path if os.path.lexists(path) else shown
+
+
+class Walk:
+    """One source's walk through its folders. What it counts goes to `tally`; `seen` are the folders it has been to."""
+
+    def __init__(self, tally: Tally) -> None:
+        self.tally = tally
+        self.seen: set[Identity] = set()
+        self.linked: list[str] = []
+        self.ours = {identity for path in (files.home(),) if (identity := identity_of(str(path)))}
+        self.output = {identity for number in (1, 2) if (identity := identity_of(number))}
+
+    def below(self, folder: str) -> Iterator[str]:
+        """Every regular file below a folder, in an order that depends on names only: those in it, those in its folders,
+        then those in the folders that links lead to."""
+        yield from self.folder(folder)
+        while self.linked:
+            yield from self.folder(self.linked.pop(0), linked=True)
+
+    def folder(self, path: str, linked: bool = False) -> Iterator[str]:
+        identity = identity_of(path)
+        if identity in self.seen:
+            if linked:
+                self.tally.leave_out("link", printable(path), 0, "it leads to a folder that is read anyway")
+            return
+        try:
+            with os.scandir(path) as entries:
+                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            self.lost("folder", path, error)
+            return
+        if linked and (kind := kind_of([entry.name for entry in found], path)):
+            self.tally.leave_out(kind, printable(path), size_below(path))
+            return
+        if identity:
+            self.seen.add(identity)
+
+        names = {entry.name for entry in found}
+        folders = []
+        for entry in found:
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif self.wanted(entry, names):
+                    yield entry.path
+            except OSError as error:
+                self.lost("link" if entry.is_symlink() else "file", entry.path, error)
+        for inner in folders:
+            if kind := self.left_out(inner):
+                self.tally.leave_out(kind, printable(inner), size_below(inner))
+            else:
+                yield from self.folder(inner)
+
+    def wanted(self, entry: os.DirEntry[str], names: set[str]) -> bool:
+        """Whether an entry that is no folder is a file to read; counts it if not.
+
+        Raises:
+            OSError: for a link that leads nowhere, or in circles.
+        """
+        shown = printable(entry.path)
+        if entry.name.startswith("."):
+            self.tally.leave_out("hidden file", shown, entry.stat(follow_symlinks=False).st_size)
+            return False
+        found = entry.stat()
+        if stat.S_ISDIR(found.st_mode):
+            self.linked.append(entry.path)
+            return False
+        if not stat.S_ISREG(found.st_mode):
+            self.tally.leave_out("special file", shown, 0)
+            return False
+        if (found.st_dev, found.st_ino) in self.output:
+            self.tally.leave_out("file", shown, found.st_size, "this command writes it")
+            return False
+        if is_metadata(entry.name, names):
+            self.tally.leave_out("metadata file", shown, found.st_size)
+            return False
+        return True
+
+    def left_out(self, path: str) -> str:
+        """What a folder is that is left out; "" for one to read."""
+        name = os.path.basename(path)  # noqa: PTH119 - a Path costs as much as looking at the disk
+        if name.startswith("."):
+            return "hidden folder"
+        if name in PACKAGE_FOLDERS:
+            return PACKAGE_FOLDERS[name]
+        if identity_of(path) in self.ours:
+            return "isoflop folder"
+        try:
+            return kind_of(os.listdir(path), path)  # noqa: PTH208
+        except OSError:  # counted when it is entered
+            return ""
+
+    def lost(self, what: str, path: str, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        if what == "link":
+            reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else reason
+        self.tally.skip(printable(path), reason, 0, whole=True, what=what)
+
+
+def kind_of(names: list[str], path: str) -> str:
+    """What a folder with these names in it is, if it is none of text: a run, prepared data, a model ...; else ""."""
+    there = set(names)
+    if "config.json" in there and there & RUN_FILES:
+        return "run folder"
+    if "manifest.json" in there and "tokenizer.json" in there:
+        return "prepared-data folder" if any(name.startswith("heldout.") for name in names) else "model folder"
+    if "config.json" in there and any(name.endswith(MODEL_ENDINGS) for name in names):
+        return "model folder"
+    if "pyvenv.cfg" in there or "conda-meta" in there:
+        return "virtual environment"
+    if {"HEAD", "objects", "refs"} <= there:
+        return "Git repository"
+    return ""
+
+
+def is_metadata(name: str, names: set[str]) -> bool:
+    """Whether a file describes the data next to it."""
+    if name in METADATA:
+        return True
+    endings = METADATA_NEXT_TO.get(name)
+    return endings is not None and any(other.endswith(endings) for other in names)
+
+
+def identity_of(path: str | int) -> Identity | None:
+    """Of a path or an open descriptor; None if there is no such thing."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - a descriptor too
+    except (OSError, ValueError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def size_below(folder: str) -> int:
+    """Bytes of the first MOST_SIZED files below a folder, links not followed."""
+    size = files_seen = 0
+    for here, _, names in os.walk(folder):
+        for name in names:
+            try:
+                size += os.lstat(os.path.join(here, name)).st_size  # noqa: PTH118
+            except OSError:
+                continue
+            files_seen += 1
+            if files_seen >= MOST_SIZED:
+                return size
+    return size
