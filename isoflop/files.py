@@ -17,7 +17,7 @@ from typing import Any
 
 from platformdirs import user_cache_path
 
-from isoflop.errors import DiskError
+from isoflop.errors import DiskError, UserError
 
 NAME_HOME = "set ISOFLOP_HOME to a folder that can be written to"
 QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from isoflop import files
 from isoflop.data.tally import Tally
+from isoflop.errors import UserError
 
 MOST_SIZED = 20_000  # files below a folder that is left out, whose sizes are added up
 RUN_FILES = frozenset({"metrics.jsonl", "events.jsonl", "plan.json"})  # of which a run folder has one
@@ -48,7 +49,7 @@ class Walk:
         self.tally = tally
         self.seen: set[Identity] = set()
         self.linked: list[str] = []
-        self.ours = {identity for path in (files.home(),) if (identity := identity_of(str(path)))}
+        self.ours = own_folder()
         self.output = {identity for number in (1, 2) if (identity := identity_of(number))}
 
     def below(self, folder: str) -> Iterator[str]:
@@ -136,6 +137,15 @@ class Walk:
         if what == "link":
             reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else reason
         self.tally.skip(printable(path), reason, 0, whole=True, what=what)
+
+
+def own_folder() -> set[Identity]:
+    """$ISOFLOP_HOME, if there is one."""
+    try:
+        identity = identity_of(str(files.home()))
+    except UserError:
+        return set()
+    return {identity} if identity else set()
 
 
 def kind_of(names: list[str], path: str) -> str:
