@@ -87,6 +87,7 @@ def pretrain(
         listener.say(note)
     keep = Keep(model=base is not None or bool(init), rates=base is not None)
     advice, data = plan(allowance, config, asked, keep, group, listener.say, listener.progress, phases.time)
+    listener.prepared(data.account())
     listener.planned(advice)
     listener.say(seconds_line(phases))
     if dry_run:
