@@ -15,7 +15,8 @@ from isoflop.errors import UserError
 from isoflop.model.config import ModelConfig
 from isoflop.model.count import flops_per_token, parameters
 from isoflop.model.registry import SLOTS
-from isoflop.runtime import cores, describe_machine
+from isoflop.processors import cores
+from isoflop.runtime import describe_machine
 from isoflop.trainer import RunConfig, throughput
 
 

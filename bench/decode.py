@@ -27,7 +27,7 @@ from isoflop.generate.layout import lay_out
 from isoflop.model.count import parameters
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import gpt2
-from isoflop.runtime import cores
+from isoflop.processors import cores
 from record import record
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -19,7 +19,8 @@ from isoflop.model.blocks.attend import attend
 from isoflop.model.blocks.feed_forward import relu2
 from isoflop.model.blocks.norm import LayerNorm, RMSNorm
 from isoflop.model.cross_entropy import cross_entropy
-from isoflop.runtime import cores, describe_machine
+from isoflop.processors import cores
+from isoflop.runtime import describe_machine
 
 Path = Callable[[], Tensor]
 

@@ -25,7 +25,8 @@ from typing import Any
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import documents, prepare
 from isoflop.data.tokenizer import Tokenizer
-from isoflop.runtime import cores, peak_memory
+from isoflop.processors import cores
+from isoflop.runtime import peak_memory
 from record import record
 
 

@@ -31,7 +31,8 @@ from isoflop.model.count import flops_per_token
 from isoflop.model.gpt import GPT
 from isoflop.optim.build import build
 from isoflop.optim.config import OptimConfig
-from isoflop.runtime import Runtime, cores, seed_everything
+from isoflop.processors import cores
+from isoflop.runtime import Runtime, seed_everything
 from isoflop.trainer.step import take_step
 from isoflop.trainer.task import CausalLM
 from record import record

@@ -1,7 +1,6 @@
 """The machine: device and dtype, threads, seeds, memory, and what its matrix units reach at best."""
 
 import contextlib
-import os
 import platform
 import random
 import re
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from isoflop.errors import UserError
+from isoflop.processors import control_groups, cores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -155,13 +155,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def cores() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:
     """The best FLOP/s that a square matrix product reaches here, by dtype: the peak that a step is compared with.
 
@@ -216,7 +209,7 @@ def free_memory(device: str) -> int | None:
         return int(torch.cuda.mem_get_info(device)[0]) + held
     if device.startswith("mps"):
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
-    left = [bytes_ for bytes_ in (available(Path("/proc/meminfo")), *map(left_of, control_groups())) if bytes_]
+    left = [bytes_ for bytes_ in (available(Path("/proc/meminfo")), *map(left_of, control_groups("memory"))) if bytes_]
     return min(left, default=None)
 
 
@@ -226,19 +219,6 @@ def available(meminfo: Path) -> int | None:
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     return None
-
-
-def control_groups() -> list[Path]:
-    """The folders of this process's memory control group and of those above it."""
-    root, found = Path("/sys/fs/cgroup"), []
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, name = line.split(":", 2)
-            if controllers in ("", "memory"):
-                top = root / controllers
-                own = top / name.lstrip("/")
-                found += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
-    return found
 
 
 def left_of(group: Path) -> int | None:

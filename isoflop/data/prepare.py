@@ -28,8 +28,8 @@ from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sourc
 from isoflop.data.tally import Tally, total_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
+from isoflop.processors import cores
 from isoflop.records import DataAccount, PreparedSource, Side
-from isoflop.runtime import cores
 
 __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prepare", "survey"]
 

@@ -11,11 +11,11 @@ from isoflop.config import from_dict, to_dict
 from isoflop.data.manifest import Data
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json
-from isoflop.job.ceiling import is_peak, machine_peak
 from isoflop.job.listener import Listener, Phases
 from isoflop.job.outcome import FINAL_TOKENS, add_to_ledger, judge, mfu
 from isoflop.measure import HeldOut
 from isoflop.parallel.mesh import Group
+from isoflop.plan.ceiling import is_peak, machine_peak
 from isoflop.plan.far import far_off
 from isoflop.records import HeldOutFigures, Plan, Result, Run, RunFolder, read_run
 from isoflop.runtime import make_runtime, peak_memory

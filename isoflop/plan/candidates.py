@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from isoflop.budget import Budget
 from isoflop.errors import UserError
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
+from isoflop.plan.trials import usual_speed
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Rung, Workload
 
@@ -21,12 +22,14 @@ class Candidate:
     Attributes:
         weights: N of 6 N D, where D counts the workload's tokens.
         tokens_per_second: 0 where nothing was timed (a budget not in seconds).
+        extrapolated: from what smaller shapes reach; this one was not timed.
     """
 
     config: RunConfig
     workload: Workload
     weights: float
     tokens_per_second: float = 0.0
+    extrapolated: bool = False
 
     def tokens(self, budget: Budget) -> float:
         """Tokens that the budget lets this candidate read."""
@@ -74,8 +77,7 @@ def rough_flops(budget: Budget, peak: dict[str, float], device: str, machines: i
         case "flops":
             return budget.amount
         case "seconds":
-            share = 0.35 if device == "cpu" else 0.25
-            return machines * budget.amount * share * (peak["float32"] if device == "cpu" else max(peak.values()))
+            return machines * budget.amount * usual_speed(device, "float32", peak)
         case "steps":  # tokens that a batch of that size would be chosen for: the inverse of batch_tokens_for, roughly
             return 6 * (budget.amount * 8192) ** 2 / TOKENS_PER_PARAMETER
         case _:

@@ -27,14 +27,14 @@ def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
     if workload.text is None:
         notes = workload.notes
         return (
-            line("device", device, notes.device),
+            line("device", device, device_reason(proposal, notes.device)),
             line("tokenizer", f"{facts.tokenizer}, {facts.vocab_size:,} ids", notes.tokenizer),
             *choices_of_size(proposal, facts, config, best, tokens),
             line("context", f"{config.model.context} positions", notes.context),
             *choices_of_course(config),
         )
     return (
-        line("device", device + (", compiled" if runtime.compile else ""), proposal.calibration.reason or ""),
+        line("device", device + (", compiled" if runtime.compile else ""), device_reason(proposal)),
         vocabulary_choice(proposal, facts.vocab_size, workload.text.size),
         line(
             "context",
@@ -45,6 +45,12 @@ def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         *choices_of_course(config),
         line("tokenizer", f"{facts.bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
     )
+
+
+def device_reason(proposal: Proposal, given: str = "") -> str:
+    """Why device, dtype and threads are these, and what speaks against the timing behind it."""
+    said, doubt = given or proposal.calibration.reason or "", proposal.calibration.doubt
+    return f"{said}; timed while {doubt}" if doubt else said
 
 
 def vocabulary_choice(proposal: Proposal, made: int, text_bytes: float) -> Choice:
@@ -96,7 +102,8 @@ def speed_in_words(config: RunConfig, best: Candidate, machines: int) -> str:
     """What was measured of a candidate, on a GPU with its share of the data sheet; empty if nothing was."""
     if not best.tokens_per_second:
         return ""
-    said = f"; {best.tokens_per_second:,.0f} tokens/s measured"
+    how = "extrapolated from smaller shapes" if best.extrapolated else "measured"
+    said = f"; {best.tokens_per_second:,.0f} tokens/s {how}"
     if flops := best.workload.palm_flops_per_token(config):
         speed = flops * best.tokens_per_second / machines
         if mfu := utilisation(speed, config.runtime.device, config.runtime.dtype):

@@ -1,77 +1,209 @@
 """Device, dtype, threads and compilation of a run, from what this machine was seen to do."""
 
-import contextlib
-from dataclasses import replace
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+from isoflop import files, processors
 from isoflop.budget import Budget
 from isoflop.config import load_json
+from isoflop.errors import UserError
 from isoflop.files import home, write_json
+from isoflop.plan import known
 from isoflop.plan.asked import Asked
+from isoflop.plan.trials import Trial
 from isoflop.records.plan import Calibration
 from isoflop.runtime import describe_machine
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
 from isoflop.trainer.workload import Workload
 
-TRIAL_SECONDS = 2.0  # of steps in each dtype, in turns
+TRIAL_SECONDS = 2.0  # of steps in each dtype, and with each number of threads, in turns, at most
 COMPILED_FROM = 600.0  # seconds of a budget: every shape that is timed takes up to a minute to compile
 PATHS = 2  # goes up where a step in one of the dtypes becomes faster, so that what is known of before is timed again
 GAIN = 1.15  # how much faster a step in bfloat16 has to be to be chosen
+STALLS = (
+    3.0  # times that a small product may take with more threads than one; for a moment, even in quiet, it may be 1.5
+)
+STALLED = "threads waited for a processor"
+FEWER = 1.05  # how much faster a step with fewer threads has to be: what is as fast with all keeps them
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen, the reason in words, and what speaks against the timing behind it (empty: nothing)."""
+
+    value: str | int
+    reason: str = ""
+    doubt: str = ""
 
 
 def choose_runtime(
-    config: RunConfig, budget: Budget, peak: dict[str, float], workload: Workload, asked: Asked
+    config: RunConfig,
+    trial: Trial | None,
+    budget: Budget,
+    peak: dict[str, float],
+    workload: Workload,
+    asked: Asked,
+    until: float = math.inf,
 ) -> tuple[RunConfig, Calibration]:
     """Device, dtype, threads and compilation of a planned run: what the user asked for, else what timed steps say.
 
     Args:
-        config: a candidate, to be timed in both dtypes.
+        config: a candidate.
+        trial: what can be timed of it, or of a smaller one; None: nothing.
         peak: FLOP/s by dtype, see runtime.measure_peak.
+        until: time.perf_counter's time by which to be done, about.
 
     Returns:
         The same with its runtime chosen, and the reason of the dtype.
     """
     if workload.data is not None:
         return resolve_runtime(config), Calibration(reason=workload.notes.dtype)
-    dtype, reason = choose_dtype(config, peak)
-    config = resolve_runtime(replace(config, runtime=replace(config.runtime, dtype=dtype)))
+    half_time = time.perf_counter() + (until - time.perf_counter()) / 2
+    threads = choose_threads(config, trial, budget, half_time)
+    config = replace(config, runtime=replace(config.runtime, threads=int(threads.value)))
+    dtype = choose_dtype(config, trial, peak, until)
+    config = resolve_runtime(replace(config, runtime=replace(config.runtime, dtype=str(dtype.value))))
     runtime = config.runtime
-    calibration = Calibration(reason=reason, device=runtime.device, dtype=runtime.dtype, threads=runtime.threads)
+    calibration = Calibration(
+        reason="; ".join(filter(None, [dtype.reason, threads.reason])),
+        device=runtime.device,
+        dtype=runtime.dtype,
+        threads=runtime.threads,
+        doubt=threads.doubt or dtype.doubt or None,
+    )
     if worth_compiling(runtime.device, budget):
         config = asked.choose(config, "runtime", compile=True)
     return config, calibration
 
 
-def choose_dtype(config: RunConfig, peak: dict[str, float]) -> tuple[str, str]:
+def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until: float) -> Chosen:
+    """How many threads a CPU computes with: one, half of the processors or all, as timed steps say.
+
+    All are the rule. But where another program works, a step waits at every barrier for the thread that had to share
+    its processor, which can cost more than a thread gains. A budget that is not in seconds keeps all: there the same
+    command is to give the same bits.
+    """
+    resolved = resolve_runtime(config).runtime
+    if config.runtime.threads or trial is None or resolved.device != "cpu" or budget.kind != "seconds":
+        return Chosen(resolved.threads)
+    counts = list(processors.thread_counts(resolved.threads))
+    if len(counts) == 1:
+        return Chosen(resolved.threads)
+
+    key = known.key(replace(trial.config, runtime=replace(resolved, dtype="float32", threads=0)))
+    before = known.recall("threads", resolved.device, key)
+    if before is not None and int(before) in counts and quiet(resolved.device):
+        return Chosen(int(before))
+    counts = list(keeping_up(counts, throughput.time_products))
+    each = [
+        Trial(replace(trial.config, runtime=replace(resolved, dtype="float32", threads=count)), trial.times)
+        for count in counts
+    ]
+    timed = time_trials(each, until)
+    best, everything = counts[-1], resolved.threads
+    for count, one in zip(counts, timed, strict=True):
+        if one.tokens_per_second > FEWER * timed[counts.index(best)].tokens_per_second:
+            best = count
+    doubt = trouble_of(timed)
+    if counts[-1] < everything:
+        return Chosen(best, f"with all {everything} threads matrix products wait for other programs", doubt or STALLED)
+    if not doubt:
+        known.remember("threads", resolved.device, {key: (known.shape(trial.config), float(best))})
+    if best == counts[-1]:
+        return Chosen(best, doubt=doubt)
+    gain = timed[counts.index(best)].tokens_per_second / timed[-1].tokens_per_second
+    return Chosen(best, f"a step with {best} of {counts[-1]} threads was {gain:.2f} times as fast as with all", doubt)
+
+
+def keeping_up(counts: Sequence[int], time_products: Callable[[int], float]) -> Iterator[int]:
+    """Of some numbers of threads those with which small matrix products are not far slower than with one thread. With
+    the others a step would have hundreds of such products, each of which waits, and would take seconds.
+
+    Args:
+        counts: ascending, from one thread on.
+        time_products: seconds of such a product with so many threads.
+    """
+    alone = time_products(1) if len(counts) > 1 else 0.0
+    for count in counts:
+        if count == 1 or time_products(count) < STALLS * alone:
+            yield count
+
+
+def choose_dtype(config: RunConfig, trial: Trial | None, peak: dict[str, float], until: float) -> Chosen:
     """The dtype of the matrix products, and why.
 
     bfloat16 has to be GAIN times as fast to be chosen, and is not tried where its matrix products run at less than half
     of float32's speed; a GPU that has units for it needs no trial. The choice is kept in $ISOFLOP_HOME/dtype.json for
-    this machine and shape: were it made anew each time, noise could give the same command different bits.
+    this machine and shape: were it made anew each time, noise could give the same command different bits. What was
+    timed next to another program is not kept.
     """
     resolved = resolve_runtime(config).runtime
     if config.runtime.dtype != "auto":
-        return resolved.dtype, "as asked for"
+        return Chosen(resolved.dtype, "as asked for")
     if peak["bfloat16"] < 0.5 * peak["float32"]:  # far from a matter of noise
         ratio = peak["bfloat16"] / peak["float32"]
-        return "float32", f"matrix products in bfloat16 run at {ratio:.2g} times float32's speed"
+        return Chosen("float32", f"matrix products in bfloat16 run at {ratio:.2g} times float32's speed")
     if resolved.device.startswith("cuda"):
-        return resolved.dtype, "what its units are for"
+        return Chosen(resolved.dtype, "what its units are for")
+    if trial is None:
+        return Chosen(resolved.dtype, "not timed: no shape of this kind is small enough for this machine")
 
-    machine = describe_machine(resolved.device)
-    shape = f"{config.model.layers} x {config.model.d_model}, {config.tokens_per_step} tokens of {config.model.context}"
+    machine, timed = describe_machine(resolved.device), trial.config
+    words = f"{known.shape(timed)}, {timed.tokens_per_step} tokens of {timed.model.context}"
     paths, threads = f"paths {PATHS}", f"{resolved.threads} threads"
-    key = ", ".join([machine["processor"], resolved.device, threads, f"torch {machine['torch']}", paths, shape])
+    key = ", ".join([machine["processor"], resolved.device, threads, f"torch {machine['torch']}", paths, words])
+    ratios, doubt = read_ratios(), ""
+    if key not in ratios:
+        dtypes = ("float32", "bfloat16")
+        trials = [Trial(replace(timed, runtime=replace(resolved, dtype=dtype)), trial.times) for dtype in dtypes]
+        found = time_trials(trials, until)
+        ratios = {**ratios, key: found[1].tokens_per_second / found[0].tokens_per_second}
+        doubt = trouble_of(found)
+        if not doubt:
+            with files.disk_errors("the machine's dtypes"):
+                write_json(home() / "dtype.json", ratios)
+    dtype = "bfloat16" if ratios[key] > GAIN else "float32"
+    return Chosen(dtype, f"a step in bfloat16 ran at {ratios[key]:.2f} times float32's speed", doubt)
+
+
+def read_ratios() -> dict[str, float]:
+    """dtype.json: how many times as fast a step in bfloat16 was as one in float32."""
     stored = home() / "dtype.json"
-    known: dict[str, float] = load_json(stored) if stored.is_file() else {}
-    if key not in known:
-        trials = [replace(config, runtime=replace(resolved, dtype=dtype)) for dtype in ("float32", "bfloat16")]
-        in_float32, in_bfloat16 = throughput.time_in_turns(trials, TRIAL_SECONDS)
-        known = {**known, key: in_bfloat16.tokens_per_second / in_float32.tokens_per_second}
-        with contextlib.suppress(OSError):  # then it is timed again the next time
-            write_json(stored, known)
-    dtype = "bfloat16" if known[key] > GAIN else "float32"
-    return dtype, f"a step in bfloat16 ran at {known[key]:.2f} times float32's speed"
+    try:
+        ratios = load_json(stored) if stored.is_file() else {}
+    except UserError:  # damaged: then nothing is known
+        return {}
+    found: dict[str, float] = ratios if isinstance(ratios, dict) else {}
+    return {key: ratio for key, ratio in found.items() if type(ratio) in (int, float)}
+
+
+def forget_dtype(config: RunConfig) -> None:
+    """Drop what is known of the dtypes of a shape, which a run contradicted."""
+    ratios = read_ratios()
+    kept = {key: ratio for key, ratio in ratios.items() if f", {known.shape(config)}, " not in key}
+    if len(kept) < len(ratios):
+        with files.disk_errors("the machine's dtypes"):
+            write_json(home() / "dtype.json", kept)
+
+
+def time_trials(trials: Sequence[Trial], until: float) -> list[throughput.Throughput]:
+    """Time some trials in turns, for TRIAL_SECONDS each, or what is left `until` then."""
+    times, left = [trial.times for trial in trials], max(0.0, until - time.perf_counter())
+    seconds = min(TRIAL_SECONDS, left / (len(trials) + 1))  # the one more is for building them and warming up
+    return throughput.time_in_turns([trial.config for trial in trials], seconds, times=times, until=until)
+
+
+def trouble_of(timed: Sequence[throughput.Throughput]) -> str:
+    """What speaks against some timings, in words; empty: nothing."""
+    return next((one.trouble for one in timed if one.trouble), "")
+
+
+def quiet(device: str) -> bool:
+    """Whether what was timed in a quiet moment can be expected to hold now."""
+    return not device.startswith("cpu") or not processors.busy_now(processors.load_now())
 
 
 def worth_compiling(device: str, budget: Budget) -> bool:

@@ -1,6 +1,6 @@
 """Budget -> parameters, tokens, shape, vocabulary, context, batch, learning rate, each with its reason.
 
-The first planner. It knows three things: how fast real steps of a few shapes run here (trainer/throughput.py), that
+The first planner. It knows three things: how fast real steps of a few shapes run here (speeds.py), that
 about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated
 (repetition.py), and what our own runs reached (prior.py). What it plans for, a task on its data, it knows as a
 Workload. `plan` is in two parts, since the vocabulary has to be known before a text can be prepared:
@@ -10,7 +10,8 @@ Workload. `plan` is in two parts, since the vocabulary has to be known before a 
 """
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -21,21 +22,23 @@ from isoflop.parallel.mesh import ALONE, Group
 from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
 from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
+from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.explain import choices_of
 from isoflop.plan.machine import choose_runtime
 from isoflop.plan.predictability import Predictability, predictability
 from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import context_for, vocabulary_for, with_batch, with_length, with_rates
+from isoflop.plan.speeds import find_speeds
+from isoflop.plan.trials import calibration_seconds, first_trial
 from isoflop.records import CandidateShape
-from isoflop.runtime import measure_peak
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
 from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import Rung, Workload, matmul_weights
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
-SECONDS_EACH = 2.0  # for timing one candidate, in turns with the others
+SURPRISE = 1.5  # times the peak that real steps reach: then what was chosen from it is chosen anew
 
 
 def plan(
@@ -78,6 +81,7 @@ def propose(
     say: Callable[[str], None] = lambda line: None,
     keep: Keep = CHOOSE,
     machines: int = 1,
+    known_peak: dict[str, float] | None = None,
 ) -> Proposal:
     """Time the machine where the budget is in seconds, and choose what a text has to be prepared with.
 
@@ -85,13 +89,16 @@ def propose(
         config: whose shape, batch, rates and length are to be chosen, with what the user has set.
         asked: the fields that the user has set; they hold in every candidate, so that what is timed is what will run.
         machines: how many like this one train together; what they lose to one another, the clock finds out.
+        known_peak: FLOP/s by dtype where they are known; by default as remembered, or measured now.
 
     Raises:
         UserError: if the budget buys less than MIN_STEPS steps.
     """
-    device = resolve_runtime(config).runtime.device
-    say(f"measuring this machine ({device})")
-    peak = measure_peak(device)
+    begun = config
+    device, allowed = resolve_runtime(config).runtime.device, calibration_seconds(budget)
+    until = time.perf_counter() + allowed
+    say(f"measuring this machine ({device}), for at most {allowed:.0f} s")
+    peak = known_peak or machine_peak(device)
     flops = rough_flops(budget, peak, device, machines)
     vocabulary = choose_vocabulary(config, workload, flops, asked, keep)
     context = workload.context or context_for(flops)
@@ -105,10 +112,42 @@ def propose(
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
     tokens = flops / (6 * target)
     rungs = nearest_rungs(workload, target, lambda rung: shaped(rung, 1e6))
-    first, calibration = choose_runtime(shaped(rungs[0], tokens), budget, peak, workload, asked)
+
+    def descending(first: Rung) -> Iterator[RunConfig]:
+        """What can be timed in place of a shape that is too large, the shape itself first."""
+        yield resolved(shaped(first, tokens), config)
+        for rung in reversed(workload.ladder):
+            if rung < first:
+                yield resolved(shaped(rung, tokens), config)
+
+    started = time.perf_counter()
+    left = max(0.0, until - started)
+    trial = None if workload.data is not None else first_trial(descending(rungs[0]), workload, peak, left / 60)
+    first, calibration = choose_runtime(
+        shaped(rungs[0], tokens), trial, budget, peak, workload, asked, started + left / 2
+    )
     config = replace(config, runtime=first.runtime)
     shapes = different(shaped(rung, tokens) for rung in rungs)[: workload.timed]
-    candidates = timed(shapes, budget, workload, machines, say)
+    shapes = [in_passes(one, workload, machines) for one in shapes]
+    if budget.kind != "seconds":
+        candidates = tuple(Candidate(one, workload, workload.weights(one)) for one in shapes)
+    else:
+        smallest = min(rungs)
+        speeds = find_speeds(shapes, descending(smallest), workload, peak, until, say)
+        candidates = tuple(
+            Candidate(one, workload, workload.weights(one), machines * speed.tokens_per_second, speed.extrapolated)
+            for one, speed in zip(shapes, speeds.each, strict=True)
+        )
+        calibration = calibration.updated(doubt=speeds.doubt or calibration.doubt)
+        dtype, fastest = config.runtime.dtype, max(one.flops_per_second for one in speeds.each)
+        if not known_peak and fastest > peak.get(dtype, fastest):
+            say(f"steps reached {fastest / peak[dtype]:.1f} times what was taken for this machine's peak: it is raised")
+            surprised = fastest > SURPRISE * peak[dtype]
+            peak = raised(device, peak, dtype, fastest)
+            if surprised:
+                return propose(budget, begun, workload, asked, say, keep, machines, known_peak=peak)
+    if calibration.doubt:
+        say(f"note: this machine was not left alone while it was timed ({calibration.doubt}); nothing of it is kept")
 
     if workload.text is not None:  # too small a budget is said before the text is prepared
         min(candidates, key=lambda candidate: candidate.weights).steps(budget)
@@ -184,20 +223,9 @@ def choose_vocabulary(config: RunConfig, workload: Workload, flops: float, asked
     return vocabulary_for(flops, workload.text.size if workload.text else math.inf)
 
 
-def timed(
-    shapes: list[RunConfig], budget: Budget, workload: Workload, machines: int, say: Callable[[str], None]
-) -> tuple[Candidate, ...]:
-    """The shapes as candidates, timed on this machine where the budget is in seconds."""
-    shapes = [in_passes(config, workload, machines) for config in shapes]
-    rates = [0.0] * len(shapes)
-    if budget.kind == "seconds":
-        data = [batches for config in shapes if (batches := workload.batches(config)) is not None]
-        rates = [machines * one.tokens_per_second for one in throughput.time_in_turns(shapes, SECONDS_EACH, data)]
-        for config, rate in zip(shapes, rates, strict=True):
-            say(f"{workload.depth(config.model)} x {config.model.d_model}: {rate:,.0f} tokens/s")
-    return tuple(
-        Candidate(config, workload, workload.weights(config), rate) for config, rate in zip(shapes, rates, strict=True)
-    )
+def resolved(config: RunConfig, like: RunConfig) -> RunConfig:
+    """A shape with a runtime that can be timed: what is left open as this machine has it."""
+    return resolve_runtime(replace(config, runtime=like.runtime))
 
 
 def in_passes(config: RunConfig, workload: Workload, machines: int) -> RunConfig:
@@ -217,6 +245,7 @@ def candidate_line(
         tokens_per_second=candidate.tokens_per_second or None,
         tokens=int(tokens),
         chosen=chosen,
+        extrapolated=candidate.extrapolated or None,
     )
     if text is None:
         return line.written_as("layers", "d_model", "parameters", "tokens_per_second", "tokens", "chosen")

@@ -51,6 +51,7 @@ class CandidateShape(Record):
         tokens_per_second: as timed; None where nothing was timed (a budget not in seconds).
         tokens: that the budget buys it.
         expected_bits_per_byte: None where no loss is expected beforehand.
+        extrapolated: the speed was not timed but extrapolated from smaller shapes.
     """
 
     layers: int | None = None
@@ -60,6 +61,7 @@ class CandidateShape(Record):
     tokens: int | None = None
     expected_bits_per_byte: float | None = None
     chosen: bool = False
+    extrapolated: bool | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,7 @@ class Calibration(Record):
 
     Attributes:
         reason: of the dtype.
+        doubt: what spoke against what was timed, such as another program's work; None: nothing did.
         seconds: that it took; written by earlier versions.
     """
 
@@ -75,6 +78,7 @@ class Calibration(Record):
     device: str | None = rare()
     dtype: str | None = rare()
     threads: int | None = rare()
+    doubt: str | None = rare()
     seconds: float | None = rare()
 
 

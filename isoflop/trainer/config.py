@@ -17,7 +17,8 @@ from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig, bytes_of_copy
 from isoflop.optim.schedules import MOST_STEPS
 from isoflop.parallel.config import ParallelConfig
-from isoflop.runtime import choose_device, cores, default_dtype
+from isoflop.processors import cores
+from isoflop.runtime import choose_device, default_dtype
 
 MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 

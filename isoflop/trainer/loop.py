@@ -40,8 +40,8 @@ from isoflop.trainer.step import (
     find_inf,
     forward_backward,
     step_span,
-    support_found_inf,
     update,
+    updates_ahead,
 )
 from isoflop.trainer.task import Task, make_task
 
@@ -127,7 +127,7 @@ def run_steps(
     """The loop. On return every planned step is done and the last checkpoint is written or being written."""
     config, group, runtime, optimizers = state.config, state.layout.group, state.runtime, state.optimizers
     with_gradients, with_update = overriding(hooks, "gradients_ready"), overriding(hooks, "updated")
-    ahead = updates_ahead(state)
+    ahead = updates_ahead(runtime, config.guard, state.layout, optimizers)
     budget = seconds_held_to(state)
     pace = Pace(budget) if budget and group.first else None
     log, statistics = TrainingLog(state), Statistics(state.model)
@@ -220,15 +220,6 @@ def run_steps(
             saver.wait()
             state.folder.event("stopped", step=state.step, signal=signal)
             raise Interrupted(signal, state.step, state.folder.path)
-
-
-def updates_ahead(state: RunState) -> bool:
-    """Whether the update is launched before the host has seen the step's numbers, so that a GPU need not wait for it:
-    the device itself skips a step that is not finite. Spikes only the host can judge, and where weights are sharded
-    (FSDP) no optimiser is told by the device."""
-    on_gpu = state.runtime.device.type == "cuda"
-    host_is_needed = state.config.guard.spike != "keep" or state.layout.forward_is_collective
-    return on_gpu and not host_is_needed and support_found_inf(state.optimizers)
 
 
 def seconds_held_to(state: RunState) -> float:

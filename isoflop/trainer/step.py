@@ -12,6 +12,7 @@ from isoflop.model.cross_entropy import IGNORED
 from isoflop.optim.build import clip_gradients, set_lr
 from isoflop.parallel.shard import Layout
 from isoflop.runtime import Runtime
+from isoflop.trainer.config import GuardConfig
 from isoflop.trainer.task import Task
 
 FOUND_INF = "found_inf"  # the attribute that torch's fused AdamW reads
@@ -107,6 +108,17 @@ def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, found_inf:
 def support_found_inf(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
     """Whether all of them skip an update by a flag on the device: fused AdamW and our Muon do."""
     return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
+
+
+def updates_ahead(
+    runtime: Runtime, guard: GuardConfig, layout: Layout, optimizers: Sequence[torch.optim.Optimizer]
+) -> bool:
+    """Whether the update is launched before the host has seen the step's numbers, so that a GPU need not wait for it:
+    the device itself skips a step that is not finite. Spikes only the host can judge, and where weights are sharded
+    (FSDP) no optimiser is told by the device."""
+    on_gpu = runtime.device.type == "cuda"
+    host_is_needed = guard.spike != "keep" or layout.forward_is_collective
+    return on_gpu and not host_is_needed and support_found_inf(optimizers)
 
 
 def find_inf(numbers: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -311,7 +311,9 @@ def given_throughput(configs: Any, *rest: Any, **named: Any) -> list[Any]:
         weights = 12 * model.layers * model.d_model**2 + model.vocab_size * model.d_model
         rate = (1.3 if config.runtime.dtype == "bfloat16" else 1.0) * 6e9 / (weights + 1e5)
         timed.append(
-            types.SimpleNamespace(seconds_per_step=config.tokens_per_step / rate, tokens_per_second=rate, steps=10)
+            types.SimpleNamespace(
+                seconds_per_step=config.tokens_per_step / rate, tokens_per_second=rate, steps=10, trouble=""
+            )
         )
     return timed
 

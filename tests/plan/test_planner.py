@@ -17,7 +17,7 @@ WORKLOAD = TextWorkload(Text(5e6, b""))
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch):
-    monkeypatch.setattr("isoflop.plan.planner.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
+    monkeypatch.setattr("isoflop.plan.ceiling.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
 
 
 def plan(budget: str, *assignments: str):

@@ -320,6 +320,6 @@ def test_an_update_launched_ahead_of_the_numbers_is_the_same_run(config, prepare
     """As on a GPU, where the device leaves out what is not finite and the host learns of it afterwards."""
     config = override(config, [f"guard.non_finite={rule}"])
     train(config, tmp_path / "run", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
-    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda state: True)
+    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda *_: True)
     train(config, tmp_path / "ahead", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
     assert_same_end(tmp_path / "run", tmp_path / "ahead")

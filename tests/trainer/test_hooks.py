@@ -61,7 +61,7 @@ def learned(folder):
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "update launched ahead"])
 def test_the_gradient_norm_per_layer_is_a_hook_and_changes_no_bit(config, tmp_path, monkeypatch, ahead):
-    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda state: ahead)
+    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda *_: ahead)
     train(config, tmp_path / "plain")
     norms = GradientNorms()
     train(config, tmp_path / "observed", hooks=[norms, Updates()])
@@ -74,7 +74,7 @@ def test_the_gradient_norm_per_layer_is_a_hook_and_changes_no_bit(config, tmp_pa
 
 @pytest.mark.parametrize("ahead", [False, True], ids=["", "update launched ahead"])
 def test_a_discarded_step_has_gradients_and_no_update(config, tmp_path, monkeypatch, ahead):
-    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda state: ahead)
+    monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda *_: ahead)
     norms, updates = GradientNorms(), Updates()
     train(config, tmp_path / "run", hooks=[norms, updates], task=Poisoned(at=2 * 3))  # two passes per step
     assert [step for step, _ in norms.lines] == [1, 2, 3, 4, 5, 6]

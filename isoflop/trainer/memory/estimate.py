@@ -52,11 +52,24 @@ def plainly_fits(config: RunConfig, sharing: int = 1, rows: int = 0) -> bool:
         sharing: processes that share this memory.
         rows: sequences in a pass of each process; 0: as many as the batch's passes have.
     """
-    free, model = free_memory(config.runtime.device), config.model
+    free = free_memory(config.runtime.device)
+    return free is not None and sharing * guess(config, rows) < free / 2
+
+
+def guess(config: RunConfig, rows: int = 0, fixed: bool = False) -> int:
+    """Bytes that a run takes, by a guess that is generous for any blocks.
+
+    Args:
+        rows: sequences in a pass; 0: as many as the batch's passes have.
+        fixed: only what every step needs however few sequences it has: weights and gradients.
+    """
+    model = config.model
     weights = FLOAT * parameters(model, config.task).total
+    if fixed:
+        return 2 * weights
     wide = GENEROUS * model.d_model + model.heads * model.context  # numbers kept per token and layer
     kept = FLOAT * (rows or config.batch.micro) * model.context * (model.layers + model.encoder_layers + 1) * wide
-    return free is not None and sharing * (8 * weights + kept) < free / 2
+    return 8 * weights + kept
 
 
 def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> RunMemory:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from isoflop import files
-from isoflop.job import ceiling
+from isoflop.plan import ceiling
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""How fast the candidates of a plan train on this machine: known of before, timed now, or extrapolated."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from isoflop.plan import known
+from isoflop.plan.machine import quiet, trouble_of
+from isoflop.plan.trials import Trial, extrapolated, first_trial, trial_of, usual_speed
+from isoflop.trainer import RunConfig, throughput
+from isoflop.trainer.workload import Workload
+
+SECONDS_EACH = 4.0  # for timing one candidate, in turns with the others, at most
+STEPS_EACH = 12  # that are timed in these seconds, at least
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a candidate trains.
+
+    Attributes:
+        flops_per_second: 6 N D.
+        extrapolated: from smaller shapes, or a usual share of the peak.
+    """
+
+    tokens_per_second: float
+    flops_per_second: float
+    extrapolated: bool = False
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """The speeds of all candidates, in their order.
+
+    Attributes:
+        doubt: what speaks against what was timed, in words; empty: nothing.
+    """
+
+    each: tuple[Speed, ...]
+    doubt: str = ""
+
+
+def find_speeds(
+    shapes: Sequence[RunConfig],
+    smaller: Iterable[RunConfig],
+    workload: Workload,
+    peak: dict[str, float],
+    until: float,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.perf_counter,
+) -> Speeds:
+    """How fast each of `shapes` trains here.
+
+    Args:
+        smaller: shapes that are timed in place of those that are too large, in descending order of size.
+        peak: FLOP/s by dtype.
+        until: the clock's time by which to be done, about.
+    """
+    device = shapes[0].runtime.device
+    fingerprint = workload.data.fingerprint if workload.data is not None else ""
+    keys = [known.key(config, fingerprint) for config in shapes]
+    before = [known.recall("tokens per second", device, key) for key in keys]
+    if all(before) and quiet(device):
+        speeds = [speed(config, workload, rate or 0.0) for config, rate in zip(shapes, before, strict=True)]
+        tell(shapes, speeds, workload, say, "known")
+        return Speeds(tuple(speeds))
+
+    # what can be built is timed; what cannot is extrapolated from these, or from smaller ones
+    seconds = min(SECONDS_EACH, max(0.0, until - clock()) / (len(shapes) + 1))
+    trials = [trial_of(config, workload, peak, seconds / STEPS_EACH) for config in shapes]
+    timed = {number: trial for number, trial in enumerate(trials) if trial is not None}
+    instead = [] if timed else two_below(smaller, workload, peak, seconds / STEPS_EACH)
+    found, doubt = time_speeds([*timed.values(), *instead], workload, seconds, until, clock)
+    if not doubt:
+        kept = {
+            keys[number]: (known.shape(shapes[number]), one.tokens_per_second)
+            for number, one in zip(timed, found, strict=False)
+        }
+        known.remember("tokens per second", device, kept)
+
+    ceiling = max(peak.get(config.runtime.dtype, 0.0) for config in shapes)
+    widths = [trial.config.model.d_model for trial in [*timed.values(), *instead]]
+    seen = [(width, one.flops_per_second) for width, one in zip(widths, found, strict=True)]
+    by_number = dict(zip(timed, found, strict=False))
+    speeds = [
+        by_number[number] if number in by_number else guessed(config, workload, seen, ceiling, peak)
+        for number, config in enumerate(shapes)
+    ]
+    tell(shapes, speeds, workload, say)
+    return Speeds(tuple(speeds), doubt)
+
+
+def time_speeds(
+    trials: Sequence[Trial], workload: Workload, seconds: float, until: float, clock: Callable[[], float]
+) -> tuple[list[Speed], str]:
+    """Time some trials in turns, and what speaks against it in words."""
+    if not trials:
+        return [], ""
+    data = [batches for trial in trials if (batches := workload.batches(trial.config)) is not None]
+    times = [trial.times for trial in trials]
+    found = throughput.time_in_turns([trial.config for trial in trials], seconds, data, times=times, until=until)
+    speeds = [speed(trial.config, workload, one.tokens_per_second) for trial, one in zip(trials, found, strict=True)]
+    return speeds, trouble_of(found)
+
+
+def two_below(smaller: Iterable[RunConfig], workload: Workload, peak: dict[str, float], most: float) -> list[Trial]:
+    """The largest of these that can be timed, and one that is clearly narrower: to see how speed goes with width."""
+    rest = iter(smaller)
+    first = first_trial(rest, workload, peak, most)
+    if first is None:
+        return []
+    narrower = (config for config in rest if config.model.d_model <= 0.7 * first.config.model.d_model)
+    second = first_trial(narrower, workload, peak, most)
+    return [first] if second is None else [first, second]
+
+
+def speed(config: RunConfig, workload: Workload, tokens_per_second: float) -> Speed:
+    return Speed(tokens_per_second, tokens_per_second * workload.flops_per_token(config))
+
+
+def guessed(
+    config: RunConfig, workload: Workload, seen: Sequence[tuple[int, float]], ceiling: float, peak: dict[str, float]
+) -> Speed:
+    """The speed of a shape that is not built."""
+    if seen:
+        flops = extrapolated(config.model.d_model, seen, ceiling)
+    else:
+        flops = usual_speed(config.runtime.device, config.runtime.dtype, peak)
+    return Speed(flops / workload.flops_per_token(config), flops, extrapolated=True)
+
+
+def tell(
+    shapes: Sequence[RunConfig],
+    speeds: Sequence[Speed],
+    workload: Workload,
+    say: Callable[[str], None],
+    how: str = "",
+) -> None:
+    """One line for each candidate."""
+    for config, one in zip(shapes, speeds, strict=True):
+        noted = "extrapolated, too large to be timed here" if one.extrapolated else how
+        line = f"{workload.depth(config.model)} x {config.model.d_model}: {one.tokens_per_second:,.0f} tokens/s"
+        say(f"{line} ({noted})" if noted else line)

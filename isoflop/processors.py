@@ -1,0 +1,195 @@
+"""The processors that this process may use, and whether something else is using them.
+
+A program next to ours makes a timing worthless, and leaves no trace in the timing itself but elsewhere: our own
+processor seconds fall behind the wall clock, the processors that are ours do work that is not ours (/proc/stat), a host
+takes a virtual machine's processors away (steal), or tasks wait for a processor (/proc/pressure/cpu). Systems other
+than Linux tell our own processor seconds and nothing else; whatever is not told is None.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
+STOLEN = 0.05  # of the processors' time: more is a host that gives them to others
+OTHERS = 0.2  # processors' worth of work that is not ours, where hardly any is left over
+BARELY = 0.7  # processor seconds per second of ours below which we were kept waiting: one thread at least always works
+SHORT = 0.03  # seconds in which the counters, which count hundredths, say nothing
+WAITING = 0.25  # of the time in which some task waited for a processor; only where /proc/stat says nothing
+
+
+def cores(groups: Path = CGROUP, proc: Path = PROC) -> int:
+    """The processors that this process may use: those it may run on, and no more than its control group's quota pays
+    for. Of a quota of 2.5 it is 2: a third thread would be stopped for half of the time, and the others wait for it."""
+    allowed = len(processors())
+    limit = quota(groups, proc)
+    return allowed if limit is None else max(1, min(allowed, int(limit)))
+
+
+def processors() -> Collection[int]:
+    """The numbers of the processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return range(os.cpu_count() or 1)
+
+
+def quota(groups: Path = CGROUP, proc: Path = PROC) -> float | None:
+    """Processors' worth of time that the control groups of this process allow it (cgroup v2, or v1); None: no limit."""
+    return min(filter(None, map(quota_of, control_groups("cpu", groups, proc))), default=None)
+
+
+def quota_of(group: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # v2: "150000 100000", or "max 100000"
+        limit, period = (group / "cpu.max").read_text().split()
+        return float(limit) / float(period) if limit != "max" else None
+    with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # v1: -1 is no limit
+        limit, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(limit) / float(period) if float(limit) > 0 else None
+    return None
+
+
+def control_groups(controller: str, groups: Path = CGROUP, proc: Path = PROC) -> list[Path]:
+    """The folders of this process's control groups, and of those above them, that can limit a `controller`."""
+    found: list[Path] = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, name = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            for top in dict.fromkeys((groups / controllers, groups / controller if controllers else groups)):
+                own = top / name.lstrip("/")
+                found += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return found
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the clocks and the system's counters said at one moment, all in seconds since some moment before.
+
+    Attributes:
+        wall: of the clock on the wall.
+        own: processor seconds of this process.
+        worked, idle, stolen: of the processors that it may run on, all together.
+        waited: in which some task of the system waited for a processor.
+    """
+
+    wall: float
+    own: float
+    worked: float | None = None
+    idle: float | None = None
+    stolen: float | None = None
+    waited: float | None = None
+
+
+def read(proc: Path = PROC) -> Reading:
+    """Read everything now: some tens of microseconds."""
+    own, wall = time.process_time(), time.perf_counter()
+    worked, idle, stolen = read_stat(proc / "stat") or (None, None, None)
+    return Reading(wall, own, worked, idle, stolen, read_pressure(proc / "pressure" / "cpu"))
+
+
+def read_stat(path: Path) -> tuple[float, float, float] | None:
+    """Seconds that the processors of this process worked, were idle, and were taken by a host; None where the file is
+    not there or counts nothing."""
+    ours = {f"cpu{number}" for number in processors()}
+    worked = idle = stolen = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            name, _, counts = line.partition(" ")
+            if name in ours:
+                user, nice, system, no_work, no_disk, hard, soft, taken = (int(count) for count in counts.split()[:8])
+                worked += user + nice + system + hard + soft
+                idle += no_work + no_disk
+                stolen += taken
+    if not worked + idle:
+        return None
+    tick = os.sysconf("SC_CLK_TCK")
+    return worked / tick, idle / tick, stolen / tick
+
+
+def read_pressure(path: Path) -> float | None:
+    """Seconds in which some task waited for a processor, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            kind, *pairs = line.split()
+            if kind == "some":
+                return int(dict(pair.split("=") for pair in pairs)["total"]) / 1e6
+    return None
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who used the processors between two readings, in processors' worth of time.
+
+    Attributes:
+        seconds: between them.
+        own: of this process.
+        others: of everything else; idle, stolen: of nobody, of a host's other guests. None: not known.
+        waiting: the share of the time in which some task waited for a processor; None: not known.
+    """
+
+    seconds: float
+    own: float
+    others: float | None = None
+    idle: float | None = None
+    stolen: float | None = None
+    waiting: float | None = None
+
+    @classmethod
+    def between(cls, before: Reading, after: Reading) -> "Load":
+        seconds = max(after.wall - before.wall, 1e-9)
+
+        def rate(name: str) -> float | None:
+            start, end = getattr(before, name), getattr(after, name)
+            return None if start is None or end is None else (end - start) / seconds
+
+        own, worked, idle, stolen = (rate(name) for name in ("own", "worked", "idle", "stolen"))
+        if worked is None or idle is None or worked + idle + (stolen or 0.0) < 0.5:  # counters that do not count
+            return cls(seconds, own or 0.0, waiting=rate("waited"))
+        return cls(seconds, own or 0.0, max(0.0, worked - (own or 0.0)), idle, stolen, rate("waited"))
+
+    def trouble(self, computing: bool = True) -> str:
+        """What kept this process from the processors that it should have had, in words; empty: nothing did.
+
+        Args:
+            computing: whether it worked on them all the time, and did not wait for a GPU.
+        """
+        if self.seconds < SHORT:
+            return ""
+        if self.stolen is not None and self.stolen > STOLEN * (self.stolen + self.own + (self.others or 0.0)):
+            return f"the host took {self.stolen:.1f} processors away"
+        if self.others is not None and self.idle is not None:
+            if self.others > OTHERS and self.idle < OTHERS:
+                return f"other programs used {self.others:.1f} processors"
+        elif self.waiting is not None and self.waiting > WAITING:
+            return f"programs waited for a processor {self.waiting:.0%} of the time"
+        if computing and self.own < BARELY:
+            return f"it got {self.own:.1f} processor seconds per second"
+        return ""
+
+
+def load_now(seconds: float = 0.3, proc: Path = PROC) -> Load:
+    """Who uses the processors while this process sleeps for so long."""
+    before = read(proc)
+    time.sleep(seconds)
+    return Load.between(before, read(proc))
+
+
+def busy_now(load: Load) -> str:
+    """What others do with the processors while this process sleeps, in words; empty: little enough to time steps."""
+    if load.stolen is not None and load.others is not None:
+        if load.stolen > OTHERS / 2:
+            return f"the host took {load.stolen:.1f} processors away"
+        if load.others > OTHERS:
+            return f"other programs used {load.others:.1f} processors"
+    elif load.waiting is not None and load.waiting > WAITING:
+        return f"programs waited for a processor {load.waiting:.0%} of the time"
+    return ""
+
+
+def thread_counts(most: int) -> Iterator[int]:
+    """How many threads are worth trying: one, half of the processors, all; ascending."""
+    yield from sorted({1, max(1, most // 2), most})
