@@ -1,6 +1,7 @@
 """The machine: device and dtype, threads, seeds, memory, and what its matrix units reach at best."""
 
 import contextlib
+import itertools
 import platform
 import random
 import re
@@ -162,8 +163,21 @@ def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:
     calls, since what is wanted is the ceiling and not the average. A size that would take longer than `seconds` at the
     speed of the one before it is left out: a CPU without bfloat16 units computes such products a hundred times slower.
     """
-    sizes = (256, 512, 1024, 2048) if device == "cpu" else (1024, 2048, 4096, 8192)
-    return {name: peak_of(device, dtype, sizes, seconds / len(DTYPES)) for name, dtype in DTYPES.items()}
+    if device != "cpu":
+        sizes = (1024, 2048, 4096, 8192)
+        return {name: peak_of(device, dtype, sizes, seconds / len(DTYPES)) for name, dtype in DTYPES.items()}
+
+    # with all threads, and with one: next to another program all of them wait for the one that has to share
+    best, threads = dict.fromkeys(DTYPES, 0.0), torch.get_num_threads()
+    try:
+        counts = sorted({1, threads})
+        for name, count in itertools.product(DTYPES, counts):
+            torch.set_num_threads(count)
+            each = seconds / len(DTYPES) / len(counts)
+            best[name] = max(best[name], peak_of(device, DTYPES[name], (256, 512, 1024, 2048), each))
+    finally:
+        torch.set_num_threads(threads)
+    return best
 
 
 def peak_of(device: str, dtype: torch.dtype, sizes: tuple[int, ...], seconds: float) -> float:

@@ -32,11 +32,13 @@ FEWER = 1.05  # how much faster a step with fewer threads has to be: what is as 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen, the reason in words, and what speaks against the timing behind it (empty: nothing)."""
+    """What was chosen, the reason in words, what speaks against the timing behind it (empty: nothing), and the speed
+    that was seen (0: none was)."""
 
     value: str | int
     reason: str = ""
     doubt: str = ""
+    tokens_per_second: float = 0.0
 
 
 def choose_runtime(
@@ -47,7 +49,7 @@ def choose_runtime(
     workload: Workload,
     asked: Asked,
     until: float = math.inf,
-) -> tuple[RunConfig, Calibration]:
+) -> tuple[RunConfig, Calibration, float]:
     """Device, dtype, threads and compilation of a planned run: what the user asked for, else what timed steps say.
 
     Args:
@@ -57,10 +59,11 @@ def choose_runtime(
         until: time.perf_counter's time by which to be done, about.
 
     Returns:
-        The same with its runtime chosen, and the reason of the dtype.
+        The same with its runtime chosen, the reason of the dtype, and the FLOP/s that the trial was seen to reach (0:
+        it was not timed).
     """
     if workload.data is not None:
-        return resolve_runtime(config), Calibration(reason=workload.notes.dtype)
+        return resolve_runtime(config), Calibration(reason=workload.notes.dtype), 0.0
     half_time = time.perf_counter() + (until - time.perf_counter()) / 2
     threads = choose_threads(config, trial, budget, half_time)
     config = replace(config, runtime=replace(config.runtime, threads=int(threads.value)))
@@ -76,7 +79,8 @@ def choose_runtime(
     )
     if worth_compiling(runtime.device, budget):
         config = asked.choose(config, "runtime", compile=True)
-    return config, calibration
+    reached = threads.tokens_per_second * workload.flops_per_token(trial.config) if trial is not None else 0.0
+    return config, calibration, reached
 
 
 def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until: float) -> Chosen:
@@ -107,15 +111,17 @@ def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until
     for count, one in zip(counts, timed, strict=True):
         if one.tokens_per_second > FEWER * timed[counts.index(best)].tokens_per_second:
             best = count
-    doubt = trouble_of(timed)
+    doubt, fastest = trouble_of(timed), timed[counts.index(best)].tokens_per_second
     if counts[-1] < everything:
-        return Chosen(best, f"with all {everything} threads matrix products wait for other programs", doubt or STALLED)
+        reason = f"with all {everything} threads matrix products wait for other programs"
+        return Chosen(best, reason, doubt or STALLED, fastest)
     if not doubt:
         known.remember("threads", resolved.device, {key: (known.shape(trial.config), float(best))})
     if best == counts[-1]:
-        return Chosen(best, doubt=doubt)
-    gain = timed[counts.index(best)].tokens_per_second / timed[-1].tokens_per_second
-    return Chosen(best, f"a step with {best} of {counts[-1]} threads was {gain:.2f} times as fast as with all", doubt)
+        return Chosen(best, doubt=doubt, tokens_per_second=fastest)
+    gain = fastest / timed[-1].tokens_per_second
+    reason = f"a step with {best} of {counts[-1]} threads was {gain:.2f} times as fast as with all"
+    return Chosen(best, reason, doubt, fastest)
 
 
 def keeping_up(counts: Sequence[int], time_products: Callable[[int], float]) -> Iterator[int]:

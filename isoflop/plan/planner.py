@@ -30,7 +30,7 @@ from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import context_for, vocabulary_for, with_batch, with_length, with_rates
 from isoflop.plan.speeds import find_speeds
-from isoflop.plan.trials import calibration_seconds, first_trial
+from isoflop.plan.trials import calibration_seconds, first_trial, usual_speed
 from isoflop.records import CandidateShape
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
@@ -121,11 +121,11 @@ def propose(
                 yield resolved(shaped(rung, tokens), config)
 
     started = time.perf_counter()
-    left = max(0.0, until - started)
-    trial = None if workload.data is not None else first_trial(descending(rungs[0]), workload, peak, left / 60)
-    first, calibration = choose_runtime(
-        shaped(rungs[0], tokens), trial, budget, peak, workload, asked, started + left / 2
-    )
+    usual = usual_speed(device, "float32", peak)
+    trial = None if workload.data is not None else first_trial(descending(rungs[0]), workload, usual)
+    half_time = started + max(0.0, until - started) / 2
+    first, calibration, seen = choose_runtime(shaped(rungs[0], tokens), trial, budget, peak, workload, asked, half_time)
+    usual = min(usual, seen or usual)
     config = replace(config, runtime=first.runtime)
     shapes = different(shaped(rung, tokens) for rung in rungs)[: workload.timed]
     shapes = [in_passes(one, workload, machines) for one in shapes]
@@ -133,7 +133,7 @@ def propose(
         candidates = tuple(Candidate(one, workload, workload.weights(one)) for one in shapes)
     else:
         smallest = min(rungs)
-        speeds = find_speeds(shapes, descending(smallest), workload, peak, until, say)
+        speeds = find_speeds(shapes, descending(smallest), workload, peak, usual, until, say)
         candidates = tuple(
             Candidate(one, workload, workload.weights(one), machines * speed.tokens_per_second, speed.extrapolated)
             for one, speed in zip(shapes, speeds.each, strict=True)

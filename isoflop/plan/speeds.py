@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from isoflop.plan import known
 from isoflop.plan.machine import quiet, trouble_of
-from isoflop.plan.trials import Trial, extrapolated, first_trial, trial_of, usual_speed
+from isoflop.plan.trials import Trial, extrapolated, first_trial, trial_of
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.workload import Workload
 
@@ -45,6 +45,7 @@ def find_speeds(
     smaller: Iterable[RunConfig],
     workload: Workload,
     peak: dict[str, float],
+    usual: float,
     until: float,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.perf_counter,
@@ -53,7 +54,7 @@ def find_speeds(
 
     Args:
         smaller: shapes that are timed in place of those that are too large, in descending order of size.
-        peak: FLOP/s by dtype.
+        peak: FLOP/s by dtype; usual: FLOP/s that steps are thought to reach.
         until: the clock's time by which to be done, about.
     """
     device = shapes[0].runtime.device
@@ -67,9 +68,9 @@ def find_speeds(
 
     # what can be built is timed; what cannot is extrapolated from these, or from smaller ones
     seconds = min(SECONDS_EACH, max(0.0, until - clock()) / (len(shapes) + 1))
-    trials = [trial_of(config, workload, peak, seconds / STEPS_EACH) for config in shapes]
+    trials = [trial_of(config, workload, usual, seconds / STEPS_EACH) for config in shapes]
     timed = {number: trial for number, trial in enumerate(trials) if trial is not None}
-    instead = [] if timed else two_below(smaller, workload, peak, seconds / STEPS_EACH)
+    instead = [] if timed else two_below(smaller, workload, usual, seconds / STEPS_EACH)
     found, doubt = time_speeds([*timed.values(), *instead], workload, seconds, until, clock)
     if not doubt:
         kept = {
@@ -83,7 +84,7 @@ def find_speeds(
     seen = [(width, one.flops_per_second) for width, one in zip(widths, found, strict=True)]
     by_number = dict(zip(timed, found, strict=False))
     speeds = [
-        by_number[number] if number in by_number else guessed(config, workload, seen, ceiling, peak)
+        by_number[number] if number in by_number else guessed(config, workload, seen, ceiling, usual)
         for number, config in enumerate(shapes)
     ]
     tell(shapes, speeds, workload, say)
@@ -103,14 +104,14 @@ def time_speeds(
     return speeds, trouble_of(found)
 
 
-def two_below(smaller: Iterable[RunConfig], workload: Workload, peak: dict[str, float], most: float) -> list[Trial]:
+def two_below(smaller: Iterable[RunConfig], workload: Workload, usual: float, most: float) -> list[Trial]:
     """The largest of these that can be timed, and one that is clearly narrower: to see how speed goes with width."""
     rest = iter(smaller)
-    first = first_trial(rest, workload, peak, most)
+    first = first_trial(rest, workload, usual, most)
     if first is None:
         return []
     narrower = (config for config in rest if config.model.d_model <= 0.7 * first.config.model.d_model)
-    second = first_trial(narrower, workload, peak, most)
+    second = first_trial(narrower, workload, usual, most)
     return [first] if second is None else [first, second]
 
 
@@ -119,13 +120,10 @@ def speed(config: RunConfig, workload: Workload, tokens_per_second: float) -> Sp
 
 
 def guessed(
-    config: RunConfig, workload: Workload, seen: Sequence[tuple[int, float]], ceiling: float, peak: dict[str, float]
+    config: RunConfig, workload: Workload, seen: Sequence[tuple[int, float]], ceiling: float, usual: float
 ) -> Speed:
     """The speed of a shape that is not built."""
-    if seen:
-        flops = extrapolated(config.model.d_model, seen, ceiling)
-    else:
-        flops = usual_speed(config.runtime.device, config.runtime.dtype, peak)
+    flops = extrapolated(config.model.d_model, seen, ceiling) if seen else usual
     return Speed(flops / workload.flops_per_token(config), flops, extrapolated=True)
 
 

@@ -44,19 +44,20 @@ class Trial:
     times: float = 1.0
 
 
-def trial_of(config: RunConfig, workload: Workload, peak: dict[str, float], most: float = SLOWEST) -> Trial | None:
-    """What to time of a configuration, with steps of about `most` seconds at the longest; None: nothing of it."""
-    speed = usual_speed(config.runtime.device, config.runtime.dtype, peak)
+def trial_of(config: RunConfig, workload: Workload, speed: float, most: float = SLOWEST) -> Trial | None:
+    """What to time of a configuration, with steps of about `most` seconds at the longest; None: nothing of it.
+
+    Args:
+        speed: FLOP/s that steps are thought to reach.
+    """
     sequence = workload.flops_per_token(config) * workload.tokens_per_sequence(config)
     timed = throughput.cut(config, sequence / speed, max(most, SLOWEST))
     return None if timed is None else Trial(timed, config.batch.sequences / timed.batch.sequences)
 
 
-def first_trial(
-    configs: Iterable[RunConfig], workload: Workload, peak: dict[str, float], most: float = SLOWEST
-) -> Trial | None:
+def first_trial(configs: Iterable[RunConfig], workload: Workload, speed: float, most: float = SLOWEST) -> Trial | None:
     """What to time of the first configuration that can be built and timed; None: of none."""
-    trials = (trial_of(config, workload, peak, most) for config in configs)
+    trials = (trial_of(config, workload, speed, most) for config in configs)
     return next((trial for trial in trials if trial is not None), None)
 
 

@@ -220,7 +220,7 @@ def test_every_rung_of_the_ladder_is_cut_to_what_can_be_timed(monkeypatch):
     for layers, width in LADDER[::3]:
         shape = WORKLOAD.shape((layers, width), 4096, 256)
         config = resolve_runtime(replace(RunConfig(), model=replace(RunConfig().model, **shape)))
-        trial = trials.trial_of(config, WORKLOAD, PEAK)
+        trial = trials.trial_of(config, WORKLOAD, 2e10)
         if trial is None:
             continue
         assert trial.config.model == config.model
