@@ -43,27 +43,26 @@ class Chosen:
 
 def choose_runtime(
     config: RunConfig,
-    trial: Trial | None,
     budget: Budget,
     peak: dict[str, float],
     workload: Workload,
     asked: Asked,
+    trial: Trial | None = None,
     until: float = math.inf,
-) -> tuple[RunConfig, Calibration, float]:
+) -> tuple[RunConfig, Calibration]:
     """Device, dtype, threads and compilation of a planned run: what the user asked for, else what timed steps say.
 
     Args:
         config: a candidate.
-        trial: what can be timed of it, or of a smaller one; None: nothing.
         peak: FLOP/s by dtype, see runtime.measure_peak.
+        trial: what can be timed of it, or of a smaller one; None: nothing.
         until: time.perf_counter's time by which to be done, about.
 
     Returns:
-        The same with its runtime chosen, the reason of the dtype, and the FLOP/s that the trial was seen to reach (0:
-        it was not timed).
+        The same with its runtime chosen, and the reason of the dtype.
     """
     if workload.data is not None:
-        return resolve_runtime(config), Calibration(reason=workload.notes.dtype), 0.0
+        return resolve_runtime(config), Calibration(reason=workload.notes.dtype)
     half_time = time.perf_counter() + (until - time.perf_counter()) / 2
     threads = choose_threads(config, trial, budget, half_time)
     config = replace(config, runtime=replace(config.runtime, threads=int(threads.value)))
@@ -79,8 +78,10 @@ def choose_runtime(
     )
     if worth_compiling(runtime.device, budget):
         config = asked.choose(config, "runtime", compile=True)
-    reached = threads.tokens_per_second * workload.flops_per_token(trial.config) if trial is not None else 0.0
-    return config, calibration, reached
+    if trial is not None and threads.tokens_per_second:
+        reached = threads.tokens_per_second * workload.flops_per_token(trial.config)
+        calibration = calibration.updated(flops_per_second=reached)
+    return config, calibration
 
 
 def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until: float) -> Chosen:

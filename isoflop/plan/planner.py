@@ -124,8 +124,8 @@ def propose(
     usual = usual_speed(device, "float32", peak)
     trial = None if workload.data is not None else first_trial(descending(rungs[0]), workload, usual)
     half_time = started + max(0.0, until - started) / 2
-    first, calibration, seen = choose_runtime(shaped(rungs[0], tokens), trial, budget, peak, workload, asked, half_time)
-    usual = min(usual, seen or usual)
+    first, calibration = choose_runtime(shaped(rungs[0], tokens), budget, peak, workload, asked, trial, half_time)
+    usual = min(usual, calibration.flops_per_second or usual)
     config = replace(config, runtime=first.runtime)
     shapes = different(shaped(rung, tokens) for rung in rungs)[: workload.timed]
     shapes = [in_passes(one, workload, machines) for one in shapes]

@@ -70,6 +70,7 @@ class Calibration(Record):
 
     Attributes:
         reason: of the dtype.
+        flops_per_second: 6ND, that steps of the shape with which threads were chosen reached.
         doubt: what spoke against what was timed, such as another program's work; None: nothing did.
         seconds: that it took; written by earlier versions.
     """
@@ -79,6 +80,7 @@ class Calibration(Record):
     dtype: str | None = rare()
     threads: int | None = rare()
     doubt: str | None = rare()
+    flops_per_second: float | None = rare()
     seconds: float | None = rare()
 
 

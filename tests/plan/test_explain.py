@@ -18,7 +18,7 @@ ORDER = "device vocabulary context shape parameters-N tokens-D batch steps optim
 
 @pytest.fixture(autouse=True)
 def no_clock(monkeypatch):
-    monkeypatch.setattr("isoflop.plan.planner.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
+    monkeypatch.setattr("isoflop.plan.ceiling.measure_peak", lambda device: {"float32": 5e10, "bfloat16": 1e9})
 
 
 def advice(*assignments: str, unique: int = 2_000_000, given: int = 0, keep: Keep | None = None):

@@ -9,6 +9,7 @@ from isoflop.budget import parse_budget
 from isoflop.config import override
 from isoflop.plan import machine
 from isoflop.plan.asked import NOTHING, Asked
+from isoflop.plan.trials import Trial
 from isoflop.trainer import RunConfig
 from isoflop.trainer.causal_lm import TextWorkload
 from isoflop.trainer.throughput import Throughput
@@ -24,11 +25,12 @@ def trials(monkeypatch):
     """The dtypes that were timed; bfloat16 takes a step in 2 / 3 of float32's time."""
     timed = []
 
-    def time_in_turns(configs, seconds):
+    def time_in_turns(configs, seconds, **_):
         timed.append([config.runtime.dtype for config in configs])
         return [Throughput(1.0, {"float32": 100.0, "bfloat16": 150.0}[c.runtime.dtype], 5) for c in configs]
 
     monkeypatch.setattr("isoflop.trainer.throughput.time_in_turns", time_in_turns)
+    monkeypatch.setattr("isoflop.processors.thread_counts", lambda most: [most])  # threads: test_calibration.py
     return timed
 
 
@@ -40,11 +42,11 @@ def on_a_gpu(monkeypatch):
 
 
 def test_the_faster_dtype_is_taken_and_remembered(trials):
-    config, calibration = machine.choose_runtime(RunConfig(), BUDGET, ALIKE, TEXT, NOTHING)
+    config, calibration = machine.choose_runtime(RunConfig(), BUDGET, ALIKE, TEXT, NOTHING, Trial(RunConfig()))
     assert config.runtime.dtype == "bfloat16" == calibration.dtype and config.runtime.device == "cpu"
     assert calibration.reason == "a step in bfloat16 ran at 1.50 times float32's speed"
     assert config.runtime.threads == calibration.threads >= 1 and not config.runtime.compile
-    again, _ = machine.choose_runtime(RunConfig(), BUDGET, ALIKE, TEXT, NOTHING)
+    again, _ = machine.choose_runtime(RunConfig(), BUDGET, ALIKE, TEXT, NOTHING, Trial(RunConfig()))
     assert again == config and trials == [["float32", "bfloat16"]]
 
 
