@@ -13,7 +13,7 @@ from isoflop import files
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
-from isoflop.job.ceiling import machine_peak
+from isoflop.plan.ceiling import machine_peak
 from isoflop.records import read_run
 from small import TINY, write_texts
 

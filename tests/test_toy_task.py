@@ -232,7 +232,7 @@ def words(tmp_path):
 def test_it_is_planned_for_any_budget(words, tmp_path, budget, monkeypatch):
     timed = []
 
-    def given_times(configs, seconds, data):
+    def given_times(configs, seconds, data=(), **_):
         timed.extend(data)
         return [Throughput(0.01, 2e9 / matmul_weights(config), 10) for config in configs]
 

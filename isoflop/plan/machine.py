@@ -1,11 +1,12 @@
 """Device, dtype, threads and compilation of a run, from what this machine was seen to do."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from isoflop import files, processors
+from isoflop import processors
 from isoflop.budget import Budget
 from isoflop.config import load_json
 from isoflop.errors import UserError
@@ -170,7 +171,7 @@ def choose_dtype(config: RunConfig, trial: Trial | None, peak: dict[str, float],
         ratios = {**ratios, key: found[1].tokens_per_second / found[0].tokens_per_second}
         doubt = trouble_of(found)
         if not doubt:
-            with files.disk_errors("the machine's dtypes"):
+            with contextlib.suppress(OSError):  # then it is timed again the next time
                 write_json(home() / "dtype.json", ratios)
     dtype = "bfloat16" if ratios[key] > GAIN else "float32"
     return Chosen(dtype, f"a step in bfloat16 ran at {ratios[key]:.2f} times float32's speed", doubt)
@@ -192,7 +193,7 @@ def forget_dtype(config: RunConfig) -> None:
     ratios = read_ratios()
     kept = {key: ratio for key, ratio in ratios.items() if f", {known.shape(config)}, " not in key}
     if len(kept) < len(ratios):
-        with files.disk_errors("the machine's dtypes"):
+        with contextlib.suppress(OSError):
             write_json(home() / "dtype.json", kept)
 
 
