@@ -11,6 +11,7 @@ from isoflop import __version__
 from isoflop.cli.arguments import spread_set
 from isoflop.cli.inference import evaluate, sample
 from isoflop.cli.inspect import config, report, runs
+from isoflop.cli.plan import PLAN, plan
 from isoflop.cli.prepare import prepare
 from isoflop.cli.train import train
 from isoflop.cli.transfer import export_model, import_model
@@ -27,7 +28,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "runs": runs,
     "config": config,
+    "plan": plan,
 }
+GROUPS = {"plan": PLAN}  # commands that have commands of their own
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -38,15 +41,20 @@ def run(arguments: Sequence[str]) -> int:
         for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
         torchrun itself says more, and gives 1 for any of them (parallel/failures.py).
     """
+    commands, prog, words = COMMANDS, "isoflop", list(arguments)
+    description: str | None = "Raw text and a compute budget in, the best GPT that the budget can buy out."
+    if words and words[0] in GROUPS:
+        group, *words = words
+        commands, prog, description = GROUPS[group], f"isoflop {group}", COMMANDS[group].__doc__
     try:
         if list(arguments) == ["--version"]:
             print(f"isoflop {__version__}")
             return 0
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS,
-            prog="isoflop",
-            description="Raw text and a compute budget in, the best GPT that the budget can buy out.",
-            args=spread_set(arguments),
+            commands,
+            prog=prog,
+            description=description,
+            args=spread_set(words),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except UserError as error:

@@ -1,0 +1,190 @@
+"""The commands `plan fit`, `plan predict` and `plan compare`: scaling laws from anybody's table of runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from isoflop.errors import UserError
+
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON object")]
+FitArgument = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar="FIT", help="a file of `isoflop plan fit`, or a published law")
+]
+
+
+def plan() -> None:
+    """Fit scaling laws to a table of runs, and ask them what a budget buys: plan fit, plan predict, plan compare."""
+    raise UserError("plan needs a command: isoflop plan fit, predict or compare")
+
+
+def fit(
+    points: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="POINTS.csv", help="a table with a header and one row per run"),
+    ],
+    *,
+    n: Annotated[str, tyro.conf.arg(metavar="COL", help="the column of parameters")],
+    d: Annotated[str, tyro.conf.arg(metavar="COL", help="the column of tokens")],
+    loss: Annotated[str, tyro.conf.arg(metavar="COL", help="the column of final losses")],
+    flops: Annotated[
+        str, tyro.conf.arg(metavar="COL", help_behavior_hint="", help="the column of training FLOPs; without it 6 N D")
+    ] = "",
+    counts: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="total|matmul|blocks|unstated",
+            help="what N counts: all parameters; blocks and head, each weight that multiplies once; blocks alone",
+        ),
+    ] = "unstated",
+    where: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="COL=VALUE", help="only rows with that value; may be given several times"),
+    ] = (),
+    out: Annotated[
+        Path | None, tyro.conf.arg(metavar="FIT.json", help_behavior_hint="", help="store the fit, for plan predict")
+    ] = None,
+    samples: Annotated[int, tyro.conf.arg(help="of the bootstrap behind the intervals")] = 1000,
+    seed: Annotated[int, tyro.conf.arg(help="of the bootstrap")] = 0,
+    json: Json = False,
+) -> None:
+    """Fit L(N, D) = E + A/N^alpha + B/D^beta to a table of runs, with intervals and what the table cannot say."""
+    from isoflop.cli.laws_shown import show_study
+    from isoflop.files import write_text
+    from isoflop.plan.law.counting import Counts
+    from isoflop.plan.law.points import Columns, read_points
+    from isoflop.plan.law.study import study, to_dict, to_text
+
+    if samples < 20:
+        raise UserError(f"--samples {samples} is too few for intervals: give at least 20")
+    if out is not None and out.exists():
+        raise UserError(f"{out} exists: name another file, or remove it")
+    counted = Counts(counts, "table" if flops else "6nd")
+    found = study(read_points(points, Columns(n, d, loss, flops, where), counted), samples, seed)
+    stored = to_dict(found)
+    stored["columns"] = {"file": points.name, "n": n, "d": d, "loss": loss, "flops": flops, "where": list(where)}
+    text = to_text(stored)
+    if out is not None:
+        write_text(out, text)
+    if json:
+        print(text, end="")
+    else:
+        show_study(found, points.name, out)
+
+
+def predict(
+    fit: FitArgument,
+    *,
+    budget: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="FLOPS [FLOPS ...]", help_behavior_hint="", help="what do these buy?")
+    ] = (),
+    loss: Annotated[
+        tuple[float, ...],
+        tyro.conf.arg(metavar="LOSS [LOSS ...]", help_behavior_hint="", help="which budget do these need?"),
+    ] = (),
+    plain: Annotated[
+        bool, tyro.conf.arg(help="the law fitted to all runs, not the way that predicted held-out budgets best")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """What a budget buys, or which budget a loss needs, with intervals, next to D = 20 N."""
+    from isoflop.cli.laws_shown import needed_dict, prediction_dict, show_needed, show_prediction
+    from isoflop.files import to_json
+    from isoflop.plan.law.predict import budget_for
+    from isoflop.plan.law.predict import predict as predict_budget
+    from isoflop.plan.law.study import read_basis
+
+    if not budget and not loss:
+        raise UserError("plan predict needs --budget FLOPS or --loss LOSS, as in --budget 1e21")
+    basis, counted = read_basis(fit, plain)
+    bought = [predict_budget(basis, flops_of(text)) for text in budget]
+    needed = [budget_for(basis, value) for value in loss]
+    if json:
+        words = {"way": basis.way, "counting": counted}
+        lists = {"budgets": [prediction_dict(one) for one in bought], "losses": [needed_dict(one) for one in needed]}
+        print(to_json({**words, **lists}), end="")
+        return
+    print(f"by {basis.way}\n{counted}")
+    for one in bought:
+        show_prediction(one, basis)
+    for asked in needed:
+        show_needed(asked, basis)
+
+
+def flops_of(text: str) -> float:
+    from isoflop.budget import parse_budget
+
+    parsed = parse_budget(text)
+    if parsed.kind != "flops" or parsed.more:
+        raise UserError(f"--budget {text} is in {parsed.kind}; a law knows FLOPs only, as in 1e21")
+    return parsed.amount
+
+
+def compare(
+    runs: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="MODEL:TOKENS [...]", help="a preset or a number of parameters, and tokens: 70e9:1.4e12"),
+    ],
+    *,
+    law: Annotated[
+        str, tyro.conf.arg(metavar="FIT", help="a file of `isoflop plan fit`, or a published law")
+    ] = "besiroglu2024",
+    json: Json = False,
+) -> None:
+    """What size and tokens cost each run by a law, and what its compute could have bought: why Chinchilla won."""
+    from dataclasses import asdict
+
+    from isoflop.cli.laws_shown import show_compared
+    from isoflop.files import to_json
+    from isoflop.plan.law.predict import compare as compare_run
+    from isoflop.plan.law.study import read_basis
+
+    basis, counted = read_basis(law, plain=True)
+    compared = [compare_run(*run_of(text), basis.law) for text in runs]
+    if json:
+        found = {"law": basis.way, "counting": counted, "runs": [asdict(one) for one in compared]}
+        print(to_json(found), end="")
+    else:
+        show_compared(compared, basis.law, basis.way, counted)
+
+
+def run_of(text: str) -> tuple[str, float, float]:
+    """Name, parameters and tokens of MODEL:TOKENS."""
+    model, sign, tokens = text.rpartition(":")
+    if not (sign and model):
+        raise UserError(f"{text!r} is not MODEL:TOKENS, as in chinchilla-70b:1.4e12 or 70e9:1.4e12")
+    d = positive(tokens)
+    if d is None:
+        raise UserError(f"{tokens!r} in {text!r} is not a positive number of tokens; write it as in 1.4e12 or 300e9")
+    n = positive(model)
+    if n is None:
+        n = size_of_preset(model, text)
+    return model, n, d
+
+
+def positive(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < float("inf") else None
+
+
+def size_of_preset(name: str, text: str) -> float:
+    from isoflop.config import nearest
+    from isoflop.model.count import parameters
+    from isoflop.model.presets import PRESETS
+
+    if name not in PRESETS:
+        known = ", ".join(PRESETS)
+        raise UserError(
+            f"{name!r} in {text!r} is neither a number of parameters nor a preset ({known}){nearest(name, PRESETS)}"
+        )
+    return float(parameters(PRESETS[name]()).total)
+
+
+PLAN: dict[str, Callable[..., None]] = {"fit": fit, "predict": predict, "compare": compare}

@@ -1,0 +1,1 @@
+"""Scaling laws from a table of runs: numpy and scipy only, no torch."""

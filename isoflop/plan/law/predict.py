@@ -1,0 +1,199 @@
+"""What a budget buys by a fit, and what budget a loss needs; next to the rule of thumb D = 20 N."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from isoflop.errors import UserError
+from isoflop.plan.law.bootstrap import Interval, Samples, around
+from isoflop.plan.law.forms import Law
+
+RATIO = 20.0  # tokens per parameter, Hoffmann et al. 2022 in round numbers
+
+
+@dataclass(frozen=True)
+class Basis:
+    """What a prediction is made from.
+
+    Attributes:
+        samples: the law and its bootstrap; of a published law one sample, itself.
+        per_decade: what the law misses, as a standard deviation of log loss per factor of ten beyond the points, from
+            holding budgets out; None for a published law.
+        largest: FLOPs of the largest budget fitted; None for a published law.
+        way: where it comes from, in words.
+    """
+
+    samples: Samples
+    per_decade: float | None
+    largest: float | None
+    way: str
+
+    @property
+    def law(self) -> Law:
+        return self.samples.law
+
+    @property
+    def has_intervals(self) -> bool:
+        return len(self.samples) > 1
+
+    def beyond(self, flops: float) -> float:
+        """How many factors of ten beyond the points a budget is; 0 within."""
+        return max(0.0, math.log10(flops / self.largest)) if self.largest else 0.0
+
+    def spread(self, flops: float) -> float:
+        """The standard deviation of one run's log loss about the law there."""
+        return math.hypot(self.samples.noise, (self.per_decade or 0.0) * self.beyond(flops))
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What C FLOPs buy.
+
+    Attributes:
+        flops: C.
+        n, d: the best size and tokens.
+        loss: the law's least loss at C.
+        run: the same as one run would show it: with the runs' noise and what the law misses so far beyond its points.
+        rule_n, rule_d, rule_loss: the same with D = 20 N.
+        gain: rule_loss - loss, for the N* of the point fit: below 0 in samples where the rule is better.
+        noise: between runs, in the loss's unit, a standard deviation.
+        beyond: factors of ten beyond the largest budget fitted.
+    """
+
+    flops: float
+    n: Interval
+    d: Interval
+    loss: Interval
+    run: Interval
+    rule_n: float
+    rule_d: float
+    rule_loss: Interval
+    gain: Interval
+    noise: float
+    beyond: float
+
+    @property
+    def gains(self) -> bool:
+        """Whether a gain over D = 20 N may be claimed: its interval is above 0 and it is more than a run's noise."""
+        return self.gain.low > 0 and self.gain.value > self.noise
+
+
+def predict(basis: Basis, flops: float) -> Prediction:
+    """What C FLOPs buy.
+
+    Raises:
+        UserError: for a budget that is not positive and finite.
+    """
+    if not (math.isfinite(flops) and flops > 0):
+        raise UserError(f"budget {flops:g} is not a positive number of FLOPs")
+    samples, law = basis.samples, basis.law
+    n, d = float(law.n_star(flops)), float(law.d_star(flops))
+    rule_n, rule_d = (float(value) for value in law.at_ratio(flops, RATIO))
+    log_loss = np.log(samples.laws().loss_star(flops))
+    drawn = basis.spread(flops) * np.random.default_rng(1).standard_normal(len(samples))
+    value = float(law.loss_star(flops))
+    run = around(value, np.exp(log_loss + drawn)) if basis.has_intervals else Interval(value, value, value, None)
+    return Prediction(
+        flops=flops,
+        n=samples.interval(lambda one: one.n_star(flops)),
+        d=samples.interval(lambda one: one.d_star(flops)),
+        loss=samples.interval(lambda one: one.loss_star(flops)),
+        run=run,
+        rule_n=rule_n,
+        rule_d=rule_d,
+        rule_loss=samples.interval(lambda one: one.loss(rule_n, rule_d)),
+        gain=samples.interval(lambda one: one.loss(rule_n, rule_d) - one.loss(n, d)),
+        noise=samples.noise * value,
+        beyond=basis.beyond(flops),
+    )
+
+
+@dataclass(frozen=True)
+class Needed:
+    """The budget that a loss needs.
+
+    Attributes:
+        loss: asked for.
+        flops: C with the best N and D; infinite ends where samples never reach the loss.
+        rule_flops: C with D = 20 N; infinite if it never does.
+        share: of the samples that reach it at all.
+    """
+
+    loss: float
+    flops: Interval
+    rule_flops: float
+    share: float
+
+
+def budget_for(basis: Basis, loss: float) -> Needed:
+    """Which budget a loss needs.
+
+    Raises:
+        UserError: for a loss that the law never reaches, with its irreducible loss, or that is no positive number.
+    """
+    if not (math.isfinite(loss) and loss > 0):
+        raise UserError(f"loss {loss:g} is not a positive number")
+    law = basis.law
+    if loss <= law.E:
+        raise UserError(f"no budget reaches loss {loss:g}: the law's irreducible loss is {law.E:.4g}; ask for more")
+    flops = basis.samples.interval(lambda one: one.flops_for(loss))
+    reached = np.asarray(basis.samples.laws().E) < loss
+    return Needed(loss, flops, rule_budget(law, loss), float(reached.mean()))
+
+
+def rule_budget(law: Law, loss: float) -> float:
+    """C at which D = 20 N reaches a loss, by bisection in log C: the loss falls with C all the way."""
+    low, high = 0.0, 120.0  # log10
+    if float(law.loss(*law.at_ratio(10.0**high, RATIO))) > loss:
+        return math.inf
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        above = float(law.loss(*law.at_ratio(10.0**middle, RATIO))) > loss
+        low, high = (middle, high) if above else (low, middle)
+    return float(10.0**high)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One run by a law: what its size and its tokens cost it, and the best use of its compute.
+
+    Attributes:
+        name: of the model.
+        n, d, flops: parameters, tokens, FLOPs.
+        loss: L(N, D) = E + n_term + d_term (for gamma = 1).
+        n_term, d_term: A / N^alpha and B / D^beta.
+        n_star, d_star, loss_star: the best at the same FLOPs.
+        enough: the share of its FLOPs that would have bought the same loss with the best N and D.
+    """
+
+    name: str
+    n: float
+    d: float
+    flops: float
+    loss: float
+    n_term: float
+    d_term: float
+    n_star: float
+    d_star: float
+    loss_star: float
+    enough: float
+
+
+def compare(name: str, n: float, d: float, law: Law) -> Compared:
+    """One run of N parameters on D tokens by a law."""
+    flops = float(law.cost.flops(n, d))
+    loss = float(law.loss(n, d))
+    return Compared(
+        name,
+        n,
+        d,
+        flops,
+        loss,
+        float(law.n_term(n)),
+        float(law.d_term(d)),
+        float(law.n_star(flops)),
+        float(law.d_star(flops)),
+        float(law.loss_star(flops)),
+        law.flops_for(loss) / flops,
+    )

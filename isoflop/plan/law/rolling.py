@@ -1,0 +1,185 @@
+"""How well a fit predicts: the largest budgets held out, predicted from the rest, and compared.
+
+Two things decide how a law predicts: its form, and whether runs far from the valley take part. A sum of two powers is a
+local truth; runs of eight times the best size, with losses a third higher, bend it where nobody will ever train. Which
+way predicts best is not assumed but measured on the points at hand. What the way chosen still misses beyond its
+bootstrap and the runs' noise is what the law itself gets wrong; a prediction beyond the points is given that much more
+doubt per factor of ten in compute.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from isoflop.errors import UserError
+from isoflop.plan.law.bootstrap import bootstrap
+from isoflop.plan.law.fit import Fit, fit
+from isoflop.plan.law.points import SAME_BUDGET, Points, check
+from isoflop.plan.law.solve import DELTA, FORMS
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+CUTS = 4  # at most: the largest budget held out, the two largest, ...
+OCTAVE = 2.0  # factor in C that counts as one budget where points lie on no common budgets
+KEPT = 0.4  # of the points at least stay
+NEAR = 0.10  # a run this much worse than the best of no more compute (in log loss) is far from the valley
+SAMPLES = 200  # of the bootstrap behind each cut
+SMALLEST_DECADES = 0.15  # of extrapolation, as what a cut misses by is divided by it
+BETTER = 0.8  # of the held-out error of `chinchilla` is what another way may have at most to be preferred
+ENOUGH_CUTS = 2  # that say so
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to predict: a form, and whether only the runs near the valley are fitted."""
+
+    form: str = "chinchilla"
+    near: bool = False
+
+    def __str__(self) -> str:
+        return self.form + (", runs near the valley" if self.near else "")
+
+    def fit(self, points: Points, delta: float = DELTA) -> Fit:
+        return fit(self.used(points), self.form, delta)
+
+    def used(self, points: Points) -> Points:
+        """The points that take part; all of them where those near the valley would not do."""
+        if not self.near:
+            return points
+        close = points.select(excess(points) <= NEAR)
+        return close if fits(close, self.form) else points
+
+
+PLAIN = Way()
+WAYS = (PLAIN, Way("chinchilla", near=True), Way("free"), Way("free", near=True))
+
+
+def excess(points: Points) -> Array:
+    """How much worse each run is than the best of no more compute, in log loss, shape (points,): at least 0. No law is
+    needed to see that a run is far from the valley."""
+    order = np.argsort(points.flops, kind="stable")
+    flops, log_loss = np.log(points.flops[order]), np.log(points.loss[order])
+    best = np.minimum.accumulate(log_loss)
+    until = np.searchsorted(flops, flops + SAME_BUDGET, side="right") - 1
+    out = np.empty(len(points))
+    out[order] = log_loss - best[until]
+    return out
+
+
+def fits(points: Points, form: str) -> bool:
+    """Whether there are enough points, of enough sizes and lengths, for a form."""
+    if len(points) < FORMS[form].constants + 3:
+        return False
+    try:
+        check(points)
+    except UserError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One prediction of what was held out.
+
+    Attributes:
+        largest_kept, held: FLOPs of the largest budget kept, and the geometric mean of those held out.
+        points: how many were compared: those held out that are near the valley.
+        error: the mean of log loss - log L over them; above 0 if the runs are worse than predicted.
+        size: the root of the mean square of the same.
+        doubt: what the bootstrap and the runs' noise allow `error`, a standard deviation; 0 where not asked for.
+    """
+
+    largest_kept: float
+    held: float
+    points: int
+    error: float
+    size: float
+    doubt: float = 0.0
+
+    @property
+    def decades(self) -> float:
+        return max(SMALLEST_DECADES, math.log10(self.held / self.largest_kept))
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """All cuts of one way.
+
+    Attributes:
+        cuts: the largest budget held out first.
+    """
+
+    way: Way
+    cuts: tuple[Cut, ...]
+
+    @property
+    def size(self) -> float:
+        """The root of the mean square error over the cuts; infinite where there was none."""
+        return math.sqrt(sum(cut.size**2 for cut in self.cuts) / len(self.cuts)) if self.cuts else math.inf
+
+    @property
+    def per_decade(self) -> float:
+        """What the law misses, as a standard deviation of log loss per factor of ten beyond the points."""
+        if not self.cuts:
+            return 0.0
+        squares = [max(0.0, cut.error**2 - cut.doubt**2) / cut.decades**2 for cut in self.cuts]
+        return math.sqrt(sum(squares) / len(squares))
+
+
+def thresholds(points: Points) -> list[float]:
+    """FLOPs from which on points are held out, the largest first."""
+    groups = points.budgets()
+    on_budgets = sum(len(group) >= 3 for group in groups) >= 4 and len(groups) <= len(points) / 2
+    if on_budgets:
+        return [float(points.flops[group].min()) for group in reversed(groups)][:CUTS]
+    return [float(points.flops.max() / OCTAVE**k) for k in range(1, CUTS + 1)]
+
+
+def roll(points: Points, way: Way = PLAIN, delta: float = DELTA, samples: int = SAMPLES) -> Rolled:
+    """Hold out the largest budget, the two largest and so on, while enough stay to be fitted.
+
+    Args:
+        samples: of the bootstrap behind the doubt of each cut; 0 for none.
+    """
+    cuts: list[Cut] = []
+    for threshold in thresholds(points):
+        kept = points.flops < threshold * (1 - 1e-9)
+        if kept.all() or kept.sum() < KEPT * len(points) or not fits(points.select(kept), way.form):
+            break
+        if not cuts or points.select(kept).flops.max() < cuts[-1].largest_kept:
+            cuts.append(cut_at(points, kept, way, delta, samples))
+    return Rolled(way, tuple(cuts))
+
+
+def cut_at(points: Points, kept: Mask, way: Way, delta: float, samples: int) -> Cut:
+    fitted = way.fit(points.select(kept), delta)
+    held = points.select(~kept & (excess(points) <= NEAR))
+    missed = np.log(held.loss) - np.log(fitted.law.loss(held.n, held.d))
+    cut = Cut(
+        float(points.flops[kept].max()),
+        float(np.exp(np.log(held.flops).mean())),
+        len(missed),
+        float(missed.mean()),
+        float(np.sqrt((missed**2).mean())),
+    )
+    if not samples:
+        return cut
+
+    laws = bootstrap(fitted, samples).laws()
+    means = np.mean([np.log(laws.loss(n, d)) for n, d in zip(held.n, held.d, strict=True)], axis=0)
+    return replace(cut, doubt=math.hypot(float(np.std(means)), fitted.noise / math.sqrt(len(missed))))
+
+
+def choose(points: Points, delta: float = DELTA, ways: tuple[Way, ...] = WAYS) -> tuple[Way, list[Rolled]]:
+    """The way to predict with: PLAIN unless another has at most BETTER of its held-out error over at least ENOUGH_CUTS
+    cuts. All rolled ways come with it, PLAIN first, without doubts; where all runs are near the valley, only ways with
+    all runs."""
+    all_near = bool((excess(points) <= NEAR).all())
+    rolled = [roll(points, way, delta, samples=0) for way in ways if not (way.near and all_near)]
+    plain = rolled[0]
+    able = [one for one in rolled if len(one.cuts) == len(plain.cuts) >= ENOUGH_CUTS]
+    best = min(able, key=lambda one: one.size, default=plain)
+    return (best.way if best.size <= BETTER * plain.size else plain.way), rolled
