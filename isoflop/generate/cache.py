@@ -1,38 +1,71 @@
-"""Keys and values of the positions that a model has seen, so that the next token costs one position and not all."""
+"""Keys and values of the positions that a model has seen, so that the next token costs one position and not all.
+
+Rows may have different lengths. Their positions are held in columns, and the last position of every row is in the last
+column, so that the distance between two columns is that of the positions in them whatever the row: windows, ALiBi and
+relative positions need know nothing of it. What a short row has in front is hidden (`visible`), and what depends on the
+position itself is told where each row stands (`start`).
+
+    columns       0 1 2 3 4 5 6      start
+    a row of 7    a b c d e f g        7
+    a row of 3            x y z        3
+"""
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from isoflop.model.blocks.part import Start
+
+Lengths = npt.NDArray[np.int64]
 
 
 @dataclass
 class Held:
-    """One layer's room for keys and values, (B, H, room, K) each, of which the first `count` positions are filled."""
+    """One layer's room for keys and values, (slots, H, room, K) each. The first `rows` slots are in use, and `count`
+    columns are written, of which the last are the newest. `window`: positions that each sees; 0: all."""
 
     keys: Tensor
     values: Tensor
+    rows: int
+    window: int = 0
+    whole: bool = True  # there is room for all positions, whatever the window
     count: int = 0
 
     @property
     def room(self) -> int:
         return self.keys.shape[2]
 
+    def needed(self, length: int) -> int:
+        """Of so many positions those that a later one can see or that have to be held."""
+        return length if self.whole else min(length, self.window - 1)
+
     def add(self, k_BHTK: Tensor, v_BHTK: Tensor) -> None:
         start, self.count = self.count, self.count + k_BHTK.shape[2]
-        self.keys[:, :, start : self.count] = k_BHTK
-        self.values[:, :, start : self.count] = v_BHTK
+        self.keys[: self.rows, :, start : self.count] = k_BHTK
+        self.values[: self.rows, :, start : self.count] = v_BHTK
 
     def last(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Views of the last so many positions, or of all that are held."""
+        """Views of the last so many columns, or of all that are written."""
         held = slice(max(0, self.count - positions), self.count)
-        return self.keys[:, :, held], self.values[:, :, held]
+        return self.keys[: self.rows, :, held], self.values[: self.rows, :, held]
 
     def keep(self, positions: int) -> None:
-        """Move the last so many positions to the front and forget the others."""
+        """Move the last so many columns to the front and forget the others."""
         keys, values = (tensor.clone() for tensor in self.last(positions))
         self.count = 0
         self.add(keys, values)
+
+    def reach(self, positions: int) -> None:
+        """Have at least so many columns written, by moving all to the right: what is then in front is any row's no
+        more, or not yet."""
+        missing = positions - self.count
+        if missing > 0:
+            keys, values = (tensor.clone() for tensor in self.last(self.count))
+            self.count = missing
+            self.add(keys, values)
 
 
 class KVCache:
@@ -40,15 +73,50 @@ class KVCache:
     that sees no more than a window has room for two of them: what it sees lies in one piece, and is moved to the front
     once a window.
 
+    Args:
+        context: positions there is room for in a row.
+        slots: rows there is room for; 0: as many as the first forward has.
+        spare: columns beyond `context`: where rows leave and others join, all is moved to the front once in so many.
+        windows: False: a layer with a window has room for all positions, so that any of them can be given to another
+            cache.
+
     Attributes:
-        context: positions there is room for.
-        length: positions held. It changes in `advance`, once a forward, so that all layers of one forward see the same.
+        length: positions held; of rows of different lengths, the longest row's. It changes in `advance`, once a
+            forward, so that all layers of one forward see the same.
+        lengths: the positions of each row where they differ, else None. A negative one is a row that the next forward
+            fills up in front: so many of its tokens are no tokens of the row.
     """
 
-    def __init__(self, context: int) -> None:
-        self.context = context
-        self.length = 0
+    def __init__(self, context: int, slots: int = 0, spare: int = 0, windows: bool = True) -> None:
+        self.context, self.slots, self.spare, self.windows = context, slots, spare, windows
+        self.length = self.rows = self.appended = 0
+        self.lengths: Lengths | None = None
         self.layers: dict[int, Held] = {}
+        self.device = torch.device("cpu")
+        self.starts: dict[int, Start] = {}  # both remembered for one forward, which asks once a layer
+        self.seen: dict[int, Tensor | None] = {}
+
+    # What a model asks
+
+    def start(self, T: int) -> Start:
+        """The position of the first of T new tokens; or positions_BT of each, where rows have different lengths. What
+        is in front of a row is at its position 0."""
+        if self.lengths is None:
+            return self.length
+        if T not in self.starts:
+            positions_BT = np.maximum(self.lengths[:, None] + np.arange(T), 0)
+            self.starts[T] = torch.from_numpy(positions_BT).to(self.device)
+        return self.starts[T]
+
+    def visible(self, S: int) -> Tensor | None:
+        """Which of the last S columns, counted after `append`, are a row's own: visible_BS. None: all of all rows."""
+        if self.lengths is None:
+            return None
+        if S not in self.seen:
+            own = self.lengths + self.appended
+            mask = np.arange(S - 1, -1, -1) < own[:, None]
+            self.seen[S] = None if own.min() >= S else torch.from_numpy(mask).to(self.device)
+        return self.seen[S]
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
         """Keep T new positions of one layer.
@@ -63,49 +131,140 @@ class KVCache:
         Raises:
             ValueError: if they do not fit.
         """
-        T = k_BHTK.shape[2]
+        rows, T = k_BHTK.shape[0], k_BHTK.shape[2]
         if self.length + T > self.context:
             raise ValueError(f"{self.length + T} positions do not fit in a cache of {self.context}")
+
+        self.rows, self.appended, self.device = rows, T, k_BHTK.device
         if layer not in self.layers:
-            room = min(self.context, 2 * window) if window else self.context
-            self.layers[layer] = Held(room_for(k_BHTK, room), room_for(v_BHTK, room))
+            self.layers[layer] = self.make_room(k_BHTK, v_BHTK, window)
         held = self.layers[layer]
-        if not window:
-            held.count = self.length
-        elif window - 1 + T > held.room:
-            return longer_than_room(held, k_BHTK, v_BHTK, window)
-        elif held.count + T > held.room:
-            held.keep(window - 1)
+        held.rows, before = rows, min(window - 1, self.length) if window else self.length
+        if not held.whole and window - 1 + T > held.room:
+            return longer_than_room(held, k_BHTK, v_BHTK, before)
+        if held.count + T > held.room:
+            held.keep(held.needed(self.length))
         held.add(k_BHTK, v_BHTK)
-        return held.last(window - 1 + T if window else held.count)
+        return held.last(before + T)
 
     def advance(self, positions: int) -> None:
         """Count the positions that every layer has just appended."""
+        self.starts, self.seen = {}, {}
         self.length += positions
+        if self.lengths is not None:
+            self.place(self.lengths + positions)
+
+    # What decodes side by side asks
+
+    def place(self, lengths: Lengths) -> None:
+        """Say how many of the columns held are each row's own."""
+        self.starts, self.seen = {}, {}
+        self.rows = len(lengths)
+        self.length = max(0, int(lengths.max(initial=0)))
+        alike = bool((lengths == self.length).all())
+        self.lengths = None if alike else lengths
+
+    def lengths_of_rows(self) -> Lengths:
+        return np.full(self.rows, self.length) if self.lengths is None else self.lengths
 
     def select(self, rows_B: Tensor) -> None:
-        """Go on with these rows in this order, repeated or left out: what a beam search keeps."""
+        """Go on with these rows in this order, repeated or left out: what a beam search keeps. Where there are `slots`
+        they are not more than those."""
+        lengths = self.lengths_of_rows()[rows_B.cpu().numpy()]
         for layer, held in self.layers.items():
             keys, values = (tensor[rows_B] for tensor in held.last(held.count))
-            self.layers[layer] = Held(room_for(keys, held.room), room_for(values, held.room))
+            if held.keys.shape[0] < len(rows_B) or not self.slots:
+                self.layers[layer] = self.make_room(keys, values, held.window)
+            self.layers[layer].rows, self.layers[layer].count = len(rows_B), 0
             self.layers[layer].add(keys, values)
+        self.place(lengths)
+
+    @torch.inference_mode()
+    def drop(self, rows: Lengths) -> Lengths:
+        """Forget these rows. The last ones take their places, so that little is moved.
+
+        Returns:
+            For each row that is left the number that it had.
+        """
+        left = np.delete(np.arange(self.rows), rows)
+        holes, moved = rows[rows < len(left)], left[left >= len(left)]
+        order = np.arange(len(left))
+        order[np.sort(holes)] = moved
+        lengths = self.lengths_of_rows()[order]
+        for held in self.layers.values():
+            if len(holes):
+                to, of = (torch.from_numpy(index).to(held.keys.device) for index in (np.sort(holes), moved))
+                columns = slice(max(0, held.count - self.length), held.count)
+                for tensor in (held.keys, held.values):
+                    tensor[to, :, columns] = tensor[of, :, columns]
+            held.rows = len(left)
+        self.place(lengths)
+        return order
+
+    @torch.inference_mode()
+    def join(self, other: "KVCache") -> None:
+        """Take the rows of another cache in behind those that are here; it must have the same layers."""
+        lengths = np.concatenate([self.lengths_of_rows(), other.lengths_of_rows()])
+        for layer, theirs in other.layers.items():
+            columns = theirs.needed(other.length)
+            keys, values = theirs.last(columns)
+            if layer not in self.layers:
+                self.layers[layer] = self.make_room(keys, values, theirs.window)
+                self.layers[layer].rows = 0
+            mine = self.layers[layer]
+            mine.reach(columns)
+            at = slice(self.rows, self.rows + other.rows)
+            mine.keys[at, :, mine.count - columns : mine.count] = keys
+            mine.values[at, :, mine.count - columns : mine.count] = values
+            mine.rows = at.stop
+        self.place(lengths)
+
+    def open(self, rows: int) -> None:
+        """Let so many rows that hold nothing yet follow those that are here."""
+        self.place(np.concatenate([self.lengths_of_rows(), np.zeros(rows, np.int64)]))
+
+    @torch.inference_mode()
+    def begin_with(self, prefix: "KVCache", rows: Lengths, lengths: Lengths) -> None:
+        """Let some of the rows that `place` has told of begin with the first positions of another cache's only row,
+        each with as many as it is long.
+
+        Args:
+            prefix: made with `windows` False.
+            rows: which.
+            lengths: how many positions of the prefix each of them has, 1 or more.
+        """
+        for layer, theirs in prefix.layers.items():
+            keys, values = theirs.last(prefix.length)
+            if layer not in self.layers:
+                like_k, like_v = (tensor.expand(self.rows, -1, -1, -1) for tensor in (keys, values))
+                self.layers[layer] = self.make_room(like_k, like_v, theirs.window)
+            mine = self.layers[layer]
+            mine.rows, columns = self.rows, mine.needed(self.length)
+            mine.count = max(mine.count, columns)
+            source = np.maximum(lengths[:, None] - columns + np.arange(columns), 0)
+            source_nS, rows_n = (torch.from_numpy(index).to(keys.device) for index in (source, rows))
+            for tensor, given in ((mine.keys, keys), (mine.values, values)):
+                tensor[rows_n, :, mine.count - columns : mine.count] = given[0][:, source_nS].transpose(0, 1)
 
     def clear(self) -> None:
         """Hold nothing, keep the room."""
-        self.length = 0
+        self.place(np.zeros(0, np.int64))
         for held in self.layers.values():
             held.count = 0
 
+    def make_room(self, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Held:
+        """Room for one layer, in zeros: what is hidden is multiplied all the same, and must be numbers."""
+        whole = not (window and self.windows)
+        columns = self.context + self.spare if whole else min(self.context + self.spare, 2 * window)
+        slots = max(self.slots, k_BHTK.shape[0])
+        keys, values = (x.new_zeros(slots, x.shape[1], columns, x.shape[3]) for x in (k_BHTK, v_BHTK))
+        return Held(keys, values, k_BHTK.shape[0], window, whole)
 
-def longer_than_room(held: Held, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> tuple[Tensor, Tensor]:
+
+def longer_than_room(held: Held, k_BHTK: Tensor, v_BHTK: Tensor, before: int) -> tuple[Tensor, Tensor]:
     """So many new positions that only the last of them need be held: `append` gives them with those before, copied."""
-    k_BHSK, v_BHSK = (torch.cat(pair, dim=2) for pair in zip(held.last(window - 1), (k_BHTK, v_BHTK), strict=True))
+    k_BHSK, v_BHSK = (torch.cat(pair, dim=2) for pair in zip(held.last(before), (k_BHTK, v_BHTK), strict=True))
     held.count = 0
     first = max(0, k_BHSK.shape[2] - held.room)
     held.add(k_BHSK[:, :, first:], v_BHSK[:, :, first:])
     return k_BHSK, v_BHSK
-
-
-def room_for(x_BHTK: Tensor, positions: int) -> Tensor:
-    B, H, _, K = x_BHTK.shape
-    return x_BHTK.new_empty(B, H, positions, K)

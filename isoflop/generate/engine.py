@@ -1,35 +1,24 @@
-"""Generation: the prompt through the model at once (prefill), then one token at a time from the cache (decode).
+"""Generation: prompts through the model at once (prefill), then one token of each at a time from the cache (decode).
 
-text -> prefill ─> logits ─> sample ─> token ─> text, piece by piece
-                     ^                  │
-                     └──── decode <─────┘
+texts -> prefill ─> logits ─> choose ─> tokens ─> texts, piece by piece
+                      ^                   │
+                      └───── decode <─────┘
+
+What is done side by side is in batch.py; here are the doors.
 """
 
-import codecs
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from isoflop.generate.batch import Batch, Order, next_logits
 from isoflop.generate.cache import KVCache
-from isoflop.generate.sample import check_arguments, kept, pick
+from isoflop.generate.rules import Sampling
+from isoflop.generate.sample import check_arguments
+from isoflop.generate.text import Text, Tokenizer, check_stops
 from isoflop.model.gpt import GPT
-
-
-class Tokenizer(Protocol):
-    """What generation needs of a tokenizer (isoflop.data.tokenizer has the real one)."""
-
-    @property
-    def eot(self) -> int: ...
-
-    @property
-    def start(self) -> int: ...
-
-    def encode(self, text: str) -> list[int]: ...
-
-    def decode_bytes(self, ids: Sequence[int], begins: bool = True) -> bytes: ...
 
 
 def generate(
@@ -43,6 +32,10 @@ def generate(
     seed: int = 0,
     stop_at_eot: bool = True,
     on_text: Callable[[str], None] | None = None,
+    *,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Sequence[str] = (),
 ) -> str:
     """Continue a prompt.
 
@@ -52,18 +45,21 @@ def generate(
 
     Args:
         tokens: the most tokens to write.
-        temperature: 0 is greedy; see sample.kept for this, `top_k` and `top_p`.
+        temperature: 0 is greedy; see rules.Sampling for this, `top_k`, `top_p`, `min_p` and `repetition_penalty`.
         seed: the same arguments on the same machine give the same text.
         stop_at_eot: end where the model ends the document; else an end of text is written as nothing.
         on_text: is given each piece of the text as soon as it is complete UTF-8.
+        stops: strings before the first of which the text ends.
 
     Returns:
         The continuation, without the prompt: the pieces joined. Bytes that are not UTF-8 read as U+FFFD.
 
     Raises:
-        UserError: for a sampling argument out of range.
+        UserError: for a sampling argument out of range, or more than memory holds.
     """
-    return generate_all(model, tokenizer, [prompt], tokens, temperature, top_k, top_p, seed, stop_at_eot, on_text)[0]
+    further: Any = {"min_p": min_p, "repetition_penalty": repetition_penalty, "stops": stops}
+    how = (temperature, top_k, top_p, seed, stop_at_eot, on_text)
+    return generate_all(model, tokenizer, [prompt], tokens, *how, **further)[0]
 
 
 def generate_all(
@@ -77,44 +73,32 @@ def generate_all(
     seed: int = 0,
     stop_at_eot: bool = True,
     on_text: Callable[[str], None] | None = None,
+    *,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Sequence[str] = (),
+    slots: int = 0,
 ) -> list[str]:
-    """Continue several prompts of any lengths side by side, which costs little more than the longest of them alone.
-    Arguments and results as for each in `generate`; prompt i has the seed `seed + i`, and `on_text` is given the pieces
-    of all."""
+    """Continue prompts of any number and lengths, as many side by side as `slots` says (0: as memory allows, 256 at
+    most). Arguments and results as for each in `generate`; prompt i has the seed `seed + i`, and `on_text` is given the
+    pieces of all."""
+    further = {"min_p": min_p, "repetition_penalty": repetition_penalty}
+    check_stops(stops)
     for i, prompt in enumerate(prompts):
-        check_arguments(prompt, tokens, temperature, top_k, top_p, seed + i)
+        check_arguments(prompt, tokens, temperature, top_k, top_p, seed + i, **further)
     # only the first token of a text can have a space in front that is not part of it
-    texts = [Text(tokenizer, begins=not prompt, on_text=on_text) for prompt in prompts]
-    ids = [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts]
-    stop = tokenizer.eot if stop_at_eot else None
-    for row, token in stream_all(model, ids, tokens, temperature, top_k, top_p, seed, stop):
-        if token != tokenizer.eot:
-            texts[row].add(token)
+    texts = [Text(tokenizer, begins=not prompt, on_text=on_text, stops=stops) for prompt in prompts]
+    sampling = Sampling(temperature, top_k, top_p, **further)
+    orders = [
+        Order(np.array([tokenizer.start, *tokenizer.encode(prompt)]), tokens, seed + i, sampling)
+        for i, prompt in enumerate(prompts)
+    ]
+    batch, eot = Batch(model, orders, tokenizer.eot if stop_at_eot else None, slots), tokenizer.eot
+    for numbers, given in steps(batch):
+        for number, token in zip(numbers, given, strict=True):
+            if token != eot and texts[number].add(token):
+                batch.end(number)
     return [text.end() for text in texts]
-
-
-class Text:
-    """A text that grows by tokens, in pieces of whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer, begins: bool, on_text: Callable[[str], None] | None) -> None:
-        self.tokenizer, self.begins, self.on_text = tokenizer, begins, on_text
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.pieces: list[str] = []
-
-    def add(self, token: int) -> None:
-        self.emit(self.decoder.decode(self.tokenizer.decode_bytes([token], self.begins)))
-        self.begins = False
-
-    def end(self) -> str:
-        """All of it; what is left of a cut character reads as U+FFFD."""
-        self.emit(self.decoder.decode(b"", final=True))
-        return "".join(self.pieces)
-
-    def emit(self, piece: str) -> None:
-        if piece:
-            self.pieces.append(piece)
-            if self.on_text is not None:
-                self.on_text(piece)
 
 
 def stream(
@@ -125,20 +109,14 @@ def stream(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
+    *,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
 ) -> Iterator[int]:
     """`generate` by token ids: yields up to `tokens` new ones after a prompt of at least one."""
-    for _, token in stream_all(model, [prompt], tokens, temperature, top_k, top_p, seed):
+    further: Any = {"min_p": min_p, "repetition_penalty": repetition_penalty}
+    for _, token in stream_all(model, [prompt], tokens, temperature, top_k, top_p, seed, **further):
         yield token
-
-
-@dataclass
-class Row:
-    """One of the sequences that are written side by side: its ids since the context began, and how many are to come."""
-
-    number: int
-    ids: list[int]
-    left: int
-    generator: torch.Generator
 
 
 def stream_all(
@@ -150,63 +128,43 @@ def stream_all(
     top_p: float = 1.0,
     seed: int = 0,
     stop: int | None = None,
+    *,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    slots: int = 0,
 ) -> Iterator[tuple[int, int]]:
     """Several prompts side by side: yields (number of the prompt, new token), up to `tokens` a prompt or its `stop`.
 
-    All rows read the same number of tokens at a time, so that they stand at one position: a row whose prompt goes on is
-    given the prompt's next token where the others are given their own. What a row writes depends on no other row.
+    Prompts of any lengths are read in a pass each or together, what they share at the beginning once, and each row
+    stands at a position of its own. What a row writes depends on no other row.
 
-    Where the context is full, the last half of it is read anew from position 0 and generation goes on from there: so
-    learned positions stay within their table, and on average a token sees three quarters of a context. The draws come
-    from a generator a row, seeded `seed` + its number, and leave torch's global one alone.
+    Where a row's context is full, the last half of it is read anew from position 0 and generation goes on from there:
+    so learned positions stay within their table, and on average a token sees three quarters of a context. The draws
+    come from a generator a row, seeded `seed` + its number, and leave torch's global one alone.
     """
-    device, context = model.embedding.weight.device, model.config.context
-    # generators on the CPU, so that a seed means the same on every device
-    generators = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
-    rows = [Row(i, list(ids)[-context:], tokens, generators[i]) for i, ids in enumerate(prompts)]
-    cache = KVCache(min(context, max((len(row.ids) for row in rows), default=0) + tokens - 1))
-    training = model.training
-    model.eval()
+    if tokens < 1:
+        return
+    sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    orders = [Order(np.array(ids, dtype=np.int64), tokens, seed + i, sampling) for i, ids in enumerate(prompts)]
+    for numbers, given in steps(Batch(model, orders, stop, slots)):
+        yield from zip(numbers, given, strict=True)
+
+
+def steps(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
+    """A batch's steps, in evaluation mode."""
+    training = batch.model.training
+    batch.model.eval()
     try:
-        while rows:
-            upto = min(len(row.ids) for row in rows)
-            pieces = [row.ids[cache.length : upto] for row in rows]
-            logits_BV = prefill(model, torch.tensor(pieces, device=device), cache)
-            due = [i for i, row in enumerate(rows) if len(row.ids) == upto]
-            drawn = draw(logits_BV[due], [rows[i].generator for i in due], temperature, top_k, top_p)
-            for i, token in zip(due, drawn, strict=True):
-                rows[i].ids.append(token)
-                rows[i].left = 0 if token == stop else rows[i].left - 1
-                yield rows[i].number, token
-            going = [i for i, row in enumerate(rows) if row.left]
-            if going and len(going) < len(rows):
-                cache.select(torch.tensor(going, device=device))
-            rows = [rows[i] for i in going]
-            if cache.length == context:
-                cache.clear()
-                for row in rows:
-                    row.ids = row.ids[-max(1, context // 2) :]
+        yield from batch.run()
     finally:
-        model.train(training)
+        batch.model.train(training)
 
 
-def draw(
-    logits_BV: Tensor, generators: Sequence[torch.Generator], temperature: float, top_k: int, top_p: float
-) -> list[int]:
-    """A token a row, each with a generator of its own."""
-    p_BN, ids_BN = (x.cpu() for x in kept(logits_BV, temperature, top_k, top_p))
-    columns_B = torch.cat([pick(p_BN[i : i + 1], generator) for i, generator in enumerate(generators)])
-    tokens: list[int] = ids_BN.gather(1, columns_B.unsqueeze(1)).squeeze(1).tolist()
-    return tokens
-
-
-@torch.inference_mode()
 def prefill(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-    """Read T tokens after those in the cache, and give the logits (B, V) of the one that follows. The head, which
-    outweighs a small model, sees the last position alone."""
-    return model.logits(model.hidden(tokens_BT, cache)[:, -1])
+    """Read T tokens after those in the cache, and give the logits (B, V) of the one that follows."""
+    return next_logits(model, tokens_BT, cache)
 
 
 def decode(model: GPT, tokens_B: Tensor, cache: KVCache) -> Tensor:
     """Read one token a row and give the logits (B, V) of the next."""
-    return prefill(model, tokens_B.unsqueeze(1), cache)
+    return next_logits(model, tokens_B.unsqueeze(1), cache)

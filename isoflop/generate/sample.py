@@ -1,78 +1,174 @@
-"""From logits to tokens, as pure functions: temperature, then top-k, then top-p, then one draw.
+"""From logits to tokens, as pure functions over a batch: repetition penalty, temperature, top-k, top-p, min-p, a draw.
 
-Of a vocabulary of fifty thousand a few dozen ids usually hold the probability that is drawn from, so these are looked
-for among the largest logits before everything is sorted.
+What a row is given depends on its own logits, rules and number alone, never on its neighbours. Of a vocabulary of fifty
+thousand a few dozen ids usually hold the probability that is drawn from, so these are looked for among the largest
+logits before everything is sorted.
 """
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from isoflop.errors import UserError
+from isoflop.generate.rules import Rules, Sampling
 
 FIRST_LOOK = 256  # of the largest logits, among which top-p looks first
 
 
-def probabilities(logits_BV: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """The distribution that is drawn from, (B, V) in float32; see `kept`."""
-    p_BN, ids_BN = kept(logits_BV, temperature, top_k, top_p)
-    return torch.zeros_like(logits_BV, dtype=torch.float32).scatter_(1, ids_BN, p_BN)
-
-
-def kept(logits_BV: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """The distribution that is drawn from: probabilities p_BN in float32 and whose they are, ids_BN; what is not among
-    the N has none.
+@torch.inference_mode()
+def choose(logits_BV: Tensor, rules: Rules, drawn_B: Tensor, seen_BV: Tensor | None = None) -> Tensor:
+    """One token for each row, (B,) int64 on the logits' device.
 
     Args:
-        temperature: logits are divided by it; 0 puts everything on the likeliest token.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the fewest likeliest tokens that together reach this probability (nucleus sampling, Holtzman et al.
-            2019, 1904.09751); 1 keeps all. It counts what top_k left.
+        rules: of B rows.
+        drawn_B: a number in (0, 1] for each row, float64: the token is the first at which the running sum of what is
+            kept reaches this share of the whole.
+        seen_BV: True for the ids that a row has read or written, which a repetition penalty is for.
     """
+    tokens_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)
+    for rows_b, kept_bN, ids_bN in kept(logits_BV, rules, seen_BV):
+        if kept_bN.shape[1] == 1 and ids_bN is not None:
+            found_b = ids_bN[:, 0]
+        else:
+            columns_b1 = reached(kept_bN, drawn_B if rows_b is None else drawn_B[rows_b.cpu()]).unsqueeze(1)
+            found_b = (columns_b1 if ids_bN is None else ids_bN.gather(1, columns_b1)).squeeze(1)
+        if rows_b is None:
+            return found_b
+        tokens_B[rows_b] = found_b
+    return tokens_B
+
+
+def probabilities(logits_BV: Tensor, **how: float) -> Tensor:
+    """The distribution that is drawn from, (B, V) in float32, by the arguments of a `Sampling` for all rows."""
+    rules = Rules.for_rows([Sampling(**{"temperature": 1.0, **how})] * len(logits_BV))  # type: ignore[arg-type]
+    found_BV = torch.zeros_like(logits_BV, dtype=torch.float32)
+    for rows_b, weights_bN, ids_bN in kept(logits_BV, rules):
+        rows_bN = torch.arange(len(logits_BV)) if rows_b is None else rows_b
+        ids_bN = torch.arange(logits_BV.shape[1]).expand_as(weights_bN) if ids_bN is None else ids_bN
+        found_BV[rows_bN.unsqueeze(1), ids_bN] = weights_bN / weights_bN.sum(dim=-1, keepdim=True)
+    return found_BV
+
+
+Kept = tuple[Tensor | None, Tensor, Tensor | None]
+
+
+def kept(logits_BV: Tensor, rules: Rules, seen_BV: Tensor | None = None) -> Iterator[Kept]:
+    """What each row may be given, in parts of the batch, each row in one of them: yields which rows (None: all) and, in
+    (b, N), float32 weights that need not sum to 1 and the ids that they are of (None: the ids as they stand). A part of
+    greedy rows has one id a row."""
     logits_BV = logits_BV.float()
-    if temperature == 0:
-        ids_B1 = logits_BV.argmax(dim=-1, keepdim=True)
-        return torch.ones_like(ids_B1, dtype=torch.float32), ids_B1
-    V = logits_BV.shape[-1]
-    # The largest logit becomes 0 before the division, so that a very small temperature cannot overflow.
-    logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / temperature
-    if top_k:
-        logits_BN, ids_BN = logits_BV.topk(min(top_k, V), dim=-1)
-        return keep_top_p(logits_BN.softmax(dim=-1), top_p), ids_BN
-    if top_p == 1.0:
-        return logits_BV.softmax(dim=-1), torch.arange(V, device=logits_BV.device).expand_as(logits_BV)
-    all_B1 = logits_BV.logsumexp(dim=-1, keepdim=True)
-    N = min(FIRST_LOOK, V)
+    if seen_BV is not None:
+        logits_BV = penalised(logits_BV, seen_BV, rules.column("repetition_penalty", logits_BV.device))
+    parts = rules.parts()
+    for way, rows in parts:
+        if len(parts) == 1:
+            rows_b, logits_bV, rules_b = None, logits_BV, rules
+        else:
+            rows_b = torch.from_numpy(rows).to(logits_BV.device)
+            logits_bV, rules_b = logits_BV[rows_b], rules.of(rows)
+        if way == "greedy":
+            ids_b1 = logits_bV.argmax(dim=-1, keepdim=True)
+            yield rows_b, torch.ones_like(ids_b1, dtype=torch.float32), ids_b1
+        elif way == "all":
+            yield rows_b, kept_of_all(logits_bV, rules_b), None
+        else:
+            yield from kept_of_likeliest(logits_bV, rules_b, rows_b)
+
+
+def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
+    """Logits of ids that were seen divided by the penalty where they are positive, multiplied by it where negative
+    (Keskar et al. 2019, CTRL, 1909.05858, section 4.1, as every implementation has it)."""
+    less_BV = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+    return torch.where(seen_BV, less_BV, logits_BV)
+
+
+def kept_of_all(logits_BV: Tensor, rules: Rules) -> Tensor:
+    """Neither top-k nor top-p, so that nothing has to be sorted."""
+    p_BV = cooled(logits_BV, rules).softmax(dim=-1)
+    if not rules.min_p.any():
+        return p_BV
+    return p_BV.masked_fill(p_BV < rules.column("min_p", p_BV.device) * p_BV.amax(dim=-1, keepdim=True), 0.0)
+
+
+def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) -> Iterator[Kept]:
+    """In descending order, top-p counting what top-k left. Rows whose top-p reaches beyond those first looked at are
+    looked at anew, among more."""
+    V = logits_BV.shape[1]
+    logits_BV = cooled(logits_BV, rules)
+    nucleus = rules.top_k == 0
+    total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True) if nucleus.any() else None
+    N = min(V, max(FIRST_LOOK if nucleus.any() else 1, int(rules.top_k.max())))
     while True:
         logits_BN, ids_BN = logits_BV.topk(N, dim=-1)
-        p_BN = (logits_BN - all_B1).exp()
-        if N == V or bool((p_BN.sum(dim=-1) >= top_p).all()):
-            return keep_top_p(p_BN, top_p), ids_BN
+        kept_BN, sums_B = within(logits_BN, total_B1, rules)
+        if N == V or total_B1 is None:
+            yield rows_B, kept_BN, ids_BN
+            return
+
+        short = (sums_B.cpu().numpy() < rules.top_p) & (rules.top_k == 0)
+        if not short.any():
+            yield rows_B, kept_BN, ids_BN
+            return
+
+        device = logits_BV.device
+        done, again = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (~short, short))
+        rows_B = torch.arange(len(logits_BV), device=device) if rows_B is None else rows_B
+        if len(done):
+            yield rows_B[done], kept_BN[done], ids_BN[done]
+        rows_B, logits_BV, total_B1, rules = rows_B[again], logits_BV[again], total_B1[again], rules.of(short)
         N = min(16 * N, V)
 
 
-def keep_top_p(p_BN: Tensor, top_p: float) -> Tensor:
-    """Descending probabilities with 0 for all but the largest that first sum to `top_p` or more (at least one stays),
-    scaled so that they sum to 1."""
-    if top_p == 1.0:
-        return p_BN
-    before_BN = p_BN.cumsum(dim=-1) - p_BN  # the probability ahead of each token
-    p_BN = p_BN.masked_fill(before_BN >= top_p, 0.0)
-    return p_BN / p_BN.sum(dim=-1, keepdim=True)
+def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Tensor, Tensor]:
+    """What top-k, top-p and min-p leave of the N likeliest, and the probability that the N have together.
+
+    Args:
+        logits_BN: descending.
+        total_B1: logsumexp of all logits, for rows without top-k; None: there are none.
+    """
+    device = logits_BN.device
+    if rules.top_k.any():
+        top_k_B1 = rules.column("top_k", device)
+        beyond_BN = (torch.arange(logits_BN.shape[1], device=device) >= top_k_B1) & (top_k_B1 > 0)
+        logits_BN = logits_BN.masked_fill(beyond_BN, -torch.inf)
+        inside_B1 = logits_BN.logsumexp(dim=-1, keepdim=True)
+        total_B1 = inside_B1 if total_B1 is None else torch.where(top_k_B1 > 0, inside_B1, total_B1)
+    assert total_B1 is not None
+    p_BN = (logits_BN - total_B1).exp()
+
+    kept_BN, sums_BN = p_BN, p_BN.cumsum(dim=-1)
+    if (rules.top_p < 1.0).any():
+        top_p_B1 = rules.column("top_p", device)
+        kept_BN = kept_BN.masked_fill((sums_BN - p_BN >= top_p_B1) & (top_p_B1 < 1.0), 0.0)
+    if rules.min_p.any():
+        kept_BN = kept_BN.masked_fill(p_BN < rules.column("min_p", device) * p_BN[:, :1], 0.0)
+    return kept_BN, sums_BN[:, -1]
 
 
-def pick(p_BN: Tensor, generator: torch.Generator) -> Tensor:
-    """One column a row, (B,) int64, drawn with `generator` and nothing else: the first at which the running sum of
-    probabilities reaches a number in (0, 1] of the whole. One that has no probability adds nothing and is never it."""
-    if p_BN.shape[1] == 1:
-        return torch.zeros(len(p_BN), dtype=torch.int64, device=p_BN.device)
-    sums_BN = p_BN.double().cumsum(dim=-1)
-    drawn_B1 = 1.0 - torch.rand(len(p_BN), 1, generator=generator, dtype=torch.float64)
-    return torch.searchsorted(sums_BN, drawn_B1 * sums_BN[:, -1:]).squeeze(1)
+def cooled(logits_BV: Tensor, rules: Rules) -> Tensor:
+    """Divided by the temperature; the largest becomes 0 before, so that a very small one cannot overflow."""
+    return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / rules.column("temperature", logits_BV.device)
 
 
-def check_arguments(prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
-    """Raises:
-    UserError: naming the option whose value makes no sense.
+def reached(weights_BN: Tensor, drawn_B: Tensor) -> Tensor:
+    """The first column of each row, (B,) int64, at which the running sum of weights reaches its share, in (0, 1], of
+    the whole. One that has no weight adds nothing and is never it. In float64, which not every device has."""
+    device = weights_BN.device
+    exact_BN = (weights_BN if device.type != "mps" else weights_BN.cpu()).double()
+    sums_BN = exact_BN.cumsum(dim=-1)
+    wanted_B1 = drawn_B.to(sums_BN.device).unsqueeze(1) * sums_BN[:, -1:]
+    return torch.searchsorted(sums_BN, wanted_B1).squeeze(1).to(device)
+
+
+def check_arguments(
+    prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int, **further: float
+) -> None:
+    """`further`: what else a `Sampling` has.
+
+    Raises:
+        UserError: naming the option whose value makes no sense.
     """
     try:
         prompt.encode()
@@ -82,9 +178,4 @@ def check_arguments(prompt: str, tokens: int, temperature: float, top_k: int, to
         raise UserError(f"--seed {seed} is not between 0 and 2^63 - 1")
     if tokens < 1:
         raise UserError(f"--tokens {tokens} is not positive; ask for at least 1")
-    if not 0.0 <= temperature < float("inf"):
-        raise UserError(f"--temperature {temperature:g} is not a number from 0 up; 0 takes the likeliest token")
-    if top_k < 0:
-        raise UserError(f"--top-k {top_k} is negative; 0 keeps all tokens")
-    if not 0.0 < top_p <= 1.0:
-        raise UserError(f"--top-p {top_p:g} is not in (0, 1]; 1 keeps all tokens")
+    Sampling(temperature, top_k, top_p, **further).check()

@@ -32,7 +32,7 @@ from isoflop.model.assemble import (
 )
 from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.cross_attention import Bidirectional, CrossAttention
-from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, Unit
+from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Part, Start, Unit
 from isoflop.model.blocks.position import Position
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.language_model import LanguageModel
@@ -94,6 +94,8 @@ class EncoderDecoder(LanguageModel):
 
     def read(self, source_BS: Tensor, visible_BS: Tensor | None = None) -> EncodedSource:
         """The encoder's pass over a source. `visible_BS` is False at its padding, which may hold any ids."""
+        self.check_room(0, source_BS.shape[1])
+
         x_BSD = self.embed(source_BS, 0)
         for block in self.encoder:
             x_BSD = block(x_BSD, visible_BS)
@@ -102,20 +104,26 @@ class EncoderDecoder(LanguageModel):
         return EncodedSource(tuple(block.memory.remember(x_BSD) for block in self.decoder), visible_BS)
 
     def write(self, tokens_BT: Tensor, source: EncodedSource, cache: Cache | None = None) -> Tensor:
-        """The decoder's pass: h_BTD. With a cache the tokens follow the `cache.length` ones that it holds."""
-        x_BTD = self.embed(tokens_BT, cache.length if cache is not None else 0)
+        """The decoder's pass: h_BTD. With a cache the tokens follow those that it holds."""
+        held, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
+        self.check_room(held, T)
+
+        x_BTD = self.embed(tokens_BT, cache.start(T) if cache is not None else 0)
         for block, keys_values in zip(self.decoder, source.layers, strict=True):
             x_BTD = block(x_BTD, *keys_values, source.visible_BS, cache)
         if cache is not None:
-            cache.advance(tokens_BT.shape[1])
+            cache.advance(T)
         return self.norm(x_BTD) if self.norm is not None else x_BTD
 
-    def embed(self, tokens_BT: Tensor, start: int) -> Tensor:
+    def check_room(self, held: int, T: int) -> None:
         """Raises:
-        ValueError: if the tokens do not fit in the context.
+        ValueError: if T tokens after those held do not fit in the context.
         """
-        if start + tokens_BT.shape[1] > self.config.context:
-            raise ValueError(f"{start} + {tokens_BT.shape[1]} positions do not fit in {self.config.context}")
+        if held + T > self.config.context:
+            raise ValueError(f"{held} + {T} positions do not fit in {self.config.context}")
+
+    def embed(self, tokens_BT: Tensor, start: Start) -> Tensor:
+        """x_BTD of tokens whose first one stands at position `start`, or which stand at positions_BT."""
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
         return self.dropout(x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD))
 

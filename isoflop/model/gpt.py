@@ -31,7 +31,7 @@ from isoflop.model.assemble import (
 )
 from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.norm import normalise
-from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Unit, mean_readings, product
+from isoflop.model.blocks.part import Cache, Embedding, Init, Linear, Start, Unit, mean_readings, product
 from isoflop.model.config import ModelConfig
 from isoflop.model.language_model import LanguageModel
 from isoflop.model.mtp import MTPHead
@@ -57,7 +57,7 @@ class Block(Unit):
         x0_BTD: Tensor | None = None,
     ) -> Tensor:
         """x_BTD after this layer. The last two are for `values` and `shortcut` (see GPT.extra_inputs)."""
-        start = cache.length if cache is not None else 0
+        start = cache.start(x_BTD.shape[1]) if cache is not None else 0
 
         def attend(h_BTD: Tensor) -> Tensor:
             added = () if self.values is None else (self.values(tokens_BT, h_BTD),)
@@ -105,15 +105,16 @@ class GPT(LanguageModel):
         return self.logits(self.hidden(tokens_BT, cache))
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """h_BTD, what the head reads. With a cache the tokens follow the `cache.length` ones that it holds.
+        """h_BTD, what the head reads. With a cache the tokens follow those that it holds.
 
         Raises:
             ValueError: if they do not fit in the context.
         """
-        start, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
-        if start + T > self.config.context:
-            raise ValueError(f"{start} + {T} positions do not fit in a context of {self.config.context}")
+        held, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
+        if held + T > self.config.context:
+            raise ValueError(f"{held} + {T} positions do not fit in a context of {self.config.context}")
 
+        start = cache.start(T) if cache is not None else 0
         x_BTD = self.embed(tokens_BT, start)
         extra = self.extra_inputs(tokens_BT, x_BTD)
         for block in self.blocks:
@@ -123,8 +124,9 @@ class GPT(LanguageModel):
             cache.advance(T)
         return normalise(self.norm, x_BTD, start)
 
-    def embed(self, tokens_BT: Tensor, start: int) -> Tensor:
-        """x_BTD, what the first block reads, of tokens whose first one stands at position `start`."""
+    def embed(self, tokens_BT: Tensor, start: Start) -> Tensor:
+        """x_BTD, what the first block reads, of tokens whose first one stands at position `start`, or which stand at
+        positions_BT."""
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
         dropped_BTD: Tensor = self.dropout(normalise(self.embedding_norm, x_BTD, start))
         return dropped_BTD

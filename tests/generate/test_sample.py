@@ -1,10 +1,19 @@
 """Sampling: what is kept, what is drawn."""
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from isoflop.errors import UserError
-from isoflop.generate.sample import FIRST_LOOK, check_arguments, pick, probabilities
+from isoflop.generate.rules import Draws, Rules, Sampling
+from isoflop.generate.sample import FIRST_LOOK, check_arguments, choose, probabilities, reached
+
+
+def pick(p, generator):
+    return reached(p, 1.0 - torch.rand(len(p), generator=generator, dtype=torch.float64))
+
 
 LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05], [0.05, 0.15, 0.3, 0.5]]).log()
 
@@ -45,7 +54,7 @@ def test_top_p_counts_what_top_k_left():
 
 
 def test_what_is_kept_sums_to_one():
-    torch.testing.assert_close(probabilities(LOGITS, 0.7, 3, 0.8).sum(-1), torch.ones(2))
+    torch.testing.assert_close(probabilities(LOGITS, temperature=0.7, top_k=3, top_p=0.8).sum(-1), torch.ones(2))
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
@@ -92,3 +101,61 @@ def test_arguments_out_of_range_are_named(arguments, named):
     with pytest.raises(UserError, match=named):
         usual = {"prompt": "", "tokens": 5, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
         check_arguments(**{**usual, **arguments})
+
+
+def transformers_way(logits, temperature, top_k, top_p, min_p):
+    """In float64, by sorting everything."""
+    p = (logits.double() / temperature).softmax(-1)
+    order = p.argsort(dim=-1, descending=True, stable=True)
+    p = p.gather(1, order)
+    if top_k:
+        p[:, top_k:] = 0
+        p = p / p.sum(-1, keepdim=True)
+    if top_p < 1:
+        p[p.cumsum(-1) - p >= top_p] = 0
+    p[p < min_p * p[:, :1]] = 0
+    return torch.zeros_like(p).scatter_(1, order, p / p.sum(-1, keepdim=True))
+
+
+@given(data=st.data())
+def test_any_rules_side_by_side_are_those_alone_and_the_formula(data):
+    rows = data.draw(st.integers(1, 5))
+    V = data.draw(st.sampled_from([2, 30, 700]))
+    spread = data.draw(st.sampled_from([0.01, 1.0, 9.0]))
+    logits = torch.randn(rows, V, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 99)))) * spread
+    sampling = st.builds(
+        Sampling,
+        temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        top_k=st.sampled_from([0, 1, 5, 999]),
+        top_p=st.sampled_from([0.1, 0.9, 0.999, 1.0]),
+        min_p=st.sampled_from([0.0, 0.02, 1.0]),
+        repetition_penalty=st.sampled_from([1.0, 1.3]),
+    )
+    how = data.draw(st.lists(sampling, min_size=rows, max_size=rows))
+    drawn = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    seen = torch.rand(rows, V, generator=torch.Generator().manual_seed(2)) < 0.5
+    together = choose(logits, Rules.for_rows(how), drawn, seen)
+    for i, one in enumerate(how):
+        alone = choose(logits[i : i + 1], Rules.for_rows([one]), drawn[i : i + 1], seen[i : i + 1])
+        assert alone.item() == together[i]
+        if one.temperature and one.repetition_penalty == 1.0:
+            plain = {"temperature": one.temperature, "top_k": one.top_k, "top_p": one.top_p, "min_p": one.min_p}
+            wanted = transformers_way(logits[i : i + 1], **plain)
+            found = probabilities(logits[i : i + 1], **plain).double()
+            assert (wanted - found).abs().sum() < 1e-3 or abs(int((wanted > 0).sum()) - int((found > 0).sum())) <= 1
+
+
+def test_a_seed_writes_what_it_wrote_before_there_were_batches():
+    """The numbers are those of one torch.rand a token, and what is kept is cut where it was."""
+    logits = torch.randn(200, 600, generator=torch.Generator().manual_seed(0)) * 3
+    generator, expected = torch.Generator().manual_seed(7), []
+    for row in logits:
+        p, ids = ((row - row.max()) / 0.8).softmax(-1).sort(descending=True)
+        p = p.masked_fill(p.cumsum(0) - p >= 0.95, 0.0)
+        sums = (p / p.sum()).double().cumsum(0)
+        drawn = 1.0 - torch.rand(1, generator=generator, dtype=torch.float64)
+        expected.append(ids[torch.searchsorted(sums, drawn * sums[-1])].item())
+    draws = Draws(1)
+    draws.seed(0, 7)
+    rules = Rules.for_rows([Sampling(0.8, top_p=0.95)])
+    assert [choose(row.unsqueeze(0), rules, draws.next(np.array([0]))).item() for row in logits] == expected

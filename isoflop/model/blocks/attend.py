@@ -27,6 +27,7 @@ def attend(
     v_BGSV: Tensor,
     bias: Tensor | None,
     *,
+    visible_BS: Tensor | None = None,
     window: int = 0,
     soft_cap: float = 0.0,
     dropout: float = 0.0,
@@ -37,38 +38,52 @@ def attend(
 
     Args:
         bias: broadcasts to (B, H, T, S).
+        visible_BS: False where a position is not the row's own, as in front of a row shorter than the others; None: all
+            are. A query that has nothing else to see, itself no row's own, sees itself.
         scale: 1 / sqrt(K) if not given.
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     everything = not window or window >= S
 
-    if (soft_cap or not everything) and T == S and bias is None and not dropout and flexible(q_BHTK):
+    plain = bias is None and visible_BS is None and not dropout
+
+    if (soft_cap or not everything) and T == S and plain and flexible(q_BHTK):
         return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
     if not everything and max(window, BLOCK) < T:
         return attend_in_blocks(
-            q_BHTK, k_BGSK, v_BGSV, bias, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
+            q_BHTK,
+            k_BGSK,
+            v_BGSV,
+            bias,
+            visible_BS,
+            window=window,
+            soft_cap=soft_cap,
+            dropout=dropout,
+            scale=scale,
         )
 
     H, G = q_BHTK.shape[1], k_BGSK.shape[1]
-    if bias is None and not (soft_cap or dropout) and unfused_is_faster(v_BGSV, T):
+    if plain and not soft_cap and unfused_is_faster(v_BGSV, T):
         hidden_TS = hide(band(T, S, window, v_BGSV.device), v_BGSV)
         hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
         return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
 
     # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
     # single new position sees every key and needs no mask at all.
-    is_causal = 1 < T == S and everything and bias is None and not soft_cap
+    is_causal = 1 < T == S and everything and plain and not soft_cap
     if T == 1 and everything and G < H:  # the queries that share a head of keys are its T then, and nothing is copied
         q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
         bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
-    visible_TS = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
+    visible = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
+    if visible_BS is not None:
+        visible = own_positions(visible_BS, visible, T)
 
     if soft_cap:
-        y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible_TS, soft_cap, dropout, scale)
+        y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible, soft_cap, dropout, scale)
     else:
-        mask = visible_TS
+        mask = visible
         if bias is not None:
-            mask = bias if visible_TS is None else bias.masked_fill(~visible_TS, -torch.inf)
+            mask = bias if visible is None else bias.masked_fill(~visible, -torch.inf)
             mask = mask.to(q_BHTK.dtype)
         y_BHTV = F.scaled_dot_product_attention(
             q_BHTK,
@@ -84,7 +99,14 @@ def attend(
 
 
 def attend_in_blocks(
-    q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, bias: Tensor | None, *, window: int, **how: Any
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    bias: Tensor | None,
+    visible_BS: Tensor | None,
+    *,
+    window: int,
+    **how: Any,
 ) -> Tensor:
     """The blocked kernel for a band: some queries at a time with the keys that any of them sees, T (block + window)
     scores instead of T S."""
@@ -95,6 +117,7 @@ def attend_in_blocks(
         end = min(begin + block, T)
         seen = slice(max(0, S - T + begin + 1 - window), S - T + end)
         near = None if bias is None else bias[..., begin:end, seen]
+        how["visible_BS"] = None if visible_BS is None else visible_BS[:, seen]
         parts.append(
             attend(q_BHTK[:, :, begin:end], k_BGSK[:, :, seen], v_BGSV[:, :, seen], near, window=window, **how)
         )
@@ -106,7 +129,7 @@ def attend_capped(
     k_BGSK: Tensor,
     v_BGSV: Tensor,
     bias: Tensor | None,
-    visible_TS: Tensor | None,
+    visible: Tensor | None,
     soft_cap: float,
     dropout: float,
     scale: float | None,
@@ -121,8 +144,8 @@ def attend_capped(
         scores_BHTS = scores_BHTS + bias
 
     scores_BHTS = soft_capped(scores_BHTS, soft_cap)
-    if visible_TS is not None:
-        scores_BHTS = scores_BHTS.masked_fill(~visible_TS, -torch.inf)
+    if visible is not None:
+        scores_BHTS = scores_BHTS.masked_fill(~visible, -torch.inf)
 
     weights_BHTS = F.dropout(scores_BHTS.softmax(-1), dropout).to(v_BGSV.dtype)
     return (weights_BHTS.unflatten(1, (G, -1)) @ v_BGSV.unsqueeze(2)).flatten(1, 2)
@@ -219,6 +242,16 @@ def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
     up to it (0: any)."""
     visible_TS = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
     return visible_TS.triu(S - T - window + 1) if window else visible_TS
+
+
+def own_positions(visible_BS: Tensor, visible_TS: Tensor | None, T: int) -> Tensor:
+    """(B, 1, T, S): what each query sees, of what the mask common to all rows lets it see: its own row's positions, and
+    itself whatever it is, since a softmax over nothing is no number."""
+    visible_BTS = visible_BS.unsqueeze(1)
+    if T > 1:
+        S = visible_BS.shape[1]
+        visible_BTS = visible_BTS | torch.eye(T, S, dtype=torch.bool, device=visible_BS.device).roll(S - T, dims=1)
+    return (visible_BTS if visible_TS is None else visible_BTS & visible_TS).unsqueeze(1)
 
 
 def split_heads(x_BTC: Tensor, heads: int) -> Tensor:

@@ -41,6 +41,7 @@ class Attention(Part):
         bias: on the four matrix products.
     """
 
+    ragged: ClassVar[bool] = True
     takes_values: ClassVar[bool] = True
 
     def __init__(
@@ -70,6 +71,7 @@ class Attention(Part):
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.score_width = heads * head_dim
         self.value_width = kv_heads * head_dim
+        self.cache_width = 2 * kv_heads * head_dim
         self.soft_cap = checked_cap(soft_cap)
         self.position = position(head_dim)
         self.window = self.position.window = window or 0
@@ -85,7 +87,7 @@ class Attention(Part):
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None, added_BTC: Tensor | None = None) -> Tensor:
         """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is what is cached."""
-        start = cache.length if cache is not None else 0
+        start = cache.start(x_BTD.shape[1]) if cache is not None else 0
         q_BTC, k_BTC, v_BTC = self.project(x_BTD)
         q_BHTK = split_heads(q_BTC, self.heads)
         k_BGTK = split_heads(k_BTC, self.kv_heads)
@@ -105,6 +107,7 @@ class Attention(Part):
             k_BGSK,
             v_BGSK,
             self.position.bias(q_BHTK, k_BGSK.shape[2]),
+            visible_BS=cache.visible(k_BGSK.shape[2]) if cache is not None else None,
             window=self.window,
             soft_cap=self.soft_cap,
             dropout=self.attention_dropout if self.training else 0.0,

@@ -32,6 +32,8 @@ class Latent(Part):
         soft_cap: as in full attention.
     """
 
+    ragged = True
+
     def __init__(
         self,
         *,
@@ -56,6 +58,7 @@ class Latent(Part):
             raise UserError(f"rope_dim = {R} is odd; rotary turns pairs of dimensions, so make it even")
 
         self.layer, self.heads, self.head_dim = layer, heads, head_dim
+        self.cache_width = C + R
         self.score_width = heads * (2 * head_dim + R) / 2
         self.soft_cap = checked_cap(soft_cap)
         self.position = position(R)
@@ -79,7 +82,7 @@ class Latent(Part):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
-        start, H = (cache.length if cache is not None else 0), self.heads
+        start, H = (cache.start(x_BTD.shape[1]) if cache is not None else 0), self.heads
         h_BTD = x_BTD
         if self.q_down is not None and self.q_norm is not None:
             h_BTD = self.q_norm(self.q_down(x_BTD))
@@ -104,6 +107,7 @@ class Latent(Part):
             key,
             v_BHSV,
             self.position.bias(q_BHTR, key.shape[2]),
+            visible_BS=cache.visible(key.shape[2]) if cache is not None else None,
             soft_cap=self.soft_cap,
             dropout=self.attention_dropout if self.training else 0.0,
             scale=(self.head_dim + q_BHTR.shape[-1]) ** -0.5,

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.part import Part, entry
+from isoflop.model.blocks.part import Part, Start, entry, rows_at
 
 
 class LayerNorm(Part):
@@ -100,6 +100,7 @@ class BatchNorm(Part):
     A pass needs two values a feature at least: UserError where it has one.
     """
 
+    ragged = True
     separate = False
     keeps_statistics = True
     mean: Tensor
@@ -127,8 +128,11 @@ class BatchNorm(Part):
         self.mean.zero_()
         self.var.fill_(1.0)
 
-    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, start: Start = 0) -> Tensor:
         T = x_BTD.shape[1]
+        if self.positional and not isinstance(start, int):  # decoding, by the running statistics of each position
+            mean_BTD, var_BTD = rows_at(self.mean, start, T), rows_at(self.var, start, T)
+            return (x_BTD - mean_BTD) * (var_BTD + self.eps).rsqrt() * self.weight + self.bias
         if self.positional:  # T * D features of B values each
             x_NC, rows, repeats = x_BTD.flatten(1), slice(start, start + T), T
         else:
@@ -161,7 +165,7 @@ class NoNorm(Part):
         return x_BTD
 
 
-def normalise(norm: nn.Module | None, x_BTD: Tensor, start: int) -> Tensor:
+def normalise(norm: nn.Module | None, x_BTD: Tensor, start: Start) -> Tensor:
     """norm(x), told where the first position stands if it has to know; x as it is where there is no norm."""
     if norm is None:
         return x_BTD

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from isoflop.errors import UserError
 
 Entry = TypeVar("Entry")
+Start = int | Tensor  # the position of the first of T tokens, or positions_BT, where rows stand at different ones
 FEW_ROWS = 128  # up to which `product` is computed the other way round
 
 
@@ -36,7 +37,14 @@ class Cache(Protocol):
 
     @property
     def length(self) -> int:
-        """Positions held before this forward."""
+        """Positions held before this forward; of rows of different lengths, the longest row's."""
+
+    def start(self, T: int) -> Start:
+        """The position of the first of T new tokens; or positions_BT of each, where rows have different lengths."""
+
+    def visible(self, S: int) -> Tensor | None:
+        """Which of the last S positions held, counted after `append`, are a row's own: visible_BS. None: all of all
+        rows."""
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
         """Keep T new positions of one layer; give back all S = length + T of them, or with a window at least those that
@@ -55,6 +63,10 @@ class Part(nn.Module):
         separate: False where what one sequence gives in training depends on which others are in its pass.
         keeps_statistics: True where a training forward moves running statistics of what passes through.
         positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
+        ragged: True where rows may stand at different positions: what is given a `start` takes positions_BT as well,
+            and an attention hides what `cache.visible` says is not a row's own. A subclass that overrides such a
+            method declares it anew; without it a batch is decoded row by row.
+        cache_width: numbers that a cache holds for each position.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
         score_width: width of the products between positions, at 4 FLOPs per pair: H * K of an attention (2 H K for the
             score, 2 H K for the weighted value), the mean where the two differ, else 0.
@@ -70,12 +82,14 @@ class Part(nn.Module):
     causal_in_training: bool = True
     separate: bool = True
     positional: bool = False
+    ragged: ClassVar[bool] = False
     absent: ClassVar[bool] = False
     keeps_statistics: ClassVar[bool] = False
     takes_values: ClassVar[bool] = False
     score_width: float = 0
     window: int = 0
     value_width: int = 0
+    cache_width: int = 0
     auxiliary: Tensor | None = None
 
     def reset_parameters(self) -> None:
@@ -148,6 +162,7 @@ class Absent(Part):
     """The entry "none" of a branch: the block is built without it."""
 
     absent = True
+    ragged = True
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
         return torch.zeros_like(x_BTD)
@@ -188,6 +203,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     y_ND = torch.mv(weight, x_NC[0]).unsqueeze(0) if len(x_NC) == 1 else torch.mm(weight, x_NC.t()).t().contiguous()
     y_ND = y_ND if bias is None else y_ND + bias
     return y_ND.reshape(*x.shape[:-1], weight.shape[0])
+
+
+def rows_at(table_TK: Tensor, start: Start, T: int) -> Tensor:
+    """The rows of a table for T tokens: (T, K) from position `start` on, or (B, T, K) for positions_BT."""
+    return table_TK[start : start + T] if isinstance(start, int) else table_TK[start]
 
 
 class Embedding(nn.Embedding):

@@ -7,7 +7,9 @@ One class per method. A position acts where its `level` says: "input" ones are b
 
 so that they may turn queries and keys (`rotate`), change the queries alone (`query`) or add to the scores (`bias`,
 which is given the plain queries, so that it can depend on them). What a method does not do is inherited as nothing.
-`start` is always the position of the first of the T tokens: 0 in training, the cache's length in decoding.
+`start` is always the position of the first of the T tokens: 0 in training, the cache's length in decoding; or
+positions_BT of all of them, where rows of different lengths are decoded side by side. Keys of such rows end together,
+so that distances, and with them `bias`, are the same for all.
 """
 
 import math
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
-from isoflop.model.blocks.part import Embedding, Init, Linear, Part
+from isoflop.model.blocks.part import Embedding, Init, Linear, Part, Start, rows_at
 
 
 class Position(Part):
@@ -31,19 +33,20 @@ class Position(Part):
         both_ways: False where `bias` means nothing for a key that comes after the query: no encoder can use it.
     """
 
+    ragged = True
     level: ClassVar[str] = "attention"
     whole_heads: ClassVar[bool] = False
     both_ways: ClassVar[bool] = True
 
-    def embed(self, x_BTD: Tensor, start: int) -> Tensor:
+    def embed(self, x_BTD: Tensor, start: Start) -> Tensor:
         """Add the positions start ... start + T - 1 to the embeddings."""
         return x_BTD
 
-    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+    def rotate(self, x_BHTK: Tensor, start: Start) -> Tensor:
         """Turn queries or keys that stand at start ... start + T - 1. Keys are cached turned."""
         return x_BHTK
 
-    def query(self, q_BHTK: Tensor, start: int) -> Tensor:
+    def query(self, q_BHTK: Tensor, start: Start) -> Tensor:
         """What the turned keys are multiplied by."""
         return self.rotate(q_BHTK, start)
 
@@ -56,14 +59,15 @@ class Position(Part):
 class Learned(Position):
     """One learned vector a position, added to the embedding (GPT-1, GPT-2, GPT-3)."""
 
+    ragged = True
     level = "input"
 
     def __init__(self, *, d_model: int, context: int, init: Init) -> None:
         super().__init__()
         self.table = Embedding(context, d_model, init=init, role="position")
 
-    def embed(self, x_BTD: Tensor, start: int) -> Tensor:
-        return x_BTD + self.table.weight[start : start + x_BTD.shape[1]]
+    def embed(self, x_BTD: Tensor, start: Start) -> Tensor:
+        return x_BTD + rows_at(self.table.weight, start, x_BTD.shape[1])
 
 
 class Sinusoidal(Position):
@@ -73,6 +77,7 @@ class Sinusoidal(Position):
     `scale` multiplies the positions instead, so that they suit embeddings of another size.
     """
 
+    ragged = True
     level = "input"
     table_TD: Tensor
 
@@ -87,8 +92,8 @@ class Sinusoidal(Position):
     def reset_parameters(self) -> None:
         fill_sinusoids(self.table_TD, self.base, self.scale)
 
-    def embed(self, x_BTD: Tensor, start: int) -> Tensor:
-        return x_BTD + self.table_TD[start : start + x_BTD.shape[1]].to(x_BTD.dtype)
+    def embed(self, x_BTD: Tensor, start: Start) -> Tensor:
+        return x_BTD + rows_at(self.table_TD, start, x_BTD.shape[1]).to(x_BTD.dtype)
 
 
 class Rotary(Position):
@@ -105,6 +110,7 @@ class Rotary(Position):
         low_freq, high_freq, original: see `factor`.
     """
 
+    ragged = True
     cos_TK: Tensor
     sin_TK: Tensor
 
@@ -152,11 +158,12 @@ class Rotary(Position):
                 self.cos_TK.copy_(torch.cat((cos_TF, cos_TF), dim=-1))
                 self.sin_TK.copy_(torch.cat((-sin_TF, sin_TF), dim=-1))
 
-    def rotate(self, x_BHTK: Tensor, start: int) -> Tensor:
+    def rotate(self, x_BHTK: Tensor, start: Start) -> Tensor:
         # (a, b) -> (a cos - b sin, b cos + a sin): x * cos + swapped(x) * sin, the first sine of a pair being negative.
         T = x_BHTK.shape[2]
-        cos_TK = self.cos_TK[start : start + T].to(x_BHTK.dtype)
-        sin_TK = self.sin_TK[start : start + T].to(x_BHTK.dtype)
+        cos_TK, sin_TK = (rows_at(table, start, T).to(x_BHTK.dtype) for table in (self.cos_TK, self.sin_TK))
+        if cos_TK.ndim == 3:  # (B, T, K): every row its own
+            cos_TK, sin_TK = cos_TK.unsqueeze(1), sin_TK.unsqueeze(1)
         if self.interleaved:
             swapped_BHTK = x_BHTK.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
@@ -207,6 +214,7 @@ class Relative(Position):
     Options: `base` of the sinusoids.
     """
 
+    ragged = True
     whole_heads = True
     both_ways = False
     table_TD: Tensor
@@ -230,7 +238,7 @@ class Relative(Position):
         nn.init.zeros_(self.u)
         nn.init.zeros_(self.v)
 
-    def query(self, q_BHTK: Tensor, start: int) -> Tensor:
+    def query(self, q_BHTK: Tensor, start: Start) -> Tensor:
         return q_BHTK + self.u.view(self.heads, 1, -1).to(q_BHTK.dtype)
 
     def bias(self, q_BHTK: Tensor, S: int) -> Tensor:

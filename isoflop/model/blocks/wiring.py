@@ -1,6 +1,6 @@
 """How branches join the residual stream. A wiring receives branches and never names them: attention and feed-forward
 are two functions of (B, T, D) to it, applied in the order given. `start` is the position of the first of the T tokens,
-for a norm that has to know.
+or positions_BT of all, for a norm that has to know.
 
 What a wiring assumes of the first weights of its branches it says in `branch_init`, by the roles of blocks/part.py.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.model.blocks.norm import normalise
-from isoflop.model.blocks.part import Init, Part
+from isoflop.model.blocks.part import Init, Part, Start
 
 Branch = Callable[[Tensor], Tensor]
 MakeNorm = Callable[[], nn.Module]
@@ -40,7 +40,7 @@ class Wiring(Part):
 class PreNorm(Wiring):
     """x + f(norm(x)), branch after branch: GPT-2 and most since (Xiong et al. 2020, 2002.04745)."""
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for norm, branch in zip(self.norms, branches, strict=True):
             x_BTD = x_BTD + branch(normalise(norm, x_BTD, start))
         return x_BTD
@@ -49,7 +49,7 @@ class PreNorm(Wiring):
 class PostNorm(Wiring):
     """norm(x + f(x)), branch after branch: the first transformer (1706.03762) and GPT-1."""
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for norm, branch in zip(self.norms, branches, strict=True):
             x_BTD = normalise(norm, x_BTD + branch(x_BTD), start)
         return x_BTD
@@ -71,7 +71,7 @@ class Sandwich(Wiring):
     def branch_init(init: Init, layers: int) -> Init:
         return residual_as_matrix(init)
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for before, branch, after in zip(self.norms, branches, self.norms_after, strict=True):
             x_BTD = x_BTD + normalise(after, branch(normalise(before, x_BTD, start)), start)
         return x_BTD
@@ -83,7 +83,7 @@ class Parallel(Wiring):
     def __init__(self, *, branches: int, norm: MakeNorm) -> None:
         super().__init__(branches=min(branches, 1), norm=norm)
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for norm in self.norms:
             h_BTD = normalise(norm, x_BTD, start)
             for branch in branches:
@@ -101,7 +101,7 @@ class NoResidual(Wiring):
     def branch_init(init: Init, layers: int) -> Init:
         return residual_as_matrix(init)
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for norm, branch in zip(self.norms, branches, strict=True):
             x_BTD = branch(normalise(norm, x_BTD, start))
         return x_BTD
@@ -127,7 +127,7 @@ class ReZero(Wiring):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.scale)
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for scale, branch in zip(self.scale, branches, strict=True):
             h_BTD = branch(x_BTD)
             x_BTD = x_BTD + scale.to(h_BTD.dtype) * h_BTD
@@ -151,7 +151,7 @@ class DeepNorm(Wiring):
     def branch_init(init: Init, layers: int) -> Init:
         return scaled(init, (8 * layers) ** -0.25)
 
-    def forward(self, x_BTD: Tensor, *branches: Branch, start: int = 0) -> Tensor:
+    def forward(self, x_BTD: Tensor, *branches: Branch, start: Start = 0) -> Tensor:
         for norm, branch in zip(self.norms, branches, strict=True):
             x_BTD = normalise(norm, torch.add(branch(x_BTD), x_BTD, alpha=self.alpha), start)
         return x_BTD

@@ -1,0 +1,103 @@
+"""Tokens become text, piece by piece, up to a stop string."""
+
+import codecs
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from isoflop.errors import UserError
+
+
+class Tokenizer(Protocol):
+    """What generation needs of a tokenizer (isoflop.data.tokenizer has the real one)."""
+
+    @property
+    def eot(self) -> int: ...
+
+    @property
+    def start(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode_bytes(self, ids: Sequence[int], begins: bool = True) -> bytes: ...
+
+
+class Text:
+    """A text that grows by tokens, in pieces of whole characters.
+
+    Args:
+        begins: True where the first token may have a space in front that is not part of the text.
+        on_text: is given each piece.
+        stops: the text ends before the first of these that appears. What may become one is held back.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        begins: bool,
+        on_text: Callable[[str], None] | None = None,
+        stops: Sequence[str] = (),
+    ) -> None:
+        self.tokenizer, self.begins, self.on_text, self.stops = tokenizer, begins, on_text, tuple(stops)
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.pieces: list[str] = []
+        self.held = ""
+        self.stopped = False
+        self.later: list[int] | None = [] if on_text is None and not self.stops else None
+
+    def add(self, token: int) -> bool:
+        """Add a token.
+
+        Returns:
+            True if the text has come to a stop string, after which nothing is added any more.
+        """
+        if self.later is not None:  # nobody looks before the end, and all at once is much faster
+            self.later.append(token)
+            return False
+        if not self.stopped:
+            self.take(self.decoder.decode(self.tokenizer.decode_bytes([token], self.begins)))
+            self.begins = False
+        return self.stopped
+
+    def end(self) -> str:
+        """All of it; what is left of a cut character reads as U+FFFD."""
+        if self.later is not None:
+            return self.tokenizer.decode_bytes(self.later, self.begins).decode("utf-8", errors="replace")
+        if not self.stopped:
+            self.take(self.decoder.decode(b"", final=True))
+            self.emit(self.held)
+            self.held = ""
+        return "".join(self.pieces)
+
+    def take(self, piece: str) -> None:
+        """Emit what can be no part of a stop string, and hold the rest."""
+        if not self.stops:
+            self.emit(piece)
+            return
+        text = self.held + piece
+        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        if found:
+            self.emit(text[: min(found)])
+            self.held, self.stopped = "", True
+            return
+        holding = max(beginning_at_end(text, stop) for stop in self.stops)
+        self.emit(text[: len(text) - holding])
+        self.held = text[len(text) - holding :]
+
+    def emit(self, piece: str) -> None:
+        if piece:
+            self.pieces.append(piece)
+            if self.on_text is not None:
+                self.on_text(piece)
+
+
+def beginning_at_end(text: str, stop: str) -> int:
+    """How many characters at the end of a text are the beginning of a stop string."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def check_stops(stops: Sequence[str]) -> None:
+    """Raises:
+    UserError: for a stop string that every text has at its beginning.
+    """
+    if any(not stop for stop in stops):
+        raise UserError("--stop '' is empty, and every text ends there; leave it out to write on")
