@@ -20,6 +20,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
 from isoflop.plan.advice import Advice, Keep
 from isoflop.plan.asked import Asked
+from isoflop.plan.destinations import destinations
 from isoflop.plan.planner import plan
 from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
@@ -125,6 +126,7 @@ def train(
         data = task.prepare_data(config.data, listener.progress)
         tokens = task.batches(config, data).tokens(config.steps)
     listener.prepared(data.account())
+    listener.say("can be exported to: {} ({})".format(*destinations(config, data.tokenizer.to_json())))
     return Job(group, folder, config, data, Plan.given(config.steps, tokens, expected), listener, phases).run()
 
 

@@ -38,19 +38,21 @@ class Facts:
         unique_tokens: to train on.
         vocab_size: ids of the tokenizer.
         bytes_per_token: of the prepared text.
-        tokenizer: what it is, in words.
+        tokenizer: what it is, in words; tokenizer_json: its text.
     """
 
     unique_tokens: int
     vocab_size: int
     bytes_per_token: float
     tokenizer: str = ""
+    tokenizer_json: str = ""
 
     @classmethod
     def of(cls, data: Data) -> "Facts":
         account = data.account()
         unique = sum(data.train_tokens(name) for name in data.sources)
-        return cls(unique, data.vocab_size, account.bytes_per_token or 0.0, account.tokenizer or "")
+        words, text = account.tokenizer or "", data.tokenizer.to_json()
+        return cls(unique, data.vocab_size, account.bytes_per_token or 0.0, words, text)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.table import rates
 from isoflop.plan.advice import Facts, Proposal
 from isoflop.plan.candidates import Candidate
+from isoflop.plan.destinations import destinations
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.records.plan import Choice
 from isoflop.runtime import utilisation
@@ -32,6 +33,7 @@ def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
             *choices_of_size(proposal, facts, config, best, tokens),
             line("context", f"{config.model.context} positions", notes.context),
             *choices_of_course(config),
+            line("export", *destinations(config, facts.tokenizer_json)),
         )
     return (
         line("device", device + (", compiled" if runtime.compile else ""), device_reason(proposal)),
@@ -44,6 +46,7 @@ def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         *choices_of_size(proposal, facts, config, best, tokens),
         *choices_of_course(config),
         line("tokenizer", f"{facts.bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
+        line("export", *destinations(config, facts.tokenizer_json)),
     )
 
 

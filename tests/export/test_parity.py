@@ -8,11 +8,13 @@ from torch.nn import functional as F
 
 from isoflop import export
 from isoflop.data.tokenizer import PROBE
+from isoflop.export import gguf
 from isoflop.export.architectures import HUGGING_FACE
 from isoflop.export.bundle import Bundle, halved, weights_of
 from isoflop.export.fit import ANY, anatomy_of
 from isoflop.export.huggingface import read_folder, write_folder
 from isoflop.export.names import keys, to_theirs
+from isoflop.generate.engine import generate
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import gpt2, modern
@@ -37,6 +39,21 @@ THEIRS = {
     "openai-gpt": ("OpenAIGPT", GPT_SHAPE),
     "llama": ("Llama", {**LLAMA_SHAPE, **THETA, "rms_norm_eps": 1e-5}),
     "llama tied, wide heads": ("Llama", {**LLAMA_SHAPE, "head_dim": 12, "tie_word_embeddings": True}),
+    "llama 3": (
+        "Llama",
+        {
+            **LLAMA_SHAPE,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "llama linear": ("Llama", {**LLAMA_SHAPE, "hidden_act": "linear"}),
     "llama biases": ("Llama", {**LLAMA_SHAPE, "attention_bias": True, "mlp_bias": True}),
     "qwen3": ("Qwen3", {**LLAMA_SHAPE, **THETA, "head_dim": 16, "rms_norm_eps": 1e-6}),
     "arcee": ("Arcee", {**LLAMA_SHAPE, "hidden_act": "relu2", "rms_norm_eps": 1e-5}),
@@ -45,6 +62,7 @@ THEIRS = {
         {**LLAMA_SHAPE, **THETA, "hidden_act": "relu2", "rms_norm_eps": 1e-6, "pad_token_id": None},
     ),
 }
+LLAMA3 = {"base": 500.0, "factor": 4.0, "low_freq": 1.0, "high_freq": 4.0, "original": 16}
 OURS = {
     "gpt2": gpt2(vocab_size=V, context=32, layers=2, d_model=48, heads=3),
     "gpt1": gpt2(
@@ -56,6 +74,7 @@ OURS = {
     "interleaved": modern(
         vocab_size=V, context=32, layers=2, d_model=48, heads=3, position=Spec("rotary", interleaved=True, base=500.0)
     ),
+    "scaled": modern(vocab_size=V, context=32, layers=2, d_model=48, heads=3, position=Spec("rotary", **LLAMA3)),
     "qwen3": ModelConfig(
         vocab_size=V,
         context=32,
@@ -183,6 +202,32 @@ def test_the_tokenizer_travels(tmp_path, tokenizer):
     assert auto.eos_token_id == tokenizer.eot
 
 
+PROMPTS = ("Once upon a time there was", "12,345 things", "")
+
+
+@pytest.mark.parametrize("kind", ["modern", "gpt2", "gpt1", "qwen3", "llama", "scaled"])
+def test_a_prompt_is_continued_as_isoflop_does(kind, tmp_path, tokenizer):
+    """With the exported tokenizer: the same greedy text, of one prompt and of a batch that has to be padded."""
+    ours = stir(GPT(OURS[kind]), 0).eval()
+    weights = {name: p.detach().clone() for name, p in weights_of(ours).items()}
+    write_folder(Bundle(ours.config, weights, tokenizer.to_json()), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert auto.pad_token_id == theirs.generation_config.pad_token_id == tokenizer.eot
+
+    wanted = [generate(ours, tokenizer, prompt, 8, temperature=0.0) for prompt in PROMPTS]
+    for prompt, text in zip(PROMPTS, wanted, strict=True):
+        asked = auto(prompt, return_tensors="pt")
+        assert asked.input_ids[0].tolist() == [tokenizer.start, *tokenizer.encode(prompt)]
+        made = theirs.generate(asked.input_ids, max_new_tokens=8, do_sample=False)
+        assert auto.decode(made[0, asked.input_ids.shape[1] :], skip_special_tokens=True) == text
+    if kind == "gpt1":
+        return  # its transformers model counts positions from the padding on
+    batch = auto(list(PROMPTS), return_tensors="pt", padding=True)
+    made = theirs.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8, do_sample=False)
+    assert auto.batch_decode(made[:, batch.input_ids.shape[1] :], skip_special_tokens=True) == wanted
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
 def test_an_independent_reader_reads_our_gguf(kind, tmp_path, tokenizer):
     pytest.importorskip("gguf", reason="needs the gguf package: pip install 'isoflop[gguf]'")
@@ -220,6 +265,71 @@ def test_an_independent_reader_reads_our_gguf(kind, tmp_path, tokenizer):
     tokens = torch.randint(V, (2, T))
     with torch.no_grad():
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
+
+
+def test_either_generation_of_config_json_has_llama3s_scaling(tmp_path, tokenizer):
+    their_model("llama 3", 0).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    position = read_folder(tmp_path, tokenizer.to_json()).config.position
+    assert dict(position.options) == {"base": 500.0, "factor": 8.0, "low_freq": 1.0, "high_freq": 4.0, "original": 16}
+    older = {**said["rope_parameters"]}
+    theta = older.pop("rope_theta")
+    changed = {name: value for name, value in said.items() if name != "rope_parameters"}
+    (tmp_path / "config.json").write_text(json.dumps({**changed, "rope_scaling": older, "rope_theta": theta}))
+    assert read_folder(tmp_path, tokenizer.to_json()).config.position == position
+    for field, wrong in (("factor", -1), ("high_freq_factor", 0.5), ("original_max_position_embeddings", "x")):
+        (tmp_path / "config.json").write_text(json.dumps({**changed, "rope_scaling": {**older, field: wrong}}))
+        with pytest.raises(export.UserError, match="rope_scaling"):
+            read_folder(tmp_path, tokenizer.to_json())
+
+
+@pytest.mark.parametrize("stated", [True, False])
+@pytest.mark.parametrize(
+    "factor, original, head_dim", [(8.0, 8192, 64), (32.0, 8192, 128), (4.0, 16, 16), (2.5, 4096, 64)]
+)
+def test_llama3s_scaling_goes_through_gguf(factor, original, head_dim, stated, tmp_path, tokenizer, monkeypatch):
+    """Also in a file of others, which has the factors alone."""
+    pytest.importorskip("gguf", reason="needs the gguf package: pip install 'isoflop[gguf]'")
+    base = 500_000.0 if original > 100 else 500.0
+    shape = {"vocab_size": V, "context": 32, "layers": 1, "d_model": head_dim, "heads": 1}
+    config = ModelConfig(
+        **shape,
+        norm=Spec("rms"),
+        attention=Spec("full", bias=False),
+        feed_forward=Spec("swiglu"),
+        position=Spec("rotary", base=base, factor=factor, original=original),
+    )
+    if not stated:
+        monkeypatch.setattr("isoflop.export.gguf.ORIGINAL", "somebody.else")
+    bundle = Bundle(config, {n: p.detach() for n, p in weights_of(GPT(config)).items()}, tokenizer.to_json())
+    export.write(bundle, "gguf", tmp_path, "x")
+    monkeypatch.setattr("isoflop.export.gguf.ORIGINAL", "isoflop.rope.original" if stated else "none")
+    again = export.read(tmp_path).model().blocks[0].attention.position
+    torch.testing.assert_close(again.cos_TK, GPT(config).blocks[0].attention.position.cos_TK, atol=1e-4, rtol=0)
+    if stated or original in (8192, 4096):
+        assert (again.factor, again.low_freq, again.high_freq, again.original) == (factor, 1.0, 4.0, original)
+
+
+def test_factors_of_another_rule_are_refused(tmp_path, tokenizer, monkeypatch):
+    pytest.importorskip("gguf", reason="needs the gguf package: pip install 'isoflop[gguf]'")
+    config = modern(vocab_size=V, context=32, layers=1, d_model=64, heads=1, position=Spec("rotary", **LLAMA3))
+    bundle = Bundle(config, {n: p.detach() for n, p in weights_of(GPT(config)).items()}, tokenizer.to_json())
+    monkeypatch.setattr("isoflop.export.gguf.factors", lambda *_: torch.linspace(1, 3, 32))
+    with pytest.raises(export.UserError, match="not those of Llama 3"):
+        export.write(bundle, "gguf", tmp_path, "x")
+
+
+def test_another_xielu_is_refused(tmp_path, tokenizer, monkeypatch):
+    pytest.importorskip("gguf", reason="needs the gguf package: pip install 'isoflop[gguf]'")
+    config = OURS["modern"]
+    bundle = Bundle(config, {n: p.detach() for n, p in weights_of(GPT(config)).items()}, tokenizer.to_json())
+    for name in ("alpha_p", "alpha_n", "beta"):
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.setattr("isoflop.export.gguf.XIELU", {**gguf.XIELU, name: 0.5})
+        with pytest.raises(export.UserError, match=f"xIELU with {name}"):
+            export.write(bundle, "gguf", folder, "x")
+        monkeypatch.undo()
 
 
 def test_rope_scaling_is_refused_by_name(tmp_path, tokenizer):

@@ -5,15 +5,18 @@ from dataclasses import replace
 import pytest
 
 from isoflop.budget import parse_budget
+from isoflop.data.tokenizer import Tokenizer
+from isoflop.model.presets import PRESETS
 from isoflop.plan.advice import Facts, Keep
 from isoflop.plan.asked import Asked
+from isoflop.plan.destinations import destinations
 from isoflop.plan.explain import rates_in_words, speed_in_words
 from isoflop.plan.planner import finalize, propose
 from isoflop.trainer import RunConfig
 from isoflop.trainer.causal_lm import TextWorkload
 from isoflop.trainer.workload import Text
 
-ORDER = "device vocabulary context shape parameters-N tokens-D batch steps optimiser schedule tokenizer"
+ORDER = "device vocabulary context shape parameters-N tokens-D batch steps optimiser schedule tokenizer export"
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +70,21 @@ def test_speed_is_told_where_it_was_measured(monkeypatch):
 def test_rates_in_words():
     assert rates_in_words(RunConfig().optim).startswith("muon, lr 0.01")
     assert lines("optim.name=adamw")["optimiser"].value.startswith("adamw, lr ")
+
+
+def test_the_plan_says_where_the_model_can_go():
+    assert lines()["export"].value == "hf (apertus), gguf (apertus)"
+    said = lines("model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
+    assert said.value == "hf (llama)" and "gguf with --set model.feed_forward=gated" in said.reason
+    advised = said.reason.partition("gguf with --set ")[2].partition(";")[0].split()
+    changed = lines("model.feed_forward=geglu", "model.attention.qk_norm=false", *advised)["export"]
+    assert changed.value == "hf (llama), gguf (llama)"
+    assert lines("model.wiring=parallel")["export"].value == "none"
+
+
+def test_the_plan_knows_the_tokenizer_and_the_task():
+    bpe = Tokenizer.train(["some words, and some more words"] * 9, 270).to_json()
+    config = replace(RunConfig(), model=PRESETS["stories-260k"]())
+    assert destinations(config)[0] == "hf (llama), gguf (llama), llama2c (llama)"
+    assert destinations(config, bpe) == ("hf (llama), gguf (llama)", "llama2c: its tokenizers are SentencePiece's")
+    assert destinations(replace(RunConfig(), task="seq2seq"), bpe)[0] == "none"

@@ -1,0 +1,25 @@
+"""Where a model can go once it is trained, said before the training."""
+
+from isoflop.export import outlook
+from isoflop.model.build import MODELS
+from isoflop.model.gpt import GPT
+from isoflop.trainer import RunConfig
+
+
+def destinations(config: RunConfig, tokenizer: str = "") -> tuple[str, str]:
+    """The formats that a run can be exported to, and what would make it fit the others.
+
+    Args:
+        tokenizer: the text of its tokenizer.json; "" where it is not known.
+    """
+    trained = MODELS[config.task]
+    if trained.build is not GPT:
+        return "none", f"no format of `isoflop export` has an {trained.kind}"
+    found = outlook(config.model, tokenizer)
+    value = ", ".join(f"{name} ({one.architecture})" for name, one in found.items() if one.possible)
+    ways = [
+        f"{name}: {one.tokenizer}" if one.tokenizer else f"{name} with --set {' '.join(one.sets)}"
+        for name, one in found.items()
+        if not one.possible
+    ]
+    return value or "none", "; ".join(ways) or "by `isoflop export`"
