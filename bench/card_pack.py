@@ -21,7 +21,8 @@ import sys
 from pathlib import Path
 
 from isoflop.data.corpus import find_files, parse_sources
-from isoflop.data.readers import Tally, read_documents
+from isoflop.data.readers import read_documents
+from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
 # isoflop's run-time dependencies, with what they need in turn, that a machine with torch and transformers lacks

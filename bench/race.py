@@ -32,7 +32,8 @@ import torch
 
 from isoflop.budget import parse_budget
 from isoflop.data.corpus import find_files, parse_sources
-from isoflop.data.readers import Tally, read_documents
+from isoflop.data.readers import read_documents
+from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 from isoflop.files import write_text
 from record import ROOT, record, version

@@ -150,7 +150,8 @@ def test_a_pack_has_what_a_bare_machine_lacks_and_says_its_size(packed, tmp_path
     assert sum(sizes.values()) == card_pack.size_of(pack) < card_pack.LIMIT
     assert (pack / "nanogpt" / "config" / "train_gpt2.py").exists() and not (pack / "nanogpt" / "notes.ipynb").exists()
     from isoflop.data.corpus import find_files, parse_sources
-    from isoflop.data.readers import Tally, read_documents
+    from isoflop.data.readers import read_documents
+    from isoflop.data.tally import Tally
 
     [source] = parse_sources([str(pack / "text.jsonl.xz")])
     texts = [text for file in find_files(source) for text in read_documents(file, "text", Tally())]

@@ -17,7 +17,8 @@ import zstandard
 from fuzz import run
 from isoflop.config import from_dict, override
 from isoflop.data.corpus import find_files, parse_sources
-from isoflop.data.readers import Tally, read_documents
+from isoflop.data.readers import read_documents
+from isoflop.data.tally import Tally
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError, one_line
 from isoflop.model.config import Spec

@@ -5,8 +5,9 @@ from typing import Annotated
 
 from isoflop.config import Derived
 from isoflop.data.corpus import Source
+from isoflop.data.encodings import check_encoding, is_utf8_name
 from isoflop.data.kinds import find_kind, quoted
-from isoflop.data.reading import Reading
+from isoflop.data.reading import AUTO, FORMATS, Reading
 from isoflop.data.walk import printable
 from isoflop.errors import UserError
 
@@ -29,6 +30,22 @@ class DataConfig:
     text_column: Annotated[
         str, "the column of records (JSON, parquet, Arrow, CSV) that holds the text, where a source names none itself"
     ] = "text"
+    encoding: Annotated[
+        str,
+        "of text that is not UTF-8 and has no byte order mark, as latin-1, cp1252, utf-16-le, gb18030; empty: such "
+        "text is skipped and counted, and what it seems to be is said",
+    ] = ""
+    document_separator: Annotated[
+        str,
+        "what stands between the documents of a plain text, as <|endoftext|> in quotes; empty: a file is one document",
+    ] = ""
+    format: Annotated[
+        str, "`auto`: records, tables and archives are told from plain text by content; `text`: all of it is plain text"
+    ] = AUTO
+    end_of_text: Annotated[
+        str,
+        "the token that ends a document in a tokenizer that is given; empty: the first of the names in use",
+    ] = ""
     heldout_fraction: Annotated[
         float,
         "share of the documents held out by content hash; more where they hold less than half that share of the text",
@@ -47,7 +64,12 @@ class DataConfig:
 
     def reading(self, source: Source) -> Reading:
         """How the files of a source are to be read."""
-        return Reading(column=source.column or self.text_column)
+        return Reading(
+            column=source.column or self.text_column,
+            encoding="" if is_utf8_name(self.encoding) else self.encoding,
+            separator=self.document_separator,
+            format=self.format,
+        )
 
 
 def encodable(text: str) -> bool:
@@ -65,6 +87,18 @@ def check(config: DataConfig) -> None:
     kind = find_kind(config.tokenizer)
     if kind and config.vocab_size < kind.smallest:
         raise UserError(f"data.vocab_size = {config.vocab_size} is too small; {kind.reason}")
+    if kind and config.end_of_text:
+        raise UserError(
+            f"data.end_of_text = {config.end_of_text!r} names a token of a tokenizer that is given, and "
+            f"data.tokenizer = {config.tokenizer} is trained; leave it out, or name the tokenizer's file"
+        )
+    check_encoding(config.encoding)
+    if config.format not in FORMATS:
+        raise UserError(f"data.format = {config.format!r} is not one of {', '.join(FORMATS)}")
+    if config.document_separator.isspace() and "\n" not in config.document_separator:
+        raise UserError(
+            f"data.document_separator = {config.document_separator!r} is only blanks; name a mark or line ends"
+        )
     if not 0.0 < config.heldout_fraction <= 0.5:
         raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
     if config.max_train_bytes < 0:

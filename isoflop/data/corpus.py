@@ -51,12 +51,14 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: `shown` is what the user knows it by; `identity` changes when its content does."""
+    """A file to read: `shown` is what the user knows it by; `identity` changes when its content does. One in an archive
+    has the archive's path; `within` is what the user knows that by."""
 
     path: Path
     shown: str
     size: int
     identity: tuple[str, ...]
+    within: str = ""
 
 
 def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:

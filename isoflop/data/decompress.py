@@ -1,11 +1,13 @@
-"""A file's content in blocks, decompressed where its first bytes say that it is compressed: gzip, xz, zstd."""
+"""A file's content in blocks, decompressed where its first bytes say that it is compressed: gzip, bzip2, xz, zstd."""
 
+import bz2
 import gzip
 import lzma
+import shlex
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import zstandard
 
@@ -16,54 +18,100 @@ PIECE = 64 * 1024  # plain text longer than this is cut at paragraph ends
 BLOCK = 1 << 20
 SIP = 8 * 1024
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-COMPRESSION_ENDINGS = {".gz": "gzip", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
+BZIP2_STARTS = (b"1AY&SY", b"\x17rE8P\x90")  # of a block and of the end, after "BZh" and a digit
+COMPRESSION_ENDINGS = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd", ".zstd": "zstd"}
+UNPACKING = {"gzip": "gzip -dc", "bzip2": "bzip2 -dc", "xz": "xz -dc", "zstd": "zstd -dc"}
 XZ_MEMORY = 512 * 2**20  # bytes; xz -9 needs 65 MiB. A header of a few bytes can ask for 4 GiB
 ZSTD_WINDOW = 128 * 2**20  # bytes; zstd's own limit, and --long=27. A larger one, up to 2 GiB, only in a large file
 ZSTD_SKIPPABLE = tuple(bytes([0x50 + n, 0x2A, 0x4D, 0x18]) for n in range(16))
 
 
-def decompress(raw: BinaryIO, file: SourceFile) -> Iterator[bytes]:
+class Peekable(Protocol):
+    """A binary file that shows its next bytes without moving: an io.BufferedReader, a member of a zip or a tar."""
+
+    def peek(self, size: int = ..., /) -> bytes: ...
+
+    def read(self, size: int | None = ..., /) -> bytes: ...
+
+
+def compression_of(raw: Peekable) -> str:
+    """How what comes next is compressed, by its first bytes; "" if it is not."""
+    start = raw.peek(10)[:10]
+    if start.startswith(b"BZh") and start[3:4] in b"123456789" and start[4:] in BZIP2_STARTS:
+        return "bzip2"
+    if start.startswith(ZSTD_SKIPPABLE):
+        return "zstd"
+    return next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), "")
+
+
+def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
     """The file's content in blocks, decompressed if its first bytes say that it is compressed.
 
     Raises:
         UserError: for a truncated or damaged file, or an ending that promises a compression that is not there.
     """
-    start = raw.read(6)
-    raw.seek(0)
-    found = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), "")
-    if start.startswith(ZSTD_SKIPPABLE):
-        found = "zstd"
+    found = compression_of(raw)
     promised = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
     if promised and not found:
         raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
+    sips: Any = InSips(raw)
+    opened: Any = gzip.GzipFile(fileobj=sips) if found == "gzip" else raw
     try:
         if found == "zstd":
-            yield from zstd_blocks(raw, file.size)
+            yield from zstd_blocks(raw, file)
         elif found == "xz":
             yield from xz_blocks(raw)
+        elif found == "bzip2":
+            yield from bzip2_blocks(raw)
         else:
-            opened: Any = gzip.GzipFile(fileobj=InSips(raw)) if found else raw
             while block := opened.read(BLOCK):
                 yield block
     except EOFError:
         raise UserError(f"{file.shown} is truncated: its {found} data stops before the end; fetch it again") from None
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise UserError(f"{file.shown} is damaged: its {found} data cannot be read ({error}); fetch it again") from None
+        raise damaged(file, found, error) from None
+    except OSError as error:  # of bz2, which has no error of its own, or of the disk
+        if found != "bzip2" or error.errno is not None:
+            raise
+        raise damaged(file, found, error) from None
+
+
+def damaged(file: SourceFile, found: str, error: Exception) -> UserError:
+    return UserError(f"{file.shown} is damaged: its {found} data cannot be read ({error}); fetch it again")
 
 
 class InSips:
     """A file that gives at most SIP bytes at a time, so that its place is near what has been decompressed: Python's own
     readers take up to 128 KiB ahead, which is a megabyte of text that the survey would not count."""
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: Peekable) -> None:
         self.raw = raw
-        self.seek = raw.seek
 
     def read(self, size: int = -1) -> bytes:
         return self.raw.read(SIP if size < 0 else min(size, SIP))
 
 
-def xz_blocks(raw: BinaryIO) -> Iterator[bytes]:
+def bzip2_blocks(raw: Peekable) -> Iterator[bytes]:
+    """Stream by stream, as parallel compressors write them. What follows the last stream and is none is an error, but
+    for zeros."""
+    decompressor = bz2.BZ2Decompressor()
+    data = b""
+    while True:
+        if decompressor.eof:
+            data = (decompressor.unused_data or raw.read(SIP)).lstrip(b"\0")
+            while not data and (data := raw.read(SIP)):
+                data = data.lstrip(b"\0")
+            if not data:
+                return
+            decompressor = bz2.BZ2Decompressor()
+        elif decompressor.needs_input and not (data := raw.read(SIP)):
+            raise EOFError
+        if block := decompressor.decompress(data, BLOCK):
+            yield block
+        data = b""
+
+
+def xz_blocks(raw: Peekable) -> Iterator[bytes]:
     """Stream by stream, since Python's own reader of .xz has no limit of memory. Zeros may stand between streams."""
     decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
     data, ended = b"", False
@@ -85,16 +133,22 @@ def xz_blocks(raw: BinaryIO) -> Iterator[bytes]:
         data = b""
 
 
-def zstd_blocks(raw: BinaryIO, size: int) -> Iterator[bytes]:
+def zstd_blocks(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
     """Frame by frame, since zstandard's own stream reader takes a truncated frame for a whole one.
 
     1 KiB at a time bounds what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
+
+    Raises:
+        UserError: for a window that would take more memory than a file of this size may ask for.
     """
-    decompressor = zstandard.ZstdDecompressor(max_window_size=min(2**31, max(ZSTD_WINDOW, 64 * size)))
+    largest = min(2**31, max(ZSTD_WINDOW, 64 * file.size))
+    decompressor = zstandard.ZstdDecompressor(max_window_size=largest)
     frame, pending = None, bytearray()
     while data := raw.read(1024):
         while data:
-            frame = frame or decompressor.decompressobj()
+            if frame is None:
+                frame = decompressor.decompressobj()
+                check_window(data, file, largest)
             pending += frame.decompress(data)
             data = frame.unused_data if frame.eof else b""
             if frame.eof:
@@ -106,6 +160,24 @@ def zstd_blocks(raw: BinaryIO, size: int) -> Iterator[bytes]:
         yield bytes(pending)
     if frame is not None:
         raise EOFError
+
+
+def check_window(start: bytes, file: SourceFile, largest: int) -> None:
+    """Tell a frame whose window is too large from a damaged one.
+
+    Raises:
+        UserError: with the command that packs the file anew.
+    """
+    try:
+        window = zstandard.get_frame_parameters(start).window_size
+    except zstandard.ZstdError:  # damaged, or so short that it is read at the next block
+        return
+    if window > largest:
+        here = shlex.quote(file.shown)
+        raise UserError(
+            f"{file.shown} was compressed by zstd with a window of {window >> 20:,} MiB, and of a file of this size at "
+            f"most {largest >> 20:,} MiB is taken; pack it anew: zstd -dc --long=31 {here} | zstd -o NEW.zst"
+        )
 
 
 def peekable(blocks: Iterator[bytes]) -> Iterator[bytes]:

@@ -22,7 +22,10 @@ from isoflop import files
 from isoflop.data.clean import digest_of, fraction
 from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import SourceFile, find_files, parse_sources
-from isoflop.data.decompress import decompress, peekable
+from isoflop.data.decompress import compression_of, decompress, peekable
+from isoflop.data.encodings import to_utf8
+from isoflop.data.formats import written_in
+from isoflop.data.json_records import LONGEST_LINE, lines
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
 from isoflop.data.prepare import Progress, sweep
@@ -34,7 +37,7 @@ from isoflop.data.prepared_pairs import (
     open_pairs,
     write_side,
 )
-from isoflop.data.readers import LONGEST_LINE, binary_reason, lines
+from isoflop.data.reading import Reading
 from isoflop.data.tally import Tally
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
@@ -74,7 +77,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     if config.path:
         return open_pairs(Path(config.path))
     started = time.perf_counter()
-    given = Tokenizer.given(config.tokenizer)
+    given = Tokenizer.given(config.tokenizer, config.end_of_text)
     tally = Tally(strict=config.strict)
     sources = [(source, find_files(source, tally)) for source in parse_sources(config.sources)]
     if weighted := [source.name for source, _ in sources if source.weight is not None]:
@@ -96,8 +99,8 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     sweep(files.home() / "data")
     report: Progress = progress or (lambda stage, done, total, note="": None)
     report("reading", 0.0, 0.0, "pairs")
-    pairs = list(read_all(found, tally))
-    split = divide(pairs, list(read_all(named, tally)), config)
+    pairs = list(read_all(found, tally, config.encoding))
+    split = divide(pairs, list(read_all(named, tally, config.encoding)), config)
     tokenizer = given
     if tokenizer is None:
         kind = TOKENIZERS[config.tokenizer]()
@@ -118,7 +121,13 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
 
 def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile], given: Tokenizer | None) -> str:
     """A name for the result: changes with the files, with any setting that matters, and with the format."""
-    settings = [config.vocab_size if given is None else 0, config.heldout_fraction, config.strict, config.seed]
+    settings: list[Any] = [
+        config.vocab_size if given is None else 0,
+        config.heldout_fraction,
+        config.strict,
+        config.seed,
+        *([config.encoding] if config.encoding else []),
+    ]
     origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
     listed = [[list(file.identity) for file in some] for some in (found, named)]
     return sha256_of([FORMAT.name, FORMAT.version, RULES, settings, origin, listed])
@@ -131,14 +140,14 @@ def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> 
         UserError: for sources that hold no pairs.
     """
     found = [file for source in parse_sources(config.sources) for file in find_files(source, tally)]
-    once = dict.fromkeys(without_variants(list(read_all(found, tally)), Split()))
+    once = dict.fromkeys(without_variants(list(read_all(found, tally, config.encoding)), Split()))
     return LoosePairs.of(list(once), tokenizer)
 
 
 # Lines -> pairs
 
 
-def read_all(found: Iterable[SourceFile], tally: Tally) -> Iterator[Pair]:
+def read_all(found: Iterable[SourceFile], tally: Tally, encoding: str = "") -> Iterator[Pair]:
     """The pairs of all files. One without pairs, or that cannot be read, is counted, unless none has any or strict.
 
     Raises:
@@ -148,7 +157,7 @@ def read_all(found: Iterable[SourceFile], tally: Tally) -> Iterator[Pair]:
     failed: list[UserError] = []
     for file in found:
         try:
-            yield from read_pairs(file, tally)
+            yield from read_pairs(file, tally, encoding)
         except UserError as error:
             if tally.strict:
                 raise
@@ -158,8 +167,11 @@ def read_all(found: Iterable[SourceFile], tally: Tally) -> Iterator[Pair]:
         raise failed[0]
 
 
-def read_pairs(file: SourceFile, tally: Tally) -> Iterator[Pair]:
+def read_pairs(file: SourceFile, tally: Tally, encoding: str = "") -> Iterator[Pair]:
     """The pairs of a file, in its order.
+
+    Args:
+        encoding: of a file that is not UTF-8 and has no byte order mark.
 
     Raises:
         UserError: for a damaged file, one none of whose lines is a pair, or (strict) any line that is not.
@@ -167,13 +179,20 @@ def read_pairs(file: SourceFile, tally: Tally) -> Iterator[Pair]:
     before = tally.documents
     try:
         with file.path.open("rb") as raw:
+            compression = compression_of(raw)
             blocks = peekable(decompress(raw, file))
             first = next(blocks, b"").removeprefix(codecs.BOM_UTF8)
-            if reason := binary_reason(first):
+            written, reason = written_in(file, first, Reading(encoding=encoding), compression)
+            if reason:
                 tally.skip(file.shown, reason, file.size, whole=True)
                 return
+            blocks = itertools.chain([first], blocks)
+            if written:
+                blocks = peekable(to_utf8(blocks, written))
+                first = next(blocks, b"")
+                blocks = itertools.chain([first], blocks)
             separator = "\t" if b"\t" in first else " "
-            for number, (line, size) in enumerate(lines(itertools.chain([first], blocks)), 1):
+            for number, (line, size) in enumerate(lines(blocks), 1):
                 if not line and size <= LONGEST_LINE:
                     tally.empty += size > 0
                     continue

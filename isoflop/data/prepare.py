@@ -25,7 +25,7 @@ from isoflop.data.readers import read_or_skip
 from isoflop.data.scan import Part, Scan, choose_shares, list_parts
 from isoflop.data.shards import ShardWriter, dtype_for
 from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
-from isoflop.data.tally import Tally, total_of
+from isoflop.data.tally import Tally, notes_of, total_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.processors import cores
@@ -95,7 +95,7 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     if config.path:
         return open_prepared(Path(config.path))
     started = time.perf_counter()
-    given = Tokenizer.given(config.tokenizer)
+    given = Tokenizer.given(config.tokenizer, config.end_of_text)
     parts = list_parts(config)
     key = key_of(config, parts, given)
     folder = Path(out) if out else files.home() / "data" / key[:16]
@@ -301,4 +301,5 @@ def account_of(
             for number, (part, account) in enumerate(zip(scan.parts, scan.accounts, strict=True))
             if not part.heldout
         },
+        notes=notes_of(tally) or None,
     )

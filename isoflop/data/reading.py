@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-AUTO = "auto"
+FORMATS = (AUTO, TEXT) = ("auto", "text")
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Reading:
         column: of records, the one that holds the text.
         encoding: of text that is not UTF-8, by a name that Python knows; "": such text is not read.
         separator: what stands between the documents of a plain text; "": a file is one document.
-        format: AUTO: told by content; "text": plain text, whatever it holds.
+        format: AUTO: told by content; TEXT: plain text, whatever it holds.
     """
 
     column: str = "text"

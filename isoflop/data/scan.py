@@ -14,10 +14,12 @@ from isoflop import files
 from isoflop.data.clean import Digests, digest_of, fraction
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size, unchanged
+from isoflop.data.decompress import PIECE
 from isoflop.data.kinds import find_kind
-from isoflop.data.readers import PIECE, read_or_skip, utf8_boundary
+from isoflop.data.readers import read_or_skip
 from isoflop.data.survey import Survey
 from isoflop.data.tally import Tally, because
+from isoflop.data.text import utf8_boundary
 from isoflop.errors import UserError
 
 DROP, TRAIN, HELDOUT = b"\0", b"\1", b"\2"

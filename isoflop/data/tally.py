@@ -112,6 +112,14 @@ class Tally:
         return tuple(sorted(found, key=lambda one: (bool(one.meant), -(one.bytes or 0), -(one.count or 0))))
 
 
+def notes_of(tally: Tally) -> tuple[str, ...]:
+    """What was noticed, one line for each thing, with the first file and the number of the others."""
+    return tuple(
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {what}"
+        for what, paths in tally.notes.items()
+    )
+
+
 @dataclass
 class Kind:
     """Things that were not used for one reason: the first with its own reason, how many, and their bytes."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from isoflop.data.kinds import (
     EOT,
@@ -31,6 +31,8 @@ from isoflop.errors import UserError
 from isoflop.untrusted import foreign, parse_json, read_bytes
 
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
+LIKELY_SPECIAL = re.compile(r"<\|?[A-Za-z_][^<>]*\|?>|\[[A-Z_]+\]|</[a-z_]+>")
+MARK = "end_of_text"  # in the entry of an added token
 PLAIN_STRETCH = 4096  # characters that are looked up together, or left to the library together
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -44,6 +46,8 @@ PROBE = (
 class Tokenizer:
     """Text <-> ids. `eot` is the id that ends a document; `vocab_size` is the largest id plus one.
 
+    `end_of_text` is the name of the token that ends a document, where it is not among EOT_NAMES.
+
     `start` is the id that a model reads before a document: the tokenizer's own token for it where its encoding with
     special tokens begins with one (`begins`), as LLaMA's do; else `eot`, which ended the document before.
 
@@ -51,7 +55,7 @@ class Tokenizer:
         UserError: if the tokenizer has no known end-of-text token or does not give a probe text back exactly.
     """
 
-    def __init__(self, inner: tokenizers.Tokenizer, origin: str = "tokenizer") -> None:
+    def __init__(self, inner: tokenizers.Tokenizer, origin: str = "tokenizer", end_of_text: str = "") -> None:
         inner.no_truncation()
         inner.no_padding()
         inner.encode_special_tokens = True  # special tokens written in the text are text
@@ -60,7 +64,8 @@ class Tokenizer:
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
         if self.vocab_size > 2 * len(self.vocabulary) + MOST_UNUSED:
             raise UserError(f"{origin} has an id {self.vocab_size - 1} and only {len(self.vocabulary)} entries")
-        self.eot = find_eot(self.vocabulary, origin)
+        self.end_of_text = end_of_text
+        self.eot = find_eot(self.vocabulary, origin, end_of_text)
         around = list(inner.encode("", add_special_tokens=True).ids)  # what is put around a text
         self.begins = bool(around)
         self.start: int = around[0] if around else self.eot
@@ -94,7 +99,7 @@ class Tokenizer:
         return cls(units_in_bytes(units))
 
     @classmethod
-    def from_gpt2_merges(cls, path: Path | str) -> "Tokenizer":
+    def from_gpt2_merges(cls, path: Path | str, end_of_text: str = "") -> "Tokenizer":
         """GPT-2's tokenizer from its merges (`vocab.bpe`): ids are the 256 bytes in GPT-2's order, then one per merge.
 
         Raises:
@@ -119,11 +124,15 @@ class Tokenizer:
         if not merges:
             raise UserError(f"{path} holds no merges; name a tokenizer.json or GPT-2's vocab.bpe")
         with foreign(f"{path} is no list of merges"):
-            return cls(with_eot(byte_level(models.BPE(vocabulary, merges))), str(path))
+            return cls(with_eot(byte_level(models.BPE(vocabulary, merges))), str(path), end_of_text)
 
     @classmethod
-    def from_json(cls, text: str, origin: str = "tokenizer.json") -> "Tokenizer":
+    def from_json(cls, text: str, origin: str = "tokenizer.json", end_of_text: str = "") -> "Tokenizer":
         """Any tokenizer in the `tokenizers` library's JSON form.
+
+        Args:
+            end_of_text: the name of the token that ends a document; "": the one that `to_json` has marked, else the
+                first of EOT_NAMES that there is.
 
         Raises:
             UserError: if it is malformed, lossy or has no end-of-text token.
@@ -134,22 +143,40 @@ class Tokenizer:
             if growth(described) > MOST_GROWTH:
                 raise ValueError("its rules make a text longer without bound")
             for added in described.get("added_tokens") or []:
-                added["special"] = added["special"] or added["content"] in EOT_NAMES
-            return cls(tokenizers.Tokenizer.from_str(json.dumps(described)), origin)
+                if added.pop(MARK, False) is True:
+                    end_of_text = end_of_text or added["content"]
+                added["special"] = added["special"] or added["content"] in (*EOT_NAMES, end_of_text)
+            inner = tokenizers.Tokenizer.from_str(json.dumps(described))
+            if end_of_text and end_of_text in inner.get_vocab(
+                with_added_tokens=False
+            ):  # an entry that no text may become
+                inner.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
+            return cls(inner, origin, end_of_text)
 
     @classmethod
-    def from_file(cls, path: Path | str) -> "Tokenizer":
+    def from_file(cls, path: Path | str, end_of_text: str = "") -> "Tokenizer":
         """A tokenizer.json or GPT-2's merges, told apart by content."""
         text = read_text(Path(path))
-        return cls.from_json(text, str(path)) if text.lstrip().startswith("{") else cls.from_gpt2_merges(path)
+        if text.lstrip().startswith("{"):
+            return cls.from_json(text, str(path), end_of_text)
+        return cls.from_gpt2_merges(path, end_of_text)
 
     @classmethod
-    def given(cls, setting: str) -> "Tokenizer | None":
+    def given(cls, setting: str, end_of_text: str = "") -> "Tokenizer | None":
         """The tokenizer of the file that `data.tokenizer` names; None if it names a kind, which is trained."""
-        return None if setting in TOKENIZERS else cls.from_file(setting)
+        return None if setting in TOKENIZERS else cls.from_file(setting, end_of_text)
 
     def to_json(self) -> str:
-        return str(self._inner.to_str())
+        """What `from_json` reads. A token that ends documents under a name of its own is marked there, in a field that
+        the library and its other readers pass over."""
+        text = str(self._inner.to_str())
+        if not self.end_of_text:
+            return text
+        described = json.loads(text)
+        for added in described["added_tokens"]:
+            if added["id"] == self.eot:
+                added[MARK] = True
+        return json.dumps(described, ensure_ascii=False)
 
     # Text <-> ids
 
@@ -232,11 +259,24 @@ class Tokenizer:
             raise UserError(f"{origin} turns text into its end-of-text id {self.eot}; mark that token as special")
 
 
-def find_eot(vocabulary: dict[str, int], origin: str) -> int:
-    for name in EOT_NAMES:
+def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> int:
+    """The id of the token that ends a document.
+
+    Raises:
+        UserError: if there is none of that name, or of any known one.
+    """
+    for name in (end_of_text,) if end_of_text else EOT_NAMES:
         if name in vocabulary:
             return vocabulary[name]
-    raise UserError(f"{origin} has no end-of-text token; looked for {', '.join(EOT_NAMES)}")
+    likely = [name for name in vocabulary if LIKELY_SPECIAL.fullmatch(name)][:8]
+    there = f"; names like that in it: {', '.join(likely)}" if likely else ""
+    if end_of_text:
+        raise UserError(f"{origin} has no token {end_of_text!r}, which data.end_of_text names{there}")
+    example = likely[0] if likely else "NAME"
+    raise UserError(
+        f"{origin} has no end-of-text token of a known name ({', '.join(EOT_NAMES)}){there}: name its own with "
+        f"--set 'data.end_of_text={example}'"
+    )
 
 
 def growth(described: Any) -> float:

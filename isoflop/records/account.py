@@ -90,6 +90,7 @@ class DataAccount(Record):
         unused: all that was not used, by kind; found_bytes: what of it was lost, and what was read.
         sampled_share: of the training text that was prepared.
         folder: where the prepared data lies; seconds: that preparing it took; reused: it was there already.
+        notes: what was noticed about the files that were read, and the user should know.
     """
 
     vocab_size: int | None = None
@@ -117,6 +118,7 @@ class DataAccount(Record):
     folder: str | None = rare()
     seconds: float | None = rare()
     reused: bool | None = rare()
+    notes: tuple[str, ...] | None = rare()
 
     def not_used(self) -> "NotUsed":
         """What was not used, in words; of an account written before there were kinds, from its counts."""

@@ -213,7 +213,7 @@ def given_ids(data: DataConfig) -> int:
     """The ids of a tokenizer that is given; 0 if one is trained."""
     if data.path:
         return open_prepared(Path(data.path), verify_checksums=False).vocab_size
-    given = Tokenizer.given(data.tokenizer)
+    given = Tokenizer.given(data.tokenizer, data.end_of_text)
     return 0 if given is None else given.vocab_size
 
 

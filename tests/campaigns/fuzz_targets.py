@@ -1,11 +1,13 @@
 """What is fuzzed: for each kind of file a small valid example, the public door that reads it, and how to spoil it."""
 
+import bz2
 import contextlib
 import gzip
 import json
 import lzma
 import shutil
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -50,7 +52,8 @@ from isoflop.data.pairs import prepare_pairs, read_all
 from isoflop.data.prepare import prepare
 from isoflop.data.prepared import open_prepared
 from isoflop.data.prepared_pairs import open_pairs
-from isoflop.data.readers import Tally, read_documents
+from isoflop.data.readers import read_documents
+from isoflop.data.tally import Tally
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.export.bundle import Bundle, weights_of
@@ -181,6 +184,22 @@ def make_text(folder: Path) -> None:
     table = pa.table({"text": TEXTS[:20], "id": range(20)})
     pa.parquet.write_table(table, folder / "h.parquet", compression="zstd", row_group_size=8)
     pa.parquet.write_table(table, folder / "i.parquet", compression="none", use_dictionary=False)
+    with pa.ipc.new_stream(folder / "j.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=8)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_file(folder / "k.arrow", table.schema, options=options) as file:
+        file.write_table(table)
+    with tarfile.open(folder / "l.tar", "w") as tar:
+        for name in ("c.jsonl", "d.jsonl.gz", "h.parquet"):
+            tar.add(folder / name, arcname=f"../{name}")
+    with zipfile.ZipFile(folder / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("c.jsonl", "j.arrow", "b.csv"):
+            archive.write(folder / name, name)
+    (folder / "n.txt.bz2").write_bytes(bz2.compress(words.encode()))
+    (folder / "o").write_bytes(words.encode("utf-16"))
+    (folder / "p.json").write_text(json.dumps([{"text": text} for text in TEXTS[:6]], indent=1))
+    (folder / "q").write_text("".join(json.dumps({"text": text}, indent=1) + "\n" for text in TEXTS[:6]))
+    (folder / "r.txt").write_text("\n<|endoftext|>\n".join(TEXTS[:6]))
 
 
 def read_text(folder: Path) -> None:

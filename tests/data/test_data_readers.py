@@ -14,9 +14,13 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.data import readers
+from isoflop.data import json_records
 from isoflop.data.corpus import describe
-from isoflop.data.readers import PIECE, Tally, cut_pieces, lines, read_documents
+from isoflop.data.decompress import PIECE
+from isoflop.data.json_records import lines
+from isoflop.data.readers import read_documents
+from isoflop.data.tally import Tally
+from isoflop.data.text import cut_pieces
 from isoflop.errors import UserError
 
 COMPRESS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
@@ -139,8 +143,8 @@ def tar_of(content):
     [
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "binary"),
         (b"%PDF-1.7\nplain looking", "binary"),
-        ("naïve".encode("utf-16"), "binary"),
-        (tar_of(b"text " * 1000), "binary"),
+        ("naïve".encode("utf-16-le"), "utf-16-le"),
+        (b"\x04\x22\x4d\x18" + bytes(range(1, 200)), "lz4 -d FILE"),
         ("caf\xe9 latin".encode("latin-1"), "not valid UTF-8 at byte 3"),
         (b"surrogate \xed\xa0\x80", "not valid UTF-8 at byte 10"),
     ],
@@ -186,7 +190,7 @@ def test_bad_records_are_counted_with_their_bytes_and_the_file_goes_on(tmp_path)
 
 
 def test_an_overlong_record_is_not_held(monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(json_records, "LONGEST_LINE", 1000)
     content = b"a\n" + b"x" * 5000 + b"\nb\n"
     found = list(lines(content[i : i + 300] for i in range(0, len(content), 300)))
     assert [line for line, size in found if size <= 1000 and line] == [b"a", b"b"]

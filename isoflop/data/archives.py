@@ -1,0 +1,181 @@
+"""Zip and tar -> their files, one after another, read where they lie: nothing is unpacked under a name of theirs."""
+
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from isoflop.data.corpus import SourceFile
+from isoflop.data.tally import Tally
+from isoflop.errors import UserError
+
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA's may ask for 4 GiB of memory
+LARGEST_HEADER = 1 << 20  # bytes of a long name or of attributes in a tar
+DOCUMENTS = {  # files that are zips inside
+    "[Content_Types].xml": "a Microsoft Office document; save it as text",
+    "mimetype": "an e-book or office document; save it as text",
+    "META-INF/MANIFEST.MF": "a Java archive",
+    "AndroidManifest.xml": "an Android program",
+}
+NO_TEXTS = ("/data.pkl",)  # how a file ends that only PyTorch's weights have
+DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+)
+
+
+class Content:
+    """The content of a member, read from front to back.
+
+    Raises:
+        UserError: where the archive turns out to be damaged.
+    """
+
+    def __init__(self, inner: Any, archive: SourceFile, kind: str) -> None:
+        self.inner, self.archive, self.kind = inner, archive, kind
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        try:
+            return bytes(self.inner.read(size))
+        except DAMAGE as error:
+            raise damaged(self.archive, self.kind, error) from None
+
+    def peek(self, size: int = 0, /) -> bytes:
+        try:
+            return bytes(self.inner.peek(size))
+        except DAMAGE as error:
+            raise damaged(self.archive, self.kind, error) from None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in an archive. `size` is that of its content before any compression of its own is undone."""
+
+    file: SourceFile
+    content: "Content"
+    size: int
+
+
+def zip_members(raw: BinaryIO, file: SourceFile, tally: Tally) -> Iterator[Member]:
+    """The files of a zip in its own order, hidden ones left out. What cannot be read is skipped and counted.
+
+    Raises:
+        UserError: for a damaged archive.
+    """
+    try:
+        with zipfile.ZipFile(raw) as archive:
+            infos = archive.infolist()
+            if what := document_kind([info.filename for info in infos]):
+                tally.skip(file.shown, f"binary, not text ({what})", file.size, whole=True)
+                return
+            for info in infos:
+                if info.is_dir() or is_hidden(info.filename):
+                    continue
+                member = member_file(file, info.filename, info.compress_size)
+                if info.flag_bits & 1:
+                    tally.skip(member.shown, "encrypted; unpack it first: unzip", info.compress_size, whole=True)
+                elif info.compress_type not in PLAIN_METHODS:
+                    reason = f"compressed by method {info.compress_type} of zip, which is not read; unpack it first"
+                    tally.skip(member.shown, reason, info.compress_size, whole=True)
+                else:
+                    with archive.open(info) as content:
+                        yield Member(member, Content(content, file, "zip"), info.file_size)
+    except DAMAGE as error:
+        raise damaged(file, "zip", error) from None
+
+
+def tar_members(blocks: Iterable[bytes], file: SourceFile, tally: Tally) -> Iterator[Member]:
+    """The files of a tar as they come, hidden ones left out; links and devices are skipped and counted.
+
+    Raises:
+        UserError: for a damaged or truncated archive.
+    """
+    stream: Any = Stream(blocks)
+    try:
+        with tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as opened:
+            archive: Any = opened
+            while (info := archive.next()) is not None:
+                archive.members.clear()  # else it keeps all of them
+                if info.isdir() or is_hidden(info.name):
+                    continue
+                member = member_file(file, info.name, info.size)
+                content = archive.extractfile(info) if info.isreg() else None
+                if content is None:
+                    tally.skip(member.shown, "a link or a device in an archive", 0, whole=True)
+                else:
+                    yield Member(member, Content(content, file, "tar"), info.size)
+            if getattr(archive, "has_no_end", False):
+                tally.note(
+                    file.shown, "this tar has no mark of its end, so more may have followed: it may be truncated"
+                )
+    except DAMAGE as error:
+        raise damaged(file, "tar", error) from None
+
+
+class Header(tarfile.TarInfo):
+    """A header of tar that is read or refused: the library takes a damaged one for the end of the archive, and reads a
+    name of any length into memory."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "Header":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            archive: Any = tarfile_
+            archive.has_no_end = True
+            raise
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from None
+
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> Any:
+        if not self.isreg() and self.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tarfile_)  # type: ignore[misc]
+
+
+class Stream:
+    """Blocks as a file that is read from front to back."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self.blocks, self.held = iter(blocks), b""
+
+    def read(self, size: int) -> bytes:
+        parts, wanted = [], size
+        while wanted > 0:
+            if not self.held:
+                self.held = next(self.blocks, b"")
+                if not self.held:
+                    break
+            parts.append(self.held[:wanted])
+            self.held = self.held[wanted:]
+            wanted -= len(parts[-1])
+        return b"".join(parts)
+
+
+def member_file(archive: SourceFile, name: str, size: int) -> SourceFile:
+    return SourceFile(archive.path, f"{archive.shown}/{name}", size, archive.identity, within=archive.shown)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or a folder above it is hidden, as in folders; or what macOS adds to a zip."""
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
+
+
+def document_kind(names: list[str]) -> str:
+    """What a zip is that is no archive of files to its user; "" for any other."""
+    if any(name.endswith(NO_TEXTS) for name in names):
+        return "PyTorch's weights"
+    return next((what for name, what in DOCUMENTS.items() if name in names), "")
+
+
+def damaged(file: SourceFile, kind: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split()) or "it stops before its end"
+    return UserError(f"{file.shown} is a damaged {kind} archive ({reason[:200]}); fetch it again")

@@ -1,0 +1,188 @@
+"""Parquet and Arrow -> the text column, a few rows at a time."""
+
+import io
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from isoflop import files
+from isoflop.data.corpus import SourceFile
+from isoflop.data.decompress import BLOCK
+from isoflop.data.json_records import no_column
+from isoflop.data.tally import Tally
+from isoflop.errors import DiskError, UserError
+
+ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
+SPARE = 64 * 2**20  # bytes of a disk that are not filled
+CHECKED = 64 * 2**20  # bytes written between two looks at the disk
+TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_string_view,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_binary_view,
+    pa.types.is_fixed_size_binary,
+    pa.types.is_null,
+)
+Moved = Callable[[int], None] | None
+
+
+def spooled(blocks: Iterable[bytes], file: SourceFile, size: int) -> BinaryIO:
+    """A temporary file with the blocks, for formats that are not read from front to back. It goes with this process.
+
+    Args:
+        size: bytes that there will be, as far as that is known.
+
+    Raises:
+        UserError: if the disk would be full.
+    """
+    folder = files.spool()
+    with files.disk_errors(f"the unpacked {file.shown}"):
+        unpacked = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the caller; gone by itself after a kill
+    try:
+        wanted, written = size, 0
+        for block in blocks:
+            if wanted >= 0:
+                free = shutil.disk_usage(folder).free
+                if free < wanted + SPARE:
+                    raise DiskError(
+                        f"{file.shown} has to be unpacked to be read, and {folder} has {free / 1e9:.1f} GB left: free "
+                        f"some space there or set ISOFLOP_HOME to a folder on another disk"
+                    )
+                wanted = -CHECKED
+            with files.disk_errors(f"the unpacked {file.shown}"):
+                unpacked.write(block)
+            written += len(block)
+            wanted += len(block)
+        with files.disk_errors(f"the unpacked {file.shown}"):
+            unpacked.seek(0)
+    except BaseException:
+        unpacked.close()
+        raise
+    return cast(BinaryIO, unpacked)
+
+
+def parquet_documents(raw: BinaryIO, file: SourceFile, column: str, tally: Tally, moved: Moved) -> Iterator[bytes]:
+    """The text column of a parquet file.
+
+    Raises:
+        UserError: for a damaged file, or one without such a column of text.
+    """
+    try:
+        table = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK)
+        if column not in table.schema_arrow.names:
+            raise no_column(file, column, table.schema_arrow.names, likely_column(table.schema_arrow))
+        rows = 0
+        for batch in table.iter_batches(batch_size=ROWS, columns=[column], use_threads=False):
+            yield from texts(batch.column(0), file, column, tally)
+            rows += batch.num_rows
+            if moved:
+                moved(file.size * rows // max(table.metadata.num_rows, 1))
+    except (pa.ArrowException, io.UnsupportedOperation) as error:
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{file.shown} is a damaged parquet file ({first_line}); fetch it again") from None
+
+
+def arrow_documents(
+    raw: BinaryIO, file: SourceFile, stream: bool, column: str, tally: Tally, moved: Moved
+) -> Iterator[bytes]:
+    """The text column of an Arrow IPC file or stream, as `datasets` writes them. Buffers are views of the mapped file,
+    so that a batch of gigabytes takes no memory.
+
+    Raises:
+        UserError: for a damaged file, or one without such a column of text.
+    """
+    try:
+        buffer = pa.py_buffer(mmap.mmap(raw.fileno(), os.fstat(raw.fileno()).st_size, access=mmap.ACCESS_READ))
+        opened = pa.ipc.open_stream if stream else pa.ipc.open_file
+        schema = opened(pa.BufferReader(buffer)).schema
+        if column not in schema.names:
+            raise no_column(file, column, schema.names, likely_column(schema))
+        options = pa.ipc.IpcReadOptions(included_fields=[schema.names.index(column)], use_threads=False)
+        source = pa.BufferReader(buffer)
+        reader = opened(source, options=options)
+        for number, batch in enumerate(batches_of(reader, stream), 1):
+            values = batch.column(batch.schema.names.index(column))
+            values.validate(full=True)  # offsets of a stranger may lead anywhere
+            for start in range(0, len(values), ROWS):
+                yield from texts(values.slice(start, ROWS), file, column, tally)
+            if moved:
+                share = source.tell() / len(buffer) if stream else number / max(reader.num_record_batches, 1)
+                moved(int(file.size * min(1.0, share)))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        first_line = str(error).partition("\n")[0]
+        raise UserError(f"{file.shown} is a damaged Arrow file ({first_line}); fetch it again") from None
+
+
+def batches_of(reader: Any, stream: bool) -> Iterator[Any]:
+    if stream:
+        yield from reader
+    else:
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+def likely_column(schema: Any) -> str:
+    """The first column that holds text, "" if none does."""
+    return next((field.name for field in schema if is_text(plain_type(field.type))), "")
+
+
+def plain_type(kind: Any) -> Any:
+    """The type of the values below extensions, dictionaries and runs."""
+    while True:
+        if isinstance(kind, pa.BaseExtensionType):
+            kind = kind.storage_type
+        elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        else:
+            return kind
+
+
+def is_text(kind: Any) -> bool:
+    return any(is_one(kind) for is_one in TEXTS)
+
+
+def texts(values: Any, file: SourceFile, column: str, tally: Tally) -> Iterator[bytes]:
+    """The texts of a few rows; what holds none is skipped and counted."""
+    for value in (item.as_py() for item in as_binary(values, file, column)):
+        reason = f"column {column!r} holds nothing" if value is None else ""
+        try:
+            (value or b"").decode()
+        except UnicodeDecodeError:
+            reason = "a record is not valid UTF-8"
+        if reason:
+            tally.skip(file.shown, reason, len(value or b""), whole=False)
+            continue
+        tally.documents += 1
+        yield value
+
+
+def as_binary(values: Any, file: SourceFile, column: str) -> Any:
+    """Values of any type of text as bytes.
+
+    Raises:
+        UserError: for a column of anything else.
+    """
+    kind = plain_type(values.type)
+    if not is_text(kind):
+        raise UserError(
+            f"{file.shown} column {column!r} holds {kind}, not text: choose another, as in PATH@NAME or with "
+            "--set data.text_column=NAME"
+        )
+    while not values.type.equals(kind):
+        if isinstance(values, pa.ExtensionArray):
+            values = values.storage
+        elif pa.types.is_run_end_encoded(values.type):
+            values = pa.compute.run_end_decode(values)
+        else:
+            values = values.dictionary_decode()
+    return values.cast(pa.large_binary())

@@ -1,0 +1,334 @@
+"""What a file is, told by its beginning; its name is believed only where the content leaves a choice.
+
+known by first bytes: parquet, Arrow, zip, tar, pictures and the like
+else what it is written in: UTF-8, an encoding with a byte order mark, the one that the user names, none of these
+then what the text is: JSON lines, JSON values or an array of them, a table with a header, plain text
+"""
+
+import codecs
+import csv
+import io
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from isoflop.data.corpus import SourceFile
+from isoflop.data.decompress import COMPRESSION_ENDINGS, PIECE, UNPACKING
+from isoflop.data.encodings import (
+    decoded,
+    guessed_encoding,
+    is_utf8,
+    is_wide,
+    keeps_ascii,
+    looks_like_text,
+    marked_encoding,
+    way_out,
+)
+from isoflop.data.reading import AUTO, Reading
+from isoflop.data.text import utf8_boundary
+from isoflop.errors import UserError
+
+RECORD_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+TABLE_ENDINGS = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+BINARY_STARTS = {
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
+    b"GIF8": "a picture",
+    b"%PDF-": "a PDF, whose text has to be extracted first, as by pdftotext",
+    b"\x7fELF": "a program",
+    b"SQLite format 3": "a database",
+    b"PARE": "an encrypted parquet",
+    b"FEA1": "Feather of version 1; pyarrow writes it anew as parquet",
+    b"ORC": "ORC; pyarrow writes it anew as parquet",
+    b"Obj\x01": "Avro, which has to be written anew as parquet or .jsonl",
+    b"\x89HDF": "HDF5",
+    b"\x93NUMPY": "a numpy array",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first: 7z x FILE",
+    b"Rar!\x1a\x07": "a rar archive; unpack it first: unrar x FILE",
+    b"\x04\x22\x4d\x18": "compressed with lz4; unpack it first: lz4 -d FILE",
+    b"\xff\x06\x00\x00sNaPpY": "compressed with snappy, which is not read",
+    b"LZIP": "compressed with lzip; unpack it first: lzip -d FILE",
+    b"\x1f\x9d": "compressed with compress; unpack it first: uncompress FILE",
+    b"\x5d\x00\x00": "compressed as .lzma; unpack it first: xz --format=lzma -d FILE",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a Microsoft Office document; save it as text",
+    b"{\\rtf": "an RTF document; save it as text",
+}
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+TAR, TAR_AT = b"ustar", 257
+ARRAY = re.compile(r"\[\s*[{\"]")
+OBJECT = re.compile(r"\{\s*\"(?:[^\"\\]|\\.)*\"\s*:")
+LONGEST_FIELD = 64 * 1024 * 1024  # characters of a table, and bytes of a record: a longer one is not held
+LOOKED_AT = 4 * PIECE  # bytes by which records are told from text
+LONGEST_HEADER = 200  # characters of a name in the first line of a table
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a table is written: `delimiter`, whether quotes are quotes, and the names in its first line; `likely` is the
+    name of the column with the most text."""
+
+    delimiter: str
+    quoted: bool
+    header: tuple[str, ...]
+    likely: str = ""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What a file is.
+
+    Attributes:
+        kind: "text", "jsonl", "json", "table", "parquet", "arrow", "arrow stream", "zip" or "tar".
+        encoding: what it is written in; "": UTF-8 (or it is no text).
+        reason: why it cannot be read as text; "": it can.
+        promised: its name says what it is, so that records without the text column are an error.
+        table: of a "table".
+        hint: what can be done about records that are not UTF-8; "": nothing is known.
+    """
+
+    kind: str
+    encoding: str = ""
+    reason: str = ""
+    promised: bool = False
+    table: Table | None = None
+    hint: str = ""
+
+
+def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "", inside: bool = False) -> Format:
+    """What a file is, from its `first` bytes, decompressed: at least 64 KiB or the whole of it.
+
+    Raises:
+        UserError: for an ending that promises parquet where there is none.
+    """
+    ending = ending_of(file.shown)
+    if how.format == AUTO:
+        if first.startswith(b"PAR1"):
+            return Format("parquet", promised=True)
+        if ending == ".parquet":
+            raise UserError(f"{file.shown} is not a parquet file, whatever its name says")
+        if first.startswith(b"ARROW1\0\0"):
+            return Format("arrow", promised=True)
+        if first.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(first[4:8], "little") < 1 << 28:
+            return Format("arrow stream", promised=True)
+        if first.startswith(ZIP):
+            return Format("zip")
+        if first[TAR_AT : TAR_AT + 5] == TAR:
+            return Format("tar")
+    if reason := binary_kind(first):
+        return Format("text", reason=reason)
+    encoding, reason, hint = encoding_of(file, first, how, compression, inside)
+    if reason.startswith("binary") or how.format != AUTO:
+        return Format("text", encoding, f"{reason}, {hint}" if hint else reason)
+    is_stream = file.path != Path(file.shown) and not inside
+    found = kind_of_text(beginning(first[:LOOKED_AT], encoding), ending, how.column, is_stream)
+    if found.kind == "text" and reason:
+        return Format("text", reason=f"{reason}, {hint}" if hint else reason)
+    return replace(found, encoding=encoding, hint=hint if "seems" in hint else "")
+
+
+def ending_of(shown: str) -> str:
+    """The last ending of a name below those of compressions, in small letters."""
+    suffixes = [suffix.lower() for suffix in Path(shown).suffixes]
+    while suffixes and suffixes[-1] in COMPRESSION_ENDINGS:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+def binary_kind(first: bytes) -> str:
+    """What a file that is no text is by its first bytes; "" for anything else."""
+    found = next((what for magic, what in BINARY_STARTS.items() if first.startswith(magic)), "")
+    if not found and (first.startswith(ZIP) or first[TAR_AT : TAR_AT + 5] == TAR):
+        found = "an archive"
+    return f"binary, not text ({found})" if found else ""
+
+
+def binary_reason(first: bytes) -> str:
+    """Why these first bytes of a file are not text in UTF-8; "" if they are. A few NULs are text, a tenth is not."""
+    head = first[:PIECE]
+    if reason := binary_kind(first):
+        return reason
+    if 10 * head.count(0) > len(head):
+        return "binary, not text"
+    try:
+        head[: utf8_boundary(head)].decode()
+    except UnicodeDecodeError as error:
+        return f"not valid UTF-8 at byte {error.start}"
+    return ""
+
+
+def written_in(file: SourceFile, first: bytes, how: Reading, compression: str) -> tuple[str, str]:
+    """(encoding, "" for UTF-8; why it cannot be read as text, with what can be done about that, "" if it can)."""
+    if reason := binary_kind(first):
+        return "", reason
+    encoding, reason, hint = encoding_of(file, first, how, compression, inside=False)
+    return encoding, f"{reason}, {hint}" if hint else reason
+
+
+def encoding_of(file: SourceFile, first: bytes, how: Reading, compression: str, inside: bool) -> tuple[str, str, str]:
+    """(encoding, "" for UTF-8; reason why it is not read, "" if it is; what can be done about that)."""
+    if marked := marked_encoding(first):
+        return marked, "", ""
+    reason = binary_reason(first)
+    if not reason:
+        if not how.encoding or is_wide(how.encoding):
+            return "", "", ""
+        whole = first[: utf8_boundary(first)] if len(first) >= PIECE else first
+        return ("" if not whole.isascii() and keeps_ascii(how.encoding) else how.encoding), "", ""
+    if how.encoding:
+        if looks_like_text(decoded(first[:PIECE], how.encoding)):
+            return how.encoding, "", ""
+        if reason.startswith("binary") or not might_be_text(first[:PIECE]):
+            return "", "binary, not text", ""
+        return "", f"{reason}, nor in {how.encoding}", ""
+    name = guessed_encoding(first)
+    if not name:
+        if reason.startswith("binary") or not might_be_text(first[:PIECE]):
+            return "", "binary, not text", ""
+        return "", reason, "name its encoding with --set data.encoding=NAME"
+    if reason.startswith("binary"):
+        reason = "not UTF-8"
+    is_stream = file.path != Path(file.shown)
+    out = way_out(name, UNPACKING.get(compression, ""), inside or is_stream)
+    return "", reason, f"it seems to be {name}: {out}"
+
+
+def might_be_text(head: bytes) -> bool:
+    """Whether hardly any byte is a control of ASCII: an encoding that nobody has guessed, or text with a fault."""
+    odd = sum(head.count(byte) for byte in range(32) if byte not in b"\t\n\r\f\v\x1b")
+    return 200 * odd <= len(head)
+
+
+def beginning(first: bytes, encoding: str) -> str:
+    """The beginning of a text, without a byte order mark and the character that its end may cut."""
+    if encoding and not (keeps_ascii(encoding) and is_utf8(first[: utf8_boundary(first)])):
+        text = codecs.getincrementaldecoder(encoding)("replace").decode(first)
+    else:
+        text = first[: utf8_boundary(first)].decode("utf-8", "replace")
+    return text.removeprefix("\ufeff")
+
+
+def kind_of_text(head: str, ending: str, column: str, is_stream: bool) -> Format:
+    """JSON lines, JSON values, a table or plain text."""
+    promised = RECORD_ENDINGS.get(ending) == "jsonl"
+    start = head.lstrip("\ufeff \t\r\n")
+    if start.startswith("{"):
+        if kind := kind_of_objects(start, column, promised or is_stream):
+            return Format(kind, promised=promised or is_stream)
+    elif ARRAY.match(start) and (promised or is_array(start)) and not lists_line_by_line(start):
+        return Format("json", promised=promised)
+    if promised:
+        return Format("jsonl", promised=True)
+    if table := table_of(head.lstrip("\ufeff\r\n"), ending, column):
+        return Format("table", table=table)
+    return Format("text")
+
+
+def kind_of_objects(start: str, column: str, expected: bool) -> str:
+    """ "jsonl" for an object in each line, "json" for objects of several lines, "" if it is neither."""
+    line, newline, rest = start.partition("\n")
+    record = parsed(line)
+    if isinstance(record, dict):
+        if column in record or expected:
+            return "jsonl"
+        return "jsonl" if isinstance(parsed(rest.lstrip().partition("\n")[0]), dict) else ""
+    named = re.search(json_key(column), start) is not None
+    if not newline:  # longer than what was looked at
+        return "jsonl" if named and OBJECT.match(start) else ""
+    value, end = first_value(start)
+    if isinstance(value, dict):
+        several = isinstance(first_value(start[end:].lstrip(" \t\r\n,"))[0], dict)
+        return "json" if column in value or several or expected else ""
+    return "json" if named and end < 0 and OBJECT.match(start) and not line.strip("{ \t\r") else ""
+
+
+def is_array(start: str) -> bool:
+    """Whether what begins like an array of objects or texts is one, as far as it can be seen."""
+    inner = start[1:].lstrip()
+    value, end = first_value(inner)
+    if end < 0:  # longer than what was looked at
+        return len(inner) > PIECE // 2 and (inner.startswith('"') or OBJECT.match(inner) is not None)
+    after = inner[end:].lstrip()
+    if not after.startswith((",", "]")):
+        return after == "" and len(inner) > PIECE // 2
+    if isinstance(value, str):  # one text in brackets may be anything
+        whole, last = first_value(start)
+        if len(start) < PIECE // 2 and (not isinstance(whole, list) or start[last:].strip()):
+            return False
+        return isinstance(first_value(after[1:].lstrip())[0], str) or len(value) > PIECE // 4
+    return isinstance(value, dict)
+
+
+def lists_line_by_line(start: str) -> bool:
+    """Whether each line is an array by itself."""
+    line, _, rest = start.partition("\n")
+    return isinstance(parsed(line), list) and rest.lstrip().startswith("[")
+
+
+def first_value(text: str) -> tuple[Any, int]:
+    """(the JSON value that a text begins with, where it ends), (None, -1) if there is none or it goes on."""
+    try:
+        return json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None, -1
+
+
+def parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def json_key(column: str) -> str:
+    return re.escape(json.dumps(column)) + r"\s*:"
+
+
+def table_of(head: str, ending: str, column: str) -> Table | None:
+    """How a table with a header is written, None if a text is no table.
+
+    A name that promises one is believed if its lines have as many fields as the header; else the header must name the
+    text column too.
+    """
+    promised = ending in TABLE_ENDINGS
+    first_line = head.partition("\n")[0]
+    if not promised and column not in first_line:
+        return None
+    for delimiter in dict.fromkeys((TABLE_ENDINGS.get(ending, ","), ",", "\t", ";", "|")):
+        for quoted in (True, False):
+            rows = rows_of(head, delimiter, quoted) if delimiter in first_line or promised else []
+            if not rows:
+                continue
+            header, body = tuple(name.strip() for name in rows[0]), rows[1:]
+            fitting = [row for row in body if len(row) == len(header)]
+            if len(set(header)) < len(header) or not all(header) or max(map(len, header)) > LONGEST_HEADER:
+                continue
+            if quoted and delimiter == "\t" and len(fitting) < len(body):  # TSV often knows no quotes
+                continue
+            named, wide = column in header, len(header) > 1
+            regular = wide and len(fitting) > 0 and 10 * len(fitting) >= 9 * len(body)
+            if (named and (regular or (promised and (wide or not body or len(fitting) == len(body))))) or (
+                promised and regular and len(fitting) == len(body)
+            ):
+                lengths = [sum(len(row[place]) for row in fitting) for place in range(len(header))]
+                return Table(delimiter, quoted, header, header[lengths.index(max(lengths))])
+    return None
+
+
+def rows_of(head: str, delimiter: str, quoted: bool) -> list[list[str]]:
+    """The rows that are whole in a beginning."""
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        read = csv.reader(
+            io.StringIO(head, newline=""), delimiter=delimiter, quoting=quoting_of(quoted), strict=delimiter == "\t"
+        )
+        rows = [row for row in read if row]
+    except csv.Error:
+        return []
+    return rows[:-1] if len(head) >= PIECE // 2 and len(rows) > 1 else rows
+
+
+def quoting_of(quoted: bool) -> Literal[0, 3]:
+    """The csv module's word for it."""
+    return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE

@@ -1,0 +1,85 @@
+"""Tables with a header in their first line (CSV, TSV) -> the text of each row."""
+
+import codecs
+import csv
+from collections.abc import Iterable, Iterator
+
+from isoflop.data.formats import LONGEST_FIELD, Table, quoting_of
+from isoflop.data.json_records import TextColumn, encoded
+
+
+class Lines:
+    """The lines of blocks of UTF-8, with their ends, as the csv module wants them; counts what it has given.
+
+    A line may be as long as a record; of a longer one LONGEST_FIELD characters are given, which csv refuses."""
+
+    def __init__(self, blocks: Iterable[bytes]) -> None:
+        self.blocks = iter(blocks)
+        self.given = 0  # bytes
+
+    def __iter__(self) -> Iterator[str]:
+        decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
+        held: list[str] = []
+        length, first = 0, True
+        for block in self.blocks:
+            text = decode(block)
+            if first:
+                text, first = text.lstrip("\ufeff\r\n"), False
+            *whole, rest = text.split("\n")
+            for line in whole:
+                yield self.counted("".join((*held, line, "\n")))
+                held, length = [], 0
+            held.append(rest)
+            length += len(rest)
+            if length > LONGEST_FIELD:
+                yield self.counted("".join(held))
+                held, length = [], 0
+        if last := "".join((*held, decode(b"", True))):
+            yield self.counted(last)
+
+    def counted(self, line: str) -> str:
+        self.given += len(line)
+        return line
+
+
+def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) -> Iterator[bytes]:
+    """The text column of each row. A row with more or fewer fields than the header is skipped and counted: some field
+    holds a delimiter that is not quoted, and which one cannot be known."""
+    width = len(table.header)
+    if found.column not in table.header:
+        found.miss({name: table.likely * (name == table.likely) for name in table.header}, 0)
+        found.finish()
+        return
+    csv.field_size_limit(LONGEST_FIELD)
+    place, given = table.header.index(found.column), 0
+    lines = Lines(blocks)
+    quoting = quoting_of(table.quoted)
+    rows = csv.reader(iter(lines), delimiter=table.delimiter, quoting=quoting, strict=table.quoted)
+    header = True
+    while True:
+        reason, row = "", []
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            reason = f"a row is no CSV ({error})"
+            if "limit" in str(error):
+                reason = f"a row longer than {LONGEST_FIELD >> 20} MiB"
+        size, given = lines.given - given, lines.given
+        if header:
+            header = False
+            continue
+        if not reason and not row:
+            continue
+        if not reason and len(row) != width:
+            reason = f"a row has {len(row)} fields and the header {width}"
+        text = b""
+        if not reason:
+            reason, text = encoded(row[place], found.column)
+        if reason:
+            found.skip(reason, size)
+            continue
+        found.tally.documents += 1
+        found.tally.used_bytes += max(0, size - len(text))
+        yield text

@@ -1,0 +1,166 @@
+"""Plain text -> documents and pieces, newlines exactly as in the file."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from isoflop.data.corpus import SourceFile
+from isoflop.data.decompress import PIECE
+from isoflop.data.reading import Reading
+from isoflop.data.tally import Tally
+
+LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
+PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
+SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>", "[EOS]")  # as data sets write them out
+LOOKED_AT = 16  # pieces of a file in which separators are looked for
+FEWEST_INLINE = 3  # that say that documents are separated, where none has a line to itself
+
+
+def text_documents(
+    blocks: Iterable[bytes], file: SourceFile, how: Reading, tally: Tally, reason: str, encoding: str = "UTF-8"
+) -> Iterator[bytes]:
+    """Pieces of a plain text. They join to the whole file, but for separators of documents and for pieces that are not
+    valid UTF-8.
+
+    A file whose first 64 KiB is not text (`reason`) is skipped whole; an invalid stretch further on costs its own piece
+    only, because reading on to judge the whole file first would mean reading everything twice.
+
+    Args:
+        blocks: of UTF-8; bytes that were no text in the file's own `encoding` are not valid in them either.
+    """
+    if reason:
+        tally.skip(file.shown, reason, file.size, whole=True)
+        return
+    documents = separated(blocks, how.separator.encode()) if how.separator else iter([cut_pieces(blocks)])
+    position, seen = 0, Separators()
+    for pieces in documents:
+        counted = False
+        for piece in pieces:
+            try:
+                piece.decode()
+            except UnicodeDecodeError as error:
+                reason = f"not valid {encoding} at byte {position + error.start}"
+                tally.skip(file.shown, reason, len(piece), False, "piece")
+            else:
+                if not counted and (position == 0 or how.separator) and not piece.isspace():
+                    tally.documents += 1
+                    counted = True
+                seen.look(piece)
+                yield piece
+            position += len(piece)
+    if position == 0:
+        yield b""
+    if found := seen.found():
+        tally.note(file.shown, separator_note(found))
+
+
+class Separators:
+    """Whether a text holds what data sets write between documents, which is part of the text unless split there."""
+
+    def __init__(self) -> None:
+        self.inline = dict.fromkeys(SEPARATORS, 0)
+        self.alone: set[str] = set()  # those that have a line to themselves
+        self.pieces = 0
+
+    def look(self, piece: bytes) -> None:
+        self.pieces += 1
+        if self.pieces > LOOKED_AT:
+            return
+        for separator in SEPARATORS:
+            mark = separator.encode()
+            count = piece.count(mark)
+            if count:
+                self.inline[separator] += count
+                if re.search(rb"(?m)^[ \t\r]*" + re.escape(mark) + rb"[ \t\r]*$", piece):
+                    self.alone.add(separator)
+
+    def found(self) -> str:
+        """The separator that there is, "" for none."""
+        likely = [name for name, count in self.inline.items() if name in self.alone or count >= FEWEST_INLINE]
+        return max(likely, key=lambda name: self.inline[name], default="")
+
+
+def separator_note(separator: str) -> str:
+    return (
+        f"its documents seem to be separated by {separator}, which was read as ordinary text; "
+        f"split there with --set 'data.document_separator={separator}'"
+    )
+
+
+def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[bytes]]:
+    """The pieces of each document between separators, line ends next to them left out. Each document is to be consumed
+    before the next is asked for."""
+    held, ended = bytearray(), False
+    source = iter(blocks)
+
+    def document() -> Iterator[bytes]:
+        """Blocks up to the next separator."""
+        nonlocal ended
+        searched, begun = 0, False
+        while True:
+            at = held.find(separator, searched)
+            if at >= 0:
+                part = bytes(held[:at]).rstrip(b"\r\n")
+                del held[: at + len(separator)]
+                yield part if begun else part.lstrip(b"\r\n")
+                return
+            keep = len(separator) + 64  # a separator may have begun, and line ends before it
+            if len(held) > LONGEST_PIECE + keep:
+                part = bytes(held[: len(held) - keep])
+                del held[: len(part)]
+                yield part if begun else part.lstrip(b"\r\n")
+                begun = True
+            searched = max(0, len(held) - len(separator) + 1)
+            block = next(source, None)
+            if block is None:
+                ended = True
+                part = bytes(held)
+                held.clear()
+                yield part if begun else part.lstrip(b"\r\n")
+                return
+            held.extend(block)
+
+    while not ended:
+        yield cut_pieces(document())
+
+
+def cut_pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut at the last paragraph end within 64 KiB; else the first one after it; without one within 256 KiB, at the last
+    line end, and without that between two characters. Cuts depend on what comes before them only, so a file that has
+    grown at its end keeps its old pieces but the last."""
+    held = bytearray()
+    for block in blocks:
+        held += block
+        start = 0
+        while len(held) - start > LONGEST_PIECE:
+            end = start + piece_length(held[start : start + LONGEST_PIECE])
+            yield bytes(held[start:end])
+            start = end
+        del held[:start]
+    while len(held) > PIECE:
+        end = piece_length(held[:LONGEST_PIECE])
+        yield bytes(held[:end])
+        del held[:end]
+    if held:
+        yield bytes(held)
+
+
+def piece_length(window: bytearray) -> int:
+    ends = [match.end() for match in PARAGRAPH_END.finditer(window, 0, PIECE)]
+    if ends and ends[-1] >= PIECE // 2:
+        return ends[-1]
+    if later := PARAGRAPH_END.search(window, PIECE):
+        return later.end()
+    if len(window) < LONGEST_PIECE:
+        return len(window)
+    line_end = window.rfind(b"\n") + 1
+    return line_end if line_end > PIECE else utf8_boundary(window)
+
+
+def utf8_boundary(window: bytes | bytearray) -> int:
+    """The largest length that does not end within a character (the whole length where that is no UTF-8 anyway)."""
+    for back in range(1, min(4, len(window)) + 1):
+        byte = window[-back]
+        if byte & 0xC0 != 0x80:
+            width = 1 if byte < 0x80 else 2 if byte >> 5 == 6 else 3 if byte >> 4 == 14 else 4 if byte >> 3 == 30 else 1
+            return len(window) - back if width > back else len(window)
+    return len(window)
