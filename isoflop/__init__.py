@@ -218,12 +218,19 @@ def sample(
     )
 
 
-def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "text", beam: int = 1) -> "HeldOut":
+def evaluate(
+    run: Path | str,
+    sources: Sequence[str] = (),
+    text_column: str = "",
+    beam: int = 1,
+    set: Sequence[str] = (),
+) -> "HeldOut":
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`.
 
     Args:
-        text_column: of JSON lines and parquet files, holds the text.
+        text_column: of records, holds the text; by default the one that the run was trained on.
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
+        set: how the sources are to be read, as "data.encoding=cp1252"; by default as the run's own.
 
     Returns:
         Nats per token, perplexity, bits per byte (measure.HeldOut), and for seq2seq error rates.
@@ -233,7 +240,7 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     """
     from isoflop import job
 
-    return job.evaluate(run, sources, text_column, beam)
+    return job.evaluate(run, sources, text_column, beam, set)
 
 
 def __getattr__(name: str) -> Any:

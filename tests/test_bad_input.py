@@ -106,6 +106,18 @@ def finished(tmp_path, corpus, capsys) -> Path:
     return out
 
 
+def test_eval_reads_other_text_as_its_advice_says(finished, tmp_path, capsys):
+    """What a refusal names works in eval too: a column with the source, and --set."""
+    (tmp_path / "b.jsonl").write_text("".join(f'{{"body": "document {i}"}}\n' for i in range(9)))
+    (tmp_path / "latin.txt").write_bytes("Le café près de la forêt était fermé.\n".encode("latin-1") * 9)
+    said = refused(capsys, "eval", str(finished), str(tmp_path / "b.jsonl"))
+    assert f"{tmp_path}/b.jsonl@body" in said
+    assert cli(["eval", str(finished), f"{tmp_path}/b.jsonl@body"]) == 0
+    assert cli(["eval", str(finished), f"{tmp_path}/b.jsonl", "--set", "data.text_column=body"]) == 0
+    assert cli(["eval", str(finished), f"{tmp_path}/latin.txt", "--set", "data.encoding=latin-1"]) == 0
+    assert "data.encoding" in refused(capsys, "eval", str(finished), str(tmp_path), "--set", "model.layers=3")
+
+
 def test_things_that_need_a_run(finished, corpus, capsys, tmp_path):
     before = tree_of(finished)
     assert "finished" in refused(capsys, "train", str(corpus), "--out", str(finished), "--budget", "20steps")

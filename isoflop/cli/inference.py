@@ -59,8 +59,13 @@ def evaluate(
     json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept in decoding; 1 is greedy")] = 1,
     text_column: Annotated[
-        str, tyro.conf.arg(help="the column of .jsonl and .parquet files that holds the text")
-    ] = "text",
+        str, tyro.conf.arg(help="the column of records that holds the text; by default the run's own")
+    ] = "",
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="how the sources are read, as in data.encoding=cp1252"),
+    ] = (),
     trust_code: Trusted = (),
 ) -> None:
     """Measure held-out loss (and error rates, for seq2seq) on what the run held out itself, or on the sources named."""
@@ -70,7 +75,7 @@ def evaluate(
     from isoflop.records import not_used
 
     with trusting(*trust_code):
-        found = job.evaluate(run, sources, text_column, beam)
+        found = job.evaluate(run, sources, text_column, beam, set)
     if json:
         print(to_json(found.to_dict()), end="")
         return

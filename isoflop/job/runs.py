@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from isoflop import checkpoint
-from isoflop.config import from_dict
-from isoflop.data.config import DataConfig
+from isoflop.config import from_dict, override
+from isoflop.data.config import DataConfig, check
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.request import Request
@@ -27,6 +27,8 @@ from isoflop.records import (
 from isoflop.runtime import DTYPES, choose_device, make_runtime
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task, task_named
+
+READ_AS = ("data.text_column", "data.encoding", "data.document_separator", "data.format", "data.strict")
 
 
 def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
@@ -72,15 +74,19 @@ def sample(
     return task_named(snapshot.task).write(model, tokenizer, prompt, request)
 
 
-def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "text", beam: int = 1) -> HeldOut:
+def evaluate(
+    run: Path | str, sources: Sequence[str] = (), text_column: str = "", beam: int = 1, set: Sequence[str] = ()
+) -> HeldOut:
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`; and what
     its task is judged by beside that.
 
     Args:
+        text_column: of records, holds the text; "": the one that the run was trained on.
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
+        set: assignments to fields of `data` that say how the sources are read; otherwise they are as in the run.
 
     Raises:
-        UserError: if there is no run or no text.
+        UserError: if there is no run or no text, or for an assignment to anything else.
     """
     if not sources and was_imported(Path(run)):
         raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
@@ -92,8 +98,30 @@ def evaluate(run: Path | str, sources: Sequence[str] = (), text_column: str = "t
     if not sources:
         data: Any = data_of(read_run(run_folder_of(Path(run))), run_as)
         return judge(task, model, data, runtime, beam=beam)
-    named = DataConfig(sources=tuple(sources), text_column=text_column)
+    named = reading_of(run_as.data, sources, text_column, set)
     return task.measure_sources(model, tokenizer, named, runtime, beam)
+
+
+def reading_of(trained: DataConfig, sources: Sequence[str], text_column: str, set: Sequence[str]) -> DataConfig:
+    """Sources that are read as a run's own text was.
+
+    Raises:
+        UserError: for an assignment to what does not say how text is read.
+    """
+    named = DataConfig(
+        sources=tuple(sources),
+        text_column=text_column or trained.text_column,
+        encoding=trained.encoding,
+        document_separator=trained.document_separator,
+        format=trained.format,
+    )
+    for assignment in set:
+        field = assignment.partition("=")[0].strip()
+        if field not in READ_AS:
+            raise UserError(f"eval takes no --set {assignment!r}; only {', '.join(READ_AS)}: the rest is the run's own")
+    data = override(RunConfig(data=named), set).data
+    check(data)
+    return data
 
 
 def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
