@@ -162,6 +162,8 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where or cls.__name__} = {value!r} is not an object of fields")
     if hasattr(cls, "as_written"):
         value = cls.as_written(value)
+    if hasattr(cls, "from_older"):  # what an older version wrote, and meant by fields that it did not have
+        value = cls.from_older(value)
     hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     for key in value:

@@ -7,6 +7,7 @@ tally    what was read and what was not, counted by kind
 clean    which documents stay: exact duplicates, the train/held-out split, the sampled share
 tokenizer
 survey   a quick look: how much text is there, and what does it look like
+stretches  the held-out side: short pieces of documents, by a hash of their content
 scan     first reading: what becomes of each document, and a sample for the tokenizer
 encode   second reading: documents -> tokens, in parallel processes (worker: one such process)
 shards   token files with header and checksum, written once and memory-mapped ever after

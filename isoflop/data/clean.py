@@ -5,6 +5,7 @@ corpus and does not depend on how many processes read it.
 """
 
 import hashlib
+from functools import cache
 
 import numpy as np
 
@@ -18,9 +19,13 @@ def digest_of(document: bytes) -> bytes:
 
 def fraction(digest: bytes, purpose: str, seed: int) -> float:
     """A number in [0, 1) from a document's digest, independent for each `purpose` ("split", "share", ...) and seed."""
-    key = hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=32).digest()
-    word = hashlib.blake2b(digest, key=key, digest_size=8).digest()
+    word = hashlib.blake2b(digest, key=key_of(purpose, seed), digest_size=8).digest()
     return (int.from_bytes(word, "little") >> 11) / 2.0**53
+
+
+@cache
+def key_of(purpose: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{purpose}:{seed}".encode(), digest_size=32).digest()
 
 
 class Digests:

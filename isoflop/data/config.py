@@ -1,7 +1,7 @@
 """What the data step can be told."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from isoflop.config import Derived
 from isoflop.data.corpus import Source
@@ -10,6 +10,22 @@ from isoflop.data.kinds import find_kind, quoted
 from isoflop.data.reading import AUTO, FORMATS, Reading
 from isoflop.data.walk import printable
 from isoflop.errors import UserError
+
+BEFORE_SPLIT = frozenset(
+    [
+        "sources",
+        "heldout",
+        "tokenizer",
+        "vocab_size",
+        "text_column",
+        "heldout_fraction",
+        "max_train_bytes",
+        "strict",
+        "seed",
+        "workers",
+        "path",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -47,14 +63,21 @@ class DataConfig:
         "the token that ends a document in a tokenizer that is given; empty: the first of the names in use",
     ] = ""
     heldout_fraction: Annotated[
-        float,
-        "share of the documents held out by content hash; more where they hold less than half that share of the text",
+        float, "share of the text held out by content hash, where no held-out text is named"
     ] = 0.01
     max_train_bytes: Annotated[int, "prepare a hash-sampled share of about this many bytes of text; 0: all"] = 0
     strict: Annotated[bool, "make every unreadable file or record an error instead of counting it"] = False
     seed: Annotated[int, "of the split, the sampled share and the tokenizer's sample"] = 0
+    split: Annotated[
+        int, "rule of the split: 2: short stretches of documents are held out; 1: whole documents, as in older runs"
+    ] = 2
     workers: Annotated[int, "encoding processes; 0: one a core"] = 0
     path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
+
+    @classmethod
+    def from_older(cls, value: dict[str, Any]) -> dict[str, Any]:
+        """A config.json of before there was a second rule has all other fields, and its text was split by the first."""
+        return {**value, "split": 1} if "split" not in value and value.keys() >= BEFORE_SPLIT else value
 
     def __post_init__(self) -> None:
         """Names that are not UTF-8 are kept as they are shown: JSON cannot hold them."""
@@ -101,6 +124,8 @@ def check(config: DataConfig) -> None:
         )
     if not 0.0 < config.heldout_fraction <= 0.5:
         raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
+    if config.split not in (1, 2):
+        raise UserError(f"data.split = {config.split} is not 2, or 1 for the split of older runs")
     if config.max_train_bytes < 0:
         raise UserError(f"data.max_train_bytes = {config.max_train_bytes} is negative; 0 means all")
     if config.workers < 0:

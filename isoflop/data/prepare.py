@@ -20,9 +20,10 @@ from isoflop.data.corpus import find_files, parse_sources, total_size
 from isoflop.data.encode import Encoders, batches
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
+from isoflop.data.parts import Part, list_parts
 from isoflop.data.prepared import FORMAT, Prepared, open_prepared
 from isoflop.data.readers import read_or_skip
-from isoflop.data.scan import Part, Scan, choose_shares, list_parts
+from isoflop.data.scan import Scan, choose_shares, choose_stretches
 from isoflop.data.shards import ShardWriter, dtype_for
 from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
 from isoflop.data.tally import Tally, notes_of, total_of
@@ -77,7 +78,7 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:
     tally = tally or Tally(strict=config.strict)
     for source in parse_sources(config.sources):
         how = config.reading(source)
-        for file in find_files(source, tally):
+        for file in find_files(source, tally, older=config.split == 1):
             for document in read_or_skip(file, how, tally):
                 yield document.decode()
 
@@ -112,9 +113,9 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     sweep(folder.parent, glob.escape(folder.name))
     report: Progress = progress or (lambda stage, done, total, note="": None)
     total = float(sum(total_size(part.files) for part in parts))
-    surveyed = survey(config) if config.max_train_bytes else None
-    shares = choose_shares(config, parts, surveyed)
-    with Scan(config, parts, shares) as scan:
+    surveyed = survey(config) if config.max_train_bytes or config.split > 1 else None
+    shares, stretches = choose_shares(config, parts, surveyed), choose_stretches(config, surveyed)
+    with Scan(config, parts, shares, stretches) as scan:
         scan.run(steady(report, "reading", total))
         tokenizer = given
         if tokenizer is None:
@@ -218,6 +219,7 @@ def write(
         "eot": tokenizer.eot,
         "tokenizer_sha256": write_tokenizer(folder, tokenizer),
         "settings": to_dict(config),
+        "split": {"rule": config.split, "piece_bytes": scan.stretches.size if scan.stretches else None},
         "sources": training,
         "heldout": heldout,
         "account": account_of(config, scan, tokenizer, streams).to_dict(),

@@ -4,7 +4,6 @@ What is decided is written down, one byte a document, so that the second reading
 """
 
 import heapq
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,30 +12,20 @@ from typing import Any
 from isoflop import files
 from isoflop.data.clean import Digests, digest_of, fraction
 from isoflop.data.config import DataConfig
-from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size, unchanged
-from isoflop.data.decompress import PIECE
+from isoflop.data.corpus import total_size
 from isoflop.data.kinds import find_kind
-from isoflop.data.readers import read_or_skip
+from isoflop.data.parts import Part, changed, no_text, read_parts
+from isoflop.data.sample import Sample
+from isoflop.data.stretches import FEWEST_PIECES, Stretches, piece_size
 from isoflop.data.survey import Survey
-from isoflop.data.tally import Tally, because
-from isoflop.data.text import utf8_boundary
+from isoflop.data.tally import Tally, because, total_of
 from isoflop.errors import UserError
 
 DROP, TRAIN, HELDOUT = b"\0", b"\1", b"\2"
-SAMPLE_BYTES = 8_000_000  # of training text that a tokenizer is trained on
+CUT, UNSAMPLED = b"\3", b"\4"  # second rule: a piece may be held out of a document to train on, or outside the share
 FEWEST_DOCUMENTS = 8  # that a sampled share should hold
 HELDOUT_BYTES, HELDOUT_SHARE = 4_000_000, 0.05  # held-out text is capped at the larger of these
 FEWEST_HELDOUT_BYTES = 256 * 1024  # of held-out text, where half the share asked for comes to as much
-
-
-@dataclass(frozen=True)
-class Part:
-    """A source with its files, listed once for both readings."""
-
-    source: Source
-    files: list[SourceFile]
-    heldout: bool = False  # named as held-out text
-    tally: Tally = field(default_factory=Tally)  # what was left out when the files were listed
 
 
 @dataclass
@@ -99,22 +88,6 @@ class Nearest:
         return sorted(candidate for _, _, candidate in self.heap)
 
 
-def list_parts(config: DataConfig) -> list[Part]:
-    """The held-out sources first, so that their digests are known when the training text is read."""
-    heldout = parse_sources(config.heldout) if config.heldout else ()
-    for source in heldout:
-        if source.weight is not None:
-            raise UserError(
-                f"held-out source {source.name!r} has a weight; held-out text is read whole, so leave it out"
-            )
-    named = [(source, True) for source in heldout] + [(source, False) for source in parse_sources(config.sources)]
-    parts = []
-    for source, held in named:
-        tally = Tally(strict=config.strict)
-        parts.append(Part(source, find_files(source, tally), held, tally))
-    return parts
-
-
 def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None) -> Shares:
     """About `max_train_bytes` of training text, in the proportions of the weights, and held-out text in measure.
 
@@ -138,40 +111,23 @@ def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None
     return Shares(tuple(shares), min(1.0, cap / max(heldout, 1.0)))
 
 
-def read_parts(
-    parts: list[Part], tallies: list[Tally], config: DataConfig, moved: Callable[[int], None]
-) -> Iterator[tuple[int, bytes]]:
-    """(number of the part, document) of everything, in order. `moved(n)`: n bytes on disk have been read.
-
-    Raises:
-        UserError: if a file changed meanwhile.
-    """
-    before = 0
-    for number, part in enumerate(parts):
-        how = config.reading(part.source)
-        for file in part.files:
-            pieces = tallies[number].pieces
-            for document in read_or_skip(file, how, tallies[number], after(before, moved)):
-                yield number, document
-            if tallies[number].pieces > pieces and not unchanged(file):
-                raise changed(file.shown)
-            before += file.size
-            moved(before)
-
-
-def after(before: int, moved: Callable[[int], None]) -> Callable[[int], None]:
-    return lambda n: moved(before + n)
-
-
-def changed(what: str) -> UserError:
-    return UserError(f"{what} changed while it was being read; prepare again when it is complete")
+def choose_stretches(config: DataConfig, surveyed: Survey | None) -> Stretches | None:
+    """What chooses held-out text by the second rule; None where it is named, or chosen by the first."""
+    if config.heldout or config.split == 1 or surveyed is None:
+        return None
+    wanted = config.heldout_fraction * surveyed.bytes
+    if config.max_train_bytes:
+        wanted = min(wanted, max(HELDOUT_SHARE, config.heldout_fraction) * config.max_train_bytes)
+    return Stretches(piece_size(wanted), config.heldout_fraction, config.seed)
 
 
 class Scan:
     """The first reading. A context, because the decisions lie in a temporary file."""
 
-    def __init__(self, config: DataConfig, parts: list[Part], shares: Shares) -> None:
-        self.config, self.parts, self.shares = config, parts, shares
+    def __init__(
+        self, config: DataConfig, parts: list[Part], shares: Shares, stretches: Stretches | None = None
+    ) -> None:
+        self.config, self.parts, self.shares, self.stretches = config, parts, shares, stretches
         self.accounts = [Account(tally=part.tally) for part in parts]
         weighted = any(part.source.weight is not None for part in parts)
         self.samples = {i if weighted else 0: Sample(part.source.weight or 1.0) for i, part in enumerate(parts)}
@@ -198,12 +154,19 @@ class Scan:
         seen, held = Digests(), Digests()
         tallies = [account.tally for account in self.accounts]
         for number, document in read_parts(self.parts, tallies, self.config, moved):
-            decision = self.decide(number, document, digest_of(document), seen, held)
+            digest = digest_of(document)
+            if self.stretches:
+                decision = self.look(self.stretches, number, document, digest, seen)
+            else:
+                decision = self.decide(number, document, digest, seen, held)
             with files.disk_errors("the decisions about documents"):
                 self.decisions.write(decision)
             self.documents += 1
         self.check_parts()
-        self.fill_scant_side()
+        if self.stretches:
+            self.choose(self.stretches)
+        else:
+            self.fill_scant_side()
         self.check_sides()
 
     def check_parts(self) -> None:
@@ -222,6 +185,37 @@ class Scan:
                 raise no_text(part, part.tally)
             if not part.tally.skipped:
                 part.tally.leave_out("source", part.source.pattern, total_size(part.files), "it holds no text")
+
+    def look(self, stretches: Stretches, number: int, document: bytes, digest: bytes, seen: Digests) -> bytes:
+        """What becomes of a document by the second rule, before it is known which pieces are held out."""
+        account, size = self.accounts[number], len(document)
+        account.read.add(size)
+        if not seen.add(digest):
+            account.duplicates.add(size)
+            return DROP
+        possible = stretches.look(number, document)
+        share = self.shares.train[number]
+        if share < 1.0 and fraction(digest, "share", self.config.seed) >= share:
+            if possible:
+                return UNSAMPLED
+            account.unsampled.add(size)
+            return DROP
+        account.train.add(size)
+        if self.needs_sample:
+            sample = self.samples[number if self.weighted else 0]
+            sample.offer(document, digest, self.documents, self.config.seed, stretches.size)
+        return CUT if possible else TRAIN
+
+    def choose(self, stretches: Stretches) -> None:
+        """The held-out pieces, and which share of them goes with the share of the training text that is prepared."""
+        stretches.choose()
+        if not stretches.held_pieces:
+            return
+        most = max(HELDOUT_SHARE, self.config.heldout_fraction) * self.total("train").bytes
+        share = most / stretches.held
+        if self.config.max_train_bytes and share * stretches.held_pieces >= FEWEST_PIECES:
+            stretches.share = min(1.0, share)
+        self.accounts[0].heldout.add(stretches.held)  # until it is known of which source each piece is: see `kept`
 
     def decide(self, number: int, document: bytes, digest: bytes, seen: Digests, held: Digests) -> bytes:
         part, account, size, seed = self.parts[number], self.accounts[number], len(document), self.config.seed
@@ -289,9 +283,15 @@ class Scan:
                     if heldout.documents
                     else "the held-out sources hold no text; name others with --heldout"
                 )
+            lost = because(total_of([account.tally for account in self.accounts]))
+            if self.stretches:
+                raise UserError(
+                    f"the corpus has {train.bytes:,} bytes of text, too little to hold some of it out; add text, or "
+                    f"name the held-out text with --heldout PATH{lost}"
+                )
             raise UserError(
                 f"the corpus has {train.documents + heldout.documents} distinct document or piece, too few to hold one "
-                "out; add text, or name the held-out text with --heldout PATH"
+                f"out; add text, or name the held-out text with --heldout PATH{lost}"
             )
         for part, account in zip(self.parts, self.accounts, strict=True):
             if part.source.weight is not None and not part.heldout and not account.train.documents:
@@ -312,71 +312,53 @@ class Scan:
         """
         self.decisions.seek(0)
         read = 0
+        dealer = Dealer(self.stretches, self.accounts) if self.stretches else None
         again = [Tally() for _ in self.parts]
         for number, document in read_parts(self.parts, again, self.config, moved):
             decision = self.decisions.read(1)
             read += 1
             if decision == TRAIN:
+                if dealer:
+                    self.accounts[number].train.add(len(document))
                 yield number, document
             elif decision == HELDOUT:
                 yield None, document
+            elif dealer and decision in (CUT, UNSAMPLED):
+                yield from dealer.deal(number, document, decision == CUT)
         if read != self.documents:
             raise changed("the corpus")
 
     def tokenizer_sample(self) -> Iterator[str]:
+        chosen = self.stretches
         for _, sample in sorted(self.samples.items()):
-            yield from sample.texts()
+            for pieces in sample.pieces():
+                kept = [piece for piece in pieces if chosen is None or not chosen.is_held(piece, digest_of(piece))]
+                if kept:
+                    yield b"".join(kept).decode(errors="ignore")
 
 
-class Sample:
-    """A seeded sample of about `share` of 8 MB, in one pass, that does not depend on the order of the documents.
+class Dealer:
+    """The second reading by the second rule: deals the pieces of documents to the two sides, and counts them."""
 
-    Each document has an exponential random key divided by its length in pieces, and those with the smallest keys stay
-    (Efraimidis & Spirakis 2006), so that bytes and not documents are drawn evenly; of a long document, a stretch of
-    64 KiB at a random place.
-    """
+    def __init__(self, stretches: Stretches, accounts: list[Account]) -> None:
+        self.stretches, self.accounts = stretches, accounts
+        self.given = Digests()  # held-out pieces, each once
+        for account in accounts:
+            account.train, account.heldout = Count(), Count()
 
-    def __init__(self, share: float) -> None:
-        self.limit = share * SAMPLE_BYTES
-        self.heap: list[tuple[float, int, bytes]] = []  # (-key, document's number, text): the largest key on top
-        self.bytes = 0
-
-    def offer(self, document: bytes, digest: bytes, index: int, seed: int) -> None:
-        key = -math.log1p(-fraction(digest, "sample", seed)) / max(1.0, len(document) / PIECE)
-        if self.bytes >= self.limit and key >= -self.heap[0][0]:
-            return
-        text = document
-        if len(document) > PIECE:
-            start = int(fraction(digest, "stretch", seed) * (len(document) - PIECE))
-            start = utf8_boundary(document[:start])
-            text = document[start : start + PIECE]
-        heapq.heappush(self.heap, (-key, index, text))
-        self.bytes += len(text)
-        while self.bytes - len(self.heap[0][2]) >= self.limit:
-            self.bytes -= len(heapq.heappop(self.heap)[2])
-
-    def forget(self, index: int) -> None:
-        self.heap = [entry for entry in self.heap if entry[1] != index]
-        heapq.heapify(self.heap)
-
-    def texts(self) -> Iterator[str]:
-        for _, _, text in sorted(self.heap, reverse=True):
-            yield text.decode(errors="ignore")
-
-
-def no_text(part: Part, tally: Tally) -> UserError:
-    name = f"source {part.source.name} ({part.source.pattern})"
-    if len(part.files) <= 1 and tally.failure:
-        return UserError(tally.failure)
-    if not part.files or not total_size(part.files):
-        return UserError(f"{name} is empty; name a file or folder with text in it{because(tally)}")
-    if tally.skipped_files:
-        first = tally.skipped[0]
-        return UserError(
-            f"{name} holds no text: {tally.skipped_files} of its {len(part.files)} files were skipped, "
-            f"the first ({first.path}) as {first.reason}"
-        )
-    if tally.skipped_records:
-        first = tally.skipped[0]
-        return UserError(f"{name} holds no text: all {tally.skipped_records} records were skipped ({first.reason})")
-    return UserError(f"{name} holds nothing but white space; name a file or folder with text in it")
+    def deal(self, number: int, document: bytes, sampled: bool) -> Iterator[tuple[int | None, bytes]]:
+        """(number of the part, or None for held-out, text). `sampled`: what is not held out is trained on."""
+        account = self.accounts[number]
+        for held, text, digest in self.stretches.sides(document):
+            size = len(text)
+            if not held:
+                (account.train if sampled else account.unsampled).add(size)
+                if sampled:
+                    yield number, text
+            elif not self.given.add(digest):
+                account.in_heldout.add(size)
+            elif not self.stretches.wanted(digest):
+                account.unsampled_heldout.add(size)
+            else:
+                account.heldout.add(size)
+                yield None, text

@@ -21,7 +21,7 @@ from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
 from isoflop.data.encode import Encoders, batches
 from isoflop.data.prepare import documents, open_prepared, prepare, survey
-from isoflop.data.scan import Sample
+from isoflop.data.sample import Sample
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.files import held
@@ -29,6 +29,11 @@ from isoflop.files import held
 
 def config_of(*sources, **fields):
     return DataConfig(**{"sources": tuple(map(str, sources)), "vocab_size": 300, "workers": 1, **fields})
+
+
+def whole_documents(*sources, **fields):
+    """The first rule of splitting, of whole documents; the second one is in test_data_stretches.py."""
+    return config_of(*sources, split=1, **fields)
 
 
 def texts_of(prepared, stream):
@@ -47,7 +52,7 @@ def sides(prepared):
 def test_every_document_ends_up_on_one_side_exactly_as_it_was(folder_of):
     folder = folder_of("text", 60)
     (folder / "hard.txt").write_bytes("\ufeffCR LF\r\n<|endoftext|> NUL \x00 e\u0301\u0378".encode())
-    config = config_of(folder, heldout_fraction=0.2)
+    config = whole_documents(folder, heldout_fraction=0.2)
     prepared = prepare(config)
     train, heldout = sides(prepared)
     assert sorted(train + heldout) == sorted(documents(config)) and len(heldout) > 3
@@ -61,18 +66,18 @@ def test_every_document_ends_up_on_one_side_exactly_as_it_was(folder_of):
 
 def test_the_split_survives_reordering_and_growth(folder_of, tmp_path, story):
     folder = folder_of("text", 80)
-    before = set(sides(prepare(config_of(folder, heldout_fraction=0.1)))[1])
+    before = set(sides(prepare(whole_documents(folder, heldout_fraction=0.1)))[1])
     for i in range(80):
         (folder / f"{i:03d}.txt").rename(folder / f"{(i * 37) % 80:03d}-moved.txt")
     (folder / "grown.jsonl").write_text("".join(json.dumps({"text": story(1000 + i)}) + "\n" for i in range(40)))
-    train, after = sides(prepare(config_of(folder, heldout_fraction=0.1)))
+    train, after = sides(prepare(whole_documents(folder, heldout_fraction=0.1)))
     assert before <= set(after) and not before & set(train) and len(train) + len(after) == 120
 
 
 def test_exact_duplicates_within_and_across_sources_are_dropped_and_counted(folder_of, story):
     one, two = folder_of("one", 20), folder_of("two", 20, first=15)
     (one / "again.txt").write_text(story(3))
-    prepared = prepare(config_of(f"one={one}", f"two={two}"))
+    prepared = prepare(whole_documents(f"one={one}", f"two={two}"))
     train, heldout = sides(prepared)
     account = prepared.account()
     assert len(set(train + heldout)) == len(train + heldout) == 35
@@ -91,7 +96,7 @@ def test_named_heldout_text_is_never_trained_on(folder_of):
 
 def test_a_corpus_of_two_pieces_has_one_on_each_side(folder_of):
     for seed in range(4):
-        train, heldout = sides(prepare(config_of(folder_of(f"text{seed}", 2, paragraphs=9), seed=seed)))
+        train, heldout = sides(prepare(whole_documents(folder_of(f"text{seed}", 2, paragraphs=9), seed=seed)))
         assert len(train) == len(heldout) == 1
 
 
@@ -297,9 +302,9 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(story):
 def test_a_given_tokenizer_is_used(folder_of, tmp_path, story):
     (tmp_path / "given.json").write_text(Tokenizer.train([story(99, 30)], 290).to_json())
     folder = folder_of("text", 10)
-    prepared = prepare(config_of(folder, tokenizer=str(tmp_path / "given.json")))
+    prepared = prepare(whole_documents(folder, tokenizer=str(tmp_path / "given.json")))
     assert prepared.tokenizer.to_json() == (tmp_path / "given.json").read_text()
-    assert sorted(text for side in sides(prepared) for text in side) == sorted(documents(config_of(folder)))
+    assert sorted(text for side in sides(prepared) for text in side) == sorted(documents(whole_documents(folder)))
 
 
 # The sampled share
@@ -328,7 +333,7 @@ def test_a_small_source_with_a_large_weight_is_kept_whole(folder_of):
 
 
 def test_the_tokenizers_sample_is_bounded_and_independent_of_order(monkeypatch, story):
-    monkeypatch.setattr("isoflop.data.scan.SAMPLE_BYTES", 20_000)
+    monkeypatch.setattr("isoflop.data.sample.SAMPLE_BYTES", 20_000)
     texts = [story(i).encode() for i in range(100)]
     found = []
     for order in (texts, texts[::-1]):

@@ -1,0 +1,72 @@
+"""The text that a tokenizer is trained on: a bounded, seeded sample of the training text."""
+
+import heapq
+import math
+from collections.abc import Iterator
+
+from isoflop.data.clean import fraction
+from isoflop.data.decompress import PIECE
+from isoflop.data.stretches import cut
+from isoflop.data.text import utf8_boundary
+
+SAMPLE_BYTES = 8_000_000  # of training text that a tokenizer is trained on
+
+
+class Sample:
+    """A seeded sample of about `share` of 8 MB, in one pass, that does not depend on the order of the documents.
+
+    Each document has an exponential random key divided by its length in pieces, and those with the smallest keys stay
+    (Efraimidis & Spirakis 2006), so that bytes and not documents are drawn evenly; of a long document, a stretch of
+    64 KiB at a random place.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.limit = share * SAMPLE_BYTES
+        self.heap: list[
+            tuple[float, int, tuple[bytes, ...]]
+        ] = []  # (-key, document's number, text): largest key on top
+        self.bytes = 0
+
+    def offer(self, document: bytes, digest: bytes, index: int, seed: int, size: int = 0) -> None:
+        """Args:
+        size: of the pieces that a document is cut into, some of which may be held out; 0: it is whole.
+        """
+        key = -math.log1p(-fraction(digest, "sample", seed)) / max(1.0, len(document) / PIECE)
+        if self.bytes >= self.limit and key >= -self.heap[0][0]:
+            return
+        pieces: tuple[bytes, ...] = tuple(cut(document, size)) if size else (document,)
+        if len(document) > PIECE:
+            start = int(fraction(digest, "stretch", seed) * (len(document) - PIECE))
+            if size:
+                pieces = stretch(pieces, start)
+            else:
+                start = utf8_boundary(document[:start])
+                pieces = (document[start : start + PIECE],)
+        heapq.heappush(self.heap, (-key, index, pieces))
+        self.bytes += sum(map(len, pieces))
+        while self.bytes - sum(map(len, self.heap[0][2])) >= self.limit:
+            self.bytes -= sum(map(len, heapq.heappop(self.heap)[2]))
+
+    def forget(self, index: int) -> None:
+        self.heap = [entry for entry in self.heap if entry[1] != index]
+        heapq.heapify(self.heap)
+
+    def pieces(self) -> Iterator[tuple[bytes, ...]]:
+        for _, _, pieces in sorted(self.heap, reverse=True):
+            yield pieces
+
+    def texts(self) -> Iterator[str]:
+        for pieces in self.pieces():
+            yield b"".join(pieces).decode(errors="ignore")
+
+
+def stretch(pieces: tuple[bytes, ...], start: int) -> tuple[bytes, ...]:
+    """The pieces from the one at `start` that make up PIECE bytes."""
+    place = taken = 0
+    chosen = []
+    for piece in pieces:
+        place += len(piece)
+        if place > start and taken < PIECE:
+            chosen.append(piece)
+            taken += len(piece)
+    return tuple(chosen)

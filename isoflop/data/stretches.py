@@ -1,0 +1,245 @@
+"""Which text is held out, by the second rule (`data.split=2`): short stretches of documents, chosen by their content.
+
+A document is cut into pieces at paragraph and line ends, and a piece is held out if a hash of its bytes says so; what
+is left of the document on both sides of it is trained on. The pieces are short enough for a held-out side of about
+PIECES, whatever the text is: a dozen books, one long document, lines without a blank one, or millions of short records,
+which are a piece each. A hash alone holds out a share that is a matter of luck where pieces are few, so a bounded
+number of pieces whose hashes are nearest to the limit may change sides, until the share is right.
+
+The same bytes are never on both sides: all copies of a piece have one hash, and the second copy of a held-out piece is
+dropped. The first rule, of whole documents, is in scan.py: what was prepared by it can be prepared by it again.
+"""
+
+import heapq
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from isoflop.data.clean import Digests, digest_of, fraction
+
+PIECES = 128  # of the held-out side, about; fewer of a small text, whose pieces would be too short to measure anything
+SHORTEST, LONGEST = 256, 64 * 1024  # bytes of a piece: below SHORTEST only where one would be too much of the text
+FEWEST_PIECES = 2  # that the share is made of, where even pieces of SHORTEST bytes are too large
+KEPT = 2048  # different pieces near the limit that are remembered on each side
+LOW, HIGH = 0.8, 1.25  # times the share asked for: outside of it, pieces change sides
+LARGEST_SHARE = 0.1  # of the text that is ever held out, unless more is asked for
+MOST_COPIES = 8  # of a piece that may be held out although the hash does not say so
+PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
+
+
+def piece_size(heldout_bytes: float) -> int:
+    """Bytes of a piece, a power of two so that a corpus that grows keeps its pieces for a long time.
+
+    Args:
+        heldout_bytes: to be held out, about.
+    """
+    shortest = min(SHORTEST, heldout_bytes / FEWEST_PIECES)
+    wanted = min(LONGEST, max(heldout_bytes / PIECES, shortest, 16.0))
+    return 1 << (int(wanted).bit_length() - 1)
+
+
+def cut(document: bytes, size: int) -> Iterator[bytes]:
+    """Pieces that join to the document: cut at the last paragraph end within `size` bytes, else the last line end, if
+    it lies in their second half; else the first line end within 4 `size`; else a blank; else between two characters.
+    Cuts depend on what comes before them only."""
+    start, end = 0, len(document)
+    while end - start > size + size // 2:
+        place = cut_place(document, start, size)
+        yield document[start:place]
+        start = place
+    if start < end:
+        yield document[start:end]
+
+
+def cut_place(document: bytes, start: int, size: int) -> int:
+    half, full, limit = start + size // 2, start + size, start + 4 * size
+    paragraph = None
+    for paragraph in PARAGRAPH_END.finditer(document, half, full):  # noqa: B007 - the last one
+        pass
+    if paragraph:
+        return paragraph.end()
+    if (line := document.rfind(b"\n", half, full)) >= 0:
+        return line + 1
+    if (line := document.find(b"\n", full, limit)) >= 0:
+        return line + 1
+    if len(document) <= limit:
+        limit = len(document)
+    if (blank := document.rfind(b" ", half, full)) >= 0:
+        return blank + 1
+    place = full
+    while place > half and document[place] & 0xC0 == 0x80:
+        place -= 1
+    return place if place > half else full
+
+
+@dataclass
+class Near:
+    """A piece whose hash is near the limit."""
+
+    place: float
+    size: int
+    part: int
+    copies: int = 1
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.copies
+
+
+class Nearest:
+    """The KEPT different pieces on one side whose hashes are nearest to the limit, with all their copies.
+
+    One that had to go cannot come back, since its hash is farther away than all that stayed: the copies of those that
+    are there are complete.
+    """
+
+    def __init__(self, below: bool) -> None:
+        self.sign = 1 if below else -1
+        self.pieces: dict[bytes, Near] = {}
+        self.heap: list[tuple[float, bytes]] = []  # the farthest on top
+
+    def offer(self, digest: bytes, place: float, size: int, part: int) -> bool:
+        """Whether the piece is remembered."""
+        if near := self.pieces.get(digest):
+            near.copies += 1
+            return True
+        entry = (self.sign * place, digest)
+        if len(self.heap) < KEPT:
+            heapq.heappush(self.heap, entry)
+        elif entry <= self.heap[0]:
+            return False
+        else:
+            del self.pieces[heapq.heapreplace(self.heap, entry)[1]]
+        self.pieces[digest] = Near(place, size, part)
+        return True
+
+    def in_order(self) -> list[tuple[bytes, Near]]:
+        """Nearest first."""
+        return sorted(self.pieces.items(), key=lambda item: (-self.sign * item[1].place, item[0]))
+
+
+@dataclass
+class Stretches:
+    """The choice of held-out pieces: `look` at every document, then `choose`, then `sides` of every document.
+
+    Attributes:
+        size: bytes of a piece, about.
+        limit: the share of the text to hold out; pieces whose hash is below it are.
+        seed: of the hash.
+        into, out: digests of pieces that changed sides.
+        total, held: bytes of text looked at, and of it on the held-out side, every piece once; total_of, held_of: by
+            the part (source) that it is of.
+        last: of each part, the piece that would be held out last.
+        share: of the held-out pieces that is kept, by another hash: less where little training text is prepared.
+    """
+
+    size: int
+    limit: float
+    seed: int
+    into: set[bytes] = field(default_factory=set)
+    out: set[bytes] = field(default_factory=set)
+    total: int = 0
+    held: int = 0
+    held_pieces: int = 0
+    share: float = 1.0
+    seen: Digests = field(default_factory=Digests)
+    below: Nearest = field(default_factory=lambda: Nearest(below=True))
+    above: Nearest = field(default_factory=lambda: Nearest(below=False))
+    last: dict[int, tuple[float, bytes]] = field(default_factory=dict)
+    total_of: dict[int, int] = field(default_factory=dict)
+    held_of: dict[int, int] = field(default_factory=dict)
+
+    def look(self, part: int, document: bytes) -> bool:
+        """Count a document. Returns whether a piece of it may come to be held out."""
+        self.total += len(document)
+        self.total_of[part] = self.total_of.get(part, 0) + len(document)
+        possible = False
+        for piece in cut(document, self.size):
+            if piece.isspace():
+                continue
+            digest = digest_of(piece)
+            place = fraction(digest, "split", self.seed)
+            self.last[part] = max(self.last.get(part, (-1.0, b"")), (place, digest))
+            if place >= self.limit:
+                possible |= self.above.offer(digest, place, len(piece), part)
+                continue
+            possible = True
+            self.below.offer(digest, place, len(piece), part)
+            if self.seen.add(digest):
+                self.hold(part, len(piece), 1)
+        return possible
+
+    def choose(self) -> None:
+        """Let pieces change sides until the share that is held out is right, or as near to it as pieces allow."""
+        wanted = self.limit * self.total
+        most = max(LARGEST_SHARE * self.total, HIGH * wanted)
+        for digest, near in self.below.in_order():  # one that is most of the text, or copied all over it
+            if near.bytes > most or (near.bytes > HIGH * wanted and near.copies > 1):
+                self.remove(digest, near)
+        for digest, near in self.below.in_order():
+            if self.held <= HIGH * wanted:
+                break
+            if digest not in self.out and self.held - near.size >= min(LOW * wanted, self.held / 2):
+                self.remove(digest, near)
+        for digest, near in self.above.in_order():
+            if self.held >= LOW * wanted:
+                break
+            if near.copies <= MOST_COPIES and self.held + near.bytes <= HIGH * wanted:
+                self.add(digest, near)
+        if self.held > most or not self.held_pieces:
+            self.take_smallest(wanted, most)
+        for part, size in self.held_of.items():  # of every source something is trained on
+            if size >= self.total_of[part] and part in self.last:
+                self.into.discard(self.last[part][1])
+                self.out.add(self.last[part][1])
+
+    def take_smallest(self, wanted: float, most: float) -> None:
+        """Where every piece is larger than what is wanted: hold out the one that is nearest to it, if that is not too
+        much."""
+        for digest, near in (*self.above.in_order(), *self.below.in_order()):
+            if digest in self.into or (near.place < self.limit and digest not in self.out):
+                self.remove(digest, near)
+        fitting = [item for item in (*self.above.in_order(), *self.below.in_order()) if item[1].bytes <= most]
+        if fitting:
+            self.add(*min(fitting, key=lambda item: (abs(item[1].bytes - wanted), item[0])))
+
+    def remove(self, digest: bytes, near: Near) -> None:
+        self.into.discard(digest)
+        self.out.add(digest)
+        self.hold(near.part, near.size, -1)
+
+    def add(self, digest: bytes, near: Near) -> None:
+        self.out.discard(digest)
+        self.into.add(digest)
+        self.hold(near.part, near.size, 1)
+
+    def hold(self, part: int, size: int, sign: int) -> None:
+        self.held += sign * size
+        self.held_pieces += sign
+        self.held_of[part] = self.held_of.get(part, 0) + sign * size
+
+    def is_held(self, piece: bytes, digest: bytes) -> bool:
+        if digest in self.into:
+            return True
+        below = fraction(digest, "split", self.seed) < self.limit
+        return below and digest not in self.out and not piece.isspace()
+
+    def sides(self, document: bytes) -> Iterator[tuple[bool, bytes, bytes]]:
+        """(held out?, text, its digest if held out) of a document, in its order: pieces that are held out, and what is
+        left between them."""
+        rest: list[bytes] = []
+        for piece in cut(document, self.size):
+            digest = digest_of(piece)
+            if not self.is_held(piece, digest):
+                rest.append(piece)
+                continue
+            if rest:
+                yield False, b"".join(rest), b""
+                rest = []
+            yield True, piece, digest
+        if rest:
+            yield False, b"".join(rest), b""
+
+    def wanted(self, digest: bytes) -> bool:
+        """Whether a held-out piece is kept."""
+        return self.share >= 1.0 or fraction(digest, "share", self.seed) < self.share
