@@ -129,7 +129,8 @@ def run_steps(
     with_gradients, with_update = overriding(hooks, "gradients_ready"), overriding(hooks, "updated")
     ahead = updates_ahead(runtime, config.guard, state.layout, optimizers)
     budget = seconds_held_to(state)
-    pace = Pace(budget) if budget and group.first else None
+    beside = {name: getattr(config.every, name) for name in ("evaluate", "sample", "checkpoint")}
+    pace = Pace(budget, beside) if budget and group.first else None
     log, statistics = TrainingLog(state), Statistics(state.model)
     saved = state.step if state.step else -1
     if saved < 0 and config.guard.may_roll_back:
@@ -184,7 +185,7 @@ def run_steps(
                     saver.wait()
                     roll_back(state, hooks)
                     saved, batch, log = state.step, None, TrainingLog(state)
-                    pace = Pace(budget) if pace else None
+                    pace = Pace(budget, beside) if pace else None
                     continue
             state.step += 1
             state.seconds = time.monotonic() - before
@@ -193,6 +194,7 @@ def run_steps(
 
         # ---- hooks ----
         step_ended = time.monotonic()
+        due = [name for name, every in beside.items() if state.due(every)]
         watchdog.at(state.step, "beside the steps")
         for hook in with_update if taken else ():
             hook.updated(state)
@@ -201,7 +203,8 @@ def run_steps(
 
         # ---- clock and signals, agreed on by all processes ----
         state.seconds = time.monotonic() - before
-        decision = pace.look(state.step, state.seconds, state.timetable) if pace else None
+        aside = state.aside + time.monotonic() - step_ended
+        decision = pace.look(state.step, state.seconds, state.timetable, aside) if pace else None
         signal, decision = agree(group, signals.received, decision)
         if decision:
             state.folder.append("decisions", decision.line(time.time()), durable=True)
@@ -213,6 +216,8 @@ def run_steps(
         if (state.due(config.every.checkpoint) and taken) or state.done:
             saved = saver.save(state)
         state.aside += time.monotonic() - step_ended
+        if pace and due:
+            pace.spent(due, time.monotonic() - step_ended)
         state.seconds = time.monotonic() - before
         if signal is not None:  # also after the last step: the measurement that follows may take long
             if saved != state.step:

@@ -1,10 +1,13 @@
 """Holding a run to its seconds: when the clock drifts from the calibration, the end of the run moves.
 
 The learning rate stays a pure function of the step and of the decisions on record (optim/schedules.py); here is only
-the rule by which a decision is made. It looks at nothing but how long the steps took.
+the rule by which a decision is made. It looks at nothing but how long the steps took, and what was done next to them:
+measurements, samples and checkpoints cost what they cost so far, as often as they are still due.
 """
 
-from dataclasses import dataclass
+import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from isoflop.optim.schedules import Decision, Timetable
 
@@ -24,17 +27,44 @@ class Pace:
 
     Attributes:
         seconds: the training time that the run is held to.
+        every: what happens next to the steps: every so many of them (0: never), and at the end.
     """
 
     seconds: float
+    every: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._marks: list[tuple[int, float]] = []
         self._next_look = 0.0
+        self._costs: dict[str, float] = {}
 
-    def look(self, step: int, elapsed: float, timetable: Timetable) -> Decision | None:
-        """The decision that is due after `step` steps and `elapsed` seconds of training, if any."""
-        self._marks.append((step, elapsed))
+    def spent(self, due: Sequence[str], seconds: float) -> None:
+        """Note what was done next to a step and how long all of it took together. What is known of some of it is taken
+        off for the others."""
+        known = sum(self._costs.get(name, 0.0) for name in due)
+        new = [name for name in due if name not in self._costs]
+        for name in due:
+            if name in new:
+                self._costs[name] = max(0.0, seconds - known) / len(new)
+            elif not new and known:
+                self._costs[name] *= 0.5 + 0.5 * seconds / known  # half way to what it took now
+
+    def to_come(self, step: int, total: int) -> float:
+        """Seconds of all that is still due next to the steps up to `total`, the end."""
+        return sum(
+            cost * (total // every - step // every + bool(total % every))
+            for name, cost in self._costs.items()
+            if (every := self.every.get(name, 0))
+        )
+
+    def look(self, step: int, elapsed: float, timetable: Timetable, aside: float = 0.0) -> Decision | None:
+        """The decision that is due after `step` steps and `elapsed` seconds of training, if any.
+
+        Args:
+            aside: of these seconds, those that were not spent on steps.
+        """
+        stepping = elapsed - aside
+        self._marks.append((step, stepping))
         progress = timetable.progress(step)
         if step >= timetable.total_steps or progress < max(FIRST_LOOK, self._next_look):
             return None
@@ -42,20 +72,29 @@ class Pace:
         self._next_look = progress + (BETWEEN_LATE if late else BETWEEN)
 
         # the speed of late
-        since = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * elapsed)
+        since = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * stepping)
         if since[0] == step:
             since = self._marks[0]
         if since[0] == step:
             return None
         self._marks = [mark for mark in self._marks if mark[1] >= since[1]]
-        per_step = (elapsed - since[1]) / (step - since[0])
+        per_step = (stepping - since[1]) / (step - since[0])
 
         # does the run end in time at that speed?
-        ends = elapsed + (timetable.total_steps - step) * per_step
+        to_come = self.to_come(step, timetable.total_steps)
+        ends = elapsed + (timetable.total_steps - step) * per_step + to_come
         tolerance = TOLERANCE_LATE if late else TOLERANCE
         if abs(ends - self.seconds) <= tolerance * self.seconds:
             return None
-        steps = step + max(1, round((self.seconds - elapsed) / per_step))
+        left = max(0.0, self.seconds - elapsed)
+
+        def takes(steps: int) -> float:
+            return (steps - step) * per_step + self.to_come(step, steps)
+
+        # the last end that is in time, or the one after it, which may be more nearly so: it can have another sample
+        ends_at = range(step + 1, step + 2 + int(left / per_step))
+        first_late = max(bisect.bisect_right(ends_at, left, key=takes), 1)
+        steps = min(ends_at[first_late - 1], ends_at[first_late - 1] + 1, key=lambda steps: abs(takes(steps) - left))
         if steps == timetable.total_steps:
             return None
         return Decision(

@@ -33,3 +33,46 @@ def test_a_machine_that_slows_down_late_still_ends_within_five_percent(late):
 
 def test_a_steady_machine_needs_no_decision():
     assert drive(2000, 100.0, lambda step: 0.05 * (1 + 0.01 * (step % 3 - 1)))[1].decisions == ()
+
+
+COSTS = {"evaluate": 0.4, "sample": 2.5, "checkpoint": 0.6}
+
+
+def drive_with_hooks(planned, budget, seconds_of_step, costs, shares):
+    """`drive` with measurements, samples and checkpoints next to the steps, each so many times and at the end."""
+    every = {name: -(-planned // times) for name, times in shares.items()}
+    timetable, pace, elapsed, aside, step = Timetable(ScheduleConfig(), planned), Pace(budget, every), 0.0, 0.0, 0
+    while step < timetable.total_steps:
+        elapsed += seconds_of_step(step)
+        step += 1
+        decision = pace.look(step, elapsed, timetable, aside)
+        timetable = timetable.decide(decision) if decision else timetable
+        done = step >= timetable.total_steps
+        due = [name for name in every if step % every[name] == 0 or done]
+        spent = sum(costs[name] for name in due)
+        elapsed, aside = elapsed + spent, aside + spent
+        if due:
+            pace.spent(due, spent)
+    return elapsed
+
+
+@pytest.mark.parametrize("speed", [0.5, 0.9, 1.0, 1.2, 2.9])
+def test_what_is_still_due_next_to_the_steps_is_foreseen(speed):
+    shares = {"evaluate": 12, "sample": 3, "checkpoint": 10}
+    elapsed = drive_with_hooks(1500, 60.0, lambda step: 0.03 * speed, COSTS, shares)
+    assert abs(elapsed - 60.0) < 3.0
+
+
+@pytest.mark.parametrize("sample", [0.5, 4.0])
+def test_a_long_end_is_not_on_top_of_the_budget(sample):
+    shares = {"evaluate": 12, "sample": 3, "checkpoint": 10}
+    elapsed = drive_with_hooks(1526, 60.0, lambda step: 0.0369, {**COSTS, "sample": sample}, shares)
+    assert abs(elapsed - 60.0) < 3.0
+
+
+def test_costs_are_told_apart():
+    pace = Pace(60.0, {"evaluate": 10, "sample": 20, "checkpoint": 0})
+    pace.spent(["evaluate"], 1.0)
+    pace.spent(["evaluate", "sample"], 4.0)
+    assert pace.to_come(20, 45) == pytest.approx(3 * 1.0 + 2 * 3.0)  # at 30, 40 and 45; at 40 and 45
+    assert pace.to_come(45, 45) == pytest.approx(1.0 + 3.0)  # the end itself
