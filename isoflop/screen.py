@@ -170,7 +170,7 @@ class Screen(Hook):
         """How the run is, what matters most first."""
         rate = line.tokens_per_second or 0.0
         speed = rate * state.flops_per_token
-        share = f" ({speed / self.peak:.0%} of peak)" if self.peak else ""
+        share = f" ({speed / self.peak:.0%} of peak)" if self.peak > speed else ""
         epochs = state.tokens / max(1, sum(state.prepared.train_tokens(name) for name in state.prepared.sources))
         return [
             f"loss {line.loss:.3f}",

@@ -1,6 +1,6 @@
 """A run on its way, from configuration, data and plan to its result: what every job of start.py comes to."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from isoflop.trainer.config import RuntimeConfig, resolve_runtime
 from isoflop.trainer.guard import account, gaps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
+from isoflop.trainer.signals import Restarting
 from isoflop.trainer.task import Task, make_task
 from isoflop.trainer.trackers import make_trackers
 
@@ -46,6 +47,7 @@ class Job:
         phases: seconds by phase so far.
         resumed: the run is there already, and goes on.
         known_peak: FLOP/s by dtype that are on record of this run; empty: none are.
+        thoughts: hooks that may end the run for another plan; then `anew` gives the job that follows.
     """
 
     group: Group
@@ -57,6 +59,8 @@ class Job:
     phases: Phases = field(default_factory=Phases)
     resumed: bool = False
     known_peak: dict[str, float] = field(default_factory=dict)
+    thoughts: tuple[Hook, ...] = ()
+    anew: Callable[["Job", Restarting], "Job"] | None = None
 
     @classmethod
     def ordered(cls, group: Group, order: Mapping[str, Any]) -> "Job":
@@ -97,13 +101,19 @@ class Job:
         Raises:
             UserError, Interrupted, Diverged: see trainer.train.
         """
-        result = self.train()
+        try:
+            result = self.train()
+        except Restarting as left:
+            if self.anew is None:
+                raise
+            self.phases.seconds["abandoned"] = round(left.seconds, 2)
+            return self.anew(self, left).run()
         self.finish(result, self.measure())
         return result
 
     def train(self) -> RunResult:
         """All steps that are left, by this process and those that follow it."""
-        told = [*make_trackers(self.config.trackers), *self.listener.hooks]
+        told = [*make_trackers(self.config.trackers), *self.listener.hooks, *self.thoughts]
         if not self.resumed:
             for line in far_off(self.config):
                 self.listener.say(line)

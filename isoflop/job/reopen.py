@@ -11,6 +11,8 @@ from isoflop.data.kinds import find_kind
 from isoflop.data.manifest import Data
 from isoflop.data.prepare import Progress
 from isoflop.errors import UserError
+from isoflop.files import disk_errors
+from isoflop.job.attempts import switch
 from isoflop.job.extend import extend
 from isoflop.job.job import Job
 from isoflop.job.listener import Listener, Phases
@@ -30,6 +32,9 @@ def reopen(group: Group, folder: RunFolder, budget: str, assignments: Sequence[s
         UserError: if there is no run, it cannot go on, or its data changed.
     """
     refuse_checkpoint(folder)
+    if (folder.attempts / "next").is_dir():  # it was killed while it began anew
+        with disk_errors(f"the run folder {folder.path}"), folder.locked():
+            switch(folder)
     run = read_run(folder.path)
     config = override(from_dict(RunConfig, run.config), movable(assignments))
     check_world(config, group)

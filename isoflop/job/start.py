@@ -11,20 +11,25 @@ from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
 from isoflop.errors import UserError
-from isoflop.files import home_note, try_folder
+from isoflop.files import disk_errors, home_note, try_folder
+from isoflop.job.attempts import SecondThoughts, make_ready, switch
 from isoflop.job.job import Job
 from isoflop.job.listener import Listener, Phases, seconds_line
 from isoflop.job.reopen import reopen
 from isoflop.job.together import again, together
 from isoflop.model.config import ModelConfig
 from isoflop.parallel.mesh import Group
+from isoflop.plan import known
 from isoflop.plan.advice import Advice, Keep
 from isoflop.plan.asked import Asked
 from isoflop.plan.destinations import destinations
+from isoflop.plan.machine import forget_dtypes
 from isoflop.plan.planner import plan
+from isoflop.plan.second import allows
 from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.processes import check_world
+from isoflop.trainer.signals import Restarting
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
 
@@ -94,7 +99,33 @@ def pretrain(
     if dry_run:
         return advice
     check_world(advice.config, group)
-    return Job(group, folder, advice.config, data, advice.plan(), listener, phases).run()
+    job = Job(group, folder, advice.config, data, advice.plan(), listener, phases)
+    if not allows(advice) or asked.names("model.layers") or asked.names("model.d_model"):
+        return job.run()
+
+    # what is planned in a bad moment may be planned once more
+    thoughts = SecondThoughts(advice, listener.say)
+
+    def anew(first: Job, left: Restarting) -> Job:
+        known.forget(first.runtime.device)
+        forget_dtypes()
+        rest = Budget("seconds", allowance.amount - left.seconds)
+        try:
+            second, text = plan(rest, config, asked, keep, group, listener.say, listener.progress, phases.time)
+        except UserError as error:  # what is left is too little: the run goes on as it was
+            listener.say(f"note: the run goes on as it was planned first: {error}")
+            phases.seconds.pop("abandoned", None)
+            return replace(first, thoughts=(), anew=None, resumed=True, known_peak=first.peak)
+        listener.prepared(text.account())
+        listener.planned(second)
+        check_world(second.config, group)
+        record = second.plan().updated(budget=str(allowance), phases=dict(phases.seconds))
+        with disk_errors(f"the run folder {folder.path}"), folder.locked():
+            make_ready(folder, second.config, record, text, thoughts.reason, left.seconds)
+            switch(folder)
+        return Job(group, folder, second.config, text, record, listener, phases, resumed=True)
+
+    return replace(job, thoughts=(thoughts,), anew=anew).run()
 
 
 @together

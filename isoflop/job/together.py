@@ -18,6 +18,7 @@ from isoflop.parallel.launch import joined
 from isoflop.parallel.mesh import Group
 from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunResult
+from isoflop.trainer.signals import Restarting
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -46,7 +47,10 @@ def follow(group: Group) -> RunResult | None:
     result = None
     while (order := group.order()) is not None:
         job = Job.ordered(group, order)
-        result = job.take_steps([])
+        try:
+            result = job.take_steps([])
+        except Restarting:  # the next order is the same run's next attempt
+            continue
         job.measure()
     return result
 

@@ -96,6 +96,7 @@ class Advice:
 
     Attributes:
         text, unique_tokens: what `expected` was made from; None where data are no text.
+        workload: the task on its data, as it was planned for.
     """
 
     config: RunConfig
@@ -111,6 +112,7 @@ class Advice:
     peak: dict[str, float] = field(default_factory=dict)
     text: Predictability | None = None
     unique_tokens: int | None = None
+    workload: Workload | None = None
 
     def plan(self) -> Plan:
         """plan.json."""

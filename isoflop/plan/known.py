@@ -1,8 +1,8 @@
 """What was measured of this machine before, in quiet moments: timings.json in $ISOFLOP_HOME.
 
 An entry is of one machine with its versions and of one shape with all that decides its speed. Nothing that was measured
-next to another program is kept, and what a run contradicts is forgotten (job/job.py), so that the next plan measures
-anew.
+next to another program is kept, and what a run contradicts is forgotten (job/start.py, job/job.py), so that the
+next plan measures anew.
 """
 
 import contextlib
@@ -75,13 +75,13 @@ def remember(what: str, device: str, found: Mapping[str, tuple[str, float]]) -> 
         files.write_json(path, [*others, *new][-MOST:])
 
 
-def forget(device: str, of_shape: str) -> int:
-    """Drop what is known of a shape on this machine. Returns how many entries that were."""
+def forget(device: str, of_shape: str = "") -> int:
+    """Drop what is known of a shape on this machine, or of all shapes. Returns how many entries that were."""
     machine, path = fingerprint(device), files.home() / FILE
     known = read(path)
-    kept = [entry for entry in known if not (entry["machine"] == machine and entry["shape"] == of_shape)]
+    kept = [entry for entry in known if entry["machine"] != machine or of_shape not in ("", entry["shape"])]
     if len(kept) < len(known):
-        with contextlib.suppress(OSError):  # then it is timed again the next time
+        with contextlib.suppress(OSError):  # then they are as old as before
             files.write_json(path, kept)
     return len(known) - len(kept)
 

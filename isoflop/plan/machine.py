@@ -188,13 +188,10 @@ def read_ratios() -> dict[str, float]:
     return {key: ratio for key, ratio in found.items() if type(ratio) in (int, float)}
 
 
-def forget_dtype(config: RunConfig) -> None:
-    """Drop what is known of the dtypes of a shape, which a run contradicted."""
-    ratios = read_ratios()
-    kept = {key: ratio for key, ratio in ratios.items() if f", {known.shape(config)}, " not in key}
-    if len(kept) < len(ratios):
-        with contextlib.suppress(OSError):
-            write_json(home() / "dtype.json", kept)
+def forget_dtypes() -> None:
+    """Drop what is known of the dtypes, where a run contradicts what was timed."""
+    with contextlib.suppress(OSError):
+        (home() / "dtype.json").unlink(missing_ok=True)
 
 
 def time_trials(trials: Sequence[Trial], until: float) -> list[throughput.Throughput]:

@@ -211,6 +211,7 @@ def finalize(proposal: Proposal, facts: Facts) -> Advice:
         peak=proposal.peak,
         text=text,
         unique_tokens=facts.unique_tokens,
+        workload=workload,
     )
 
 

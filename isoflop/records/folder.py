@@ -70,6 +70,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def attempts(self) -> Path:
+        """Attempts that were given up for another plan, and the next one while it is made ready (job/attempts.py)."""
+        return self.path / "attempts"
+
+    @property
     def profile(self) -> Path:
         return self.path / "profile"
 

@@ -15,7 +15,10 @@ from isoflop.report.words import count, text
 
 WORLD = ("processes", "hosts", "mode", "copies", "launch")  # of an event: who trained from there on
 TOLD = ("event", "time", "step", "signal", "taken_again", *WORLD)  # fields that have words of their own
-BEGINS, ENDS = ("started", "resumed"), ("stopped", "failed", "diverged", "lost", "hung", "trained", "finished")
+BEGINS, ENDS = (
+    ("started", "resumed"),
+    ("stopped", "abandoned", "failed", "diverged", "lost", "hung", "trained", "finished"),
+)
 BAD_STEPS_SHOWN = 20
 DONE = {
     "keep": "taken all the same",

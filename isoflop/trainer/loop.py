@@ -32,7 +32,7 @@ from isoflop.trainer.processes import agree, check_world, seed_step
 from isoflop.trainer.recovery import diverged, log_bad_step, record_failure, roll_back
 from isoflop.trainer.result import RunResult, summarize
 from isoflop.trainer.saver import Saver
-from isoflop.trainer.signals import Interrupted, Signals
+from isoflop.trainer.signals import RESTART, Interrupted, Restarting, Signals
 from isoflop.trainer.state import RunState
 from isoflop.trainer.step import (
     Statistics,
@@ -73,6 +73,7 @@ def train(
 
     Raises:
         UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
+        Restarting: a hook asked for another plan; the run is saved.
         Interrupted: a signal came; the run is saved, and `resume=True` continues it.
         Diverged: loss or gradient went wrong more often than config.guard allows.
     """
@@ -223,6 +224,9 @@ def run_steps(
             if saved != state.step:
                 saver.save(state)
             saver.wait()
+            if signal == RESTART:
+                state.folder.event("abandoned", step=state.step, seconds=state.seconds)
+                raise Restarting(state.step, state.seconds)
             state.folder.event("stopped", step=state.step, signal=signal)
             raise Interrupted(signal, state.step, state.folder.path)
 

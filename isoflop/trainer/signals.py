@@ -30,6 +30,21 @@ class Interrupted(Exception):
         self.folder = folder
 
 
+RESTART = 1 << 10  # a number that no signal has: a hook asks the run to end here and begin anew
+
+
+class Restarting(Exception):
+    """The run ended between two steps, in all its processes, to begin anew with another plan (job/attempts.py).
+
+    Attributes:
+        step, seconds: that were taken, of training.
+    """
+
+    def __init__(self, step: int, seconds: float) -> None:
+        super().__init__(f"begins anew after step {step}")
+        self.step, self.seconds = step, seconds
+
+
 class Signals:
     """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
     process at once. One that is ignored, as SIGHUP is under nohup, stays so.
@@ -61,7 +76,7 @@ class Signals:
             signal.signal(number, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.received is not None:
+        if self.received is not None and self.received != RESTART:
             if time.monotonic() - self._at >= self._echo:
                 os._exit(128 + signum)
             return

@@ -1,0 +1,229 @@
+"""A run that begins anew: when it does, and that a kill at any moment leaves one attempt to resume."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from isoflop import files
+from isoflop.budget import parse_budget
+from isoflop.errors import UserError
+from isoflop.job import attempts, start
+from isoflop.plan import second
+from isoflop.plan.advice import Facts
+from isoflop.plan.asked import Asked
+from isoflop.plan.planner import finalize, propose
+from isoflop.plan.predictability import Predictability
+from isoflop.records import RunFolder, read_run
+from isoflop.trainer import RunConfig, throughput
+from isoflop.trainer.causal_lm import TextWorkload
+from isoflop.trainer.throughput import Throughput
+from isoflop.trainer.workload import Text
+
+WORKLOAD = TextWorkload(Text(2e7, b""))
+PEAK = {"float32": 5e10, "bfloat16": 1e9}
+SMALL = ["model.context=32", "runtime.threads=1", "runtime.dtype=float32", "data.vocab_size=300", "batch.sequences=4"]
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """Timings as a program next to ours would make them: a thirtieth of the speed."""
+
+    def answer(configs, *_, **__):
+        rates = [PEAK["float32"] / 75 / WORKLOAD.flops_per_token(config) for config in configs]
+        return [Throughput(c.tokens_per_step / r, r, 10, "busy") for c, r in zip(configs, rates, strict=True)]
+
+    monkeypatch.setattr(throughput, "time_in_turns", answer)
+    monkeypatch.setattr("isoflop.plan.ceiling.measure_peak", lambda device: dict(PEAK))
+
+
+def advice(budget="60s"):
+    proposal = propose(parse_budget(budget), RunConfig(), WORKLOAD, Asked(()))
+    found = finalize(proposal, Facts(2_000_000, proposal.vocabulary, 2.5))
+    return replace(found, text=Predictability(2.4, 2.4))
+
+
+def planned_speed(plan):
+    return next(one.tokens_per_second for one in plan.candidates if one.chosen)
+
+
+def test_a_speed_as_planned_changes_nothing(timed):
+    plan = advice()
+    for factor in (0.8, 1.0, 1.25):
+        assert second.outlook(plan, factor * planned_speed(plan), 1e4, 55.0) is None
+
+
+@pytest.mark.parametrize("factor", [30.0, 100.0])
+def test_a_run_that_is_far_faster_than_planned_is_better_begun_anew(timed, factor):
+    plan = advice()
+    found = second.outlook(plan, factor * planned_speed(plan), 1e4, 55.0)
+    assert found is not None and found.anew < found.onward
+
+
+def test_hardly_anything_left_is_better_spent_on_the_run_that_is_there(timed):
+    plan = advice()
+    found = second.outlook(plan, 30 * planned_speed(plan), 55 * 30 * planned_speed(plan), 0.5)
+    assert found is not None and found.anew > found.onward
+
+
+@pytest.mark.parametrize("budget", ["1e12", "1e6tok", "300steps"])
+def test_only_a_plan_in_seconds_allows_it(timed, budget):
+    assert not second.allows(advice(budget))
+    assert second.allows(advice())
+
+
+# ---- the switch ----
+
+
+class Killed(BaseException):
+    pass
+
+
+def first_attempt(path: Path) -> RunFolder:
+    folder = RunFolder(path)
+    for name, text in {
+        "plan.json": '{"steps": 1}',
+        "environment.json": '{"peak": {"float32": 1.0}}',
+        "data.json": "{}",
+        "tokenizer.json": "old",
+        "metrics.jsonl": '{"step": 1}\n',
+        "events.jsonl": '{"event": "started"}\n{"event": "abandoned"}\n',
+        "checkpoints/step-00000001/model.safetensors": "weights",
+        ".lock": "",
+        "config.json": '{"attempt": 1}',
+    }.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return folder
+
+
+def next_attempt(folder: RunFolder) -> None:
+    with files.new_folder(folder.attempts / "next") as path:
+        for name in ("plan.json", "environment.json", "data.json", "tokenizer.json", "events.jsonl"):
+            (path / name).write_text(f"new {name}")
+        (path / "config.json").write_text('{"attempt": 2}')
+
+
+def kill_after(monkeypatch, operations: int) -> None:
+    """From now on the process dies before it changes the disk for the (operations + 1)-th time."""
+    left = [operations]
+
+    def counted(name, original):
+        def operation(*args, **kwargs):
+            if left[0] == 0:
+                raise Killed(name)
+            left[0] -= 1
+            return original(*args, **kwargs)
+
+        return operation
+
+    for owner, name in ((Path, "replace"), (Path, "mkdir"), (attempts, "write_text"), (attempts.shutil, "rmtree")):
+        monkeypatch.setattr(owner, name, counted(name, getattr(owner, name)))
+
+
+def test_a_kill_at_any_write_leaves_one_attempt(tmp_path):
+    for operations in range(60):
+        path = tmp_path / str(operations)
+        folder = first_attempt(path)
+        next_attempt(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            kill_after(patch, operations)
+            try:
+                attempts.switch(folder)
+                finished = True
+            except Killed:
+                finished = False
+        assert (path / "config.json").is_file()  # at every moment it is a run
+        attempts.switch(folder)  # what resuming does first
+        assert json.loads((path / "config.json").read_text()) == {"attempt": 2}
+        assert not (folder.attempts / "next").exists()
+        kept = folder.attempts / "1"
+        assert json.loads((kept / "config.json").read_text()) == {"attempt": 1}
+        assert (kept / "tokenizer.json").read_text() == "old" and (kept / "metrics.jsonl").is_file()
+        assert (kept / "checkpoints" / "step-00000001" / "model.safetensors").read_text() == "weights"
+        assert (path / "tokenizer.json").read_text() == "new tokenizer.json"
+        assert (path / "events.jsonl").read_text() == "new events.jsonl"
+        assert not (path / "metrics.jsonl").exists() and not (path / "checkpoints").exists()
+        if finished:
+            assert operations > 10
+            return
+    raise AssertionError("it never came to an end")
+
+
+def test_before_the_next_attempt_is_whole_the_first_one_is_what_goes_on(tmp_path):
+    folder = first_attempt(tmp_path)
+    (folder.attempts / ".next.0123abcd.tmp").mkdir(parents=True)  # what a kill leaves of it
+    attempts.switch(folder)
+    assert json.loads(folder.config.read_text()) == {"attempt": 1} and (tmp_path / "metrics.jsonl").is_file()
+
+
+# ---- whole runs ----
+
+
+@pytest.fixture
+def words(tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("\n\n".join(f"{n} the lamp near the river holds {n * n} letters of {n % 7}" for n in range(4000)))
+    return path
+
+
+@pytest.fixture
+def restless(timed, monkeypatch):
+    """Looks after every step, and always finds that beginning anew is better."""
+    monkeypatch.setattr(attempts, "LOOKS", 0.0)
+    monkeypatch.setattr(attempts, "STEADY", math.inf)
+    monkeypatch.setattr(attempts, "FROM", 0.0)
+    monkeypatch.setattr(attempts, "UNTIL", 1.0)
+    monkeypatch.setattr(attempts, "outlook", lambda *_: second.Outlook(onward=2.0, anew=1.0))
+
+
+def test_a_run_begins_anew_once_and_keeps_its_first_attempt(words, tmp_path, restless):
+    said = []
+    listener = start.Listener(say=said.append)
+    result = start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL, listener=listener)
+    run = read_run(tmp_path / "run")
+    assert run.status == "finished" and result.step == run.result.step
+    assert sum("begins anew" in line for line in said) == 1
+    kept = read_run(tmp_path / "run" / "attempts" / "1")
+    assert [event.event for event in kept.events][-1] == "abandoned"
+    assert [event.event for event in run.events][:1] == ["restarted"]
+    assert "begins anew" in run.events[0].reason
+    assert run.config["seconds"] < kept.config["seconds"] == 3.0
+    assert run.result.phases["abandoned"] == pytest.approx(3.0 - run.config["seconds"], abs=0.01)
+    assert "restarted" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_killed_while_it_begins_anew_it_is_resumed_as_one_attempt(words, tmp_path, restless, monkeypatch):
+    monkeypatch.setattr(start, "switch", lambda folder: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL)
+    assert (tmp_path / "run" / "attempts" / "next" / "config.json").is_file()
+    start.resume(tmp_path / "run")
+    run = read_run(tmp_path / "run")
+    assert run.status == "finished" and (tmp_path / "run" / "attempts" / "1" / "config.json").is_file()
+    assert run.config["seconds"] < 3.0
+
+
+def test_where_too_little_is_left_for_another_plan_the_run_goes_on(words, tmp_path, restless, monkeypatch):
+    plans = iter([start.plan])
+
+    def planned(*args):
+        for plan in plans:
+            return plan(*args)
+        raise UserError("budget '2s' is too small")
+
+    monkeypatch.setattr(start, "plan", planned)
+    said = []
+    start.pretrain([str(words)], "2s", tmp_path / "run", assignments=SMALL, listener=start.Listener(say=said.append))
+    run = read_run(tmp_path / "run")
+    assert run.status == "finished" and not (tmp_path / "run" / "attempts").exists()
+    assert any("goes on as it was planned first" in line for line in said)
+    assert run.config["seconds"] == 2.0 and "abandoned" not in run.result.phases
+
+
+@pytest.mark.parametrize("asked", ["model.layers=1"])
+def test_a_shape_that_was_asked_for_stays(words, tmp_path, restless, asked):
+    start.pretrain([str(words)], "1s", tmp_path / "run", assignments=[*SMALL, asked])
+    assert not (tmp_path / "run" / "attempts").exists()
