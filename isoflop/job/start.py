@@ -112,13 +112,13 @@ def pretrain(
         rest = Budget("seconds", allowance.amount - left.seconds)
         try:
             second, text = plan(rest, config, asked, keep, group, listener.say, listener.progress, phases.time)
-        except UserError as error:  # what is left is too little: the run goes on as it was
+            check_world(second.config, group)
+        except UserError as error:  # what is left is too little, or such a batch cannot be divided
             listener.say(f"note: the run goes on as it was planned first: {error}")
             phases.seconds.pop("abandoned", None)
             return replace(first, thoughts=(), anew=None, resumed=True, known_peak=first.peak)
         listener.prepared(text.account())
         listener.planned(second)
-        check_world(second.config, group)
         record = second.plan().updated(budget=str(allowance), phases=dict(phases.seconds))
         with disk_errors(f"the run folder {folder.path}"), folder.locked():
             make_ready(folder, second.config, record, text, thoughts.reason, left.seconds)
