@@ -137,6 +137,7 @@ def resume(
     out: Path | str,
     budget: str = "",
     *,
+    sources: Sequence[str] = (),
     assignments: Sequence[str] = (),
     quiet: bool = False,
     listener: "Listener | None" = None,
@@ -144,6 +145,7 @@ def resume(
     """Resume a run from its last checkpoint; with a budget such as "+1h", from before its decay.
 
     Args:
+        sources: where the run's text is now, if it was moved; it has to be the same text.
         assignments: "parallel.mode=fsdp" and the like: where and by how many processes a run computes may change on its
             way, as nothing that it learns depends on it.
         quiet: show nothing.
@@ -156,7 +158,8 @@ def resume(
     from isoflop.screen import shown
 
     with shown(listener, quiet) as screen:
-        return screen.outcome(job.resume(out, budget, assignments=assignments, listener=screen.listener))
+        done = job.resume(out, budget, sources=sources, assignments=assignments, listener=screen.listener)
+        return screen.outcome(done)
 
 
 def load(run: Path | str, device: str = "cpu") -> "tuple[Model, Tokenizer]":
@@ -224,6 +227,7 @@ def evaluate(
     text_column: str = "",
     beam: int = 1,
     set: Sequence[str] = (),
+    moved: Sequence[str] = (),
 ) -> "HeldOut":
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`.
 
@@ -231,6 +235,7 @@ def evaluate(
         text_column: of records, holds the text; by default the one that the run was trained on.
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
         set: how the sources are to be read, as "data.encoding=cp1252"; by default as the run's own.
+        moved: where the run's own text is now, if it was moved, to measure on what the run held out of it.
 
     Returns:
         Nats per token, perplexity, bits per byte (measure.HeldOut), and for seq2seq error rates.
@@ -240,7 +245,7 @@ def evaluate(
     """
     from isoflop import job
 
-    return job.evaluate(run, sources, text_column, beam, set)
+    return job.evaluate(run, sources, text_column, beam, set, moved)
 
 
 def __getattr__(name: str) -> Any:

@@ -333,6 +333,8 @@ def show_outcome(screen: Screen, folder: Path) -> None:
         }
         reached += f"; expected {expected.bits_per_byte:.3f} ({expected.low:.3f} to {expected.high:.3f}): "
         reached += where[result.verdict]
+    if run.plan.init_bits_per_byte is not None:
+        reached += f"; {run.plan.init_bits_per_byte:.3f} before training, on the same text"
     screen.say(reached)
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.phases.items())
     screen.say(f"spent: {spent}; {result.tokens:,} tokens, {result.flops:.3g} FLOPs")

@@ -2,10 +2,15 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from small import write_texts
+
+# A machine that others use as well is slow now and then, which says nothing of the example.
+hypothesis.settings.register_profile("shared machine", deadline=None)
+hypothesis.settings.load_profile("shared machine")
 
 # A shell has its background jobs ignore SIGINT, and processes hand that on to those they start: tests that send it
 # would wait in vain.

@@ -66,6 +66,11 @@ def evaluate(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="FIELD=VALUE", help="how the sources are read, as in data.encoding=cp1252"),
     ] = (),
+    moved: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="SOURCE", help="where the run's own text is now, if it was moved"),
+    ] = (),
     trust_code: Trusted = (),
 ) -> None:
     """Measure held-out loss (and error rates, for seq2seq) on what the run held out itself, or on the sources named."""
@@ -75,7 +80,7 @@ def evaluate(
     from isoflop.records import not_used
 
     with trusting(*trust_code):
-        found = job.evaluate(run, sources, text_column, beam, set)
+        found = job.evaluate(run, sources, text_column, beam, set, moved)
     if json:
         print(to_json(found.to_dict()), end="")
         return

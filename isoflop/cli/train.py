@@ -47,7 +47,12 @@ def train(
         tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
     ] = (),
     resume: Annotated[
-        str | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on with a run that was stopped")
+        str | None,
+        tyro.conf.arg(
+            metavar="RUN",
+            help_behavior_hint="",
+            help="go on with a run that was stopped; with SOURCE if its text was moved",
+        ),
     ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
@@ -77,8 +82,8 @@ def train(
             if not resume:  # a variable that is not set, most likely; it is not a run from the beginning that is meant
                 raise UserError("--resume names nothing; name the run's folder: `isoflop runs` lists them")
             refuse_with_resume(
+                resume,
                 {
-                    "SOURCE": sources,
                     "--out": out,
                     "--recipe": recipe,
                     "--config": config,
@@ -86,7 +91,7 @@ def train(
                     "--heldout": heldout,
                     "--strict": strict,
                     "--dry-run": dry_run,
-                }
+                },
             )
         wanted = job.Command(
             sources=sources,
@@ -110,7 +115,11 @@ def train(
         screen.require_shown()
 
 
-def refuse_with_resume(given: dict[str, Any]) -> None:
+def refuse_with_resume(run: str, given: dict[str, Any]) -> None:
+    """Raises UserError for an option that a run on its way has no use for, with what it may be meant for."""
     for name, value in given.items():
         if value:
-            raise UserError(f"{name} does not go with --resume: a run goes on as its config.json says")
+            raise UserError(
+                f"{name} does not go with --resume: a run goes on as its config.json says; to train on other text or "
+                f"with other settings from its weights: isoflop train SOURCE --init {run}"
+            )

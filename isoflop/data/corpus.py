@@ -30,7 +30,7 @@ from isoflop.errors import UserError
 
 STDIN, STDLIB = "-", "stdlib"
 LONGEST_SOURCE = 5000  # characters; no path has more than 4,096
-NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
+NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf))", re.DOTALL)
 COLUMN = re.compile(r"(.+)@([^@]+)", re.DOTALL)
 WORDS = re.compile(r"[\w -]+")  # what a column is called, and the end of a path is not

@@ -18,7 +18,7 @@ class Command:
     Attributes:
         base: the configuration of --recipe or --config, without what `assignments` (--set) change; None: neither.
         budget: empty: 3 minutes, or the length that `base` has.
-        resume: a run to go on with; None: a new one.
+        resume: a run to go on with; None: a new one. `sources` then says where its text is now, if it was moved.
     """
 
     sources: Sequence[str] = ()
@@ -44,7 +44,13 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
         UserError: for anything that cannot be used, before anything is written.
     """
     if command.resume is not None:
-        return resume(command.resume, command.budget, assignments=command.assignments, listener=listener)
+        return resume(
+            command.resume,
+            command.budget,
+            sources=command.sources,
+            assignments=command.assignments,
+            listener=listener,
+        )
     if command.base is not None and not command.budget:
         config = decided(command, command.base)
         return config if command.dry_run else train(config, command.out, listener=listener)

@@ -1,6 +1,7 @@
 """More budget for a run that has one: back to before its decay, with a later end."""
 
 import time
+from collections.abc import Callable
 
 from isoflop import checkpoint
 from isoflop.budget import Budget, parse_budget
@@ -14,13 +15,16 @@ from isoflop.trainer import RunConfig
 from isoflop.untrusted import foreign
 
 
-def extend(run: Run, config: RunConfig, more: Budget, fingerprint: str) -> Plan:
+def extend(
+    run: Run, config: RunConfig, more: Budget, fingerprint: str, say: Callable[[str], None] = lambda line: None
+) -> Plan:
     """Set a run back to before its decay, with a later end: the run that the larger budget would have made.
 
     The decayed end stays beside the run, in `ended/`, with its plan: the larger budget has one of its own.
 
     Args:
         fingerprint: of the data that the run would go on with.
+        say: told what becomes of the steps that were taken since.
 
     Returns:
         The plan of the longer run, as it is written.
@@ -75,6 +79,13 @@ def extend(run: Run, config: RunConfig, more: Budget, fingerprint: str) -> Plan:
         folder.append("decisions", decision.line(time.time(), seconds), durable=True)
         write_json(folder.plan, longer.to_dict())
         folder.event("extended", step=at, budget=str(more), steps=total)
+    if at < steps[-1]:
+        say(
+            f"extended by {more}: goes back to step {at:,}, before the decay of the learning rate, and on to step "
+            f"{end:,}; what step {steps[-1]:,} had reached is kept in {ended}"
+        )
+    else:
+        say(f"extended by {more}: on from step {at:,}, where no decay has begun, to step {end:,}")
     return longer
 
 

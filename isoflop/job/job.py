@@ -120,6 +120,8 @@ class Job:
         ceiling = self.peak.get(self.runtime.dtype, 0.0) * self.group.machines(self.runtime.device)
         self.listener.peak(ceiling)
 
+        if self.config.init and not self.resumed:
+            self.measure_start()
         self.group.order(self.order())
         plan = self.plan.updated(phases=dict(self.phases.seconds))
         result = self.take_steps(told, plan=plan, environment={"peak": self.peak})
@@ -138,6 +140,18 @@ class Job:
             group=self.group,
             **first,
         )
+
+    def measure_start(self) -> None:
+        """Measure the weights that the run starts from, on the held-out text that it is measured on in the end."""
+        if self.data.vocab_size > self.config.model.vocab_size:
+            return  # refused where the model is made
+        with self.phases.time("evaluate"):
+            model, _, _ = checkpoint.load_model(Path(self.config.init))
+            runtime = make_runtime(self.group.device(self.runtime.device), self.runtime.dtype, self.runtime.threads)
+            model.to(runtime.device)
+            before = self.task.measure(model, self.data, runtime, FINAL_TOKENS).bits_per_byte
+        self.plan = self.plan.updated(init_bits_per_byte=before)
+        self.listener.say(f"before training: {before:.3f} bits per byte held-out, with the weights of --init")
 
     def measure(self) -> HeldOut:
         """`judge` the last checkpoint, over everything held out up to FINAL_TOKENS. The processes share out the

@@ -7,26 +7,38 @@ from pathlib import Path
 from isoflop import checkpoint
 from isoflop.budget import parse_budget
 from isoflop.config import from_dict, override
+from isoflop.data.corpus import STDIN, STDLIB, expand, parse_sources
 from isoflop.data.kinds import find_kind
 from isoflop.data.manifest import Data
 from isoflop.data.prepare import Progress
 from isoflop.errors import UserError
-from isoflop.files import disk_errors
+from isoflop.files import disk_errors, write_json
 from isoflop.job.attempts import switch
 from isoflop.job.extend import extend
 from isoflop.job.job import Job
 from isoflop.job.listener import Listener, Phases
 from isoflop.parallel.mesh import Group
-from isoflop.records import Run, RunFolder, read_run
+from isoflop.records import DataAccount, Run, RunFolder, read_run
 from isoflop.trainer import RunConfig
 from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
 
+RESUME = "isoflop train --resume RUN SOURCE"
 MOVABLE = ("parallel", "runtime")  # the fields of RunConfig that may change while a run is on its way
 
 
-def reopen(group: Group, folder: RunFolder, budget: str, assignments: Sequence[str], listener: Listener) -> Job:
+def reopen(
+    group: Group,
+    folder: RunFolder,
+    budget: str,
+    assignments: Sequence[str],
+    listener: Listener,
+    sources: Sequence[str] = (),
+) -> Job:
     """The job of a run that goes on, with a `budget` such as "+1h" set back to before its decay.
+
+    Args:
+        sources: where the run's text is now, if it was moved; remembered once it is found to be the same.
 
     Raises:
         UserError: if there is no run, it cannot go on, or its data changed.
@@ -43,8 +55,11 @@ def reopen(group: Group, folder: RunFolder, budget: str, assignments: Sequence[s
 
     phases = Phases(dict(run.result.phases or run.plan.phases or {}))
     with phases.time("prepare"):
-        data = data_of(run, config, listener.progress)
-    plan = extend(run, config, more, data.fingerprint) if more else run.plan
+        data = data_of(run, config, listener.progress, sources)
+    plan = extend(run, config, more, data.fingerprint, listener.say) if more else run.plan
+    if sources:
+        with disk_errors(f"the run folder {folder.path}"):
+            write_json(folder.data, moved_account(run, data, sources).to_dict())
     return Job(group, run.folder, config, data, plan, listener, phases, resumed=True, known_peak=run.environment.peak)
 
 
@@ -87,17 +102,74 @@ def movable(assignments: Sequence[str]) -> Sequence[str]:
     return assignments
 
 
-def data_of(run: Run, config: RunConfig, progress: Progress | None = None) -> Data:
-    """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew."""
-    task, account = make_task(config), run.data
-    if account.folder and (Path(account.folder) / "manifest.json").is_file():
+def data_of(
+    run: Run, config: RunConfig, progress: Progress | None = None, sources: Sequence[str] = (), command: str = RESUME
+) -> Data:
+    """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew.
+
+    Args:
+        sources: where the text is now, if it was moved.
+        command: what names the new place, for the message where the text is not found; RUN stands for the run.
+
+    Raises:
+        UserError: if the text is not there, or the sources hold another.
+    """
+    task, account, out = make_task(config), run.data, run.folder.path
+    if not sources and account.folder and (Path(account.folder) / "manifest.json").is_file():
         prepared = task.open_data(Path(account.folder))
         if prepared.fingerprint == account.fingerprint:
             return prepared
+
     data, copy = config.data, run.folder.tokenizer
     if find_kind(data.tokenizer) is None and copy.is_file():  # the run's own: the one named may be gone
         data = replace(data, tokenizer=str(copy))
-    return task.prepare_data(data, progress)
+    if len(sources) == 1 and (Path(sources[0]) / "manifest.json").is_file():  # prepared data
+        data = replace(data, path=str(Path(sources[0]).resolve()), sources=(), heldout=())
+    elif now := named_now(run, sources) if sources else account.moved_to:
+        data = replace(data, sources=tuple(now), path="")
+    try:
+        prepared = task.prepare_data(data, progress)
+    except UserError as error:
+        if sources:
+            raise
+        moved = command.replace("RUN", str(out))
+        raise UserError(f"{error}; if the text of {out} was moved, name its new place: {moved}") from None
+    if sources and account.fingerprint and prepared.fingerprint != account.fingerprint:
+        raise UserError(
+            f"{' '.join(sources)} is not the text that {out} was trained on ({prepared.fingerprint[:12]} in place of "
+            f"{account.fingerprint[:12]}); name that text, or train on other text from the run's weights: "
+            f"isoflop train {' '.join(sources)} --init {out}"
+        )
+    return prepared
+
+
+def moved_account(run: Run, data: Data, sources: Sequence[str]) -> DataAccount:
+    """data.json of a run whose text is in another place now."""
+    if (Path(sources[0]) / "manifest.json").is_file():  # prepared data, which the account names already
+        return data.account()
+    return data.account().updated(moved_to=named_now(run, sources))
+
+
+def named_now(run: Run, sources: Sequence[str]) -> tuple[str, ...]:
+    """Sources as they are named now, under the names and with the columns and weights that they had: a run knows its
+    text by them. Paths are made whole, so that they are found from wherever the run is resumed next."""
+    texts = from_dict(RunConfig, run.config).data.sources
+    before = parse_sources(texts)
+    given = parse_sources(sources)
+    if len(before) != len(given):
+        raise UserError(
+            f"{run.folder.path} was trained on {len(before)} sources and {len(given)} are named; name each, in the "
+            f"order in which the run had them: {', '.join(source.name for source in before)}"
+        )
+    by_name = {source.name: source for source in given}
+    ordered = [by_name[old.name] for old in before] if {old.name for old in before} == set(by_name) else given
+    named = []
+    for index, (old, new) in enumerate(zip(before, ordered, strict=True)):
+        pattern = new.pattern if new.pattern in (STDIN, STDLIB) else str(Path(expand(new.pattern)).absolute())
+        column = f"@{new.column or old.column}" if new.column or old.column else ""
+        weight = f":{texts[index].rpartition(':')[2]}" if old.weight is not None else ""  # as it was written
+        named.append(f"{old.name}={pattern}{column}{weight}")
+    return tuple(named)
 
 
 def run_folder_of(path: Path) -> Path:

@@ -29,6 +29,7 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task, task_named
 
 READ_AS = ("data.text_column", "data.encoding", "data.document_separator", "data.format", "data.strict")
+EVALUATE = "isoflop eval RUN --moved SOURCE"  # where the text of a run is now, if it was moved
 
 
 def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
@@ -75,7 +76,12 @@ def sample(
 
 
 def evaluate(
-    run: Path | str, sources: Sequence[str] = (), text_column: str = "", beam: int = 1, set: Sequence[str] = ()
+    run: Path | str,
+    sources: Sequence[str] = (),
+    text_column: str = "",
+    beam: int = 1,
+    set: Sequence[str] = (),
+    moved: Sequence[str] = (),
 ) -> HeldOut:
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`; and what
     its task is judged by beside that.
@@ -84,10 +90,13 @@ def evaluate(
         text_column: of records, holds the text; "": the one that the run was trained on.
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
         set: assignments to fields of `data` that say how the sources are read; otherwise they are as in the run.
+        moved: where the run's own text is now, if it was moved.
 
     Raises:
-        UserError: if there is no run or no text, or for an assignment to anything else.
+        UserError: if there is no run or no text, for an assignment to anything else, or if `moved` is not the run's.
     """
+    if sources and moved:
+        raise UserError(f"--moved says where the run's own text is; leave it out, or {sources[0]}")
     if not sources and was_imported(Path(run)):
         raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
     model, tokenizer, snapshot = checkpoint.load_model(Path(run))
@@ -96,7 +105,7 @@ def evaluate(
     runtime = make_runtime("auto", run_as.runtime.dtype, run_as.runtime.threads)
     model.to(runtime.device)
     if not sources:
-        data: Any = data_of(read_run(run_folder_of(Path(run))), run_as)
+        data: Any = data_of(read_run(run_folder_of(Path(run))), run_as, None, moved, EVALUATE)
         return judge(task, model, data, runtime, beam=beam)
     named = reading_of(run_as.data, sources, text_column, set)
     return task.measure_sources(model, tokenizer, named, runtime, beam)
@@ -135,7 +144,7 @@ def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
             {
                 "run": str(run.folder.path),
                 "status": run.status,
-                "parameters": run.plan.parameters,
+                "parameters": run.plan.total_parameters or run.plan.parameters,
                 "steps": latest.step or 0,
                 "tokens": latest.tokens or 0,
                 "seconds": float(run.result.seconds or latest.seconds or 0.0),

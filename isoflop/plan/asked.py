@@ -41,6 +41,11 @@ class Asked:
                 return True
         return False
 
+    def within(self, field: str) -> tuple[str, ...]:
+        """What is set of a field or of anything in it, or of what it belongs to: the names as they were given."""
+        asked = dict.fromkeys(text.partition("=")[0].strip() for text in self.assignments)
+        return tuple(name for name in asked if f"{name}.".startswith(f"{field}.") or f"{field}.".startswith(f"{name}."))
+
     def choose(self, config: RunConfig, part: str, **values: Any) -> RunConfig:
         """`config` with these fields of one of its parts ("batch"; "" for the configuration's own), but for those that
         the user has set.

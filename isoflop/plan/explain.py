@@ -7,9 +7,23 @@ from isoflop.plan.advice import Facts, Proposal
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.destinations import destinations
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
-from isoflop.records.plan import Choice
+from isoflop.records.plan import LABELS, Choice
 from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
+
+BY_YOU = "set by you"
+# What is shown on a line of the plan: the fields that decide it alone, and others that have a part in it
+DECIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "device": ((), ("runtime.device", "runtime.threads", "runtime.compile")),
+    "context": (("model.context",), ()),
+    "shape": (("model.layers", "model.d_model"), ("model.encoder_layers", "model.heads", "model.head_dim")),
+    "batch": (("batch.sequences",), ("batch.ramp_from",)),
+    "steps": (("steps",), ()),
+    "optimiser": ((), ("optim",)),
+    "schedule": ((), ("schedule",)),
+    "tokenizer": ((), ("data.tokenizer",)),
+}
+OF_MODEL, OF_RATES = ("context", "shape"), ("batch", "optimiser", "schedule")
 
 
 def line(name: str, value: str, reason: str) -> Choice:
@@ -17,7 +31,33 @@ def line(name: str, value: str, reason: str) -> Choice:
 
 
 def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int) -> tuple[Choice, ...]:
-    """Every choice of a plan: what the data are prepared with or need, shape and size, and the course of the training.
+    """Every choice of a plan, each with the reason that it really has: see `reasons_of`."""
+    choices = reasons_of(proposal, facts, config, best, tokens)
+    return tuple(said_by_whom(choice, proposal) for choice in choices)
+
+
+def said_by_whom(choice: Choice, proposal: Proposal) -> Choice:
+    """The choice with "set by you" for what the user has set, and with where it is from if it was not chosen."""
+    asked, keep, budget = proposal.asked, proposal.keep, proposal.budget.kind
+    alone, partly = DECIDE.get(choice.name, ((), ()))
+    measured = "; ".join(part for part in choice.reason.split("; ") if part.endswith("measured"))
+    if alone and all(asked.within(field) for field in alone):
+        return choice.updated(reason="; ".join(part for part in (BY_YOU, measured) if part))
+    if (choice.name, budget) in (("steps", "steps"), (LABELS["tokens"], "tokens")):
+        return choice.updated(reason=f"{BY_YOU}, by the budget" + (f"; {choice.reason}" if budget == "tokens" else ""))
+
+    names = [name for field in (*alone, *partly) for name in asked.within(field)]
+    reason = choice.reason
+    if (keep.model and choice.name in OF_MODEL) or (keep.rates and choice.name in OF_RATES):
+        where = "the configuration that you named" if keep.rates else "the model that training starts from"
+        reason = "; ".join(part for part in (f"as in {where}", measured) if part)
+    if names:
+        reason = f"{', '.join(dict.fromkeys(names))} {BY_YOU}; {reason}" if reason != BY_YOU else reason
+    return choice.updated(reason=reason)
+
+
+def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int) -> tuple[Choice, ...]:
+    """What the data are prepared with or need, shape and size, and the course of the training, as the plan chooses.
 
     Args:
         config: what the plan came to; tokens: that it reads.
@@ -61,7 +101,7 @@ def vocabulary_choice(proposal: Proposal, made: int, text_bytes: float) -> Choic
     if proposal.workload.vocab_size or proposal.keep.rates:
         reason = "the tokenizer that was given"
     elif proposal.asked.names("data.vocab_size"):
-        reason = "as asked for"
+        reason = BY_YOU
     else:
         reason = f"goes with {proposal.flops:.2g} FLOPs and {text_bytes / 1e6:.3g} MB of text; "
         reason += "more would be most of the model"
@@ -75,7 +115,8 @@ def choices_of_size(
 ) -> tuple[Choice, ...]:
     """Shape, parameters, tokens and batch."""
     model, workload = config.model, proposal.workload
-    count = parameters(model, config.task).matmul
+    counted = parameters(model, config.task)
+    count = counted.matmul
     shape = f"the candidate that the budget feeds best{speed_in_words(config, best, proposal.machines)}"
     if workload.notes.shape:
         shape += f"; {workload.notes.shape}"
@@ -84,13 +125,15 @@ def choices_of_size(
     if int(best.weights) != count and not workload.static_shapes:
         size = f"block and head weights; {int(best.weights):,} multiply a token on average, C = 6 of them a token"
 
+    size += f"; {counted.total:,} parameters in all"
+
     sequences, epochs = config.batch.sequences, tokens / max(1, facts.unique_tokens)
     if workload.text is None:
         read = f"{workload.notes.tokens}; {epochs:.1f} epochs of the {workload.sequences}"
         per_step = sequences * workload.tokens_per_sequence(config)
         batch = f"{sequences} {workload.sequences} = {per_step:,.0f} tokens"
     else:
-        read = f"{tokens / count:.1f} a parameter (about {TOKENS_PER_PARAMETER:.0f} are compute-optimal)"
+        read = f"{tokens / count:.1f} N (about {TOKENS_PER_PARAMETER:.0f} N are compute-optimal)"
         read += f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
         batch = f"{sequences} x {model.context} = {config.tokens_per_step:,} tokens"
     return (

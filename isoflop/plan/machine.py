@@ -150,7 +150,7 @@ def choose_dtype(config: RunConfig, trial: Trial | None, peak: dict[str, float],
     """
     resolved = resolve_runtime(config).runtime
     if config.runtime.dtype != "auto":
-        return Chosen(resolved.dtype, "as asked for")
+        return Chosen(resolved.dtype, "set by you")
     if peak["bfloat16"] < 0.5 * peak["float32"]:  # far from a matter of noise
         ratio = peak["bfloat16"] / peak["float32"]
         return Chosen("float32", f"matrix products in bfloat16 run at {ratio:.2g} times float32's speed")

@@ -91,6 +91,7 @@ class DataAccount(Record):
         sampled_share: of the training text that was prepared.
         folder: where the prepared data lies; seconds: that preparing it took; reused: it was there already.
         notes: what was noticed about the files that were read, and the user should know.
+        moved_to: the sources, where they have been named anew since the run began.
     """
 
     vocab_size: int | None = None
@@ -119,6 +120,7 @@ class DataAccount(Record):
     seconds: float | None = rare()
     reused: bool | None = rare()
     notes: tuple[str, ...] | None = rare()
+    moved_to: tuple[str, ...] | None = rare()
 
     def not_used(self) -> "NotUsed":
         """What was not used, in words; of an account written before there were kinds, from its counts."""

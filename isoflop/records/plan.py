@@ -108,6 +108,7 @@ class Plan(Record):
         peak: FLOP/s that this machine reached at best, by dtype.
         predictability, unique_tokens: what the expectation was made from, to make it again for a larger budget.
         phases: seconds by phase before training.
+        init_bits_per_byte: of the weights that the run started from (--init), on what it holds out.
         source, format: where an imported model came from.
     """
 
@@ -127,6 +128,7 @@ class Plan(Record):
     predictability: TextPredictability | None = rare()
     unique_tokens: int | None = rare()
     phases: dict[str, float] | None = rare()
+    init_bits_per_byte: float | None = rare()
     source: str | None = rare()
     format: str | None = rare()
 

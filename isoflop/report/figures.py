@@ -206,7 +206,7 @@ def candidates(
         log_axis(axes, x)
         axes.margins(x=0.14, y=0.2)
         axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.set_xlabel("parameters (block and head weights)")
+        axes.set_xlabel("parameters N (block and head weights)")
         return to_svg(figure, "candidates", "Expected bits per byte of each candidate shape against its parameters")
 
 

@@ -173,7 +173,7 @@ def shapes(facts: Facts) -> str:
         ]
         for index, c in enumerate(listed)
     ]
-    columns = ["shape", "parameters", "tokens/s", "tokens", "bits/byte"]
+    columns = ["shape", "parameters N", "tokens/s", "tokens", "bits/byte"]
     body = table(columns, rows, {1, 2, 3, 4}, chosen)
     drawable = [i for i, c in enumerate(listed) if c.parameters and c.expected_bits_per_byte is not None]
     figure = ""

@@ -78,11 +78,7 @@ def expectation(facts: Facts) -> str:
 
 def tiles(facts: Facts) -> str:
     reached, expected = facts.reached, facts.expected
-    shares = (
-        [f"{words.short(reached.tokens / facts.parameters)} per parameter"]
-        if reached.tokens and facts.parameters
-        else []
-    )
+    shares = [f"{words.short(reached.tokens / facts.parameters)} N"] if reached.tokens and facts.parameters else []
     shares += [f"{words.short(facts.epochs)} epochs"] if facts.epochs else []
     peak = measured_peak(facts.run)
     used = facts.run.result.mfu

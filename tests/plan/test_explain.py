@@ -48,7 +48,7 @@ def test_every_choice_has_a_line_with_its_value_and_reason():
 
 def test_whence_the_vocabulary_comes():
     assert lines()["vocabulary"].reason.startswith("goes with")
-    assert lines("data.vocab_size=700")["vocabulary"].reason == "as asked for"
+    assert lines("data.vocab_size=700")["vocabulary"].reason == "set by you"
     assert lines(given=5000)["vocabulary"].reason == "the tokenizer that was given"
     assert lines(keep=Keep(model=True, rates=True))["vocabulary"].reason == "the tokenizer that was given"
 
@@ -88,3 +88,56 @@ def test_the_plan_knows_the_tokenizer_and_the_task():
     assert destinations(config)[0] == "hf (llama), gguf (llama), llama2c (llama)"
     assert destinations(config, bpe) == ("hf (llama), gguf (llama)", "llama2c: its tokenizers are SentencePiece's")
     assert destinations(replace(RunConfig(), task="seq2seq"), bpe)[0] == "none"
+
+
+def test_a_reason_says_set_by_you_where_it_was():
+    told = lines(
+        "model.context=128",
+        "model.layers=2",
+        "model.d_model=64",
+        "model.heads=2",
+        "batch.sequences=16",
+        "optim.name=adamw",
+    )
+    for name in ("context", "shape", "batch"):
+        assert told[name].reason.startswith("set by you") and "feeds best" not in told[name].reason
+    assert told["optimiser"].reason.startswith("optim.name set by you; ")
+    assert "set by you" not in told["schedule"].reason + told["vocabulary"].reason
+    assert told["tokens D"].reason.startswith("set by you, by the budget; ")  # the budget is in tokens
+
+
+@pytest.mark.parametrize(
+    ("assignment", "name"),
+    [
+        ("model.layers=2", "shape"),
+        ("model.heads=2", "shape"),
+        ("optim.matrix_lr=0.02", "optimiser"),
+        ("schedule.warmup=0.1", "schedule"),
+        ("schedule.name=cosine", "schedule"),
+        ("runtime.threads=1", "device"),
+        ("data.tokenizer=bytes", "tokenizer"),
+    ],
+)
+def test_what_is_set_in_part_says_which(assignment, name):
+    field = assignment.partition("=")[0]
+    told = lines(assignment)
+    assert told[name].reason.startswith(f"{field} set by you; ") and told[name].reason != f"{field} set by you; "
+    others = [choice for choice in told.values() if choice.name != name and "set by you;" in choice.reason]
+    assert not others
+
+
+def test_what_comes_with_a_model_or_a_configuration_is_not_said_to_be_chosen():
+    kept = lines(keep=Keep(model=True))
+    assert kept["shape"].reason.startswith("as in the model that training starts from")
+    assert kept["batch"].reason == "0.573 D^0.571 (Step Law)"
+    both = lines(keep=Keep(model=True, rates=True))
+    for name in ("shape", "context", "batch", "optimiser", "schedule"):
+        assert both[name].reason.startswith("as in the configuration that you named")
+
+
+def test_parameters_and_n_are_two_numbers():
+    planned, _ = advice()
+    choice = lines()["parameters N"]
+    assert choice.value == f"{planned.parameters:,}"
+    assert choice.reason.endswith(f"; {planned.plan().total_parameters:,} parameters in all")
+    assert planned.plan().total_parameters > planned.parameters

@@ -56,7 +56,7 @@ def test_nothing_is_tried_where_the_answer_is_known(trials):
     assert config.runtime.dtype == "float32" and "0.1 times" in calibration.reason
     asked = Asked(("runtime.dtype=bfloat16", "runtime.threads=3"))
     config, calibration = machine.choose_runtime(asked.apply(RunConfig()), BUDGET, slow, TEXT, asked)
-    assert (config.runtime.dtype, config.runtime.threads) == ("bfloat16", 3) and calibration.reason == "as asked for"
+    assert (config.runtime.dtype, config.runtime.threads) == ("bfloat16", 3) and calibration.reason == "set by you"
     assert trials == []
 
 

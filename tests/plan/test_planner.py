@@ -87,6 +87,6 @@ def test_a_model_written_out_keeps_its_vocabulary_where_it_has_one():
 def test_the_line_of_the_vocabulary_is_what_was_made():
     _, line = with_ids(611, "data.vocab_size=50000", "model.layers=1", "model.d_model=32", "model.heads=2")
     assert line.value == "611 ids"
-    assert line.reason == "as asked for, but 50,000 were planned and the text gives no more"
+    assert line.reason == "set by you, but 50,000 were planned and the text gives no more"
     _, line = with_ids(600, "model.layers=1", "model.d_model=32", "model.heads=2", vocab_size=600)
     assert (line.value, line.reason) == ("600 ids", "the tokenizer that was given")

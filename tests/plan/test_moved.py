@@ -1,0 +1,129 @@
+"""A run whose text was moved takes the new place; one that starts from another's weights says what they reached."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import isoflop
+from isoflop.cli import run as command
+from isoflop.data.prepare import prepare
+from isoflop.errors import UserError
+from isoflop.job.reopen import named_now
+from isoflop.records import read_run
+from small import TINY, write_texts
+
+
+def forget(monkeypatch, tmp_path):
+    """Nothing that was prepared is left."""
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / f"home{len(list(tmp_path.iterdir()))}"))
+    for manifest in (tmp_path / "home").rglob("manifest.json"):
+        manifest.unlink()
+
+
+@pytest.fixture
+def run(corpus, tmp_path, monkeypatch):
+    """A finished run, whose prepared data and text are gone from where they were; the text is now in `moved`."""
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    isoflop.pretrain(["texts"], "20steps", "run", assignments=TINY, quiet=True)
+    corpus.rename(tmp_path / "moved")
+    forget(monkeypatch, tmp_path)
+    return Path("run")
+
+
+def test_a_run_takes_the_new_place_of_its_text_and_keeps_it(run, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"does not exist.*isoflop train --resume run SOURCE"):
+        isoflop.resume(run, "+5steps", quiet=True)
+    with pytest.raises(UserError, match=r"does not exist.*isoflop eval run --moved SOURCE"):
+        isoflop.evaluate(run)
+    before = read_run(run).result.heldout.bits_per_byte
+    assert isoflop.evaluate(run, moved=["moved"]).bits_per_byte == before
+    isoflop.resume(run, "+5steps", sources=["moved"], quiet=True)
+    assert read_run(run).result.step == 25 and read_run(run).data.moved_to == (f"texts={tmp_path / 'moved'}",)
+
+    # from now on it is known, from wherever
+    forget(monkeypatch, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert isoflop.evaluate(tmp_path / run).bits_per_byte == read_run(tmp_path / run).result.heldout.bits_per_byte
+    isoflop.resume(tmp_path / run, "+5steps", quiet=True)
+
+
+def test_another_text_is_refused_with_what_trains_on_it(run, tmp_path):
+    write_texts(tmp_path / "other", files=20)
+    kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"other is not the text that run was trained on .*--init run") as refused:
+        isoflop.resume(run, "+5steps", sources=["other"], quiet=True)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
+    way_out = str(refused.value).partition("isoflop train ")[2].split()
+    assert command(["train", *way_out, "--budget", "5steps", "--out", "new", "--set", "batch.sequences=8"]) == 0
+
+
+def test_the_command_line_takes_the_new_place(run, capsys):
+    assert command(["eval", "run"]) == 2 and "--moved SOURCE" in capsys.readouterr().err
+    assert command(["eval", "run", "--moved", "moved"]) == 0
+    assert command(["eval", "run", "moved"]) == 0
+    assert command(["eval", "run", "moved", "--moved", "moved"]) == 2
+    assert command(["train", "--resume", "run", "moved", "--budget", "+5steps"]) == 0
+    assert "goes back to step" in capsys.readouterr().out
+    assert command(["eval", "run"]) == 0
+
+
+def test_prepared_text_is_a_place_too(run, tmp_path):
+    config = read_run(run).config
+    sources = (f"texts={tmp_path / 'moved'}",)
+    from isoflop.config import from_dict
+    from isoflop.trainer import RunConfig
+
+    data = from_dict(RunConfig, {**config, "data": {**config["data"], "sources": list(sources)}}).data
+    prepare(data, tmp_path / "prepared")
+    isoflop.resume(run, "+5steps", sources=["prepared"], quiet=True)
+    assert read_run(run).result.step == 25
+
+
+def test_several_sources_keep_their_names_weights_and_order(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024", "b"):
+        write_texts(tmp_path / name, files=30 if name == "b" else 45)
+        (tmp_path / name / "own.txt").write_text(f"what only {name} has\n" * 300)
+    isoflop.pretrain(["2024:0.3", "b:0.6"], "10steps", "run", assignments=TINY, quiet=True)
+    for name in ("2024", "b"):
+        shutil.move(name, f"at-{name}")
+    forget(monkeypatch, tmp_path)
+    assert named_now(read_run("run"), ["b=at-b", "2024=at-2024"]) == (
+        f"2024={tmp_path / 'at-2024'}:0.3",
+        f"b={tmp_path / 'at-b'}:0.6",
+    )
+    with pytest.raises(UserError, match="2 sources and 1 are named"):
+        isoflop.resume("run", "+5steps", sources=["at-b"], quiet=True)
+    isoflop.resume("run", "+5steps", sources=["at-2024", "at-b"], quiet=True)
+
+
+@pytest.mark.parametrize("option", [["--init", "x"], ["--out", "y"], ["--config", "z.json"], ["--heldout", "h"]])
+def test_what_does_not_go_with_resume_names_init(option, capsys):
+    assert command(["train", "--resume", "runs/books-1", *option]) == 2
+    assert "isoflop train SOURCE --init runs/books-1" in capsys.readouterr().err
+
+
+def test_init_is_measured_before_and_after_on_the_same_text(corpus, tmp_path, capsys):
+    isoflop.pretrain([str(corpus)], "20steps", tmp_path / "first", assignments=TINY, quiet=True)
+    first = read_run(tmp_path / "first").result.heldout.bits_per_byte
+    named = {"init": tmp_path / "first", "assignments": ["batch.sequences=8", "runtime.dtype=float32"]}
+    isoflop.pretrain([str(corpus)], "10steps", tmp_path / "second", **named)
+    out, run = capsys.readouterr().out, read_run(tmp_path / "second")
+    assert run.plan.init_bits_per_byte == pytest.approx(first, rel=1e-3)  # the same weights
+    before = f"{run.plan.init_bits_per_byte:.3f}"
+    assert f"before training: {before} bits per byte held-out" in out
+    assert f"; {before} before training, on the same text" in out
+    isoflop.resume(tmp_path / "second", "+5steps")
+    assert f"; {before} before training" in capsys.readouterr().out
+
+
+def test_an_extension_says_where_it_goes_back_to(corpus, tmp_path, capsys):
+    isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=TINY, quiet=True)
+    isoflop.resume(tmp_path / "run", "+10steps")
+    out = capsys.readouterr().out
+    assert "extended by +10steps: goes back to step 15, before the decay of the learning rate, and on to step 30" in out
+    assert "what step 20 had reached is kept in" in out
