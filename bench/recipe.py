@@ -3,7 +3,7 @@
     python bench/recipe.py SOURCE ... --results FILE.jsonl [--set FIELD=VALUE ...] [--arms NAME ...] [--seeds 0 1 2]
                            [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show] [--json]
 
-needs the extra `bench` (scipy). The default, with the plan's rates for its width, is trained for `--tokens` tokens. An
+The default, with the plan's rates for its width, is trained for `--tokens` tokens. An
 arm is trained for as many as it reads in the same seconds: its step and the default's are timed in turns, in the
 processor's seconds, and the ratio decides, so that neither a machine whose speed drifts nor what else runs on it does.
 What changes rates alone costs nothing and is not timed; `--equal tokens` times nothing at all. Every run ends its own

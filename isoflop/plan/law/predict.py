@@ -90,23 +90,30 @@ def predict(basis: Basis, flops: float) -> Prediction:
     samples, law = basis.samples, basis.law
     n, d = float(law.n_star(flops)), float(law.d_star(flops))
     rule_n, rule_d = (float(value) for value in law.at_ratio(flops, RATIO))
-    log_loss = np.log(samples.laws().loss_star(flops))
-    drawn = basis.spread(flops) * np.random.default_rng(1).standard_normal(len(samples))
-    value = float(law.loss_star(flops))
-    run = around(value, np.exp(log_loss + drawn)) if basis.has_intervals else Interval(value, value, value, None)
     return Prediction(
         flops=flops,
         n=samples.interval(lambda one: one.n_star(flops)),
         d=samples.interval(lambda one: one.d_star(flops)),
         loss=samples.interval(lambda one: one.loss_star(flops)),
-        run=run,
+        run=run_loss(basis, n, d),
         rule_n=rule_n,
         rule_d=rule_d,
         rule_loss=samples.interval(lambda one: one.loss(rule_n, rule_d)),
         gain=samples.interval(lambda one: one.loss(rule_n, rule_d) - one.loss(n, d)),
-        noise=samples.noise * value,
+        noise=samples.noise * float(law.loss_star(flops)),
         beyond=basis.beyond(flops),
     )
+
+
+def run_loss(basis: Basis, n: float, d: float) -> Interval:
+    """The loss that one run of N parameters on D tokens should show: with the law's own doubt, the runs' noise, and
+    what the law misses so far beyond its points."""
+    value = float(basis.law.loss(n, d))
+    if not basis.has_intervals:
+        return Interval(value, value, value, None)
+    spread = basis.spread(float(basis.law.cost.flops(n, d)))
+    drawn = spread * np.random.default_rng(1).standard_normal(len(basis.samples))
+    return around(value, basis.samples.laws().loss(n, d) * np.exp(drawn))
 
 
 @dataclass(frozen=True)

@@ -65,13 +65,7 @@ def study(points: Points, samples: int = SAMPLES, seed: int = 0) -> Study:
     way, rolled = choose(points)
     doubted = roll(points, PLAIN)
     plain = Basis(drawn, doubted.per_decade, float(points.flops.max()), str(PLAIN))
-
-    basis = plain
-    if way != PLAIN:
-        chosen = way.fit(points)
-        basis = Basis(
-            bootstrap(chosen, samples, seed), roll(points, way).per_decade, float(points.flops.max()), str(way)
-        )
+    basis = plain if way == PLAIN else basis_by(way, points, samples, seed)
     others = [roll(points, other, samples=0) for other in OTHERS]
     return Study(
         fitted,
@@ -85,6 +79,12 @@ def study(points: Points, samples: int = SAMPLES, seed: int = 0) -> Study:
         plain,
         tuple(doubts(fitted, squared)),
     )
+
+
+def basis_by(way: Way, points: Points, samples: int = SAMPLES, seed: int = 0) -> Basis:
+    """What `predict` needs, by one way."""
+    drawn = bootstrap(way.fit(points), samples, seed)
+    return Basis(drawn, roll(points, way).per_decade, float(points.flops.max()), str(way))
 
 
 def to_dict(found: Study) -> dict[str, Any]:
