@@ -99,9 +99,9 @@ def show_prediction(one: Prediction, basis: Basis) -> None:
     line("parameters N", count(one.n.value), one.n, count, basis)
     line("tokens D", count(one.d.value), one.d, count, basis)
     print(f"  {'tokens per parameter':<22}{one.d.value / one.n.value:.3g}")
-    line("loss by the law", f"{one.loss.value:.4f}", one.loss, "{:.4f}".format, basis)
+    line("loss of one run", f"{one.loss.value:.4f}", one.loss, "{:.4f}".format, basis)
     if basis.has_intervals:
-        line("loss of one run", f"{one.run.value:.4f}", one.run, "{:.4f}".format, basis)
+        line("  by the law alone", f"{one.law.value:.4f}", one.law, "{:.4f}".format, basis)
     if one.beyond > 0:
         say(
             f"  {10**one.beyond:,.3g} times the largest budget fitted; held-out budgets say {basis.per_decade:.2%} "

@@ -91,7 +91,7 @@ def test_predictions_hold_together(stored):
         one = predict(basis, flops)
         assert one.n.low < one.n.value < one.n.high
         assert one.n.value * one.d.value * 6 == pytest.approx(flops)
-        assert one.run.low <= one.loss.low <= one.loss.value <= one.loss.high <= one.run.high
+        assert one.loss.low <= one.law.low <= one.law.value <= one.law.high <= one.loss.high
         needed = budget_for(basis, one.loss.value)
         assert needed.flops.value == pytest.approx(flops, rel=1e-6)
         assert needed.flops.low < flops < needed.flops.high

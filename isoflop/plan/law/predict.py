@@ -53,10 +53,12 @@ class Prediction:
     Attributes:
         flops: C.
         n, d: the best size and tokens.
-        loss: the law's least loss at C.
-        run: the same as one run would show it: with the runs' noise and what the law misses so far beyond its points.
-        rule_n, rule_d, rule_loss: the same with D = 20 N.
-        gain: rule_loss - loss, for the N* of the point fit: below 0 in samples where the rule is better.
+        loss: the least loss at C as one run should show it: with the law's own doubt, the runs' noise, and what the law
+            misses so far beyond its points.
+        law: the same by the law alone: its doubt about L*, no run's noise.
+        rule_n, rule_d, rule_loss: with D = 20 N; the loss by the law alone.
+        gain: what the law says the rule costs, L(rule) - L(N*), for the N* of the point fit: below 0 in samples where
+            the rule is better.
         noise: between runs, in the loss's unit, a standard deviation.
         beyond: factors of ten beyond the largest budget fitted.
     """
@@ -65,7 +67,7 @@ class Prediction:
     n: Interval
     d: Interval
     loss: Interval
-    run: Interval
+    law: Interval
     rule_n: float
     rule_d: float
     rule_loss: Interval
@@ -94,8 +96,8 @@ def predict(basis: Basis, flops: float) -> Prediction:
         flops=flops,
         n=samples.interval(lambda one: one.n_star(flops)),
         d=samples.interval(lambda one: one.d_star(flops)),
-        loss=samples.interval(lambda one: one.loss_star(flops)),
-        run=run_loss(basis, n, d),
+        loss=run_loss(basis, n, d),
+        law=samples.interval(lambda one: one.loss_star(flops)),
         rule_n=rule_n,
         rule_d=rule_d,
         rule_loss=samples.interval(lambda one: one.loss(rule_n, rule_d)),

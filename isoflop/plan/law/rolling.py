@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+from scipy import stats
 
 from isoflop.errors import UserError
-from isoflop.plan.law.bootstrap import bootstrap
+from isoflop.plan.law.bootstrap import LEVEL, bootstrap
 from isoflop.plan.law.fit import Fit, fit
 from isoflop.plan.law.points import SAME_BUDGET, Points, check
 from isoflop.plan.law.solve import DELTA, FORMS
@@ -122,11 +123,14 @@ class Rolled:
 
     @property
     def per_decade(self) -> float:
-        """What the law misses, as a standard deviation of log loss per factor of ten beyond the points."""
+        """What the law misses, as a standard deviation of log loss per factor of ten beyond the points; widened to
+        Student's t, since it comes from a cut or four."""
         if not self.cuts:
             return 0.0
         squares = [max(0.0, cut.error**2 - cut.doubt**2) / cut.decades**2 for cut in self.cuts]
-        return math.sqrt(sum(squares) / len(squares))
+        upper = 0.5 + LEVEL / 2
+        widen = float(stats.t.ppf(upper, len(self.cuts)) / stats.norm.ppf(upper))
+        return widen * math.sqrt(sum(squares) / len(squares))
 
 
 def thresholds(points: Points) -> list[float]:
