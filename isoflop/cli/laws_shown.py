@@ -40,6 +40,10 @@ def number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 10 else f"{value:,.4g}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
+def loss_shown(value: float) -> str:
+    return "no bound" if not math.isfinite(value) else f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3g}"
+
+
 def show_study(found: Study, name: str, stored: Path | None) -> None:
     """A fit: constants, what other approaches say, how it predicts held-out budgets, and its doubts."""
     fitted, points = found.fitted, found.fitted.points
@@ -99,16 +103,16 @@ def show_prediction(one: Prediction, basis: Basis) -> None:
     line("parameters N", count(one.n.value), one.n, count, basis)
     line("tokens D", count(one.d.value), one.d, count, basis)
     print(f"  {'tokens per parameter':<22}{one.d.value / one.n.value:.3g}")
-    line("loss of one run", f"{one.loss.value:.4f}", one.loss, "{:.4f}".format, basis)
+    line("loss of one run", loss_shown(one.loss.value), one.loss, loss_shown, basis)
     if basis.has_intervals:
-        line("  by the law alone", f"{one.law.value:.4f}", one.law, "{:.4f}".format, basis)
+        line("  by the law alone", loss_shown(one.law.value), one.law, loss_shown, basis)
     if one.beyond > 0:
         say(
             f"  {10**one.beyond:,.3g} times the largest budget fitted; held-out budgets say {basis.per_decade:.2%} "
             "more per factor of ten",
             "  ",
         )
-    rule = f"D = 20 N: N {count(one.rule_n)}, D {count(one.rule_d)}, loss {one.rule_loss.value:.4f}"
+    rule = f"D = 20 N: N {count(one.rule_n)}, D {count(one.rule_d)}, loss {loss_shown(one.rule_loss.value)}"
     if not basis.has_intervals:
         say(f"  {rule}, {one.gain.value:+.4f}", "    ")
         return

@@ -1,10 +1,12 @@
 """Tables of runs: what is refused, with which words; how budgets are grouped and held out; published tables."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
+from isoflop.cli.laws_shown import show_needed, show_prediction, show_study
 from isoflop.errors import UserError
 from isoflop.plan.law.counting import Counts
 from isoflop.plan.law.doubts import doubts
@@ -12,7 +14,9 @@ from isoflop.plan.law.fit import fit
 from isoflop.plan.law.forms import PUBLISHED
 from isoflop.plan.law.isoflop import approach_1, approach_2
 from isoflop.plan.law.points import Columns, make_points, read_points
+from isoflop.plan.law.predict import budget_for, predict
 from isoflop.plan.law.rolling import NEAR, WAYS, Way, choose, excess, roll
+from isoflop.plan.law.study import study, to_dict, to_text
 from surfaces import isoflop_table, same_sizes_table
 
 LAW = PUBLISHED["besiroglu2024"].law
@@ -50,6 +54,8 @@ def table_text(rows=8, **changed):
         (table_text(D="0"), "row 4: D is 0, not a positive number"),
         (table_text(D="inf"), "row 4: D is inf, not a positive number"),
         (table_text(D="1,000"), "row 4"),
+        (table_text(N="1e200"), "row 4: N is 1e200, outside 1e-30 to 1e+30; check the column's unit"),
+        (table_text(loss="1e-200"), "row 4: loss is 1e-200, outside"),
         (table_text(rows=5), "5 points are too few"),
         (table_text(rows=0), "has no rows"),
         (table_text().replace("loss", "lose"), "no column 'loss': its columns are name, N, D, lose; did you mean lose"),
@@ -219,3 +225,41 @@ def test_c4s_one_epoch_points(scaling_data):
     assert (law.E, law.A, law.B, law.alpha, law.beta, law.a) == pytest.approx(
         (1.911, 453, 5405, 0.339, 0.387, 0.533), rel=0.003
     )
+
+
+def odd_tables():
+    """Tables on which a law is a bad idea, by name: each N, D and loss, and FLOPs or none."""
+    rng = np.random.default_rng(0)
+    n, d = np.repeat(np.geomspace(1e6, 1e9, 5), 4), np.tile(np.geomspace(1e8, 1e11, 4), 5)
+    loss = LAW.loss(n, d)
+    few = np.array([0, 1, 6, 7, 13, 14])
+    return {
+        "six runs": (n[few], d[few], loss[few], None),
+        "six noisy runs": (n[few], d[few], loss[few] * np.exp(0.3 * rng.standard_normal(6)), None),
+        "the largest run diverged": (n, d, np.where(np.arange(20) == 19, 5 * loss, loss), None),
+        "losses that rise": (n, d, 1 + 0.1 * np.log(n * d), None),
+        "nothing but noise": (n, d, np.exp(rng.standard_normal(20)), None),
+        "every run three times": (np.tile(n, 3), np.tile(d, 3), np.tile(loss, 3), None),
+        "no noise": (n, d, loss, None),
+        "in billions": (n / 1e9, d / 1e9, loss, None),
+        "FLOPs with the head": (n, d, loss, 6 * (n + 3e5) * d),
+        "FLOPs of other runs": (n, d, loss, np.exp(rng.normal(40, 5, 20))),
+    }
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", odd_tables())
+def test_odd_tables_are_studied_or_refused(name, capsys):
+    points = make_points(*odd_tables()[name])
+    found = study(points, samples=30)
+    show_study(found, "points.csv", None)
+    stored = json.loads(to_text(to_dict(found)))
+    assert stored["points_used"] == len(points)
+    for flops in (1e-5, float(points.flops.max()) * 10, 1e40):
+        show_prediction(predict(found.basis, flops), found.basis)
+    for loss in (0.9 * points.loss.min(), float(np.median(points.loss)), 100.0):
+        try:
+            show_needed(budget_for(found.basis, loss), found.basis)
+        except UserError as error:
+            assert "\n" not in str(error)
+    assert "nan" not in capsys.readouterr().out

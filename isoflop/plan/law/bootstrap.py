@@ -74,8 +74,9 @@ class Samples:
 
     def interval(self, of: Callable[[Law], object], level: float = LEVEL) -> Interval:
         """The interval of anything that follows from a law: `of` is given the point fit, then all samples at once."""
-        value = float(np.asarray(of(self.law)))
-        values = np.broadcast_to(np.asarray(of(self.laws()), dtype=np.float64), (len(self),))
+        with np.errstate(all="ignore"):  # far beyond the points a sample may be infinite or have no value
+            value = float(np.asarray(of(self.law)))
+            values = np.broadcast_to(np.asarray(of(self.laws()), dtype=np.float64), (len(self),))
         return around(value, values, level)
 
 
@@ -98,8 +99,10 @@ class SampledLaw(Law):
 def around(value: float, values: Array, level: float = LEVEL) -> Interval:
     """Percentiles of samples, shape (samples,), on either side of a value."""
     tail = 50 * (1 - level)
+    if np.isnan(values).any():
+        return Interval(value, -math.inf, math.inf, None, level)
     low, high = np.percentile(values, [tail, 100 - tail], method="nearest")
-    finite = np.isfinite(values).all()
+    finite = bool((np.abs(values) < 1e150).all())  # whose squares are numbers too
     return Interval(value, float(low), float(high), float(np.std(values)) if finite else None, level)
 
 
@@ -120,7 +123,7 @@ def bootstrap(fitted: Fit, samples: int = SAMPLES, seed: int = 0) -> Samples:
     spread = float(np.sqrt((pool**2).mean()))
     bandwidth = spread * len(pool) ** -0.2
     noise = rng.choice(pool, size=shape) * rng.choice([-1.0, 1.0], size=shape) + bandwidth * rng.standard_normal(shape)
-    noise *= spread / math.hypot(spread, bandwidth)
+    noise *= spread / max(math.hypot(spread, bandwidth), 1e-300)  # residuals may all be 0
     by_size = rng.choice([-1.0, 1.0], size=(samples, group.max() + 1))[:, group]
     drawn = student * (math.sqrt(len(residuals) / degrees) * scales * noise + by_size * common)
     centre = np.log(fitted.law.loss(fitted.points.n, fitted.points.d))

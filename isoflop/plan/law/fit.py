@@ -118,7 +118,7 @@ def fit(points: Points, form: str = "chinchilla", delta: float = DELTA, start: S
 
     starts = np.array([*project(problem, target), *(scale.theta(law) for law in start)])
     if FORMS[form].free[5]:  # gamma: the law without it is where to begin, and Kaplan's values
-        few = starts[:GAMMA_STARTS]
+        few = np.minimum(starts[:GAMMA_STARTS], 1e12)
         starts = np.concatenate([few, *(with_gamma(few, gamma) for gamma in (0.6, 0.3, 0.1))])
     solved = solve(problem, starts, target)
     best = int(np.argmin(solved.objective))

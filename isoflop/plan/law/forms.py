@@ -91,7 +91,8 @@ class Law:
         if loss <= self.E:
             return math.inf
         here = float(self.loss_star(1.0)) - self.E
-        return float((here / (loss - self.E)) ** (1 / (self.gamma * self.slope)))
+        with np.errstate(over="ignore"):
+            return float(np.float64(here / (loss - self.E)) ** (1 / (self.gamma * self.slope)))
 
     @property
     def slope(self) -> float:

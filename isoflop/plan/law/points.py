@@ -23,6 +23,7 @@ FEWEST = 6  # points: one more than the law has constants
 FEWEST_SIZES = 3  # distinct N, and distinct D: an exponent and an offset need three
 SAME_BUDGET = 0.05  # difference of log C up to which points count as one budget
 ONE_RAY = 0.02  # standard deviation of log D about a line in log N, below which N and D cannot be told apart
+RANGES = {"N": (1e-30, 1e30), "D": (1e-30, 1e30), "loss": (1e-6, 1e6), "FLOPs": (1e-60, 1e60)}  # in any unit
 LARGEST_FILE = 64 * 2**20  # bytes of a table
 
 
@@ -88,18 +89,25 @@ def make_points(
     """
     arrays = [np.asarray(values, dtype=np.float64).ravel() for values in (n, d, loss)]
     given = flops is not None
-    arrays.append(np.asarray(flops, dtype=np.float64).ravel() if given else 6.0 * arrays[0] * arrays[1])
-    names = ("N", "D", "loss", "FLOPs")
-    for name, values in zip(names, arrays, strict=True):
+    if given:
+        arrays.append(np.asarray(flops, dtype=np.float64).ravel())
+    for name, values in zip(RANGES, arrays, strict=False):
         if len(values) != len(arrays[0]):
             raise UserError(f"{len(values)} values of {name} for {len(arrays[0])} of N: give as many of each")
-        wrong = ~(np.isfinite(values) & (values > 0))
-        if wrong.any():
-            at = int(np.flatnonzero(wrong)[0])
-            raise UserError(f"{name} of point {at + 1} is {values[at]:g}, not a positive number: leave that run out")
-    made = Points(arrays[0], arrays[1], arrays[2], arrays[3], counts, given)
+        for number, value in enumerate(values, 1):
+            if said := unusable(float(value), name):
+                raise UserError(f"{name} of point {number} is {value:g}, {said}")
+    made = Points(arrays[0], arrays[1], arrays[2], arrays[3] if given else 6.0 * arrays[0] * arrays[1], counts, given)
     check(made)
     return made
+
+
+def unusable(value: float, name: str) -> str:
+    """Why a value of N, D, loss or FLOPs cannot be used, and the way out; empty if it can."""
+    low, high = RANGES[name]
+    if not (math.isfinite(value) and value > 0):
+        return "not a positive number; leave that run out"
+    return "" if low <= value <= high else f"outside {low:g} to {high:g}; check the column's unit"
 
 
 def check(points: Points) -> None:
@@ -163,7 +171,8 @@ def read_points(path: Path, columns: Columns, counts: Counts = Counts()) -> Poin
     table: list[list[float]] = []
     for number, row in rows:
         if all(cell_of(row, at) == value for at, value in filters):
-            table.append([number_in(row, at, number, path, header[at]) for at in places])
+            kinds = zip(places, RANGES, strict=False)
+            table.append([number_in(row, at, kind, f"{path}, row {number}: {header[at]}") for at, kind in kinds])
     if not table:
         chosen = f" with {' and '.join(columns.where)}" if columns.where else ""
         raise UserError(f"{path} has no rows{chosen}: it needs at least {FEWEST}")
@@ -210,13 +219,13 @@ def cell_of(row: Sequence[str], at: int) -> str:
     return row[at].strip() if at < len(row) else ""
 
 
-def number_in(row: Sequence[str], at: int, number: int, path: Path, name: str) -> float:
+def number_in(row: Sequence[str], at: int, kind: str, where: str) -> float:
     cell = cell_of(row, at)
     try:
         value = float(cell)
     except ValueError:
         said = "is empty" if not cell else f"is {cell!r}, not a number"
-        raise UserError(f"{path}, row {number}: {name} {said}; mend the cell or leave that row out") from None
-    if not (math.isfinite(value) and value > 0):
-        raise UserError(f"{path}, row {number}: {name} is {cell}, not a positive number; leave that row out")
+        raise UserError(f"{where} {said}; mend the cell or leave that row out") from None
+    if said := unusable(value, kind):
+        raise UserError(f"{where} is {cell}, {said}")
     return value

@@ -8,6 +8,7 @@ import numpy as np
 from isoflop.errors import UserError
 from isoflop.plan.law.bootstrap import Interval, Samples, around
 from isoflop.plan.law.forms import Law
+from isoflop.plan.law.points import RANGES
 
 RATIO = 20.0  # tokens per parameter, Hoffmann et al. 2022 in round numbers
 
@@ -85,10 +86,11 @@ def predict(basis: Basis, flops: float) -> Prediction:
     """What C FLOPs buy.
 
     Raises:
-        UserError: for a budget that is not positive and finite.
+        UserError: for a budget that is not positive and finite, or beyond all reason.
     """
-    if not (math.isfinite(flops) and flops > 0):
-        raise UserError(f"budget {flops:g} is not a positive number of FLOPs")
+    low, high = RANGES["FLOPs"]
+    if not low <= flops <= high:
+        raise UserError(f"budget {flops:g} is no number of FLOPs from {low:g} to {high:g}")
     samples, law = basis.samples, basis.law
     n, d = float(law.n_star(flops)), float(law.d_star(flops))
     rule_n, rule_d = (float(value) for value in law.at_ratio(flops, RATIO))
@@ -115,7 +117,8 @@ def run_loss(basis: Basis, n: float, d: float) -> Interval:
         return Interval(value, value, value, None)
     spread = basis.spread(float(basis.law.cost.flops(n, d)))
     drawn = spread * np.random.default_rng(1).standard_normal(len(basis.samples))
-    return around(value, basis.samples.laws().loss(n, d) * np.exp(drawn))
+    with np.errstate(over="ignore"):  # far beyond the points anything may be, the infinite too
+        return around(value, basis.samples.laws().loss(n, d) * np.exp(drawn))
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,8 @@ def budget_for(basis: Basis, loss: float) -> Needed:
     """Which budget a loss needs.
 
     Raises:
-        UserError: for a loss that the law never reaches, with its irreducible loss, or that is no positive number.
+        UserError: for a loss that the law never reaches, with its irreducible loss, one beyond all reason, or one that
+            is no positive number.
     """
     if not (math.isfinite(loss) and loss > 0):
         raise UserError(f"loss {loss:g} is not a positive number")
@@ -147,6 +151,9 @@ def budget_for(basis: Basis, loss: float) -> Needed:
     if loss <= law.E:
         raise UserError(f"no budget reaches loss {loss:g}: the law's irreducible loss is {law.E:.4g}; ask for more")
     flops = basis.samples.interval(lambda one: one.flops_for(loss))
+    low, high = RANGES["FLOPs"]
+    if not low <= flops.value <= high:
+        raise UserError(f"loss {loss:g} is too far from the law's runs: it would need {flops.value:.3g} FLOPs")
     reached = np.asarray(basis.samples.laws().E) < loss
     return Needed(loss, flops, rule_budget(law, loss), float(reached.mean()))
 

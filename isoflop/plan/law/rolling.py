@@ -30,6 +30,7 @@ NEAR = 0.10  # a run this much worse than the best of no more compute (in log lo
 SAMPLES = 200  # of the bootstrap behind each cut
 SMALLEST_DECADES = 0.15  # of extrapolation, as what a cut misses by is divided by it
 BETTER = 0.8  # of the held-out error of `chinchilla` is what another way may have at most to be preferred
+GOOD_ENOUGH = 5e-4  # of held-out error, below which nothing better is looked for
 ENOUGH_CUTS = 2  # that say so
 
 
@@ -87,7 +88,7 @@ class Cut:
 
     Attributes:
         largest_kept, held: FLOPs of the largest budget kept, and the geometric mean of those held out.
-        points: how many were compared: those held out that are near the valley.
+        points: how many were compared: those held out that are near the valley, or all where none is.
         error: the mean of log loss - log L over them; above 0 if the runs are worse than predicted.
         size: the root of the mean square of the same.
         doubt: what the bootstrap and the runs' noise allow `error`, a standard deviation; 0 where not asked for.
@@ -160,7 +161,8 @@ def roll(points: Points, way: Way = PLAIN, delta: float = DELTA, samples: int = 
 
 def cut_at(points: Points, kept: Mask, way: Way, delta: float, samples: int) -> Cut:
     fitted = way.fit(points.select(kept), delta)
-    held = points.select(~kept & (excess(points) <= NEAR))
+    near = ~kept & (excess(points) <= NEAR)
+    held = points.select(near if near.any() else ~kept)
     missed = np.log(held.loss) - np.log(fitted.law.loss(held.n, held.d))
     cut = Cut(
         float(points.flops[kept].max()),
@@ -186,4 +188,5 @@ def choose(points: Points, delta: float = DELTA, ways: tuple[Way, ...] = WAYS) -
     plain = rolled[0]
     able = [one for one in rolled if len(one.cuts) == len(plain.cuts) >= ENOUGH_CUTS]
     best = min(able, key=lambda one: one.size, default=plain)
-    return (best.way if best.size <= BETTER * plain.size else plain.way), rolled
+    better = plain.size > GOOD_ENOUGH and best.size <= BETTER * plain.size
+    return (best.way if better else plain.way), rolled

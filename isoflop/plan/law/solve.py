@@ -184,10 +184,11 @@ def solve(problem: Problem, start: Array, target: Array, most_steps: int = MOST_
     batch = len(start)
     target = np.broadcast_to(target, (batch, len(problem.x)))
     at_once = max(1, BATCH_NUMBERS // (6 * len(problem.x)))
-    parts = [
-        solve_batch(problem, start[i : i + at_once], target[i : i + at_once], most_steps)
-        for i in range(0, batch, at_once)
-    ]
+    with np.errstate(all="ignore"):  # a step too far overflows, is no better, and is not taken
+        parts = [
+            solve_batch(problem, start[i : i + at_once], target[i : i + at_once], most_steps)
+            for i in range(0, batch, at_once)
+        ]
     return Solution(
         np.concatenate([part.theta for part in parts]),
         np.concatenate([part.objective for part in parts]),
