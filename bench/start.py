@@ -1,6 +1,9 @@
 """Seconds from starting the command to the end of its first step, where the text was prepared before.
 
-    python bench/start.py [SOURCE ...] [--rounds 5] [--json]
+    python bench/start.py [SOURCE ...] [--rounds 5] [--plan] [--json]
+
+With --plan, a budget of 30 seconds is planned instead of a configuration given: what is known of the machine from the
+first start is not measured again, and a later start should take its first step within 5 seconds.
 
 A small model is trained for one step, once for the text to be prepared and the machine's peak to be known, and then
 again and again from the same config.json, each time in a new process, as somebody who tries settings would.
@@ -25,10 +28,10 @@ LAYERS, WIDTH = 4, 128
 POLL = 0.005  # seconds
 
 
-def start(config: Path, out: Path) -> float:
-    """Seconds until the first training line is there."""
+def start(arguments: list[str], out: Path) -> float:
+    """Seconds until the first training line is there. The run is ended then."""
     lines = out / "metrics.jsonl"
-    command = [sys.executable, "-m", "isoflop", "train", "--config", str(config), "--out", str(out)]
+    command = [sys.executable, "-m", "isoflop", "train", *arguments, "--out", str(out)]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     while not (lines.exists() and lines.stat().st_size):
@@ -36,19 +39,21 @@ def start(config: Path, out: Path) -> float:
             raise SystemExit(f"the run failed: {process.communicate()[1].decode()}")
         time.sleep(POLL)
     took = time.perf_counter() - started
+    process.kill()
     process.communicate()
     return took
 
 
-def measure(sources: list[str], rounds: int) -> dict[str, Any]:
+def measure(sources: list[str], rounds: int, plan: bool = False) -> dict[str, Any]:
     fields = [f"model.layers={LAYERS}", f"model.d_model={WIDTH}", "steps=1", "every.sample=0", "every.evaluate=0"]
     config = override(RunConfig(data=DataConfig(sources=tuple(sources))), fields)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "config.json"
         write_json(path, to_dict(config))
-        first = start(path, Path(scratch) / "first")
-        seconds = [start(path, Path(scratch) / f"run-{number}") for number in range(rounds)]
-    shape = f"{LAYERS} x {WIDTH}, {config.tokens_per_step:,} tokens a step"
+        given = [*sources, "--budget", "30s"] if plan else ["--config", str(path)]
+        first = start(given, Path(scratch) / "first")
+        seconds = [start(given, Path(scratch) / f"run-{number}") for number in range(rounds)]
+    shape = "planned for 30s" if plan else f"{LAYERS} x {WIDTH}, {config.tokens_per_step:,} tokens a step"
     return {"shape": shape, "first": first, "seconds": seconds, "median": statistics.median(seconds)}
 
 
@@ -56,12 +61,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="SOURCE")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--plan", action="store_true", help="plan a budget, as a run without a configuration does")
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/start.json")
     given = parser.parse_args()
-    found = measure(given.sources, given.rounds)
+    found = measure(given.sources, given.rounds, given.plan)
     print(f"{found['shape']}: first start {found['first']:.1f} s, later ones {found['median']:.1f} s (median)")
     if given.json:
-        record("start", found)
+        record("start-plan" if given.plan else "start", found)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -227,3 +229,34 @@ def test_where_too_little_is_left_for_another_plan_the_run_goes_on(words, tmp_pa
 def test_a_shape_that_was_asked_for_stays(words, tmp_path, restless, asked):
     start.pretrain([str(words)], "1s", tmp_path / "run", assignments=[*SMALL, asked])
     assert not (tmp_path / "run" / "attempts").exists()
+
+
+TOGETHER = """
+import math, sys
+from isoflop.job import attempts, start
+from isoflop.plan import second
+from isoflop.trainer import throughput
+
+def answer(configs, *_, **__):
+    rates = [2e4 * 32 / config.model.d_model for config in configs]
+    return [throughput.Throughput(c.tokens_per_step / r, r, 10, "busy") for c, r in zip(configs, rates)]
+
+throughput.time_in_turns = answer
+attempts.LOOKS, attempts.FROM, attempts.UNTIL, attempts.STEADY = 0.0, 0.0, 1.0, math.inf
+attempts.outlook = lambda *_: second.Outlook(onward=2.0, anew=1.0)
+small = ["model.context=32", "runtime.threads=2", "runtime.dtype=float32", "data.vocab_size=300", "batch.sequences=4"]
+start.pretrain([sys.argv[1]], "4s", sys.argv[2], assignments=small)
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_leave_together_and_get_the_new_plan(words, tmp_path):
+    (tmp_path / "together.py").write_text(TOGETHER)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command = [*torchrun, str(tmp_path / "together.py"), str(words), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    run, kept = read_run(tmp_path / "run"), read_run(tmp_path / "run" / "attempts" / "1")
+    assert run.status == "finished" and run.config["seconds"] < kept.config["seconds"] == 4.0
+    began = [event.processes for event in [*kept.events, *run.events] if event.processes is not None]
+    assert began == [2, 2]

@@ -38,6 +38,7 @@ from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import Rung, Workload, matmul_weights
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
+PREPARED = 2.5e6  # bytes of text per second, about: for an estimate before it begins (bench/prepare.py)
 SURPRISE = 1.5  # times the peak that real steps reach: then what was chosen from it is chosen anew
 
 
@@ -67,6 +68,10 @@ def plan(
     with phase("calibrate"):
         machines = group.machines(resolve_runtime(config).runtime.device)
         proposal = propose(budget, config, workload, asked, say, keep, machines)
+    if workload.text is not None:
+        size = min(workload.text.size, proposal.train_bytes)
+        how_long = f"up to {size / 1e6:,.3g} MB of text, about {size / PREPARED:,.0f} s if that was not done before"
+        say(f"preparing {how_long}; measuring and preparing are outside the budget")
     with phase("prepare"):
         data = workload.data or task.prepare_data(proposal.data, progress)
         facts = Facts.of(data)

@@ -1,0 +1,103 @@
+"""What a program next to a run costs it: the same budget alone, and next to others.
+
+    python bench/neighbours.py [SOURCE ...] [--budget 60] [--pairs 5] [--json]
+
+    alone     nothing else works on this machine
+    loop      a single-threaded loop
+    torch     a torch program that computes with two threads
+    start     the same, for the first quarter of the budget only (15 s of 60)
+
+A pair is one run alone and one of each of the others, from the same seed, each with a home of its own, so that nothing
+is known of the machine; the text is prepared for each. Of each kind the median over the pairs of the loss relative to
+the pair's run alone is shown. The last should be within 2 % of it: its plan was made in a bad moment, and the run
+begins anew. The machine must be quiet otherwise.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from isoflop.records import Run, read_run
+from record import record
+
+LOOP = "import time\nend = time.time() + {seconds}\nwhile time.time() < end: pass"
+TORCH = (
+    "import time, torch\ntorch.set_num_threads(2)\na = torch.randn(256, 256)\nend = time.time() + {seconds}\n"
+    "while time.time() < end:\n    for _ in range(50): a @ a"
+)
+LONG = 10.0  # times the budget: longer than the whole run, with what is outside its budget
+PROGRAMS = {"alone": None, "loop": (LOOP, LONG), "torch": (TORCH, LONG), "start": (TORCH, 0.25)}
+WITHIN = 0.02  # of the loss alone: the promise for "start"
+
+
+def train(kind: str, sources: list[str], budget: float, seed: int, out: Path) -> Run:
+    """One run next to a program of a kind, which is started with it."""
+    program, neighbour = PROGRAMS[kind], None
+    if program is not None:
+        code, share = program
+        neighbour = subprocess.Popen([sys.executable, "-c", code.format(seconds=share * budget)])
+    command = [sys.executable, "-m", "isoflop", "train", *sources, "--budget", f"{budget:g}s", "--out", str(out)]
+    try:
+        home = {**os.environ, "ISOFLOP_HOME": str(out.with_suffix(".home"))}
+        subprocess.run([*command, "--set", f"seed={seed}"], check=True, stdout=subprocess.DEVNULL, env=home)
+    finally:
+        if neighbour is not None:
+            neighbour.kill()
+            neighbour.wait()
+    return read_run(out)
+
+
+def row_of(run: Run) -> dict[str, Any]:
+    return {
+        "bits_per_byte": run.result.heldout.bits_per_byte,
+        "seconds": run.result.seconds,
+        "parameters": run.plan.parameters,
+        "tokens": run.result.tokens,
+        "threads": run.settings.runtime.threads,
+        "doubt": run.plan.calibration.doubt,
+        "attempts": 1 + (run.folder.path / "attempts" / "1").is_dir(),
+        "phases": run.result.phases,
+    }
+
+
+def measure(sources: list[str], budget: float, pairs: int) -> dict[str, Any]:
+    rows: dict[str, list[dict[str, Any]]] = {kind: [] for kind in PROGRAMS}
+    with tempfile.TemporaryDirectory() as scratch:
+        for pair in range(pairs):
+            for kind in PROGRAMS:
+                run = train(kind, sources, budget, 0, Path(scratch) / f"{kind}-{pair}")
+                rows[kind].append(row_of(run))
+                print(f"pair {pair}, {kind}: {rows[kind][-1]}", flush=True)
+    alone = [row["bits_per_byte"] for row in rows["alone"]]
+    relative = {
+        kind: statistics.median(row["bits_per_byte"] / loss for row, loss in zip(found, alone, strict=True))
+        for kind, found in rows.items()
+    }
+    return {"budget": budget, "pairs": pairs, "rows": rows, "relative": relative}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="*", metavar="SOURCE")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds of each run")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/neighbours.json")
+    given = parser.parse_args()
+
+    found = measure(given.sources, given.budget, given.pairs)
+    print(f"{'':8} loss relative to alone, median of {given.pairs}")
+    for kind, ratio in found["relative"].items():
+        print(f"{kind:8} {ratio:.4f}")
+    kept = abs(found["relative"]["start"] - 1) <= WITHIN
+    print(f"start: {'within' if kept else 'NOT within'} {WITHIN:.0%} of the run alone")
+    if given.json:
+        record("neighbours", found)
+
+
+if __name__ == "__main__":
+    main()
