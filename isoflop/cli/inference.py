@@ -19,6 +19,11 @@ def sample(
     ] = None,
     top_k: Annotated[int, tyro.conf.arg(help="only the k most likely tokens; 0: all")] = 0,
     top_p: Annotated[float, tyro.conf.arg(help="only the most likely tokens that make up this share")] = 0.95,
+    min_p: Annotated[float, tyro.conf.arg(help="only tokens with this share of the likeliest's; 0: all")] = 0.0,
+    repetition_penalty: Annotated[
+        float, tyro.conf.arg(help="divide the logits of tokens that were read or written; 1: as they are")
+    ] = 1.0,
+    stop: Annotated[tuple[str, ...], tyro.conf.arg(help="end the text before the first of these strings")] = (),
     seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept; 1 is greedy")] = 1,
     dtype: Annotated[
@@ -43,6 +48,9 @@ def sample(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stops=stop,
             seed=seed,
             on_text=show if stream else None,
             with_prompt=True,

@@ -172,7 +172,7 @@ class KVCache:
         they are not more than those."""
         lengths = self.lengths_of_rows()[rows_B.cpu().numpy()]
         for layer, held in self.layers.items():
-            keys, values = (tensor[rows_B] for tensor in held.last(held.count))
+            keys, values = (tensor[rows_B] for tensor in held.last(held.needed(self.length)))
             if held.keys.shape[0] < len(rows_B) or not self.slots:
                 self.layers[layer] = self.make_room(keys, values, held.window)
             self.layers[layer].rows, self.layers[layer].count = len(rows_B), 0

@@ -10,7 +10,8 @@ class Request:
 
     Attributes:
         tokens: the most tokens to write.
-        temperature, top_k, top_p, seed: see generate/engine.py; temperature None: the model's usual one.
+        temperature, top_k, top_p, seed, min_p, repetition_penalty, stops: see generate/engine.py; temperature None: the
+            model's usual one.
         beam: hypotheses that a search for the likeliest output keeps; 1 is greedy.
         dtype: bfloat16: the weights that are multiplied are rounded, and a large model writes faster.
         with_prompt: what is returned and shown begins with the prompt, where the model continues it.
@@ -26,6 +27,9 @@ class Request:
     dtype: str = "float32"
     with_prompt: bool = False
     on_text: Callable[[str], None] | None = None
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stops: tuple[str, ...] = ()
 
     def show(self, text: str) -> None:
         if self.on_text is not None:

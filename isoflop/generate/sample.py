@@ -101,7 +101,7 @@ def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) ->
     total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True) if nucleus.any() else None
     N = min(V, max(FIRST_LOOK if nucleus.any() else 1, int(rules.top_k.max())))
     while True:
-        logits_BN, ids_BN = logits_BV.topk(N, dim=-1)
+        logits_BN, ids_BN = descending(logits_BV, N)
         kept_BN, sums_B = within(logits_BN, total_B1, rules)
         if N == V or total_B1 is None:
             yield rows_B, kept_BN, ids_BN
@@ -145,6 +145,25 @@ def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Te
     if rules.min_p.any():
         kept_BN = kept_BN.masked_fill(p_BN < rules.column("min_p", device) * p_BN[:, :1], 0.0)
     return kept_BN, sums_BN[:, -1]
+
+
+def descending(logits_BV: Tensor, N: int) -> tuple[Tensor, Tensor]:
+    """The N largest of each row and whose they are, (B, N) each, descending; of equals the lower id is first on a CPU.
+
+    Args:
+        logits_BV: float32, none above 0.
+
+    On a CPU a number and its id are sorted as one integer: the bits of a float that is not negative are in its order,
+    and numpy sorts integers by vector instructions, in a quarter of the time of torch's topk, which sorts pairs.
+    """
+    if logits_BV.device.type != "cpu":
+        return logits_BV.topk(N, dim=-1)
+    V = logits_BV.shape[1]
+    keys_BV = ((0.0 - logits_BV).view(torch.int32).long() << 32).add_(torch.arange(V)).numpy()
+    if N < V:
+        keys_BV = np.partition(keys_BV, N - 1, axis=1)[:, :N]
+    keys_BN = torch.from_numpy(np.sort(keys_BV, axis=1))
+    return -(keys_BN >> 32).int().view(torch.float32), keys_BN & 0xFFFFFFFF
 
 
 def cooled(logits_BV: Tensor, rules: Rules) -> Tensor:

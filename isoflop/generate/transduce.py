@@ -8,16 +8,20 @@ sources -> read ─> memory ─> write ─> log p ─> the best `beam` of each s
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from isoflop.errors import UserError
 from isoflop.generate.cache import KVCache
+from isoflop.generate.memory import not_ragged
 from isoflop.model.encoder_decoder import EncodedSource, EncoderDecoder
 
 AT_ONCE = 256  # beams decoded at once
 
 
 @torch.no_grad()
-def transduce(model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int = 1) -> list[list[int]]:
+def transduce(
+    model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int = 1, at_once: int = AT_ONCE
+) -> list[list[int]]:
     """The likeliest output that a beam search finds for each source, as ids without `eot`.
 
     A hypothesis is worth the sum of its tokens' log-probabilities, its end included, with nothing for its length. An
@@ -26,6 +30,7 @@ def transduce(model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: 
     Args:
         sources: ids of each source, at least one.
         beam: hypotheses kept for each source; 1 is greedy.
+        at_once: hypotheses side by side. A source whose hypotheses have ended leaves, and others take its place.
 
     Raises:
         UserError: for a beam below 1, or a source longer than the context.
@@ -37,46 +42,121 @@ def transduce(model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: 
         raise UserError(f"an input of {longest} tokens does not fit in the model's context of {model.config.context}")
     training = model.training
     model.eval()
-    outputs: list[list[int]] = [[] for _ in sources]
-    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))  # batches of one length pad little
-    rows = max(1, AT_ONCE // beam)
     try:
-        for first in range(0, len(order), rows):
-            chosen = order[first : first + rows]
-            found = search(model, [sources[i] for i in chosen], eot, beam)
-            for i, output in zip(chosen, found, strict=True):
-                outputs[i] = output
+        return Search(model, sources, eot, beam, max(1, at_once // beam)).run()
     finally:
         model.train(training)
-    return outputs
 
 
-def search(model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int) -> list[list[int]]:
-    """Beam search over one batch. Rows are sources times beams, the beams of a source side by side; the first beam of a
-    source is its best. An ended hypothesis stays as it is and goes on with `eot` at no cost."""
-    device = model.embedding.weight.device
-    source = repeated(model.read(*padded(sources, eot, device)), beam)
-    cache = KVCache(model.config.context)
-    B, W = len(sources), beam
-    scores_BW = torch.full((B, W), float("-inf"), device=device)
-    scores_BW[:, 0] = 0.0  # all beams are the same at first: only one may be continued
-    tokens_RT = torch.full((B * W, 1), eot, device=device)
-    ended_R = torch.zeros(B * W, dtype=torch.bool, device=device)
-    while cache.length < model.config.context and not ended_R.all():
-        logits_RV = model.logits(model.write(tokens_RT[:, -1:], source, cache)[:, -1])
-        log_p_RV = logits_RV.float().log_softmax(dim=-1)
+class Search:
+    """Beam search over many sources. Rows are sources times beams, the beams of a source side by side; the first beam
+    of a source is its best. An ended hypothesis stays as it is and goes on with `eot` at no cost.
+
+    Rows come and go a source at a time; each begins at position 0, wherever its neighbours are (cache.py).
+    """
+
+    def __init__(self, model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int, at_once: int) -> None:
+        self.model, self.sources, self.eot, self.W, self.at_once = model, sources, eot, beam, at_once
+        self.device, self.context = model.embedding.weight.device, model.config.context
+        # those of one length together pad little
+        self.waiting = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+        self.outputs: list[list[int]] = [[] for _ in sources]
+        one_by_one = not_ragged(model) != ""  # then none comes before all are gone
+        self.few = at_once if one_by_one else max(1, at_once // 4)
+
+        self.numbers: list[int] = []
+        self.memory: EncodedSource | None = None
+        self.cache = KVCache(self.context, min(at_once, len(sources)) * beam, max(16, self.context // 4))
+        self.scores_BW = torch.empty(0, beam, device=self.device)
+        self.tokens_BWT = torch.empty(0, beam, self.context + 1, dtype=torch.int64, device=self.device)
+        self.ended_BW = torch.empty(0, beam, dtype=torch.bool, device=self.device)
+
+    def run(self) -> list[list[int]]:
+        while self.waiting or self.numbers:
+            if self.waiting and (not self.numbers or self.at_once - len(self.numbers) >= self.few):
+                self.admit(self.waiting[: self.at_once - len(self.numbers)])
+            self.step()
+            self.settle()
+        return self.outputs
+
+    def admit(self, chosen: list[int]) -> None:
+        """Read more sources; their hypotheses begin as one, of which alone the first may be continued."""
+        self.waiting, n, W = self.waiting[len(chosen) :], len(chosen), self.W
+        read = self.model.read(*padded([self.sources[i] for i in chosen], self.eot, self.device))
+        self.memory = behind(self.memory, repeated(read, W))
+        if not self.numbers:
+            self.cache.clear()
+        self.cache.open(n * W)
+        scores_nW = torch.full((n, W), float("-inf"), device=self.device)
+        scores_nW[:, 0] = 0.0
+        self.scores_BW = torch.cat([self.scores_BW, scores_nW])
+        self.tokens_BWT = torch.cat([self.tokens_BWT, self.tokens_BWT.new_full((n, W, self.context + 1), self.eot)])
+        self.ended_BW = torch.cat([self.ended_BW, self.ended_BW.new_zeros(n, W)])
+        self.numbers += chosen
+
+    def step(self) -> None:
+        """One token more for each hypothesis, and the best of what comes of it."""
+        B, W, eot = len(self.numbers), self.W, self.eot
+        lengths_B = torch.from_numpy(self.cache.lengths_of_rows()[::W].copy()).to(self.device)
+        last_BW1 = self.tokens_BWT.gather(2, lengths_B.view(B, 1, 1).expand(B, W, 1))
+        assert self.memory is not None
+        h_RTD = self.model.write(last_BW1.view(B * W, 1), self.memory, self.cache)
+        log_p_RV = self.model.logits(h_RTD[:, -1]).float().log_softmax(dim=-1)
+        ended_R = self.ended_BW.flatten()
         log_p_RV[ended_R] = float("-inf")
         log_p_RV[ended_R, eot] = 0.0
+
         V = log_p_RV.shape[-1]
-        total = (scores_BW.unsqueeze(-1) + log_p_RV.view(B, W, V)).flatten(1)
-        scores_BW, chosen_BW = total.topk(W, dim=-1)
-        rows_R = (torch.arange(B, device=device).unsqueeze(1) * W + chosen_BW // V).flatten()
-        next_R = (chosen_BW % V).flatten()
+        total = (self.scores_BW.unsqueeze(-1) + log_p_RV.view(B, W, V)).flatten(1)
+        self.scores_BW, chosen_BW = total.topk(W, dim=-1)
         if W > 1:
-            cache.select(rows_R)
-        tokens_RT = torch.cat([tokens_RT[rows_R], next_R.unsqueeze(1)], dim=1)
-        ended_R = ended_R[rows_R] | (next_R == eot)
-    return [until(row, eot) for row in tokens_RT.view(B, W, -1)[:, 0, 1:].tolist()]
+            of_BW, rows_B1 = chosen_BW // V, torch.arange(B, device=self.device).unsqueeze(1)
+            self.cache.select((rows_B1 * W + of_BW).flatten())
+            self.tokens_BWT, self.ended_BW = self.tokens_BWT[rows_B1, of_BW], self.ended_BW[rows_B1, of_BW]
+        next_BW = chosen_BW % V
+        self.tokens_BWT.scatter_(2, (lengths_B + 1).view(B, 1, 1).expand(B, W, 1), next_BW.unsqueeze(-1))
+        self.ended_BW = self.ended_BW | (next_BW == eot)
+
+    def settle(self) -> None:
+        """Let the sources go all of whose hypotheses have ended, or whose context is full."""
+        W, lengths = self.W, self.cache.lengths_of_rows()[:: self.W]
+        done = self.ended_BW.all(dim=1).cpu().numpy() | (lengths >= self.context)
+        if not done.any():
+            return
+        gone = np.flatnonzero(done)
+        for b, ids in zip(gone, self.tokens_BWT[torch.from_numpy(gone), 0].tolist(), strict=True):
+            self.outputs[self.numbers[b]] = until(ids[1 : lengths[b] + 1], self.eot)
+
+        rows = self.cache.drop((gone[:, None] * W + np.arange(W)).flatten())
+        left = torch.from_numpy(rows[::W] // W).to(self.device)
+        self.numbers = [self.numbers[b] for b in left.tolist()]
+        self.scores_BW, self.tokens_BWT, self.ended_BW = (
+            x[left] for x in (self.scores_BW, self.tokens_BWT, self.ended_BW)
+        )
+        assert self.memory is not None
+        self.memory = of_rows(self.memory, torch.from_numpy(rows).to(self.device)) if self.numbers else None
+
+
+def of_rows(source: EncodedSource, rows_R: Tensor) -> EncodedSource:
+    visible = None if source.visible_BS is None else source.visible_BS[rows_R]
+    return EncodedSource(tuple((k[rows_R], v[rows_R]) for k, v in source.layers), visible)
+
+
+def behind(first: EncodedSource | None, second: EncodedSource) -> EncodedSource:
+    """The rows of both; what a source is shorter than the longest is padding, in zeros."""
+    if first is None or first.visible_BS is None or second.visible_BS is None:
+        return second
+    S = max(first.visible_BS.shape[1], second.visible_BS.shape[1])
+
+    def wide(x: Tensor, dim: int) -> Tensor:
+        missing = S - x.shape[dim]
+        return F.pad(x, (0, 0, 0, missing) if dim == 2 else (0, missing))
+
+    layers = tuple(
+        (torch.cat([wide(k, 2), wide(k_more, 2)]), torch.cat([wide(v, 2), wide(v_more, 2)]))
+        for (k, v), (k_more, v_more) in zip(first.layers, second.layers, strict=True)
+    )
+    return EncodedSource(layers, torch.cat([wide(first.visible_BS, 1), wide(second.visible_BS, 1)]))
 
 
 def padded(sources: list[np.ndarray], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,9 @@ def sample(
     with_prompt: bool = False,
     beam: int = 1,
     dtype: str = "float32",
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Sequence[str] = (),
 ) -> str:
     """Let a run's last checkpoint write: on from `prompt`, or (seq2seq) its output for `prompt`.
 
@@ -70,7 +73,8 @@ def sample(
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
-    request = Request(tokens, temperature, top_k, top_p, seed, beam, dtype, with_prompt, on_text)
+    further = (min_p, repetition_penalty, tuple(stops))
+    request = Request(tokens, temperature, top_k, top_p, seed, beam, dtype, with_prompt, on_text, *further)
     model, tokenizer, snapshot = checkpoint.load_model(Path(run), choose_device())
     return task_named(snapshot.task).write(model, tokenizer, prompt, request)
 

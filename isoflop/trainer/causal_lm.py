@@ -206,6 +206,9 @@ class CausalLM:
             top_p=request.top_p,
             seed=request.seed,
             on_text=request.on_text,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            stops=request.stops,
         )
 
 

@@ -204,6 +204,15 @@ class Seq2Seq:
                 f"--temperature {request.temperature:g} is for runs that continue a text; this one (--task seq2seq) "
                 "writes its likeliest output: leave it out, or search wider with --beam 4"
             )
+        for name, value, unset in (
+            ("--min-p", request.min_p, 0.0),
+            ("--repetition-penalty", request.repetition_penalty, 1.0),
+            ("--stop", " ".join(request.stops), ""),
+        ):
+            if value != unset:
+                raise UserError(
+                    f"{name} {value} is for runs that continue a text; leave it out for one of --task seq2seq"
+                )
         if not prompt:
             raise UserError("--prompt is empty; this run (--task seq2seq) needs an input, as in --prompt WORD")
         [ids] = transduce(model, tokenizer.encode_batch([prompt]), tokenizer.eot, request.beam)

@@ -78,3 +78,23 @@ def test_what_makes_no_sense_is_refused(model, sources):
         transduce(model, sources, EOT, beam=0)
     with pytest.raises(UserError, match="context"):
         transduce(model, [np.zeros(CONTEXT + 1, np.int64)], EOT)
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("attention", ["full", "latent", "none", Spec("banded", window=2), Spec("full", kv_heads=1)])
+@pytest.mark.parametrize("position", ["none", "learned", "sinusoidal", "rotary"])
+def test_sources_leave_and_others_take_their_places(position, attention, beam):
+    torch.manual_seed(1)
+    shape = {"vocab_size": V, "context": 9, "layers": 2, "d_model": 16, "heads": 2, "init": Spec("gpt2")}
+    model = EncoderDecoder(ModelConfig(**shape, position=position, attention=attention)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.5)
+    rng = np.random.default_rng(0)
+    sources = [rng.integers(0, V - 1, size=rng.integers(1, 10)) for _ in range(20)]
+    alone = [transduce(model, [source], EOT, beam)[0] for source in sources]
+    assert transduce(model, sources, EOT, beam) == alone
+    assert transduce(model, sources, EOT, beam, at_once=3 * beam) == alone
+    assert transduce(model, [], EOT, beam) == []
+    if (position, attention) == ("learned", "full"):  # some of the others end all outputs at once
+        assert len({len(output) for output in alone}) > 1

@@ -207,7 +207,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def rows_at(table_TK: Tensor, start: Start, T: int) -> Tensor:
     """The rows of a table for T tokens: (T, K) from position `start` on, or (B, T, K) for positions_BT."""
-    return table_TK[start : start + T] if isinstance(start, int) else table_TK[start]
+    return table_TK[start : start + T] if isinstance(start, int) else F.embedding(start, table_TK)
 
 
 class Embedding(nn.Embedding):
