@@ -32,7 +32,7 @@ from isoflop.plan.law.bootstrap import bootstrap
 from isoflop.plan.law.fit import fit
 from isoflop.plan.law.forms import Law
 from isoflop.plan.law.points import Columns, Points, make_points, read_points
-from isoflop.plan.law.predict import run_loss
+from isoflop.plan.law.predict import advised, run_loss
 from isoflop.plan.law.rolling import NEAR, choose, excess, fits, thresholds
 from isoflop.plan.law.study import basis_by, study
 
@@ -142,7 +142,7 @@ def hold_out(points: Points, kept: npt.NDArray[np.bool_], samples: int) -> Held:
     for flops in sorted(set(points.flops[~kept]), reverse=True):
         if (read := valley_at(points, flops)) is not None:
             curve, least = read
-            sizes = [float(law.n_star(flops)) for law in laws] + [math.sqrt(flops / 120)]
+            sizes = [advised(basis, flops), float(plain.n_star(flops)), float(basis.law.at_ratio(flops)[0])]
             ours, other, rule = (curve(n) - least for n in sizes)
             regrets = (ours, other, rule)
             break

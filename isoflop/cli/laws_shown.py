@@ -100,9 +100,10 @@ def show_prediction(one: Prediction, basis: Basis) -> None:
     """What a budget buys, with intervals."""
     head = "90 % interval" if basis.has_intervals else "no interval: published without a covariance"
     print(f"\n{one.flops:.3g} FLOPs buy{'':<16}{head}")
-    line("parameters N", count(one.n.value), one.n, count, basis)
-    line("tokens D", count(one.d.value), one.d, count, basis)
-    print(f"  {'tokens per parameter':<22}{one.d.value / one.n.value:.3g}")
+    line("N* by the law", count(one.n.value), one.n, count, basis)
+    line("D* by the law", count(one.d.value), one.d, count, basis)
+    each = one.take_d / one.take_n
+    print(f"  {'take':<22}N {count(one.take_n)}, D {count(one.take_d)}: {each:.3g} tokens per parameter")
     line("loss of one run", loss_shown(one.loss.value), one.loss, loss_shown, basis)
     if basis.has_intervals:
         line("  by the law alone", loss_shown(one.law.value), one.law, loss_shown, basis)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -92,12 +93,27 @@ def test_predictions_hold_together(stored):
         assert one.n.low < one.n.value < one.n.high
         assert one.n.value * one.d.value * 6 == pytest.approx(flops)
         assert one.loss.low <= one.law.low <= one.law.value <= one.law.high <= one.loss.high
-        needed = budget_for(basis, one.loss.value)
+        assert one.take_n == pytest.approx(one.n.value, rel=0.05)  # the table knows its valley
+        assert 6 * one.take_n * one.take_d == pytest.approx(flops)
+        needed = budget_for(basis, one.law.value)
         assert needed.flops.value == pytest.approx(flops, rel=1e-6)
         assert needed.flops.low < flops < needed.flops.high
         assert needed.rule_flops >= flops * (1 - 1e-6)
     wide, narrow = (predict(basis, flops).n for flops in (1e26, 1e20))
     assert wide.high / wide.low > narrow.high / narrow.low
+
+
+def test_where_the_table_leaves_the_size_open_the_rule_weighs_more(stored):
+    basis, _ = read_basis(str(stored))
+    constants = basis.samples.constants.copy()
+    constants[:, 1] *= np.exp(3 * np.random.default_rng(0).standard_normal(len(constants)))  # A is anyone's guess
+    unsure = replace(
+        basis, samples=replace(basis.samples, law=replace(basis.law, A=basis.law.A * 20), constants=constants)
+    )
+    one = predict(unsure, 1e21)
+    assert one.rule_n < one.take_n < one.n.value
+    assert abs(np.log(one.take_n / one.rule_n)) < abs(np.log(one.take_n / one.n.value))
+    assert not one.gains
 
 
 def test_no_gain_inside_the_noise_is_claimed(stored, capsys):

@@ -10,6 +10,8 @@ from isoflop.plan.law.bootstrap import Interval, Samples, around
 from isoflop.plan.law.forms import Law
 from isoflop.plan.law.points import RANGES
 
+# Of log N* about D = 20 N before any run, a standard deviation: published optima have D / N of 5 to 80.
+PRIOR_WIDTH = math.log(2)
 RATIO = 20.0  # tokens per parameter, Hoffmann et al. 2022 in round numbers
 
 
@@ -53,18 +55,20 @@ class Prediction:
 
     Attributes:
         flops: C.
-        n, d: the best size and tokens.
+        take_n, take_d: what to train: N* drawn towards D = 20 N as far as the points do not know it (`advised`).
+        n, d: the best size and tokens by the law.
         loss: the least loss at C as one run should show it: with the law's own doubt, the runs' noise, and what the law
-            misses so far beyond its points.
+            misses so far beyond its points; for take_n and take_d.
         law: the same by the law alone: its doubt about L*, no run's noise.
         rule_n, rule_d, rule_loss: with D = 20 N; the loss by the law alone.
-        gain: what the law says the rule costs, L(rule) - L(N*), for the N* of the point fit: below 0 in samples where
-            the rule is better.
+        gain: what the law says the rule costs, L(rule) - L(take_n): below 0 in samples where the rule is better.
         noise: between runs, in the loss's unit, a standard deviation.
         beyond: factors of ten beyond the largest budget fitted.
     """
 
     flops: float
+    take_n: float
+    take_d: float
     n: Interval
     d: Interval
     loss: Interval
@@ -92,10 +96,13 @@ def predict(basis: Basis, flops: float) -> Prediction:
     if not low <= flops <= high:
         raise UserError(f"budget {flops:g} is no number of FLOPs from {low:g} to {high:g}")
     samples, law = basis.samples, basis.law
-    n, d = float(law.n_star(flops)), float(law.d_star(flops))
+    n = advised(basis, flops)
+    d = float(law.tokens(n, flops))
     rule_n, rule_d = (float(value) for value in law.at_ratio(flops, RATIO))
     return Prediction(
         flops=flops,
+        take_n=n,
+        take_d=d,
         n=samples.interval(lambda one: one.n_star(flops)),
         d=samples.interval(lambda one: one.d_star(flops)),
         loss=run_loss(basis, n, d),
@@ -107,6 +114,22 @@ def predict(basis: Basis, flops: float) -> Prediction:
         noise=samples.noise * float(law.loss_star(flops)),
         beyond=basis.beyond(flops),
     )
+
+
+def advised(basis: Basis, flops: float) -> float:
+    """The N to train at C FLOPs: log N* and the log N of D = 20 N, weighted by what is known of each.
+
+    The bootstrap's variance of log N* stands against PRIOR_WIDTH squared. Points that place the valley within a few per
+    cent decide alone; where a table leaves N* open by a factor of ten, the rule that others have tried weighs more.
+    """
+    best, rule = math.log(float(basis.law.n_star(flops))), math.log(float(basis.law.at_ratio(flops, RATIO)[0]))
+    if not basis.has_intervals:
+        return math.exp(best)
+    with np.errstate(all="ignore"):
+        logs = np.log(np.asarray(basis.samples.laws().n_star(flops)))
+        doubt = float(np.var(logs))
+    share = PRIOR_WIDTH**2 / (PRIOR_WIDTH**2 + doubt) if math.isfinite(doubt) else 0.0
+    return math.exp(share * best + (1 - share) * rule)
 
 
 def run_loss(basis: Basis, n: float, d: float) -> Interval:
