@@ -92,11 +92,12 @@ def pretrain(
     if note := home_note():
         listener.say(note)
     keep = Keep(model=base is not None or bool(init), rates=base is not None)
-    advice, data = plan(allowance, config, asked, keep, group, listener.say, listener.progress, phases.time)
-    listener.prepared(data.account())
+    advice, data = plan(allowance, config, asked, keep, group, listener.say, listener.progress, phases.time, dry_run)
+    if data is not None:
+        listener.prepared(data.account())
     listener.planned(advice)
     listener.say(seconds_line(phases))
-    if dry_run:
+    if dry_run or data is None:
         return advice
     check_world(advice.config, group)
     job = Job(group, folder, advice.config, data, advice.plan(), listener, phases)
@@ -117,6 +118,7 @@ def pretrain(
             listener.say(f"note: the run goes on as it was planned first: {error}")
             phases.seconds.pop("abandoned", None)
             return replace(first, thoughts=(), anew=None, resumed=True, known_peak=first.peak)
+        assert text is not None  # no dry run
         listener.prepared(text.account())
         listener.planned(second)
         record = second.plan().updated(budget=str(allowance), phases=dict(phases.seconds))

@@ -39,6 +39,7 @@ class Facts:
         vocab_size: ids of the tokenizer.
         bytes_per_token: of the prepared text.
         tokenizer: what it is, in words; tokenizer_json: its text.
+        measured: on the prepared data; else estimated, for a dry run.
     """
 
     unique_tokens: int
@@ -46,6 +47,7 @@ class Facts:
     bytes_per_token: float
     tokenizer: str = ""
     tokenizer_json: str = ""
+    measured: bool = True
 
     @classmethod
     def of(cls, data: Data) -> "Facts":

@@ -75,6 +75,7 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
             *choices_of_course(config),
             line("export", *destinations(config, facts.tokenizer_json)),
         )
+    seen = "measured on the prepared text" if facts.measured else "estimated: a dry run does not prepare so much text"
     return (
         line("device", device + (", compiled" if runtime.compile else ""), device_reason(proposal)),
         vocabulary_choice(proposal, facts.vocab_size, workload.text.size),
@@ -85,7 +86,7 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         ),
         *choices_of_size(proposal, facts, config, best, tokens),
         *choices_of_course(config),
-        line("tokenizer", f"{facts.bytes_per_token:.2f} bytes a token", "measured on the prepared text"),
+        line("tokenizer", f"{facts.bytes_per_token:.2f} bytes a token", seen),
         line("export", *destinations(config, facts.tokenizer_json)),
     )
 

@@ -39,6 +39,7 @@ from isoflop.trainer.workload import Rung, Workload, matmul_weights
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 PREPARED = 2.5e6  # bytes of text per second, about: for an estimate before it begins (bench/prepare.py)
+DRY_SECONDS = 10.0  # of preparing text that a dry run may take
 SURPRISE = 1.5  # times the peak that real steps reach: then what was chosen from it is chosen anew
 
 
@@ -51,13 +52,16 @@ def plan(
     say: Callable[[str], None] = lambda line: None,
     progress: Progress | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
-) -> tuple[Advice, Data]:
+    dry: bool = False,
+) -> tuple[Advice, Data | None]:
     """Time the machine, choose what to train, and prepare the data, in the order in which they need each other.
 
     Args:
         config: whose shape, batch, rates and length are to be chosen, with what the user has set (`asked`).
         group: the processes that will train it.
         phase: is entered for each part, "prepare" or "calibrate", to time it.
+        dry: nothing will be trained: text of which preparing would take long is not prepared, and what a plan needs to
+            know of it is estimated. There are no data then.
 
     Raises:
         UserError: for data that cannot be used, or a budget that buys less than MIN_STEPS steps.
@@ -70,12 +74,22 @@ def plan(
         proposal = propose(budget, config, workload, asked, say, keep, machines)
     if workload.text is not None:
         size = min(workload.text.size, proposal.train_bytes)
+        if dry and not config.data.path and size / PREPARED > DRY_SECONDS:
+            say(f"{size / 1e6:,.0f} MB of text are not prepared for a dry run: tokens and ids are estimated")
+            return finalize(proposal, estimated(proposal, size)), None
         how_long = f"up to {size / 1e6:,.3g} MB of text, about {size / PREPARED:,.0f} s if that was not done before"
         say(f"preparing {how_long}; measuring and preparing are outside the budget")
     with phase("prepare"):
         data = workload.data or task.prepare_data(proposal.data, progress)
         facts = Facts.of(data)
     return finalize(proposal, facts), data
+
+
+def estimated(proposal: Proposal, size: float) -> Facts:
+    """What is thought of `size` bytes of text that are not prepared: of English and code, bytes per token grow with the
+    logarithm of the vocabulary (2.4 with 512 ids, 3.1 with 2,048, 4.0 with 16,384)."""
+    per_token = max(1.5, 0.33 * math.log2(proposal.vocabulary) - 0.6)
+    return Facts(int(size / per_token), proposal.vocabulary, per_token, measured=False)
 
 
 def propose(

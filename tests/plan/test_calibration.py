@@ -8,7 +8,7 @@ import pytest
 from isoflop import files
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
-from isoflop.plan import ceiling, known, machine, speeds, trials
+from isoflop.plan import ceiling, known, machine, planner, speeds, trials
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
 from isoflop.plan.planner import finalize, propose
@@ -236,3 +236,27 @@ def test_a_damaged_memory_is_no_memory(content):
     assert known.recall("threads", "cpu", "x") == 2.0
     assert known.forget("cpu", "2 x 64") == 1
     assert known.recall("threads", "cpu", "x") is None
+
+
+def test_a_dry_run_of_much_text_prepares_none_of_it(timed, monkeypatch):
+    class MuchText:
+        def workload(self, config, progress=None):
+            return TextWorkload(Text(1e12, b""))
+
+        def prepare_data(self, config, progress=None):
+            raise AssertionError("this would take days")
+
+    monkeypatch.setattr(planner, "make_task", lambda config: MuchText())
+    said = []
+    advice, data = planner.plan(parse_budget("1e21"), RunConfig(), say=said.append, dry=True)
+    assert data is None and advice.config.steps > 0
+    assert any("not prepared for a dry run" in line for line in said)
+    assert any("estimated" in choice.reason for choice in advice.choices if choice.name == "tokenizer")
+    assert advice.config.model.vocab_size == 65536
+
+
+def test_estimated_bytes_per_token_are_near_what_was_measured(timed):
+    for vocabulary, measured in ((512, 2.4), (2048, 3.06), (16384, 3.98), (35642, 4.11)):
+        proposal = propose(parse_budget("1e15"), RunConfig(), TextWorkload(Text(1e9, b"")))
+        facts = planner.estimated(replace(proposal, vocabulary=vocabulary), 1e9)
+        assert facts.bytes_per_token == pytest.approx(measured, rel=0.1)
