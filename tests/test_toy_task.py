@@ -243,7 +243,7 @@ def test_it_is_planned_for_any_budget(words, tmp_path, budget, monkeypatch):
     assert advice.config.task == "recall" and advice.config.optim.name == "adamw"
     assert advice.expected is None and not (tmp_path / "run").exists()
     lines = {choice.name: choice for choice in advice.choices}
-    assert lines["tokens D"].reason.startswith("of the words that are repeated; ")
+    assert "of the words that are repeated; " in lines["tokens D"].reason
     assert lines["batch"].value.split()[1] == "words"
     assert [type(data) for data in timed] == (len(shapes) * [Draws] if budget == "9s" else [])  # on their own words
     if budget == "2e10":

@@ -87,7 +87,9 @@ def test_several_sources_keep_their_names_weights_and_order(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for name in ("2024", "b"):
         write_texts(tmp_path / name, files=30 if name == "b" else 45)
-        (tmp_path / name / "own.txt").write_text(f"what only {name} has\n" * 300)
+        for own in range(40):  # texts that no other source has, of which a small budget takes some
+            lines = "".join(f"what only {name} has: {own} {i * i}\n" for i in range(100))
+            (tmp_path / name / f"own-{own}.txt").write_text(lines)
     isoflop.pretrain(["2024:0.3", "b:0.6"], "10steps", "run", assignments=TINY, quiet=True)
     for name in ("2024", "b"):
         shutil.move(name, f"at-{name}")
