@@ -186,6 +186,9 @@ def sample(
     with_prompt: bool = False,
     beam: int = 1,
     dtype: str = "float32",
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Sequence[str] = (),
 ) -> str:
     """Let a run's last checkpoint continue `prompt`, or (seq2seq) write its output for `prompt`.
 
@@ -200,6 +203,9 @@ def sample(
         with_prompt: the text begins with the prompt.
         beam: seq2seq: hypotheses kept; 1 is greedy. An encoder-decoder takes none of temperature, top_k and top_p.
         dtype: "float32", or "bfloat16": rounded weights, with which a large model writes faster.
+        min_p: only tokens at least this many times as likely as the likeliest; 0: all.
+        repetition_penalty: makes tokens that are there already less likely, where it is above 1.
+        stops: texts at which the continuation ends.
 
     Raises:
         UserError: for a run that cannot be read, or an argument that its model has no use for.
@@ -218,6 +224,9 @@ def sample(
         with_prompt=with_prompt,
         beam=beam,
         dtype=dtype,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stops=stops,
     )
 
 
