@@ -165,11 +165,12 @@ def ours(text: Text, seconds: float, scratch: Path, device: str) -> dict[str, An
     out = scratch / f"ours-{seconds:g}"
     words = [str(scratch / "train.jsonl"), "--heldout", str(scratch / "heldout.jsonl"), "--budget", f"{seconds:g}s"]
     words += ["--set", f"runtime.device={device}"]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # wheels may lie on it
     done = subprocess.run(
         [sys.executable, "-m", "isoflop", "train", *words, "--out", str(out)],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "ISOFLOP_HOME": str(scratch / "home")},
+        env={**os.environ, "PYTHONPATH": paths, "ISOFLOP_HOME": str(scratch / "home")},
     )
     if done.returncode:
         raise RuntimeError(f"isoflop train failed:\n{done.stderr[-2000:]}")
