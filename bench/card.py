@@ -90,7 +90,7 @@ class Report:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all. (isoflop.files does it too, but may lack its own dependencies here.)"""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
@@ -118,7 +118,7 @@ def install(pack: Path | None, site: Path) -> list[str]:
 
 
 def run_stage(name: str, spec: dict[str, Any], limit: float, report: Report, scratch: Path, site: Path) -> None:
-    """Run one stage to its end or its limit, and keep its rows as they come."""
+    """Run one stage to its end or its limit, and keep its rows as they arrive."""
     stage = report.begin(name)
     rows, log = scratch / f"{name}.jsonl", scratch / f"{name}.log"
     environment = {
