@@ -5,7 +5,7 @@
     alone     nothing else works on this machine
     loop      a single-threaded loop
     torch     a torch program that computes with two threads
-    start     the same, for the first quarter of the budget only (15 s of 60)
+    start     the same, from the moment in which the machine is measured, for a quarter of the budget (15 s of 60)
 
 A pair is one run alone and one of each of the others, from the same seed, each with a home of its own, so that nothing
 is known of the machine; the text is prepared for each. Of each kind the median over the pairs of the loss relative to
@@ -32,24 +32,40 @@ TORCH = (
 )
 LONG = 10.0  # times the budget: longer than the whole run, with what is outside its budget
 PROGRAMS = {"alone": None, "loop": (LOOP, LONG), "torch": (TORCH, LONG), "start": (TORCH, 0.25)}
+MEASURES = "measuring this machine"  # the line after which the neighbour of "start" begins
 WITHIN = 0.02  # of the loss alone: the promise for "start"
 
 
 def train(kind: str, sources: list[str], budget: float, seed: int, out: Path) -> Run:
-    """One run next to a program of a kind, which is started with it."""
-    program, neighbour = PROGRAMS[kind], None
-    if program is not None:
-        code, share = program
-        neighbour = subprocess.Popen([sys.executable, "-c", code.format(seconds=share * budget)])
-    command = [sys.executable, "-m", "isoflop", "train", *sources, "--budget", f"{budget:g}s", "--out", str(out)]
+    """One run next to a program of a kind: from the run's beginning on, or from when it measures the machine."""
+    command = [sys.executable, "-u", "-m", "isoflop", "train", *sources, "--budget", f"{budget:g}s", "--out", str(out)]
+    home = {**os.environ, "ISOFLOP_HOME": str(out.with_suffix(".home"))}
+    neighbours = [] if kind == "start" else start_neighbour(kind, budget)
     try:
-        home = {**os.environ, "ISOFLOP_HOME": str(out.with_suffix(".home"))}
-        subprocess.run([*command, "--set", f"seed={seed}"], check=True, stdout=subprocess.DEVNULL, env=home)
+        with subprocess.Popen(
+            [*command, "--set", f"seed={seed}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=home
+        ) as run:
+            for line in run.stdout or ():
+                if kind == "start" and MEASURES in line and not neighbours:
+                    neighbours = start_neighbour(kind, budget)
+        if run.returncode:
+            sys.exit(f"the run {out} ended with exit code {run.returncode}")
     finally:
-        if neighbour is not None:
+        for neighbour in neighbours:
             neighbour.kill()
             neighbour.wait()
+    if kind == "start" and not neighbours:
+        sys.exit(f"no line of the run says {MEASURES!r}: the neighbour was never started")
     return read_run(out)
+
+
+def start_neighbour(kind: str, budget: float) -> list[subprocess.Popen[bytes]]:
+    """The program of a kind, as a list: "alone" has none."""
+    program = PROGRAMS[kind]
+    if program is None:
+        return []
+    code, share = program
+    return [subprocess.Popen([sys.executable, "-c", code.format(seconds=share * budget)])]
 
 
 def row_of(run: Run) -> dict[str, Any]:

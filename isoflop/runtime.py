@@ -8,7 +8,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,6 +154,20 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def keep_threads_and_random_state() -> Iterator[None]:
+    """Whatever is computed inside changes neither this process's thread count nor what it draws at random on the CPU
+    later."""
+    threads, plain, numbers = torch.get_num_threads(), random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numbers)
+        torch.set_num_threads(threads)
 
 
 def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:

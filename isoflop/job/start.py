@@ -105,7 +105,7 @@ def pretrain(
         return job.run()
 
     # what is planned in a bad moment may be planned once more
-    thoughts = SecondThoughts(advice, listener.say)
+    thoughts = SecondThoughts(advice, listener.say, not asked.names("runtime.threads"))
 
     def anew(first: Job, left: Restarting) -> Job:
         known.forget(first.runtime.device)

@@ -1,11 +1,14 @@
 """Whether a run is better begun anew: its plan was made in a moment in which the machine ran at another speed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from isoflop import processors
 from isoflop.plan.advice import Advice
 from isoflop.plan.prior import expect
 from isoflop.plan.trials import STEEPEST
+from isoflop.runtime import keep_threads_and_random_state
+from isoflop.trainer import RunConfig, throughput
 
 FROM, UNTIL = 0.04, 0.2  # shares of a budget between which a run may be begun anew
 CONTRADICTS = 1.3  # times that the speed must be more or less than what was planned with
@@ -20,25 +23,28 @@ class Outlook:
     anew: float
 
 
-def outlook(advice: Advice, tokens_per_second: float, tokens: float, seconds: float) -> Outlook | None:
+def outlook(
+    advice: Advice, tokens_per_second: float, tokens: float, seconds: float, gain: float = 1.0
+) -> Outlook | None:
     """What to expect where the speed contradicts the plan; None where it does not, or nothing can be said.
 
     Args:
         advice: the plan that the run follows.
         tokens_per_second: of its steps, as they are now.
         tokens, seconds: read so far, and left of the budget.
+        gain: how many times as fast the steps of a new run would be, see `gain_of_threads`.
     """
     text, unique, workload = advice.text, advice.unique_tokens, advice.workload
     planned = next((one.tokens_per_second for one in advice.candidates if one.chosen), None)
     if text is None or not unique or not planned or workload is None or workload.text is None or seconds <= 0:
         return None
-    if tokens_per_second <= 0 or abs(math.log(tokens_per_second / planned)) < math.log(CONTRADICTS):
+    if tokens_per_second <= 0 or abs(math.log(gain * tokens_per_second / planned)) < math.log(CONTRADICTS):
         return None
 
     model = advice.config.model
     onward = expect(advice.parameters, tokens + seconds * tokens_per_second, unique, text).bits_per_byte
     all_of_it = max(unique, workload.text.size / BYTES_PER_TOKEN)
-    flops = tokens_per_second * advice.parameters  # 6 left out on both sides
+    flops = gain * tokens_per_second * advice.parameters  # 6 left out on both sides
     anew = []
     for rung in workload.ladder:
         size = workload.size(rung, advice.config)
@@ -47,6 +53,23 @@ def outlook(advice: Advice, tokens_per_second: float, tokens: float, seconds: fl
     if onward is None:
         return None
     return Outlook(onward, min(value for value in anew if value is not None))
+
+
+def may_have_too_few_threads(advice: Advice) -> bool:
+    """Whether fewer threads than this machine has processors were chosen while something else was using them."""
+    runtime = advice.config.runtime
+    return bool(advice.calibration.doubt) and runtime.device == "cpu" and 0 < runtime.threads < processors.cores()
+
+
+def gain_of_threads(config: RunConfig, seconds: float) -> float:
+    """How many times as fast steps are with all threads as with those of `config`, timed in turns for about `seconds`
+    in all. The threads and random numbers of the run that goes on meanwhile stay as they are."""
+    everything = replace(config, runtime=replace(config.runtime, threads=processors.cores()))
+    with keep_threads_and_random_state():
+        few, all_of_them = throughput.time_in_turns([config, everything], seconds / 2)
+    if few.trouble or all_of_them.trouble:
+        return 1.0
+    return all_of_them.tokens_per_second / few.tokens_per_second
 
 
 def allows(advice: Advice) -> bool:
