@@ -1,6 +1,7 @@
 # make demo    pretrain for 3 minutes on the default corpus, show a sample, name the report
 # make test    lint, types, import floors, tests
 #
+# WORKERS=N runs the tests in so many processes (a processor each by default), PYTEST_ARGS="tests/model -x" some of them.
 # TORCH_INDEX=URL takes torch from another package index (on Linux the usual one brings gigabytes of CUDA).
 
 PYTHON ?= python3
@@ -10,6 +11,7 @@ PIP := $(BIN)/python -m pip
 CONSTRAINTS := --constraint constraints.txt
 TORCH_INDEX ?=
 BUDGET ?= 3m
+WORKERS ?= auto
 
 .PHONY: demo test lint types floors pytest install install-test clean
 
@@ -29,7 +31,7 @@ floors: install-test
 	$(BIN)/lint-imports
 
 pytest: install-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 install: $(VENV)/installed
 install-test: $(VENV)/installed-test

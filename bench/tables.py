@@ -23,6 +23,7 @@ PAGES = (
     ROOT / "docs" / "many-machines.md",
     ROOT / "docs" / "on-a-gpu.md",
     ROOT / "docs" / "recipe.md",
+    ROOT / "docs" / "what-can-go-wrong.md",
 )
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens a second at its CPU default
@@ -34,6 +35,7 @@ DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens a second, by batch
 BANDWIDTH = 0.7  # of what memory can be read at
 PREPARING = 0.9  # of encode_batch's megabytes a second
 SECOND_START = 5.0  # seconds
+BRIEF_NEIGHBOUR = 1.02  # times the loss of a run alone, next to a program that stops after a quarter of the budget
 CARD_MFU = {"124M": 0.48, "1.5B": 0.52}  # on one H100: PaLM's count over the data sheet's dense bfloat16 peak
 CARD_SPEED = 1.5  # times nanoGPT's tokens a second on the same card
 CARD_RACE = 0.25  # of nanoGPT's seconds to its loss, on the same card
@@ -207,6 +209,36 @@ def start(result: dict[str, Any]) -> str:
     return lines(["second start", "to the end of the first step", "all"], rows) + f"\n\n{provenance(result)}"
 
 
+def neighbours(result: dict[str, Any]) -> str:
+    """What programs next to a run cost it, relative to the same run alone."""
+    about = {
+        "alone": "nothing",
+        "loop": "a loop in one thread, all the time",
+        "torch": "torch in two threads, all the time",
+        "start": f"torch in two threads, from the calibration on for {result['budget'] / 4:.0f} s",
+    }
+    alone = result["rows"]["alone"]
+    rows = []
+    for kind, found in result["rows"].items():
+        pairs = list(zip(found, alone, strict=True))
+        losses = [one["bits_per_byte"] / other["bits_per_byte"] for one, other in pairs]
+        tokens = [one["tokens"] / other["tokens"] for one, other in pairs]
+        target = f" (at most {BRIEF_NEIGHBOUR})" if kind == "start" else ""
+        rows.append(
+            [
+                about[kind],
+                f"{median(losses):.3f}{target}",
+                f"{min(losses):.3f} to {max(losses):.3f}",
+                f"{median(tokens):.0%}",
+                f"{sum(one['attempts'] > 1 for one in found)} of {len(found)}",
+                f"{median(one['seconds'] + one['phases'].get('abandoned', 0) for one in found):.1f}",
+            ]
+        )
+    head = ["next to the run", "loss, relative to the run alone", "all", "tokens", "planned anew", "seconds of budget"]
+    said = f"Budgets of {result['budget']:g} s, one seed, medians of {result['pairs']} pairs."
+    return f"{lines(head, rows)}\n\n{said} {provenance(result)}"
+
+
 def scaling(result: dict[str, Any]) -> str:
     """How fast two processes are of one with both threads; and what each process sends beside the least."""
 
@@ -314,6 +346,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode-epyc": decode,
     "prepare": prepare,
     "start": start,
+    "start-plan": start,
+    "neighbours": neighbours,
     "scaling": scaling,
     "recipe-2x48": recipe,
     "recipe-3x96": recipe,
@@ -328,7 +362,7 @@ def rendered(page: Path) -> str:
     def fill(place: re.Match[str]) -> str:
         name = place["name"]
         result = read(name)
-        body = TABLES[name](result) if result else f"Not measured yet: see `python bench/{name}.py --help`."
+        body = TABLES[name](result) if result else f"Not measured yet: see `python bench/{name.partition("-")[0]}.py --help`."
         return f"{place[1]}{body}\n{place[3]}"
 
     return PLACE.sub(fill, page.read_text(encoding="utf-8"))

@@ -6,18 +6,23 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from isoflop import files
 from isoflop.budget import parse_budget
+from isoflop.config import override
 from isoflop.errors import UserError
 from isoflop.job import attempts, start
+from isoflop.parallel.mesh import ALONE
 from isoflop.plan import second
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
 from isoflop.plan.planner import finalize, propose
 from isoflop.plan.predictability import Predictability
+from isoflop.processors import Load
 from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.causal_lm import TextWorkload
@@ -62,6 +67,55 @@ def test_a_run_that_is_far_faster_than_planned_is_better_begun_anew(timed, facto
     plan = advice()
     found = second.outlook(plan, factor * planned_speed(plan), 1e4, 55.0)
     assert found is not None and found.anew < found.onward
+
+
+def test_threads_that_were_not_used_are_a_reason_where_the_speed_is_as_planned(timed):
+    plan = advice()
+    assert second.outlook(plan, planned_speed(plan), 1e4, 55.0, 1.2) is None
+    found = second.outlook(plan, planned_speed(plan), 1e4, 55.0, 2.0)
+    assert found is not None and found.anew < found.onward
+
+
+def few_threads(doubt="other programs used 1.5 processors", threads=1, device="cpu"):
+    plan = advice()
+    config = replace(plan.config, runtime=replace(plan.config.runtime, threads=threads, device=device))
+    return replace(plan, config=config, calibration=plan.calibration.updated(doubt=doubt))
+
+
+def test_threads_are_timed_again_only_where_few_were_chosen_in_a_bad_moment(timed, monkeypatch):
+    monkeypatch.setattr(second.processors, "cores", lambda: 4)
+    assert second.may_have_too_few_threads(few_threads())
+    assert not second.may_have_too_few_threads(few_threads(doubt=None))
+    assert not second.may_have_too_few_threads(few_threads(threads=4))
+    assert not second.may_have_too_few_threads(few_threads(device="cuda:0"))
+
+
+def test_timing_the_threads_of_a_run_leaves_its_threads_and_random_numbers_alone(monkeypatch):
+    config = override(RunConfig(), [*SMALL, "runtime.device=cpu", "model.layers=1", "model.d_model=32"])
+    monkeypatch.setattr(second.processors, "cores", lambda: 2)
+    torch.manual_seed(5)
+    expected = torch.rand(3).tolist()
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    assert 0 < second.gain_of_threads(config, 0.1) < 100
+    assert torch.rand(3).tolist() == expected and torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "others, ours, calls",
+    [(0.0, True, 1), (1.0, True, 0), (0.0, False, 0)],
+    ids=["left alone", "a program next to it", "threads set by the user"],
+)
+def test_the_threads_are_timed_once_when_the_machine_is_left_alone(timed, monkeypatch, others, ours, calls):
+    timings = []
+    monkeypatch.setattr(second.processors, "cores", lambda: 4)
+    monkeypatch.setattr(attempts, "gain_of_threads", lambda config, seconds: timings.append(seconds) or 1.7)
+    load = Load(1.0, own=1.0, others=others, idle=3.0 - others, stolen=0.0)
+    alone = SimpleNamespace(layout=SimpleNamespace(group=ALONE), config=RunConfig(seconds=60.0))
+    thoughts = attempts.SecondThoughts(few_threads(), lambda line: None, threads_are_ours=ours)
+    for _ in range(3):
+        thoughts.time_threads(alone, load)
+    assert timings == [attempts.TRIAL * 60.0] * calls and thoughts.gain == (1.7 if calls else 1.0)
 
 
 def test_hardly_anything_left_is_better_spent_on_the_run_that_is_there(timed):
