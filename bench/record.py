@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: one JSON file a table in bench/results/, from which README's tables are made."""
+"""What a measurement leaves behind: one JSON file per table in bench/results/, which bench/tables.py writes out."""
 
 import hashlib
 import json
@@ -50,7 +50,7 @@ def commit(folder: Path) -> str:
         return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!README.md")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results", ":!docs")
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -1,4 +1,4 @@
-"""The tables of README.md and docs/ from what was recorded in bench/results/.
+"""The tables of docs/ from what was recorded in bench/results/.
 
     python bench/tables.py           # write them
     python bench/tables.py --check   # exit 1 if a page is not what this would write
@@ -18,7 +18,7 @@ from isoflop.files import write_text
 from record import ROOT, read
 
 PAGES = (
-    ROOT / "README.md",
+    ROOT / "docs" / "performance.md",
     ROOT / "docs" / "where-the-time-goes.md",
     ROOT / "docs" / "many-machines.md",
     ROOT / "docs" / "on-a-gpu.md",
@@ -362,7 +362,8 @@ def rendered(page: Path) -> str:
     def fill(place: re.Match[str]) -> str:
         name = place["name"]
         result = read(name)
-        body = TABLES[name](result) if result else f"Not measured yet: see `python bench/{name.partition("-")[0]}.py --help`."
+        script = name.partition("-")[0]
+        body = TABLES[name](result) if result else f"Not measured yet: see `python bench/{script}.py --help`."
         return f"{place[1]}{body}\n{place[3]}"
 
     return PLACE.sub(fill, page.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The README's map is the tree on disk, and the public names are those listed."""
+"""The map in docs/ is the tree on disk, and the public names are those listed."""
 
 import re
 from pathlib import Path
@@ -9,10 +9,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def mapped() -> set[str]:
-    """The modules and folders that the README's map names, as paths below isoflop/."""
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"```\nisoflop/\n(.*?)```", readme, re.DOTALL)
-    assert block, "README.md has no map that begins with isoflop/"
+    """The modules and folders that docs/map.md names, as paths below isoflop/."""
+    page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    block = re.search(r"```\nisoflop/\n(.*?)```", page, re.DOTALL)
+    assert block, "docs/map.md has no map that begins with isoflop/"
     named: set[str] = set()
     folders = [""]
     for line in block[1].splitlines():
@@ -39,6 +39,13 @@ def test_the_map_is_the_tree():
         elif path.suffix == ".py" and path.name != "__init__.py":
             there.add(relative)
     assert mapped() == there | {"__init__.py"}
+
+
+def test_the_readme_fits_in_a_few_screens_and_names_every_package():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    for folder in (path for path in (ROOT / "isoflop").iterdir() if (path / "__init__.py").is_file()):
+        assert f"`{folder.name}/`" in readme
 
 
 def test_public_names_are_listed_and_there():
