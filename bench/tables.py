@@ -26,18 +26,18 @@ PAGES = (
     ROOT / "docs" / "what-can-go-wrong.md",
 )
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
-SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens a second at its CPU default
+SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens per second at its CPU default
 BEST_MODE = 1.2  # times those of its best mode
 PEAK_SHARE = {"S": 0.5, "M": 0.85, "L": 0.85}
 MEMORY = {"L": 0.75}  # of nanoGPT's
 RACE = 0.25  # of its seconds
-DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens a second, by batch
+DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens per second, by batch
 BANDWIDTH = 0.7  # of what memory can be read at
-PREPARING = 0.9  # of encode_batch's megabytes a second
+PREPARING = 0.9  # of encode_batch's megabytes per second
 SECOND_START = 5.0  # seconds
 BRIEF_NEIGHBOUR = 1.02  # times the loss of a run alone, next to a program that stops after a quarter of the budget
 CARD_MFU = {"124M": 0.48, "1.5B": 0.52}  # on one H100: PaLM's count over the data sheet's dense bfloat16 peak
-CARD_SPEED = 1.5  # times nanoGPT's tokens a second on the same card
+CARD_SPEED = 1.5  # times nanoGPT's tokens per second on the same card
 CARD_RACE = 0.25  # of nanoGPT's seconds to its loss, on the same card
 
 
@@ -59,7 +59,7 @@ def lines(head: list[str], rows: list[list[str]], after: int = 1) -> str:
 
 
 def step(result: dict[str, Any]) -> str:
-    """Speed, share of peak and memory beside each trainer, with the targets."""
+    """Speed, share of peak and memory next to each trainer, with the targets."""
     rows = []
     for row in result["rows"]:
         size, trainers = row["size"], row["trainers"]
@@ -123,7 +123,7 @@ def race(result: dict[str, Any]) -> str:
     ]
     found = "not reached" if result["share"] is None else f"reached after {result['share']:.2f} of its seconds"
     said = f"Its held-out bits per byte: {found} (target {RACE}). {provenance(result)}"
-    return lines(["run", "seconds", "held-out bits a byte", "of nanoGPT's seconds"], rows) + "\n\n" + said
+    return lines(["run", "seconds", "held-out bits per byte", "of nanoGPT's seconds"], rows) + "\n\n" + said
 
 
 def overhead(result: dict[str, Any]) -> str:
@@ -131,7 +131,7 @@ def overhead(result: dict[str, Any]) -> str:
     rows = [[name, f"{seconds:.2f} s", f"{seconds / result['seconds']:.2%}"] for name, seconds in parts.items()]
     rows.append(["in all", f"{sum(parts.values()):.2f} s", f"{result['share']:.2%} ({result['target']:.0%})"])
     said = f"{result['shape']}, {result['steps']:,} steps in {result['seconds']:.1f} s. {provenance(result)}"
-    return lines(["beside the steps", "in a run", "of its seconds (target)"], rows) + "\n\n" + said
+    return lines(["outside the steps", "in a run", "of its seconds (target)"], rows) + "\n\n" + said
 
 
 def where(result: dict[str, Any]) -> str:
@@ -143,7 +143,7 @@ def where(result: dict[str, Any]) -> str:
     blocks = [said]
     for row in result["rows"]:
         title = (
-            f"**{row['size']}** ({row['shape']}): {1e3 * row['seconds_per_step']:,.1f} ms a step, "
+            f"**{row['size']}** ({row['shape']}): {1e3 * row['seconds_per_step']:,.1f} ms per step, "
             f"{row['flops_per_step'] / 1e9:,.1f} GFLOP, {row['peak_share']:.0%} of the peak"
         )
         total = row["seconds_per_step"]
@@ -240,7 +240,7 @@ def neighbours(result: dict[str, Any]) -> str:
 
 
 def scaling(result: dict[str, Any]) -> str:
-    """How fast two processes are of one with both threads; and what each process sends beside the least."""
+    """How fast two processes are of one with both threads; and what each process sends next to the least."""
 
     def shares(ratios: list[float]) -> str:
         return f"{median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%})"
@@ -249,7 +249,7 @@ def scaling(result: dict[str, Any]) -> str:
         [row["shape"], f"{1e3 * median(row['seconds_alone']):,.0f} ms", *map(shares, row["ratios"].values())]
         for row in result["time"]
     ]
-    head = ["size", "one process, a step", *(f"{mode}, two processes" for mode in result["time"][0]["ratios"])]
+    head = ["size", "one process, per step", *(f"{mode}, two processes" for mode in result["time"][0]["ratios"])]
     sent = [
         [
             f"{row['mode']}, {row['processes']} processes, {row['optimizer']}",
@@ -259,7 +259,7 @@ def scaling(result: dict[str, Any]) -> str:
         ]
         for row in result["bytes"]
     ]
-    table = lines(["a process sends in a step", "counted", "the least", "ratio"], sent)
+    table = lines(["sent per process and step", "counted", "the least", "ratio"], sent)
     return f"{lines(head, times)}\n\n{table}\n\n{provenance(result)}"
 
 
