@@ -1,5 +1,5 @@
-"""The parts of one layer, from a configuration: each function builds the entry that one slot names (registry.py), with
-the shapes that it asks for. gpt.py and encoder_decoder.py put them together."""
+"""The parts of one layer, from a configuration: each function builds the entry of one slot (registry.py) with the
+shapes that its constructor takes. gpt.py and encoder_decoder.py combine them."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ from isoflop.model.registry import (
 
 
 def make_init(config: ModelConfig, layers: int | None = None) -> Init:
-    """How the weights of a stack of `layers` blocks (default: the configuration's) are filled."""
+    """The initialisation of a stack of `layers` blocks (default: the configuration's)."""
     init: Init = make(INITS, config.init, "model.init", layers=config.layers if layers is None else layers)
     return init
 
@@ -36,24 +36,27 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 def make_final_norm(config: ModelConfig) -> nn.Module | None:
-    """The norm in front of the head; None: there is none."""
+    """The norm in front of the head, or None."""
     return make_norm(config) if config.final_norm else None
 
 
 def make_position(config: ModelConfig, level: str, init: Init, head_dim: int) -> Position:
-    """The chosen position, for heads of this width, if it acts at this level, else one that does nothing."""
+    """The chosen position for heads of this width if it acts at this level, else one that does nothing."""
     kind = resolve(POSITIONS, config.position.name, "model.position")
     if not issubclass(kind, Position):
-        raise UserError(f"model.position = {config.position.name!r} is no position; use one of {', '.join(POSITIONS)}")
+        raise UserError(
+            f"model.position = {config.position.name!r} is not a position; use one of {', '.join(POSITIONS)}"
+        )
     if kind.level != level:
         return Position()
+
     shapes = {"d_model": config.d_model, "heads": config.heads, "head_dim": head_dim, "context": config.context}
     position: Position = make(POSITIONS, config.position, "model.position", init=init, **shapes)
     return position
 
 
 def layer_shapes(config: ModelConfig, layer: int, init: Init) -> dict[str, Any]:
-    """What a layer tells its branches; each is given those that its constructor asks for."""
+    """The shapes of a layer; each branch gets those that its constructor takes."""
     return {
         "d_model": config.d_model,
         "heads": config.heads,
@@ -67,7 +70,7 @@ def layer_shapes(config: ModelConfig, layer: int, init: Init) -> dict[str, Any]:
 
 
 def branch_init(config: ModelConfig, init: Init) -> Init:
-    """How the wiring wants the weights in its branches filled; a private wiring need not say."""
+    """The initialisation that the wiring wants for its branches; a user's own wiring need not define one."""
     chosen = getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "branch_init", None)
     wanted: Init = chosen(init, config.layers) if chosen is not None else init
     return wanted
@@ -118,5 +121,5 @@ def make_value_embedding(config: ModelConfig, layer: int, init: Init, attention:
 
 
 def make_shortcut(config: ModelConfig) -> Shortcut | None:
-    """What mixes the embedding into a layer's input; None: nothing does."""
+    """The module that mixes the embedding into a layer's input, or None."""
     return Shortcut() if config.embedding_shortcut else None

@@ -13,12 +13,12 @@ Model = GPT | EncoderDecoder
 
 @dataclass(frozen=True)
 class Trained:
-    """What a task trains; everything else of a task is in trainer/task.py.
+    """The model of a task; everything else of a task is in trainer/task.py.
 
     Attributes:
-        build: the model of a configuration.
-        kind: what such a model is called.
-        words: what it learns, for help.
+        build: builds the model of a configuration.
+        kind: the name of such a model, for messages.
+        words: what it learns, for help texts.
     """
 
     build: Callable[[ModelConfig], Model]

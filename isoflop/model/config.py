@@ -15,10 +15,10 @@ MOST_LAYERS = 10_000
 class ModelConfig:
     """A transformer, decoder-only or encoder-decoder. The defaults are the preset "modern" at its smallest.
 
-    Three options are no entry of a slot, since they go with nearly every entry of all of them; each is off by default:
+    Three options belong to no slot, since they combine with nearly every entry of all slots; each is off by default:
 
-        logit_cap c           logits s become c tanh(s / c), in training, measuring and decoding alike (Gemma 2,
-                              2408.00118, section 2: 30; modded-nanogpt and nanochat: 15)
+        logit_cap c           logit soft cap: logits s become c tanh(s / c) in training, evaluation and decoding
+                              (Gemma 2, 2408.00118, section 2: 30; modded-nanogpt and nanochat: 15)
         value_embedding n     v <- W_V h + 2 sigmoid(W_g h[:12]) E[token] in every n-th layer counted from the last
                               (after the value residuals of Zhou et al. 2024, 2410.17897; nanochat: n = 2); without
                               `value_gate` the factor is 1
@@ -26,11 +26,11 @@ class ModelConfig:
                               (modded-nanogpt and nanochat)
 
     Raises:
-        UserError: naming the field, for shapes that do not fit together.
+        UserError: naming the field, for inconsistent shapes.
     """
 
     vocab_size: Annotated[int, "token ids"] = 1024
-    context: Annotated[int, "positions a model sees at once"] = 256
+    context: Annotated[int, "most positions in one sequence"] = 256
     layers: Annotated[int, "blocks (of an encoder-decoder: of its decoder)"] = 4
     encoder_layers: Annotated[int, "blocks of an encoder-decoder's encoder; 0: as many as the decoder's"] = 0
     d_model: Annotated[int, "width of the residual stream"] = 128
@@ -43,21 +43,21 @@ class ModelConfig:
     wiring: Annotated[Spec, ", ".join(WIRINGS)] = Spec("pre")
     init: Annotated[Spec, ", ".join(INITS)] = Spec("modern")
     embedding_norm: Annotated[bool, "normalise the embedding before the first block"] = False
-    embedding_shortcut: Annotated[bool, "mix the embedding into every block's input, by learned numbers"] = False
-    value_embedding: Annotated[int, "every n-th layer adds a learned vector a token to its values; 0: none does"] = 0
-    value_gate: Annotated[bool, "weigh the value embedding by what attention reads, head by head"] = True
+    embedding_shortcut: Annotated[bool, "mix the embedding into every block's input, by learned scalars"] = False
+    value_embedding: Annotated[int, "every n-th layer adds a learned vector per token to its values; 0: none does"] = 0
+    value_gate: Annotated[bool, "weight the value embedding by a gate per head"] = True
     final_norm: Annotated[bool, "normalise before the head"] = True
     tied_head: Annotated[bool, "the head's weight is the embedding's"] = False
-    logit_cap: Annotated[float, "logits s become cap tanh(s / cap), so that none is larger; 0: as they are"] = 0.0
+    logit_cap: Annotated[float, "logit soft cap: logits s become cap tanh(s / cap); 0 disables it"] = 0.0
     dropout: Annotated[float, "after the embedding, on attention weights and at the end of each branch"] = 0.0
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "d_model", "heads"):
             if not 1 <= getattr(self, name) <= LARGEST:
-                raise UserError(f"model.{name} = {getattr(self, name)} is not positive, or more than any model has")
+                raise UserError(f"model.{name} = {getattr(self, name)} is not positive, or larger than in any model")
         for name in ("layers", "encoder_layers", "head_dim", "value_embedding"):
             if not 0 <= getattr(self, name) <= (LARGEST if name == "head_dim" else MOST_LAYERS):
-                raise UserError(f"model.{name} = {getattr(self, name)} is negative, or more than any model has")
+                raise UserError(f"model.{name} = {getattr(self, name)} is negative, or larger than in any model")
         if not self.head_dim and self.d_model % self.heads:
             raise UserError(
                 f"model.heads = {self.heads} does not divide model.d_model = {self.d_model}; "
@@ -66,7 +66,7 @@ class ModelConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout = {self.dropout} is not in [0, 1)")
         if not 0.0 <= self.logit_cap <= LARGEST:
-            raise UserError(f"model.logit_cap = {self.logit_cap:g} is negative or no number; 0 caps nothing")
+            raise UserError(f"model.logit_cap = {self.logit_cap:g} is negative or not a number; 0 disables it")
         for field in dataclasses.fields(self):  # a name alone is a Spec: ModelConfig(norm="layer")
             value = getattr(self, field.name)
             if isinstance(field.default, Spec) and not isinstance(value, Spec):

@@ -1,8 +1,8 @@
 """Parameters and FLOPs, by every convention that our sources use. The convention is always in the name.
 
-Nothing here knows a block: parameters are counted on a model built on the meta device, and each block says what it
-multiplies (Part.matmul_weights) and how wide its scores are (Part.score_width). The one exception is Chinchilla's
-formula, which leaves the positions' products out.
+Nothing here depends on a particular block: parameters are counted on a model built on the meta device, and each block
+declares the weights of its matrix products (Part.matmul_weights) and the width of its scores (Part.score_width). The
+one exception is Chinchilla's formula, which leaves out the products of the positions.
 """
 
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class Parameters:
         position: tables at the input (learned positions).
         head: V D, also where the tensor is the embedding's.
         blocks: everything in the blocks: matrices, biases, gains, tables of value embeddings.
-        matmul: the weights a token is multiplied by, each matmul weight once: matrices of the blocks + head. No
-            look-up, bias or gain. This is the N of "6n".
+        matmul: the weights that multiply a token, each once: matrices of the blocks and the head. No look-up, bias or
+            gain. This is the N of "6n".
     """
 
     total: int
@@ -42,7 +42,7 @@ class Parameters:
 
 
 def build_on_meta(config: ModelConfig, task: str = "causal_lm") -> Model:
-    """The model without its memory. Also the cheapest way to learn whether a configuration can be built.
+    """The model on the meta device, without memory. Also the cheapest check that a configuration can be built.
 
     Raises:
         UserError: if it cannot.
@@ -72,8 +72,8 @@ def count(model: Model) -> Parameters:
 
 
 def six_n(model: Model, context: int) -> float:
-    """6 N, N the weights of blocks and head: 2 forward and 4 backward a weight (Porian et al. 2024 "standard";
-    nanochat). The head multiplies like any matrix, whether tied or not; the embedding is a look-up."""
+    """6 N, N the weights of blocks and head: 2 forward and 4 backward per weight (Porian et al. 2024 "standard";
+    nanochat). The head is a matrix product, tied or not; the embedding is a look-up."""
     return 6 * count(model).matmul
 
 
@@ -89,9 +89,9 @@ def six_n_blocks(model: Model, context: int) -> float:
 
 
 def palm(model: Model, context: int) -> float:
-    """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the whole
-    square of T x T, as if nothing were masked; recomputation never counted. N as in "6n". In a banded layer T is the
-    window, as in nanochat, so that what is never computed is not claimed."""
+    """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the full
+    T x T square, as if nothing were masked; recomputation never counted. N as in "6n". In a banded layer T is the
+    window, as in nanochat, so that FLOPs that are never computed are not counted."""
     scores = sum(m.score_width * m.band(context) for m in model.modules() if isinstance(m, Part))
     return 6 * count(model).matmul + 12 * scores
 
@@ -101,13 +101,13 @@ def chinchilla_f(model: Model, context: int) -> float:
 
         3 (2 V d + L [6 d H K + 2 S H K + 3 H S + 2 S H K + 2 H K d + 4 d F] + 2 V d)
 
-    The look-up counts as a product, the whole square of scores counts, and a softmax three times a score. The matrix of
-    the relative positions, the fifth in its parameter counts, is in none of it."""
+    The look-up counts as a product, the full square of scores counts, and a softmax counts 3 per score. The matrix of
+    the relative positions, the fifth in its parameter counts, does not count."""
     return chinchilla_a4(model, context) + 3 * 4 * model.head_weight.numel()
 
 
 def chinchilla_a4(model: Model, context: int) -> float:
-    """The same without both vocabulary terms: what the ratios of the paper's table A4 were computed with."""
+    """The same without both vocabulary terms, as in the ratios of the paper's table A4."""
     total: float = 0
     for block in model.units():
         positions = {m for part in block.modules() if isinstance(part, Position) for m in part.modules()}
@@ -121,8 +121,8 @@ def chinchilla_a4(model: Model, context: int) -> float:
 
 
 def executed(model: Model, context: int) -> float:
-    """What is computed: three times the forward FLOPs that the parts declare, so that causal attention counts at
-    half, look-ups and elementwise work not at all. (The scores' and the head's backward is two products for one.)"""
+    """What is computed: three times the forward FLOPs that the parts declare, so that causal attention counts half,
+    look-ups and elementwise work nothing. (The backward pass of a product is two products.)"""
     return 3 * model.flops(context)
 
 
@@ -150,9 +150,9 @@ def flops_per_token(config: ModelConfig, context: int | None = None, convention:
 
 
 def pair_flops_per_token(config: ModelConfig, source: float, target: float) -> float:
-    """Training FLOPs per token of an encoder-decoder, source and target tokens alike, in pairs of S and T: as "6n",
-    6 (N_S S + N_T T) / (S + T), N_S the weights that multiply a token of the source and N_T those that multiply one of
-    the target. Padding is not counted.
+    """Training FLOPs per token of an encoder-decoder, averaged over source and target tokens, in pairs of S and T: as
+    "6n", 6 (N_S S + N_T T) / (S + T), N_S the weights that multiply a source token and N_T those that multiply a target
+    token. Padding is not counted.
 
     Raises:
         UserError: for a configuration that cannot be built.

@@ -1,7 +1,8 @@
 """Next-token cross-entropy that never holds all the logits.
 
-At a vocabulary of 50,257 the logits of one batch outweigh everything else in a step. Here a chunk of tokens at a time
-goes through head, softmax and both gradients, and only the gradients of the hidden states and of the head are kept.
+At a vocabulary of 50,257 the logits of one batch take more memory than everything else in a step. Here head, softmax
+and both gradients are computed for one chunk of tokens at a time, and only the gradients of the hidden states and of
+the head are kept.
 
 Letters: B batch, T time, N = B T tokens, C tokens of one chunk, D d_model, V vocabulary.
 """
@@ -17,22 +18,22 @@ from torch.autograd.function import once_differentiable
 IGNORED = -100
 CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is up to twice as fast as all at once
 # On a GPU each chunk costs one more pass over the head's gradient, V x D numbers in float32. 5,000 tokens of GPT-2's
-# vocabulary make so many logits, 0.5 GB in bfloat16.
+# vocabulary have this many logits, 0.5 GB in bfloat16.
 CHUNK_LOGITS_GPU = 2**28
-WIDE_LOGITS = 2**21  # of narrower logits that are in float32 at once on a CPU, 8 MB
-SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient: thin ones spend their time on that
+WIDE_LOGITS = 2**21  # how many narrower logits are converted to float32 at once on a CPU, 8 MB
+SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient, which would dominate small chunks
 
 
 @dataclass(frozen=True)
 class LossOptions:
-    """What may be added to plain cross-entropy, and how it is computed.
+    """Terms added to plain cross-entropy, and how it is computed.
 
     Attributes:
         smoothing: e of -(1 - e) ln p(target) - e mean_v ln p(v).
-        z: coefficient of (ln sum_v exp(logit_v))^2, which is added.
-        cap: logit soft cap: each logit s is cap tanh(s / cap) in all of it; 0 disables it.
-        chunk: tokens whose logits are held at once; 0: as many as `chunk_for` says.
-        compiled: what stands between the matrix products is one compiled kernel, where gradients are wanted.
+        z: coefficient of the added term (ln sum_v exp(logit_v))^2.
+        cap: logit soft cap: each logit s becomes cap tanh(s / cap) first; 0 disables it.
+        chunk: tokens whose logits are held at once; 0: `chunk_for` decides.
+        compiled: use one compiled kernel between the matrix products, if gradients are wanted.
     """
 
     smoothing: float = 0.0
@@ -46,7 +47,7 @@ PLAIN = LossOptions()
 
 
 class HasHead(Protocol):
-    """What a loss needs to know of a model's head."""
+    """A model's head, as a loss uses it."""
 
     @property
     def head_weight(self) -> Tensor: ...
@@ -58,7 +59,7 @@ class HasHead(Protocol):
 def head_loss(
     model: HasHead, h_BTD: Tensor, targets_BT: Tensor, options: LossOptions = PLAIN, *, reduction: str = "mean"
 ) -> Tensor:
-    """`cross_entropy` of the logits that a model's head makes of h_BTD, with its weight and its logit soft cap."""
+    """`cross_entropy` of h_BTD with a model's head weight and logit soft cap."""
     options = replace(options, cap=model.logit_cap)
     return cross_entropy(h_BTD, model.head_weight, targets_BT, options, reduction=reduction)
 
@@ -68,8 +69,8 @@ def cross_entropy(
 ) -> Tensor:
     """-ln p(target), in nats, from the hidden states and the head's weight.
 
-    Under autocast the matrix products are in autocast's type; the softmax, the loss and the head's gradient are
-    float32. The gradients are computed in the forward pass: backward only scales them.
+    Under autocast the matrix products are in autocast's dtype; the softmax, the loss and the head's gradient are
+    float32. The gradients are computed in the forward pass; the backward pass only scales them.
 
     Args:
         targets_BT: token ids; -100 is not counted.
@@ -80,6 +81,7 @@ def cross_entropy(
     """
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction {reduction!r} is not mean or sum")
+
     h_ND, targets_N = h_BTD.flatten(0, -2), targets_BT.flatten()
     if not options.chunk:
         options = replace(options, chunk=chunk_for(len(h_ND), head_weight_VD.shape[0], h_ND.device.type))
@@ -95,8 +97,8 @@ def cross_entropy(
 
 
 def chunk_for(tokens: int, vocabulary: int, device: str) -> int:
-    """How many of the tokens go through the head at once: on a CPU as many as make 2 MB of logits in float32, on others
-    2^28 logits at most, and all chunks alike where few more of them make that possible; at least 512 tokens."""
+    """Tokens per chunk, at least 512: on a CPU 2 MB of logits in float32, on other devices at most 2^28 logits, and
+    chunks of equal size if that needs few more of them."""
     if device == "cpu":
         return max(SMALLEST_CHUNK, CHUNK_LOGITS // vocabulary)
     fewest = max(1, -(-tokens // max(SMALLEST_CHUNK, CHUNK_LOGITS_GPU // vocabulary)))
@@ -104,7 +106,7 @@ def chunk_for(tokens: int, vocabulary: int, device: str) -> int:
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """The summed loss, with its gradients made on the way. Backward scales them where they lie, so it runs once."""
+    """The summed loss, with gradients computed in the forward pass. Backward scales them in place, so it runs once."""
 
     @staticmethod
     def forward(ctx: Any, h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, options: LossOptions) -> Tensor:
@@ -125,18 +127,19 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def forward_backward(
     h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, options: LossOptions, wants: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The summed loss and its gradients by h and by the weight, each None where `wants` does not ask for it."""
+    """The summed loss and its gradients with respect to h and the weight; each is None unless `wants` asks for it."""
     wants_h, wants_weight = wants
     device = h_ND.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
     exact = torch.promote_types(h_ND.dtype, torch.float32)
-    kernel = fused_when_compiled() if options.compiled and any(wants) else one_by_one
+    kernel = compiled_kernel() if options.compiled and any(wants) else eager_kernel
 
     with torch.no_grad(), torch.autocast(device, enabled=False):
         weight = weight_VD.to(product)
         total = torch.zeros((), dtype=exact, device=h_ND.device)
         grad_h_ND = torch.empty_like(h_ND) if wants_h else None
-        grad_weight_VD = None  # V x D: with a large vocabulary each pass over it shows, so none is made for nothing
+        grad_weight_VD = None  # V x D, so passes over it are slow: the first chunk creates it, without zeros before
+
         for first in range(0, len(h_ND), options.chunk):
             rows = slice(first, first + options.chunk)
             h_CD, targets_C = h_ND[rows].to(product), targets_N[rows]
@@ -147,7 +150,7 @@ def forward_backward(
             if grad_CV is None:
                 continue
 
-            # A token that is not counted is taken out of the narrow factors, which are D wide and not V.
+            # Tokens that are not counted are masked in the factors of width D, not in those of width V.
             if grad_h_ND is not None:
                 grad_h_ND[rows] = (grad_CV @ weight) * counted_C.unsqueeze(1)
             if wants_weight:
@@ -164,7 +167,7 @@ def forward_backward(
     return total, grad_h_ND, grad_weight_VD
 
 
-def one_by_one(
+def eager_kernel(
     logits_CV: Tensor,
     index_C1: Tensor,
     counted_C: Tensor,
@@ -172,20 +175,20 @@ def one_by_one(
     options: LossOptions,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """What stands between the matrix products of a chunk: the summed loss in `exact`, and its gradient by the logits,
-    written over them. On a CPU logits that are narrower than `exact` are widened some rows at a time, so that no tensor
-    is larger than they are."""
+    """Everything between the matrix products of a chunk: the summed loss in dtype `exact`, and its gradient with
+    respect to the logits, written over them. On a CPU narrower logits are converted to `exact` some rows at a time, so
+    that no tensor is larger than the logits."""
     rows = rows_widened(logits_CV, exact)
     total = torch.zeros((), dtype=exact, device=logits_CV.device)
     for few_CV, few_C1, few_C in zip(*(x.split(rows) for x in (logits_CV, index_C1, counted_C)), strict=True):
-        loss, grad_CV = few_by_one(few_CV, few_C1, few_C, exact, options, wants_gradient)
+        loss, grad_CV = rows_kernel(few_CV, few_C1, few_C, exact, options, wants_gradient)
         total += loss
         if grad_CV is not None and grad_CV is not few_CV:
             few_CV.copy_(grad_CV)
     return total, logits_CV if wants_gradient else None
 
 
-def few_by_one(
+def rows_kernel(
     logits_CV: Tensor,
     index_C1: Tensor,
     counted_C: Tensor,
@@ -193,8 +196,9 @@ def few_by_one(
     options: LossOptions,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """`one_by_one` for the rows that are looked at together; the gradient is in `exact`."""
+    """`eager_kernel` for rows that are converted together; the gradient is in dtype `exact`."""
     smoothing, z, cap = options.smoothing, options.z, options.cap
+
     tanh_CV = None
     if cap:  # tanh(x) = 2 sigmoid(2 x) - 1, and torch's sigmoid takes a third of its tanh's time
         tanh_CV = logits_CV.to(exact).mul_(2 / cap).sigmoid_().mul_(2).sub_(1)
@@ -204,6 +208,7 @@ def few_by_one(
     log_p_CV = log_softmax_over(logits_CV, exact)
     log_p_C1 = log_p_CV.gather(1, index_C1)
     log_Z_C1 = logit_C1 - log_p_C1 if logit_C1 is not None else None
+
     loss_C = -(1 - smoothing) * log_p_C1.squeeze(1)
     if smoothing:
         loss_C -= smoothing * log_p_CV.mean(1)
@@ -225,7 +230,7 @@ def few_by_one(
     return loss, grad_CV
 
 
-def in_one(
+def traceable_kernel(
     logits_CV: Tensor,
     index_C1: Tensor,
     counted_C: Tensor,
@@ -233,9 +238,10 @@ def in_one(
     options: LossOptions,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same for a compiler: nothing is written over, nothing scattered, so that all of it becomes one kernel which
-    reads the logits twice and writes their gradient once."""
+    """`eager_kernel` written for a compiler: without in-place operations and scatters, so that it becomes one kernel
+    which reads the logits twice and writes their gradient once."""
     smoothing, z, cap = options.smoothing, options.z, options.cap
+
     wide_CV, V = logits_CV.to(exact), logits_CV.shape[1]
     if cap:
         wide_CV = cap * (wide_CV / cap).tanh()
@@ -254,28 +260,28 @@ def in_one(
 
 
 @cache
-def fused_when_compiled() -> Any:
-    """`in_one`, compiled; once a process."""
-    return torch.compile(in_one, dynamic=False)
+def compiled_kernel() -> Any:
+    """`traceable_kernel`, compiled once per process."""
+    return torch.compile(traceable_kernel, dynamic=False)
 
 
 def log_softmax_over(logits_CV: Tensor, exact: torch.dtype) -> Tensor:
-    """log_softmax(logits) in `exact`, written over the logits where they are of that type on a CPU: at a large
-    vocabulary no tensor is larger. (torch's kernel there takes a row's maximum and sum before it writes any of it.)"""
+    """log_softmax(logits) in dtype `exact`, in place if the logits have that dtype and are on a CPU: at a large
+    vocabulary no tensor is larger. (torch's CPU kernel reads a row's maximum and sum before it writes the row.)"""
     if logits_CV.dtype != exact or logits_CV.device.type != "cpu":
         return logits_CV.log_softmax(dim=-1, dtype=exact)
     return torch.log_softmax(logits_CV, dim=-1, out=logits_CV)
 
 
 def add_narrower(total_VD: Tensor, more_VD: Tensor) -> None:
-    """total += more, of a narrower dtype. torch widens all of it first, so on a CPU some rows at a time are added."""
+    """total += more, of a narrower dtype. torch converts all of it first, so on a CPU some rows at a time are added."""
     rows = rows_widened(more_VD, total_VD.dtype)
     for some_VD, more in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
         some_VD += more
 
 
 def rows_widened(narrow_CV: Tensor, wide: torch.dtype) -> int:
-    """How many rows to widen at once: all, but on a CPU no more than WIDE_LOGITS numbers."""
+    """How many rows to convert at once: all, but on a CPU at most WIDE_LOGITS numbers."""
     if narrow_CV.dtype == wide or narrow_CV.device.type != "cpu":
         return len(narrow_CV)
     return max(1, WIDE_LOGITS // narrow_CV.shape[1])

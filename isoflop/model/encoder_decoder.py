@@ -1,15 +1,15 @@
-"""An encoder-decoder transformer, top down: the same blocks as gpt.py, and attention from one sequence to the other.
+"""An encoder-decoder transformer: the same blocks as gpt.py, with cross-attention from target to source.
 
     source_BS -> embedding (+ positions) -> L_e blocks, each: bidirectional attention · feed_forward -> norm -> memory
-    tokens_BT -> embedding (+ positions) -> L blocks, each: attention, causal · attention to the memory · feed_forward
+    tokens_BT -> embedding (+ positions) -> L blocks, each: causal attention · cross-attention · feed_forward
               -> norm -> head -> logits_BTV
 
-(Vaswani et al. 2017, 1706.03762, figure 1.) Source and target share one vocabulary, one embedding and, where positions
-are added to it, one table of positions. The decoder's blocks are chosen by the same Specs as a GPT's. The encoder's
-attention and that to the memory see everything, whatever `model.attention` hides: they take over those of its options
-that they know (heads of keys and values, QK norm, biases).
+(Vaswani et al. 2017, 1706.03762, figure 1.) Source and target share one vocabulary, one embedding and, if positions are
+added to it, one table of positions. The decoder's blocks are chosen by the same Specs as a GPT's. The encoder's
+attention and cross-attention are unmasked, whatever the window of `model.attention`; they use those of its options that
+they have (key-value heads, QK norm, biases).
 
-Letters: as in gpt.py, with S the source's positions. This is single-device code. It knows no ranks, files or printing.
+Letters: as in gpt.py, with S the source's positions. This is single-device code: it does not depend on ranks or files.
 """
 
 import inspect
@@ -41,7 +41,7 @@ from isoflop.model.registry import NORMS, POSITIONS, WIRINGS, entries_with, make
 
 @dataclass(frozen=True)
 class EncodedSource:
-    """What the decoder attends to, made of a source once, however many tokens are written.
+    """Keys and values of a source for the decoder's cross-attention, computed once per source.
 
     Attributes:
         layers: keys and values (k_BGSK, v_BGSK) for each block of the decoder.
@@ -53,7 +53,7 @@ class EncodedSource:
 
 
 class EncoderDecoder(LanguageModel):
-    """The model. Like a GPT it builds on the meta device, and `reset_parameters` fills it as construction does.
+    """The model. Like a GPT it can be built on the meta device; `reset_parameters` initialises it as construction does.
 
     Raises:
         UserError: naming the field, for a configuration that cannot be built.
@@ -85,11 +85,11 @@ class EncoderDecoder(LanguageModel):
             self.head = Linear(config.d_model, config.vocab_size, bias=False, init=init, role="head")
 
     def forward(self, source_BS: Tensor, visible_BS: Tensor | None, tokens_BT: Tensor) -> Tensor:
-        """logits_BTV of the target's token after each one, given the source."""
+        """logits_BTV: at each position those of the target's next token, given the source."""
         return self.logits(self.hidden(source_BS, visible_BS, tokens_BT))
 
     def hidden(self, source_BS: Tensor, visible_BS: Tensor | None, tokens_BT: Tensor) -> Tensor:
-        """h_BTD, what the head reads."""
+        """h_BTD, the head's input."""
         return self.write(tokens_BT, self.read(source_BS, visible_BS))
 
     def read(self, source_BS: Tensor, visible_BS: Tensor | None = None) -> EncodedSource:
@@ -123,7 +123,7 @@ class EncoderDecoder(LanguageModel):
             raise ValueError(f"{held} + {T} positions do not fit in {self.config.context}")
 
     def embed(self, tokens_BT: Tensor, start: Start) -> Tensor:
-        """x_BTD of tokens whose first one stands at position `start`, or which stand at positions_BT."""
+        """x_BTD, the first block's input, for tokens from position `start` on, or at positions_BT."""
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
         return self.dropout(x_BTD if self.embedding_norm is None else self.embedding_norm(x_BTD))
 
@@ -134,16 +134,16 @@ class EncoderDecoder(LanguageModel):
         return [*self.encoder, *self.decoder]
 
     def units_within(self) -> list[nn.Module]:
-        """Parts of these that are entered apart from their block: `read` asks for keys and values (`remember`) long
-        before the block's turn."""
+        """Parts that are also called outside of their block: `read` computes keys and values (`remember`) before the
+        block runs."""
         return [block.memory for block in self.decoder]
 
     def matmul_weights(self) -> int:
         return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
 
     def weights_by_side(self) -> tuple[int, int]:
-        """The weights that a token of the source is multiplied by, and those that one of the target is. The keys and
-        values of the memory belong to the source."""
+        """The number of weights that multiply a token of the source, and of those that multiply a token of the target.
+        The keys and values of cross-attention count for the source."""
         source = multiplied(self.encoder) + sum(block.memory.memory_weights() for block in self.decoder)
         return source, multiplied(self) - source
 
@@ -161,7 +161,7 @@ class EncoderDecoder(LanguageModel):
 
 
 class EncoderBlock(Unit):
-    """One layer of the encoder. It sees both ways."""
+    """One layer of the encoder, with bidirectional self-attention."""
 
     causal = False
 
@@ -181,12 +181,12 @@ class EncoderBlock(Unit):
 
 
 class DecoderBlock(Unit):
-    """One layer of the decoder: a GPT's, with a look at the memory between its branches."""
+    """One layer of the decoder: a GPT's, with cross-attention between its branches."""
 
     def __init__(self, config: ModelConfig, layer: int, init: Init) -> None:
         super().__init__()
         self.attention = make_attention(config, layer, init)
-        # without positions: no distance is known between two sequences
+        # without positions: there is no distance between positions of two sequences
         self.memory = make_unmasked(CrossAttention, config, layer, init, Position())
         self.feed_forward = make_feed_forward(config, layer, init)
         self.wiring = make_wiring(config, 3 - self.attention.absent - self.feed_forward.absent)
@@ -206,7 +206,7 @@ class DecoderBlock(Unit):
 def make_unmasked(
     kind: type[CrossAttention], config: ModelConfig, layer: int, init: Init, position: Position
 ) -> CrossAttention:
-    """An attention that hides nothing, with those of `model.attention`'s options that it knows."""
+    """An attention without a mask, with those options of `model.attention` that its constructor takes."""
     known = inspect.signature(kind).parameters
     options = {name: value for name, value in config.attention.options if name in known}
     spec, shapes = Spec("full", **options), layer_shapes(config, layer, init)
@@ -215,13 +215,13 @@ def make_unmasked(
 
 
 def multiplied(module: nn.Module) -> int:
-    """The weights inside that a token is multiplied by."""
+    """The number of weights in a module that multiply a token."""
     return sum(part.matmul_weights() for part in module.modules() if isinstance(part, (Part, Linear)))
 
 
 def check(config: ModelConfig) -> None:
     """Raises:
-    UserError: for an entry that means nothing in an encoder, or an option that is for one sequence.
+    UserError: for an entry that is undefined in an encoder, or an option of decoder-only models.
     """
     for name in ("value_embedding", "embedding_shortcut"):
         if getattr(config, name):
@@ -229,8 +229,8 @@ def check(config: ModelConfig) -> None:
             raise UserError(f"model.{name} = {value} is for task causal_lm; leave it out with seq2seq")
     if not getattr(resolve(POSITIONS, config.position.name, "model.position"), "both_ways", True):
         raise UserError(
-            f"model.position = {config.position.name!r} knows distances back alone; an encoder looks both ways: "
-            f"use {alternatives(entries_with(POSITIONS, 'both_ways'))}"
+            f"model.position = {config.position.name!r} is defined for earlier keys only, and an encoder is "
+            f"bidirectional; use {alternatives(entries_with(POSITIONS, 'both_ways'))}"
         )
     if getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "decoder_only", False):
         raise UserError(

@@ -7,13 +7,13 @@
               -> norm -> head -> [logit soft cap] -> logits_BTV
 
 The default ("modern"): pre-norm, RMS norm without gains, rotary positions, QK norm, squared ReLU, no biases, branches
-that start at zero, a head of its own. Every part is an entry of a table in registry.py, chosen by config.py's Specs and
+that start at zero, an untied head. Every part is an entry of a table in registry.py, chosen by config.py's Specs and
 built by assemble.py; presets.py has GPT-2 and others.
 
 Letters: B batch, T time (queries), S source (keys), D d_model, H heads, G key-value heads, K head_dim, F d_ff, V
 vocabulary, L layers. A tensor's name ends in its shape: q_BHTK.
 
-This is single-device code. It knows no ranks, files, trainers or printing.
+This is single-device code: it does not depend on ranks, files or trainers, and does not print.
 """
 
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class Block(Unit):
         tokens_BT: Tensor | None = None,
         x0_BTD: Tensor | None = None,
     ) -> Tensor:
-        """x_BTD after this layer. The last two are for `values` and `shortcut` (see GPT.extra_inputs)."""
+        """x_BTD after this layer. The last two are inputs of `values` and `shortcut` (see GPT.extra_inputs)."""
         start = cache.start(x_BTD.shape[1]) if cache is not None else 0
 
         def attend(h_BTD: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class Block(Unit):
 
 
 class GPT(LanguageModel):
-    """The model. Build it under `torch.device("meta")` for its shapes alone; `to_empty` and `reset_parameters` then
-    give what direct construction gives from the same seed.
+    """The model. It can be built under `torch.device("meta")`, for shapes only; `to_empty` and `reset_parameters` then
+    give the same weights as direct construction from the same seed.
 
     Raises:
         UserError: naming the field, for a configuration that cannot be built.
@@ -101,11 +101,11 @@ class GPT(LanguageModel):
         self.ahead = nn.ModuleList()  # multi-token heads; last, as `add_mtp_heads` fills it last
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """logits_BTV of the token after each one."""
+        """logits_BTV: at each position those of the next token."""
         return self.logits(self.hidden(tokens_BT, cache))
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """h_BTD, what the head reads. With a cache the tokens follow those that it holds.
+        """h_BTD, the head's input. With a cache the tokens follow those that it holds.
 
         Raises:
             ValueError: if they do not fit in the context.
@@ -125,21 +125,20 @@ class GPT(LanguageModel):
         return normalise(self.norm, x_BTD, start)
 
     def embed(self, tokens_BT: Tensor, start: Start) -> Tensor:
-        """x_BTD, what the first block reads, of tokens whose first one stands at position `start`, or which stand at
-        positions_BT."""
+        """x_BTD, the first block's input, for tokens from position `start` on, or at positions_BT."""
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
         dropped_BTD: Tensor = self.dropout(normalise(self.embedding_norm, x_BTD, start))
         return dropped_BTD
 
     def logits(self, h_BTD: Tensor) -> Tensor:
-        """logits_BTV, by the head's weight W_VD."""
+        """logits_BTV = h W_VD^T, soft-capped."""
         return soft_capped(product(h_BTD, self.head_weight), self.logit_cap)
 
     # --- Everything below serves options and training. The forward pass is complete above. ---
 
     def extra_inputs(self, tokens_BT: Tensor, x0_BTD: Tensor) -> dict[str, Tensor]:
-        """What every block is given next to its input: what value embeddings and shortcuts ask for and nothing else,
-        since what enters a unit costs distribution and recomputation something. Empty in most models."""
+        """Further inputs of every block: only what value embeddings and shortcuts need, since each input of a unit
+        costs distribution and recomputation something. Empty in most models."""
         extra = {}
         if self.config.value_embedding:
             extra["tokens_BT"] = tokens_BT
@@ -148,7 +147,7 @@ class GPT(LanguageModel):
         return extra
 
     def add_mtp_heads(self, heads: int) -> None:
-        """Add heads for later tokens (mtp.py): for training alone, no other path reads them."""
+        """Add heads for later tokens (mtp.py). Only training uses them."""
         config, init = self.config, make_init(self.config)
         with self.embedding.weight.device:
             self.ahead = nn.ModuleList(
@@ -156,7 +155,7 @@ class GPT(LanguageModel):
             )
 
     def hidden_mtp(self, tokens_BT: Tensor) -> list[Tensor]:
-        """h_BTD for the next token, as `hidden`, and for each later token that has a head of its own."""
+        """h_BTD for the next token, as `hidden`, and for each later token that has its own head."""
         x_BTD = self.embed(tokens_BT, 0)
         extra = self.extra_inputs(tokens_BT, x_BTD)
         for block in self.blocks[:-1]:

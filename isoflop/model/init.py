@@ -43,7 +43,7 @@ class Normal:
 
 
 class Modern:
-    """Every branch starts as nothing, every product keeps the size of what it reads, at any width.
+    """Every branch starts at zero, and every matrix product keeps the scale of its input at any width.
 
     | role      | distribution                                                                        |
     |-----------|-------------------------------------------------------------------------------------|
@@ -79,7 +79,7 @@ class Modern:
 
 def normal(weight: Tensor, std: float) -> None:
     if weight.is_meta:
-        return  # nothing to fill; the first draw there would have torch import half a second of its reference library
+        return  # nothing to fill; a draw on the meta device makes torch import its reference library, half a second
     with torch.no_grad():
         if std:
             weight.normal_(0.0, std)

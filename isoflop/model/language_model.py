@@ -1,5 +1,5 @@
-"""What a GPT and an encoder-decoder have in common around their blocks: a head, first weights, and what losses,
-counting and distribution ask of a model."""
+"""What a GPT and an encoder-decoder share around their blocks: the head, initialisation, and the interface to losses,
+counting and distribution."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ class LanguageModel(Part):
     """The base of both models.
 
     Attributes:
-        head: W_VD; None where the head is tied, so that the embedding's weight is the head's too.
+        head: W_VD; None if the head is tied, so that the embedding's weight is the head's too.
     """
 
     config: ModelConfig
@@ -22,7 +22,7 @@ class LanguageModel(Part):
 
     @property
     def head_weight(self) -> Tensor:
-        """W_VD: the head's own weight, or the embedding's where the head is tied."""
+        """W_VD: the head's own weight, or the embedding's if the head is tied."""
         return self.head.weight if self.head is not None else self.embedding.weight
 
     @property
@@ -31,21 +31,21 @@ class LanguageModel(Part):
         return self.config.logit_cap
 
     def units(self) -> Sequence[Unit]:
-        """What distribution, recomputation and compilation may treat one by one, in the order of the forward."""
+        """The units of sharding, recomputation and compilation, in the order of the forward pass."""
         raise NotImplementedError
 
     def units_within(self) -> list[nn.Module]:
-        """Parts of the units that are entered apart from their unit: none."""
+        """Parts of the units that are also called outside of their unit: none."""
         return []
 
     def reset_parameters(self) -> None:
-        """Fill every parameter and buffer anew from torch's global seed, in the order of construction."""
+        """Initialise every parameter and buffer from torch's global seed, in the order of construction."""
         reset_inside(self)
 
     def auxiliary_loss(self) -> Tensor | float:
-        """The sum of what the parts' last training forward adds to the loss; each is given once."""
+        """The sum of the auxiliary losses of the last training forward; each is returned once."""
         return take_auxiliary(self)
 
     def mean_readings(self) -> dict[str, float]:
-        """What the parts of the blocks report of the last forward (Part.readings), each name's mean over them."""
+        """The metrics of the last forward pass (Part.readings), each name's mean over the parts that have it."""
         return mean_readings(self.units())

@@ -1,11 +1,11 @@
-"""What a batch is trained on, by name: the table LOSSES, and what each entry is.
+"""Training losses by name: the table LOSSES and its entries.
 
-A loss is for training alone: what is measured on held-out text is plain cross-entropy always (measure.py). All of them
-are made of one chunked kernel (cross_entropy.py), which never holds all the logits.
+A loss is for training only: held-out text is always measured by plain cross-entropy (measure.py). All losses use one
+chunked kernel (cross_entropy.py), which never holds all the logits.
 
-Adding a loss is one class and one line in the table. A class that only changes what is added to cross-entropy sets
-`options`; one that needs other hidden states or other targets overrides `__call__`; one that needs further modules in
-training overrides `prepare`.
+Adding a loss takes one class and one line in the table. A class that only adds terms to cross-entropy sets `options`;
+one that needs other hidden states or targets overrides `__call__`; one that needs further modules during training
+overrides `prepare`.
 """
 
 from dataclasses import replace
@@ -22,21 +22,21 @@ from isoflop.model.registry import Entry, make
 
 
 class CrossEntropy:
-    """-ln p(next token), the mean over the tokens of a pass; and the base of the others.
+    """-ln p(next token), the mean over the tokens of a pass; the base of the other losses.
 
     Attributes:
-        decoder_only: True where the loss needs a GPT and does not go with an encoder-decoder.
-        options: what is added to plain cross-entropy, and how it is computed.
+        decoder_only: True if the loss needs a GPT, not an encoder-decoder.
+        options: terms added to plain cross-entropy, and how it is computed.
     """
 
     decoder_only: ClassVar[bool] = False
     options: LossOptions = PLAIN
 
     def prepare(self, model: GPT) -> None:
-        """Add to the model what only training needs. Once, before its optimisers are made."""
+        """Add the modules that only training needs to the model. Called once, before its optimisers are built."""
 
     def compile(self) -> None:
-        """From now on compute what stands between the head's matrix products in one compiled kernel."""
+        """From now on compute everything between the head's matrix products in one compiled kernel."""
         self.options = replace(self.options, compiled=True)
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
@@ -44,13 +44,13 @@ class CrossEntropy:
         return self.of(model, model.hidden(inputs_BT), targets_BT)
 
     def of(self, model: HasHead, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """The loss of the logits that the model's head makes of h_BTD."""
+        """The loss of the head's logits for h_BTD."""
         return head_loss(model, h_BTD, targets_BT, self.options)
 
 
 class LabelSmoothing(CrossEntropy):
-    """Cross-entropy with the distribution that has 1 - eps on the next token and eps spread over all V ids (Szegedy et
-    al. 2015, 1512.00567, section 7; Vaswani et al. 2017 with eps = 0.1)."""
+    """Cross-entropy with a target distribution of 1 - eps on the next token and eps uniformly over all V ids (Szegedy
+    et al. 2015, 1512.00567, section 7; Vaswani et al. 2017 with eps = 0.1)."""
 
     def __init__(self, *, eps: float = 0.1) -> None:
         if not 0.0 <= eps < 1.0:
@@ -69,12 +69,12 @@ class ZLoss(CrossEntropy):
 
 
 class MultiToken(CrossEntropy):
-    """Multi-token prediction: the sum of n cross-entropies, of the next token and of the second to the n-th after it,
-    each from a head of its own on one trunk (Gloeckle et al. 2024, 2404.19737, equation 2; mtp.py has the heads).
+    """Multi-token prediction: the sum of n cross-entropies, for the next token and the second to n-th after it, each
+    from its own head on one trunk (Gloeckle et al. 2024, 2404.19737, equation 2; mtp.py has the heads).
 
-    The model itself is what it would be without this loss: the further heads are there in training alone, and no
-    evaluation, sample or reader of a checkpoint knows them. At the end of a sequence a head has no target and is not
-    counted.
+    The trained model is the same as without this loss: the further heads exist during training only; evaluation,
+    sampling and readers of a checkpoint ignore them. Near the end of a sequence a head has no target; such positions
+    are not counted.
 
     Options: `tokens`, n; the paper's best for code is 4.
 
@@ -88,7 +88,7 @@ class MultiToken(CrossEntropy):
         if not 2 <= tokens <= model.context:
             raise UserError(f"tokens = {tokens} is not between 2 and model.context = {model.context}")
         if model.layers < 1:
-            raise UserError("its heads are copies of the last block, and model.layers = 0 has none; use cross_entropy")
+            raise UserError("its heads need a last block, and model.layers = 0 has none; use cross_entropy")
         self.tokens = tokens
 
     def prepare(self, model: GPT) -> None:
@@ -112,19 +112,19 @@ LOSSES: dict[str, Entry] = {
 
 def make_loss(spec: Spec, model: ModelConfig) -> CrossEntropy:
     """Raises:
-    UserError: for an unknown loss or option, or one that does not go with the model.
+    UserError: for an unknown loss or option, or one that the model cannot use.
     """
     loss: CrossEntropy = make(LOSSES, spec, "loss", model=model)
     return loss
 
 
 def name_of(loss: CrossEntropy) -> str:
-    """The name by which the table has a loss, for messages; of one that is not in it, the name of its class."""
+    """The name of a loss in the table, for messages; if it is not there, the name of its class."""
     return next((name for name, kind in LOSSES.items() if type(loss) is kind), type(loss).__name__)
 
 
 def later(targets_BT: Tensor, distance: int) -> Tensor:
-    """The targets `distance` positions further on, -100 where the sequence has ended."""
+    """The targets `distance` positions later, -100 beyond the end of the sequence."""
     if distance == 0:
         return targets_BT
     ended = torch.full_like(targets_BT[:, :distance], IGNORED)

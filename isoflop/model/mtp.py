@@ -3,8 +3,8 @@
     tokens_BT -> embedding -> all blocks but the last = trunk -> last block       -> norm    -> h_BTD of the next token
                                                               -> head's own block -> its norm -> h_BTD of the second ...
 
-All of them share the output matrix. The heads are there in training alone: a GPT makes them when the loss asks for them
-(GPT.add_mtp_heads), and no evaluation, sample or reader of a checkpoint knows them.
+All of them share the output matrix. The heads exist in training only: a GPT builds them when the loss needs them
+(GPT.add_mtp_heads); evaluation, sampling and readers of a checkpoint ignore them.
 """
 
 from torch import Tensor, nn
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from isoflop.model.blocks.norm import normalise
 from isoflop.model.blocks.part import Part, Unit
 
-TRAINING_ONLY = "ahead."  # what the names of tensors begin with that no reader of a trained model needs
+TRAINING_ONLY = "ahead."  # prefix of the names of tensors that a trained model does not need
 
 
 class MTPHead(Part):
-    """A head for one later token: what follows the trunk once more, a last block and the final norm."""
+    """A head for one later token: another last block and final norm on top of the trunk."""
 
     def __init__(self, block: Unit, norm: nn.Module | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models by name. A preset is a function: what it is not told, it knows."""
+"""Models by name. A preset is a function whose keyword arguments override its fields."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -100,11 +100,11 @@ def chinchilla(**overrides: Any) -> ModelConfig:
 
 
 def llama(d_ff: int = 11_008, kv_heads: int = 0, **overrides: Any) -> ModelConfig:
-    """LLaMA (Touvron et al. 2023, 2302.13971, table 2) and what is built like it. Without overrides the 7B one,
-    6,738,415,616 parameters.
+    """LLaMA (Touvron et al. 2023, 2302.13971, table 2) and models like it. Without overrides the 7B one, 6,738,415,616
+    parameters.
 
-    Pre-norm RMS norm, rotary positions, SwiGLU, no biases, a head of its own. Rotary is half-split as in Hugging Face's
-    files (Meta's are interleaved). N(0, 0.02) is Hugging Face's; what Meta started from was not published.
+    Pre-norm RMS norm, rotary positions, SwiGLU, no biases, an untied head. Rotary is half-split as in Hugging Face's
+    files (Meta's are interleaved). N(0, 0.02) is Hugging Face's; Meta's initialisation was not published.
     """
     config = ModelConfig(
         vocab_size=32_000,
@@ -156,7 +156,7 @@ def stories_260k(**overrides: Any) -> ModelConfig:
 def modern(**overrides: Any) -> ModelConfig:
     """Our default: pre-norm, RMS norm, rotary, QK norm, squared ReLU, no biases, branches starting at zero.
 
-    Without `heads`, heads are 64 wide: narrower ones attend less sharply and cost more on every machine.
+    Without `heads`, heads are 64 wide: narrower ones gave a higher loss (LAB.md) and take more time on every machine.
     """
     if "d_model" in overrides and "heads" not in overrides:
         overrides["heads"] = heads_for(overrides["d_model"])
@@ -164,7 +164,7 @@ def modern(**overrides: Any) -> ModelConfig:
 
 
 def heads_for(d_model: int) -> int:
-    """As many heads as the width has 64s, or the next fewer that divide it."""
+    """d_model / 64 heads, or the largest smaller number that divides d_model."""
     return next(h for h in range(max(1, d_model // 64), 0, -1) if d_model % h == 0)
 
 

@@ -1,7 +1,7 @@
 """THE list of what can be swapped: literal tables of blocks and initialisations, and make(), which builds one entry.
 
-Adding an entry is a class in blocks/ (or init.py) and a line here; help and error texts are made from the tables. A
-Spec may also name a class by its dotted path (`mypkg.blocks.MyNorm`), with no line at all; code from outside isoflop
+Adding an entry takes a class in blocks/ (or init.py) and a line here; help and error texts are derived from the tables.
+A Spec may also name a class by its dotted path (`mypkg.blocks.MyNorm`) without a line here; code from outside isoflop
 runs only inside `trust_code("mypkg")`.
 """
 
@@ -31,11 +31,11 @@ from isoflop.model.blocks.wiring import DeepNorm, NoResidual, Parallel, PostNorm
 from isoflop.model.init import GPT2, Modern, Normal
 from isoflop.model.spec import Spec
 
-LARGEST = 2**28  # of any size of a model: a product of two still counts as bytes in 64 bits
+LARGEST = 2**28  # limit of any size: the bytes of a product of two still fit in 64 bits
 
 
 class Preset(partial[Any]):
-    """A class with other defaults: unlike those of a plain partial, they are options that a Spec may still set."""
+    """A class with other defaults, which a Spec may still set; the arguments of a plain partial are fixed."""
 
 
 Entry = type[Any] | partial[Any]  # a partial: a class with some of its options fixed by the name
@@ -95,7 +95,7 @@ TRUSTED: ContextVar[tuple[str, ...]] = ContextVar("trusted packages", default=()
 
 @contextlib.contextmanager
 def trust_code(*packages: str) -> Iterator[None]:
-    """Within this context, Specs may name classes of these packages. Nothing else lets a configuration run code."""
+    """Within this context, Specs may name classes of these packages. A configuration runs code in no other way."""
     token = TRUSTED.set((*TRUSTED.get(), *packages))
     try:
         yield
@@ -107,7 +107,7 @@ def resolve(table: Mapping[str, Entry], name: str, where: str) -> Any:
     """The class (or partial of one) that a name or a dotted path stands for.
 
     Raises:
-        UserError: for a name that is not in the table, a path outside isoflop that is not trusted, or no such class.
+        UserError: for a name that is not in the table, an untrusted path outside isoflop, or a missing class.
     """
     if "." not in name:
         return entry(table, name, where)
@@ -145,10 +145,10 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
     Args:
         table: one of those above, or loss.py's.
         where: the dotted field, for messages: "model.norm".
-        shapes: what the parent knows; passed on if the keyword-only constructor asks for it.
+        shapes: arguments of the parent; each is passed on if the keyword-only constructor takes it.
 
     Raises:
-        UserError: for an unknown entry or option (with the nearest right one), or a value that the entry refuses.
+        UserError: for an unknown entry or option (with the nearest valid one), or a value that the entry refuses.
     """
     cls = resolve(table, spec.name, where)
     fixed = cls.keywords if isinstance(cls, partial) and not isinstance(cls, Preset) else {}
@@ -171,7 +171,7 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
         raise UserError(f"{where} = {spec.name!r} needs {where}.{missing[0]}, which has no default")
     for name, value in given.items():
         if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
-            raise UserError(f"{where}.{name} = {value} is more than any model has")
+            raise UserError(f"{where}.{name} = {value} is larger than in any model")
 
     arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
     arguments |= {name: shape for name, shape in shapes.items() if name in parameters}

@@ -1,4 +1,4 @@
-"""Spec: which entry of a table, with options. The plain form is what JSON and `--set` have."""
+"""Spec: an entry of a table with options. Its plain form is that of JSON and `--set`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,9 +8,9 @@ from isoflop.errors import UserError
 
 @dataclass(frozen=True, init=False)
 class Spec:
-    """Which entry of a slot's table, with options: `Spec("rms", eps=1e-6)`.
+    """An entry of a slot's table with options: `Spec("rms", eps=1e-6)`.
 
-    In JSON it is the bare name where there are no options, `"rms"`, else `{"name": "rms", "eps": 1e-6}`.
+    In JSON it is `{"name": "rms", "eps": 1e-6}`, or the name alone, `"rms"`, without options.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Spec:
 
 
 def freeze(value: Any) -> Any:
-    """Lists as tuples and objects as Specs, so that a Spec can be compared, hashed and a default."""
+    """Lists as tuples and objects as Specs, so that a Spec is hashable and can be compared and used as a default."""
     if isinstance(value, dict):
         return Spec.from_plain(value, "an option")
     return tuple(freeze(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -10,7 +10,7 @@ from isoflop.model import cross_entropy as kernel
 from isoflop.model.blocks.norm import BatchNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import build_on_meta, count, parameters
-from isoflop.model.cross_entropy import LossOptions, chunk_for, cross_entropy, in_one, log_softmax_over
+from isoflop.model.cross_entropy import LossOptions, chunk_for, cross_entropy, log_softmax_over, traceable_kernel
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import LOSSES, later, make_loss
 from isoflop.optim.groups import split
@@ -313,8 +313,8 @@ def test_log_softmax_over_its_own_input_is_log_softmax(shape, dtype):
 def test_what_is_compiled_equals_the_chain_of_operations(monkeypatch, smoothing, z, cap):
     """As torch traces it, in one graph."""
     torch._dynamo.reset()
-    traced = torch.compile(in_one, dynamic=False, fullgraph=True, backend="aot_eager")
-    monkeypatch.setattr("isoflop.model.cross_entropy.fused_when_compiled", lambda: traced)
+    traced = torch.compile(traceable_kernel, dynamic=False, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr("isoflop.model.cross_entropy.compiled_kernel", lambda: traced)
     found = []
     for compiled in (False, True):
         h, weight, targets = problem(torch.float64)
@@ -328,8 +328,8 @@ def test_equal_options_share_what_is_compiled(monkeypatch):
     """Each step makes its LossOptions anew: what is compiled goes by their values and not by which object it is."""
     torch._dynamo.reset()
     counter = CompileCounter()
-    traced = torch.compile(in_one, dynamic=False, fullgraph=True, backend=counter)
-    monkeypatch.setattr("isoflop.model.cross_entropy.fused_when_compiled", lambda: traced)
+    traced = torch.compile(traceable_kernel, dynamic=False, fullgraph=True, backend=counter)
+    monkeypatch.setattr("isoflop.model.cross_entropy.compiled_kernel", lambda: traced)
     h, weight, targets = problem()
     for cap in (0.0, 0.0, 3.0, 3.0, 0.0):
         cross_entropy(h, weight, targets, LossOptions(cap=cap, chunk=11, compiled=True))

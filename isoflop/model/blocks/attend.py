@@ -14,10 +14,10 @@ from torch.nn.attention import flex_attention as flex
 
 from isoflop.errors import UserError
 
-BLOCK = 128  # queries of a band worked through at once, at least: below this, calls cost more than they save
-NARROWEST = 16  # head_dim that torch's FlexAttention can do
-# Keys up to which two GEMMs and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for them: 2.2 times
-# as fast at 256, 2 at 512, 0.9 at 1,024 (docs/where-the-time-goes.md). Beyond, scores would weigh more than they win.
+BLOCK = 128  # the least number of queries per block of a band: below this, calls cost more than they save
+NARROWEST = 16  # the least head_dim that torch's FlexAttention supports
+# Up to this many keys two GEMMs and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for bfloat16:
+# 2.2 times as fast at 256, 2 at 512, 0.9 at 1,024 (docs/where-the-time-goes.md), where scores also take much memory.
 FEW_KEYS = 512
 
 
@@ -33,18 +33,18 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """y_BHTV = softmax(cap(scale q k^T + bias)) v, for the last T of S positions, each of which sees itself and those
-    before it, `window` of them at most (0: all). Keys and values may have fewer heads than queries and another width.
+    """y_BHTV = softmax(cap(scale q k^T + bias)) v for the last T of S positions, by the fastest kernel. A position
+    attends to itself and the ones before it, to `window` positions at most (0: all). Keys and values may have fewer
+    heads than queries, and another width.
 
     Args:
         bias: broadcasts to (B, H, T, S).
-        visible_BS: False where a position is not the row's own, as in front of a row shorter than the others; None: all
-            are. A query that has nothing else to see, itself no row's own, sees itself.
+        visible_BS: False at padding, as in front of a row that is shorter than the others; None: no padding. A query
+            in the padding attends to itself.
         scale: 1 / sqrt(K) if not given.
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     everything = not window or window >= S
-
     plain = bias is None and visible_BS is None and not dropout
 
     if (soft_cap or not everything) and T == S and plain and flexible(q_BHTK):
@@ -68,12 +68,14 @@ def attend(
         hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
         return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
 
-    # torch's is_causal lines up the first query with the first key, so it is right only where nothing is cached; a
-    # single new position sees every key and needs no mask at all.
+    # torch's is_causal aligns the first query with the first key, so it is right only without a cache. A single new
+    # position attends to every key and needs no mask; queries that share a head of keys then take the place of its T,
+    # so that no key is copied.
     is_causal = 1 < T == S and everything and plain and not soft_cap
-    if T == 1 and everything and G < H:  # the queries that share a head of keys are its T then, and nothing is copied
+    if T == 1 and everything and G < H:
         q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
         bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
+
     visible = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
     if visible_BS is not None:
         visible = own_positions(visible_BS, visible, T)
@@ -95,6 +97,7 @@ def attend(
             scale=scale,
             enable_gqa=q_BHTK.shape[1] != G,
         )
+
     return y_BHTV.reshape(-1, H, T, y_BHTV.shape[-1])
 
 
@@ -108,8 +111,8 @@ def attend_in_blocks(
     window: int,
     **how: Any,
 ) -> Tensor:
-    """The blocked kernel for a band: some queries at a time with the keys that any of them sees, T (block + window)
-    scores instead of T S."""
+    """The blocked kernel for a band: a block of queries at a time with the keys inside any of their windows, which
+    computes T (block + window) scores instead of T S."""
     T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
 
     parts = []
@@ -134,8 +137,8 @@ def attend_capped(
     dropout: float,
     scale: float | None,
 ) -> Tensor:
-    """The unfused kernel with a soft cap on the scores, which no fused kernel of torch has. The cap is on what enters
-    the softmax, the bias of positions included."""
+    """The unfused kernel with a soft cap on the scores, which no fused kernel of torch supports. The cap applies to the
+    input of the softmax, the bias of positions included."""
     G = k_BGSK.shape[1]
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     q_BGNTK = q_BHTK.unflatten(1, (G, -1)) * scale
@@ -152,8 +155,8 @@ def attend_capped(
 
 
 def unfused_is_faster(v_BGSV: Tensor, T: int) -> bool:
-    """Whether `attend_unfused` is faster than torch's fused kernel, which on a CPU works through 32 to 64 queries at a
-    time where there are few, and in bfloat16 spends its backward pass on setting those up."""
+    """Whether `attend_unfused` is faster than torch's fused kernel. On a CPU that kernel processes tiles of 32 to 64
+    queries for short sequences, and in bfloat16 the setup of a tile dominates its backward pass."""
     cpu, S = v_BGSV.device.type == "cpu", v_BGSV.shape[2]
     return cpu and v_BGSV.dtype == torch.bfloat16 and T > 1 and S <= FEW_KEYS and torch.is_grad_enabled()
 
@@ -161,20 +164,22 @@ def unfused_is_faster(v_BGSV: Tensor, T: int) -> bool:
 def attend_unfused(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, hidden: Tensor | None, scale: float | None = None
 ) -> Tensor:
-    """The unfused kernel: two GEMMs with a softmax between them, all of it in the values' dtype. The mask and the scale
-    are part of the first GEMM; heads that share keys are more queries of these.
+    """The unfused kernel: two GEMMs with a softmax between them, all in the values' dtype. The mask and the scale are
+    part of the first GEMM; the heads that share keys are stacked as more queries.
 
-    Scores are rounded before the softmax, so what they have in common, which a softmax does not see, must not be in
-    them: keys are taken from their mean, whose gradient is nothing for the same reason.
+    Scores are rounded before the softmax, so a common offset would cost digits. The softmax does not depend on it:
+    the mean key is subtracted first, and its gradient is zero for the same reason.
 
     Args:
         hidden: added to the scores, which are (B G, H / G T, S): see `hide`.
     """
     B, H, T, K = q_BHTK.shape
     G, S, V = v_BGSV.shape[1:]
+
     q_AnK = q_BHTK.to(v_BGSV.dtype).reshape(B * G, H // G * T, K)
     k_BGSK = k_BGSK - k_BGSK.detach().mean(2, keepdim=True)
     k_AKS = k_BGSK.to(v_BGSV.dtype).reshape(B * G, S, K).transpose(1, 2)
+
     nothing = v_BGSV.new_zeros(())
     scores_AnS = torch.baddbmm(
         nothing if hidden is None else hidden, q_AnK, k_AKS, alpha=K**-0.5 if scale is None else scale
@@ -183,26 +188,25 @@ def attend_unfused(
 
 
 def hide(visible: Tensor, like: Tensor) -> Tensor:
-    """0 where something is visible, else minus infinity, in the dtype of `like`."""
+    """The additive mask: 0 where something is visible, else minus infinity, in the dtype of `like`."""
     return like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
 
 
 def flexible(q_BHTK: Tensor) -> bool:
-    """Whether torch's FlexAttention is at hand: on a GPU, in training. (Elsewhere every length would be compiled.)"""
+    """Whether to use torch's FlexAttention: on a GPU, in training. (Elsewhere every new length would be compiled.)"""
     return q_BHTK.device.type == "cuda" and torch.is_grad_enabled() and q_BHTK.shape[-1] >= NARROWEST
 
 
 def attend_flexibly(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, window: int, soft_cap: float, scale: float | None
 ) -> Tensor:
-    """The kernel that is compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496):
-    it holds no scores, and blocks of them that are masked are not computed. Under autocast queries and keys may come
-    wider than values."""
+    """The kernel compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496): it holds no scores
+    and skips blocks that are masked. Under autocast queries and keys may have a wider dtype than values."""
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return soft_capped(score, soft_cap)
 
-    inside = torch.compiler.is_compiling()  # of a block: what is remembered between calls is no part of that
+    inside = torch.compiler.is_compiling()  # a compiled block must not read the caches below
     attention: Any = flex.flex_attention if inside else compiled_flex()
     in_blocks = band_in_blocks if inside else remembered_band
     y_BHTV: Tensor = attention(
@@ -219,12 +223,12 @@ def attend_flexibly(
 
 @cache
 def compiled_flex() -> Any:
-    """FlexAttention, compiled; once a process."""
+    """FlexAttention, compiled once per process."""
     return torch.compile(flex.flex_attention, dynamic=False)
 
 
 def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
-    """`band(T, T, window)`, and which blocks of it are empty or full."""
+    """`band(T, T, window)` as a block mask, which knows its empty and its full blocks."""
 
     def visible(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return (s <= t) & (t - s < window)
@@ -238,15 +242,15 @@ def remembered_band(T: int, window: int, device: torch.device) -> flex.BlockMask
 
 
 def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
-    """visible_TS: whether query t, of the last T of S positions, sees key s: not after it, and among the last `window`
-    up to it (0: any)."""
+    """visible_TS: whether query t, of the last T of S positions, attends to key s: not after it, and one of the last
+    `window` positions up to it (0: any)."""
     visible_TS = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
     return visible_TS.triu(S - T - window + 1) if window else visible_TS
 
 
 def own_positions(visible_BS: Tensor, visible_TS: Tensor | None, T: int) -> Tensor:
-    """(B, 1, T, S): what each query sees, of what the mask common to all rows lets it see: its own row's positions, and
-    itself whatever it is, since a softmax over nothing is no number."""
+    """(B, 1, T, S): the mask of all rows without each row's padding. A query always attends to itself, since a softmax
+    over no keys is not a number."""
     visible_BTS = visible_BS.unsqueeze(1)
     if T > 1:
         S = visible_BS.shape[1]
@@ -260,16 +264,16 @@ def split_heads(x_BTC: Tensor, heads: int) -> Tensor:
 
 
 def soft_capped(x: Tensor, cap: float) -> Tensor:
-    """Soft cap: cap tanh(x / cap), so that nothing is larger than `cap`; 0 disables it."""
+    """Soft cap: cap tanh(x / cap), at most `cap` in size; 0 disables it."""
     return cap * (x / cap).tanh() if cap else x
 
 
 def checked_cap(soft_cap: float) -> float:
-    """`soft_cap` as it is.
+    """`soft_cap` unchanged.
 
     Raises:
         UserError: if it is negative.
     """
     if soft_cap < 0:
-        raise UserError(f"soft_cap = {soft_cap:g} is negative; 0 caps nothing")
+        raise UserError(f"soft_cap = {soft_cap:g} is negative; 0 disables it")
     return soft_cap

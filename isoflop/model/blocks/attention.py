@@ -1,4 +1,4 @@
-"""Attention: each position gathers from itself and the ones before it.
+"""Causal self-attention: each position attends to itself and the ones before it.
 
 Letters: B batch, T queries, S keys, D d_model, H heads, G key-value heads, K head_dim, V width of a
 value.
@@ -17,27 +17,27 @@ from isoflop.model.blocks.norm import RMSNorm
 from isoflop.model.blocks.part import Cache, Init, Linear, Part
 from isoflop.model.blocks.position import Position
 
-MakePosition = Callable[[int], Position]  # from the width of what it acts on
+MakePosition = Callable[[int], Position]  # given the width of the vectors that it acts on
 
 
 class Attention(Part):
     """softmax(q k^T / sqrt(K)) v over all earlier positions (Vaswani et al. 2017, 1706.03762, equation 1).
 
-    Queries, keys and values have a weight each and not one fused one: Muon orthogonalises a matrix as a whole, and the
-    three are three maps. Key-value heads may be fewer and importers find the names they know.
+    Queries, keys and values have separate weights, not one fused one: Muon orthogonalises a matrix as a whole, and the
+    three are different maps. It also allows fewer key-value heads, and importers find the names that they know.
 
-    With a window it is the same formula over a sliding band: each position sees itself and the window - 1 before it
-    (Child et al. 2019, 1904.10509; Mistral), so that L layers see L (window - 1) positions back. A cache then holds two
-    windows at most, and long sequences are worked through in blocks: both memory and time go with the window.
+    With a window each position attends to itself and the window - 1 positions before it (sliding window: Child et al.
+    2019, 1904.10509; Mistral), so that L layers reach L (window - 1) positions back. A cache then holds two windows at
+    most, and long sequences are processed in blocks: memory and time grow with the window.
 
     Options:
-        window: positions that each one sees, itself among them; None: all earlier ones.
+        window: positions that each one attends to, itself included; None: all earlier ones.
         kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al. 2023, 2305.13245);
             1 is multi-query (Shazeer 2019, 1911.02150), 0 means as many as heads.
         qk_norm: RMS norm over each head's queries and keys before position (Henry et al. 2020, 2010.04245).
         qk_gain: a learned gain in that norm (Qwen3 has one).
-        soft_cap: scores s become cap tanh(s / cap), so that none is larger (Gemma 2, 2408.00118, section 2; its cap is
-            50); 0 disables it. Torch's fused kernels cannot, so this is slower and holds all the scores.
+        soft_cap: scores s become cap tanh(s / cap) (Gemma 2, 2408.00118, section 2; its cap is 50); 0 disables it.
+            torch's fused kernels do not support it, so this is slower and holds all the scores.
         bias: on the four matrix products.
     """
 
@@ -66,7 +66,7 @@ class Attention(Part):
         if kv_heads < 0 or heads % kv_heads:
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
         if window is not None and window < 1:
-            raise UserError(f"window = {window} is not positive; a position sees at least itself")
+            raise UserError(f"window = {window} is not positive; a position attends at least to itself")
 
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.score_width = heads * head_dim
@@ -88,6 +88,7 @@ class Attention(Part):
     def forward(self, x_BTD: Tensor, cache: Cache | None = None, added_BTC: Tensor | None = None) -> Tensor:
         """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is what is cached."""
         start = cache.start(x_BTD.shape[1]) if cache is not None else 0
+
         q_BTC, k_BTC, v_BTC = self.project(x_BTD)
         q_BHTK = split_heads(q_BTC, self.heads)
         k_BGTK = split_heads(k_BTC, self.kv_heads)
@@ -115,8 +116,9 @@ class Attention(Part):
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values of (B, T, C) each. Under autocast by one product: the weights are copied to another
-        dtype in any case, and side by side costs no more; the gradients by x_BTD are then added up inside of it."""
+        """Queries, keys and values, (B, T, C) each. Under autocast one product computes all three: the weights are
+        cast in any case, so concatenating them costs no more, and the product sums the gradients with respect to
+        x_BTD."""
         maps, device = (self.q, self.k, self.v), x_BTD.device.type
         if not torch.is_autocast_enabled(device):
             return tuple(each(x_BTD) for each in maps)

@@ -1,6 +1,6 @@
 """Attention without a causal mask: to another sequence (cross-attention), or bidirectional self-attention.
 
-Letters: B batch, T queries, S positions looked at, D d_model, H heads, G key-value heads, K head_dim.
+Letters: B batch, T queries, S keys, D d_model, H heads, G key-value heads, K head_dim.
 """
 
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ class CrossAttention(Part):
     """softmax(q k^T / sqrt(K)) v over all positions of a memory, which may be another sequence (Vaswani et al. 2017,
     1706.03762, section 3.2.3: "encoder-decoder attention").
 
-    Keys and values are made once by `remember` and serve every position that ever looks at them: that is all the
-    caching that a decoder needs of its encoder. Options as those of attention.Attention.
+    `remember` computes keys and values once for all queries: a decoder caches nothing else of its encoder. Options as
+    those of attention.Attention.
     """
 
     def __init__(
@@ -39,8 +39,10 @@ class CrossAttention(Part):
         kv_heads = kv_heads or heads
         if kv_heads < 0 or heads % kv_heads:
             raise UserError(f"kv_heads = {kv_heads} does not divide model.heads = {heads}")
+
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.position = position
+
         self.q = Linear(d_model, heads * head_dim, bias=bias, init=init, role="score")
         self.k = Linear(d_model, kv_heads * head_dim, bias=bias, init=init, role="score")
         self.v = Linear(d_model, kv_heads * head_dim, bias=bias, init=init)
@@ -51,19 +53,20 @@ class CrossAttention(Part):
         self.dropout = nn.Dropout(dropout)
 
     def remember(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (k_BGSK, v_BGSK) of what will be looked at."""
+        """Keys and values (k_BGSK, v_BGSK) of the memory."""
         k_BGSK = split_heads(self.k(memory_BSD), self.kv_heads)
         if self.k_norm is not None:
             k_BGSK = self.k_norm(k_BGSK)
         return self.position.rotate(k_BGSK, 0), split_heads(self.v(memory_BSD), self.kv_heads)
 
     def forward(self, x_BTD: Tensor, k_BGSK: Tensor, v_BGSK: Tensor, visible_BS: Tensor | None = None) -> Tensor:
-        """What each of the T positions gathers. `visible_BS`, boolean, is False where a position is only padding; at
-        least one of each row must be there to be seen."""
+        """y_BTD, the attention's output for each of the T positions. `visible_BS`, boolean, is False at padding; each
+        row must have at least one position that is not padding."""
         q_BHTK = split_heads(self.q(x_BTD), self.heads)
         if self.q_norm is not None:
             q_BHTK = self.q_norm(q_BHTK)
         q_BHTK = self.position.query(q_BHTK, 0)
+
         dropout = self.attention_dropout if self.training else 0.0
         if not dropout and unfused_is_faster(v_BGSK, q_BHTK.shape[2]):
             hidden_A1S = None
@@ -79,10 +82,11 @@ class CrossAttention(Part):
                 dropout_p=dropout,
                 enable_gqa=self.kv_heads != self.heads,
             )
+
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
 
     def memory_weights(self) -> int:
-        """How many of its children's weights multiply a position that is looked at, rather than one that looks."""
+        """How many of its children's weights multiply a position of the memory, rather than a query's."""
         return self.k.matmul_weights() + self.v.matmul_weights()
 
     def score_flops(self, context: int) -> float:
@@ -92,7 +96,7 @@ class CrossAttention(Part):
 
 
 class Bidirectional(CrossAttention):
-    """Bidirectional self-attention: each position gathers from all of its own sequence, as an encoder does."""
+    """Bidirectional self-attention, as in an encoder: each position attends to all of its own sequence."""
 
     causal = False
 

@@ -1,4 +1,4 @@
-"""The feed-forward branch: the same small network at every position."""
+"""The feed-forward branch: one network, applied to each position separately."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +13,8 @@ from isoflop.model.blocks.part import Init, Linear, Part, entry
 
 
 class SquaredRelu(torch.autograd.Function):
-    """max(x, 0)^2, with the gradient 2 max(x, 0) in one pass over memory where autograd's own chain makes four: less
-    than half the time on a CPU."""
+    """max(x, 0)^2, with the gradient 2 max(x, 0) in one pass over memory where autograd's chain of operations makes
+    four: less than half the time on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class MLP(Part):
-    """y = W_down f(W_up x). The entry "linear" is this with f(x) = x: a product of two matrices and no more.
+    """y = W_down f(W_up x). The entry "linear" is this with f(x) = x.
 
     Options: `activation` (relu, gelu, gelu_tanh, relu2, silu, identity); the hidden width is `ratio` * d_model, or
     `d_ff` where that is not 0; `bias` on both products.

@@ -1,4 +1,4 @@
-"""Latent attention: what is cached is narrow, whatever the number of heads.
+"""Multi-head latent attention: the cache holds one narrow vector per position, whatever the number of heads.
 
 Letters: B batch, T queries, S keys, D d_model, H heads, K head_dim, C width of the latent, R width of the part of a
 head that carries the position, V width of a value: K, or C where the latent itself is the value.
@@ -15,15 +15,15 @@ from isoflop.model.blocks.part import Cache, Init, Linear, Part
 
 
 class Latent(Part):
-    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1, equations 9 to 19): keys and values of all
-    heads are read out of one narrow latent, and the position travels in a part of its own, shared by the heads' keys.
+    """Multi-head latent attention (DeepSeek-V2, 2405.04434, section 2.1, equations 9 to 19): the keys and values of all
+    heads are projections of one narrow latent, and a separate part, shared by the heads' keys, carries the position.
 
         c = norm(W_DKV x)      k = [W_UK c ; rotate(W_KR x)]      v = W_UV c
         q = [W_UQ c' ; rotate(W_QR c')],  c' = norm(W_DQ x), or x itself      scores = q k / sqrt(K + R)
 
-    A cache holds c and the turned W_KR x alone, C + R numbers a position for any number of heads. With a cache W_UK and
-    W_UV move to the queries' side (section 2.1.2), so that nothing is ever expanded from what is held: the latents are
-    then keys and values of one shared head. The norms are the paper's (section 3.1.2); there are no biases.
+    A cache holds only c and the rotated W_KR x: C + R numbers per position for any number of heads. With a cache W_UK
+    and W_UV are applied to the queries and outputs instead (section 2.1.2), so that the cache is never expanded: the
+    latents are then keys and values of one shared head. The norms are the paper's (section 3.1.2); there are no biases.
 
     Options:
         kv_rank: C, width of the latent; 0: 4 K as in the paper.
@@ -55,7 +55,7 @@ class Latent(Part):
             if value < 0:
                 raise UserError(f"{name} = {value} is negative; 0 chooses it")
         if R % 2:
-            raise UserError(f"rope_dim = {R} is odd; rotary turns pairs of dimensions, so make it even")
+            raise UserError(f"rope_dim = {R} is odd; rotary rotates pairs of dimensions, so make it even")
 
         self.layer, self.heads, self.head_dim = layer, heads, head_dim
         self.cache_width = C + R
@@ -96,7 +96,7 @@ class Latent(Part):
             k_BHTK, v_BHSV = (split_heads(up(c_B1TC.squeeze(1)), H) for up in (self.k_up, self.v_up))
             query = torch.cat((q_BHTK, q_BHTR), -1)
             key = torch.cat((k_BHTK, k_B1TR.expand(-1, H, -1, -1)), -1)
-        else:  # held as one tensor, so that no key is put together anew: values are the latents in it
+        else:  # cached as one tensor, so that keys need no concatenation: values are the latents in it
             held_B1TW = torch.cat((c_B1TC, k_B1TR), -1)
             key, _ = cache.append(self.layer, held_B1TW, held_B1TW[..., :0])
             query = torch.cat((q_BHTK @ self.k_up.weight.unflatten(0, (H, -1)), q_BHTR), -1)

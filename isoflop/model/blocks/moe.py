@@ -26,12 +26,12 @@ class MoE(Part):
         z * (ln sum_e exp(logit_e))^2   keeps the router's logits small (ST-MoE, Zoph et al. 2022, 2202.08906,
                                         equation 5)
 
-    The router works in float32 at least, as Switch's. A token is multiplied by its own K experts, the shared ones and
-    the router; that is what counts as N.
+    The router computes in float32 at least, as Switch's. N counts the weights that a token is multiplied by: its own K
+    experts, the shared ones and the router.
 
     Options:
         experts, top_k: E and K.
-        shared: experts that every token is given to on top of its K, at weight 1 (DeepSeekMoE, Dai et al. 2024,
+        shared: experts that process every token in addition to its K, with weight 1 (DeepSeekMoE, Dai et al. 2024,
             2401.06066).
         gated: experts are W_down (f(W_gate x) * W_up x), else W_down f(W_up x). No biases.
         activation: f, as MLP's.
@@ -42,7 +42,7 @@ class MoE(Part):
 
     Raises:
         UserError: for fewer than 2 experts, K outside 1 ... E, a negative number of shared experts or coefficient, and
-            K = 1 with normalise (a weight that is always 1 teaches the router nothing).
+            K = 1 with normalise (its weight is always 1, so the router gets no gradient).
     """
 
     def __init__(
@@ -67,18 +67,21 @@ class MoE(Part):
         for name, value in (("balance", balance), ("z", z)):
             if value < 0:
                 raise UserError(f"{name} = {value:g} is negative; 0 leaves that loss out")
+
         width = hidden_width(d_model, ratio / (top_k + shared), d_ff)
         self.top_k, self.normalise, self.balance, self.z = top_k, normalise, balance, z
         self.router = Linear(d_model, experts, bias=False, init=init, role="score")
         self.experts = Experts(
             d_model=d_model, width=width, experts=experts, top_k=top_k, gated=gated, activation=activation, init=init
         )
+
         self.shared: Part | None = None
         if shared:
             network = Gated if gated else MLP
             self.shared = network(
                 d_model=d_model, dropout=0.0, init=init, activation=activation, d_ff=shared * width, bias=False
             )
+
         self.dropout = nn.Dropout(dropout)
         self.load_E: Tensor | None = None
 
@@ -104,10 +107,10 @@ class MoE(Part):
             return F.linear(x_ND.to(exact), self.router.weight.to(exact))
 
     def dispatch(self, x_ND: Tensor, chosen_NK: Tensor, weights_NK: Tensor, load_E: Tensor) -> Tensor:
-        """Tokens sorted by expert, so that each expert reads one slice, then put back and summed.
+        """Sort tokens by expert, so that each expert reads one slice; then restore the order and sum.
 
-        Sorting is a permutation of the M assignments there and back: no two rows are ever added up in an order that a
-        device chooses.
+        The sort is a permutation of the M assignments and its inverse: no two rows are ever added in an order that the
+        device chooses, so the result is deterministic.
         """
         N, K = chosen_NK.shape
         order_M = chosen_NK.flatten().argsort(stable=True)
@@ -122,8 +125,8 @@ class MoE(Part):
         return self.balance * balance + self.z * logits_NE.logsumexp(-1).square().mean()
 
     def readings(self) -> dict[str, float]:
-        """`load_entropy`: entropy of the last forward's assignments over the experts as a share of ln E: 1 where they
-        are balanced, 0 where one expert is given every token."""
+        """`load_entropy`: entropy of the last forward's assignments over the experts as a share of ln E: 1 if they are
+        balanced, 0 if one expert gets every token."""
         if self.load_E is None:
             return {}
         share_E = self.load_E.double() / self.load_E.sum()
@@ -131,7 +134,7 @@ class MoE(Part):
 
 
 class Experts(Part):
-    """E networks of one shape, their matrices stacked: the optimiser sees (E, F, D), that is E matrices of F x D."""
+    """E networks of one shape, their matrices stacked: (E, F, D) is E matrices of F x D to the optimiser."""
 
     def __init__(
         self, *, d_model: int, width: int, experts: int, top_k: int, gated: bool, activation: str, init: Init
@@ -166,14 +169,14 @@ class Experts(Part):
         return F.linear(h_SF, down_DF)
 
     def matmul_weights(self) -> int:
-        """K experts of the E."""
+        """The weights of K of the E experts."""
         stacks = [w for w in (self.gate_EFD, self.up_EFD, self.down_EDF) if w is not None]
         return self.top_k * sum(w[0].numel() for w in stacks)
 
 
 def check_routing(experts: int, top_k: int, shared: int, normalise: bool) -> None:
     """Raises:
-    UserError: for numbers of experts that do not go together.
+    UserError: for inconsistent numbers of experts.
     """
     if experts < 2:
         raise UserError(f"experts = {experts} leaves nothing to choose; make it at least 2, or use mlp")
@@ -183,6 +186,6 @@ def check_routing(experts: int, top_k: int, shared: int, normalise: bool) -> Non
         raise UserError(f"shared = {shared} is negative; 0 shares none")
     if top_k == 1 and normalise:
         raise UserError(
-            "top_k = 1 with normalise = true has weight 1 whatever the router says, so the router learns nothing; "
+            "top_k = 1 with normalise = true has weight 1 whatever the router's output, so the router learns nothing; "
             "set normalise=false"
         )

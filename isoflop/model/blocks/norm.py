@@ -1,7 +1,4 @@
-"""Normalisation: keep the size of activations in hand.
-
-All but batch norm work on each position by itself.
-"""
+"""Normalisation. All but batch norm treat each position separately."""
 
 from typing import Any
 
@@ -30,7 +27,7 @@ class LayerNorm(Part):
             nn.init.zeros_(self.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        weight = self.weight.to(x_BTD.dtype)  # gathered from other processes it can be narrower
+        weight = self.weight.to(x_BTD.dtype)  # FSDP may have gathered it in bfloat16
         bias = self.bias.to(x_BTD.dtype) if self.bias is not None else None
         return F.layer_norm(x_BTD, weight.shape, weight, bias, self.eps)
 
@@ -60,8 +57,8 @@ class RMSNorm(Part):
 
 
 class UnitRMS(torch.autograd.Function):
-    """RMS norm without a gain for CPUs, where torch 2.13 has no fused kernel and its chain of small operations takes a
-    tenth of a training step at width 128.
+    """RMS norm without a gain, for CPUs: torch 2.13 has no fused kernel there, and its chain of small operations takes
+    a tenth of a training step at width 128.
 
     With r = 1 / rms(x) and y = r x, the gradient is dx = r (dy - y mean(dy y)).
     """
@@ -86,18 +83,20 @@ class BatchNorm(Part):
     """y = (x - mean) / sqrt(var + eps) * weight + bias, with mean and variance of each feature over a batch (Ioffe &
     Szegedy 2015, 1502.03167, algorithms 1 and 2).
 
-    Training uses the statistics of the batch at hand (of each pass, where gradients accumulate) and moves the running
-    ones a share `momentum` towards them, the variance unbiased. Evaluation uses the running ones always. They are
-    buffers, and so in every checkpoint, and float32 whatever the products are computed in.
+    Training uses the statistics of the current batch (of each pass, with gradient accumulation) and updates the running
+    statistics with weight `momentum`, the variance unbiased. Evaluation always uses the running statistics. These are
+    float32 buffers, whatever the dtype of the matrix products, and part of every checkpoint.
 
     Options:
-        over: "batch": each position has statistics of its own, over the sequences, so that nothing is learned from
-            later tokens; evaluation knows as many positions as training has seen, and decoding tells it where it is.
-            "batch_time": over sequences and positions together, as it is mostly applied to text (Shen et al. 2020,
-            2003.07845, section 3). Then a position's output depends on later tokens while training, and says so.
-        momentum: share of the new statistics in the running ones.
+        over: "batch": separate statistics for each position, over the sequences, so that nothing is learned from later
+            tokens; evaluation handles as many positions as training has seen, and decoding passes the position.
+            "batch_time": over sequences and positions together, as is common for text (Shen et al. 2020, 2003.07845,
+            section 3). A position's output then depends on later tokens during training, which is declared in
+            `causal_in_training`.
+        momentum: weight of the new statistics in the running ones.
 
-    A pass needs two values a feature at least: UserError where it has one.
+    Raises:
+        UserError: in training, if a pass has fewer than two values per feature.
     """
 
     ragged = True
@@ -130,21 +129,23 @@ class BatchNorm(Part):
 
     def forward(self, x_BTD: Tensor, start: Start = 0) -> Tensor:
         T = x_BTD.shape[1]
-        if self.positional and not isinstance(start, int):  # decoding, by the running statistics of each position
+        if self.positional and not isinstance(start, int):  # decoding, with the running statistics of each position
             mean_BTD, var_BTD = rows_at(self.mean, start, T), rows_at(self.var, start, T)
             return (x_BTD - mean_BTD) * (var_BTD + self.eps).rsqrt() * self.weight + self.bias
+
         if self.positional:  # T * D features of B values each
             x_NC, rows, repeats = x_BTD.flatten(1), slice(start, start + T), T
         else:
             x_NC, rows, repeats = x_BTD.flatten(0, 1), slice(None), 1
         if self.training and len(x_NC) < 2:
             raise UserError(
-                "model.norm = batch has one value a feature in a pass, and no variance; "
+                "model.norm = batch has one value per feature in a pass, so no variance; "
                 "raise batch.sequences or batch.micro_sequences"
             )
+
         y_NC = F.batch_norm(
             x_NC,
-            self.mean[rows].view(-1),  # views: written to in training
+            self.mean[rows].view(-1),  # views, which training updates in place
             self.var[rows].view(-1),
             self.weight.repeat(repeats),
             self.bias.repeat(repeats),
@@ -166,7 +167,7 @@ class NoNorm(Part):
 
 
 def normalise(norm: nn.Module | None, x_BTD: Tensor, start: Start) -> Tensor:
-    """norm(x), told where the first position stands if it has to know; x as it is where there is no norm."""
+    """norm(x), with the position of the first token for norms that need it; x if there is no norm."""
     if norm is None:
         return x_BTD
     y_BTD: Tensor = norm(x_BTD, start) if getattr(norm, "positional", False) else norm(x_BTD)

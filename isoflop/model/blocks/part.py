@@ -1,7 +1,7 @@
-"""What every block promises, and the two leaves that own matrices: Linear and Embedding.
+"""The interface of every block, and the two layers that own matrices: Linear and Embedding.
 
-A block's keyword-only constructor is its schema. Arguments that the parent knows (`d_model`, `heads`, `init`, ...) are
-shapes and have no default; the others are options, have a default, and are what a Spec may set.
+A block's keyword-only constructor is its schema. Arguments that the parent supplies (`d_model`, `heads`, `init`, ...)
+are shapes and have no default. The others are options, have a default, and can be set by a Spec.
 """
 
 import difflib
@@ -16,16 +16,16 @@ from isoflop.errors import UserError
 
 Entry = TypeVar("Entry")
 Start = int | Tensor  # the position of the first of T tokens, or positions_BT, where rows stand at different ones
-FEW_ROWS = 128  # up to which `product` is computed the other way round
+FEW_ROWS = 128  # up to this many rows `product` computes (W x^T)^T
 
 
 class Init(Protocol):
-    """How a weight is filled, by the role that it plays.
+    """An initialisation: fills a weight according to its role.
 
-    Roles: "matrix" (a product inside a branch), "score" (one whose result is only compared: queries, keys, a router),
-    "residual" (the product that writes a branch back into the residual stream), "embedding", "tied" (an embedding that
-    is the head as well), "position" (a learned position table), "value" (a table that is added to values), "gate" (a
-    product of which a sigmoid is taken to weigh something), "head".
+    Roles: "matrix" (a product inside a branch), "score" (a product that only enters scores: queries, keys, a router),
+    "residual" (the product at the end of a branch, added to the residual stream), "embedding", "tied" (an embedding
+    that is the head as well), "position" (a learned position table), "value" (a table that is added to values), "gate"
+    (a product whose sigmoid is a weight), "head".
     """
 
     def __call__(self, weight: Tensor, role: str) -> None:
@@ -33,48 +33,48 @@ class Init(Protocol):
 
 
 class Cache(Protocol):
-    """What attention needs of a key-value cache (generate/cache.py has the real one)."""
+    """The interface of a key-value cache to attention (generate/cache.py implements it)."""
 
     @property
     def length(self) -> int:
-        """Positions held before this forward; of rows of different lengths, the longest row's."""
+        """Positions held before this forward pass; the longest row's, if rows differ."""
 
     def start(self, T: int) -> Start:
-        """The position of the first of T new tokens; or positions_BT of each, where rows have different lengths."""
+        """The position of the first of T new tokens; or positions_BT of all of them, if rows have different lengths."""
 
     def visible(self, S: int) -> Tensor | None:
-        """Which of the last S positions held, counted after `append`, are a row's own: visible_BS. None: all of all
-        rows."""
+        """visible_BS: which of the last S positions, counted after `append`, belong to each row. None: all do."""
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
-        """Keep T new positions of one layer; give back all S = length + T of them, or with a window at least those that
-        the new ones see, so that S is less. The two may differ in H and K."""
+        """Store T new positions of one layer. Returns all S = length + T positions; with a window it may return fewer,
+        but at least those that the new ones attend to. Keys and values may differ in H and K."""
 
     def advance(self, positions: int) -> None:
-        """Count T new positions as held, once a forward, after the last layer."""
+        """Add T to `length`; called once per forward pass, after the last layer."""
 
 
 class Part(nn.Module):
-    """A piece of a model: maps (B, T, D) to (B, T, D), builds on the meta device, fills itself, counts itself.
+    """A piece of a model. It maps (B, T, D) to (B, T, D), builds on the meta device, initialises itself and counts its
+    own weights and FLOPs.
 
     Attributes:
-        causal: False where an output may depend on later positions.
-        causal_in_training: False where it may while training alone.
-        separate: False where what one sequence gives in training depends on which others are in its pass.
-        keeps_statistics: True where a training forward moves running statistics of what passes through.
-        positional: True where the forward of a norm has to be told `start`, the position of the first of the T.
-        ragged: True where rows may stand at different positions: what is given a `start` takes positions_BT as well,
-            and an attention hides what `cache.visible` says is not a row's own. A subclass that overrides such a
-            method declares it anew; without it a batch is decoded row by row.
-        cache_width: numbers that a cache holds for each position.
+        causal: False if an output may depend on later positions.
+        causal_in_training: False if it may during training only.
+        separate: False if a sequence's output in training depends on the other sequences of its pass.
+        keeps_statistics: True if a training forward updates running statistics.
+        positional: True if the forward of a norm takes `start`, the position of the first of the T tokens.
+        ragged: True if the rows of a batch may be at different positions: a method that takes `start` takes
+            positions_BT as well, and an attention applies the mask `cache.visible`. A subclass that overrides such a
+            method declares it again; without it a batch is decoded row by row.
+        cache_width: numbers per position in a cache.
         absent: True for the entry "none" of a branch: the parent leaves the branch out.
         score_width: width of the products between positions, at 4 FLOPs per pair: H * K of an attention (2 H K for the
-            score, 2 H K for the weighted value), the mean where the two differ, else 0.
-        window: how many positions each sees at most, itself among them; 0: all.
-        takes_values: True for a class of attention whose forward takes something to add to its values, token by token,
-            as its third argument.
-        value_width: G K, the width of those values; 0: there are none to add to.
-        auxiliary: what the last training forward adds to the loss that is trained on, a scalar with gradient; GPT
+            score, 2 H K for the weighted value), the mean if the two differ, else 0.
+        window: how many positions each one attends to at most, itself included; 0: all.
+        takes_values: True for a class of attention whose forward takes, as its third argument, a tensor that is added
+            to its values.
+        value_width: G K, the width of those values; 0: it has none.
+        auxiliary: the loss that the last training forward adds to the training loss, a scalar with gradient; GPT
             collects it.
     """
 
@@ -93,28 +93,28 @@ class Part(nn.Module):
     auxiliary: Tensor | None = None
 
     def reset_parameters(self) -> None:
-        """Fill every parameter and buffer that this module itself owns (its children fill theirs)."""
+        """Initialise every parameter and buffer that this module itself owns (its children initialise theirs)."""
 
     def matmul_weights(self) -> int:
-        """How many of its own weights one token is multiplied by (children not included)."""
+        """How many of its own weights multiply one token (children not included)."""
         return 0
 
     def score_flops(self, context: int) -> float:
         """Forward FLOPs per token of products between positions (children not included).
 
-        A causal position t of `context` sees min(t, w) of them, w = min(window, context): w - w (w - 1) / (2 context)
-        on average, which is (context + 1) / 2 where the window is everything. What a mask hides is not counted.
+        A causal position t of `context` attends to min(t, w) positions, w = min(window, context): on average
+        w - w (w - 1) / (2 context), which is (context + 1) / 2 without a window. Masked pairs are not counted.
         """
         w = self.band(context)
         return 4 * self.score_width * (w - w * (w - 1) / (2 * context))
 
     def band(self, context: int) -> int:
-        """The most positions that one sees in sequences of `context`."""
+        """The most positions that one attends to in sequences of `context`."""
         return min(self.window or context, context)
 
     def readings(self) -> dict[str, float]:
-        """What is worth watching about the last forward (children not included), by name. Worked out when asked: it may
-        wait for the device."""
+        """Metrics of the last forward pass by name (children not included). Computed when called, so it may synchronise
+        with the device."""
         return {}
 
     def flops(self, context: int) -> float:
@@ -124,31 +124,30 @@ class Part(nn.Module):
 
 
 class Unit(Part):
-    """A part that is worked through as a whole: what distribution divides, and what may be recomputed or compiled, by
-    itself.
+    """A part that is sharded, recomputed or compiled as one unit: a block.
 
-    A subclass writes `compute`; the module is called like any other. What `wrap` adds lies inside the module's own
-    hooks, and the names of its tensors stay as they are.
+    A subclass implements `compute`; the module is called like any other. A wrapper added by `wrap` runs inside the
+    module's own hooks and does not change the names of its tensors.
     """
 
     _wrapped: Callable[..., Tensor] | None = None
 
     def compute(self, *inputs: Any, **options: Any) -> Tensor:
-        """What the unit makes of its inputs."""
+        """The unit's forward pass."""
         raise NotImplementedError
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         return (self._wrapped or self.compute)(*inputs, **options)
 
     def wrap(self, wrapper: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]) -> None:
-        """From now on compute by `wrapper(compute)`, or by `wrapper` of what an earlier one made of it."""
+        """Replace the forward pass by `wrapper(compute)`. Several wrappers nest, the last one outermost."""
         self._wrapped = wrapper(self._wrapped or self.compute)
 
 
 class ByDepth:
-    """An entry that stands for others, by depth: layer l is built as item l mod n of `pattern`.
+    """An entry that chooses among others by depth: layer l is built as item l mod n of `pattern`.
 
-    It is no part itself: `make` builds what it chose in its place, so that a model has no trace of it.
+    It is not a part itself: `make` builds the chosen entry in its place.
     """
 
     def __init__(self, *, layer: int, pattern: tuple[Any, ...]) -> None:
@@ -169,7 +168,7 @@ class Absent(Part):
 
 
 class Linear(nn.Linear):
-    """y = x W^T (+ b), W filled by its role and b with zeros."""
+    """y = x W^T (+ b), W initialised by its role and b with zeros."""
 
     def __init__(self, d_in: int, d_out: int, *, bias: bool, init: Init, role: str = "matrix") -> None:
         self.init, self.role = init, role  # before nn.Linear's constructor, which calls reset_parameters
@@ -193,8 +192,8 @@ class Linear(nn.Linear):
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T (+ b), as F.linear.
 
-    For a few rows in bfloat16, as decoding has them, as (W x^T)^T: torch's product on a CPU reads W at 1.3 to 1.8 times
-    the speed if W comes first (bench/decode.py), and of one row if it is a vector.
+    A few rows in bfloat16, as in decoding, are computed as (W x^T)^T: torch's product on a CPU reads W 1.3 to 1.8 times
+    as fast if W comes first (bench/decode.py), and so it does for one row if it is a vector.
     """
     few = weight.dtype == x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if not few or not 1 <= x.shape[:-1].numel() <= FEW_ROWS:
@@ -211,7 +210,7 @@ def rows_at(table_TK: Tensor, start: Start, T: int) -> Tensor:
 
 
 class Embedding(nn.Embedding):
-    """A look-up table, filled by its role. It multiplies nothing."""
+    """A look-up table, initialised by its role. It has no matrix product."""
 
     def __init__(self, rows: int, dim: int, *, init: Init, role: str = "embedding") -> None:
         self.init, self.role = init, role
@@ -222,7 +221,7 @@ class Embedding(nn.Embedding):
 
 
 def reset_inside(model: nn.Module) -> None:
-    """Let every module below `model` fill what it owns, in the order of construction."""
+    """Let every module below `model` initialise what it owns, in the order of construction."""
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)
         if reset is not None and module is not model:
@@ -230,7 +229,7 @@ def reset_inside(model: nn.Module) -> None:
 
 
 def take_auxiliary(model: nn.Module) -> Tensor | float:
-    """The sum of the parts' auxiliary losses, each of which is taken away."""
+    """The sum of the parts' auxiliary losses; each is cleared."""
     total: Tensor | float = 0.0
     for module in model.modules():
         if isinstance(module, Part) and module.auxiliary is not None:
@@ -240,7 +239,7 @@ def take_auxiliary(model: nn.Module) -> Tensor | float:
 
 
 def mean_readings(units: Iterable[nn.Module]) -> dict[str, float]:
-    """What the parts of some blocks say of the last forward (Part.readings), each name's mean over them."""
+    """The metrics of the parts of some blocks (Part.readings), each name's mean over the parts that have it."""
     found: dict[str, list[float]] = {}
     for part in (module for unit in units for module in unit.modules() if isinstance(module, Part)):
         for name, value in part.readings().items():

@@ -1,15 +1,16 @@
-"""How a model knows the order of its tokens.
+"""Position encodings: how a model knows the order of its tokens.
 
-One class per method. A position acts where its `level` says: "input" ones are built once and added to the embedding
-(`embed`); "attention" ones are built once an attention, which computes
+One class per method. Its `level` says where it acts. "input": built once per model and added to the embedding
+(`embed`). "attention": built once per attention, which computes
 
     scores_BHTS = query(q_BHTK) . rotate(k_BGSK) / sqrt(K) + bias(q_BHTK, S)
 
-so that they may turn queries and keys (`rotate`), change the queries alone (`query`) or add to the scores (`bias`,
-which is given the plain queries, so that it can depend on them). What a method does not do is inherited as nothing.
-`start` is always the position of the first of the T tokens: 0 in training, the cache's length in decoding; or
-positions_BT of all of them, where rows of different lengths are decoded side by side. Keys of such rows end together,
-so that distances, and with them `bias`, are the same for all.
+so that it may rotate queries and keys (`rotate`), change only the queries (`query`) or add to the scores (`bias`, which
+gets the queries before `query`, so that it can depend on them). Each method does nothing unless it is overridden.
+
+`start` is the position of the first of the T tokens: 0 in training, the cache's length in decoding. If rows of
+different lengths are decoded together it is positions_BT of all tokens. The keys of such rows end in the same column,
+so that distances, and so `bias`, are the same for all rows.
 """
 
 import math
@@ -28,9 +29,9 @@ class Position(Part):
 
     Attributes:
         level: "input" or "attention", where it acts.
-        whole_heads: True where it must see every dimension of a head: it cannot act on a part of them, as latent
-            attention asks.
-        both_ways: False where `bias` means nothing for a key that comes after the query: no encoder can use it.
+        whole_heads: True if it needs all dimensions of a head, so that latent attention, which rotates a part of them,
+            cannot use it.
+        both_ways: False if `bias` is undefined for keys after the query, so that no encoder can use it.
     """
 
     ragged = True
@@ -43,21 +44,21 @@ class Position(Part):
         return x_BTD
 
     def rotate(self, x_BHTK: Tensor, start: Start) -> Tensor:
-        """Turn queries or keys that stand at start ... start + T - 1. Keys are cached turned."""
+        """Rotate queries or keys at the positions start ... start + T - 1. Keys are cached after the rotation."""
         return x_BHTK
 
     def query(self, q_BHTK: Tensor, start: Start) -> Tensor:
-        """What the turned keys are multiplied by."""
+        """The queries as they multiply the rotated keys."""
         return self.rotate(q_BHTK, start)
 
     def bias(self, q_BHTK: Tensor, S: int) -> Tensor | None:
-        """What is added to the scores (scaled by 1/sqrt(K) already) of T queries with S keys, the last one at the last
-        query: broadcasts to (B, H, T, S). None: nothing. Keys after the query are masked, whatever stands there."""
+        """Added to the scores (after their scaling by 1/sqrt(K)) of T queries and S keys, the last key at the last
+        query's position; broadcasts to (B, H, T, S). None: nothing. Keys after the query are masked in any case."""
         return None
 
 
 class Learned(Position):
-    """One learned vector a position, added to the embedding (GPT-1, GPT-2, GPT-3)."""
+    """One learned vector per position, added to the embedding (GPT-1, GPT-2, GPT-3)."""
 
     ragged = True
     level = "input"
@@ -97,16 +98,16 @@ class Sinusoidal(Position):
 
 
 class Rotary(Position):
-    """Turns each pair of a head's dimensions by an angle that grows with the position, so that scores depend on
-    distances alone (Su et al. 2021, 2104.09864, equation 15).
+    """RoPE: rotates each pair of a head's dimensions by an angle proportional to the position, so that scores depend on
+    distances only (Su et al. 2021, 2104.09864, equation 15).
 
     Options:
-        base: pair i turns by t / base^(2i/K).
+        base: pair i is rotated by t / base^(2i/K).
         interleaved: pairs are (0, 1), (2, 3), ... as in the paper and llama2.c; else (0, K/2), (1, K/2 + 1), ... as in
             Hugging Face's Llama. The two are the same up to a fixed permutation of each head's dimensions.
-        factor: Llama 3.1's way to longer texts than a model was first trained on: pairs that turn fewer than `low_freq`
-            times within `original` positions turn `factor` times slower, those that turn more than `high_freq` times as
-            before, those between in between; 1 changes none.
+        factor: Llama 3.1's extension to longer contexts than a model was first trained on. Pairs that turn fewer than
+            `low_freq` times within `original` positions rotate `factor` times slower, those that turn more than
+            `high_freq` times as before, with a smooth transition between; 1 disables it.
         low_freq, high_freq, original: see `factor`.
     """
 
@@ -128,7 +129,7 @@ class Rotary(Position):
     ) -> None:
         super().__init__()
         if head_dim % 2:
-            raise UserError(f"model.head_dim = {head_dim} is odd; rotary turns pairs of dimensions, so make it even")
+            raise UserError(f"model.head_dim = {head_dim} is odd; rotary rotates pairs of dimensions, so make it even")
         if factor <= 0 or original < 1:
             raise UserError(
                 f"factor = {factor:g} and original = {original} have to be positive; factor 1 scales nothing"
@@ -143,7 +144,8 @@ class Rotary(Position):
 
     def reset_parameters(self) -> None:
         if self.cos_TK.is_meta:
-            return  # nothing to fill; arithmetic there would have torch import its compiler
+            return  # nothing to fill; arithmetic on the meta device would make torch import its compiler
+
         slower_F = None
         if self.factor != 1.0:
             K = self.cos_TK.shape[1]
@@ -159,11 +161,12 @@ class Rotary(Position):
                 self.sin_TK.copy_(torch.cat((-sin_TF, sin_TF), dim=-1))
 
     def rotate(self, x_BHTK: Tensor, start: Start) -> Tensor:
-        # (a, b) -> (a cos - b sin, b cos + a sin): x * cos + swapped(x) * sin, the first sine of a pair being negative.
+        # (a, b) -> (a cos - b sin, b cos + a sin) = x * cos + swapped(x) * sin, with a negative first sine per pair
         T = x_BHTK.shape[2]
         cos_TK, sin_TK = (rows_at(table, start, T).to(x_BHTK.dtype) for table in (self.cos_TK, self.sin_TK))
-        if cos_TK.ndim == 3:  # (B, T, K): every row its own
+        if cos_TK.ndim == 3:  # (B, T, K): each row has its own positions
             cos_TK, sin_TK = cos_TK.unsqueeze(1), sin_TK.unsqueeze(1)
+
         if self.interleaved:
             swapped_BHTK = x_BHTK.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         else:
@@ -172,8 +175,8 @@ class Rotary(Position):
 
 
 class Alibi(Position):
-    """Takes m_h (t - s) off the score of query t and key s, m_h a fixed slope per head (Press et al. 2021, 2108.12409,
-    section 3 and the released code for head counts that are no power of two)."""
+    """Subtracts m_h (t - s) from the score of query t and key s, m_h a fixed slope per head (Press et al. 2021,
+    2108.12409, section 3; for head counts that are not a power of two, the released code)."""
 
     both_ways = False
     slopes_H: Tensor
@@ -193,8 +196,8 @@ class Alibi(Position):
 
 
 def slopes(heads: int) -> list[float]:
-    """2^(-8/n), 2^(-16/n), ... for n heads, n a power of two. For other numbers those of the next lower power of two,
-    and then every second one of the next higher."""
+    """2^(-8/n), 2^(-16/n), ... for n heads, n a power of two. For other numbers the slopes of the next lower power of
+    two, followed by every second one of the next higher."""
     n = 2 ** (heads.bit_length() - 1)
     own = [2.0 ** (-8 * i / n) for i in range(1, n + 1)]
     between = [2.0 ** (-4 * i / n) for i in range(1, 2 * n + 1, 2)]
@@ -202,14 +205,14 @@ def slopes(heads: int) -> list[float]:
 
 
 class Relative(Position):
-    """Transformer-XL's (Dai et al. 2019, 1901.02860, section 3.3), used by Gopher and Chinchilla: the score of query t
-    and key s, before 1/sqrt(K), is
+    """Transformer-XL's relative positions (Dai et al. 2019, 1901.02860, section 3.3), used by Gopher and Chinchilla:
+    the score of query t and key s, before 1/sqrt(K), is
 
         (q_t + u) . k_s  +  (q_t + v) . W_R r_(t-s)
 
-    with u and v learned, one vector per head each, W_R a d x H K matrix (the fifth of a layer) and r_j the sinusoidal
-    vector of the distance j. W_R r is computed once for all sequences of a batch; where there are few queries, as in
-    decoding, W_R moves to their side instead, which has fewer products.
+    with u and v learned, one vector per head each, W_R a D x H K matrix (a layer's fifth) and r_j the sinusoidal vector
+    of the distance j. W_R r is computed once for all sequences of a batch. With few queries, as in decoding, W_R is
+    applied to the queries instead, which takes fewer FLOPs.
 
     Options: `base` of the sinusoids.
     """
@@ -226,7 +229,7 @@ class Relative(Position):
         if d_model % 2:
             raise UserError(f"model.d_model = {d_model} is odd; sinusoids come in pairs, so make it even")
         self.heads, self.base = heads, base
-        self.score_width = heads * head_dim / 2  # 2 H K a pair: a score and nothing that it weighs
+        self.score_width = heads * head_dim / 2  # 2 H K per pair: a score, without a weighted value
         self.project = Linear(d_model, heads * head_dim, bias=False, init=init, role="score")
         self.u = nn.Parameter(torch.empty(heads * head_dim))  # flat, since they are biases: no decay, no Muon
         self.v = nn.Parameter(torch.empty(heads * head_dim))
@@ -245,13 +248,14 @@ class Relative(Position):
         B, H, T, K = q_BHTK.shape
         D, r_SD = self.table_TD.shape[1], self.table_TD[:S].to(q_BHTK.dtype)
         q_BHTK = (q_BHTK + self.v.view(H, 1, -1).to(q_BHTK.dtype)) / math.sqrt(K)
-        if B * T * D * (K + S) < S * K * (D + B * T):  # products of either way, over H
+        if B * T * D * (K + S) < S * K * (D + B * T):  # multiplications of the two orders, over H
             q_BHTD = q_BHTK @ self.project.weight.unflatten(0, (H, K)).to(q_BHTK.dtype)
             x_BHTS = (q_BHTD @ r_SD.T).flip(-1)
         else:
             x_BHTS = q_BHTK @ self.project(r_SD.flip(0)).unflatten(-1, (H, K)).permute(1, 2, 0)
-        # Column j of row i now holds distance S - 1 - j, and column s should hold start + i - s: row i goes T - 1 - i
-        # to the left. One column of padding and a reshape do that for all rows at once (the paper's appendix B).
+
+        # Column j of row i now holds distance S - 1 - j, and column s should hold start + i - s, so row i is shifted to
+        # the left by T - 1 - i. One column of padding and a reshape do that for all rows (the paper's appendix B).
         return F.pad(x_BHTS, (1, 0)).flatten(-2)[..., T:].unflatten(-1, (T, S))
 
 
@@ -266,8 +270,8 @@ def fill_sinusoids(table_TD: Tensor, base: float, scale: float = 1.0) -> None:
 
 
 def angles(table_TK: Tensor, base: float, slower_F: Tensor | None = None) -> Tensor:
-    """t / base^(2i/K) for the T rows and K/2 pairs of a table, reduced to a turn while in float64: large angles in
-    float32 have few digits left. Divided by `slower_F` where it is given."""
+    """t / base^(2i/K) for the T rows and K/2 pairs of a table, divided by `slower_F` if given. Reduced modulo 2 pi in
+    float64, since large angles lose digits in float32."""
     T, K = table_TK.shape
     positions_T = torch.arange(T, dtype=torch.float64, device=table_TK.device)
     pairs_F = torch.arange(0, K, 2, dtype=torch.float64, device=table_TK.device)
@@ -278,9 +282,9 @@ def angles(table_TK: Tensor, base: float, slower_F: Tensor | None = None) -> Ten
 
 
 def slowed(K: int, base: float, factor: float, low_freq: float, high_freq: float, original: int) -> Tensor:
-    """How many times slower each of K/2 pairs turns, (K/2,) float64, by Llama 3.1's rule (its released code, and
-    `rope_type` "llama3" of transformers): by 1 / ((1 - s) / factor + s), s going from 0 to 1 with the turns that a pair
-    takes within `original` positions, from `low_freq` to `high_freq`."""
+    """How many times slower each of K/2 pairs rotates, (K/2,) float64, by Llama 3.1's rule (its released code, and
+    `rope_type` "llama3" of transformers): 1 / ((1 - s) / factor + s), where s rises from 0 to 1 as the number of turns
+    of a pair within `original` positions rises from `low_freq` to `high_freq`."""
     pairs_F = torch.arange(0, K, 2, dtype=torch.float64)
     turns_F = original * base ** (-pairs_F / K) / (2 * math.pi)
     s_F = ((turns_F - low_freq) / (high_freq - low_freq)).clamp(0.0, 1.0)

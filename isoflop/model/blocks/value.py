@@ -1,4 +1,4 @@
-"""Value embeddings: what a token is, added to attention's values by a look-up.
+"""Value embeddings: a learned vector per token, added to attention's values.
 
 Letters: B batch, T queries, D d_model, G key-value heads, K head_dim, C = G K.
 """
@@ -11,13 +11,13 @@ GATE_INPUTS = 12  # features that the gate reads: nanochat's and modded-nanogpt'
 
 
 class ValueEmbedding(Part):
-    """A learned row per token, to be added to what W_V makes of it:
+    """A learned row per token that is added to the values:
 
         v <- W_V h + g E[token],   g = 2 sigmoid(W_g h[:12]), a number per head; or 1
 
-    A later layer's values then know the token itself, which Zhou et al. 2024 (2410.17897) do with the first layer's
-    values; a table in their place is modded-nanogpt's (record of 2024-12-04), and the gate on a few features that of
-    modded-nanogpt and nanochat since. The table adds V C parameters and no product: N and FLOPs leave it out.
+    So the values of a late layer depend directly on the token. Zhou et al. 2024 (2410.17897) add the first layer's
+    values; modded-nanogpt (record of 2024-12-04) uses a table in their place, and later, like nanochat, a gate on a few
+    features. The table adds V C parameters and no matrix product: N and FLOPs do not count it.
     """
 
     def __init__(self, *, vocab_size: int, d_model: int, heads: int, head_dim: int, gate: bool, init: Init) -> None:
@@ -27,7 +27,7 @@ class ValueEmbedding(Part):
         self.gate = Linear(min(GATE_INPUTS, d_model), heads, bias=False, init=init, role="gate") if gate else None
 
     def forward(self, tokens_BT: Tensor, h_BTD: Tensor) -> Tensor:
-        """What is added to values_BTC, given what attention reads."""
+        """Added to values_BTC, given attention's input h_BTD."""
         values_BTC: Tensor = self.table(tokens_BT)
         if self.gate is None:
             return values_BTC

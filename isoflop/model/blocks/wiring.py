@@ -1,8 +1,8 @@
-"""How branches join the residual stream. A wiring receives branches and never names them: attention and feed-forward
-are two functions of (B, T, D) to it, applied in the order given. `start` is the position of the first of the T tokens,
-or positions_BT of all, for a norm that has to know.
+"""How branches are connected to the residual stream. A wiring applies its branches in the given order and does not know
+which is attention and which is feed-forward: each is a function of (B, T, D). `start` is the position of the first of
+the T tokens, or positions_BT of all, for norms that need it.
 
-What a wiring assumes of the first weights of its branches it says in `branch_init`, by the roles of blocks/part.py.
+`branch_init` says how a wiring wants the weights of its branches initialised, by the roles of blocks/part.py.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Wiring(Part):
     """The base: one norm per branch.
 
     Attributes:
-        decoder_only: True where its constants are those of a decoder-only model, so that it does not go with pairs.
+        decoder_only: True if its constants are those of a decoder-only model, so that an encoder-decoder refuses it.
     """
 
     decoder_only: ClassVar[bool] = False
@@ -33,7 +33,7 @@ class Wiring(Part):
 
     @staticmethod
     def branch_init(init: Init, layers: int) -> Init:
-        """How the weights in the branches are filled, given how the model fills its weights."""
+        """The initialisation of the branches' weights, given that of the model."""
         return init
 
 
@@ -59,8 +59,8 @@ class Sandwich(Wiring):
     """x + norm(f(norm(x))), branch after branch, two norms each (CogView, Ding et al. 2021, 2105.13290, section 2.4;
     Gemma 2).
 
-    The size of a branch's last product is lost in the norm after it, and a zero there would have an enormous gradient:
-    it is filled like any other matrix.
+    The norm after a branch removes the scale of its last product, and a product of zeros would get an enormous
+    gradient: it is initialised like any other matrix.
     """
 
     def __init__(self, *, branches: int, norm: MakeNorm) -> None:
@@ -92,9 +92,10 @@ class Parallel(Wiring):
 
 
 class NoResidual(Wiring):
-    """f(norm(x)), branch after branch: no residual stream at all, the control that shows what one is good for.
+    """f(norm(x)), branch after branch: no residual connections, as a control.
 
-    A branch's last product must not start at zero, or nothing would pass; it is filled like any other matrix.
+    A branch's last product must not start at zero, or the output would be zero; it is initialised like any other
+    matrix.
     """
 
     @staticmethod
@@ -108,11 +109,11 @@ class NoResidual(Wiring):
 
 
 class ReZero(Wiring):
-    """x + a f(x) with one learned a per branch, at first 0, and no norm in the blocks (Bachlechner et al. 2020,
+    """x + a f(x) with one learned a per branch that starts at 0, and no norm in the blocks (Bachlechner et al. 2020,
     2003.04887, equations 1 and 8).
 
-    As a is 0 already, a branch's last product is filled like any other matrix: from two zeros in a product neither
-    would ever move.
+    Since a is 0, a branch's last product is initialised like any other matrix: if both factors were zero, neither would
+    get a gradient.
     """
 
     def __init__(self, *, branches: int) -> None:
@@ -135,10 +136,10 @@ class ReZero(Wiring):
 
 
 class DeepNorm(Wiring):
-    """norm(a x + f(x)) with a = (2 L)^(1/4), and first weights in the branches times b = (8 L)^(-1/4), L layers (Wang
+    """norm(a x + f(x)) with a = (2 L)^(1/4), and initial weights in the branches times b = (8 L)^(-1/4), L layers (Wang
     et al. 2022, 2203.00555, figure 2, decoder-only).
 
-    b multiplies what the chosen init gives values, output and feed-forward; queries and keys are left, as in the paper.
+    b multiplies the initial weights of values, output and feed-forward, not those of queries and keys, as in the paper.
     """
 
     decoder_only = True
@@ -158,9 +159,9 @@ class DeepNorm(Wiring):
 
 
 class Shortcut(Part):
-    """a x + b x0 in front of a block, whatever its wiring: the residual stream and the embedding x0 that it began as,
-    by two learned numbers, at first 1 and 0 (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which begin at
-    1.15 to 1.05 and 0.2 to 0.05 over the depth)."""
+    """a x + b x0 in front of a block, whatever its wiring: the residual stream x and the embedding x0, mixed by two
+    learned scalars that start at 1 and 0 (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which start at 1.15
+    to 1.05 and 0.2 to 0.05 over the depth)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,7 +179,7 @@ class Shortcut(Part):
 
 
 def residual_as_matrix(init: Init) -> Init:
-    """The same, but for the products that end a branch, which it fills like those inside."""
+    """`init`, except that the last product of a branch is initialised like those inside it."""
 
     def fill(weight: Tensor, role: str) -> None:
         init(weight, "matrix" if role == "residual" else role)
@@ -187,7 +188,7 @@ def residual_as_matrix(init: Init) -> Init:
 
 
 def scaled(init: Init, factor: float) -> Init:
-    """The same, times `factor` for the products that make a branch large: not for those that are only compared."""
+    """`init`, times `factor` for all products of a branch but those of role "score"."""
 
     def fill(weight: Tensor, role: str) -> None:
         init(weight, role)
