@@ -1,4 +1,4 @@
-"""From a model and its OptimConfig to the optimisers, and the two things that a step does to them from outside."""
+"""Builds the optimisers of a model from its OptimConfig; learning rates and gradient clipping of a step."""
 
 from collections.abc import Callable, Iterable
 
@@ -16,15 +16,15 @@ def build(
     dtype: torch.dtype = torch.bfloat16,
     matrices: Matrices | None = None,
 ) -> list[torch.optim.Optimizer]:
-    """The optimisers of a model, in the order in which the table's entry makes them.
+    """The optimisers of a model, in the order of the table's entry.
 
     Every parameter group has a `name` (see groups.py) and keeps its peak learning rate as `base_lr`.
 
     Args:
         model: has `units()`, the list of its blocks; already on its device.
-        config: what to build.
-        dtype: what Muon's orthogonalisation computes in; pass the dtype that the forward pass was found fastest in.
-        matrices: how Muon gets at whole matrices where they lie over several processes; None: they lie here.
+        config: the optimiser and its settings.
+        dtype: of Muon's orthogonalisation; pass the dtype that was measured as fastest for the forward pass.
+        matrices: how Muon gets full matrices if they are sharded or shared by processes; None: they are local.
     """
     groups = [
         {
@@ -40,20 +40,20 @@ def build(
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None:
-    """Give every group `scale` times its peak learning rate. What was set before does not matter."""
+    """Set every group's learning rate to `scale` times its peak, whatever it was before."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
 
 
 def clip_gradients(model: nn.Module, max_norm: float, whole: Callable[[Tensor], Tensor] = lambda norm: norm) -> Tensor:
-    """Scale all gradients down together so that their global L2 norm is at most `max_norm`; 0 leaves them.
+    """Scale all gradients by one factor so that their global L2 norm is at most `max_norm`; 0 disables clipping.
 
     Args:
-        whole: puts a norm together of which each process has a part.
+        whole: makes the global norm of this process's part of it (Layout.whole).
 
     Returns:
-        The norm before, 0-dimensional, on the gradients' device. A NaN or infinite gradient shows in it.
+        The norm before clipping, 0-dimensional, on the gradients' device; non-finite if a gradient is.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
@@ -63,6 +63,6 @@ def clip_gradients(model: nn.Module, max_norm: float, whole: Callable[[Tensor], 
 
 
 def small_already(norm: Tensor, max_norm: float) -> bool:
-    """Whether clipping would multiply all gradients by 1. Looked at on a CPU alone: elsewhere that waits for the
-    device."""
-    return norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)  # as clip_grads_with_norm_ has it; NaN is not
+    """Whether clipping would multiply all gradients by 1. Checked on a CPU only: elsewhere it would synchronise with
+    the device."""
+    return norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)  # as in clip_grads_with_norm_; False for NaN

@@ -1,4 +1,4 @@
-"""What can be set about the optimiser and about the learning rate's course."""
+"""The configuration of the optimiser and of the learning-rate schedule."""
 
 import math
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class OptimConfig:
         "Muon's peak learning rate, for the matrices inside the blocks",
         Derived(lambda: f"(unused with {without('matrix_lr')})"),
     ] = 0.015
-    head_lr: Annotated[float, "AdamW's peak learning rate for a head of its own (untied); 0: that of optim.lr"] = 0.0
+    head_lr: Annotated[float, "AdamW's peak learning rate for an untied head; 0: that of optim.lr"] = 0.0
     embedding_lr: Annotated[float, "AdamW's peak learning rate for lookup tables; 0: that of optim.lr"] = 0.0
     betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
     eps: Annotated[float, "AdamW's term added to the denominator"] = 1e-8
@@ -35,7 +35,7 @@ class OptimConfig:
         float, "decoupled decay: each step takes lr * weight_decay of a weight; none on 1-D tensors"
     ] = 0.1
     momentum: Annotated[float, "Muon's momentum"] = 0.9
-    clip: Annotated[float, "the gradient's global norm is cut down to this; 0 cuts nothing"] = 1.0
+    clip: Annotated[float, "largest global norm of the gradient; larger ones are scaled down; 0 disables it"] = 1.0
 
     def __post_init__(self) -> None:
         for field in ("lr", "matrix_lr", "eps"):
@@ -51,13 +51,13 @@ class OptimConfig:
 
     @cached_property
     def entry(self) -> Optimizer:
-        """The optimiser that is named, with these settings."""
+        """The optimiser `name` with these settings."""
         return choose(OPTIMIZERS, "optim.name", self)
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate's course over a run, as a factor on each group's peak.
+    """The learning-rate schedule, as a factor on each group's peak learning rate.
 
     Raises:
         UserError: naming the field, for a value outside its range.
@@ -85,27 +85,27 @@ class ScheduleConfig:
 
     @classmethod
     def as_written(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """What an object in a file means: before there was `cosine_from`, every cosine began at the start."""
+        """Defaults for a file of an earlier version: before `cosine_from` existed, every cosine began at the start."""
         return {"cosine_from": "start", **data}
 
     @cached_property
     def entry(self) -> Schedule:
-        """The schedule that is named, with these settings."""
+        """The schedule `name` with these settings."""
         return choose(SCHEDULES, "schedule.name", self)
 
 
 def bytes_of_copy() -> str:
-    """What a copy of weights and optimiser state takes per parameter inside the blocks, for help."""
+    """The memory of a copy of weights and optimiser state, per parameter inside the blocks, for help texts."""
     sizes = {name: FLOAT + OptimConfig(name=name).entry.state_bytes("matrices") for name in OPTIMIZERS}
     usual = sizes[OptimConfig().name]
     others = [f"with {name} {size}" for name, size in sizes.items() if size != usual]
-    return ", ".join([f"{usual} bytes a parameter", *others])
+    return ", ".join([f"{usual} bytes per parameter", *others])
 
 
 def require(
     name: str, value: float, low: float, high: float, *, open_low: bool = False, open_high: bool = False
 ) -> None:
-    """Check that a finite number lies in an interval.
+    """Check that a number is finite and in an interval.
 
     Raises:
         UserError: naming the field, its value and the interval.

@@ -1,14 +1,15 @@
-"""Which parameter is trained how.
+"""Parameter groups: which parameter is trained by which optimiser, with or without weight decay.
 
-| group     | what is in it                                             | weight decay | trained by |
+| group     | parameters                                                | weight decay | trained by |
 |-----------|-----------------------------------------------------------|--------------|------------|
 | matrices  | 2-D and higher inside the blocks (`model.units()`)        | yes          | Muon       |
 | embedding | lookup tables, wherever they are                          | yes          | AdamW      |
 | head      | other 2-D weights outside the blocks                      | yes          | AdamW      |
 | vectors   | gains, biases and scalars                                 | no           | AdamW      |
 
-Muon's step treats a matrix as a linear map between two feature spaces. A lookup table is not one (each row is used on
-its own), and the head's rows are as many as the tokens, so both stay with AdamW, as in https://kellerjordan.github.io/posts/muon/.
+Muon's step treats a matrix as a linear map between two feature spaces. A lookup table is not one (each row is used
+separately), and the head has a row per token id, so both stay with AdamW, as in
+https://kellerjordan.github.io/posts/muon/.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ class HasUnits(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that are trained alike, with their names in the model."""
+    """Parameters that share optimiser settings, with their names in the model."""
 
     name: str
     decay: bool
@@ -42,10 +43,12 @@ def split(model: nn.Module) -> list[Group]:
     """
     if not isinstance(model, HasUnits):
         raise TypeError(f"{type(model).__name__} has no units(): the list of its blocks")
+
     inside = {id(p) for unit in model.units() for p in unit.parameters()}
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     groups = [Group(name, name != "vectors", {}) for name in ("matrices", "embedding", "head", "vectors")]
     by_name = {group.name: group.parameters for group in groups}
+
     for name, parameter in model.named_parameters():  # each tensor once, however many names it has
         if not parameter.requires_grad:
             continue
@@ -56,4 +59,5 @@ def split(model: nn.Module) -> list[Group]:
         else:
             kind = "matrices" if id(parameter) in inside else "head"
         by_name[kind][name] = parameter
+
     return [group for group in groups if group.parameters]

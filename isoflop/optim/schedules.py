@@ -1,10 +1,9 @@
 """The learning rate as a pure function of the step.
 
-A run's course is told in its progress u, from 0 to 1: the share of the planned tokens that were read, u = step / steps
-where all steps read the same. A decision, made when the
-clock drifts or the budget grows, changes how steps map to u from one step on and nothing before it; since u decides the
-rate, the final decay moves along. Whoever has the plan and the list of decisions has every step's rate, so `--resume`
-replays the file of decisions and needs no other state.
+The rate depends on the run's progress u, from 0 to 1: the share of the planned tokens that were read, u = step / steps
+if all steps read the same number. A decision, made when the clock drifts or the budget grows, changes the map from
+steps to u from one step on and nothing before it; the final decay moves with it. The plan and the list of decisions
+determine every step's rate, so `--resume` replays the file of decisions and needs no other state.
 """
 
 import bisect
@@ -24,13 +23,12 @@ MOST_STEPS = 10**15
 
 @dataclass(frozen=True)
 class Decision:
-    """From `at_step` on, the run goes linearly to its end at `steps`.
+    """From `at_step` on, progress grows linearly to 1 at `steps`.
 
     Attributes:
-        at_step: the first step (0-based) that it holds for.
-        steps: the run's length in steps from now on.
-        progress: u at `at_step`; None keeps the u that the run had there. An extension sets it, to go back to before
-            the decay.
+        at_step: the first step (0-based) to which it applies.
+        steps: the run's new length in steps.
+        progress: u at `at_step`; None keeps the run's u. An extension sets it, to return to before the decay.
         reason: one line for the report.
 
     Raises:
@@ -46,7 +44,7 @@ class Decision:
         if self.at_step < 0:
             raise UserError(f"decision.at_step = {self.at_step} is negative")
         if self.steps > MOST_STEPS:
-            raise UserError(f"decision.steps = {self.steps} is more than any run has")
+            raise UserError(f"decision.steps = {self.steps} is larger than in any run")
         if self.steps <= self.at_step:
             raise UserError(f"decision.steps = {self.steps} is not after the step it is taken at, {self.at_step}")
         if self.progress is not None and not 0.0 <= self.progress < 1.0:
@@ -81,7 +79,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class Segment:
-    """u goes from `u` at step `start` to 1 at step `end`, linearly in what is read."""
+    """u grows from `u` at step `start` to 1 at step `end`, linearly in the tokens read."""
 
     start: int
     u: float
@@ -95,7 +93,7 @@ class Segment:
 
 
 def same_each(step: int) -> int:
-    """What is read before a step, in steps' worth, where all read the same."""
+    """Tokens read before a step, in units of a step's tokens, if all steps read the same number."""
     return step
 
 
@@ -107,11 +105,11 @@ class Timetable:
         config: the shape.
         steps: optimiser steps planned at the start.
         decisions: in the order taken.
-        read: what is read before a step, in any unit; it grows with every step.
+        read: tokens read before a step, in any unit; strictly increasing.
 
     Raises:
-        UserError: if there are no steps, or a decision comes before an earlier one, after the run's end, or at its end
-            without a progress to go on from.
+        UserError: if there are no steps, or a decision is before an earlier one, after the run's end, or at its end
+            without a `progress`.
     """
 
     config: ScheduleConfig
@@ -155,21 +153,21 @@ class Timetable:
 
     @cached_property
     def warmup_steps(self) -> int:
-        """Steps until the full rate, the nearest number to the share of what is read: from the plan alone, so that no
-        decision changes a step that was taken."""
+        """Steps until the full rate, rounded to the nearest number. It depends on the plan only, so that no decision
+        changes a step that was taken."""
         wanted = self.config.warmup * self.read(self.steps)
         over = bisect.bisect_left(range(self.steps), wanted, key=self.read)
         return max(1, min((max(over - 1, 0), over), key=lambda steps: (abs(self.read(steps) - wanted), steps % 2)))
 
     @property
     def decay_step(self) -> int | None:
-        """The first step below the full rate in the final decay; None if the shape has no such stage.
+        """The first step below the full rate in the final decay; None if the schedule has no such stage.
 
-        A checkpoint of this many finished steps is the last from which an extension wastes nothing.
+        A checkpoint after this many steps is the last from which an extension wastes no step.
         """
         if not self.config.entry.stable:
             return None
-        # u never falls except where a decision sets it back, so from the last of these on it can be searched by halves
+        # u only falls where a decision sets it back, so bisection works from the last of these on
         start = max((d.at_step for d in self.decisions if d.progress is not None), default=0)
         steps = range(start, self.total_steps)
         found = start + bisect.bisect_left(steps, True, key=lambda step: self.shape(self.progress(step)) < 1.0)
@@ -181,10 +179,10 @@ class Timetable:
         return self.segments[max(index, 0)].progress(step, self.read)
 
     def scale(self, step: int) -> float:
-        """The factor on every group's peak learning rate at a step (0-based). Above 0 at every step of the run, unless
-        the shape is decayed to a floor of 0 at its very end, which no step reaches."""
+        """The factor on every group's peak learning rate at a step (0-based). It is above 0 at every step of the run:
+        a floor of 0 is reached only at the end, after the last step."""
         return min(1.0, self.read(step + 1) / self.read(self.warmup_steps)) * self.shape(self.progress(step))
 
     def shape(self, u: float) -> float:
-        """The course without the warm-up: 1 at u = 0, never rising."""
+        """The factor without the warm-up: 1 at u = 0, never rising."""
         return self.config.entry.shape(u)

@@ -1,7 +1,7 @@
-"""OPTIMIZERS and SCHEDULES: what `optim.name` and `schedule.name` can be, and all that other files ask of a choice.
+"""OPTIMIZERS and SCHEDULES: the values of `optim.name` and `schedule.name`, and the interface of each to other files.
 
-Adding one is a class and a line in its table. The fields of the class are its schema: each is a field of OptimConfig,
-or of ScheduleConfig (config.py), which an entry is given without being asked. Help and error texts come from here.
+Adding one takes a class and a line in its table. The fields of the class are its schema: each is a field of OptimConfig
+or ScheduleConfig (config.py) of the same name, whose value it gets. Help and error texts are derived from here.
 """
 
 import math
@@ -24,11 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """One way to train all parameters. Groups are named as in groups.py: matrices, embedding, head, vectors.
+    """An optimiser of all parameters. Groups are named as in groups.py: matrices, embedding, head, vectors.
 
-    An optimiser whose torch class has `_step_supports_amp_scaling` discards a step by itself where `found_inf` is set
-    on the device; for any other the host waits for the gradient's norm before it takes the step. Its state has to
-    appear in the first step, as tensors, or numbers, per parameter: checkpoints then hold it without more.
+    If its torch class has `_step_supports_amp_scaling`, it discards a step by itself when `found_inf` is set on the
+    device; for any other the host waits for the gradient's norm before the step. Its state has to be created in the
+    first step, as tensors or numbers per parameter, so that checkpoints can hold it.
     """
 
     words: ClassVar[str] = ""
@@ -44,11 +44,11 @@ class Optimizer:
         raise NotImplementedError
 
     def stacks(self, group: str) -> bool:
-        """Whether a step works on all tensors of one shape in this group at once, which takes memory of its own."""
+        """Whether a step stacks all tensors of one shape in this group, which takes extra memory."""
         return False
 
     def at_width(self, d_model: int, tied_head: bool) -> dict[str, float]:
-        """The fields of OptimConfig that a width changes, given the values measured at d_model = WIDTH."""
+        """The fields of OptimConfig that depend on the width, given the values measured at d_model = WIDTH."""
         return {}
 
     def make(
@@ -57,16 +57,16 @@ class Optimizer:
         """The torch optimisers of these parameter groups, which hold `params`, `name`, `lr` and `weight_decay`.
 
         Args:
-            dtype: what matrix products inside a step compute in.
-            matrices: access to whole matrices where they are divided over several processes; None: they are not.
+            dtype: of the matrix products inside a step.
+            matrices: access to full matrices if they are distributed over processes; None: they are local.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    """AdamW (Loshchilov and Hutter 2019, 1711.05101), torch's fused one. Head and embedding may have rates of their
-    own; 0 is `lr`."""
+    """AdamW (Loshchilov and Hutter 2019, 1711.05101), torch's fused one. Head and embedding may have their own learning
+    rates; 0 is `lr`."""
 
     words: ClassVar[str] = "AdamW for all"
 
@@ -82,8 +82,8 @@ class AdamW(Optimizer):
         return 2 * FLOAT  # both moments
 
     def at_width(self, d_model: int, tied_head: bool) -> dict[str, float]:
-        """One rate for matrices that sum over the width and for lookup tables falls half-way between the two rules at
-        MuonAdamW, as the square root."""
+        """lr ~ 1 / sqrt(width): one rate for matrices that sum over the width and for lookup tables is the geometric
+        mean of the two rules of MuonAdamW."""
         return {"lr": self.lr * math.sqrt(WIDTH / d_model)}
 
     def make(
@@ -113,10 +113,10 @@ class MuonAdamW(AdamW):
         return self.by_muon(group)
 
     def at_width(self, d_model: int, tied_head: bool) -> dict[str, float]:
-        """By coordinate, Muon's steps and the embedding's change what the next layer reads alike at every width. The
-        head sums over the width, where Adam's steps add up, so its rate falls as 1 / width (Yang et al. 2022,
-        2203.03466, table 8). A row of the embedding is moved only where its token stands, and wants a larger rate than
-        what every token moves. A tied head is both, with one rate: AdamW's rule."""
+        """Steps of Muon and of the embedding change each coordinate of the next layer's input by the same amount at
+        every width. The head sums over the width, where Adam's steps add up, so its rate is ~ 1 / width (Yang et al.
+        2022, 2203.03466, table 8). A row of the embedding is updated only by its own token and needs a larger rate than
+        weights that every token updates. A tied head is both, with one rate: AdamW's rule."""
         if tied_head:
             return super().at_width(d_model, tied_head)
         return {"head_lr": self.lr * (WIDTH / d_model), "embedding_lr": self.lr * EMBEDDING}
@@ -142,11 +142,11 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate's course after the warm-up, which all share. Its end can be moved at any time: progress u is
-    what it is a function of, and u = 1 is where the run ends (schedules.py).
+    """A learning-rate schedule after the warm-up, which all share. It is a function of the progress u, with u = 1 at
+    the end of the run, so that the end can be moved at any time (schedules.py).
 
     Class attributes:
-        stable: it stays at the full rate up to a final decay; a run can be extended from before that.
+        stable: it stays at the full rate up to a final decay; a run can be extended from before the decay.
     """
 
     words: ClassVar[str] = ""
@@ -157,7 +157,7 @@ class Schedule:
         raise NotImplementedError
 
     def explained(self) -> str:
-        """What the plan says of its course, if there is anything to say."""
+        """A description of its shape for the plan, or ""."""
         return ""
 
 
@@ -180,7 +180,7 @@ class WSD(Schedule):
         return f"decay {self.decay:.0%}"
 
 
-# `schedule.cosine_from` -> the progress u at which the cosine begins, given the share of the warm-up
+# `schedule.cosine_from` -> the progress u at which the cosine begins, given the warm-up's share of the run
 COSINE_STARTS: dict[str, Callable[[float], float]] = {"warmup": lambda warmup: warmup, "start": lambda warmup: 0.0}
 
 
@@ -239,10 +239,10 @@ SCHEDULES: dict[str, type[Schedule]] = {
 
 
 def choose(table: Mapping[str, Callable[..., T]], where: str, config: Any) -> T:
-    """The entry that `config.name` names, given those of the configuration's fields that its class has.
+    """The entry `config.name`, with those of the configuration's fields that its class has.
 
     Raises:
-        UserError: for a name that is not in the table, or values that do not go together.
+        UserError: for a name that is not in the table, or inconsistent values.
     """
     cls: Any = table[OneOf(table).check(config.name, where)]
     made: T = cls(**{field.name: getattr(config, field.name) for field in fields(cls)})

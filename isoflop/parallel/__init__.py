@@ -1,1 +1,1 @@
-"""Distribution, applied from outside: the model and the trainer's step do not know of it."""
+"""Distribution, applied from outside: the model and the training step do not depend on it."""

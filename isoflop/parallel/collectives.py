@@ -1,7 +1,7 @@
-"""What the processes of a group exchange: tensors, numbers and small JSON values.
+"""Communication in a process group: tensors, numbers and small JSON values.
 
-Numbers and JSON go through gloo, tensors on a GPU through NCCL. Waits that may be long (the first process prepares the
-data) go through the store instead, which has no time limit.
+Numbers and JSON use gloo, tensors on a GPU use NCCL. Waits that may be long (the first process prepares the data) use
+the store instead, which has no time limit.
 """
 
 import itertools
@@ -18,12 +18,13 @@ from isoflop.parallel.failures import POLL, Failures
 
 
 class Collectives:
-    """Each of these is called by all processes, in the same order. Alone, nothing is sent and every value is one's own.
+    """The collectives of a group. All processes call each of them, in the same order. A single process communicates
+    nothing and gets its own value.
 
     Attributes:
-        rank, size: which process of how many.
-        store: where all can leave words; None alone.
-        failures: what they tell each other when one of them fails.
+        rank, size: rank of this process, and number of processes.
+        store: torch's key-value store of the group; None for a single process.
+        failures: how the processes report a failure to each other.
     """
 
     def __init__(self, rank: int, size: int, local_rank: int, store: dist.Store | None) -> None:
@@ -53,7 +54,7 @@ class Collectives:
         return tensor
 
     def all_max(self, numbers: Sequence[int]) -> list[int]:
-        """The largest that any process has of each number: how a flag that one raised is seen by all."""
+        """The elementwise maximum over all processes; so a flag that one process sets reaches all."""
         if self.alone:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
@@ -61,13 +62,14 @@ class Collectives:
         return tensor.tolist()
 
     def barrier(self) -> None:
-        """Wait until all are here."""
+        """Wait until all processes call this."""
         self.all_max([0])
 
     def broadcast(self, value: Any = None) -> Any:
-        """The first process's value, plain JSON, in all."""
+        """The first process's value, plain JSON, in all processes."""
         if self.alone:
             return value
+
         text = json.dumps(value).encode() if self.first else b""
         length = torch.tensor([len(text)], dtype=torch.int64)
         dist.broadcast(length, 0)
@@ -76,18 +78,19 @@ class Collectives:
         return json.loads(bytes(content.tolist()))
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's value, plain JSON, in order of rank, in all."""
+        """Every process's value, plain JSON, in order of rank, in all processes."""
         if self.alone:
             return [value]
+
         text = json.dumps(value).encode()
         [longest] = self.all_max([len(text)])
-        mine = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)  # JSON does not mind blanks
+        mine = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)  # JSON ignores trailing spaces
         of_all = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(of_all, mine)
         return [json.loads(bytes(one.tolist())) for one in of_all]
 
     def order(self, value: Any = None) -> Any:
-        """The first process's value, plain JSON, in all, however long the others have to wait for it.
+        """`broadcast` without a time limit, for values that the first process takes long to compute.
 
         Raises:
             FailedElsewhere: if another process failed in the meantime.

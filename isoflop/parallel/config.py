@@ -1,4 +1,4 @@
-"""How a run is divided among processes: what can be chosen, and what makes no sense."""
+"""ParallelConfig: how several processes share a run, with checks for settings that make no sense."""
 
 import math
 from dataclasses import dataclass
@@ -6,19 +6,19 @@ from typing import Annotated, Literal
 
 from isoflop.errors import UserError
 
-# what is divided | parameters and optimiser state   | gradients                     | for
-# ----------------|-----------------------------------|-------------------------------|--------------------------------
-# none            | whole                             | whole                         | one process
-# ddp             | whole in every process            | summed over all               | models that fit one device
-# fsdp            | a piece in each of N              | reduced to the own piece      | models that do not
-# hsdp            | a piece in each of N / replicas   | then summed over the replicas | many hosts: pieces stay near
+# mode | parameters and optimiser state     | gradients                          | for
+# -----|------------------------------------|------------------------------------|-------------------------------------
+# none | in one process                     | local                              | one process
+# ddp  | replicated                         | all-reduced                        | models that fit one device
+# fsdp | sharded over N processes           | reduce-scattered                   | models that do not
+# hsdp | sharded over N / replicas of them  | then all-reduced over the replicas | many hosts: gathers stay within one
 MODES = ("none", "ddp", "fsdp", "hsdp")
 DIVIDED = ("fsdp", "hsdp")
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How one model is trained by several processes. Which tokens a step sees does not depend on it.
+    """How several processes train one model. The tokens of a step do not depend on it.
 
     Raises:
         UserError: naming the field, for a value outside its range.
@@ -26,16 +26,16 @@ class ParallelConfig:
 
     mode: Annotated[
         Literal["auto", "none", "ddp", "fsdp", "hsdp"],
-        "auto: none in one process, ddp under torchrun; fsdp: parameters divided; hsdp: divided within replicas",
+        "auto: none in one process, ddp under torchrun; fsdp: parameters sharded; hsdp: sharded within replicas",
     ] = "auto"
-    replicas: Annotated[int, "hsdp: how many whole copies of the model there are; 0: one a host"] = 0
+    replicas: Annotated[int, "hsdp: number of replicas of the model; 0: one per host"] = 0
     gather: Annotated[
         Literal["float32", "bfloat16"],
-        "fsdp, hsdp: what a unit's parameters are sent as; bfloat16 halves it, for runtime.dtype = bfloat16",
+        "fsdp, hsdp: dtype in which parameters are gathered; bfloat16 sends half, for runtime.dtype = bfloat16",
     ] = "float32"
     reduce: Annotated[
         Literal["last", "every"],
-        "fsdp, hsdp: gradients are summed after a step's last pass, or after every pass: more sent, only a piece held",
+        "fsdp, hsdp: reduce gradients after a step's last pass, or after every pass: more sent, less memory",
     ] = "last"
     timeout: Annotated[
         float,
@@ -44,19 +44,20 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         if self.replicas < 0:
-            raise UserError(f"parallel.replicas = {self.replicas} is negative; 0 is one a host")
+            raise UserError(f"parallel.replicas = {self.replicas} is negative; 0 is one per host")
         if not (math.isfinite(self.timeout) and self.timeout > 0):
             raise UserError(f"parallel.timeout = {self.timeout:g} is not a number of seconds above 0")
 
     def resolve(self, size: int, hosts: int = 1) -> tuple[str, int]:
-        """The mode and the number of whole copies of the model, among `size` processes on `hosts` hosts.
+        """The mode and the number of replicas of the model, among `size` processes on `hosts` hosts.
 
         Raises:
-            UserError: if they do not go together.
+            UserError: if the settings are inconsistent.
         """
         mode = self.mode
         if mode == "auto":
             mode = "ddp" if size > 1 else "none"
+
         if self.replicas and mode != "hsdp":
             raise UserError(f"parallel.replicas = {self.replicas} is for parallel.mode = hsdp; the mode is {mode}")
         for field, value, plain in (("gather", self.gather, "float32"), ("reduce", self.reduce, "last")):
@@ -64,6 +65,7 @@ class ParallelConfig:
                 raise UserError(
                     f"parallel.{field} = {value} is for parallel.mode = fsdp or hsdp; the mode is {mode}; leave it out"
                 )
+
         if size == 1 and mode != "none":
             raise UserError(
                 f"parallel.mode = {mode} needs several processes: start it as torchrun --nproc-per-node N -m isoflop "
@@ -73,6 +75,7 @@ class ParallelConfig:
             raise UserError(
                 f"parallel.mode = none is for one process and there are {size}; use auto, ddp, fsdp or hsdp"
             )
+
         if mode != "hsdp":
             return mode, size if mode == "ddp" else 1
         replicas = self.replicas or hosts

@@ -1,4 +1,4 @@
-"""What sharing one model among processes costs: bytes to send in a step, and bytes to hold. Plain numbers, no torch.
+"""The cost of training one model with several processes: bytes to send per step, and bytes to hold. No torch.
 
 With N processes and collectives that move no byte twice (rings do; Patarasuk and Yuan 2009, "Bandwidth optimal
 all-reduce algorithms for clusters of workstations"), each process sends, of a tensor of B bytes,
@@ -8,17 +8,17 @@ all-reduce algorithms for clusters of workstations"), each process sends, of a t
     all-reduce     2 (N - 1) / N B     the one and then the other
 
 No algorithm sends less: in an all-gather each process must receive the N - 1 parts that it lacks, and as much is sent
-as is received. In-network reduction (NVLink and InfiniBand SHARP) is left out: the switches then send in our place.
+as is received. In-network reduction (NVLink and InfiniBand SHARP), where switches do part of it, is not modelled.
 
     ddp      the gradients are all-reduced; everyone holds everything
     fsdp     parameters, gradients and optimiser state are cut into N shards (ZeRO-3, Rajbhandari et al. 2019,
              1910.02054, section 7); a unit's parameters are all-gathered before its forward pass, and again before
-             its backward pass if they were let go between the two; its gradients are reduce-scattered
+             its backward pass if they were freed between the two; its gradients are reduce-scattered
     hsdp     fsdp within a shard group of N / R processes, and an all-reduce of the own shard's gradients across the R
              replicas (Zhao et al. 2023, 2304.11277, section 3.2.2)
 
-Not counted, since they do not grow with the model: the loss, the gradient's norm, barriers. Nor what is no part of a
-step: the first broadcast, checkpoints. Nor padding: a tensor whose first dimension N does not divide is padded.
+Not counted: what does not grow with the model (the loss, the gradient's norm, barriers), what is outside the steps (the
+first broadcast, checkpoints), and padding of tensors whose first dimension N does not divide.
 """
 
 from dataclasses import dataclass
@@ -31,11 +31,11 @@ Mode = Literal["none", "ddp", "fsdp", "hsdp"]
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How `processes` share one model.
+    """How `processes` train one model.
 
     Attributes:
-        replicas: whole copies of the model, of which hsdp has between 1 and all; as many as processes in ddp, and one
-            in fsdp. 0: what the mode says, and in hsdp the caller must.
+        replicas: copies of the model: as many as processes in ddp, one in fsdp, between the two in hsdp. 0: chosen by
+            the mode; hsdp needs a number.
 
     Raises:
         UserError: for a combination that makes no sense.
@@ -62,13 +62,13 @@ class Parallelism:
 
     @property
     def shards(self) -> int:
-        """Into how many parts the model is cut."""
+        """The number of shards of the model."""
         return self.processes // self.replicas
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one process sends in one optimiser step, at least.
+    """The least bytes that one process sends per optimiser step.
 
     Attributes:
         gathered: parameters, within the shard group.
@@ -99,18 +99,19 @@ def traffic(
     """The least that a process must send for one optimiser step.
 
     Args:
-        parameters: trainable ones of the model, a tied weight once.
-        parameter_bytes: of a parameter as it is gathered: 4 in float32, 2 in bfloat16.
-        reduce_bytes: of a gradient as it is summed.
-        passes: forward and backward passes of this process in the step; gradients accumulate over them.
-        reshard: a unit's parameters are let go after its forward pass and gathered again before its backward pass;
+        parameters: trainable parameters of the model, a tied weight once.
+        parameter_bytes: per parameter when gathered: 4 in float32, 2 in bfloat16.
+        reduce_bytes: per gradient when reduced.
+        passes: forward and backward passes of this process per step (gradient accumulation).
+        reshard: a unit's parameters are freed after its forward pass and gathered again before its backward pass;
             else each pass gathers them once.
-        kept: parameters that are not let go between forward and backward all the same: FSDP2's root unit.
-        reduce_every_pass: gradients are summed over the processes after every pass and not after the last alone. It
-            saves fsdp from holding whole gradients, and ddp nothing.
+        kept: parameters that are kept between forward and backward in any case: FSDP2's root unit.
+        reduce_every_pass: gradients are reduced after every pass, not only after the last. Then fsdp holds no unsharded
+            gradients; ddp gains nothing.
     """
     gathers = passes * ((2 * parameters - kept) if reshard else parameters)
     reductions = passes if reduce_every_pass else 1
+
     whole = part(layout.shards)
     gradient = reductions * parameters * reduce_bytes
     return Traffic(
@@ -121,7 +122,7 @@ def traffic(
 
 
 def part(processes: int) -> float:
-    """What a process sends of a tensor in an all-gather or a reduce-scatter, as a share of it."""
+    """The share of a tensor that a process sends in an all-gather or a reduce-scatter."""
     return (processes - 1) / processes
 
 
@@ -130,11 +131,11 @@ class ProcessMemory:
     """Bytes on one process, at the peak of a step.
 
     Attributes:
-        parameters: its own, whole or one shard.
+        parameters: the process's own, all or one shard.
         gradients: likewise.
         optimizer: state.
-        gathered: whole units that are there for a while, with their gradients; and casts of parameters.
-        activations: what forward leaves for backward.
+        gathered: gathered units with their gradients; and casts of parameters.
+        activations: kept by the forward pass for the backward pass.
     """
 
     parameters: float
@@ -163,30 +164,31 @@ def memory(
     reshard: bool = True,
     whole_gradients: bool = False,
 ) -> ProcessMemory:
-    """What a process holds. Not in it: the CUDA context, NCCL's buffers, what the allocator cannot use.
+    """The memory of one process. Not included: the CUDA context, NCCL's buffers, fragmentation of the allocator.
 
     Args:
         largest_unit: parameters of the largest unit, embedding and head included: while one unit is computed the next
-            is being gathered, so that two are whole, and the gradients of one.
+            is being gathered, so that two are unsharded, and the gradients of one.
         activations: bytes, from `activation_bytes` or a measurement.
-        parameter_bytes: of a parameter as it is kept and updated, and of its gradient.
-        compute_bytes: of a parameter as it is multiplied: 2 in bfloat16.
-        reduce_bytes: of a gradient as it is summed.
-        state_bytes: of the optimiser's state for a parameter: 8 for AdamW's two moments in float32.
-        kept: as in `traffic`, beside the largest unit.
-        cast_bytes: of a copy of every parameter that autocast makes and the backward pass needs again, so that the
-            whole model is there in it however it is divided: 2 with bfloat16 and parameters that are gathered in
-            float32.
-        reshard: as in `traffic`; without it every unit is whole from forward to backward.
+        parameter_bytes: per parameter when stored and updated, and per gradient.
+        compute_bytes: per parameter in a matrix product: 2 in bfloat16.
+        reduce_bytes: per gradient when reduced.
+        state_bytes: of the optimiser's state per parameter: 8 for AdamW's two moments in float32.
+        kept: as in `traffic`, in addition to the largest unit.
+        cast_bytes: per parameter, of a copy that autocast makes and the backward pass needs again, so that the copy of
+            the whole model is held in any mode: 2 with bfloat16 and parameters that are gathered in float32.
+        reshard: as in `traffic`; without it every unit stays unsharded from forward to backward.
         whole_gradients: gradients accumulate unsharded over the passes.
     """
     own = parameters / layout.shards
+
     if layout.shards > 1:
         whole = min(2 * largest_unit + kept, parameters) if reshard else parameters
         gathered = whole * compute_bytes + (parameters if whole_gradients else largest_unit) * reduce_bytes
         gathered += parameters * cast_bytes
     else:
         gathered = parameters * (cast_bytes or (compute_bytes if compute_bytes < parameter_bytes else 0))
+
     return ProcessMemory(
         parameters=own * parameter_bytes,
         gradients=own * parameter_bytes,
@@ -197,8 +199,8 @@ def memory(
 
 
 def activation_bytes(tokens: float, layers: int, d_model: int, *, recompute: bool = False) -> float:
-    """What the blocks of a plain GPT leave for the backward pass, in 16-bit: 34 L D bytes a token, or 2 L D + 34 D if a
-    block's input alone is kept and the block worked out again (Korthikanti et al. 2022, 2205.05198, equation 1 and
-    table 2, without the scores, which fused attention never writes). Logits are not in it."""
+    """Activations that the blocks of a plain GPT keep for the backward pass, in 16-bit: 34 L D bytes per token, or
+    2 L D + 34 D with recomputation, which keeps only each block's input (Korthikanti et al. 2022, 2205.05198, equation
+    1 and table 2, without the scores, which fused attention never writes). Logits are not included."""
     a_block = 34 * d_model * tokens
     return 2 * layers * d_model * tokens + a_block if recompute else layers * a_block

@@ -1,12 +1,12 @@
-"""How a group of processes ends when one of them fails: all end, with the same exit code, and one of them says why.
+"""How a process group ends when one process fails: all end with the same exit code, and one of them prints the reason.
 
-2 is what the user can mend, 1 what failed (a run that diverged, a lost or silent process), 128 + signal where a signal
-stopped the run and it is saved. A signal may go to torchrun, which passes SIGTERM and SIGINT on, or to any one process.
-torchrun itself (2.13, tried) gives 1 in every one of these cases, after its own account of them, in which each
-process's code stands; it waits 30 seconds for the processes that it told to stop, then kills them.
+Exit code 2 is an error that the user can fix, 1 a failure (a run that diverged, a lost or silent process), 128 + signal
+a run that a signal stopped and that is saved. The signal may be sent to torchrun, which forwards SIGTERM and SIGINT, or
+to any one process. torchrun itself (2.13, tried) exits with 1 in all of these cases, after a summary with each
+process's code; it waits 30 seconds for the processes that it told to stop, then kills them.
 
-Who fails writes its exit code into the store, where the others find it. The store lies on one host, which may be what
-failed.
+A process that fails writes its exit code into the store, where the others read it. The store is on one host, which may
+itself be lost.
 """
 
 import contextlib
@@ -15,19 +15,19 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-POLL = 0.2  # seconds between two looks at the store
+POLL = 0.2  # seconds between two reads of the store
 LEAVING = 10.0  # seconds that a process waits for the others to leave with it
 
 
 class FailedElsewhere(Exception):
-    """The group ends, and another process has said why.
+    """The group ends, and another process has printed the reason.
 
     Attributes:
-        exit_code: what this process exits with: the same as that one.
+        exit_code: the exit code of that process, and so of this one.
     """
 
     def __init__(self, exit_code: int) -> None:
-        super().__init__("another process of the group said what is wrong")
+        super().__init__("another process of the group printed the reason")
         self.exit_code = exit_code
 
 
@@ -38,30 +38,30 @@ class Lost(Exception):
 
 
 class CutShort(Exception):
-    """A process was asked to stop, in the middle of what can be done again after the run is resumed."""
+    """A process was asked to stop during work that is repeated when the run is resumed."""
 
 
 class Failures:
-    """What the processes of a group tell each other when one of them fails.
+    """How the processes of a group report a failure to each other.
 
     Args:
-        store: where all can leave words; None: there is one process alone, and nobody is told.
-        rank, size: which process of how many.
-        local_rank: which one of this host.
+        store: torch's key-value store of the group; None for a single process, which reports nothing.
+        rank, size: rank of this process, and number of processes.
+        local_rank: rank on this host.
     """
 
     def __init__(self, store: dist.Store | None, rank: int, size: int, local_rank: int) -> None:
         self.store, self.rank, self.size, self.local_rank = store, rank, size, local_rank
 
     def elsewhere(self) -> FailedElsewhere | None:
-        """What another process has said, if any has."""
+        """The failure that another process has reported, if any."""
         if self.store is None or not self.store.check(["failure"]):
             return None
         return FailedElsewhere(int(self.store.get("failure")))
 
     def claims_error(self, exit_code: int) -> bool:
-        """Whether this process is the one that says why the group ends: the first to come. The others learn the exit
-        code. Without the store (its host may be what failed), the first process of every host does."""
+        """Whether this process prints why the group ends: the first caller does, and the others read its exit code.
+        Without the store (its host may be lost), the first process of every host does."""
         if self.store is None:
             return True
         try:
@@ -73,7 +73,7 @@ class Failures:
         return True
 
     def failing(self, error: BaseException) -> BaseException:
-        """What this process raises for an error of its own: the error, or FailedElsewhere where another was first."""
+        """What this process raises for its own error: the error, or FailedElsewhere if another process was first."""
         if self.store is None or isinstance(error, FailedElsewhere):
             return error
         exit_code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
@@ -88,9 +88,9 @@ class Failures:
         return FailedElsewhere(exit_code)
 
     def leave(self, exit_code: int = 0) -> None:
-        """Wait, but not for long, until the others are about to leave as well. torchrun ends all that are still there
-        when one has failed, and a process that has saved and is finished shall leave with its own exit code; and the
-        first one, which may host the store, leaves last."""
+        """Wait a short time for the others to leave as well. torchrun kills all remaining processes when one has
+        failed, and a process that has saved should exit with its own code. The first process, which may host the store,
+        leaves last."""
         if self.store is None or not (exit_code == 0 or exit_code > 128):
             return
         with contextlib.suppress(RuntimeError):
@@ -102,5 +102,5 @@ class Failures:
 
 
 def broken(error: BaseException) -> bool:
-    """Whether an error says that another process cannot be reached any more."""
+    """Whether an error means that another process cannot be reached any more."""
     return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error))

@@ -1,11 +1,11 @@
-"""Whole matrices for an optimiser that needs them (Muon), where each process holds all of them, or a piece of each.
+"""Full matrices for an optimiser that needs them (Muon), if each process holds all of them, or a shard of each.
 
-Both are what optim/muon.py calls Matrices. The matrices are dealt out: of a list, process r gets every N-th one,
-beginning with number r, and is the only one to work on it. Nothing is computed twice, and all processes continue with
-the same bits.
+Both classes implement Matrices of optim/muon.py. The matrices are distributed round-robin: process r is the only one to
+work on every N-th of a list, beginning with number r. Nothing is computed twice, and all processes continue with the
+same bits.
 
-    Shared    whole everywhere (DDP)    work on one's own ──> all gather the results
-    Divided   rows divided (FSDP2)      rows ──all to all──> whole ones of one's own ──> work ──all to all──> rows
+    ReplicatedMatrices   full in every process (DDP)   work on the own ones ──> all-gather the results
+    ShardedMatrices      rows sharded (FSDP2)          rows ──all-to-all──> own full ones ──> work ──all-to-all──> rows
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from isoflop.parallel.mesh import Group
 Work = Callable[[Tensor], Tensor]
 
 
-class Shared:
+class ReplicatedMatrices:
     """Every process has all matrices."""
 
     def __init__(self, group: Group) -> None:
@@ -30,7 +30,7 @@ class Shared:
         return tensor
 
     def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-        each = -(-len(parts) // self.size)  # the last ones to be dealt to may have one less, and work on one twice
+        each = -(-len(parts) // self.size)  # a process with one matrix less works on the last one again
         own = [parts[min(i, len(parts) - 1)] for i in range(self.rank, each * self.size, self.size)]
         done = work(torch.stack(own)).contiguous()
         everyone = [torch.empty_like(done) for _ in range(self.size)]
@@ -38,9 +38,9 @@ class Shared:
         return [everyone[i % self.size][i // self.size] for i in range(len(parts))]
 
 
-class Divided:
-    """Every process has some rows (of the first dimension) of each tensor, as FSDP2 deals them: pieces of
-    ceil(rows / N), the last ones shorter or empty. Copies of the model (HSDP) each do the same work."""
+class ShardedMatrices:
+    """Every process has some rows (of the first dimension) of each tensor, as FSDP2 shards them: ceil(rows / N) each,
+    the last shards shorter or empty. Each replica of the model (HSDP) does the same work."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.group = mesh.get_group()
@@ -53,9 +53,10 @@ class Divided:
 
     def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
         shape = like.shape
-        piece = -(-shape[0] // self.size)
-        rows = [max(0, min(piece, shape[0] - rank * piece)) for rank in range(self.size)]
+        most = -(-shape[0] // self.size)
+        rows = [max(0, min(most, shape[0] - rank * most)) for rank in range(self.size)]
         row = shape[1:].numel()
+
         owned = [len(range(rank, len(parts), self.size)) for rank in range(self.size)]
         mine = owned[self.rank]
         order = [i for rank in range(self.size) for i in range(rank, len(parts), self.size)]  # by owner
@@ -67,6 +68,7 @@ class Divided:
         pieces = [p.view(mine, count, *shape[1:]) for p, count in zip(arrived.split(received), rows, strict=True)]
         whole = torch.cat(pieces, dim=1)
         done = work(whole) if mine else whole
+
         back = torch.cat([p.reshape(-1) for p in done.split(rows, dim=1)]).to(flat.dtype)
         results = self.exchange(back, received, sent).view(len(parts), rows[self.rank], *shape[1:])
         return [results[order.index(i)] for i in range(len(parts))]

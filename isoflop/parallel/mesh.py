@@ -1,7 +1,7 @@
-"""The processes that train one model, as one of them sees them: how many, on which hosts and devices.
+"""The process group that trains one model: ranks, hosts and devices.
 
-torchrun ── environment ──> launch.py ──> Group ──> shard.py (who holds what) · watch.py (who is silent)
-                                            └─ collectives.py (what they exchange) · failures.py (how they end)
+torchrun ── environment ──> launch.py ──> Group ──> shard.py (sharding) · watch.py (silent processes)
+                                            └─ collectives.py (communication) · failures.py (joint exit)
 """
 
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from isoflop.parallel.collectives import Collectives
 
 
 class Group(Collectives):
-    """The processes that train one model, seen from one of them.
+    """The process group that trains one model, as seen by one of its processes.
 
     Attributes:
-        local_rank, local_size: which process of how many on this host.
-        node: the number of this host.
-        launch: torchrun's name of this launch; "" without one. It is kept when torchrun starts the processes again.
-        restarts: how often it has.
-        pause: called by all between two parts of long work; see pause.py.
+        local_rank, local_size: rank on this host, and number of processes on this host.
+        node: the rank of this host.
+        launch: torchrun's id of this launch, the same after restarts; "" without torchrun.
+        restarts: how often torchrun has restarted the processes.
+        pause: called by all processes between two parts of long work; see pause.py.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class Group(Collectives):
 
     @property
     def hosts(self) -> int:
-        """How many hosts there are, each with as many processes."""
+        """The number of hosts; all have the same number of processes."""
         return max(1, self.size // self.local_size)
 
     def threads(self, of_host: int) -> int:
-        """This process's part of a host's threads."""
+        """This process's share of a host's threads."""
         return max(1, of_host // self.local_size)
 
     def device(self, name: str) -> str:
@@ -53,11 +53,11 @@ class Group(Collectives):
         return f"cuda:{self.local_rank}" if name == "cuda" and not self.alone else name
 
     def machines(self, device: str) -> int:
-        """How many times what one process reaches with all of a host's threads, or with its GPU, all have together."""
+        """The group's compute in units of one process with all threads of its host, or with its GPU."""
         return self.size if device.startswith("cuda") else self.hosts
 
     def mesh(self, device: str, replicas: int = 1) -> DeviceMesh:
-        """All processes in a row, or as (replicas, pieces)."""
+        """The mesh of all processes: 1-D, or (replicas, shards)."""
         kind = device.partition(":")[0]
         if replicas == 1:
             return init_device_mesh(kind, (self.size,), mesh_dim_names=("piece",))
@@ -68,5 +68,5 @@ ALONE = Group()
 
 
 def present() -> Group:
-    """The group as torch knows it, for those that none is handed to; ALONE if this process is in none."""
+    """The current group according to torch, for callers that have no Group; ALONE if there is none."""
     return Group(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else ALONE

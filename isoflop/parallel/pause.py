@@ -1,7 +1,7 @@
-"""Where several processes may stop in the middle of long work that all do alike: measuring, sampling.
+"""Lets all processes stop together in the middle of long work that they share: evaluation, sampling.
 
-One that stopped by itself would leave the others waiting for it. So all call `group.pause()` after each part of the
-work, and about every second, by the first one's clock, they exchange whether any of them was asked to stop: then all
+A process that stopped alone would leave the others waiting for it. So all call `group.pause()` after each part of the
+work. About every second, by the first process's clock, they exchange whether any of them was asked to stop; then all
 stop after the same part. A pause without an exchange costs nothing.
 """
 
@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator
 from isoflop.parallel.failures import CutShort
 from isoflop.parallel.mesh import Group
 
-EVERY = 1.0  # seconds between two exchanges, where a part is not longer
-MOST = 1000  # parts between two of them
+EVERY = 1.0  # seconds between two exchanges, unless a part takes longer
+MOST = 1000  # parts between two exchanges
 
 
 class Pauses:
-    """What `Group.pause` is while long work is done.
+    """`Group.pause` during long work.
 
     Args:
-        asked: whether this process was asked to stop.
+        asked: returns whether this process was asked to stop.
     """
 
     def __init__(self, group: Group, asked: Callable[[], bool]) -> None:
@@ -34,10 +34,10 @@ class Pauses:
             self.exchange(int(EVERY * self.parts / max(1e-9, time.monotonic() - self.at)))
 
     def exchange(self, parts: int) -> None:
-        """Stop if any was asked to; else the next exchange comes after so many parts, as the first process says.
+        """Stop if any process was asked to; else the next exchange is after the first process's number of `parts`.
 
         Raises:
-            CutShort: in all.
+            CutShort: in all processes.
         """
         asked, self.until = self.group.all_max([int(self.asked()), max(1, min(parts, MOST)) * self.group.first])
         if asked:
@@ -47,11 +47,11 @@ class Pauses:
 
 @contextlib.contextmanager
 def stoppable(group: Group, asked: Callable[[], bool]) -> Iterator[None]:
-    """Within this, which all enter and leave together, `group.pause()` raises CutShort in all once any of them was
-    asked to stop; entering does, where that was before.
+    """A context that all processes enter and leave together. Inside it `group.pause()` raises CutShort in all of them
+    once any was asked to stop. Only for work that can be abandoned at any pause.
 
     Raises:
-        CutShort: only for work that leaves nothing half done behind.
+        CutShort: on entering, if a process was asked to stop before.
     """
     pauses, before = Pauses(group, asked), group.pause
     pauses.exchange(1)

@@ -1,20 +1,21 @@
-"""How a model lies over the processes: whole, copied (DDP), divided (FSDP2), or divided within copies (HSDP).
+"""How a model is distributed over processes: in one process, replicated (DDP), sharded (FSDP2), or sharded within
+replicas (HSDP).
 
-The model is single-device code and stays so: it lists its units, and here is what is done to them. A `Layout` is what a
-training step sees of it:
+The model stays single-device code: it lists its units, and this module wraps them. A training step uses it through a
+`Layout`:
 
-                parameters        a pass with gradient       gradients of the step         norm         Muon
-    Layout      whole             the loss itself            its own                       its own      all matrices
-    Replicated  whole, all alike  through DDP                summed as backward goes       the first's  1/N of them
-    Sharded     1/N of each unit  units gathered in turn     summed, each keeps its piece  over pieces  1/N of them
+                parameters        forward and backward       gradients of the step         norm         Muon
+    Layout      in one process    the loss itself            local                         local        all matrices
+    Replicated  replicated        through DDP                all-reduced during backward   the first's  1/N of them
+    Sharded     1/N of each unit  units gathered in turn     reduce-scattered              over shards  1/N of them
 
-Gradients are sums and never means: every pass is weighted by its share of the targets of the whole step, over all
-processes, so that the sum is the gradient of the whole step's mean however the targets are spread (in batches of pairs
-each process has another number). What is summed in another order differs in the last bits, and in nothing else.
+Gradients are sums, never means: every pass is weighted by its share of the targets of the step over all processes. So
+the sum is the gradient of the step's mean loss however the targets are distributed (in batches of pairs each process
+has another number). Modes differ in the order of summation, so in the last bits, and in nothing else.
 
-All modes start from the same weights. What is divided is built without memory (on the meta device) and then filled in
-the order of its construction, from the same seed as a whole one, each unit divided as soon as it is full: no device
-ever holds more than one whole unit beside its pieces, and what lies outside the units.
+All modes start from the same weights. A sharded model is built on the meta device and then initialised in the order of
+its construction, from the same seed as an unsharded one, and each unit is sharded as soon as it is initialised: no
+device ever holds more than one full unit next to its shards and the parameters outside the units.
 """
 
 import contextlib
@@ -28,26 +29,26 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from isoflop.parallel.config import ParallelConfig
-from isoflop.parallel.matrices import Divided, Shared
+from isoflop.parallel.matrices import ReplicatedMatrices, ShardedMatrices
 from isoflop.parallel.mesh import ALONE, Group
 
 Loss = Callable[..., Tensor]
 Weights = Mapping[str, Tensor]
 
-# by what a model or one of its units may be entered, beside forward
+# methods other than forward by which a model or a unit is called: FSDP has to gather parameters for these as well
 ENTRANCES = ("hidden", "hidden_mtp", "logits", "read", "write", "remember")
 
 
 class Layout:
-    """A model that lies whole in the only process.
+    """A model in a single process.
 
     Attributes:
         group: the processes.
-        matrices: how an optimiser gets at whole matrices; None: they are whole.
-        forward_is_collective: whether a forward pass needs all processes, also one without gradients.
+        matrices: how an optimiser gets full matrices; None: they are local.
+        forward_is_collective: whether all processes have to take part in a forward pass, even without gradients.
     """
 
-    matrices: Shared | Divided | None = None
+    matrices: ReplicatedMatrices | ShardedMatrices | None = None
     forward_is_collective = False
 
     def __init__(self, model: Any, loss: Loss, group: Group = ALONE) -> None:
@@ -58,7 +59,7 @@ class Layout:
         return self._loss(self.model, *batch)
 
     def last_pass(self, last: bool) -> contextlib.AbstractContextManager[None]:
-        """The context of a pass and its backward. Gradients are exchanged in the step's last one."""
+        """The context of a forward and backward pass. Gradients are exchanged in the step's last pass."""
         return contextlib.nullcontext()
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -66,13 +67,14 @@ class Layout:
         return self.group.sum(tensor)
 
     def whole(self, tensor: Tensor) -> Tensor:
-        """A number of which each process may have a part (a norm), whole, and with the same bits in all. Sums have them
-        anyway; what each works out for itself need not, where processors or threads differ, and may be overwritten."""
+        """A gradient norm over all shards, with the same bits in all processes. (A norm that each process computes for
+        itself may differ between processors or numbers of threads; the first one's is used, and `tensor` may be
+        overwritten.)"""
         return tensor
 
 
 class Pass(nn.Module):
-    """The loss as a module's forward: what DDP wraps."""
+    """The loss as a module's forward, for DDP to wrap."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -83,17 +85,17 @@ class Pass(nn.Module):
 
 
 class Replicated(Layout):
-    """Every process has the whole model; gradients are summed while the backward pass goes on."""
+    """DDP: every process has the full model; gradients are summed during the backward pass."""
 
     def __init__(self, model: nn.Module, loss: Loss, group: Group) -> None:
         super().__init__(model, loss, group)
-        # what buffers a model may have is alike everywhere, so none is sent; torch 2.13 has another word for it
+        # buffers are equal in all processes, so none is sent; torch 2.13 renamed the option
         known = inspect.signature(DistributedDataParallel.__init__).parameters
         quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
         options: Any = {quiet: False, "gradient_as_bucket_view": True}
         self._wrapped = DistributedDataParallel(Pass(model, loss), **options)
-        self._wrapped.register_comm_hook(None, summed)
-        self.matrices = Shared(group)
+        self._wrapped.register_comm_hook(None, sum_bucket)
+        self.matrices = ReplicatedMatrices(group)
 
     def loss(self, *batch: Tensor) -> Tensor:
         value: Tensor = self._wrapped(*batch)
@@ -109,7 +111,7 @@ class Replicated(Layout):
 
 
 class Sharded(Layout):
-    """Every process has a piece of each unit, and gathers a unit when its turn comes."""
+    """FSDP2 or HSDP: every process has a shard of each unit, and gathers a unit when it is computed."""
 
     forward_is_collective = True
 
@@ -122,16 +124,16 @@ class Sharded(Layout):
         mesh = group.mesh(device, replicas)
         self.every = config.reduce == "every"
         units = [*model.units_within(), *model.units()]
-        again = {id(unit): unit is not units[-1] for unit in units}  # backward begins with the last one: it stays
+        again = {id(unit): unit is not units[-1] for unit in units}  # backward starts with the last one: keep it
 
-        def divide_one(module: nn.Module) -> None:
+        def shard_unit(module: nn.Module) -> None:
             if id(module) in again:
-                divide(module, mesh, again[id(module)], config.gather == "bfloat16")
+                shard(module, mesh, again[id(module)], config.gather == "bfloat16")
             elif module is model:
-                divide(module, mesh, again=False)
+                shard(module, mesh, again=False)
 
-        fill(model, device, weights or {}, divide_one)
-        self.matrices = Divided(mesh["piece"] if replicas > 1 else mesh)
+        fill(model, device, weights or {}, shard_unit)
+        self.matrices = ShardedMatrices(mesh["piece"] if replicas > 1 else mesh)
 
     @contextlib.contextmanager
     def last_pass(self, last: bool) -> Any:
@@ -148,12 +150,12 @@ class Sharded(Layout):
 def lay_out(
     model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str, weights: Weights | None = None
 ) -> Layout:
-    """Divide a model, which is alike in all processes, as the configuration says.
+    """Distribute a model, which is the same in all processes, as configured.
 
     Args:
-        model: whole on `device`, or, where it is to be divided, on the meta device, to be filled from torch's seed.
+        model: on `device`; if it is to be sharded, on the meta device, to be initialised from torch's seed.
         loss: (model, *batch) -> a scalar with gradient.
-        weights: what a model that is divided begins with instead, by name.
+        weights: initial weights of a sharded model by name, in place of random ones.
     """
     mode, _ = config.resolve(group.size, group.hosts)
     if mode == "none":
@@ -164,8 +166,9 @@ def lay_out(
 
 
 def fill(model: nn.Module, device: str, weights: Weights, filled: Callable[[nn.Module], None]) -> None:
-    """Give a model on the meta device memory and values: what its construction gives from the same seed, or `weights`.
-    Module by module, in the order of construction, and each goes to `filled` when it and all in it have theirs."""
+    """Allocate and initialise a model on the meta device, with the values of its construction from the same seed, or
+    `weights`. Module by module, in the order of construction; `filled` is called with each module after its children.
+    """
     seen = set()
 
     def visit(module: Any, prefix: str) -> None:
@@ -186,12 +189,12 @@ def fill(model: nn.Module, device: str, weights: Weights, filled: Callable[[nn.M
     visit(model, "")
 
 
-def divide(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
-    """FSDP2 on one module.
+def shard(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
+    """Apply FSDP2 to one module.
 
     Args:
-        again: its pieces are gathered again for the backward pass, not kept whole until then.
-        half: they are gathered in bfloat16; gradients are summed in float32 all the same.
+        again: free its gathered parameters after the forward pass and gather them again for the backward pass.
+        half: gather in bfloat16; gradients are still reduced in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
@@ -206,7 +209,7 @@ def divide(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
             register_fsdp_forward_method(module, name)
 
 
-def summed(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """What DDP does with a bucket of gradients: their sum over all processes (its own way is the mean)."""
+def sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's hook for a bucket of gradients: the sum over all processes, not DDP's default, the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda done: done.value()[0])

@@ -1,13 +1,13 @@
-"""Training state as a flat dict of named tensors, to and from a folder of safetensors, whole or sharded.
+"""Training state as a flat dict of named tensors, written to and read from a folder of safetensors, sharded or not.
 
     model.<name>            a parameter or persistent buffer, under its name in the model; a tied one once
     optim.<name>.<key>      what the optimiser keeps for that parameter: momentum, moments, its step count
     rng.<device>            the state of torch's random generator there, a uint8 vector
 
-The names do not depend on how the tensors are laid out over processes. Each process writes the shards that it holds
-(torch's distributed checkpoint, DCP, in the safetensors format); a reader with another number of processes finds its
-parts by the offsets stored beside them. DCP's own format keeps a pickled `.metadata`, which its default reader
-unpickles, so only its safetensors reader and writer are used here: they neither write nor read one.
+The names do not depend on how the tensors are sharded. Each process writes the shards that it holds (torch's
+distributed checkpoint, DCP, in the safetensors format); a reader with another number of processes finds its parts by
+the stored offsets. DCP's own format has a pickled `.metadata`, which its default reader unpickles, so only its
+safetensors reader and writer are used here: they neither write nor read one.
 """
 
 import math
@@ -26,13 +26,13 @@ from isoflop.errors import UserError
 from isoflop.files import new_folder
 from isoflop.parallel.mesh import present
 
-# what torch.compile and recomputation put into the names of the modules that they wrap
+# added by torch.compile and recomputation to the names of the modules that they wrap
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as it lies on disk: its whole shape, put together from all shards."""
+    """A tensor on disk: its full shape, over all shards."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -52,7 +52,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The optimisers' state as `optim.<parameter's name>.<key>`; empty before their first step.
 
-    State tensors are the live ones; state that is a plain number comes as a 0-dimensional tensor.
+    State tensors are the live ones; a plain number becomes a 0-dimensional tensor.
     """
     return {
         f"optim.{name}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
@@ -65,7 +65,7 @@ def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimiz
 def owners(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
 ) -> Iterator[tuple[str, torch.optim.Optimizer, Tensor]]:
-    """(name in the model, optimiser, parameter) of every parameter that is optimised."""
+    """(name in the model, optimiser, parameter) for every parameter of the optimisers."""
     names = {id(tensor): name.removeprefix("model.") for name, tensor in model_tensors(model).items()}
     for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -73,9 +73,9 @@ def owners(
 
 
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors into a folder; every process calls it, and each writes its own shards.
+    """Write tensors into a folder. Every process calls it and writes its own shards.
 
-    Any layout, any dtype that safetensors has, no elements and no dimensions included.
+    Any sharding and any dtype of safetensors; tensors without elements or dimensions too.
 
     Raises:
         OSError: if the disk refuses.
@@ -88,14 +88,14 @@ def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def first() -> bool:
-    """Whether this process is the one that tidies up."""
+    """Whether this is the first process, which creates and removes folders."""
     return present().first
 
 
 @contextmanager
 def folder_for_all(final: Path) -> Iterator[tuple[Path, bool]]:
-    """files.new_folder, when all processes write into it: yields the temporary folder, and whether this process is the
-    one that finishes it. All have left it when it has its name."""
+    """files.new_folder for a folder that all processes write into: yields the temporary folder, and whether this
+    process is the one that finishes it. All leave the context after the folder has its final name."""
     group = present()
     if group.first:
         with new_folder(final) as folder:
@@ -107,7 +107,7 @@ def folder_for_all(final: Path) -> Iterator[tuple[Path, bool]]:
 
 
 def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors in main memory, which nothing that trains will change. It waits for the device."""
+    """Copies of the tensors in main memory, which training does not change. Synchronises with the device."""
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
 
 
@@ -117,7 +117,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     Raises:
         UserError: if a file is not safetensors, or shards are missing.
     """
-    # The files may come from anyone: whatever goes wrong in reading their headers is the files' fault.
+    # The files may come from anyone: any exception while reading their headers means a bad file.
     stored: dict[str, Stored] = {}
     held: dict[str, int] = {}
     try:
@@ -130,6 +130,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} cannot be read as safetensors ({reason}); use another checkpoint") from None
+
     for name, tensor in stored.items():
         if held[name] != math.prod(tensor.shape):
             raise UserError(f"{folder} does not hold all of {name[:200]!r}: a shard is missing; use another checkpoint")
@@ -137,15 +138,15 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor], stored: Mapping[str, Stored] | None = None) -> None:
-    """Fill `tensors`, in place, with those of the same name in a folder. More may lie there; it is left.
+    """Load `tensors`, in place, from those of the same name in a folder. Others in the folder are ignored.
 
     Args:
         folder: as written by `save_tensors`, by any number of processes.
-        tensors: name -> what to fill, whole or sharded.
-        stored: `stored_tensors(folder)`, if already at hand.
+        tensors: name -> the tensor to fill, sharded or not.
+        stored: `stored_tensors(folder)`, if already known.
 
     Raises:
-        UserError: naming the first tensor that is not there, or there with another shape or dtype; nothing is changed.
+        UserError: naming the first tensor that is missing or has another shape or dtype; nothing is changed.
     """
     stored = stored_tensors(folder) if stored is None else stored
     for name, tensor in tensors.items():
@@ -175,12 +176,14 @@ def restore(folder: Path, model: nn.Module, optimizers: Iterable[torch.optim.Opt
             raise UserError(f"the checkpoint has {name[:200]!r} and the model does not: their configurations differ")
     for name, tensor in weights.items():
         require_alike(name, tensor, stored.get(name))
+
     created = create_state(optimizers)
     try:
         wanted = match_state(model, optimizers, stored)
     except UserError:
         drop(created)
         raise
+
     load_tensors(folder, {**weights, **wanted}, stored)
     for name, optimizer, parameter in owners(model, optimizers):
         state = optimizer.state[parameter]
@@ -193,8 +196,8 @@ def restore(folder: Path, model: nn.Module, optimizers: Iterable[torch.optim.Opt
 
 
 def generator_tensors() -> dict[str, Tensor]:
-    """The states of torch's generators: `rng.cpu`, and `rng.cuda.0`, `rng.mps` where those are in use. Of several
-    processes (each draws from what seed, step and rank give) one `rng.cpu` stands for all."""
+    """The states of torch's generators: `rng.cpu`, and `rng.cuda.0`, `rng.mps` if those are in use. Several processes
+    store one `rng.cpu` for all: each is seeded by seed, step and rank."""
     tensors = {"rng.cpu": torch.get_rng_state()}
     if torch.cuda.is_available() and torch.cuda.is_initialized() and present().alone:
         tensors |= {f"rng.cuda.{i}": tensor for i, tensor in enumerate(torch.cuda.get_rng_state_all())}
@@ -204,10 +207,10 @@ def generator_tensors() -> dict[str, Tensor]:
 
 
 def restore_generators(folder: Path) -> None:
-    """Set the generators that are both here and in the folder. A run that changes device goes on with a fresh one.
+    """Restore the generators that exist both here and in the folder. A run on another device uses a new one.
 
     Raises:
-        UserError: if what is stored is no generator's state.
+        UserError: if what is stored is not a generator's state.
     """
     stored = stored_tensors(folder)
     tensors = {name: tensor for name, tensor in generator_tensors().items() if name in stored}
@@ -235,10 +238,10 @@ def set_generators(tensors: Mapping[str, Tensor]) -> None:
 def match_state(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], stored: Mapping[str, Stored]
 ) -> dict[str, Tensor]:
-    """The state tensors to load: all of a parameter's, or none where it had none when saved.
+    """The state tensors to load: all of a parameter's, or none if it had none when it was saved.
 
     Raises:
-        UserError: naming the first one that does not fit.
+        UserError: naming the first one that differs.
     """
     if not optimizers:
         return {}
@@ -258,10 +261,10 @@ def match_state(
 
 
 def create_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, Tensor]]:
-    """Make optimisers that have not stepped yet create their state, by a step of no length that changes no weight.
+    """Make optimisers that have not stepped yet create their state, by a step with a learning rate of 0.
 
     Returns:
-        Whose state is new.
+        The (optimiser, parameter) pairs whose state is new.
     """
     created: list[tuple[torch.optim.Optimizer, Tensor]] = []
     for optimizer in optimizers:
@@ -269,6 +272,7 @@ def create_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[tuple[torc
         new = [p for p in parameters if not optimizer.state.get(p)]
         if not new:
             continue
+
         gradients = [p.grad for p in parameters]
         rates = [group["lr"] for group in optimizer.param_groups]
         for p in parameters:
@@ -278,6 +282,7 @@ def create_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[tuple[torc
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         optimizer.step()
+
         for p, gradient in zip(parameters, gradients, strict=True):
             p.grad = gradient
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -292,7 +297,7 @@ def drop(owned: Iterable[tuple[torch.optim.Optimizer, Tensor]]) -> None:
 
 
 def require_alike(name: str, tensor: Tensor, stored: Stored | None) -> None:
-    """Raises UserError unless `stored` is there with the tensor's shape and dtype."""
+    """Raises UserError unless `stored` exists and has the tensor's shape and dtype."""
     if stored is None:
         raise UserError(f"the checkpoint has no {name!r}: its configuration differs from this one")
     if stored.shape != tuple(tensor.shape):
@@ -312,7 +317,7 @@ def clean(name: str) -> str:
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Let DCP's failures through as what they are, and silence its remark that one process is one process."""
+    """Unwrap DCP's exceptions, and silence its warning that there is only one process."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -324,7 +329,7 @@ def plainly() -> Iterator[None]:
 
 
 def distributed_checkpoint() -> Any:
-    """torch's DCP, loaded when something is first saved or read: it takes as long as the rest of a start."""
+    """torch's DCP, imported when something is first saved or read: the import doubles the time of a start."""
     import torch.distributed.checkpoint as dcp
 
     return dcp

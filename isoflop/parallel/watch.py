@@ -1,19 +1,18 @@
-"""Who is silent? When one of many processes hangs, all wait for it, and none says so.
+"""Finds the process that hangs. When one of many processes hangs, all others wait for it without an error.
 
-Every process leaves a beat in the store each second or two: who it is, where, at which step, and whether its main
-thread waits for others. While steps are taken nobody reads them. Where this process has made no progress for half of
-`timeout` it begins to read them all, and after the whole of it the silent ones are named, by the first of these that
-finds any:
+Every process writes a heartbeat into the store each second or two: rank, host, step, and whether its main thread waits
+for others. While steps are taken nobody reads them. A process without progress for half of `timeout` starts to read
+them all, and after `timeout` it names the processes at fault, by the first of these rules that finds any:
 
-    no beat any more             killed, stopped, or its host is gone
-    beats, and does not wait     its own code hangs
-    beats, waits, fewest marks   it waits for something that the others do not
+    no heartbeat any more            killed, stopped, or its host is lost
+    heartbeats, and does not wait    its own code hangs
+    heartbeats, waits, fewest marks  it waits for something that the others do not wait for
 
-The store lies on one host, and may be what is gone: then the others name that host. The Python stack of every process
-that makes no progress is in the run folder, `stacks/rank-N.txt` (faulthandler writes it, also where the interpreter is
-stuck). All leave with exit code 1; the checkpoints are untouched, and --resume goes on.
+The store is on one host, which may itself be lost: then the others name that host. The Python stack of every process
+without progress is in the run folder, `stacks/rank-N.txt` (faulthandler writes it even if the interpreter is stuck).
+All exit with code 1; the checkpoints are untouched, and the run can be resumed.
 
-Nothing here trusts a call to the store to return: one thread talks, another one judges by its own clock.
+A call to the store may never return, so one thread communicates and another one judges by its own clock.
 """
 
 import contextlib
@@ -30,19 +29,19 @@ from typing import Any, Self
 from isoflop.parallel.failures import FailedElsewhere, Lost, broken
 from isoflop.parallel.mesh import Group
 
-BEATS = 20  # beats in one timeout, but no more often than the next and no less than the last
-FASTEST, SLOWEST = 0.1, 2.0  # seconds between two beats
-MISSED = 3  # beats that a process may miss before it is silent
-WAITING = ("torch/distributed/", "torch/autograd/graph.py", "isoflop/parallel/")  # files in which others are waited for
+BEATS = 20  # heartbeats per timeout, within the bounds of the next line
+FASTEST, SLOWEST = 0.1, 2.0  # seconds between two heartbeats
+MISSED = 3  # heartbeats that a process may miss before it counts as silent
+WAITING = ("torch/distributed/", "torch/autograd/graph.py", "isoflop/parallel/")  # files whose code waits for others
 
 
 class Watchdog:
-    """Within this context, the main thread says `at` where it is.
+    """A context in which the main thread reports its progress by `at`.
 
     Args:
-        timeout: seconds without progress that are too many.
+        timeout: seconds without progress until the run ends.
         folder: the run folder.
-        step: that the run goes on from.
+        step: the step from which the run starts or resumes.
     """
 
     def __init__(self, group: Group, timeout: float, folder: Path, step: int) -> None:
@@ -51,13 +50,13 @@ class Watchdog:
         self.step, self.doing, self.marks, self.moved = step, "at its start", 0, time.monotonic()
         self.main = threading.get_ident()
         self.pulse = 0
-        self.listening = False  # whether the others' beats are read
-        self.answered = time.monotonic()  # when the store last did
-        self.heard: dict[int, tuple[dict[str, Any], float]] = {}  # rank -> its last beat, and when it was new
+        self.listening = False  # whether to read the others' heartbeats
+        self.answered = time.monotonic()  # when the store last answered
+        self.heard: dict[int, tuple[dict[str, Any], float]] = {}  # rank -> its last heartbeat, and when it arrived
         self.over = threading.Event()
 
     def at(self, step: int, doing: str) -> None:
-        """The main thread is here."""
+        """Report progress: the main thread is at this step, doing this."""
         self.step, self.doing, self.marks, self.moved = step, doing, self.marks + 1, time.monotonic()
 
     def __enter__(self) -> Self:
@@ -65,7 +64,7 @@ class Watchdog:
             return self
         assert self.group.store is not None
         store: Any = self.group.store
-        self.store = store.clone()  # a connection of its own: a call that does not return blocks no other
+        self.store = store.clone()  # a separate connection: a call that does not return blocks no other
         path = self.folder / "stacks" / f"rank-{self.group.rank}.txt"
         path.parent.mkdir(exist_ok=True)
         self.stack = path.open("w", encoding="utf-8")
@@ -84,7 +83,7 @@ class Watchdog:
             raise lost from error
 
     def lost(self, error: BaseException) -> Exception:
-        """What a broken connection means: another process failed and said so, or it is gone, and is named."""
+        """The error behind a broken connection: another process reported a failure, or it is lost, and is named."""
         self.at(self.step, "without a connection")
         self.listening = True
         deadline = time.monotonic() + (MISSED + 3) * self.every + 2
@@ -99,7 +98,7 @@ class Watchdog:
         gone = gone or [rank for rank in range(self.group.size) if rank not in self.heard]
         named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or f"to an unknown one ({error})"
         return Lost(
-            f"the connection to another process broke, which was killed or whose host is gone: {named}. Go on with: "
+            f"the connection to another process broke, which was killed or whose host is lost: {named}. Resume with: "
             f"isoflop train --resume {self.folder}"
         )
 
@@ -112,7 +111,7 @@ class Watchdog:
             path = Path(self.stack.name)
             if path.stat().st_size == 0:
                 path.unlink()
-                path.parent.rmdir()  # refuses where another process has something in it
+                path.parent.rmdir()  # fails, as it should, if another process has a file in it
 
     @property
     def still(self) -> float:
@@ -120,9 +119,9 @@ class Watchdog:
         return time.monotonic() - self.moved
 
     def talk(self) -> None:
-        """Leave beats; read those of the others when nothing moves."""
+        """The communicating thread: write heartbeats; read those of the others when there is no progress."""
         while not self.over.is_set():
-            with contextlib.suppress(RuntimeError):  # the judge sees how long ago the store last answered
+            with contextlib.suppress(RuntimeError):  # `judge` sees how long ago the store last answered
                 self.pulse += 1
                 self.store.set(f"beat/{self.group.rank}", json.dumps(self.beat()))
                 if self.listening or self.still > self.timeout / 2:
@@ -142,11 +141,12 @@ class Watchdog:
         }
 
     def waits(self) -> bool:
-        """Whether the main thread is where others are waited for."""
+        """Whether the main thread is in code that waits for other processes."""
         frame = sys._current_frames().get(self.main)
         return frame is not None and any(place in frame.f_code.co_filename for place in WAITING)
 
     def listen(self) -> None:
+        """Read the heartbeats of all processes."""
         names = [f"beat/{rank}" for rank in range(self.group.size)]
         there = [rank for rank, name in enumerate(names) if self.store.check([name])]
         for rank, text in zip(there, self.store.multi_get([names[rank] for rank in there]), strict=True):
@@ -156,7 +156,7 @@ class Watchdog:
                 self.heard[rank] = (beat, time.monotonic())
 
     def judge(self) -> None:
-        """End this process when nothing moves for too long, and say who is silent."""
+        """The judging thread: end this process after too long without progress, and name the one at fault."""
         armed = -1
         while not self.over.wait(self.every):
             if armed != self.marks:
@@ -166,12 +166,13 @@ class Watchdog:
                 self.end()
 
     def end(self) -> None:
-        """Leave, after one process has said why: one that is not to blame, where there is any."""
+        """Exit, after one process has printed the reason: preferably one that is not at fault."""
         now = time.monotonic()
         if now - self.answered > self.timeout / 2:
             if self.group.local_rank == 0:
                 self.say(self.store_is_gone())
             os._exit(1)
+
         blamed = self.silent(now)
         if self.group.rank in blamed and len(blamed) < self.group.size:
             self.over.wait(4 * self.every + 1)
@@ -180,7 +181,7 @@ class Watchdog:
         os._exit(1)
 
     def silent(self, now: float) -> list[int]:
-        """The ranks to blame."""
+        """The ranks at fault."""
         ranks = range(self.group.size)
         if missing := [rank for rank in ranks if self.missing(rank, now)]:
             return missing
@@ -215,9 +216,9 @@ class Watchdog:
         )
 
     def say(self, text: str) -> None:
-        """One line, to whoever started the run and into its history."""
+        """Print one line, and record it in the run's history."""
         line = (
-            f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Go on with: "
+            f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Resume with: "
             f"isoflop train --resume {self.folder}"
         )
         record = {"event": "hung", "time": time.time(), "step": self.step, "reason": text}

@@ -163,7 +163,7 @@ def test_help_and_errors_name_every_entry(toys):
     assert "adamw: AdamW for all; " in lines["optim.name"].meaning
     assert lines["optim.name"].meaning.endswith("; toy: signs of the momentum")
     assert "(unused with adamw" in lines["optim.matrix_lr"].meaning and "toy)" in lines["optim.matrix_lr"].meaning
-    assert "8 bytes a parameter, with adamw 12" in lines["every.background"].meaning
+    assert "8 bytes per parameter, with adamw 12" in lines["every.background"].meaning
     assert lines["schedule.name"].meaning.endswith("; stairs: down in three stairs")
     with pytest.raises(UserError, match="did you mean stairs"):
         override(RunConfig(), ["schedule.name=stair"])
