@@ -1,4 +1,4 @@
-"""One folder a step, self-contained, written whole or not at all; reading one runs nothing that lies in it.
+"""Checkpoints: one self-contained folder per step, written whole or not at all. Reading one never executes its content.
 
     checkpoints/step-00001000/
       manifest.json     size and SHA-256 of every other file
@@ -7,11 +7,11 @@
       state.json        format, step, data fingerprint, and the trainer's progress (seconds, tokens)
       tensors/*.safetensors     model.*, optim.* (see parallel/state.py) and rng.*: torch's generators
 
-A folder is what its manifest says, or it is refused: a changed byte, a missing file and a file that nobody wrote there
-(a planted pickle, say) are each an error that names the file. Nothing is ever unpickled. A checkpoint may come from
-anyone; what is read from it is checked first, in time and memory bounded by the size of its files.
+A folder that differs from its manifest is refused: a changed byte, a missing file and an unknown file (a planted
+pickle, say) are each an error that names the file. Nothing is ever unpickled. A checkpoint may come from anyone: its
+content is checked before use, in time and memory bounded by the size of its files.
 
-Python's and numpy's random generators are not part of it: nothing in a step draws from them.
+Python's and numpy's random generators are not saved: a step does not use them.
 """
 
 from isoflop.checkpoint.folder import (

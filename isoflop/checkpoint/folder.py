@@ -1,4 +1,4 @@
-"""A run's folder of checkpoints: which are there, which are whole, which stay."""
+"""A run's folder of checkpoints: listing, verifying and pruning them."""
 
 import os
 import re
@@ -23,15 +23,15 @@ LEFT_OVER = re.compile(r"\.step-\d{8,15}\.[0-9a-f]+\.tmp")
 
 
 class Damaged(UserError):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint whose files differ from what was written."""
 
 
 def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        Damaged: naming the file that is damaged or missing, and the way out.
-        UserError: naming one that is not of the checkpoint.
+        Damaged: naming the file that is damaged or missing, and what to do.
+        UserError: naming a file that is not part of the checkpoint.
     """
     if not (path / MANIFEST).is_file():
         raise Damaged(f"{path} holds no checkpoint: there is no {MANIFEST} in it")
@@ -41,18 +41,19 @@ def verify(path: Path) -> None:
         raise Damaged(str(error)) from None
     try:
         compare(path, manifest)
-    except OSError as error:  # a sector that cannot be read
+    except OSError as error:  # an unreadable sector
         raise Damaged(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def compare(path: Path, manifest: Mapping[str, Any]) -> None:
-    """`verify`, of the files that a manifest names."""
+    """`verify` for the files of a manifest."""
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise UserError(
             f"{path} is not a checkpoint of the format {FORMAT!r}; name a run or use the isoflop that wrote it"
         )
-    # Names in the manifest are only ever compared with those found in the folder, never opened.
+
+    # Names in the manifest are only compared with those found in the folder, never opened.
     found = listing(path)
     for name in [*REQUIRED, *files]:
         if name not in files or name not in found:
@@ -78,10 +79,10 @@ def damaged(path: Path, name: str, what: str) -> Damaged:
 
 
 def listing(path: Path) -> dict[str, Path]:
-    """Every file below `path` by its name there, with forward slashes.
+    """Every file below `path` by its relative name, with forward slashes.
 
     Raises:
-        UserError: for what is neither file nor folder, such as a link that leads out of the checkpoint.
+        UserError: for anything but files and folders, such as a link out of the checkpoint.
     """
     found: dict[str, Path] = {}
     for top, folders, names in os.walk(path):
@@ -96,7 +97,7 @@ def listing(path: Path) -> dict[str, Path]:
 
 
 def steps(checkpoints: Path) -> list[int]:
-    """The steps that have a checkpoint, in order. Unfinished ones and what else lies there are passed over."""
+    """The steps that have a checkpoint, in order. Unfinished ones and other files are ignored."""
     if not checkpoints.is_dir():
         return []
     names = [STEP_FOLDER.fullmatch(p.name) for p in checkpoints.iterdir()]
@@ -111,11 +112,10 @@ def latest(checkpoints: Path) -> Path | None:
 
 
 def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The highest step's checkpoint whose files are what was written, and those above it that are not, with the reason.
-    Nothing is changed.
+    """The undamaged checkpoint of the highest step, and the damaged ones above it, with the reason. Nothing is changed.
 
     Raises:
-        UserError: if it holds a file that is not part of it.
+        UserError: if it contains a file that is not part of it.
     """
     broken: list[tuple[Path, str]] = []
     folders = [p for p in checkpoints.iterdir() if STEP_FOLDER.fullmatch(p.name)] if checkpoints.is_dir() else []
@@ -129,7 +129,7 @@ def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that nobody takes it for one and nothing of it is lost."""
+    """Rename a damaged checkpoint, so that it is not used and nothing of it is lost."""
     aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
     with disk_errors(f"the damaged checkpoint {path}"):
         path.replace(aside)
@@ -150,8 +150,7 @@ def at_step(checkpoints: Path, step: int) -> Path:
 
 
 def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`; of several processes the first
-    one does."""
+    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`. Only the first process does."""
     found = steps(checkpoints)
     if not state.first():
         return
@@ -163,17 +162,17 @@ def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint so that no half of it is ever found: it loses its name first."""
+    """Delete a checkpoint; it is renamed first, so that a partly deleted one is never found."""
     doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     folder.replace(doomed)
-    if doomed.is_symlink():  # somebody moved it to another disk: what it leads to is theirs
+    if doomed.is_symlink():  # moved to another disk by the user: its target stays
         doomed.unlink()
     else:
         shutil.rmtree(doomed)
 
 
 def sweep(checkpoints: Path) -> None:
-    """Delete what killed saves left. A run has one writer, so nothing unfinished is anybody's."""
+    """Delete what killed saves left behind. A run has one writer, so no other process is writing these."""
     if checkpoints.is_dir():
         for path in checkpoints.iterdir():
             if LEFT_OVER.fullmatch(path.name):
@@ -201,29 +200,33 @@ def folder_name(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named for."""
+    """The step in the name of a checkpoint's folder."""
     return int(path.name.removeprefix("step-"))
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json, every field checked."""
-    said = read_object(path / "state.json")
+    """state.json, with every field checked."""
+    content = read_object(path / "state.json")
     kinds = {"step": int, "fingerprint": str, "progress": dict}
     for name, kind in kinds.items():
-        if not isinstance(said.get(name), kind) or isinstance(said[name], bool):
+        if not isinstance(content.get(name), kind) or isinstance(content[name], bool):
             raise UserError(f"{path / 'state.json'}: {name} is missing or not {kind.__name__}; use another checkpoint")
-    if not 0 <= said["step"] < 10**15:
+
+    if not 0 <= content["step"] < 10**15:
         raise UserError(f"{path / 'state.json'}: step is out of range; use another checkpoint")
-    if (named := STEP_FOLDER.fullmatch(path.name)) and int(named[1]) != said["step"]:
-        raise UserError(f"{path / 'state.json'} is of step {said['step']}; give the folder back the name that says so")
-    for name, value in said["progress"].items():
+    if (named := STEP_FOLDER.fullmatch(path.name)) and int(named[1]) != content["step"]:
+        raise UserError(f"{path / 'state.json'} is of step {content['step']}; rename the folder to that step")
+
+    for name, value in content["progress"].items():
         if name in ("seconds", "aside", "tokens") and not number(value):
-            raise UserError(f"{path / 'state.json'}: progress {name} = {value!r} is no number; use another checkpoint")
-    if not all_pairs(said["progress"].get("recent", [])):
+            raise UserError(
+                f"{path / 'state.json'}: progress {name} = {value!r} is not a number; use another checkpoint"
+            )
+    if not all_pairs(content["progress"].get("recent", [])):
         raise UserError(
-            f"{path / 'state.json'}: progress recent is no list of pairs of numbers; use another checkpoint"
+            f"{path / 'state.json'}: progress recent is not a list of pairs of numbers; use another checkpoint"
         )
-    return said
+    return content
 
 
 def all_pairs(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: a run put back to where it was, or a model and what goes with it."""
+"""Reading a checkpoint: restoring a run, or loading a model with its tokenizer and configuration."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,19 +18,19 @@ from isoflop.model.mtp import TRAINING_ONLY
 from isoflop.parallel import state
 from isoflop.untrusted import read_text
 
-TRIES = 3  # to read the last checkpoint of a run that goes on and drops old ones meanwhile
-BUFFERS = 256 * 2**20  # bytes of tables that a model may work out beside its weights, and 8 times those
+TRIES = 3  # to read the last checkpoint of a running run, which drops old ones meanwhile
+BUFFERS = 256 * 2**20  # bytes of computed tables that a model may have, in addition to 8 times its weights
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A checkpoint as readers want it: everything but the optimiser and the generators.
+    """A checkpoint without the optimiser's state and the random generators.
 
     Attributes:
         path: the checkpoint's folder.
         config: the run's configuration, as plain JSON values; `config["model"]` is the ModelConfig.
-        weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once. What only
-            training needs (further heads) is left out.
+        weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once. Heads that
+            only training uses are left out.
         tokenizer: the text of tokenizer.json.
         fingerprint: of the data trained on.
         step: optimiser steps taken.
@@ -54,9 +54,9 @@ class Snapshot:
 def load(
     path: Path, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], verified: bool = False
 ) -> dict[str, Any]:
-    """Put a run back to where it was when `path` was saved: weights, optimisers, torch's generators.
+    """Restore a run as it was when `path` was saved: weights, optimisers, torch's generators.
 
-    The optimisers may be new: their state is created. What follows is bit for bit what would have followed.
+    The optimisers may be new: their state is created. Training then continues bit for bit as without the interruption.
 
     Args:
         verified: the files were checked already, by `last_whole`.
@@ -65,21 +65,21 @@ def load(
         The progress given to `take`, with `step` and `fingerprint`.
 
     Raises:
-        UserError: if the checkpoint is damaged, or naming the first tensor that does not fit; nothing is changed then.
+        UserError: if the checkpoint is damaged, or naming the first tensor that differs; nothing is changed then.
     """
     if not verified:
         verify(path)
-    said = read_state(path)
+    saved = read_state(path)
     state.restore(path / "tensors", model, optimizers)
     state.restore_generators(path / "tensors")
-    return {**said["progress"], "step": said["step"], "fingerprint": said["fingerprint"]}
+    return {**saved["progress"], "step": saved["step"], "fingerprint": saved["fingerprint"]}
 
 
 def read(path: Path | str, step: int | None = None) -> Snapshot:
-    """Read weights and everything that goes with them, without optimiser.
+    """Read a checkpoint without its optimiser state.
 
     Args:
-        path: a run's folder, or one checkpoint's.
+        path: a run's folder, or a checkpoint's.
         step: which of a run's checkpoints; None for the last.
 
     Raises:
@@ -96,9 +96,9 @@ def read(path: Path | str, step: int | None = None) -> Snapshot:
 
 
 def read_whole(found: Path) -> Snapshot:
-    """`read`, of a checkpoint's folder."""
+    """`read` for a checkpoint's folder."""
     verify(found)
-    said = read_state(found)
+    saved = read_state(found)
     config = read_object(found / "config.json")
     stored = {
         name: tensor
@@ -112,19 +112,19 @@ def read_whole(found: Path) -> Snapshot:
         config=config,
         weights={name.removeprefix("model."): tensor for name, tensor in weights.items()},
         tokenizer=read_text(found / "tokenizer.json"),
-        fingerprint=said["fingerprint"],
-        step=said["step"],
-        progress=said["progress"],
+        fingerprint=saved["fingerprint"],
+        step=saved["step"],
+        progress=saved["progress"],
     )
 
 
 def load_model(
     path: Path | str, device: torch.device | str = "cpu", step: int | None = None
 ) -> tuple[Model, Tokenizer, Snapshot]:
-    """The model of a run or checkpoint, with its weights, ready to be evaluated; and its tokenizer.
+    """The model of a run or checkpoint with its weights, in evaluation mode; and its tokenizer.
 
     Raises:
-        UserError: as `read`, and if the weights do not fit the configuration beside them.
+        UserError: as `read`, and if the weights do not match the configuration.
     """
     snapshot = read(path, step)
     config = from_dict(ModelConfig, snapshot.config.get("model"), "model")
@@ -133,16 +133,18 @@ def load_model(
             f"model.layers = {config.layers}, model.encoder_layers = {config.encoder_layers}: more than "
             f"the weights of {snapshot.path}, which it does not fit; use another checkpoint"
         )
-    with torch.device("meta"):  # the shapes alone: a configuration that lies must not cost its memory
-        sketch = build_model(snapshot.task, config)
-        check_weights(sketch, snapshot.weights)
-        check_buffers(sketch, str(snapshot.path))
+
+    with torch.device("meta"):  # shapes only: a false configuration must not allocate memory
+        shapes = build_model(snapshot.task, config)
+        check_weights(shapes, snapshot.weights)
+        check_buffers(shapes, str(snapshot.path))
     tokenizer = Tokenizer.from_json(snapshot.tokenizer, str(snapshot.path / "tokenizer.json"))
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
             f"{snapshot.path}: its tokenizer has {tokenizer.vocab_size} ids and its model {config.vocab_size}; "
             "use another checkpoint"
         )
+
     model = build_model(snapshot.task, config)
     load_weights(model, snapshot.weights)
     return model.to(device).eval(), tokenizer, snapshot
@@ -161,7 +163,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Raises UserError, naming the first tensor, unless `weights` are the model's in names and shapes."""
+    """Raises UserError, naming the first tensor, unless `weights` have the names and shapes of the model's."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.model_tensors(model).items()}
     for name in [*weights, *own]:
         there, here = (tuple(side[name].shape) if name in side else "absent" for side in (weights, own))
@@ -174,8 +176,8 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_buffers(model: nn.Module, origin: str) -> None:
-    """Raises UserError if the tables that a model works out by itself (of rotary positions, say), which no file has to
-    hold, are so large beside its weights that its configuration must be lying."""
+    """Raises UserError if the tables that a model computes (of rotary positions, say), which are not in the file, are
+    so large compared with its weights that its configuration must be false."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     tables = sum(b.numel() * b.element_size() for b in model.buffers())
     if tables > BUFFERS + 8 * weights:
@@ -186,7 +188,7 @@ def check_buffers(model: nn.Module, origin: str) -> None:
 
 
 def require_same_data(path: Path, fingerprint: str, tokenizer: str = "") -> None:
-    """Raises UserError unless a checkpoint was trained on the data with this fingerprint and, if it is given, with this
+    """Raises UserError unless a checkpoint was trained on the data with this fingerprint and, if given, with this
     tokenizer (the text of its tokenizer.json)."""
     trained_on = read_state(path)["fingerprint"]
     if trained_on != fingerprint:

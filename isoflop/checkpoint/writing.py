@@ -1,4 +1,4 @@
-"""Taking and writing a checkpoint: whole or not at all."""
+"""Taking and writing a checkpoint, whole or not at all."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ from isoflop.records import RunFolder
 
 @dataclass(frozen=True)
 class Pending:
-    """A checkpoint that is still to be written: `write` does it, now or in a thread.
+    """A checkpoint to be written by `write`, now or in a thread.
 
     Attributes:
-        final: the folder that it will be.
-        tensors: name -> tensor; the live ones, or a copy that training no longer changes.
+        final: its folder.
+        tensors: name -> tensor; the live ones, or copies that training does not change.
         texts: file name -> content.
     """
 
@@ -41,22 +41,23 @@ def take(
     progress: dict[str, Any],
     copied: bool = False,
 ) -> Pending:
-    """Gather the checkpoint of a step.
+    """Collect the checkpoint of a step.
 
     Args:
-        checkpoints: the run's folder of checkpoints; made if need be, but not what it lies in.
+        checkpoints: the run's folder of checkpoints; created if missing, but not its parents.
         step: optimiser steps taken.
         config: the run's configuration as plain JSON values.
         tokenizer: the text of tokenizer.json.
         fingerprint: of the data.
-        progress: JSON values that `load` gives back.
-        copied: copy the tensors into main memory, so that training may go on before they are written.
+        progress: JSON values that `load` returns.
+        copied: copy the tensors into main memory, so that training can continue before they are written.
     """
     tensors = {
         **state.model_tensors(model),
         **state.optimizer_tensors(model, optimizers),
         **state.generator_tensors(),
     }
+
     return Pending(
         final=checkpoints / folder_name(step),
         tensors=state.copied(tensors) if copied else tensors,
@@ -69,24 +70,24 @@ def take(
 
 
 def write(pending: Pending, then: str = "") -> Path:
-    """Write a checkpoint. A kill at any moment leaves the older ones as they were.
+    """Write a checkpoint. A kill at any moment leaves the older ones unchanged.
 
     Args:
         then: see `disk_errors`.
 
     Returns:
-        The checkpoint's folder. One of the same step that was there is replaced.
+        The checkpoint's folder. An existing one of the same step is replaced.
 
     Raises:
-        UserError: if the disk refuses, or the run's folder is no longer there.
+        UserError: for an error of the disk, or if the run's folder no longer exists.
     """
     final = pending.final
     with disk_errors(f"checkpoint {final}", then):
-        final.parent.mkdir(exist_ok=True)  # not its parents: where a mount has vanished nothing is made in its place
+        final.parent.mkdir(exist_ok=True)  # not its parents: a vanished mount must not be replaced by a folder
         if state.first():
             sweep(final.parent)
-            # a checkpoint must not outlive what is on record of the steps before it
-            RunFolder(final.parent.parent).settle()
+            RunFolder(final.parent.parent).settle()  # the logs of the steps before it must be on disk first
+
         with state.folder_for_all(final) as (folder, finishes):
             (folder / "tensors").mkdir(exist_ok=True)
             state.save_tensors(folder / "tensors", pending.tensors)
@@ -98,7 +99,7 @@ def write(pending: Pending, then: str = "") -> Path:
 
 
 def finish(folder: Path, texts: Mapping[str, str]) -> None:
-    """Add what is not a tensor to a checkpoint's folder, and the manifest of it all."""
+    """Add the files other than tensors to a checkpoint's folder, and the manifest of all files."""
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode("utf-8"))
     files = {name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for name, path in listing(folder).items()}

@@ -1,11 +1,11 @@
-"""Continuous batching: rows of any lengths are written side by side, rows end, and others take their places.
+"""Continuous batching: rows of any lengths are decoded together; when one ends, a waiting row takes its slot.
 
-    waiting ─> read (prefill, what they share once) ─> choose ─> written ─┐
-                                                        ^                 │  until it ends, or its context is full:
-                                                        └───── decode <───┘  then its last half is read anew
+    waiting ─> prefill (a shared prefix once) ─> choose ─> append token ─┐
+                                                   ^                     │  until the row ends, or its context is full:
+                                                   └────── decode <──────┘  then its last half is prefilled again
 
-What a row writes depends on no other row: tokens are chosen row by row (sample.py), by numbers from a generator of its
-own (rules.py), and only the last bits of its logits may depend on the shape of the batch, as those of any product do.
+The tokens of a row do not depend on the other rows: they are chosen row by row (sample.py) with random numbers from the
+row's own generator (rules.py). Only the last bits of logits depend on the shape of the batch, as in any matrix product.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,21 +23,21 @@ from isoflop.generate.rules import Draws, Rules, Sampling
 from isoflop.generate.sample import choose
 from isoflop.model.gpt import GPT
 
-SPARE = 4  # columns in so many that a cache has beyond its context, where rows come and go
-PADDING = 0.25  # share of a pass over prompts that may be no prompt, so that those of nearly one length go together
-WORTH_A_PASS = 64  # tokens of padding that cost less than a pass of its own
+SPARE = 4  # a cache has 1 / SPARE more columns than its context, if rows leave and join
+PADDING = 0.25  # the most padding in a pass over prompts of nearly equal length, as a share of the pass
+WORTH_A_PASS = 64  # tokens of padding that cost less than another pass
 
 Ids = npt.NDArray[np.int64]
-Step = tuple[list[int], list[int]]  # numbers of rows, and the token that each has just been given
+Step = tuple[list[int], list[int]]  # numbers of rows, and the new token of each
 
 
 @dataclass(frozen=True)
 class Order:
-    """One row that is to be written.
+    """One row to generate.
 
     Attributes:
-        ids: the prompt, at least one token; of one longer than the context its end.
-        tokens: the most to write.
+        ids: the prompt, at least one token; if it is longer than the context, its end is used.
+        tokens: the most new tokens.
     """
 
     ids: Ids
@@ -47,11 +47,11 @@ class Order:
 
 
 class Batch:
-    """Rows that are written side by side, in slots. `run` yields what each step gave, `end` ends a row between two.
+    """Rows that are decoded together, in slots. `run` yields the tokens of each step; `end` ends a row between steps.
 
     Args:
-        orders: the rows, numbered as they come.
-        stop: an id that ends a row, after it is given out.
+        orders: the rows, numbered in this order.
+        stop: an id that ends a row; it is still yielded.
         slots: rows at once; 0: as memory allows, 256 at most.
 
     Raises:
@@ -61,6 +61,8 @@ class Batch:
     def __init__(self, model: GPT, orders: Sequence[Order], stop: int | None = None, slots: int = 0) -> None:
         self.model, self.orders, self.stop = model, orders, stop
         self.device, context = model.embedding.weight.device, model.config.context
+
+        # how many rows, and how many columns of the cache
         self.prompts = [order.ids[-context:] for order in orders]
         longest = max((len(ids) for ids in self.prompts), default=1)
         whole = max((len(ids) + order.tokens for ids, order in zip(self.prompts, orders, strict=True)), default=1)
@@ -75,10 +77,10 @@ class Batch:
             spare = 0
         self.cache = KVCache(positions, self.slots, spare)
 
-        # by slot
+        # state of each slot
         self.number = np.zeros(self.slots, np.int64)
         self.left = np.zeros(self.slots, np.int64)
-        self.window = np.zeros((self.slots, context + 1), np.int64)  # ids since the context began
+        self.window = np.zeros((self.slots, context + 1), np.int64)  # the ids in the context
         self.length = np.zeros(self.slots, np.int64)
         self.over = np.zeros(self.slots, bool)
         self.draws = Draws(self.slots)
@@ -96,7 +98,7 @@ class Batch:
         self.waiting = in_order(families(self.prompts))
 
     def run(self) -> Iterator[Step]:
-        """Write all rows: yields a step at a time, which rows were given a token and which token."""
+        """Generate all rows. Yields each step: the numbers of rows, and the new token of each."""
         while True:
             for slots, shared in self.admitted():
                 for group in groups([int(self.length[slot]) - shared for slot in slots]):
@@ -111,16 +113,16 @@ class Batch:
             self.settle()
 
     def end(self, number: int) -> None:
-        """Write no more of a row that was just given a token."""
+        """End a row that just got a token."""
         self.over[self.slot_of(number)] = True
 
     def slot_of(self, number: int) -> int:
         return int(self.given[self.number[self.given] == number][0])
 
-    # Rows come
+    # Rows join
 
     def admitted(self) -> Iterator[tuple[list[int], int]]:
-        """Slots that are to be read now, and how many tokens those of one yield share at their beginning."""
+        """Slots to prefill now, and the length of the prefix that the slots of one yield share."""
         if self.again:
             slots, self.again = self.again, []
             yield slots, 0
@@ -145,23 +147,24 @@ class Batch:
         return slot
 
     def begin(self, slots: list[int], shared: int) -> Iterator[Step]:
-        """Read what these slots hold, the tokens that they share once, and give each its first token."""
+        """Prefill these slots, their shared prefix once, and choose the first token of each."""
         lengths = self.length[slots]
         T = int(lengths.max()) - shared
         first = not len(self.rows)
         if first:
             self.cache.clear()
         cache = self.cache if first else KVCache(int(lengths.max()), len(slots))
-
         cache.place(lengths - T)
+
         if shared:
             prefix = self.prefix(self.window[slots[0], :shared])
             with_some = np.flatnonzero(lengths > T)
             if len(with_some):
                 cache.begin_with(prefix, with_some, (lengths - T)[with_some])
+
         columns_BT = lengths[:, None] + np.arange(-T, 0)
         tokens_BT = self.window[np.array(slots)[:, None], np.maximum(columns_BT, 0)]
-        tokens_BT[columns_BT < 0] = 0  # in front of a row, where nobody looks
+        tokens_BT[columns_BT < 0] = 0  # padding in front of a row, which is masked
         logits_BV = next_logits(self.model, torch.from_numpy(tokens_BT).to(self.device), cache)
 
         given = np.array(slots)
@@ -175,22 +178,23 @@ class Batch:
         self.rules_of_rows = None
 
     def prefix(self, ids: Ids) -> KVCache:
-        """Read what rows share. The last one read is kept: members of a family that come later need it again."""
+        """The cache of a shared prefix. The last one is kept, since later members of a family need it again."""
         if not np.array_equal(ids, self.prefix_ids):
             self.prefix_ids, self.prefix_cache = ids.copy(), KVCache(len(ids), windows=False)
             read(self.model, torch.from_numpy(self.prefix_ids).unsqueeze(0).to(self.device), self.prefix_cache)
         return self.prefix_cache
 
-    # Rows are given tokens, and go
+    # Rows get tokens, and leave
 
     def give(self, slots: Ids, logits_BV: Tensor) -> Step:
-        """Choose a token for each of these slots and write it down."""
+        """Choose a token for each of these slots and append it."""
         if slots is self.rows:
             if self.rules_of_rows is None:
                 self.rules_of_rows = Rules.for_rows([self.rules[slot] for slot in slots.tolist()])
             rules = self.rules_of_rows
         else:
             rules = Rules.for_rows([self.rules[slot] for slot in slots.tolist()])
+
         slots_B = torch.from_numpy(slots).to(self.device) if self.seen is not None else None
         seen_BV = self.seen[slots_B] if self.seen is not None else None
         tokens_B = choose(logits_BV, rules, self.draws.next(slots), seen_BV)
@@ -205,7 +209,8 @@ class Batch:
         return self.number[slots].tolist(), tokens.tolist()
 
     def stay(self, slots: Ids) -> npt.NDArray[np.bool_]:
-        """Which of the slots go on in the cache; the others are free, or read anew if their context is full."""
+        """Which of the slots stay in the cache; the others become free, or are prefilled again if their context is
+        full."""
         ended = (self.left[slots] == 0) | self.over[slots]
         if self.stop is not None:
             ended |= self.window[slots, self.length[slots] - 1] == self.stop
@@ -220,6 +225,7 @@ class Batch:
         return ~(ended | full)
 
     def settle(self) -> None:
+        """Remove the rows that ended in this step from the cache."""
         staying = self.stay(self.rows)
         if not staying.all():
             self.rows = self.rows[self.cache.drop(np.flatnonzero(~staying))]
@@ -227,12 +233,12 @@ class Batch:
 
 
 def in_order(found: list[Family]) -> list[Family]:
-    """Copies whose members can be taken out one by one."""
+    """Copies whose members can be removed one by one."""
     return [Family(list(family.members), family.shared) for family in found]
 
 
 def groups(lengths: list[int]) -> list[list[int]]:
-    """Which rows are read in one pass: of nearly one length, and not too many tokens."""
+    """The rows of each prefill pass: of nearly equal length, and not too many tokens."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     found: list[list[int]] = []
     real = 0
@@ -251,12 +257,12 @@ def groups(lengths: list[int]) -> list[list[int]]:
 
 @torch.inference_mode()
 def read(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-    """h_BTD of T tokens after those in the cache."""
+    """h_BTD of T tokens that follow those in the cache."""
     return model.hidden(tokens_BT, cache)
 
 
 @torch.inference_mode()
 def next_logits(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-    """Read T tokens after those in the cache, and give the logits (B, V) of the one that follows. The head, which
-    outweighs a small model, sees the last position alone."""
+    """The logits (B, V) of the next token, after T tokens that follow those in the cache. The head, which is larger
+    than the rest of a small model, is applied to the last position only."""
     return model.logits(read(model, tokens_BT, cache)[:, -1])

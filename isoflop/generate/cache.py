@@ -1,9 +1,9 @@
-"""Keys and values of the positions that a model has seen, so that the next token costs one position and not all.
+"""The key-value cache: keys and values of earlier positions, so that decoding computes one new position per token.
 
-Rows may have different lengths. Their positions are held in columns, and the last position of every row is in the last
-column, so that the distance between two columns is that of the positions in them whatever the row: windows, ALiBi and
-relative positions need know nothing of it. What a short row has in front is hidden (`visible`), and what depends on the
-position itself is told where each row stands (`start`).
+Rows may have different lengths. Their positions are stored in columns that end together: the last position of every row
+is in the last column, so that the distance between two columns is that of their positions in every row. Windows, ALiBi
+and relative positions therefore need no change. The padding in front of a short row is masked (`visible`), and blocks
+that depend on absolute positions get the position of each row (`start`).
 
     columns       0 1 2 3 4 5 6      start
     a row of 7    a b c d e f g        7
@@ -24,14 +24,14 @@ Lengths = npt.NDArray[np.int64]
 
 @dataclass
 class Held:
-    """One layer's room for keys and values, (slots, H, room, K) each. The first `rows` slots are in use, and `count`
-    columns are written, of which the last are the newest. `window`: positions that each sees; 0: all."""
+    """The buffers of one layer for keys and values, (slots, H, room, K) each. The first `rows` slots are in use, and
+    `count` columns are written, the newest last. `window`: positions that each one attends to; 0: all."""
 
     keys: Tensor
     values: Tensor
     rows: int
     window: int = 0
-    whole: bool = True  # there is room for all positions, whatever the window
+    whole: bool = True  # room for all positions, whatever the window
     count: int = 0
 
     @property
@@ -39,7 +39,7 @@ class Held:
         return self.keys.shape[2]
 
     def needed(self, length: int) -> int:
-        """Of so many positions those that a later one can see or that have to be held."""
+        """How many of `length` positions have to be kept for later ones."""
         return length if self.whole else min(length, self.window - 1)
 
     def add(self, k_BHTK: Tensor, v_BHTK: Tensor) -> None:
@@ -48,19 +48,18 @@ class Held:
         self.values[: self.rows, :, start : self.count] = v_BHTK
 
     def last(self, positions: int) -> tuple[Tensor, Tensor]:
-        """Views of the last so many columns, or of all that are written."""
+        """Views of the last `positions` columns, or of all if fewer are written."""
         held = slice(max(0, self.count - positions), self.count)
         return self.keys[: self.rows, :, held], self.values[: self.rows, :, held]
 
     def keep(self, positions: int) -> None:
-        """Move the last so many columns to the front and forget the others."""
+        """Move the last `positions` columns to the front and drop the others."""
         keys, values = (tensor.clone() for tensor in self.last(positions))
         self.count = 0
         self.add(keys, values)
 
     def reach(self, positions: int) -> None:
-        """Have at least so many columns written, by moving all to the right: what is then in front is any row's no
-        more, or not yet."""
+        """Shift all columns to the right until `positions` are written; the columns in front belong to no row."""
         missing = positions - self.count
         if missing > 0:
             keys, values = (tensor.clone() for tensor in self.last(self.count))
@@ -70,21 +69,19 @@ class Held:
 
 class KVCache:
     """Room for `context` positions of every layer, allocated once, when a layer's first keys show their shape. A layer
-    that sees no more than a window has room for two of them: what it sees lies in one piece, and is moved to the front
-    once a window.
+    with a window has room for two windows: the window is contiguous, and is moved to the front once per window.
 
     Args:
-        context: positions there is room for in a row.
-        slots: rows there is room for; 0: as many as the first forward has.
-        spare: columns beyond `context`: where rows leave and others join, all is moved to the front once in so many.
-        windows: False: a layer with a window has room for all positions, so that any of them can be given to another
-            cache.
+        context: capacity of a row in positions.
+        slots: capacity in rows; 0: the rows of the first forward pass.
+        spare: columns beyond `context`: if rows leave and others join, all are moved to the front once per `spare`.
+        windows: False: a layer with a window has room for all positions, so that they can be copied to another cache.
 
     Attributes:
-        length: positions held; of rows of different lengths, the longest row's. It changes in `advance`, once a
-            forward, so that all layers of one forward see the same.
-        lengths: the positions of each row where they differ, else None. A negative one is a row that the next forward
-            fills up in front: so many of its tokens are no tokens of the row.
+        length: positions held; the longest row's, if rows differ. It changes in `advance`, once per forward pass, so
+            that all layers of a pass see the same.
+        lengths: the positions of each row if they differ, else None. A negative one means that the next forward pass
+            begins with that many tokens of padding in this row.
     """
 
     def __init__(self, context: int, slots: int = 0, spare: int = 0, windows: bool = True) -> None:
@@ -93,14 +90,14 @@ class KVCache:
         self.lengths: Lengths | None = None
         self.layers: dict[int, Held] = {}
         self.device = torch.device("cpu")
-        self.starts: dict[int, Start] = {}  # both remembered for one forward, which asks once a layer
+        self.starts: dict[int, Start] = {}  # both cached for one forward pass, whose layers ask alike
         self.seen: dict[int, Tensor | None] = {}
 
-    # What a model asks
+    # The interface to models (blocks/part.py)
 
     def start(self, T: int) -> Start:
-        """The position of the first of T new tokens; or positions_BT of each, where rows have different lengths. What
-        is in front of a row is at its position 0."""
+        """The position of the first of T new tokens; or positions_BT of all of them, if rows have different lengths.
+        Padding in front of a row has position 0."""
         if self.lengths is None:
             return self.length
         if T not in self.starts:
@@ -109,7 +106,7 @@ class KVCache:
         return self.starts[T]
 
     def visible(self, S: int) -> Tensor | None:
-        """Which of the last S columns, counted after `append`, are a row's own: visible_BS. None: all of all rows."""
+        """visible_BS: which of the last S columns, counted after `append`, are not padding. None: no padding."""
         if self.lengths is None:
             return None
         if S not in self.seen:
@@ -119,14 +116,14 @@ class KVCache:
         return self.seen[S]
 
     def append(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int = 0) -> tuple[Tensor, Tensor]:
-        """Keep T new positions of one layer.
+        """Store T new positions of one layer.
 
         Args:
-            window: how many positions each sees at most, itself among them; 0: all.
+            window: how many positions each one attends to at most, itself included; 0: all.
 
         Returns:
-            The layer's keys and values, (B, H, S, K), at the last S of the length + T positions, good until the next
-            append: all of them, or with a window at least those that the T new ones see.
+            The layer's keys and values, (B, H, S, K), at the last S of the length + T positions, valid until the next
+            append: all of them, or with a window at least those that the T new ones attend to.
 
         Raises:
             ValueError: if they do not fit.
@@ -139,6 +136,7 @@ class KVCache:
         if layer not in self.layers:
             self.layers[layer] = self.make_room(k_BHTK, v_BHTK, window)
         held = self.layers[layer]
+
         held.rows, before = rows, min(window - 1, self.length) if window else self.length
         if not held.whole and window - 1 + T > held.room:
             return longer_than_room(held, k_BHTK, v_BHTK, before)
@@ -148,16 +146,16 @@ class KVCache:
         return held.last(before + T)
 
     def advance(self, positions: int) -> None:
-        """Count the positions that every layer has just appended."""
+        """Add the positions that every layer has just appended to the length."""
         self.starts, self.seen = {}, {}
         self.length += positions
         if self.lengths is not None:
             self.place(self.lengths + positions)
 
-    # What decodes side by side asks
+    # The interface to decoding (batch.py, transduce.py)
 
     def place(self, lengths: Lengths) -> None:
-        """Say how many of the columns held are each row's own."""
+        """Set the length of each row."""
         self.starts, self.seen = {}, {}
         self.rows = len(lengths)
         self.length = max(0, int(lengths.max(initial=0)))
@@ -168,8 +166,8 @@ class KVCache:
         return np.full(self.rows, self.length) if self.lengths is None else self.lengths
 
     def select(self, rows_B: Tensor) -> None:
-        """Go on with these rows in this order, repeated or left out: what a beam search keeps. Where there are `slots`
-        they are not more than those."""
+        """Replace the rows by these, in this order, with repetitions, as a beam search needs it. At most `slots`, if
+        those are set."""
         lengths = self.lengths_of_rows()[rows_B.cpu().numpy()]
         for layer, held in self.layers.items():
             keys, values = (tensor[rows_B] for tensor in held.last(held.needed(self.length)))
@@ -181,16 +179,17 @@ class KVCache:
 
     @torch.inference_mode()
     def drop(self, rows: Lengths) -> Lengths:
-        """Forget these rows. The last ones take their places, so that little is moved.
+        """Remove these rows. The last ones take their places, so that little is copied.
 
         Returns:
-            For each row that is left the number that it had.
+            The old number of each remaining row.
         """
         left = np.delete(np.arange(self.rows), rows)
         holes, moved = rows[rows < len(left)], left[left >= len(left)]
         order = np.arange(len(left))
         order[np.sort(holes)] = moved
         lengths = self.lengths_of_rows()[order]
+
         for held in self.layers.values():
             if len(holes):
                 to, of = (torch.from_numpy(index).to(held.keys.device) for index in (np.sort(holes), moved))
@@ -203,7 +202,7 @@ class KVCache:
 
     @torch.inference_mode()
     def join(self, other: "KVCache") -> None:
-        """Take the rows of another cache in behind those that are here; it must have the same layers."""
+        """Append the rows of another cache, which must have the same layers."""
         lengths = np.concatenate([self.lengths_of_rows(), other.lengths_of_rows()])
         for layer, theirs in other.layers.items():
             columns = theirs.needed(other.length)
@@ -220,18 +219,17 @@ class KVCache:
         self.place(lengths)
 
     def open(self, rows: int) -> None:
-        """Let so many rows that hold nothing yet follow those that are here."""
+        """Append `rows` empty rows."""
         self.place(np.concatenate([self.lengths_of_rows(), np.zeros(rows, np.int64)]))
 
     @torch.inference_mode()
     def begin_with(self, prefix: "KVCache", rows: Lengths, lengths: Lengths) -> None:
-        """Let some of the rows that `place` has told of begin with the first positions of another cache's only row,
-        each with as many as it is long.
+        """Copy the first positions of another cache's only row into some rows, whose lengths `place` has set.
 
         Args:
             prefix: made with `windows` False.
-            rows: which.
-            lengths: how many positions of the prefix each of them has, 1 or more.
+            rows: the rows to fill.
+            lengths: how many positions of the prefix each of them gets, at least 1.
         """
         for layer, theirs in prefix.layers.items():
             keys, values = theirs.last(prefix.length)
@@ -247,13 +245,13 @@ class KVCache:
                 tensor[rows_n, :, mine.count - columns : mine.count] = given[0][:, source_nS].transpose(0, 1)
 
     def clear(self) -> None:
-        """Hold nothing, keep the room."""
+        """Remove all rows and keep the buffers."""
         self.place(np.zeros(0, np.int64))
         for held in self.layers.values():
             held.count = 0
 
     def make_room(self, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Held:
-        """Room for one layer, in zeros: what is hidden is multiplied all the same, and must be numbers."""
+        """The buffers of one layer, of zeros: masked positions are multiplied as well and must be finite."""
         whole = not (window and self.windows)
         columns = self.context + self.spare if whole else min(self.context + self.spare, 2 * window)
         slots = max(self.slots, k_BHTK.shape[0])
@@ -262,7 +260,7 @@ class KVCache:
 
 
 def longer_than_room(held: Held, k_BHTK: Tensor, v_BHTK: Tensor, before: int) -> tuple[Tensor, Tensor]:
-    """So many new positions that only the last of them need be held: `append` gives them with those before, copied."""
+    """`append` for more new positions than fit into the layer's buffers: returns copies, and stores the last ones."""
     k_BHSK, v_BHSK = (torch.cat(pair, dim=2) for pair in zip(held.last(before), (k_BHTK, v_BHTK), strict=True))
     held.count = 0
     first = max(0, k_BHSK.shape[2] - held.room)

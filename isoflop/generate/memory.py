@@ -1,4 +1,4 @@
-"""What decoding side by side will hold, worked out before it begins."""
+"""Estimates the memory of batched decoding before it begins."""
 
 import inspect
 
@@ -10,22 +10,22 @@ from isoflop.model.blocks.position import Position
 from isoflop.model.language_model import LanguageModel
 from isoflop.runtime import free_memory
 
-AT_ONCE = 256  # rows side by side, if nothing is said and there is memory for them
-SHARE = 0.8  # of the free memory that may be taken
-READ_AT_ONCE = 8192  # tokens of prompts in one pass, or one prompt
-WIDTHS = 24  # times d_model that a pass holds for each of its tokens, about: the widest branch and what it is made of
+AT_ONCE = 256  # rows at once by default, if memory allows
+SHARE = 0.8  # of the free memory that may be used
+READ_AT_ONCE = 8192  # tokens of prompts in one prefill pass, unless one prompt is longer
+WIDTHS = 24  # times d_model that a pass holds per token, about: the widest branch and its inputs
 LOGITS = 5  # copies of the logits that choosing tokens holds, in float32
 
 
 def slots_for(model: LanguageModel, rows: int, positions: int, longest: int, spare: int, slots: int, seen: bool) -> int:
-    """How many of `rows` can be written side by side.
+    """How many of `rows` can be decoded together.
 
     Args:
-        positions: of the longest row, what is written included.
-        longest: of the prompts.
-        spare: columns beyond those, see KVCache.
-        slots: as many as were asked for; 0: as memory allows, 256 at most.
-        seen: the ids of each row are remembered.
+        positions: of the longest row, new tokens included.
+        longest: length of the longest prompt.
+        spare: further columns, see KVCache.
+        slots: the requested number; 0: as memory allows, 256 at most.
+        seen: whether the ids of each row are stored, for a repetition penalty.
 
     Raises:
         UserError: if they do not fit, with the number that does.
@@ -45,18 +45,18 @@ def slots_for(model: LanguageModel, rows: int, positions: int, longest: int, spa
         return min(fits, wanted)
     if fits < 1:
         raise UserError(
-            f"a text of {positions} tokens holds about {in_words(row + reading)} while it is written, and "
-            f"{in_words(int(SHARE * free))} are to be had on {device.type}; ask for fewer --tokens "
+            f"generating a text of {positions} tokens needs about {in_words(row + reading)}, and "
+            f"{in_words(int(SHARE * free))} are available on {device.type}; ask for fewer --tokens "
             "or shorten the prompt"
         )
     raise UserError(
-        f"slots = {slots} texts side by side hold about {in_words(wanted * row + reading)}, and "
-        f"{in_words(int(SHARE * free))} are to be had on {device.type}; at most {fits} fit"
+        f"slots = {slots} texts at once need about {in_words(wanted * row + reading)}, and "
+        f"{in_words(int(SHARE * free))} are available on {device.type}; at most {fits} fit"
     )
 
 
 def bytes_of_row(model: LanguageModel, columns: int) -> int:
-    """Of keys and values of one row in so many columns."""
+    """Bytes of keys and values of one row with this many columns."""
     numbers = sum(
         part.cache_width * (min(columns, 2 * part.window) if part.window else columns)
         for part in model.modules()
@@ -70,7 +70,7 @@ def in_words(count: float) -> str:
 
 
 def not_ragged(model: nn.Module) -> str:
-    """The name of the first part that has to have all rows at one position (Part.ragged); empty if none has."""
+    """The name of the first part that needs all rows at one position (Part.ragged), or ""."""
     for module in model.modules():
         if isinstance(module, Position):
             methods = ["embed", "rotate", "query"]
@@ -84,14 +84,14 @@ def not_ragged(model: nn.Module) -> str:
 
 
 def takes_cache(module: nn.Module) -> bool:
-    """Whether it is an attention that looks back; a block gives its own on to one."""
+    """Whether a module is an attention with a cache; a block or model only passes its cache on."""
     if isinstance(module, (Unit, LanguageModel)) or not isinstance(module, Part):
         return False
     return "cache" in inspect.signature(module.forward).parameters
 
 
 def declares(cls: type, method: str) -> bool:
-    """Whether the class that a method comes from says that it is `ragged` itself: what a subclass overrides is its own
-    affair."""
+    """Whether the class that defines a method declares `ragged` itself: a subclass that overrides the method has to
+    declare it again."""
     owner = next(base for base in cls.__mro__ if method in vars(base))
     return bool(vars(owner).get("ragged", False))

@@ -1,4 +1,4 @@
-"""What prompts have in common at their beginning, so that it is read once."""
+"""Finds prompts with a common prefix, so that the prefix is computed once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-LEAST_SAVED = 64  # tokens, for which a pass of its own is worth while
+LEAST_SAVED = 64  # tokens that a shared prefix must save to be worth a separate pass
 
 Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Family:
-    """Prompts that begin alike.
+    """Prompts with a common prefix.
 
     Attributes:
         members: their numbers.
-        shared: the tokens that they all begin with; 0: they have nothing in common that is worth while.
+        shared: the length of the prefix; 0: none that is worth a separate pass.
     """
 
     members: list[int]
@@ -25,16 +25,17 @@ class Family:
 
 
 def families(prompts: Sequence[Ids]) -> list[Family]:
-    """Sort prompts into families, each prompt into one; what is in none worth while is in one that shares nothing.
+    """Sort prompts into families, each prompt into one; the last family has the prompts that share nothing.
 
-    Neighbours in lexicographic order have the longest beginnings in common. A family takes the next one in as long as
-    that saves no fewer tokens than to leave it out. At least the last token of each prompt is not shared, since what
-    follows the prompt is said there.
+    Neighbours in lexicographic order have the longest common prefixes. A family takes the next prompt in as long as
+    that saves at least as many tokens as leaving it out. The last token of each prompt is never shared, since its
+    logits choose the first new token.
     """
     plain = [prompt.tolist() for prompt in prompts]
     order = sorted(range(len(prompts)), key=plain.__getitem__)
     found: list[Family] = []
     loose: list[int] = []
+
     at = 0
     while at < len(order):
         members, shared = [order[at]], len(prompts[order[at]]) - 1
@@ -50,13 +51,14 @@ def families(prompts: Sequence[Ids]) -> list[Family]:
         else:
             loose += members
         at += len(members)
+
     if loose:
         found.append(Family(sorted(loose), 0))
     return sorted(found, key=lambda family: family.members[0])
 
 
 def in_common(one: Ids, other: Ids) -> int:
-    """How many tokens two prompts begin with alike."""
+    """The length of the longest common prefix of two prompts."""
     n = min(len(one), len(other))
     differ = one[:n] != other[:n]
     return int(differ.argmax()) if differ.any() else n

@@ -1,4 +1,4 @@
-"""What is asked of a model that writes: how long, drawn how, shown where."""
+"""Request: the settings of one generation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Request:
-    """How a model is to answer a prompt. A task refuses what its model has no use for (trainer/task.py).
+    """How to generate from a prompt. A task refuses settings that its model cannot use (trainer/task.py).
 
     Attributes:
-        tokens: the most tokens to write.
+        tokens: the most new tokens.
         temperature, top_k, top_p, seed, min_p, repetition_penalty, stops: see generate/engine.py; temperature None: the
-            model's usual one.
-        beam: hypotheses that a search for the likeliest output keeps; 1 is greedy.
-        dtype: bfloat16: the weights that are multiplied are rounded, and a large model writes faster.
-        with_prompt: what is returned and shown begins with the prompt, where the model continues it.
-        on_text: is given each piece of the text as soon as it is complete.
+            task's default.
+        beam: hypotheses of a beam search; 1 is greedy.
+        dtype: "bfloat16" rounds the weights of matrix products, which makes a large model faster.
+        with_prompt: the text returned and shown begins with the prompt, if the model continues it.
+        on_text: called with each piece of text as soon as it is complete.
     """
 
     tokens: int = 200

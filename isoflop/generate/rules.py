@@ -1,4 +1,4 @@
-"""How the tokens of each row are chosen, and the numbers that they are drawn by: one generator for each row."""
+"""Sampling settings of each row, and its random numbers: one generator per row."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -10,23 +10,23 @@ from torch import Tensor
 
 from isoflop.errors import UserError
 
-AT_A_TIME = 64  # numbers that a row's generator is asked for at once
+AT_A_TIME = 64  # random numbers that are drawn from a row's generator at once
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one row's tokens are chosen, in the order in which it is applied.
+    """How one row's tokens are chosen, in the order of application.
 
     Attributes:
-        repetition_penalty: logits of ids that the row has read or written are divided by it where positive and
-            multiplied where negative (Keskar et al. 2019, 1909.05858, section 4.1); 1 changes nothing.
-        temperature: logits are divided by it; 0 takes the likeliest.
-        top_k: only the k likeliest; 0: all.
-        top_p: of these the fewest likeliest that together reach this probability (Holtzman et al. 2019, 1904.09751); 1:
-            all.
-        min_p: of these the ones with at least this share of the likeliest one's probability (Nguyen et al. 2024,
+        repetition_penalty: positive logits of ids in the row's prompt or output are divided by it, negative ones
+            multiplied (Keskar et al. 2019, 1909.05858, section 4.1); 1 disables it.
+        temperature: logits are divided by it; 0 is greedy.
+        top_k: keep the k likeliest; 0: all.
+        top_p: of these keep the fewest likeliest that together reach this probability (Holtzman et al. 2019,
+            1904.09751); 1: all.
+        min_p: of these keep those with at least this share of the likeliest one's probability (Nguyen et al. 2024,
             2407.01082); 0: all.
     """
 
@@ -58,14 +58,14 @@ class Sampling:
 
 @dataclass
 class Rules:
-    """The `Sampling` of many rows, a column of numbers for each of its fields."""
+    """The `Sampling` of many rows, as an array per field."""
 
     temperature: npt.NDArray[np.float32]
     top_k: Rows
     top_p: npt.NDArray[np.float32]
     min_p: npt.NDArray[np.float32]
     repetition_penalty: npt.NDArray[np.float32]
-    known: dict[Any, Any] = field(default_factory=dict, compare=False)  # remembered while the rows are the same
+    known: dict[Any, Any] = field(default_factory=dict, compare=False)  # cached tensors for these rows
 
     @classmethod
     def for_rows(cls, rows: list[Sampling]) -> "Rules":
@@ -86,7 +86,7 @@ class Rules:
         return found
 
     def parts(self) -> list[tuple[str, Rows]]:
-        """Which rows take the likeliest, which draw from all ids, and which from the likeliest few."""
+        """Which rows are greedy, which sample from all ids, and which from the likeliest ones (top-k, top-p)."""
         if "parts" not in self.known:
             greedy = self.temperature == 0
             ranked = ~greedy & ((self.top_k > 0) | (self.top_p < 1.0))
@@ -97,8 +97,8 @@ class Rules:
 
 
 class Draws:
-    """A generator for each slot, seeded by the row that is in it: its n-th number is the same whatever the neighbours,
-    and the same on every device, since generators are the CPU's."""
+    """A random generator per slot, seeded for the row in it. A row's n-th number does not depend on other rows, nor on
+    the device, since all generators are the CPU's."""
 
     def __init__(self, slots: int) -> None:
         self.generators = [torch.Generator() for _ in range(slots)]

@@ -1,8 +1,8 @@
 """From logits to tokens, as pure functions over a batch: repetition penalty, temperature, top-k, top-p, min-p, a draw.
 
-What a row is given depends on its own logits, rules and number alone, never on its neighbours. Of a vocabulary of fifty
-thousand a few dozen ids usually hold the probability that is drawn from, so these are looked for among the largest
-logits before everything is sorted.
+The token of a row depends only on its own logits, rules and random number, never on other rows. Of a vocabulary of
+fifty thousand a few dozen ids usually have nearly all the probability, so top-p first looks among the largest logits
+and sorts everything only if it has to.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ from torch import Tensor
 from isoflop.errors import UserError
 from isoflop.generate.rules import Rules, Sampling
 
-FIRST_LOOK = 256  # of the largest logits, among which top-p looks first
+FIRST_LOOK = 256  # how many of the largest logits top-p sorts first
 
 
 @torch.inference_mode()
 def choose(logits_BV: Tensor, rules: Rules, drawn_B: Tensor, seen_BV: Tensor | None = None) -> Tensor:
-    """One token for each row, (B,) int64 on the logits' device.
+    """One token per row, (B,) int64 on the logits' device.
 
     Args:
         rules: of B rows.
-        drawn_B: a number in (0, 1] for each row, float64: the token is the first at which the running sum of what is
-            kept reaches this share of the whole.
-        seen_BV: True for the ids that a row has read or written, which a repetition penalty is for.
+        drawn_B: a random number in (0, 1] per row, float64: the token is the first at which the cumulative sum of the
+            kept weights reaches this share of their total.
+        seen_BV: True for the ids in a row's prompt or output, to which a repetition penalty applies.
     """
     tokens_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)
     for rows_b, kept_bN, ids_bN in kept(logits_BV, rules, seen_BV):
@@ -41,7 +41,7 @@ def choose(logits_BV: Tensor, rules: Rules, drawn_B: Tensor, seen_BV: Tensor | N
 
 
 def probabilities(logits_BV: Tensor, **how: float) -> Tensor:
-    """The distribution that is drawn from, (B, V) in float32, by the arguments of a `Sampling` for all rows."""
+    """The distribution to sample from, (B, V) in float32, given the fields of a `Sampling` for all rows."""
     rules = Rules.for_rows([Sampling(**{"temperature": 1.0, **how})] * len(logits_BV))  # type: ignore[arg-type]
     found_BV = torch.zeros_like(logits_BV, dtype=torch.float32)
     for rows_b, weights_bN, ids_bN in kept(logits_BV, rules):
@@ -55,12 +55,13 @@ Kept = tuple[Tensor | None, Tensor, Tensor | None]
 
 
 def kept(logits_BV: Tensor, rules: Rules, seen_BV: Tensor | None = None) -> Iterator[Kept]:
-    """What each row may be given, in parts of the batch, each row in one of them: yields which rows (None: all) and, in
-    (b, N), float32 weights that need not sum to 1 and the ids that they are of (None: the ids as they stand). A part of
-    greedy rows has one id a row."""
+    """The candidates of each row, for parts of the batch, each row in one part. Yields the rows of a part (None: all),
+    their weights in (b, N), float32, not normalised, and the ids of the weights (None: 0 ... V - 1). Greedy rows have
+    one candidate each."""
     logits_BV = logits_BV.float()
     if seen_BV is not None:
         logits_BV = penalised(logits_BV, seen_BV, rules.column("repetition_penalty", logits_BV.device))
+
     parts = rules.parts()
     for way, rows in parts:
         if len(parts) == 1:
@@ -78,14 +79,14 @@ def kept(logits_BV: Tensor, rules: Rules, seen_BV: Tensor | None = None) -> Iter
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
-    """Logits of ids that were seen divided by the penalty where they are positive, multiplied by it where negative
-    (Keskar et al. 2019, CTRL, 1909.05858, section 4.1, as every implementation has it)."""
+    """Logits with the repetition penalty: of seen ids, positive ones divided by it and negative ones multiplied (Keskar
+    et al. 2019, CTRL, 1909.05858, section 4.1, in the form of all implementations)."""
     less_BV = torch.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
     return torch.where(seen_BV, less_BV, logits_BV)
 
 
 def kept_of_all(logits_BV: Tensor, rules: Rules) -> Tensor:
-    """Neither top-k nor top-p, so that nothing has to be sorted."""
+    """The weights of all ids, for rows with neither top-k nor top-p, so that nothing has to be sorted."""
     p_BV = cooled(logits_BV, rules).softmax(dim=-1)
     if not rules.min_p.any():
         return p_BV
@@ -93,13 +94,14 @@ def kept_of_all(logits_BV: Tensor, rules: Rules) -> Tensor:
 
 
 def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) -> Iterator[Kept]:
-    """In descending order, top-p counting what top-k left. Rows whose top-p reaches beyond those first looked at are
-    looked at anew, among more."""
+    """The candidates after top-k and then top-p, in descending order. Rows whose top-p reaches beyond the N largest
+    logits are repeated with a larger N."""
     V = logits_BV.shape[1]
     logits_BV = cooled(logits_BV, rules)
     nucleus = rules.top_k == 0
     total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True) if nucleus.any() else None
     N = min(V, max(FIRST_LOOK if nucleus.any() else 1, int(rules.top_k.max())))
+
     while True:
         logits_BN, ids_BN = descending(logits_BV, N)
         kept_BN, sums_B = within(logits_BN, total_B1, rules)
@@ -122,7 +124,7 @@ def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) ->
 
 
 def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Tensor, Tensor]:
-    """What top-k, top-p and min-p leave of the N likeliest, and the probability that the N have together.
+    """The weights of the N likeliest ids after top-k, top-p and min-p, and the total probability of the N.
 
     Args:
         logits_BN: descending.
@@ -148,16 +150,17 @@ def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Te
 
 
 def descending(logits_BV: Tensor, N: int) -> tuple[Tensor, Tensor]:
-    """The N largest of each row and whose they are, (B, N) each, descending; of equals the lower id is first on a CPU.
+    """The N largest logits of each row and their ids, (B, N) each, descending; on a CPU the lower of equal ids first.
 
     Args:
         logits_BV: float32, none above 0.
 
-    On a CPU a number and its id are sorted as one integer: the bits of a float that is not negative are in its order,
-    and numpy sorts integers by vector instructions, in a quarter of the time of torch's topk, which sorts pairs.
+    On a CPU a number and its id are sorted as one integer: non-negative floats are ordered like their bits, and numpy
+    sorts integers with vector instructions, in a quarter of the time of torch's topk, which sorts pairs.
     """
     if logits_BV.device.type != "cpu":
         return logits_BV.topk(N, dim=-1)
+
     V = logits_BV.shape[1]
     keys_BV = ((0.0 - logits_BV).view(torch.int32).long() << 32).add_(torch.arange(V)).numpy()
     if N < V:
@@ -167,13 +170,13 @@ def descending(logits_BV: Tensor, N: int) -> tuple[Tensor, Tensor]:
 
 
 def cooled(logits_BV: Tensor, rules: Rules) -> Tensor:
-    """Divided by the temperature; the largest becomes 0 before, so that a very small one cannot overflow."""
+    """Logits divided by the temperature; the largest is subtracted first, so that a small one cannot overflow."""
     return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / rules.column("temperature", logits_BV.device)
 
 
 def reached(weights_BN: Tensor, drawn_B: Tensor) -> Tensor:
-    """The first column of each row, (B,) int64, at which the running sum of weights reaches its share, in (0, 1], of
-    the whole. One that has no weight adds nothing and is never it. In float64, which not every device has."""
+    """The first column of each row, (B,) int64, at which the cumulative sum of weights reaches its share, in (0, 1], of
+    the total; never a column of weight 0. Computed in float64, on the CPU for devices without it."""
     device = weights_BN.device
     exact_BN = (weights_BN if device.type != "mps" else weights_BN.cpu()).double()
     sums_BN = exact_BN.cumsum(dim=-1)
@@ -184,7 +187,7 @@ def reached(weights_BN: Tensor, drawn_B: Tensor) -> Tensor:
 def check_arguments(
     prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int, **further: float
 ) -> None:
-    """`further`: what else a `Sampling` has.
+    """`further`: the other fields of a `Sampling`.
 
     Raises:
         UserError: naming the option whose value makes no sense.

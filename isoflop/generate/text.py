@@ -1,4 +1,4 @@
-"""Tokens become text, piece by piece, up to a stop string."""
+"""Decodes tokens to text incrementally, up to a stop string."""
 
 import codecs
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from isoflop.errors import UserError
 
 
 class Tokenizer(Protocol):
-    """What generation needs of a tokenizer (isoflop.data.tokenizer has the real one)."""
+    """The interface of a tokenizer to generation (isoflop.data.tokenizer implements it)."""
 
     @property
     def eot(self) -> int: ...
@@ -25,9 +25,9 @@ class Text:
     """A text that grows by tokens, in pieces of whole characters.
 
     Args:
-        begins: True where the first token may have a space in front that is not part of the text.
-        on_text: is given each piece.
-        stops: the text ends before the first of these that appears. What may become one is held back.
+        begins: True if the first token may have a leading space that is not part of the text.
+        on_text: called with each piece.
+        stops: the text ends before the first of these that appears. Text that may become a stop string is held back.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class Text:
         """Add a token.
 
         Returns:
-            True if the text has come to a stop string, after which nothing is added any more.
+            True if the text has reached a stop string, after which nothing more is added.
         """
-        if self.later is not None:  # nobody looks before the end, and all at once is much faster
+        if self.later is not None:  # nobody reads it before the end, and decoding all at once is much faster
             self.later.append(token)
             return False
         if not self.stopped:
@@ -59,7 +59,7 @@ class Text:
         return self.stopped
 
     def end(self) -> str:
-        """All of it; what is left of a cut character reads as U+FFFD."""
+        """The whole text; an incomplete character at the end becomes U+FFFD."""
         if self.later is not None:
             return self.tokenizer.decode_bytes(self.later, self.begins).decode("utf-8", errors="replace")
         if not self.stopped:
@@ -69,7 +69,7 @@ class Text:
         return "".join(self.pieces)
 
     def take(self, piece: str) -> None:
-        """Emit what can be no part of a stop string, and hold the rest."""
+        """Emit what cannot be part of a stop string, and hold the rest."""
         if not self.stops:
             self.emit(piece)
             return
@@ -91,13 +91,13 @@ class Text:
 
 
 def beginning_at_end(text: str, stop: str) -> int:
-    """How many characters at the end of a text are the beginning of a stop string."""
+    """The length of the longest end of a text that is the beginning of a stop string."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def check_stops(stops: Sequence[str]) -> None:
     """Raises:
-    UserError: for a stop string that every text has at its beginning.
+    UserError: for an empty stop string.
     """
     if any(not stop for stop in stops):
-        raise UserError("--stop '' is empty, and every text ends there; leave it out to write on")
+        raise UserError("--stop '' is empty, which would end every text at once; leave it out")

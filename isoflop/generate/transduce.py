@@ -1,4 +1,4 @@
-"""Output for input from an encoder-decoder: the source is read once, then one token at a time is written.
+"""Beam search with an encoder-decoder: the source is encoded once, then the output is decoded token by token.
 
 sources -> read ─> memory ─> write ─> log p ─> the best `beam` of each source ─> tokens
                                ^                        │
@@ -24,13 +24,13 @@ def transduce(
 ) -> list[list[int]]:
     """The likeliest output that a beam search finds for each source, as ids without `eot`.
 
-    A hypothesis is worth the sum of its tokens' log-probabilities, its end included, with nothing for its length. An
-    output that does not end within the model's context is cut there.
+    The score of a hypothesis is the sum of its tokens' log-probabilities, its end included, without a length penalty.
+    An output that does not end within the model's context is truncated.
 
     Args:
         sources: ids of each source, at least one.
-        beam: hypotheses kept for each source; 1 is greedy.
-        at_once: hypotheses side by side. A source whose hypotheses have ended leaves, and others take its place.
+        beam: hypotheses per source; 1 is greedy.
+        at_once: hypotheses decoded together. A source whose hypotheses have ended leaves, and others take its place.
 
     Raises:
         UserError: for a beam below 1, or a source longer than the context.
@@ -40,6 +40,7 @@ def transduce(
     longest = max((len(source) for source in sources), default=0)
     if longest > model.config.context:
         raise UserError(f"an input of {longest} tokens does not fit in the model's context of {model.config.context}")
+
     training = model.training
     model.eval()
     try:
@@ -49,20 +50,20 @@ def transduce(
 
 
 class Search:
-    """Beam search over many sources. Rows are sources times beams, the beams of a source side by side; the first beam
-    of a source is its best. An ended hypothesis stays as it is and goes on with `eot` at no cost.
+    """Beam search over many sources. Rows are sources times beams, the beams of a source next to each other, the best
+    first. An ended hypothesis keeps its score and is continued with `eot`.
 
-    Rows come and go a source at a time; each begins at position 0, wherever its neighbours are (cache.py).
+    Rows join and leave one source at a time; each starts at position 0, whatever the positions of others (cache.py).
     """
 
     def __init__(self, model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int, at_once: int) -> None:
         self.model, self.sources, self.eot, self.W, self.at_once = model, sources, eot, beam, at_once
         self.device, self.context = model.embedding.weight.device, model.config.context
-        # those of one length together pad little
+        # sources of nearly equal length together need little padding
         self.waiting = sorted(range(len(sources)), key=lambda i: len(sources[i]))
         self.outputs: list[list[int]] = [[] for _ in sources]
-        one_by_one = not_ragged(model) != ""  # then none comes before all are gone
-        self.few = at_once if one_by_one else max(1, at_once // 4)
+        all_equal = not_ragged(model) != ""  # then no source joins before all have left
+        self.few = at_once if all_equal else max(1, at_once // 4)
 
         self.numbers: list[int] = []
         self.memory: EncodedSource | None = None
@@ -80,13 +81,14 @@ class Search:
         return self.outputs
 
     def admit(self, chosen: list[int]) -> None:
-        """Read more sources; their hypotheses begin as one, of which alone the first may be continued."""
+        """Encode more sources. Only the first beam of each can be continued at first, since all are equal."""
         self.waiting, n, W = self.waiting[len(chosen) :], len(chosen), self.W
         read = self.model.read(*padded([self.sources[i] for i in chosen], self.eot, self.device))
         self.memory = behind(self.memory, repeated(read, W))
         if not self.numbers:
             self.cache.clear()
         self.cache.open(n * W)
+
         scores_nW = torch.full((n, W), float("-inf"), device=self.device)
         scores_nW[:, 0] = 0.0
         self.scores_BW = torch.cat([self.scores_BW, scores_nW])
@@ -95,7 +97,7 @@ class Search:
         self.numbers += chosen
 
     def step(self) -> None:
-        """One token more for each hypothesis, and the best of what comes of it."""
+        """Extend each hypothesis by a token and keep the best `beam` of each source."""
         B, W, eot = len(self.numbers), self.W, self.eot
         lengths_B = torch.from_numpy(self.cache.lengths_of_rows()[::W].copy()).to(self.device)
         last_BW1 = self.tokens_BWT.gather(2, lengths_B.view(B, 1, 1).expand(B, W, 1))
@@ -118,7 +120,7 @@ class Search:
         self.ended_BW = self.ended_BW | (next_BW == eot)
 
     def settle(self) -> None:
-        """Let the sources go all of whose hypotheses have ended, or whose context is full."""
+        """Remove the sources all of whose hypotheses have ended, or whose context is full."""
         W, lengths = self.W, self.cache.lengths_of_rows()[:: self.W]
         done = self.ended_BW.all(dim=1).cpu().numpy() | (lengths >= self.context)
         if not done.any():
@@ -143,7 +145,7 @@ def of_rows(source: EncodedSource, rows_R: Tensor) -> EncodedSource:
 
 
 def behind(first: EncodedSource | None, second: EncodedSource) -> EncodedSource:
-    """The rows of both; what a source is shorter than the longest is padding, in zeros."""
+    """The rows of both, padded with zeros to the longest source."""
     if first is None or first.visible_BS is None or second.visible_BS is None:
         return second
     S = max(first.visible_BS.shape[1], second.visible_BS.shape[1])
@@ -160,7 +162,7 @@ def behind(first: EncodedSource | None, second: EncodedSource) -> EncodedSource:
 
 
 def padded(sources: list[np.ndarray], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(source_BS, visible_BS)."""
+    """Sources as one padded batch: (source_BS, visible_BS)."""
     lengths = np.array([len(source) for source in sources])
     source_BS = np.full((len(sources), lengths.max()), pad, np.int64)
     for row, source in enumerate(sources):
