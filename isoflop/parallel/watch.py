@@ -98,7 +98,7 @@ class Watchdog:
         gone = gone or [rank for rank in range(self.group.size) if rank not in self.heard]
         named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or f"to an unknown one ({error})"
         return Lost(
-            f"the connection to another process broke, which was killed or whose host is lost: {named}. Resume with: "
+            f"the connection to another process broke, which was killed or whose host is gone: {named}. Go on with: "
             f"isoflop train --resume {self.folder}"
         )
 
@@ -218,7 +218,7 @@ class Watchdog:
     def say(self, text: str) -> None:
         """Print one line, and record it in the run's history."""
         line = (
-            f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Resume with: "
+            f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Go on with: "
             f"isoflop train --resume {self.folder}"
         )
         record = {"event": "hung", "time": time.time(), "step": self.step, "reason": text}

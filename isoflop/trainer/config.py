@@ -25,19 +25,19 @@ MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """How many sequences make one optimiser step, and how many go through the model at once.
+    """The sequences of one optimiser step, and of one forward and backward pass (gradient accumulation).
 
     With a ramp the first steps have `ramp_from` sequences, then 2, 3, ... times as many, each for an equal share of
-    `ramp_sequences`: linear in what was read, as in GPT-3 (2005.14165, appendix B). How many a step has, and how many
-    came before it, is a function of its number and of these fields alone.
+    `ramp_sequences`: linear in the sequences read, as in GPT-3 (2005.14165, appendix B). The size of a step, and the
+    sequences before it, depend on its number and these fields only.
 
     Raises:
-        UserError: naming the field, for a value that does not fit the others.
+        UserError: naming the field, for a value that is inconsistent with the others.
     """
 
     sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
     micro_sequences: Annotated[
-        int, "sequences in one forward and backward pass of a process; gradients accumulate; 0: all of its part"
+        int, "sequences in one forward and backward pass of a process (gradient accumulation); 0: all of its part"
     ] = 0
     ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
     ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
@@ -92,7 +92,7 @@ class BatchConfig:
         return self.levels[bisect.bisect_right(self.levels, step, key=lambda level: level[0]) - 1]
 
     def steps_for(self, sequences: float) -> int:
-        """The fewest steps that read at least so many sequences."""
+        """The fewest steps that read at least `sequences` sequences."""
         index = bisect.bisect_right(self.levels, max(sequences, 0), key=lambda level: level[1]) - 1
         first, read, size = self.levels[index]
         return first + math.ceil((sequences - read) / size)
@@ -103,19 +103,17 @@ class RuntimeConfig:
     """Where the run computes. A planned run has measured these; "auto" and 0 are resolved before the first step."""
 
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto"
-    dtype: Annotated[str, "what matrix products are computed in: auto, float32 or bfloat16; weights stay float32"] = (
-        "auto"
-    )
-    threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one a core"] = 0
+    dtype: Annotated[str, "dtype of matrix products: auto, float32 or bfloat16; weights stay float32"] = "auto"
+    threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one per core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
     recompute: Annotated[
-        bool, "work out a block's inside again in the backward pass: less memory, a third more time, the same bits"
+        bool, "recompute each block's activations in the backward pass: less memory, a third more time, the same bits"
     ] = False
 
 
 @dataclass(frozen=True)
 class EveryConfig:
-    """What happens every so many steps; 0 turns it off."""
+    """Intervals in steps; 0 turns an action off."""
 
     log: Annotated[int, "steps between training lines in metrics.jsonl"] = 1
     evaluate: Annotated[int, "steps between held-out measurements"] = 100
@@ -126,7 +124,7 @@ class EveryConfig:
     keep_every: Annotated[int, "checkpoints of steps that this divides stay for good"] = 0
     background: Annotated[
         bool,
-        Derived(lambda: f"checkpoints are written beside the steps, from a copy in memory: {bytes_of_copy()}"),
+        Derived(lambda: f"checkpoints are written while training continues, from a copy in memory: {bytes_of_copy()}"),
     ] = True
 
     def __post_init__(self) -> None:
@@ -137,17 +135,17 @@ class EveryConfig:
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What is done when a step's numbers go wrong (trainer/guard.py).
+    """The rules for non-finite losses and loss spikes (trainer/guard.py).
 
-    By default a step whose loss or gradient is not finite is left out, as nothing can be learned from it, and five in a
-    row stop the run: the weights are gone then, and not the data. A spike is counted and told and nothing else is done:
-    the gradient is clipped anyway, and a healthy run has spikes, whose steps it is not for a rule to take away.
+    By default a step with a non-finite loss or gradient is discarded, since nothing can be learned from it, and five in
+    a row stop the run: then the weights are at fault, not the data. A spike is only counted and reported: the gradient
+    is clipped anyway, and a healthy run has spikes, which no rule should remove.
     """
 
     non_finite: Annotated[
         Literal["skip", "rollback", "stop"],
-        "at a loss or gradient that is not finite: skip, leave the update out; rollback, go back to the last "
-        "checkpoint and pass over the data; stop",
+        "at a non-finite loss or gradient: skip, discard the update; rollback, return to the last checkpoint and skip "
+        "the data; stop",
     ] = "skip"
     spike: Annotated[
         Literal["keep", "skip", "rollback", "stop"], "at a spike: keep the step and count it, or one of these"
@@ -155,8 +153,8 @@ class GuardConfig:
     sigmas: Annotated[
         float, "a spike: a loss or gradient norm this many standard deviations above the mean of the last good steps"
     ] = 6.0
-    window: Annotated[int, "good steps that the mean is over; until there are as many, nothing is a spike"] = 128
-    pass_over: Annotated[int, "steps whose data a rollback passes over, from the bad one on"] = 1
+    window: Annotated[int, "good steps over which the mean is taken; until there are as many, nothing is a spike"] = 128
+    pass_over: Annotated[int, "steps whose data a rollback skips, from the bad one on"] = 1
     in_a_row: Annotated[int, "bad steps in a row that stop the run"] = 5
     in_all: Annotated[int, "bad steps in all that stop the run"] = 100
     preflight: Annotated[
@@ -178,10 +176,10 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """The samples written along the way."""
+    """The samples generated during the run."""
 
     prompts: Annotated[tuple[str, ...], "texts to continue; an empty one starts a new document"] = ("",)
-    tokens: Annotated[int, "tokens a sample"] = 160
+    tokens: Annotated[int, "tokens per sample"] = 160
     temperature: Annotated[float, "0: the most likely token always"] = 0.8
     top_k: Annotated[int, "only the k most likely tokens; 0: all"] = 0
     top_p: Annotated[float, "only the most likely tokens that make up this share of probability"] = 0.95
@@ -192,7 +190,7 @@ class RunConfig:
     """A whole run: `steps` optimiser steps of `batch.sequences` sequences of `model.context` tokens each, or of as many
     pairs; fewer during a ramp.
 
-    What a task is made of (data, model, loss, measurement, samples) is said in trainer/task.py."""
+    trainer/task.py defines the parts of a task (data, model, loss, evaluation, samples)."""
 
     task: Annotated[str, "what is learned:", OneOf(MODELS)] = "causal_lm"
     model: Annotated[ModelConfig, Named(PRESETS), "all of model at once, by a preset's name"] = field(
@@ -207,27 +205,25 @@ class RunConfig:
     every: EveryConfig = field(default_factory=EveryConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
-    loss: Annotated[Spec, f"what is trained on: {', '.join(LOSSES)}"] = field(
+    loss: Annotated[Spec, f"the training loss: {', '.join(LOSSES)}"] = field(
         default_factory=lambda: Spec("cross_entropy")
     )
     steps: Annotated[int, "optimiser steps"] = 1000
-    seconds: Annotated[
-        float, "training seconds that the run is held to by moving its decay; 0: the clock decides nothing"
-    ] = 0.0
+    seconds: Annotated[float, "budget of training seconds, kept by moving the decay; 0: none"] = 0.0
     seed: Annotated[int, "of the weights, the data order and dropout"] = 0
-    evaluate_tokens: Annotated[int, "held-out tokens measured along the way; 0: all of them"] = 65536
-    init: Annotated[str, "a run or checkpoint whose weights this one starts from; empty: fresh weights"] = ""
+    evaluate_tokens: Annotated[int, "held-out tokens per evaluation during the run; 0: all of them"] = 65536
+    init: Annotated[str, "a run or checkpoint whose weights this one starts from; empty: random weights"] = ""
     trackers: Annotated[tuple[str, ...], "also log to any of tensorboard, wandb, mlflow"] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
             raise UserError(f"steps = {self.steps} is not a positive number that a run can have")
         if self.seconds < 0:
-            raise UserError(f"seconds = {self.seconds} is negative; 0 lets the steps alone decide")
+            raise UserError(f"seconds = {self.seconds} is negative; 0 sets no limit")
         if self.seconds and self.batch.ramp_from:
             raise UserError(
-                f"seconds = {self.seconds:g} and batch.ramp_from = {self.batch.ramp_from} do not go together: the pace "
-                "takes all steps to be alike; set one of them to 0"
+                f"seconds = {self.seconds:g} and batch.ramp_from = {self.batch.ramp_from} cannot be combined: the pace "
+                "assumes that all steps take equally long; set one of them to 0"
             )
         if self.model.vocab_size < 2:
             raise UserError(f"model.vocab_size = {self.model.vocab_size} is too small")
@@ -250,18 +246,18 @@ class RunConfig:
 
     @property
     def flops_per_token(self) -> float:
-        """Training FLOPs a token by the convention "6n" (model/count.py), with what the loss adds to the model."""
+        """Training FLOPs per token by the convention "6n" (model/count.py), with what the loss adds to the model."""
         model: Any = build_on_meta(self.model)
         make_loss(self.loss, self.model).prepare(model)
         return CONVENTIONS["6n"](model, self.model.context)
 
 
 def resolve_runtime(config: RunConfig) -> RunConfig:
-    """`config` with what this machine has in place of "auto" and of 0 threads, so that config.json says what ran. The
-    one place where that is decided, for the trainer, the planner and the jobs alike.
+    """`config` with this machine's values in place of "auto" and of 0 threads, so that config.json records them. The
+    only place where they are resolved, for the trainer, the planner and the jobs.
 
     Raises:
-        UserError: for a device that is not there.
+        UserError: for a missing device.
     """
     device = choose_device(config.runtime.device)
     dtype = config.runtime.dtype

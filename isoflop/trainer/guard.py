@@ -1,22 +1,21 @@
-"""Numbers gone wrong: a loss or gradient that is not finite, or far above those of the steps before (a spike).
+"""Judges each step: a non-finite loss or gradient, or one far above those of the steps before (a loss spike).
 
     (loss, gradient norm) of a step ─> look ─> nothing | Trouble ─> keep · skip · rollback · stop
-                                                          └─> a line of skips.jsonl, before anything is done about it
+                                                          └─> a line of skips.jsonl, before any action
 
-skip      the update is left out: weights, moments and the count of AdamW's bias correction stay as they were; the
-          schedule and the data go on
-rollback  back to the last checkpoint, and the data of the bad step is passed over: what follows is the run that never
-          drew it
-stop      the last checkpoint is from before
+skip      discard the update: weights, moments and the count of AdamW's bias correction are unchanged; schedule and data
+          continue
+rollback  return to the last checkpoint and skip the data of the bad step: the run continues as if it had never read it
+stop      end the run; the last checkpoint is from before
 
-All decisions are pure functions of plain numbers: the two of the step, those of the good steps before it (kept in the
-checkpoint), and the lines on record. Several processes have the same, to the bit, and so each decides by itself what
-all decide: the loss is a sum over all, which leaves the same in each; the norm is one as well, or the first one's
-(Layout.whole in parallel/shard.py); and the lines on record are those that the first one read (begin.put_back).
+All decisions are pure functions of plain numbers: loss and norm of the step, those of the good steps before it (kept in
+the checkpoint), and the recorded lines. Several processes have the same numbers, to the bit, so each makes the same
+decision by itself: the loss is a sum over all processes; the norm is one as well, or the first process's (Layout.whole
+in parallel/shard.py); the recorded lines are those that the first process read (begin.put_back).
 
-The host reads both numbers once a step, before the update. A GPU would be idle until the update is launched then, so
-there it is launched first (loop.updates_ahead), with a flag on the device by which the optimisers leave out a step that
-is not finite; the host decides the same while the update runs.
+The host reads both numbers once per step, before the update. A GPU would be idle until then, so on a GPU the update is
+launched first (step.updates_ahead), with a flag on the device that makes the optimisers discard a non-finite step; the
+host makes the same decision while the update runs.
 """
 
 import math
@@ -33,12 +32,12 @@ Numbers = tuple[float, float]  # loss in nats per token, and the gradient's norm
 
 @dataclass(frozen=True)
 class Trouble:
-    """What is wrong with a step.
+    """A bad step.
 
     Attributes:
         kind: "non-finite" or "spike".
         action: "keep", "skip", "rollback" or "stop".
-        reason: one line for people.
+        reason: one line for the user.
     """
 
     kind: str
@@ -47,15 +46,16 @@ class Trouble:
 
 
 def find_trouble(loss: float, norm: float, recent: Sequence[Numbers], config: GuardConfig) -> Trouble | None:
-    """Judge a step by its two numbers and those of the good steps before it.
+    """Judge a step by its loss and norm and those of the good steps before it.
 
-    The rule for spikes is that of OLMo-core's SkipStepOptimizer, with its 128 steps and 6 standard deviations; here
-    numbers that are not finite never count among those compared with.
+    The rule for spikes is that of OLMo-core's SkipStepOptimizer, with its 128 steps and 6 standard deviations;
+    non-finite numbers are never among those compared with.
     """
     if not (math.isfinite(loss) and math.isfinite(norm)):
         return Trouble("non-finite", config.non_finite, f"loss {loss:.4g}, gradient norm {norm:.4g}")
     if len(recent) < config.window:
         return None
+
     for name, value, before in zip(("loss", "gradient norm"), (loss, norm), zip(*recent, strict=True), strict=True):
         mean = math.fsum(before) / len(before)
         deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in before) / len(before))
@@ -67,7 +67,7 @@ def find_trouble(loss: float, norm: float, recent: Sequence[Numbers], config: Gu
 
 
 def must_stop(trouble: Trouble, records: Sequence[SkipLine], config: GuardConfig) -> str:
-    """Why the run must not go on after this trouble, the last one on record; empty if it may."""
+    """Why the run must stop after this trouble, the last one on record; "" if it need not."""
     if trouble.action == "stop":
         return f"guard.{trouble.kind.replace('-', '_')} is stop"
     if trouble.action == "keep":
@@ -82,8 +82,8 @@ def must_stop(trouble: Trouble, records: Sequence[SkipLine], config: GuardConfig
 
 
 def in_a_row(bad: Sequence[SkipLine]) -> int:
-    """How many bad steps, the last one included, came without a step of progress between them. The step after one that
-    was left out is the next of the run; after a rollback it is the same one again, on other data."""
+    """How many bad steps, the last one included, occurred without a good step between them. After a discarded step
+    comes the next step of the run; after a rollback the same step again, with other data."""
     if not bad:
         return 0
     up_to = sorted((r for r in bad if r.step <= bad[-1].step), key=lambda r: r.step)
@@ -96,15 +96,15 @@ def in_a_row(bad: Sequence[SkipLine]) -> int:
 
 
 def gaps(records: Iterable[SkipLine]) -> tuple[tuple[int, int], ...]:
-    """The ranges of sequences that the rollbacks on record pass over (data/gaps.py)."""
+    """The ranges of sequences that recorded rollbacks skip (data/gaps.py)."""
     return tuple((r.first or 0, r.sequences or 0) for r in records if r.action == "rollback")
 
 
 class Watch:
-    """Looks at every step, and remembers the good ones that the next are judged by.
+    """Judges every step, and keeps the numbers of recent good ones for comparison.
 
     Args:
-        recent: what `state` gave, to go on from.
+        recent: the value of `state` at a checkpoint.
     """
 
     def __init__(self, config: GuardConfig, recent: Iterable[Sequence[float]] = ()) -> None:
@@ -112,19 +112,19 @@ class Watch:
         self.recent: deque[Numbers] = deque(((loss, norm) for loss, norm in recent), maxlen=config.window)
 
     def look(self, loss: float, norm: float) -> Trouble | None:
-        """What is wrong with this step, if anything. One that is kept counts among the good ones."""
+        """The trouble of this step, or None. A spike that is kept counts as a good step."""
         trouble = find_trouble(loss, norm, self.recent, self.config)
         if trouble is None or trouble.action == "keep":
             self.recent.append((loss, norm))
         return trouble
 
     def state(self) -> list[list[float]]:
-        """JSON values, for the checkpoint."""
+        """The recent numbers as JSON values, for the checkpoint."""
         return [list(numbers) for numbers in self.recent]
 
 
 def account(records: Sequence[SkipLine]) -> BadSteps:
-    """What went wrong in a run, counted."""
+    """The counts of a run's bad steps."""
     of = {action: [r for r in records if r.action == action] for action in ("keep", "skip", "rollback")}
     return BadSteps(
         spikes_kept=len(of["keep"]),

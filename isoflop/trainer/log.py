@@ -9,8 +9,8 @@ RATE_LINES = 20  # training lines over which tokens per second are averaged
 
 
 class TrainingLog:
-    """Writes a line for each step whose update was taken. Its `loss` is what is trained on, auxiliary losses and label
-    smoothing included; held-out lines have plain cross-entropy."""
+    """Writes a line for each step whose update was taken. Its `loss` is the training loss, with auxiliary losses and
+    label smoothing; held-out lines have plain cross-entropy."""
 
     def __init__(self, state: RunState) -> None:
         self.state = state
@@ -18,12 +18,12 @@ class TrainingLog:
         self.marks: deque[tuple[int, float]] = deque([start], maxlen=RATE_LINES)
 
     def add(self, loss: float, norm: float, scale: float) -> None:
-        """Make the newest step's line the run's, and write it if it is due.
+        """Set the line of the newest step, and write it if it is due.
 
         Args:
             loss: in nats per token.
             norm: of the gradient, before clipping.
-            scale: of the learning rates, as a share of their peaks.
+            scale: the learning rates as a share of their peaks.
         """
         state = self.state
         self.marks.append((state.tokens, state.seconds - state.aside))
@@ -41,7 +41,7 @@ class TrainingLog:
             state.folder.append("metrics", state.line)
 
     def rate(self) -> float:
-        """Tokens per second of the steps over the last RATE_LINES lines, without what is done between steps; 0 before
-        there are two."""
+        """Tokens per second of steps over the last RATE_LINES lines, without the work between steps; 0 before there are
+        two lines."""
         (tokens, seconds), (last_tokens, last_seconds) = self.marks[0], self.marks[-1]
         return (last_tokens - tokens) / (last_seconds - seconds) if last_seconds > seconds else 0.0

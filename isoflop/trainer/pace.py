@@ -1,8 +1,8 @@
-"""Holding a run to its seconds: when the clock drifts from the calibration, the end of the run moves.
+"""Keeps a run within its budget in seconds: when the speed drifts from the calibration, the end of the run moves.
 
-The learning rate stays a pure function of the step and of the decisions on record (optim/schedules.py); here is only
-the rule by which a decision is made. It looks at nothing but how long the steps took, and what was done next to them:
-measurements, samples and checkpoints cost what they cost so far, as often as they are still due.
+The learning rate remains a pure function of the step and of the recorded decisions (optim/schedules.py); this module
+only makes the decisions. They depend on how long steps took, and on the work between them: evaluations, samples and
+checkpoints are expected to cost what they cost so far, as often as they are still due.
 """
 
 import bisect
@@ -11,23 +11,21 @@ from dataclasses import dataclass, field
 
 from isoflop.optim.schedules import Decision, Timetable
 
-FIRST_LOOK = 0.05  # share of the run after which its own speed is a better guide than the calibration
-LATE = 0.8  # share of the run after which little room is left to be right
-BETWEEN, BETWEEN_LATE = 0.05, 0.01  # share of the run between two looks: seldom, so that noise is not answered
-TOLERANCE = 0.02  # of the whole budget; the promise is 5 %, and a late decision has less room to be right
+FIRST_LOOK = 0.05  # share of the run after which its own speed predicts better than the calibration
+LATE = 0.8  # share of the run after which little time is left to correct an error
+BETWEEN, BETWEEN_LATE = 0.05, 0.01  # share of the run between two checks: rare, so that noise causes no decisions
+TOLERANCE = 0.02  # of the budget; the promise is 5 %, and a late decision has less time to correct an error
 TOLERANCE_LATE = 0.01  # in the last fifth
-RECENT = (
-    0.35  # share of the elapsed time from which the speed is read: long enough to be steady, short enough to follow
-)
+RECENT = 0.35  # share of the elapsed time over which speed is measured: long enough to be steady, short enough to adapt
 
 
 @dataclass
 class Pace:
-    """Reads the clock at even distances and says when the end has to move.
+    """Checks the clock at regular intervals and decides when the end has to move.
 
     Attributes:
-        seconds: the training time that the run is held to.
-        every: what happens next to the steps: every so many of them (0: never), and at the end.
+        seconds: the budget of training time.
+        every: work between steps by name: every how many steps (0: never); it is also done at the end.
     """
 
     seconds: float
@@ -39,18 +37,18 @@ class Pace:
         self._costs: dict[str, float] = {}
 
     def spent(self, due: Sequence[str], seconds: float) -> None:
-        """Note what was done next to a step and how long all of it took together. What is known of some of it is taken
-        off for the others."""
+        """Record the work that was done after a step and its total time. The known cost of some of it is subtracted to
+        get that of the others."""
         known = sum(self._costs.get(name, 0.0) for name in due)
         new = [name for name in due if name not in self._costs]
         for name in due:
             if name in new:
                 self._costs[name] = max(0.0, seconds - known) / len(new)
             elif not new and known:
-                self._costs[name] *= 0.5 + 0.5 * seconds / known  # half way to what it took now
+                self._costs[name] *= 0.5 + 0.5 * seconds / known  # average of the old and the new cost
 
     def to_come(self, step: int, total: int) -> float:
-        """Seconds of all that is still due next to the steps up to `total`, the end."""
+        """Seconds of all work between steps that is still due until the end at step `total`."""
         return sum(
             cost * (total // every - step // every + bool(total % every))
             for name, cost in self._costs.items()
@@ -61,7 +59,7 @@ class Pace:
         """The decision that is due after `step` steps and `elapsed` seconds of training, if any.
 
         Args:
-            aside: of these seconds, those that were not spent on steps.
+            aside: those of these seconds that were not spent on steps.
         """
         stepping = elapsed - aside
         self._marks.append((step, stepping))
@@ -71,7 +69,7 @@ class Pace:
         late = progress > LATE
         self._next_look = progress + (BETWEEN_LATE if late else BETWEEN)
 
-        # the speed of late
+        # recent speed
         since = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * stepping)
         if since[0] == step:
             since = self._marks[0]
@@ -80,7 +78,7 @@ class Pace:
         self._marks = [mark for mark in self._marks if mark[1] >= since[1]]
         per_step = (stepping - since[1]) / (step - since[0])
 
-        # does the run end in time at that speed?
+        # when does the run end at that speed?
         to_come = self.to_come(step, timetable.total_steps)
         ends = elapsed + (timetable.total_steps - step) * per_step + to_come
         tolerance = TOLERANCE_LATE if late else TOLERANCE
@@ -91,7 +89,7 @@ class Pace:
         def takes(steps: int) -> float:
             return (steps - step) * per_step + self.to_come(step, steps)
 
-        # the last end that is in time, or the one after it, which may be more nearly so: it can have another sample
+        # the last end within the budget, or the next one if it is nearer to the budget (it may have one more sample)
         ends_at = range(step + 1, step + 2 + int(left / per_step))
         first_late = max(bisect.bisect_right(ends_at, left, key=takes), 1)
         steps = min(ends_at[first_late - 1], ends_at[first_late - 1] + 1, key=lambda steps: abs(takes(steps) - left))
@@ -100,7 +98,7 @@ class Pace:
         return Decision(
             at_step=step,
             steps=steps,
-            reason=f"at {in_words(per_step)} a step it would have ended at {ends:.0f} s, not {self.seconds:.0f} s",
+            reason=f"at {in_words(per_step)} per step it would have ended at {ends:.0f} s, not {self.seconds:.0f} s",
         )
 
 

@@ -1,7 +1,7 @@
-"""Where the processes of a run have to agree: what cannot be divided, when all stop, when the end moves.
+"""Agreement between the processes of a run: which settings can be divided, when all stop, when the end moves.
 
-All that is decided by a clock or a signal is decided between two steps, by one message that all exchange: the first
-process's clock counts, and whoever got a signal stops all of them after the same step.
+Decisions by clocks and signals are made between two steps, with one message that all exchange: the first process's
+clock counts, and a signal to any process stops all of them after the same step.
 """
 
 from typing import Any
@@ -17,10 +17,11 @@ from isoflop.trainer.config import RunConfig
 
 
 def agree(group: Group, signal: int | None, decision: Decision | None) -> tuple[int | None, Decision | None]:
-    """What holds for all after a step, of what came up in each: a signal that any of them received, and the decision
-    that the first one's clock made."""
+    """The signal and decision that apply to all processes after a step: a signal that any of them received, and the
+    decision of the first one's clock."""
     if group.alone:
         return signal, decision
+
     number, decided = group.all_max([signal or 0, int(decision is not None)])
     if decided:
         decision = Decision.from_dict(group.broadcast(decision.to_dict() if decision else None))
@@ -28,10 +29,10 @@ def agree(group: Group, signal: int | None, decision: Decision | None) -> tuple[
 
 
 def check_world(config: RunConfig, group: Group) -> None:
-    """Whether the run can be divided among these processes; nothing is allocated.
+    """Check that the run can be divided among these processes. Nothing is allocated.
 
     Raises:
-        UserError: naming the field that does not fit.
+        UserError: naming the field that prevents it.
     """
     config.parallel.resolve(group.size, group.hosts)
     if config.parallel.gather == "bfloat16" and config.runtime.dtype != "bfloat16":
@@ -71,7 +72,7 @@ def check_world(config: RunConfig, group: Group) -> None:
 
 
 def world_of(config: RunConfig, group: Group) -> dict[str, Any]:
-    """What the history says of who trains from here on."""
+    """The processes and their mode, for the run's history."""
     mode, copies = config.parallel.resolve(group.size, group.hosts)
     return {"processes": group.size, "hosts": group.hosts, "mode": mode, "copies": copies, "launch": group.launch}
 
@@ -81,8 +82,7 @@ def parts_of(config: RunConfig) -> list[Part]:
 
 
 def seed_step(group: Group, seed: int, step: int) -> None:
-    """Before a step of several processes: each one's dropout is drawn from a generator that the seed, the step and the
-    rank decide, so that no two drop alike, and a resumed run draws the same. One process keeps drawing from its
-    generator, whose state is in the checkpoint."""
+    """Seed the generator before a step of several processes by seed, step and rank, so that each has its own dropout
+    and a resumed run repeats it. A single process keeps its generator, whose state is in the checkpoint."""
     if not group.alone:
         torch.manual_seed((seed * 1_000_003 + step) * 65_537 + group.rank)

@@ -1,9 +1,9 @@
-"""Where the time of a run's steps goes: a few of them under torch.profiler.
+"""Profiles a few steps of a run with torch.profiler.
 
     RUN/profile/trace.json.gz   every operation and Python call, for ui.perfetto.dev or chrome://tracing
-    RUN/profile/profile.json    the steps in short: a table of operations and a tree of calls, drawn in the report
+    RUN/profile/profile.json    a summary: a table of operations and a tree of calls, drawn in the report
 
-Watching changes no number: the run has the same bits as one that is not watched.
+A profiled run has the same bits as one that is not.
 """
 
 import contextlib
@@ -24,14 +24,14 @@ from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 from isoflop.trainer.step import STEP_SPAN
 
-SETTLE = 3  # steps of this process before the first that is watched: memory is allocated in them, kernels are chosen
-STEPS = 3  # that are watched
-SMALLEST = 0.002  # of the whole: calls that took less are left out of the tree
+SETTLE = 3  # steps of this process before the first profiled one, which allocate memory and choose kernels
+STEPS = 3  # profiled steps
+SMALLEST = 0.002  # share of the total time below which a call is left out of the tree
 SHOWN = ("cpu_op", "user_annotation", "python_function", "kernel")
 
 
 class Profile(Hook):
-    """Watches STEPS steps after the first SETTLE ones of this process, or the last ones of a run that is shorter."""
+    """Profiles STEPS steps after the first SETTLE ones of this process, or the last ones of a shorter run."""
 
     def __init__(self, steps: int = STEPS, settle: int = SETTLE) -> None:
         self.steps, self.settle = steps, settle
@@ -62,7 +62,7 @@ class Profile(Hook):
         self.watch.start()
 
     def finish(self, state: RunState) -> None:
-        """Stop watching and write what was seen; an interrupted run writes what there is."""
+        """Stop the profiler and write its files; an interrupted run writes the steps so far."""
         watch, self.watch = self.watch, None
         state.runtime.synchronize()
         watch.stop()
@@ -81,13 +81,13 @@ class Profile(Hook):
 
 
 def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The table and the tree of a Chrome trace: of the steps (the spans that step.py names STEP_SPAN), without what
-    hooks and checkpoints do between them. A trace without a step is shown whole, with a warning.
+    """The table and the tree of a Chrome trace, for the steps only (the spans named STEP_SPAN), without hooks and
+    checkpoints between them. A trace without a step is summarised as a whole, with a warning.
 
     Returns:
-        `microseconds` of that; `operations`: rows of `name`, `calls`, `microseconds` spent in the operation itself and
-        not in those that it calls, most first (on a GPU: of its kernels); `tree`: nodes of `name`, `microseconds` with
-        what is called, `inside`.
+        `microseconds`: the total. `operations`: rows of `name`, `calls`, `microseconds` in the operation itself without
+        its callees, largest first (on a GPU: of its kernels). `tree`: nodes of `name`, `microseconds` with callees,
+        `inside`.
     """
     spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in SHOWN]
     forest = nest(span for span in spans if span["cat"] != "kernel" and worth_showing(span))
@@ -105,7 +105,7 @@ def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def find_all(nodes: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """The uppermost nodes of a name."""
+    """The topmost nodes with this name."""
     found = []
     for node in nodes:
         found += [node] if node["name"] == name else find_all(node["inside"], name)
@@ -113,7 +113,7 @@ def find_all(nodes: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def worth_showing(span: dict[str, Any]) -> bool:
-    """Operations, modules and our own functions; not what lies between them in torch and in Python itself."""
+    """Whether a span is an operation, a module or a function of isoflop, not a function of torch or Python."""
     if span["cat"] != "python_function":
         return True
     name = str(span["name"])
@@ -121,7 +121,7 @@ def worth_showing(span: dict[str, Any]) -> bool:
 
 
 def nest(spans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Spans as a forest, by what lies within what on the same thread."""
+    """Spans as a forest: a span is a child of the one that encloses it on the same thread."""
     roots: list[dict[str, Any]] = []
     open_spans: dict[Any, list[tuple[float, dict[str, Any]]]] = {}
     for span in sorted(spans, key=lambda span: (span["ts"], -span["dur"])):
@@ -136,7 +136,7 @@ def nest(spans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def called(name: str) -> str:
-    """A span's name as a reader knows it: "isoflop/trainer/step.py take_step", "Linear", "aten::mm"."""
+    """A span's name for readers: "isoflop/trainer/step.py take_step", "Linear", "aten::mm"."""
     if name.startswith("nn.Module:"):
         return name.removeprefix("nn.Module:").strip().rpartition("_")[0]
     place, colon, function = name.partition("): ")
@@ -147,7 +147,7 @@ def called(name: str) -> str:
 
 
 def count_own(nodes: list[dict[str, Any]], own: Counter[str], calls: Counter[str]) -> None:
-    """Add up each name's calls and the time in it that nothing inside it accounts for."""
+    """Sum up each name's calls and its time without its children's."""
     for node in nodes:
         calls[node["name"]] += 1
         own[node["name"]] += node["microseconds"] - sum(child["microseconds"] for child in node["inside"])
@@ -155,7 +155,7 @@ def count_own(nodes: list[dict[str, Any]], own: Counter[str], calls: Counter[str
 
 
 def merge(nodes: list[dict[str, Any]], least: float) -> list[dict[str, Any]]:
-    """Siblings of one name as one, in the order of their first call; those below `least` are left out."""
+    """Merge siblings of the same name, in the order of their first call; leave out those below `least`."""
     by_name: dict[str, dict[str, Any]] = {}
     for node in nodes:
         one = by_name.setdefault(node["name"], {"name": node["name"], "microseconds": 0.0, "inside": []})

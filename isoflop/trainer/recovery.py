@@ -1,4 +1,4 @@
-"""What a run does about a step that guard.py found bad, and how it ends when it cannot go on."""
+"""Handling a step that guard.py judged bad: record it, roll back, or end the run."""
 
 import contextlib
 import math
@@ -16,13 +16,13 @@ from isoflop.trainer.state import RunState
 
 
 class Diverged(Exception):
-    """Loss or gradient went wrong more often than config.guard allows. The last checkpoint is from before that."""
+    """There were more bad steps than config.guard allows. The last checkpoint is from before them."""
 
     exit_code = 1
 
 
 def log_bad_step(state: RunState, hooks: Sequence[Hook], trouble: Trouble, loss: float, norm: float) -> None:
-    """Write a line of skips.jsonl, before anything is done about the step, and tell the hooks."""
+    """Write a line of skips.jsonl, before any action on the step, and call the hooks."""
     steps = state.config.guard.pass_over if trouble.action == "rollback" else 1
     first, sequences = state.batches.span(state.step, steps) if trouble.action == "rollback" else (None, None)
     line = SkipLine(
@@ -37,6 +37,7 @@ def log_bad_step(state: RunState, hooks: Sequence[Hook], trouble: Trouble, loss:
         first=first,
         sequences=sequences,
     )
+
     state.folder.append("skips", line, durable=True)
     state.skips.append(line)
     for hook in hooks:
@@ -44,8 +45,8 @@ def log_bad_step(state: RunState, hooks: Sequence[Hook], trouble: Trouble, loss:
 
 
 def roll_back(state: RunState, hooks: Sequence[Hook]) -> None:
-    """Load the last checkpoint; the data that is on record as passed over is not read again. The clock is not set back:
-    the time was spent."""
+    """Load the last checkpoint. Data that is recorded as skipped is not read again. The clock is not set back: the time
+    was spent."""
     from_step = state.step
     last, notices = last_checkpoint(state.folder, state.layout.group)
     put_back(state, last)
@@ -61,25 +62,26 @@ def diverged(state: RunState, trouble: Trouble, why: str) -> Diverged:
     steps = checkpoint.steps(state.folder.checkpoints)
     bad = {line.step for line in state.skips if line.action != "keep"}
     proven = [step for step in steps if not bad.issuperset(range(step + 1, state.step + 2))]
-    there = "there is no checkpoint yet"
+
+    saved = "there is no checkpoint yet"
     if steps:
-        there = f"the last checkpoint, {checkpoint.at_step(state.folder.checkpoints, steps[-1])}, is from before that"
+        saved = f"the last checkpoint, {checkpoint.at_step(state.folder.checkpoints, steps[-1])}, is from before that"
         if steps[-1:] != proven[-1:]:
-            there += ", but no step from it on was good and it may be what is wrong"
-            there += f"; one from that of step {proven[-1]} on was" if proven else ""
+            saved += ", but no step from it on was good and it may be what is wrong"
+            saved += f"; one from that of step {proven[-1]} on was" if proven else ""
     return Diverged(
-        f"step {state.step + 1}: {trouble.reason}; {why}; {there}: start again with a lower optim.lr and "
+        f"step {state.step + 1}: {trouble.reason}; {why}; {saved}: start again with a lower optim.lr and "
         "optim.matrix_lr"
     )
 
 
 @contextlib.contextmanager
 def record_failure(folder: RunFolder, lock: Lock, at: Callable[[], int]) -> Iterator[None]:
-    """Write into a run's history why it ends early, if there is still a folder to write to. A signal, and a process
-    that hangs, are recorded where they are noticed.
+    """A context that records in the run's history why it ends early, if its folder still exists. Signals, and hanging
+    processes, are recorded where they are noticed.
 
     Args:
-        at: the step that the run is at.
+        at: returns the run's current step.
     """
     try:
         yield

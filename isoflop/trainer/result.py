@@ -1,4 +1,4 @@
-"""What a finished run came to."""
+"""The result of a finished run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,16 @@ from isoflop.trainer.state import RunState
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run came to.
+    """The result of a finished run.
 
     Attributes:
         folder: the run folder.
         step: optimiser steps done.
-        loss: mean of what was trained on (config.loss, with auxiliary losses) over the last tenth of the steps logged,
-            nats per token.
-        heldout_loss: the last held-out loss along the way, nats per token; None if none was measured.
+        loss: mean training loss (config.loss, with auxiliary losses) over the last tenth of the steps logged, nats per
+            token.
+        heldout_loss: the last held-out loss during the run, nats per token; None if none was measured.
         seconds: of training, without the time between an interruption and its resumption.
-        aside: of these, those not spent on steps: on measuring, sampling, checkpoints.
+        aside: those of these seconds not spent on steps but on evaluation, samples and checkpoints.
         tokens: read in training.
         flops: 6 N D.
     """

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written while its steps go on, and which of them stay.
+"""Writes the checkpoints of a run while training continues, and decides which of them stay.
 
-    save ─> copy in memory ─> a thread: write it whole, then drop what is no longer wanted
-              the steps go on
+    save ─> copy in memory ─> a thread: write the checkpoint, then delete those that are no longer wanted
+              training continues
 
-At most one is being written; the next save waits for it. What a thread's disk refuses is raised in the run, at the next
+At most one is being written; the next save waits for it. A disk error in the thread is raised in the run, at the next
 step. The copy takes main memory: per parameter 4 bytes for the weights and 4 (Muon) or 8 (AdamW) for the optimiser,
-from the save until it is written. What lies on the disk is bit for bit what writing at once would have put there.
+from the save until it is written. The files are bit for bit those of a write in the foreground.
 """
 
 import math
@@ -24,8 +24,8 @@ class Saver:
 
     Args:
         every: which stay, and whether they are written in the background.
-        group: of several processes each writes its part, and the first one drops. They write at once and never in the
-            background: what they exchange in writing would get between what they exchange in the steps.
+        group: several processes write their shards, and the first one deletes old checkpoints. They never write in the
+            background: the collectives of writing would interfere with those of the steps.
     """
 
     def __init__(self, every: EveryConfig, group: Group = ALONE) -> None:
@@ -34,9 +34,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, state: RunState) -> int:
-        """Have a checkpoint of the run written, and those dropped that are no longer wanted.
+        """Write a checkpoint of the run, and delete those that are no longer wanted.
 
-        After a discarded step nothing is dropped: the weights may be what is wrong, and the older ones good.
+        After a discarded step nothing is deleted: the weights may be at fault, and the older ones good.
 
         Returns:
             The step that was saved.
@@ -69,15 +69,15 @@ class Saver:
         return state.step
 
     def write(self, pending: checkpoint.Pending, heldout: Sequence[tuple[int, float]], also: Collection[int]) -> None:
-        """Write a checkpoint, once the one before is written, and drop those no longer wanted.
+        """Write a checkpoint after the previous one is written, and delete those that are no longer wanted.
 
         Args:
-            pending: of tensors that nothing will change, if `background`.
-            heldout: (step, loss) of the measurements so far.
+            pending: its tensors must not change any more, if `background`.
+            heldout: (step, loss) of the evaluations so far.
             also: steps whose checkpoints stay.
 
         Raises:
-            UserError: if the disk refused this one or the one before.
+            UserError: for a disk error with this one or the previous one.
         """
         self.wait()
         if not self.background:
@@ -96,22 +96,22 @@ class Saver:
     ) -> None:
         try:
             write_and_prune(pending, every, heldout, also)
-        except BaseException as error:  # raised again where somebody hears it
+        except BaseException as error:  # raised again in the main thread, by `check`
             self._error = error
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything has."""
+        """Raise the error of the background thread, if there is one."""
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def wait(self) -> None:
-        """Return when nothing is being written any more; raise what went wrong."""
+        """Wait until nothing is being written any more; raise the thread's error."""
         self.finish()
         self.check()
 
     def finish(self) -> None:
-        """`wait` for a run that ends for another reason: what went wrong with the writing is not said."""
+        """`wait` for a run that ends for another reason: an error of the thread is not raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -130,10 +130,9 @@ def write_and_prune(
 
 
 def wanted(steps: Sequence[int], every: EveryConfig, heldout: Sequence[tuple[int, float]]) -> set[int]:
-    """Which checkpoints stay besides the last ones: the best, and every n-th.
+    """The checkpoints that stay in addition to the last ones: the best, and every n-th.
 
-    The best is the one with the least held-out loss, a checkpoint's being the last measured up to its step; of several
-    the first.
+    The best has the lowest held-out loss, that of the last evaluation up to its step; of several the first.
     """
     stay = {step for step in steps if every.keep_every and step % every.keep_every == 0}
     losses = {step: at for step in steps if (at := loss_at(step, heldout)) is not None}

@@ -1,4 +1,4 @@
-"""Signals: how they stop a run, between two steps and with everything saved."""
+"""Signals stop a run between two steps, with everything saved."""
 
 import contextlib
 import os
@@ -17,8 +17,8 @@ class Interrupted(Exception):
     """A signal asked the run to stop; everything is saved.
 
     Attributes:
-        signum: the signal. A shell reads 128 + signum as "ended by this signal": preempted, not failed.
-        step: the step that the run goes on from.
+        signum: the signal. A shell reads exit code 128 + signum as "ended by this signal": preempted, not failed.
+        step: the step from which the run resumes.
         folder: the run folder.
     """
 
@@ -30,14 +30,14 @@ class Interrupted(Exception):
         self.folder = folder
 
 
-RESTART = 1 << 10  # a number that no signal has: a hook asks the run to end here and begin anew
+RESTART = 1 << 10  # not the number of a signal: a hook asks the run to end here and start again
 
 
 class Restarting(Exception):
-    """The run ended between two steps, in all its processes, to begin anew with another plan (job/attempts.py).
+    """The run ended between two steps, in all its processes, to start again with another plan (job/attempts.py).
 
     Attributes:
-        step, seconds: that were taken, of training.
+        step, seconds: steps taken, and seconds of training.
     """
 
     def __init__(self, step: int, seconds: float) -> None:
@@ -46,15 +46,15 @@ class Restarting(Exception):
 
 
 class Signals:
-    """Within this context SIGINT, SIGTERM and SIGHUP (a closed terminal) are noted in `received`; a second one ends the
-    process at once. One that is ignored, as SIGHUP is under nohup, stays so.
+    """A context in which SIGINT, SIGTERM and SIGHUP (a closed terminal) are stored in `received`; a second one ends the
+    process at once. An ignored signal, as SIGHUP under nohup, stays ignored.
 
-    The run looks at `received` between steps, so that it is saved within a step, a checkpoint that is being written and
-    its own. What could take longer, measuring and sampling, is cut short.
+    The run checks `received` between steps, so the save has to wait for at most the current step, a checkpoint that is
+    being written, and its own. Longer work, evaluation and sampling, is cut short.
 
     Args:
-        echo: seconds in which a further one is the first once more. A Ctrl-C reaches torchrun and, where the processes
-            are of the terminal's group too, these; torchrun then passes its own on.
+        echo: seconds in which another signal counts as the same one. A Ctrl-C reaches torchrun and, if the processes
+            belong to the terminal's group, these as well; torchrun then forwards its own.
     """
 
     CAUGHT = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -67,8 +67,8 @@ class Signals:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            heard = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in heard}
+            caught = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,11 +86,10 @@ class Signals:
 
     @contextlib.contextmanager
     def cut_short(self) -> Iterator[None]:
-        """Within this, a signal raises CutShort at once, also one that came before: only for work that leaves nothing
-        half done behind.
+        """A context in which a signal raises CutShort at once; only for work that can be abandoned at any point.
 
         Raises:
-            CutShort: when a signal comes.
+            CutShort: when a signal arrives, or on entering if one arrived before.
         """
         self._cuts = True
         try:

@@ -18,11 +18,11 @@ from isoflop.trainer.task import Task
 FOUND_INF = "found_inf"  # the attribute that torch's fused AdamW reads
 
 
-STEP_SPAN = "training step"  # what a step of the loop is called in a profiler's trace
+STEP_SPAN = "training step"  # the name of a step of the loop in a profiler's trace
 
 
 def step_span() -> contextlib.AbstractContextManager[object]:
-    """Marks a step of the loop in the trace of a profiler that is running; nothing without one."""
+    """Marks a step of the loop in the trace of a running profiler; does nothing without one."""
     return record_function(STEP_SPAN) if torch.autograd._profiler_enabled() else contextlib.nullcontext()
 
 
@@ -38,8 +38,7 @@ def take_step(
     scale: float,
     layout: Layout | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A whole step whose loss and gradient norm nobody looks at before the update: `forward_backward`,
-    `clip_gradients`, `update`.
+    """A full step without the guard's check of loss and gradient norm: `forward_backward`, `clip_gradients`, `update`.
 
     Returns:
         The loss in nats per token and the gradient's norm before clipping, both still on the device.
@@ -60,19 +59,19 @@ def forward_backward(
     runtime: Runtime,
     layout: Layout | None = None,
 ) -> torch.Tensor:
-    """Leave the gradients of `batch` in the parameters, not clipped.
+    """Compute the gradients of `batch` and leave them in the parameters, not clipped.
 
-    Gradient accumulation: the batch goes through the model `micro` sequences at a time, each pass weighted by its share
-    of the targets, so that the gradients add up to the whole batch's mean. With several processes `batch` is this
-    process's part, and its shares are of the targets of all.
+    Gradient accumulation: the batch is processed `micro` sequences at a time, each pass weighted by its share of the
+    targets, so that the gradients sum to that of the batch's mean loss. With several processes `batch` is this
+    process's part, and the shares are of the targets of all processes.
 
     Args:
-        batch: what the task's loss takes, the targets last.
-        layout: how the model lies over the processes; None: there is one.
+        batch: the inputs of the task's loss, the targets last.
+        layout: how the model is distributed over processes; None: one process.
 
     Returns:
-        The mean of what is trained on, in nats per token, over all processes, still on the device: reading it waits for
-        the device.
+        The mean training loss in nats per token, over all processes, still on the device: reading it waits for the
+        device.
     """
     layout = layout or Layout(model, task.loss)
     counted = layout.sum((batch[-1] != IGNORED).sum())
@@ -94,8 +93,8 @@ def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, found_inf:
     """Take the optimiser step at `scale` times the peak learning rates, and free the gradients.
 
     Args:
-        found_inf: 1 on the device where the update must be skipped, else 0 (`find_inf`): weights, moments and step
-            counts then stay as they were. Only for optimisers that `support_found_inf`.
+        found_inf: a flag on the device (`find_inf`): 1 discards the update, so that weights, moments and step counts
+            are unchanged. Only for optimisers that `support_found_inf`.
     """
     set_lr(optimizers, scale)
     for optimizer in optimizers:
@@ -106,32 +105,32 @@ def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, found_inf:
 
 
 def support_found_inf(optimizers: Sequence[torch.optim.Optimizer]) -> bool:
-    """Whether all of them skip an update by a flag on the device: fused AdamW and our Muon do."""
+    """Whether all optimisers can discard an update by a flag on the device: fused AdamW and our Muon do."""
     return all(getattr(optimizer, "_step_supports_amp_scaling", False) for optimizer in optimizers)
 
 
 def updates_ahead(
     runtime: Runtime, guard: GuardConfig, layout: Layout, optimizers: Sequence[torch.optim.Optimizer]
 ) -> bool:
-    """Whether the update is launched before the host has seen the step's numbers, so that a GPU need not wait for it:
-    the device itself skips a step that is not finite. Spikes only the host can judge, and where weights are sharded
-    (FSDP) no optimiser is told by the device."""
+    """Whether to launch the update before the host has read loss and norm, so that a GPU never waits for the host: the
+    device itself discards a non-finite step. Not with rules for loss spikes, which only the host can judge, nor with
+    sharded weights (FSDP), whose optimisers get no flag."""
     on_gpu = runtime.device.type == "cuda"
     host_is_needed = guard.spike != "keep" or layout.forward_is_collective
     return on_gpu and not host_is_needed and support_found_inf(optimizers)
 
 
 def find_inf(numbers: Sequence[torch.Tensor]) -> torch.Tensor:
-    """1.0 if one of a step's numbers is not finite, else 0.0, on their device."""
+    """1.0 if loss or norm is not finite, else 0.0, on their device."""
     return (~torch.stack(list(numbers)).isfinite().all()).float()
 
 
 class Statistics:
-    """What a model's forward pass writes into it while training: the running statistics of batch norm. Copied before a
-    step, so that a discarded step leaves no trace."""
+    """The buffers that a training forward pass updates: the running statistics of batch norm. Copied before each step,
+    so that a discarded step leaves no trace."""
 
     def __init__(self, model: Model) -> None:
-        # by identity: a sharded model has other parameters while it is gathered, as after a measurement
+        # by identity: a sharded model has other parameters while it is gathered, as after an evaluation
         kept = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
         self.live = [tensor for tensor in kept.values() if not isinstance(tensor, nn.Parameter)]
         self.copies: list[torch.Tensor] = []
@@ -145,7 +144,7 @@ class Statistics:
 
 
 def discard_step(optimizers: Sequence[torch.optim.Optimizer], statistics: Statistics) -> None:
-    """Free the gradients and undo what their forward pass wrote: weights, moments and step counts are untouched."""
+    """Free the gradients and restore the statistics; weights, moments and step counts were not changed."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
     statistics.put_back()

@@ -1,4 +1,4 @@
-"""How fast a configuration trains here: real optimiser steps, timed."""
+"""Measures how fast a configuration trains on this machine, with real optimiser steps."""
 
 import itertools
 import time
@@ -22,22 +22,21 @@ from isoflop.trainer.task import make_task
 from isoflop.trainer.turns import Timing, take_turns
 
 CYCLE = 16  # steps of pairs that are timed over and over: their lengths differ
-SHARE = 0.9  # of a GPU's memory for what is tried: measuring and fragments need some beside the step
-HALF = 0.5  # of the free memory for all that is held at once to be timed
-SMALL = 1e-3  # of the peak learning rates: what random tokens teach does not matter
+SHARE = 0.9  # of a GPU's memory for a trial: evaluation and fragmentation need the rest
+HALF = 0.5  # of the free memory for all models that are timed together
+SMALL = 1e-3  # of the peak learning rates: the models learn from random tokens, which does not matter
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What was measured.
+    """A measured training speed.
 
     Attributes:
-        seconds_per_step: the upper quartile of the turns' speeds, as seconds of a step. (A run is as slow as its mean
-            step, so single slow steps of a turn count; a turn in which the machine was busy with something else does
-            not.)
+        seconds_per_step: by the upper quartile of the turns' speeds. (A run is as fast as its mean step, so slow steps
+            within a turn count; turns in which the machine was busy with something else do not.)
         tokens_per_second: tokens of a step over that.
-        steps: steps timed, after those that warm up.
-        trouble: why that may be wrong, in words; empty: nothing speaks against it.
+        steps: steps timed, after the warm-up.
+        trouble: why it may be wrong, in words; "" if there is no reason.
     """
 
     seconds_per_step: float
@@ -60,13 +59,13 @@ def time_in_turns(
     times: Sequence[float] = (),
     until: float = float("inf"),
 ) -> list[Throughput]:
-    """Time whole training steps of several configurations on random tokens, or on what `data` has for each, in turns
-    (turns.py), for about `seconds` each.
+    """Time whole training steps of several configurations in turns (turns.py), for about `seconds` each.
 
     Args:
-        clock, read: see turns.take_turns, as is `until`.
-        times: for each configuration, how many times its sequences a whole step has (see `cut`); by default once. The
-            passes are taken so many times as long, and the update once.
+        data: what each is trained on; empty: random tokens.
+        clock, read, until: see turns.take_turns.
+        times: for each configuration, how many times its sequences a whole step has (see `cut`); by default 1. The
+            time of the passes is multiplied by this number, that of the update is not.
     """
     batches: Sequence[Batches | None] = data or [None] * len(configs)
     scales = times or [1.0] * len(configs)
@@ -92,25 +91,27 @@ def throughput(config: RunConfig, batches: Batches | None, scale: float, timing:
 
 
 def fit_together(configs: Sequence[RunConfig]) -> bool:
-    """Whether the memory holds all of them at once, with room to spare. One after the other they are timed otherwise,
-    and what happens to the machine meanwhile happens to some of them alone."""
+    """Whether memory holds all of them at once, with a margin. Otherwise they are timed one after the other, and a
+    disturbance of the machine affects only some of them."""
     free = free_memory(configs[0].runtime.device)
     return free is None or sum(guess(config) for config in configs) < HALF * free
 
 
 def cut(config: RunConfig, seconds_per_sequence: float, most: float) -> RunConfig | None:
-    """The same with as few sequences in a step that one takes about `most` seconds, where it takes longer; or None if
-    even a step of one sequence takes several times as long, or would not plainly fit in the free memory.
+    """The configuration with fewer sequences per step, if needed, so that a step takes about `most` seconds and plainly
+    fits in the free memory. None if even a step of one sequence takes several times as long, or does not fit.
 
     Args:
-        seconds_per_sequence: about how long one takes, by whatever is known before anything is timed.
+        seconds_per_sequence: an estimate, from before anything is timed.
     """
     if seconds_per_sequence > 4 * most:
         return None
+
     batch = config.batch
     sequences = max(1, min(batch.sequences, int(most / seconds_per_sequence)))
     if sequences < batch.sequences:
         config = replace(config, batch=BatchConfig(sequences=sequences))
+
     free = free_memory(config.runtime.device)
     while free is not None and guess(config) >= HALF * free:
         if config.batch.sequences == 1:
@@ -120,11 +121,11 @@ def cut(config: RunConfig, seconds_per_sequence: float, most: float) -> RunConfi
 
 
 def time_products(threads: int, seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of a small matrix product on the CPU with so many threads, measured for about `seconds`. It is small
-    enough for a step to have hundreds like it, and large enough to be divided among threads."""
+    """Seconds of a small matrix product on the CPU with `threads` threads, measured for about `seconds`. A step has
+    hundreds of such products, and one is large enough to be divided among threads."""
     torch.set_num_threads(threads)
     a, b = torch.randn(256, 128), torch.randn(128, 256)
-    a @ b  # the team of threads is made
+    a @ b  # starts the threads
     started, taken = clock(), 0
     while not taken or clock() - started < seconds:
         a @ b
@@ -133,30 +134,31 @@ def time_products(threads: int, seconds: float = 0.1, clock: Callable[[], float]
 
 
 def fitting(config: RunConfig, processes: int = 1) -> RunConfig:
-    """The same with passes that a GPU's memory holds: where the sequences of a step are too many for one pass and
-    nobody has said how many go at once, the most of which a step of a fresh model could be taken. On a CPU as it is.
+    """The configuration with micro-batches that fit in a GPU's memory: unless batch.micro_sequences is set, the largest
+    with which a step of a new model succeeds. On a CPU nothing changes.
 
-    Tried without compiling, which needs more memory, in SHARE of what there is. `processes` share the step.
+    Tried without compilation, which needs more memory, in SHARE of the memory. `processes` share the step.
     """
     batch = config.batch
     if not config.runtime.device.startswith("cuda") or batch.micro_sequences:
         return config
     rows = max(1, batch.sequences // processes)
     divisors = [n for n in range(rows, 0, -1) if rows % n == 0 and (batch.ramp_from or n) % n == 0]
-    most = next((n for n in divisors if holds(config, n)), 1)  # if not even that: the run's preflight says what to do
+    most = next((n for n in divisors if holds(config, n)), 1)  # if none does, the run's preflight says what to do
     return config if most == rows else replace(config, batch=replace(batch, micro_sequences=most))
 
 
 def holds(config: RunConfig, sequences: int) -> bool:
-    """Whether the device's memory holds a step whose one pass has so many sequences."""
+    """Whether the device's memory holds a step with one pass of `sequences` sequences."""
     trial = replace(
         config,
         batch=BatchConfig(sequences=sequences),
         runtime=replace(config.runtime, compile=False),
     )
     free, device = free_memory(config.runtime.device), torch.device(config.runtime.device).index
-    if free is not None and guess(trial, fixed=True) > free:  # so that nothing of it need be made
+    if free is not None and guess(trial, fixed=True) > free:  # saves the trial
         return False
+
     torch.cuda.set_per_process_memory_fraction(SHARE, device)
     try:
         step = make_step(trial)
@@ -171,11 +173,11 @@ def holds(config: RunConfig, sequences: int) -> bool:
 
 
 class TimedStep:
-    """A whole training step of a fresh model as the loop takes it: its batch sent from the host, the update launched
-    before or after the host has read the step's numbers. It implements turns.Step.
+    """A whole training step of a new model as in the loop: its batch is sent from the host, and the update is launched
+    before or after the host has read loss and norm. It implements turns.Step.
 
     Args:
-        batches: what is trained on, the first CYCLE steps of it in turn; None: random tokens.
+        batches: the data, of which the first CYCLE steps are used in turn; None: random tokens.
         times: how many times these sequences a whole step has.
         clock: in seconds.
     """
@@ -213,7 +215,7 @@ class TimedStep:
         self.updating = 0.0
         if self.threads and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-            self()  # a new team of threads starts slowly
+            self()  # new threads start slowly
             self.updating = 0.0
 
     def __call__(self) -> None:
@@ -225,12 +227,14 @@ class TimedStep:
             runtime=self.runtime,
             layout=self.layout,
         )
+
         started = self.now()
         norm = clip_gradients(self.model, self.config.optim.clip, self.layout.whole)
         numbers = self.runtime.fetch((loss, norm))
         if self.ahead:
             update(self.optimizers, SMALL, find_inf((loss, norm)))
         ended = self.now()
+
         self.batch = self.runtime.send(self.read())
         numbers()  # waits for the device
         late = self.now()
@@ -239,7 +243,7 @@ class TimedStep:
         self.updating += ended - started + self.now() - late
 
     def now(self) -> float:
-        """The time when all that was launched is done, where the parts of a step are told apart; else nobody waits."""
+        """The time when all launched work is done, if the parts of a step are timed separately; else 0, without a wait."""
         if self.times == 1.0:
             return 0.0
         self.wait()
@@ -249,7 +253,7 @@ class TimedStep:
         self.runtime.synchronize()
 
     def whole(self, seconds: float) -> float:
-        """What whole steps would have taken: the passes `times` as long, the update once."""
+        """The time of whole steps: the passes multiplied by `times`, plus the update."""
         return (seconds - self.updating) * self.times + self.updating
 
 
@@ -259,5 +263,5 @@ def make_step(
     times: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TimedStep:
-    """A whole training step of a fresh model, see TimedStep."""
+    """A whole training step of a new model, see TimedStep."""
     return TimedStep(config, batches, times, clock)

@@ -1,11 +1,10 @@
-"""TensorBoard, Weights & Biases and MLflow: each a hook that passes on what the run folder gets anyway.
+"""TensorBoard, Weights & Biases and MLflow: each is a hook that logs the metrics of the run folder to the service.
 
-Each is an extra (`pip install isoflop[tensorboard]`), imported only when asked for.
+Each is an extra (`pip install isoflop[tensorboard]`), imported only when it is used.
 
-A run that is resumed is the same run there. The steps after the checkpoint, taken again, have the same numbers as
-before, and a service that cannot forget is not told them twice; TensorBoard is told to forget them. An extended run
-goes back to before its decay and takes other steps from there on: W&B and MLflow get a run of its own for it, with the
-whole history, next to the one that ended.
+A resumed run continues the same run of the service. The steps after the checkpoint, repeated, have the same numbers as
+before: they are not logged twice, and TensorBoard is told to purge them. An extended run returns to before its decay
+and takes other steps from there on: W&B and MLflow get a new run for it, with the whole history, next to the old one.
 """
 
 import importlib
@@ -26,24 +25,23 @@ from isoflop.trainer.state import RunState
 Write = Callable[[dict[str, float], int], None]
 Close = Callable[[], None]
 Open = Callable[[RunState], tuple[Write, Close]]
-KNOWN = "trackers.json"  # in a run folder: what each service calls the run
-FLUSHED = 1.0  # seconds that a kill may cost TensorBoard
+KNOWN = "trackers.json"  # in a run folder: each service's id of the run
+FLUSHED = 1.0  # seconds between flushes: the most that a kill may cost TensorBoard
 
 
 class Tracker(Hook):
-    """Passes numbers on to one service. A service that fails is told nothing more: the run goes on without it, with a
-    warning and a line in the run's history.
+    """Logs metrics to one service. If it fails, the run continues without it, with a warning and a line in its history.
 
     Args:
         name: of the service.
-        open_: given the run, returns a function that writes {name: value} at a step, and one that closes.
+        open_: given the run, returns a function that writes {name: value} at a step, and one that closes the service.
     """
 
     def __init__(self, name: str, open_: Open) -> None:
         self.name = name
         self._open = open_
         self._service: tuple[Write, Close] | None = None
-        self._last = {"train": 0, "heldout": -1}  # the last step of each that the service knows
+        self._last = {"train": 0, "heldout": -1}  # the last step of each that was logged
         self._early: list[HeldOutLine] = []
         self._started = False
 
@@ -52,11 +50,11 @@ class Tracker(Hook):
         known = told_up_to(state.folder, self.name)
         self._guarded(state, lambda: setattr(self, "_service", self._open(state)))
         if self.name == "tensorboard" and known is not None:
-            known = min(known, state.step)  # what came later is forgotten there
+            known = min(known, state.step)  # later steps are purged there
         if known is not None:
             self._last = {"train": known, "heldout": known}
 
-        # what the service missed, or has to be told of a run that was extended
+        # what the service missed, or the history of an extended run
         early = {line.step for line in self._early}
         for line in read_lines(state.folder.log("metrics")):
             if "heldout_loss" in line and line["step"] not in early:
@@ -72,7 +70,7 @@ class Tracker(Hook):
             self._training(state, state.line)
 
     def measured(self, state: RunState, line: HeldOutLine) -> None:
-        if not self._started:  # a measurement that a signal cut short is made up for before this hook has started
+        if not self._started:  # an evaluation that a signal cut short is repeated before this hook has started
             self._early.append(line)
         elif line.step is not None and line.step > self._last["heldout"]:
             self._last["heldout"] = line.step
@@ -95,7 +93,7 @@ class Tracker(Hook):
     def _guarded(self, state: RunState, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # whatever a service raises, hours of training are worth more
+        except Exception as error:  # no exception of a service may end a run
             self._service = None
             reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
             warnings.warn(f"{self.name} failed and is told nothing more: {reason}", stacklevel=2)
@@ -103,10 +101,10 @@ class Tracker(Hook):
 
 
 def told_up_to(folder: RunFolder, name: str) -> int | None:
-    """The last step that a service was told of this run before; None if it does not know the run, or not since it was
-    extended."""
-    there = (folder.path / "tensorboard").is_dir() if name == "tensorboard" else known_as(folder, name) is not None
-    if not there:
+    """The last step of this run that was logged to a service; None if the service has no run for it since its last
+    extension."""
+    exists = (folder.path / "tensorboard").is_dir() if name == "tensorboard" else known_as(folder, name) is not None
+    if not exists:
         return None
     reached = 0
     for event in folder.lines("events", EventLine):
@@ -118,7 +116,7 @@ def told_up_to(folder: RunFolder, name: str) -> int | None:
 
 
 def known_as(folder: RunFolder, name: str) -> str | None:
-    """What a service calls the run as it is since its last extension; None if that is not known."""
+    """A service's id of the run since its last extension, or None."""
     entry = read_known(folder).get(name)
     if not isinstance(entry, dict) or entry.get("extensions") != extensions(folder):
         return None
@@ -127,7 +125,7 @@ def known_as(folder: RunFolder, name: str) -> str | None:
 
 
 def remember(folder: RunFolder, name: str, identity: str) -> None:
-    """Keep what a service calls the run, to continue that run there on resume."""
+    """Store a service's id of the run, to continue it there on resume."""
     known = read_known(folder)
     write_json(folder.path / KNOWN, {**known, name: {"id": identity, "extensions": extensions(folder)}})
 

@@ -1,8 +1,8 @@
-"""Timing several things in short turns, so that a program next to them spoils some turns of each and not one of them.
+"""Timing several things in short alternating turns, so that another program disturbs a few turns of each of them.
 
-Each turn has its own time, and what the system's counters said of it (isoflop/processors.py). A turn in which something
-else used the processors is left out where enough others are left; of those that count, the upper quartile of the speeds
-is taken. What cannot be helped that way is timed once more, and said.
+Each turn is timed, with the system's counters before and after it (isoflop/processors.py). A turn in which something
+else used the processors is discarded if enough others are left; the result is the upper quartile of the remaining
+speeds. If too few are left, everything is timed once more, and the trouble is reported.
 """
 
 import math
@@ -14,33 +14,33 @@ import numpy as np
 
 from isoflop.processors import Load, Reading
 
-TURNS = 8  # short ones: a program that runs for a second spoils one or two
-LEAST = 1  # turns that are taken however late it is
-ENOUGH = 3  # turns in which nothing else used the processors, for the others to be left out
-WARM_UP = 2  # steps before the first turn: memory is allocated, optimiser state made
-QUANTILE = 0.75  # of the turns' speeds: what the machine does when it is left alone, without its luckiest moments
-DISAGREE = 1.3  # times that the upper quartile of the speeds may be the lower one before they are timed once more
+TURNS = 8  # short ones: a program that runs for a second disturbs one or two
+LEAST = 1  # turns that are taken even if time is up
+ENOUGH = 3  # undisturbed turns that are needed to discard the disturbed ones
+WARM_UP = 2  # steps before the first turn, which allocate memory and create optimiser state
+QUANTILE = 0.75  # of the turns' speeds: the speed of the undisturbed machine, without its fastest moments
+DISAGREE = 1.3  # largest ratio of the upper to the lower quartile of the speeds without timing once more
 
 
 class Step(Protocol):
-    """What is timed."""
+    """A step to be timed."""
 
     def __call__(self) -> None:
         """Take one step."""
 
     def begin(self) -> None:
-        """Before a turn, outside of the time: threads are set, what is cold is warmed."""
+        """Prepare a turn, not timed: set threads, warm up."""
 
     def wait(self) -> None:
-        """Return when all that was launched is done."""
+        """Return when all launched work is done."""
 
     def whole(self, seconds: float) -> float:
-        """Seconds of whole steps, where what was timed since `begin`, in so many seconds, was less than that."""
+        """The seconds of whole steps, given the seconds since `begin`, if the timed steps are smaller."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn: seconds per step, the steps that were taken, and who used the processors meanwhile."""
+    """One turn: seconds per step, number of steps, and the load of the processors."""
 
     seconds: float
     steps: int
@@ -49,12 +49,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Timing:
-    """What the turns of one thing say together.
+    """The result of the turns of one step.
 
     Attributes:
         seconds: per step, by the upper quartile of the speeds.
-        steps: that were timed.
-        trouble: why that may be wrong, in words; empty: nothing speaks against it.
+        steps: number of steps timed.
+        trouble: why it may be wrong, in words; "" if there is no reason.
     """
 
     seconds: float
@@ -63,7 +63,7 @@ class Timing:
 
     @classmethod
     def of(cls, turns: Sequence[Turn], computing: bool = True) -> "Timing":
-        """Judge some turns.
+        """The result of some turns.
 
         Args:
             computing: see Load.trouble.
@@ -90,13 +90,14 @@ def take_turns(
     until: float = math.inf,
     computing: bool = True,
 ) -> list[Timing]:
-    """Time each of `steps`, TURNS times in turn, for about `seconds` each in all.
+    """Time each of `steps`, in TURNS turns each, for about `seconds` each in total.
 
-    Where that is contradicted by the counters or by itself, everything has TURNS more turns, once.
+    If the counters or the spread of the speeds show a disturbance, everything gets TURNS more turns, once.
 
     Args:
-        clock: in seconds; read: the counters at this moment.
-        until: the clock's time after which nothing begins, but for LEAST turns of each.
+        clock: returns the time in seconds.
+        read: returns the system's counters.
+        until: the clock's time after which no turn begins, except the first LEAST of each.
     """
     for step in steps:
         step.begin()
@@ -117,7 +118,7 @@ def take_turns(
 
 
 def take_turn(step: Step, seconds: float, clock: Callable[[], float], read: Callable[[], Reading]) -> Turn:
-    """One turn of about `seconds`: at least one step, however long that is."""
+    """One turn of about `seconds`, at least one step."""
     step.begin()
     before, started, taken = read(), clock(), 0
     while not taken or clock() - started < seconds:

@@ -1,8 +1,8 @@
-"""What a planner has to know of a task on its data. A task makes one (Task.workload) and hands it to plan/planner.py,
-which knows no task by name.
+"""The planner's view of a task on its data. A task makes it (Task.workload) for plan/planner.py, which does not depend
+on any particular task.
 
-A task's data are either text, which the plan itself decides how to prepare (vocabulary, share of the text), or prepared
-before the plan, so that their lengths are known and candidates are timed on their own first batches.
+The data of a task are either text, whose preparation the plan decides (vocabulary, share of the text), or prepared
+before the plan, so that lengths are known and candidates are timed on their own first batches.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ Rung = tuple[int, int]  # (layers, d_model)
 
 @dataclass(frozen=True)
 class Text:
-    """Text that is not prepared yet: its size, about, in bytes of UTF-8, and a sample for a compressor."""
+    """Text that is not prepared yet: its approximate size in bytes of UTF-8, and a sample for a compressor."""
 
     size: float
     sample: bytes
@@ -28,7 +28,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Notes:
-    """The reasons that a plan gives for what follows from the data and not from the budget."""
+    """The plan's reasons for values that follow from the data rather than the budget."""
 
     dtype: str = "not timed: what this device usually has"
     device: str = "not timed: what this device usually has"
@@ -43,17 +43,17 @@ class Workload:
 
     Attributes:
         ladder: (layers, d_model) of the shapes to choose from, in ascending order of size.
-        near: how many rungs, those nearest to what the budget feeds, are considered; 0: all.
+        near: how many rungs are considered, those nearest to the budget's size; 0: all.
         timed: how many different shapes are timed, the nearest of those considered.
-        text: the text, where the plan comes before its preparation.
-        data: the prepared data, where they come before the plan. One of the two is there.
-        vocab_size: ids of the tokenizer that is there; 0: one is trained, with as many as the plan says.
+        text: the text, if the plan comes before its preparation.
+        data: the prepared data, if they come before the plan. Exactly one of the two is set.
+        vocab_size: ids of an existing tokenizer; 0: one is trained, with the plan's number of ids.
         context: positions that the data need; 0: the plan chooses.
-        fewest, multiple: sequences in a batch at least, and what their number is a multiple of.
+        fewest, multiple: the least number of sequences in a batch, and the number that it is a multiple of.
         static_shapes: whether all batches have the same shape, so that compiling pays and nothing is padded.
-        rates_by_width: whether the learning rates of plan/settings.py, which were measured on GPTs, are to be set.
-        sequences: what a batch is made of, in words.
-        notes: reasons that the plan gives.
+        rates_by_width: whether to set the learning rates of plan/settings.py, which were measured on GPTs.
+        sequences: the name of a batch's elements.
+        notes: the plan's reasons.
     """
 
     ladder: Sequence[Rung]
@@ -71,7 +71,7 @@ class Workload:
     notes: Notes = Notes()
 
     def heads(self, d_model: int) -> int:
-        """Attention heads that go with a width."""
+        """The number of attention heads for a width."""
         raise NotImplementedError
 
     def tokens_per_sequence(self, config: RunConfig) -> float:
@@ -79,7 +79,7 @@ class Workload:
         raise NotImplementedError
 
     def flops_per_token(self, config: RunConfig) -> float:
-        """6 N: training FLOPs per token, with what the loss adds to the model."""
+        """6 N: training FLOPs per token, with the modules that the loss adds to the model."""
         raise NotImplementedError
 
     def palm_flops_per_token(self, config: RunConfig) -> float | None:
@@ -88,16 +88,16 @@ class Workload:
         return None
 
     def weights(self, config: RunConfig) -> float:
-        """N without what the loss adds: the weights that a token is multiplied by, on average."""
+        """N without what the loss adds: the weights that multiply a token, on average."""
         return self.flops_per_token(config) / 6
 
     def size(self, rung: Rung, config: RunConfig) -> float:
-        """About how many weights a rung has, to find those nearest to a budget. `config` is the rung's, with what the
-        user has set."""
+        """The approximate number of weights of a rung, to find those nearest to a budget. `config` is the rung's, with
+        the user's settings."""
         return self.weights(config)
 
     def batches(self, config: RunConfig) -> Batches | None:
-        """What a candidate is timed on; None: windows of random tokens."""
+        """The batches to time a candidate on; None: random tokens."""
         return None
 
     def tokens(self, config: RunConfig) -> int:
@@ -105,11 +105,11 @@ class Workload:
         return round(config.steps * config.batch.sequences * self.tokens_per_sequence(config))
 
     def depth(self, model: ModelConfig) -> str:
-        """The model's layers, in words."""
+        """A description of the model's layers."""
         return f"{model.layers} layers"
 
     def shape(self, rung: Rung, vocab_size: int, context: int) -> dict[str, Any]:
-        """The fields of ModelConfig that go with a rung."""
+        """The fields of ModelConfig for a rung."""
         layers, d_model = rung
         return {
             "vocab_size": vocab_size,
@@ -122,5 +122,5 @@ class Workload:
 
 
 def matmul_weights(config: RunConfig) -> int:
-    """The weights of blocks and head, whatever share of the tokens each multiplies."""
+    """The weights of blocks and head, each counted once whatever share of the tokens it multiplies."""
     return parameters(config.model, config.task).matmul

@@ -128,7 +128,7 @@ def test_a_private_head_width_needs_no_division():
         ),
         ({"attention": "latent", "position": "relative"}, "model.attention = latent: its position acts on a part"),
         ({"logit_cap": -1.0}, "model.logit_cap = -1 is negative"),
-        ({"logit_cap": math.nan}, "model.logit_cap = nan is negative or no number"),
+        ({"logit_cap": math.nan}, "model.logit_cap = nan is negative or not a number"),
         ({"value_embedding": -1}, "model.value_embedding = -1 is negative"),
         (
             {"value_embedding": 1, "attention": "latent"},

@@ -67,7 +67,7 @@ def test_a_ramp_that_does_not_fit_is_named(fields, message):
 
 def test_a_ramp_is_not_held_to_seconds():
     batch = BatchConfig(8, ramp_from=2, ramp_sequences=20)
-    with pytest.raises(UserError, match="do not go together"):
+    with pytest.raises(UserError, match="cannot be combined"):
         RunConfig(batch=batch, seconds=5.0)
 
 

@@ -1,1 +1,1 @@
-"""Does a run fit in memory? Estimated before anything is allocated, then tried with one batch."""
+"""Whether a run fits in memory: estimated before anything is allocated, then tried with one batch."""

@@ -1,8 +1,8 @@
-"""How much memory a run needs, before anything large is made.
+"""Estimates the memory of a run before anything large is allocated.
 
-Weights, gradients and the optimiser's state are counted on the meta device. What the backward pass needs is measured on
-models of the same kind with at most four layers, on one and two sequences, and extrapolated linearly in layers and
-sequences.
+Weights, gradients and the optimiser's state are counted on the meta device. The activations that the backward pass
+needs are measured on models of the same kind with at most four layers, on one and two sequences, and extrapolated
+linearly in layers and sequences.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.task import Task
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
-GENEROUS = 64  # times the width: what a layer keeps per token, half of it or less in every block that we have
-SPARE = 1.1  # of what the backward pass keeps, for what it holds besides for a moment
+GENEROUS = 64  # times the width: an upper bound of what a layer keeps per token; every block of ours needs half or less
+SPARE = 1.1  # factor on the kept activations, for temporary tensors of the backward pass
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class RunMemory:
     """Bytes that a run needs.
 
     Attributes:
-        fixed: weights, gradients, the optimiser's state, and what Muon's step works on.
-        sequence: what the backward pass needs for one sequence in a pass.
+        fixed: weights, gradients, the optimiser's state, and the temporary stacks of Muon's step.
+        sequence: activations per sequence in a pass.
         copy: of a checkpoint that is being written, in main memory.
     """
 
@@ -40,28 +40,28 @@ class RunMemory:
     copy: int
 
     def total(self, sequences: int) -> int:
-        """With so many sequences in a pass, all in one memory."""
+        """The total with `sequences` sequences in a pass, all in one memory."""
         return self.fixed + self.sequence * sequences + self.copy
 
 
 def plainly_fits(config: RunConfig, sharing: int = 1, rows: int = 0) -> bool:
-    """Whether a guess that is generous for any blocks is less than half of what is free. Nothing need be tried out
-    then, which would take a second of every start, and memory of its own.
+    """Whether an upper bound for any blocks is less than half of the free memory. Then no trial is needed, which would
+    take a second of every start, and memory itself.
 
     Args:
         sharing: processes that share this memory.
-        rows: sequences in a pass of each process; 0: as many as the batch's passes have.
+        rows: sequences in a pass of each process; 0: as configured.
     """
     free = free_memory(config.runtime.device)
     return free is not None and sharing * guess(config, rows) < free / 2
 
 
 def guess(config: RunConfig, rows: int = 0, fixed: bool = False) -> int:
-    """Bytes that a run takes, by a guess that is generous for any blocks.
+    """An upper bound of a run's bytes, for any blocks.
 
     Args:
-        rows: sequences in a pass; 0: as many as the batch's passes have.
-        fixed: only what every step needs however few sequences it has: weights and gradients.
+        rows: sequences in a pass; 0: as configured.
+        fixed: only what does not depend on the number of sequences: weights and gradients.
     """
     model = config.model
     weights = FLOAT * parameters(model, config.task).total
@@ -73,7 +73,7 @@ def guess(config: RunConfig, rows: int = 0, fixed: bool = False) -> int:
 
 
 def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> RunMemory:
-    """The memory of a run, before anything large is made. Draws from torch's generators."""
+    """The memory of a run, before anything large is allocated. Uses torch's random generators."""
     with torch.device("meta"):
         model = build_model(config.task, config.model)
     task.prepare(model)
@@ -86,7 +86,7 @@ def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) 
 
 
 def count_bytes(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
-    """Bytes of a model's weights, of its optimisers' state, and of the matrices that a step works on at once."""
+    """Bytes of a model's weights, of its optimisers' state, and of the largest stack of matrices in a step."""
     entry, state = optim.entry, 0
     stacks: dict[torch.Size, int] = {}
     for group in split(model):
@@ -98,12 +98,12 @@ def count_bytes(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
 
 
 def bytes_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> int:
-    """Bytes that the backward pass needs for one sequence of the largest shape."""
+    """Bytes that the backward pass needs per sequence of the largest shape."""
     return round(SPARE * kept_per_sequence(config, task, batches, runtime))
 
 
 def kept_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
-    """Bytes that are kept for the backward pass of one sequence of the largest shape, beyond what any pass keeps."""
+    """Bytes that the forward pass keeps per sequence of the largest shape, without what any pass keeps."""
     layers = config.model.layers + config.model.encoder_layers
     few, more = (min(count, config.model.layers) for count in (2, 4))
     found = []
@@ -113,21 +113,22 @@ def kept_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: 
             small = build_model(config.task, model)
         task.prepare(small)
         statistics = any(getattr(module, "keeps_statistics", False) for module in small.modules())
-        fewest = 2 if statistics else 1  # statistics over one sequence are none
+        fewest = 2 if statistics else 1  # there are no statistics over one sequence
         one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))
         found.append((model.layers + model.encoder_layers, (two - one) / fewest))
+
     (depth, bytes_), (further, more_bytes) = found[0], found[-1]
     if further == depth:
-        block = bytes_ / depth  # all of them were there, or the encoder alone is deeper
+        block = bytes_ / depth  # the trial had all layers, or only the encoder is deeper
     else:
         block = (more_bytes - bytes_) / (further - depth)
-    if config.runtime.recompute:  # of each block its input, and of one at a time the rest
+    if config.runtime.recompute:  # the input of each block, and the activations of one block at a time
         return bytes_ - depth * block + block + layers * FLOAT * config.model.context * config.model.d_model
     return bytes_ + (layers - depth) * block
 
 
 def kept_bytes(model: Any, task: Task, batch: Sequence[torch.Tensor], runtime: Runtime) -> int:
-    """What a forward pass of `batch` keeps for its backward pass, in bytes."""
+    """Bytes that a forward pass of `batch` keeps for its backward pass."""
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:

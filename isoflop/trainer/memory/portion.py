@@ -1,8 +1,8 @@
-"""Before the first step of several processes: does what each of them holds fit, and if not, what would?
+"""Checks that each process's part of a run fits in memory, before the first step, and finds the setting that would.
 
-estimate.py counts a model and measures what its backward pass keeps; parallel/cost.py says what of that lies on one
-process in each mode. The first process estimates, and all refuse with the same words, for the least that is free on any
-of them. Processes that compute on a host's processors share its memory, and each has the same part of it.
+estimate.py counts a model and measures what its backward pass keeps; parallel/cost.py computes the part of one process
+in each mode. The first process estimates, and all refuse with the same message, for the least memory that is free on
+any of them. Processes on a host's CPUs share its memory, and each has the same part of it.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ CAST = 2  # bytes: autocast keeps a bfloat16 copy of every weight from forward t
 
 @dataclass(frozen=True)
 class Footprint:
-    """What is to be divided among processes.
+    """The memory needs of a run, before they are divided among processes.
 
     Attributes:
         parameters: of the model.
-        unit: of the largest of its units that are gathered and let go again.
-        kept: of what stays gathered from forward to backward: what is in no unit, and the last of them.
-        state: bytes of the optimiser's, for all parameters.
-        stack: bytes of what Muon works on at once, if it is one of the optimisers.
-        sequence: bytes that the backward pass needs for one sequence in a pass.
+        unit: parameters of the largest unit.
+        kept: parameters that stay gathered from forward to backward: those outside the units, and the last unit.
+        state: bytes of the optimiser's state, for all parameters.
+        stack: bytes of the largest stack in Muon's step, if Muon is used.
+        sequence: bytes of activations per sequence in a pass.
         cast: bytes that autocast keeps per parameter.
     """
 
@@ -47,10 +47,10 @@ class Footprint:
     cast: int
 
     def on_one(self, layout: Parallelism, rows: int, passes: int, every: bool = False) -> int:
-        """Bytes on one process at the most, in a step with so many sequences in each of its passes.
+        """Peak bytes on one process, in a step of `passes` passes with `rows` sequences each.
 
         Args:
-            every: gradients are summed after every pass (parallel.reduce), and none are held whole till the last.
+            every: gradients are reduced after every pass (parallel.reduce), so that none are held unsharded.
         """
         held = memory(
             layout,
@@ -62,14 +62,14 @@ class Footprint:
             cast_bytes=self.cast,
             whole_gradients=passes > 1 and not every,
         )
-        # of a stack: one's own matrices with their product and a square, and as ddp goes all the results, else rows
-        # on their way there and back
+        # of a stack: the own matrices with their product and a square; with ddp also all results, else rows in both
+        # directions of the exchange
         muon = self.stack * (3 / layout.processes + (1 if layout.shards == 1 else 2 / layout.shards))
         return round(held.total + muon)
 
 
 def measure_footprint(config: RunConfig, task: Task, batches: Batches, device: str) -> Footprint:
-    """Count and estimate. Draws from torch's generators."""
+    """Count and estimate. Uses torch's random generators."""
     with torch.device("meta"):
         model = build_model(config.task, config.model)
     task.prepare(model)
@@ -88,22 +88,24 @@ def measure_footprint(config: RunConfig, task: Task, batches: Batches, device: s
 
 
 def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group) -> None:
-    """Compare what each process will hold with what is free to it, before anything large is made.
+    """Compare the needs of each process with its free memory, before anything large is allocated.
 
     Raises:
-        UserError: in all, with the setting that would fit.
+        UserError: in all processes, with the setting that would fit.
     """
     device, batch = group.device(config.runtime.device), config.batch
     sharing = 1 if device.startswith("cuda") else group.local_size
     rows = batch.sequences // group.size
     if not any(group.gather(not plainly_fits(config, sharing, min(batch.micro, rows)))):
         return
+
     found = Footprint(
         **group.broadcast(asdict(measure_footprint(config, task, batches, device)) if group.first else None)
     )
     free = [bytes_ for bytes_ in group.gather(free_memory(device)) if bytes_ is not None]
     if not free:
         return
+
     mode, copies = config.parallel.resolve(group.size, group.hosts)
     layout, micro = Parallelism(cast(Mode, mode), group.size, copies), min(batch.micro, rows)
     need, room = found.on_one(layout, micro, rows // micro, config.parallel.reduce == "every"), min(free) // sharing
@@ -123,14 +125,15 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
 
 
 def ways_out(config: RunConfig, found: Footprint, layout: Parallelism, room: int) -> Iterator[str]:
-    """The settings that fit, the least change first: fewer sequences in a pass, then the model divided among more, and
-    gradients not held whole over the passes."""
+    """The settings that fit, the smallest change first: fewer sequences in a pass, then fsdp, then gradients reduced
+    after every pass."""
     rows, least = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)
     now, every = min(config.batch.micro, rows), config.parallel.reduce == "every"
     fewer = [n for n in range(now - 1, 0, -1) if rows % n == 0 and (least // layout.processes) % n == 0]
     for n in fewer:
         if found.on_one(layout, n, rows // n, every) <= room:
             yield f"use --set batch.micro_sequences={n}"
+
     divided, settings = layout, ""
     if layout.mode != "fsdp":
         divided = Parallelism("fsdp", layout.processes)

@@ -1,11 +1,11 @@
-"""Before the first step: does it fit in memory, and does the largest batch go through?
+"""Checks before the first step: the run fits in memory, and the largest batch succeeds.
 
     plainly fits? else
     estimate ─> more than is free? refused, with the setting that fits       nothing has been allocated yet
-    dry batch ─> forward and backward of the largest shape, no update        what fails, fails now and not in an hour
+    dry batch ─> forward and backward of the largest shape, no update        a failure comes now and not in an hour
 
-A run resumed on a smaller machine is refused likewise. Where several processes share a model, portion.py has what each
-of them holds; the dry batch is taken by all together.
+A run resumed on a smaller machine is refused likewise. portion.py has the check for several processes; all of them take
+the dry batch together.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ def require_memory(config: RunConfig, task: Task, batches: Batches, group: Group
 
 
 def check_memory(config: RunConfig, need: RunMemory, device: str) -> None:
-    """Compare with what is free: on the device, and the checkpoint's copy in main memory.
+    """Compare the need with the free memory: on the device, and in main memory for the checkpoint's copy.
 
     Raises:
         UserError: with the setting that would fit.
@@ -80,8 +80,8 @@ def way_out(config: RunConfig, need: RunMemory, free: int) -> str:
 
 
 def dry_batch(state: RunState) -> None:
-    """One pass of the largest shape, forward and backward, without an update. Weights, running statistics and torch's
-    generators are afterwards what they were, bit for bit.
+    """One forward and backward pass of the largest shape, without an update. Weights, running statistics and torch's
+    generators are restored, bit for bit.
 
     Raises:
         UserError: if the device runs out of memory, with the setting that may fit.
