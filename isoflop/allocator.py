@@ -1,10 +1,10 @@
-"""Memory that is freed stays in the process: what the C library's allocator is told before a run.
+"""Makes the C library's allocator keep freed memory in the process.
 
-A training step allocates and frees the same large blocks each time. By default glibc maps a fresh region for a large
-block (above 128 kB at first, above 32 MB always) and gives it back when it is freed, and the top of its heap too; the
-kernel then has to find, zero and map every page anew in each step.
+A training step allocates and frees the same large blocks each time. By default glibc maps a new region for a large
+block (above 128 kB at first, above 32 MB always) and returns it to the system when it is freed, and the top of its heap
+as well; the kernel then has to find, zero and map every page again in each step.
 
-This may be called at any time, before or after torch is imported; it holds for what is allocated from then on.
+This can be called at any time, before or after torch is imported; it applies to later allocations.
 """
 
 import ctypes
@@ -18,14 +18,13 @@ VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep what is freed. A process then holds what it held at its worst moment, which is what it needs
-    again a step later.
+    """Make glibc keep freed memory. The process then holds its peak memory, which it needs again a step later.
 
-    Where the user has told glibc otherwise (MALLOC_..._ or GLIBC_TUNABLES in the environment) nothing is changed, nor
-    where the C library is not glibc. Another allocator that was preloaded does not mind.
+    Nothing changes if the user has configured glibc (MALLOC_..._ or GLIBC_TUNABLES in the environment), or if the C
+    library is not glibc. A preloaded allocator is not affected.
 
     Returns:
-        Whether glibc took it.
+        Whether glibc accepted the settings.
     """
     if any(name in os.environ for name in VARIABLES) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False

@@ -1,11 +1,11 @@
-"""What a run may spend: one parser, one type.
+"""Budgets: the type, and the parser of its forms.
 
 90s  3m  2h  1d        seconds of training on this machine
 1e15  1e15flop         floating-point operations, C = 6 N D (N: block and head weights, each matmul weight once)
 5e6tok  20Mtok         tokens read
 2000steps              optimiser steps
-$20@2.5/h              money at a price an hour, that is, seconds
-+1h                    more of the same, on top of a run that exists (only with --resume)
+$20@2.5/h              money at a price per hour, that is, seconds
++1h                    more of the same, for an existing run (only with --resume)
 """
 
 import math
@@ -55,6 +55,7 @@ def parse_budget(text: str) -> Budget:
         raise UserError(f"budget {text!r} is not understood: {EXAMPLES}")
     stripped = text.strip()
     more, body = stripped.startswith("+"), stripped.removeprefix("+")
+
     if money := re.fullmatch(rf"\$?{NUMBER}(?:usd)?@(?P<price>[\d.eE]+)/h", body, re.IGNORECASE):
         price = float_or_nan(money["price"])
         kind, amount = "seconds", 3600.0 * float(money["number"]) / price if price > 0 else math.nan
@@ -63,6 +64,7 @@ def parse_budget(text: str) -> Budget:
         amount = float(plain["number"]) * scale
     else:
         raise UserError(f"budget {text!r} is not understood: {EXAMPLES}")
+
     if not (math.isfinite(amount) and amount > 0):
         raise UserError(f"budget {text!r} is not a positive amount: {EXAMPLES}")
     if kind in ("tokens", "steps"):

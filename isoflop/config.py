@@ -1,11 +1,12 @@
 """Frozen dataclass <-> dict <-> JSON, with dotted overrides. One schema: the dataclasses themselves.
 
 A field's meaning is the string in its annotation, `steps: Annotated[int, "optimiser steps"] = 1000`, so that
-`isoflop config` can list every field without a second description of it. A class that is written in JSON as something
-other than an object (model/config.py's Spec) brings its own `to_plain()` and `from_plain(value, where)`. A field that
-may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`; a field that names an
-entry of a table has a `OneOf`: `optim.name=muon`. A class whose absent fields mean something else than their defaults
-in files of before says so in `as_written(object)`.
+`isoflop config` can list every field without a second description of it.
+
+- A class whose JSON form is not an object (model/config.py's Spec) defines `to_plain()` and `from_plain(value, where)`.
+- A field that may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`.
+- A field that names an entry of a table has a `OneOf`: `optim.name=muon`.
+- A class defines `as_written(object)` if missing fields of older files mean something else than their defaults.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from isoflop.untrusted import parse_json, read_text, too_deep
 
 T = TypeVar("T")
 
-LONGEST_NAME = 100  # characters that are compared with the right names; what is longer is no misspelling
+LONGEST_NAME = 100  # characters that are compared with the valid names; a longer name is not a misspelling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,13 @@ class FieldInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """In a field's annotation: objects that may be given by name, each made when it is asked for."""
+    """In a field's annotation: objects that may be given by name, each made on request."""
 
     makers: Mapping[str, Callable[[], Any]]
 
     def make(self, name: str, where: str) -> Any:
         """Raises:
-        UserError: for a name that is not there, with the nearest that is.
+        UserError: for an unknown name, with the nearest valid one.
         """
         if name not in self.makers:
             raise UserError(f"{where} = {name!r} is not one of {', '.join(self.makers)}{nearest(name, self.makers)}")
@@ -76,13 +77,13 @@ class OneOf:
 
 @dataclasses.dataclass(frozen=True)
 class Derived:
-    """In a field's annotation: a meaning that is put together from a table when it is asked for."""
+    """In a field's annotation: a meaning that is derived from a table on request."""
 
     meaning: Callable[[], str]
 
 
 def to_dict(value: Any) -> Any:
-    """Dataclasses, tuples and paths as plain JSON values; everything else as it is."""
+    """Dataclasses, tuples and paths as plain JSON values; everything else unchanged."""
     if hasattr(value, "to_plain"):
         return value.to_plain()
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -100,22 +101,29 @@ def from_dict(cls: type[T], data: Any, where: str = "") -> T:
     """Build `cls` from plain JSON values.
 
     Raises:
-        UserError: naming the dotted field, for an unknown field (with the nearest right one) or a wrong type.
+        UserError: naming the dotted field, for an unknown field (with the nearest valid one) or a wrong type.
     """
     return typing.cast(T, convert(cls, data, where))
 
 
 def convert(kind: Any, value: Any, where: str) -> Any:
+    """A plain JSON value as the annotated type `kind`.
+
+    Raises:
+        UserError: naming the dotted field `where`, for a value of another type.
+    """
     if typing.get_origin(kind) is typing.Annotated:
         if isinstance(value, str) and (named := names_of(kind)):
             return named.make(value, where)
         if one_of := note_of(kind, OneOf):
             return one_of.check(value, where)
         kind = typing.get_args(kind)[0]
+
     if hasattr(kind, "from_plain"):
         return kind.from_plain(value, where)
     if dataclasses.is_dataclass(kind):
         return convert_dataclass(kind, value, where)
+
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
@@ -162,8 +170,9 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
         raise UserError(f"{where or cls.__name__} = {value!r} is not an object of fields")
     if hasattr(cls, "as_written"):
         value = cls.as_written(value)
-    if hasattr(cls, "from_older"):  # what an older version wrote, and meant by fields that it did not have
+    if hasattr(cls, "from_older"):  # a file of an earlier version, and its meaning of missing fields
         value = cls.from_older(value)
+
     hints = typing.get_type_hints(cls, include_extras=True)
     names = [field.name for field in dataclasses.fields(cls)]
     for key in value:
@@ -178,11 +187,11 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
 def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `dotted.field=value` strings to a frozen config and return the new one.
 
-    A value is read as JSON where that works (`3`, `0.1`, `true`, `null`, `[1, 2]`), else as a bare string. They apply
-    in order: `model=gpt2` puts the whole preset there and `model.layers=3` after it changes one field of that.
+    A value is parsed as JSON if possible (`3`, `0.1`, `true`, `null`, `[1, 2]`), else it is a string. They apply in
+    order: `model=gpt2` sets the whole preset, and `model.layers=3` after it changes one field of that.
 
     Raises:
-        UserError: for a string without `=`, an unknown field (with the nearest right one) or a wrong type.
+        UserError: for a string without `=`, an unknown field (with the nearest valid one) or a wrong type.
     """
     data = to_dict(config)
     for text in assignments:
@@ -237,7 +246,7 @@ def bare(kind: Any) -> Any:
 
 
 def names_of(hint: Any) -> Named | None:
-    """The names that a field's annotation has, if any."""
+    """The `Named` in a field's annotation, if any."""
     return note_of(hint, Named)
 
 
@@ -247,7 +256,7 @@ def note_of(hint: Any, kind: type[T]) -> T | None:
 
 
 def meaning_of(hint: Any) -> str:
-    """What a field's annotation says, in words."""
+    """The meaning in a field's annotation."""
     notes = getattr(hint, "__metadata__", ())
     return " ".join(
         note if isinstance(note, str) else note.meaning() for note in notes if isinstance(note, (str, OneOf, Derived))
@@ -309,7 +318,7 @@ def unknown_field(dotted: str, names: list[str]) -> UserError:
 
 
 def nearest(value: Any, allowed: typing.Iterable[Any]) -> str:
-    """`; did you mean x?` where one of the allowed values is close, else nothing."""
+    """`; did you mean x?` if one of the allowed values is close, else ""."""
     close = difflib.get_close_matches(str(value)[:LONGEST_NAME], [str(a) for a in allowed], n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 

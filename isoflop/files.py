@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half-written, and where isoflop keeps what runs share."""
+"""Atomic and durable writing of files and folders, and the folder of data that runs share."""
 
 import contextlib
 import errno
@@ -24,8 +24,8 @@ QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600
 
 
 def home() -> Path:
-    """Where prepared data, fits and the ledger of predictions are kept: `$ISOFLOP_HOME`; else the user's cache folder;
-    where that cannot be written to, or there is none, a folder of this user's among the temporary files."""
+    """The folder of prepared data, fits and the ledger of forecasts: `$ISOFLOP_HOME`, else the user's cache folder. If
+    that is missing or cannot be written to, this user's folder among the temporary files."""
     chosen = os.environ.get("ISOFLOP_HOME")
     if chosen:
         try:
@@ -45,19 +45,19 @@ def user_cache() -> Path | None:
 
 
 def can_write(folder: Path) -> bool:
-    """Whether a folder can be written to, or made if it is missing."""
+    """Whether a folder can be written to, or created if it is missing."""
     try:
         nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    except OSError:  # a folder above it that may not be looked into
+    except OSError:  # no permission for a parent folder
         return False
     return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def temporary_home() -> Path:
-    """A folder of this user's alone among the temporary files, the same in every process.
+    """A folder among the temporary files that belongs to this user only, the same in every process.
 
     Raises:
-        UserError: if there is none, or it is somebody else's.
+        UserError: if it cannot be created, or belongs to somebody else.
     """
     why = "no home folder can be written to"
     try:
@@ -72,7 +72,7 @@ def temporary_home() -> Path:
 
 
 def home_note() -> str:
-    """What a person should know of `home()`; empty if it is where it is expected."""
+    """A note for the user if `home()` is not where it is expected, else ""."""
     if os.environ.get("ISOFLOP_HOME") or home() == user_cache():
         return ""
     why = "note: no home folder can be written to"
@@ -80,7 +80,7 @@ def home_note() -> str:
 
 
 def spool() -> Path:
-    """A folder, made now, for files that last no longer than the process that writes them.
+    """A folder, created now, for files that the writing process removes again.
 
     Raises:
         UserError: if none can be written to.
@@ -94,12 +94,12 @@ def spool() -> Path:
 
 
 def to_json(value: Any) -> str:
-    """JSON that can be encoded: half a surrogate pair, as in a name that is not UTF-8, becomes an escape."""
+    """JSON text that can be encoded: half of a surrogate pair, as in a name that is not UTF-8, becomes an escape."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file beside it, fsync, rename."""
+    """Write a file whole or not at all: a temporary file next to it, fsync, rename."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -122,7 +122,7 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(final: Path) -> Iterator[Path]:
     """A folder written whole or not at all.
 
-    Yields a temporary folder beside `final`; on a clean exit every file and folder in it is fsynced and it is renamed
+    Yields a temporary folder next to `final`; on a clean exit every file and folder in it is fsynced and it is renamed
     to `final` (which must not exist, or is replaced if empty). After an exception nothing of it remains.
     """
     make_folder(final.parent)
@@ -146,7 +146,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder that the system drops with this process, where the file system has such locks."""
+    """Hold a lock on a folder, which the system releases when this process ends, if the file system supports locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):
@@ -157,8 +157,8 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def abandoned(folder: Path) -> bool:
-    """Whether whoever was writing an unfinished folder is gone: nobody holds it and it was not touched for some minutes
-    (the lock of another host need not be seen here), or, where there are no such locks, for a day."""
+    """Whether the process that was writing an unfinished folder has ended: nobody holds its lock and it was not touched
+    for some minutes (another host's lock may not be visible here), or, without locks, for a day."""
     untouched = time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     if untouched < QUIET_SECONDS:
         return False
@@ -175,7 +175,7 @@ def abandoned(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it that are missing, durably: a file is lost with the folder that has its name."""
+    """Create a folder and its missing parents, durably: a file is lost if the entry of its folder is lost."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -188,7 +188,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Make a rename durable. Some systems cannot open a folder; there the rename itself has to do."""
+    """Make a rename durable. On systems that cannot open a folder this does nothing."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -205,10 +205,10 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(what: str, then: str = "", instead: str = "name another folder") -> Iterator[None]:
-    """Turn a full, read-only or vanished disk into one line. No disk breaks a pipe: that is somebody else's.
+    """Turn the error of a full, read-only or vanished disk into one line. A broken pipe is not a disk's and passes.
 
     Args:
-        then: what goes on when the disk does, a command; without it the way out is `instead`.
+        then: the command to continue with when the disk is fixed; without it the message ends with `instead`.
 
     Raises:
         UserError: naming `what` was being written and the system's reason.
@@ -227,7 +227,7 @@ def disk_errors(what: str, then: str = "", instead: str = "name another folder")
 
 
 def try_folder(folder: Path, what: str, instead: str = "name another folder") -> None:
-    """Find out whether a folder can be made and written to, and leave everything as it was.
+    """Check that a folder can be created and written to, without leaving anything behind.
 
     Raises:
         UserError: naming `what` it is for, and the system's reason.

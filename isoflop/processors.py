@@ -1,9 +1,9 @@
-"""The processors that this process may use, and whether something else is using them.
+"""The processors that this process may use, and whether other programs use them.
 
-A program next to ours makes a timing worthless, and leaves no trace in the timing itself but elsewhere: our own
-processor seconds fall behind the wall clock, the processors that are ours do work that is not ours (/proc/stat), a host
-takes a virtual machine's processors away (steal), or tasks wait for a processor (/proc/pressure/cpu). Systems other
-than Linux tell our own processor seconds and nothing else; whatever is not told is None.
+Another program makes a timing worthless. The timing itself does not show it, but these do: our processor seconds fall
+behind the wall clock, our processors do work that is not ours (/proc/stat), a host takes processors away from a virtual
+machine (steal), or tasks wait for a processor (/proc/pressure/cpu). Systems other than Linux report only our own
+processor seconds; unknown values are None.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
-STOLEN = 0.05  # of the processors' time: more is a host that gives them to others
-OTHERS = 0.2  # processors' worth of work that is not ours, where hardly any is left over
-BARELY = 0.7  # processor seconds per second of ours below which we were kept waiting: one thread at least always works
-SHORT = 0.03  # seconds in which the counters, which count hundredths, say nothing
-WAITING = 0.25  # of the time in which some task waited for a processor; only where /proc/stat says nothing
+STOLEN = 0.05  # share of the processors' time above which a host counts as taking them away
+OTHERS = 0.2  # processors used by others above which a timing is disturbed, if hardly any is idle
+BARELY = 0.7  # our processor seconds per second below which we were kept waiting: at least one thread always works
+SHORT = 0.03  # seconds below which the counters, which count hundredths, are too coarse
+WAITING = 0.25  # share of the time in which some task waited for a processor; only used without /proc/stat
 
 
 def cores(groups: Path = CGROUP, proc: Path = PROC) -> int:
-    """The processors that this process may use: those it may run on, and no more than its control group's quota pays
-    for. Of a quota of 2.5 it is 2: a third thread would be stopped for half of the time, and the others wait for it."""
+    """The number of processors that this process may use: those it may run on, and at most its control group's quota.
+    For a quota of 2.5 it is 2: a third thread would be stopped half of the time, and the others would wait for it."""
     allowed = len(processors())
     limit = quota(groups, proc)
     return allowed if limit is None else max(1, min(allowed, int(limit)))
@@ -37,7 +37,7 @@ def processors() -> Collection[int]:
 
 
 def quota(groups: Path = CGROUP, proc: Path = PROC) -> float | None:
-    """Processors' worth of time that the control groups of this process allow it (cgroup v2, or v1); None: no limit."""
+    """The quota of this process's control groups in processors (cgroup v2, or v1); None: no limit."""
     return min(filter(None, map(quota_of, control_groups("cpu", groups, proc))), default=None)
 
 
@@ -67,13 +67,13 @@ def control_groups(controller: str, groups: Path = CGROUP, proc: Path = PROC) ->
 
 @dataclass(frozen=True)
 class Reading:
-    """What the clocks and the system's counters said at one moment, all in seconds since some moment before.
+    """The clocks and the system's counters at one moment, in seconds since an arbitrary origin.
 
     Attributes:
-        wall: of the clock on the wall.
+        wall: wall-clock time.
         own: processor seconds of this process.
-        worked, idle, stolen: of the processors that it may run on, all together.
-        waited: in which some task of the system waited for a processor.
+        worked, idle, stolen: processor seconds, summed over the processors that it may run on.
+        waited: time in which some task of the system waited for a processor.
     """
 
     wall: float
@@ -85,15 +85,15 @@ class Reading:
 
 
 def read(proc: Path = PROC) -> Reading:
-    """Read everything now: some tens of microseconds."""
+    """Read all counters, in some tens of microseconds."""
     own, wall = time.process_time(), time.perf_counter()
     worked, idle, stolen = read_stat(proc / "stat") or (None, None, None)
     return Reading(wall, own, worked, idle, stolen, read_pressure(proc / "pressure" / "cpu"))
 
 
 def read_stat(path: Path) -> tuple[float, float, float] | None:
-    """Seconds that the processors of this process worked, were idle, and were taken by a host; None where the file is
-    not there or counts nothing."""
+    """Seconds that the processors of this process worked, were idle, and were taken by a host; None if the file is
+    missing or counts nothing."""
     ours = {f"cpu{number}" for number in processors()}
     worked = idle = stolen = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -122,13 +122,14 @@ def read_pressure(path: Path) -> float | None:
 
 @dataclass(frozen=True)
 class Load:
-    """Who used the processors between two readings, in processors' worth of time.
+    """Who used the processors between two readings, as average numbers of processors.
 
     Attributes:
-        seconds: between them.
-        own: of this process.
-        others: of everything else; idle, stolen: of nobody, of a host's other guests. None: not known.
-        waiting: the share of the time in which some task waited for a processor; None: not known.
+        seconds: between the readings.
+        own: used by this process.
+        others: used by other programs; None: unknown.
+        idle, stolen: idle, and taken by a host for other guests; None: unknown.
+        waiting: the share of the time in which some task waited for a processor; None: unknown.
     """
 
     seconds: float
@@ -152,10 +153,10 @@ class Load:
         return cls(seconds, own or 0.0, max(0.0, worked - (own or 0.0)), idle, stolen, rate("waited"))
 
     def trouble(self, computing: bool = True) -> str:
-        """What kept this process from the processors that it should have had, in words; empty: nothing did.
+        """What kept this process from its processors, in words; "" if nothing did.
 
         Args:
-            computing: whether it worked on them all the time, and did not wait for a GPU.
+            computing: whether the process computed all the time, rather than wait for a GPU.
         """
         if self.seconds < SHORT:
             return ""
@@ -172,14 +173,14 @@ class Load:
 
 
 def load_now(seconds: float = 0.3, proc: Path = PROC) -> Load:
-    """Who uses the processors while this process sleeps for so long."""
+    """The load while this process sleeps for `seconds`."""
     before = read(proc)
     time.sleep(seconds)
     return Load.between(before, read(proc))
 
 
 def busy_now(load: Load) -> str:
-    """What others do with the processors while this process sleeps, in words; empty: little enough to time steps."""
+    """The use of the processors by others while this process sleeps, in words; "" if it is small enough to time steps."""
     if load.stolen is not None and load.others is not None:
         if load.stolen > OTHERS / 2:
             return f"the host took {load.stolen:.1f} processors away"

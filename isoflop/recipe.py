@@ -1,4 +1,4 @@
-"""A run that somebody wrote down: a Python function that returns a RunConfig, or a config.json.
+"""Loads a recipe: a Python function that returns a RunConfig, or a config.json.
 
 A recipe is the user's own code, named on the command line, and is executed; a config.json is data and is not.
 """
@@ -37,7 +37,8 @@ def call(recipe: str) -> RunConfig:
     if path.suffix != ".py":
         raise UserError(f"--recipe {recipe!r}: {file!r} is not a Python file")
     source = read_bytes(path)
-    # Compiled from what is read, so that nothing runs but the text that the user can see: no compiled file beside it.
+
+    # Compiled from the source text, so that only the text that the user sees runs, never a compiled file next to it.
     module = types.ModuleType(path.stem)
     module.__file__ = str(path)
     try:

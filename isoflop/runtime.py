@@ -1,4 +1,4 @@
-"""The machine: device and dtype, threads, seeds, memory, and what its matrix units reach at best."""
+"""The machine: device and dtype, threads, seeds, memory, and its peak of matrix products."""
 
 import contextlib
 import itertools
@@ -21,8 +21,8 @@ from isoflop.processors import control_groups, cores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Dense FLOP/s in bfloat16 with sums in float32, from NVIDIA's data sheets (half of what those print that count
-# sparsity), by words of the name that torch gives a card; the first row whose words are all in it counts.
+# Dense FLOP/s in bfloat16 with float32 accumulation, from NVIDIA's data sheets (half of figures that count sparsity),
+# by words of the GPU's name in torch; the first row whose words all occur counts.
 CARDS = {
     "gb200": 2500e12,
     "b200": 2250e12,
@@ -44,18 +44,18 @@ CARDS = {
     "rtx 4090": 165.2e12,
     "rtx 3090": 71e12,
 }
-OTHER = {"laptop", "mig", "d", "ti", "max"}  # words of cards that are less, or more, than the one of that name
+OTHER = {"laptop", "mig", "d", "ti", "max"}  # words of GPUs that are slower, or faster, than the one of that name
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Where and how a step runs. Weights stay in float32; `dtype` is what the matrix products are computed in."""
+    """The device of a step, and the `dtype` of its matrix products. Weights stay in float32."""
 
     device: torch.device
     dtype: torch.dtype
 
     def autocast(self) -> torch.autocast:
-        """The context in which forward runs."""
+        """The context of the forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def synchronize(self) -> None:
@@ -65,15 +65,15 @@ class Runtime:
             torch.mps.synchronize()
 
     def send(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors of main memory on the device. To a GPU they go from pinned memory and nobody waits: whatever is
-        launched from now on finds them there. torch gives the pinned memory to others only when they have arrived."""
+        """Copy tensors from main memory to the device. To a GPU the copy is asynchronous, from pinned memory: kernels
+        launched later see the result. torch reuses the pinned memory only after the copy is done."""
         if self.device.type != "cuda":
             return [tensor.to(self.device) for tensor in tensors]
         return [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
 
     def fetch(self, numbers: Sequence[torch.Tensor]) -> Callable[[], list[float]]:
-        """Begin to bring 0-dimensional tensors from the device. What is given back waits for them, and for nothing that
-        is launched after this call, and gives them."""
+        """Start to copy 0-dimensional tensors from the device. The returned function waits for them, but not for work
+        that is launched after this call, and returns their values."""
         if self.device.type != "cuda":
             return lambda: [float(number) for number in numbers]
         here = torch.empty(len(numbers), pin_memory=True)
@@ -83,14 +83,14 @@ class Runtime:
 
         def wait() -> list[float]:
             arrived.synchronize()
-            found: list[float] = here.tolist()
-            return found
+            values: list[float] = here.tolist()
+            return values
 
         return wait
 
 
 def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0) -> Runtime:
-    """Settle on a device and set this process's thread count (0 leaves it).
+    """Choose a device and set this process's thread count (0 leaves it).
 
     Raises:
         UserError: for an unknown or absent device or dtype.
@@ -101,12 +101,12 @@ def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0)
         torch.set_num_threads(threads)
     chosen = torch.device(choose_device(device))
     if chosen.type == "cuda" and chosen.index is not None:
-        torch.cuda.set_device(chosen)  # where kernels go that are told no device
+        torch.cuda.set_device(chosen)  # the default device of kernels
     return Runtime(chosen, DTYPES[dtype])
 
 
 def choose_device(wanted: str = "auto") -> str:
-    """ "auto" -> "cuda", "mps" or "cpu", the first that is there."""
+    """ "auto" -> "cuda", "mps" or "cpu", the first that is available."""
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
@@ -114,6 +114,7 @@ def choose_device(wanted: str = "auto") -> str:
         available.insert(0, "cuda")
     if wanted == "auto":
         return available[0]
+
     kind, _, number = wanted.partition(":")
     if kind not in available:
         raise UserError(f"runtime.device = {wanted!r} is not available; this machine has {', '.join(available)}")
@@ -124,8 +125,8 @@ def choose_device(wanted: str = "auto") -> str:
 
 
 def default_dtype(device: str) -> str:
-    """What matrix products are computed in where nobody says: bfloat16 on a GPU that has units for it (Ampere and
-    later), else float32. float32 is exactly that: TF32 is never switched on, as what has units for it has bfloat16."""
+    """The default dtype of matrix products: bfloat16 on a GPU with units for it (Ampere and later), else float32.
+    float32 is exact: TF32 is never enabled, since every GPU with TF32 has bfloat16."""
     if not device.startswith("cuda"):
         return "float32"
     with torch.cuda.device(device):
@@ -133,7 +134,7 @@ def default_dtype(device: str) -> str:
 
 
 def card_peak(card: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a card by the name that torch gives it, as its data sheet has it; None if unknown."""
+    """Dense bfloat16 FLOP/s of a GPU by its name in torch, from its data sheet; None if unknown."""
     words = set(re.split(r"[^a-z0-9]+", card.lower()))
     if words & OTHER:
         return None
@@ -141,8 +142,8 @@ def card_peak(card: str) -> float | None:
 
 
 def utilisation(flops_per_second: float, device: str, dtype: str) -> float | None:
-    """The share of what a GPU's data sheet promises in bfloat16: MFU where the operations are counted as in PaLM
-    (model/count.py). None on other devices, in other dtypes and for cards that are not in CARDS."""
+    """The share of the bfloat16 peak in a GPU's data sheet: MFU, if FLOPs are counted as in PaLM (model/count.py). None
+    on other devices, in other dtypes and for GPUs that are not in CARDS."""
     if not device.startswith("cuda") or dtype != "bfloat16":
         return None
     peak = card_peak(torch.cuda.get_device_name(device))
@@ -150,7 +151,7 @@ def utilisation(flops_per_second: float, device: str, dtype: str) -> float | Non
 
 
 def seed_everything(seed: int) -> None:
-    """Seed every generator that a run may draw from."""
+    """Seed every random generator that a run may use."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -158,8 +159,7 @@ def seed_everything(seed: int) -> None:
 
 @contextlib.contextmanager
 def keep_threads_and_random_state() -> Iterator[None]:
-    """Whatever is computed inside changes neither this process's thread count nor what it draws at random on the CPU
-    later."""
+    """A context that restores this process's thread count and the states of the CPU's random generators."""
     threads, plain, numbers = torch.get_num_threads(), random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -171,17 +171,17 @@ def keep_threads_and_random_state() -> Iterator[None]:
 
 
 def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:
-    """The best FLOP/s that a square matrix product reaches here, by dtype: the peak that a step is compared with.
+    """The highest FLOP/s of square matrix products on this machine, by dtype: the peak that steps are compared with.
 
-    One product of n x n matrices is 2 n^3 FLOPs. Sizes 256 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
-    calls, since what is wanted is the ceiling and not the average. A size that would take longer than `seconds` at the
-    speed of the one before it is left out: a CPU without bfloat16 units computes such products a hundred times slower.
+    A product of n x n matrices is 2 n^3 FLOPs. Sizes 256 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
+    calls, since the peak is wanted and not the average. A size that would take too long at the speed of the previous
+    one is left out: a CPU without bfloat16 units computes such products a hundred times slower.
     """
     if device != "cpu":
         sizes = (1024, 2048, 4096, 8192)
         return {name: peak_of(device, dtype, sizes, seconds / len(DTYPES)) for name, dtype in DTYPES.items()}
 
-    # with all threads, and with one: next to another program all of them wait for the one that has to share
+    # with all threads, and with one: next to another program all threads wait for the one that shares its core
     best, threads = dict.fromkeys(DTYPES, 0.0), torch.get_num_threads()
     try:
         counts = sorted({1, threads})
@@ -218,7 +218,7 @@ def peak_memory(device: str) -> int:
     """The most bytes this process has held: device memory on a GPU, resident memory on a CPU."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
-    with contextlib.suppress(OSError):  # Linux; its getrusage would count what the parent held when it started us
+    with contextlib.suppress(OSError):  # Linux, whose getrusage includes the parent's peak before the fork
         for line in Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])
@@ -227,10 +227,10 @@ def peak_memory(device: str) -> int:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that can be had on a device, or in main memory for "cpu"; None where the system does not say.
+    """Free bytes on a device, or in main memory for "cpu"; None if the system does not report it.
 
-    Main memory: what Linux calls available (free, or held by caches that it would drop), or what the process's control
-    group leaves of its limit, whichever is less.
+    Main memory: what Linux calls available (free, or used by caches that it would drop), or what is left of the limit
+    of the process's control group, whichever is less.
     """
     if device.startswith("cuda"):
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -250,7 +250,7 @@ def available(meminfo: Path) -> int | None:
 
 
 def left_of(group: Path) -> int | None:
-    """What a control group's limit (cgroup v2, or v1) leaves, with the file caches that it would drop; None without."""
+    """What is left of a control group's limit (cgroup v2, or v1), file caches counted as free; None without a limit."""
     names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     for limit, used in names:
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
@@ -263,7 +263,7 @@ def left_of(group: Path) -> int | None:
 
 
 def describe_machine(device: str) -> dict[str, Any]:
-    """What environment.json says of the machine and the versions."""
+    """The machine and the versions, for environment.json."""
     described: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -1,7 +1,7 @@
-"""Standard streams that may be closed, full or gone, and text laid out for the width of a terminal.
+"""Standard streams that may be closed, full or lost, and text layout for the width of a terminal.
 
-A run is worth more than its output: what a run shows goes through `Shown`, which never raises. A command whose output
-is its product (`sample`, `runs`) does raise, once: `OutputLost`, from the guarded streams of the command line.
+Lost output must not end a run: a run writes through `Shown`, which never raises. A command whose output is its product
+(`sample`, `runs`) raises once: `OutputLost`, from the guarded streams of the command line.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len
 
-BESIDE = 50  # columns for value and reason together, below which the reason stands under the value
-FEWEST = 20  # columns that a column of text is never narrower than
-NOTEBOOK_WIDTH = 100  # columns of a notebook's output, which says nothing of its width
+BESIDE = 50  # columns for value and reason together, below which the reason is shown under the value
+FEWEST = 20  # the least width of a column of text
+NOTEBOOK_WIDTH = 100  # columns of a notebook's output, whose width is unknown
 
 
 class OutputLost(BrokenPipeError):
-    """Standard output takes nothing more: closed at the other end (EPIPE), a full disk, a terminal that is gone."""
+    """Standard output accepts nothing more: closed at the other end (EPIPE), a full disk, a lost terminal."""
 
 
 class Guard(io.RawIOBase):
-    """The raw end of a standard stream. The first write that fails is said once (`raises`), what comes later goes
-    nowhere; so that nothing, not even the interpreter as it ends, fails a second time.
+    """The raw stream under a standard stream. The first failed write raises (`raises`) and later ones are discarded, so
+    that nothing, not even the interpreter at its exit, fails a second time.
 
     Attributes:
-        lost: why nothing more is written; None while it is.
+        lost: the error of the first failed write, or None.
     """
 
     def __init__(self, descriptor: int, raises: bool = True) -> None:
@@ -51,7 +51,7 @@ class Guard(io.RawIOBase):
         while True:
             try:
                 return os.write(self.descriptor, data)
-            except BlockingIOError:  # whoever shares the terminal or pipe has made it non-blocking
+            except BlockingIOError:  # another process made the shared terminal or pipe non-blocking
                 select.select([], [self.descriptor], [])
             except OSError as error:
                 self.lost = error
@@ -61,16 +61,16 @@ class Guard(io.RawIOBase):
 
 
 def guard_standard_streams() -> None:
-    """Make standard input, output and error of this process usable, whatever the process was started with.
+    """Make standard input, output and error of this process usable, however the process was started.
 
-    A closed descriptor is opened on the null device: else the next file that is opened, a checkpoint perhaps, would get
-    its number, and whatever is printed would land in it.
+    A closed descriptor is opened on the null device: otherwise the next opened file, perhaps a checkpoint, would get
+    its number, and printed text would be written into it.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - as long as the process
     sys.stdout = guarded(sys.stdout, 1, raises=True)
@@ -78,8 +78,8 @@ def guard_standard_streams() -> None:
 
 
 def guarded(stream: TextIO | None, descriptor: int, raises: bool) -> TextIO:
-    """A text stream like `stream` whose failures a Guard takes. Characters that the encoding lacks are replaced: a
-    terminal that cannot show a character of a sample is no reason to fail."""
+    """A text stream like `stream` on top of a Guard. Characters that the encoding lacks are replaced, so that no
+    character of a sample can fail a command."""
     if stream is not None:
         stream.flush()
     raw = io.BufferedWriter(Guard(descriptor, raises))
@@ -89,8 +89,8 @@ def guarded(stream: TextIO | None, descriptor: int, raises: bool) -> TextIO:
 
 
 def exit_code(error: OSError) -> int:
-    """The exit code of a command whose output was lost: 0 if the reader had enough (`| head`), else 2, said on standard
-    error."""
+    """The exit code of a command whose output was lost: 0 if the reader closed the pipe (`| head`), else 2, with a
+    message on standard error."""
     if error.errno == errno.EPIPE:
         return 0
     sys.stderr.write(f"isoflop: {lost_told(error)}; send it somewhere else\n")
@@ -103,13 +103,13 @@ def lost_told(error: BaseException) -> str:
 
 
 class Shown(io.TextIOBase):
-    """Where the screen writes: standard output as it is when this is made, until it fails; from then on nowhere.
+    """The screen's stream: standard output at the time of construction, until it fails; later writes are discarded.
 
     Args:
-        tells: a failure is said on standard error, once; a reader that closes a pipe is none.
+        tells: report a failure on standard error, once; a reader that closes a pipe is not a failure.
 
     Attributes:
-        lost: why nothing more is shown; None while it is.
+        lost: the error of the first failed write, or None.
     """
 
     def __init__(self, tells: bool = True) -> None:
@@ -127,7 +127,7 @@ class Shown(io.TextIOBase):
     def isatty(self) -> bool:
         try:
             return bool(self._stream.isatty())
-        except (AttributeError, OSError, ValueError):  # none, gone, closed
+        except (AttributeError, OSError, ValueError):  # no stream, a lost one, a closed one
             return False
 
     def fileno(self) -> int:
@@ -136,7 +136,7 @@ class Shown(io.TextIOBase):
         return int(self._stream.fileno())
 
     def write(self, text: str) -> int:
-        shown = text.encode(self.encoding, "replace").decode(self.encoding)  # a character that it lacks is a "?"
+        shown = text.encode(self.encoding, "replace").decode(self.encoding)  # missing characters become "?"
         self._guarded(lambda: self._stream.write(shown))
         return len(text)
 
@@ -156,16 +156,16 @@ class Shown(io.TextIOBase):
 
 
 def width_without_terminal() -> int | None:
-    """Columns where no terminal can be asked: COLUMNS if it is set, a notebook's; None: lines as long as they are."""
-    said = os.environ.get("COLUMNS", "")
-    if said.isdecimal() and int(said):
-        return int(said)
+    """The width without a terminal: COLUMNS if it is set, else a notebook's; None: lines are not wrapped."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
     return NOTEBOOK_WIDTH if "ipykernel" in sys.modules else None
 
 
 def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
-    """Lines of at most `width` columns, further ones indented. Only blanks are broken at, so that no word and no number
-    is cut: one that is wider than a line has a line of its own."""
+    """Wrap a text to lines of at most `width` columns, with continuation lines indented. Breaks only at spaces, so that
+    no word or number is cut; one that is wider than a line gets its own line."""
     lines: list[str] = []
     for line in text.split("\n"):
         if width is None or cell_len(line) <= width:
@@ -185,7 +185,7 @@ def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
 
 
 def words(text: str) -> Iterable[tuple[str, str]]:
-    """(the blanks before a word, the word)"""
+    """Pairs of the spaces before a word, and the word."""
     gap = ""
     for piece in text.split(" "):
         if piece:
@@ -200,14 +200,15 @@ def padded(text: str, width: int) -> str:
 
 
 def reasons(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tuple[str, str]]:
-    """Rows of (name, value, reason) as lines, each in two parts: what stands first, and the reason's part of it.
+    """Rows of (name, value, reason) as lines, each in two parts: name and value, and the reason.
 
-    Where there is room value and reason stand next to each other, each wrapped in a column of its own; else the reason
-    stands under the value.
+    If there is room, value and reason are next to each other, each wrapped in its own column; else the reason is under
+    the value.
     """
     names = max(cell_len(name) for name, _, _ in rows) + 2
     widest = max(cell_len(value) for _, value, _ in rows)
     lines: list[tuple[str, str]] = []
+
     if width is None or width - names >= BESIDE:
         column = widest if width is None else min(widest, max(FEWEST, (width - names - 2) * 2 // 5))
         for name, value, reason in rows:
@@ -220,6 +221,7 @@ def reasons(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tup
                 why = whys[index] if index < len(whys) else ""
                 lines.append((padded(first, names + column_here + 2) if why else first.rstrip(), why))
         return lines
+
     for name, value, reason in rows:
         room = max(width - names, FEWEST)
         for index, text in enumerate(wrapped(value, room)):
@@ -230,8 +232,8 @@ def reasons(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tup
 
 
 def listing(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """Rows under a head, in columns where they fit; else one paragraph for each row, its first cell on a line of its
-    own, the others with their names."""
+    """Rows under a header, in columns if they fit; else a paragraph per row, its first cell on its own line, the others
+    with their names."""
     columns = [max(cell_len(row[index]) for row in (head, *rows)) for index in range(len(head))]
     if width is None or sum(columns) + 2 * (len(columns) - 1) <= width:
         return [
@@ -241,13 +243,13 @@ def listing(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
     lines = []
     for row in rows:
         lines.append(row[0])
-        said = [f"{name} {text}" for name, text in zip(head[1:], row[1:], strict=True) if text != "-"]
-        lines.extend(wrapped("  " + ", ".join(said), width))
+        cells = [f"{name} {text}" for name, text in zip(head[1:], row[1:], strict=True) if text != "-"]
+        lines.extend(wrapped("  " + ", ".join(cells), width))
     return lines
 
 
 def fitted(parts: Sequence[str], room: int) -> str:
-    """As many parts, from the first on, as fit into `room` columns, whole; " ..." says that some are left out."""
+    """The first parts that fit into `room` columns, none of them cut; " ..." marks that some are left out."""
     for count in range(len(parts), 0, -1):
         text = "  ".join(parts[:count]) + (" ..." if count < len(parts) else "")
         if cell_len(text) <= room:

@@ -1,7 +1,7 @@
-"""Reading what may come from anyone: bounded first, parsed after, one line for whatever is wrong.
+"""Reading files that may come from anyone: sizes are checked before parsing, and every error is one line.
 
 Nothing here runs code from a file. A pipe or a device in place of a file is refused before it is read (it may never
-end), a size before it costs memory, a nesting before it overflows somebody's stack.
+end), a size before it costs memory, deep nesting before it overflows a stack.
 """
 
 import io
@@ -17,16 +17,16 @@ from typing import Any
 from isoflop.errors import UserError
 
 LARGEST_TEXT = 256 * 2**20  # bytes of one JSON file; a tokenizer of 200,000 entries has 20 MB
-LARGEST_LOG = 4 * 2**30  # bytes of a log; a line a step for ten million steps
+LARGEST_LOG = 4 * 2**30  # bytes of a log; a line per step for ten million steps
 DEEPEST = 100  # objects and lists inside one another; ours have five
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def open_regular(path: Path) -> io.BufferedReader:
-    """A file opened for reading, if it is one. A pipe is not waited for.
+    """Open a regular file for reading. Does not block on a pipe.
 
     Raises:
-        OSError: for what is no regular file, or cannot be opened.
+        OSError: if it is not a regular file, or cannot be opened.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -38,7 +38,7 @@ def open_regular(path: Path) -> io.BufferedReader:
         raise OSError(str(error)) from None
     if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
         raw.close()
-        raise OSError("it is no regular file")
+        raise OSError("it is not a regular file")
     return io.BufferedReader(raw, 1 << 20)
 
 
@@ -46,14 +46,14 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
     """A whole file.
 
     Raises:
-        UserError: if it is missing, no regular file, or has more than `largest` bytes.
+        UserError: if it is missing, not a regular file, or has more than `largest` bytes.
     """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > largest:
                 raise UserError(f"{path} has {size:,} bytes; no such file has more than {largest:,}")
-            return file.read(size)  # and no more: what is asked for is taken from memory at once
+            return file.read(size)  # not more: read allocates the requested size at once
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except OSError as error:
@@ -64,7 +64,7 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
     """A whole file of UTF-8.
 
     Raises:
-        UserError: as `read_bytes`, and for bytes that are no UTF-8.
+        UserError: as `read_bytes`, and for bytes that are not UTF-8.
     """
     try:
         return read_bytes(path, largest).decode("utf-8")
@@ -73,7 +73,7 @@ def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
 
 
 def parse_json(text: str | bytes, origin: str) -> Any:
-    """A JSON value that can be nested no deeper than DEEPEST and written again.
+    """A JSON value, nested at most DEEPEST deep, that can be written again.
 
     Raises:
         UserError: naming `origin`.
@@ -87,7 +87,7 @@ def parse_json(text: str | bytes, origin: str) -> Any:
     if too_deep(value, text):
         raise UserError(f"{origin} is not valid JSON: it is nested more than {DEEPEST} deep")
     if halved(value, text):
-        raise UserError(f"{origin} holds half of a surrogate pair, which is no text")
+        raise UserError(f"{origin} holds half of a surrogate pair, which is not text")
     return value
 
 
@@ -111,7 +111,7 @@ def too_deep(value: Any, text: str | bytes) -> bool:
 
 
 def halved(value: Any, text: str | bytes) -> bool:
-    """Whether JSON wrote half of a surrogate pair (`"\\ud800"`), which no file can be written with."""
+    """Whether JSON contains half of a surrogate pair (`"\\ud800"`), which cannot be encoded in a file."""
     if not SURROGATE.search(text if isinstance(text, str) else text.decode("utf-8", errors="replace")):
         return False
     try:
@@ -123,7 +123,7 @@ def halved(value: Any, text: str | bytes) -> bool:
 
 @contextmanager
 def foreign(what: str) -> Iterator[None]:
-    """Around a parser that is not ours: whatever it raises is the file's fault and becomes one line.
+    """A context for a library's parser: any exception means a bad file and becomes one line.
 
     Raises:
         UserError: `what` with the parser's reason.
@@ -133,7 +133,7 @@ def foreign(what: str) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        # a panic of a library written in Rust is no Exception
+        # a panic of a library written in Rust is not an Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -243,7 +243,7 @@ class TimedStep:
         self.updating += ended - started + self.now() - late
 
     def now(self) -> float:
-        """The time when all launched work is done, if the parts of a step are timed separately; else 0, without a wait."""
+        """The time when all launched work is done, if parts of a step are timed separately; else 0 at once."""
         if self.times == 1.0:
             return 0.0
         self.wait()
