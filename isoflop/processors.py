@@ -180,7 +180,7 @@ def load_now(seconds: float = 0.3, proc: Path = PROC) -> Load:
 
 
 def busy_now(load: Load) -> str:
-    """The use of the processors by others while this process sleeps, in words; "" if it is small enough to time steps."""
+    """How others use the processors while this process sleeps, in words; "" if little enough to time steps."""
     if load.stolen is not None and load.others is not None:
         if load.stolen > OTHERS / 2:
             return f"the host took {load.stolen:.1f} processors away"

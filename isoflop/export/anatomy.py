@@ -1,7 +1,7 @@
-"""What a model is, in the words that all file formats share.
+"""Anatomy: the description of a model that all file formats share.
 
-Six families of Hugging Face architectures are made of parts that we have. Each is one row of FAMILIES; a row says all
-that the family leaves no choice in. Which configurations are of a family is found out in fit.py.
+Six families of Hugging Face architectures consist of parts that isoflop has. Each is a row of FAMILIES, with everything
+that the family fixes. fit.py decides which configurations belong to a family.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ class Family:
     """One architecture.
 
     Attributes:
-        norm, position, wiring, feed_forward: the entries that it is made of.
+        norm, position, wiring, feed_forward: the entries of the slots.
         qk_norm: queries and keys are normalised, with gains.
         final_norm: there is a norm before the head.
-        biases: of attention and feed-forward: "always", "never" or "either" (a field of its config.json says so).
+        biases: of attention and feed-forward: "always", "never" or "either" (a field of its config.json decides).
         free_width: d_ff is a field; else it is 4 d_model.
-        kv_heads: key-value heads may be fewer, and heads of another width than d_model / heads.
+        kv_heads: key-value heads may be fewer, and heads may have another width than d_model / heads.
     """
 
     norm: str
@@ -49,7 +49,7 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Scaling:
-    """Llama 3.1's scaling of rotary positions: see blocks/position.py, whose options these are. `factor` 1 is none."""
+    """Llama 3.1's scaling of rotary positions, with the options of blocks/position.py. `factor` 1 is none."""
 
     factor: float = 1.0
     low_freq: float = 1.0
@@ -57,7 +57,7 @@ class Scaling:
     original: int = 8192
 
     def options(self) -> dict[str, Any]:
-        """As options of the entry "rotary"; none where nothing is scaled."""
+        """As options of the entry "rotary"; empty without scaling."""
         return {} if self.factor == 1.0 else {**self.__dict__}
 
 
@@ -70,7 +70,7 @@ class Anatomy:
 
     Attributes:
         eps: of every norm.
-        base: of rotary positions; 0 where there are none.
+        base: of rotary positions; 0 without them.
         scaling: of rotary positions.
     """
 
@@ -93,14 +93,15 @@ class Anatomy:
     dropout: float = 0.0
 
     def to_config(self, where: str) -> ModelConfig:
-        """The ModelConfig: half-split rotary pairs, every gain and bias of the family.
+        """The ModelConfig, with half-split rotary pairs and every gain and bias of the family.
 
         Raises:
-            UserError: naming what we have no part for.
+            UserError: naming what isoflop does not support.
         """
         family = FAMILIES[self.family]
         if family.qk_norm and self.eps != QK_EPS:
             raise UserError(f"{where}: {self.family} with rms_norm_eps {self.eps:g}; our QK norm has {QK_EPS:g} only")
+
         attention: dict[str, Any] = {"bias": self.attention_bias}
         if self.kv_heads != self.heads:
             attention["kv_heads"] = self.kv_heads
@@ -109,6 +110,7 @@ class Anatomy:
         position = Spec(family.position)
         if family.position == "rotary":
             position = Spec("rotary", base=self.base, **self.scaling.options())
+
         return ModelConfig(
             vocab_size=self.vocab_size,
             context=self.context,

@@ -1,7 +1,7 @@
-"""Hugging Face's architectures: one row per `model_type`, and config.json in and out.
+"""Hugging Face's architectures: one row per `model_type`; reading and writing config.json.
 
-Adding an architecture that is made of parts that we have is a row of anatomy.FAMILIES (what it computes) and a row of
-HUGGING_FACE (what transformers calls it, its tensors and its fields).
+Adding an architecture that consists of existing parts takes a row of anatomy.FAMILIES (what it computes) and a row of
+HUGGING_FACE (its names of the class, the tensors and the fields in transformers).
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from isoflop.export.fields import Fields
 from isoflop.export.fit import Limits
 from isoflop.export.names import LLAMA, Key, Names, conv_blocks, llama_blocks
 
-# Hugging Face's words for activations; the first of each of ours is the one written
+# Hugging Face's names of activations; the first name of each of ours is the one written
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -30,16 +30,16 @@ GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish"
 
 @dataclass(frozen=True)
 class Architecture:
-    """What transformers makes of a family.
+    """A family in transformers.
 
     Attributes:
-        cls: its class of a language model.
+        cls: its language-model class.
         names: of the tensors.
-        defaults: what transformers takes where config.json does not say (it writes all of them itself).
-        activation: the field that names the activation, and what it is where config.json does not say.
-        activations: its words for them.
-        read, write: config.json as an Anatomy, and the fields of config.json that are this architecture's own (the one
-            of the activation is handed in).
+        defaults: values of fields that are missing in config.json (transformers itself writes all of them).
+        activation: the field of the activation, and its value if missing.
+        activations: names of the activations.
+        read, write: config.json to an Anatomy, and the fields of config.json that are specific to this architecture
+            (the field of the activation is an argument).
     """
 
     cls: str
@@ -69,7 +69,7 @@ def read_config(fields: Fields) -> Anatomy:
     """config.json as an Anatomy.
 
     Raises:
-        UserError: naming the field that our blocks have nothing for.
+        UserError: naming the field that isoflop does not support.
     """
     family = fields.text("model_type")
     if family not in HUGGING_FACE:
@@ -87,6 +87,7 @@ def read_gpt(fields: Fields, family: str) -> Anatomy:
     d_model, heads = fields.size("n_embd"), fields.size("n_head")
     if d_model % heads:
         raise UserError(f"{fields.origin}: n_head = {heads} does not divide n_embd = {d_model}")
+
     drops = {fields.number(name, 0.1) for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
     return Anatomy(
         family=family,
@@ -114,6 +115,7 @@ def read_llama(fields: Fields, family: str) -> Anatomy:
         raise UserError(
             f"{fields.origin}: layer_types has {min(kinds - {'full_attention'})[:80]!r}; ours are full attention"
         )
+
     heads, d_model = fields.size("num_attention_heads"), fields.size("hidden_size")
     defaults = HUGGING_FACE[family].defaults
     base, scaling = read_rotary(fields, defaults["rope_theta"])
@@ -138,18 +140,19 @@ def read_llama(fields: Fields, family: str) -> Anatomy:
 
 
 def read_rotary(fields: Fields, default: float) -> tuple[float, Scaling]:
-    """`rope_theta` and the scaling of rotary positions, from where either generation of config.json has them.
+    """`rope_theta` and the scaling of rotary positions, from the fields of either generation of config.json.
 
     Raises:
-        UserError: naming a kind of rope scaling that we have not.
+        UserError: naming a kind of rope scaling that isoflop does not support.
     """
     theta, scaling = fields.get("rope_theta", default), UNSCALED
     for name in ("rope_scaling", "rope_parameters"):
-        said = fields.get(name, {})
-        if not isinstance(said, dict):
-            raise fields.wrong(name, said, "an object")
-        kind = said.get("rope_type", said.get("type", "default"))
-        inner = Fields(said, f"{fields.origin}: {name}")
+        stated = fields.get(name, {})
+        if not isinstance(stated, dict):
+            raise fields.wrong(name, stated, "an object")
+        kind = stated.get("rope_type", stated.get("type", "default"))
+        inner = Fields(stated, f"{fields.origin}: {name}")
+
         if kind == "llama3":
             scaling = Scaling(
                 factor=inner.number("factor"),
@@ -158,40 +161,40 @@ def read_rotary(fields: Fields, default: float) -> tuple[float, Scaling]:
                 original=inner.size("original_max_position_embeddings"),
             )
             if scaling.factor <= 0 or not 0 < scaling.low_freq < scaling.high_freq:
-                raise UserError(f"{inner.origin} of kind 'llama3' has factors that make no sense: {str(said)[:160]}")
+                raise UserError(f"{inner.origin} of kind 'llama3' has factors that make no sense: {str(stated)[:160]}")
         elif kind != "default":
             raise UserError(f"{fields.origin}: {name} of kind {str(kind)[:80]!r}; ours have Llama 3's scaling or none")
-        if said.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{fields.origin}: partial_rotary_factor is not 1; our rotary positions turn whole heads")
-        theta = said.get("rope_theta", theta)
+        if stated.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UserError(f"{fields.origin}: partial_rotary_factor is not 1; our rotary positions rotate whole heads")
+        theta = stated.get("rope_theta", theta)
     return Fields({"rope_theta": theta}, fields.origin).number("rope_theta"), scaling
 
 
 def read_activation(fields: Fields, family: str) -> str:
     name, default = HUGGING_FACE[family].activation
-    words = HUGGING_FACE[family].activations
-    said = fields.text(name, default)
-    if said not in words:
-        raise UserError(f"{fields.origin}: {name} = {said[:80]!r} is not one of {', '.join(words)}")
-    return words[said]
+    known = HUGGING_FACE[family].activations
+    stated = fields.text(name, default)
+    if stated not in known:
+        raise UserError(f"{fields.origin}: {name} = {stated[:80]!r} is not one of {', '.join(known)}")
+    return known[stated]
 
 
 def write_config(anatomy: Anatomy) -> dict[str, Any]:
     """An Anatomy within the limits of its architecture (`limits`) as config.json."""
     architecture = HUGGING_FACE[anatomy.family]
-    said = next(word for word, ours in architecture.activations.items() if ours == anatomy.activation)
+    activation = next(theirs for theirs, ours in architecture.activations.items() if ours == anatomy.activation)
     return {
         "architectures": [architecture.cls],
         "model_type": anatomy.family,
         "torch_dtype": "float32",
         "vocab_size": anatomy.vocab_size,
         "tie_word_embeddings": anatomy.tied,
-        **architecture.write(anatomy, {architecture.activation[0]: said}),
+        **architecture.write(anatomy, {architecture.activation[0]: activation}),
     }
 
 
 def limits() -> dict[str, Limits]:
-    """Each architecture has the activations that it has words for, and all else of its family."""
+    """Each architecture supports the activations that it has names for, and everything else of its family."""
     return {name: Limits(tuple(dict.fromkeys(row.activations.values()))) for name, row in HUGGING_FACE.items()}
 
 
@@ -234,7 +237,7 @@ def write_llama(anatomy: Anatomy, activation: dict[str, str]) -> dict[str, Any]:
 
 
 def write_rotary(anatomy: Anatomy) -> dict[str, Any]:
-    """Where transformers 4 looks (`rope_theta`, `rope_scaling`), and 5 (`rope_parameters`)."""
+    """The fields of transformers 4 (`rope_theta`, `rope_scaling`) and 5 (`rope_parameters`)."""
     kind: dict[str, Any] = {"rope_type": "default"}
     if anatomy.scaling != UNSCALED:
         kind = {

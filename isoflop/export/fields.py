@@ -1,4 +1,4 @@
-"""Reading a header that may come from anyone: every value checked for its kind and size before it is used."""
+"""Reading a header that may come from anyone: every value's type and size are checked before it is used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 
-LARGEST = 2**24  # of any one size; more is a damaged file
+LARGEST = 2**24  # limit of any size; a larger one means a damaged file
 MISSING = object()
 
 
@@ -54,7 +54,7 @@ class Fields:
         return value
 
     def get(self, name: str, default: Any = MISSING) -> Any:
-        """null and absent are the same."""
+        """The value; null is the same as absent."""
         value = self.values.get(name)
         if value is not None:
             return value
@@ -63,7 +63,7 @@ class Fields:
         return default
 
     def refuse_unless(self, name: str, allowed: Any) -> None:
-        """Raises UserError unless the value is absent or `allowed`: what we have no part for."""
+        """Raises UserError unless the value is absent or `allowed`, for features that isoflop does not support."""
         value = self.get(name, allowed)
         if value != allowed:
             raise UserError(f"{self.origin}: {name} = {str(value)[:80]} is something that our blocks do not do")

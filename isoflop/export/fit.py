@@ -1,9 +1,9 @@
-"""Which configurations a format can hold, what stands in the way of the others, and the settings that remove it.
+"""Decides which configurations a format can hold, what prevents the others, and the settings that would remove it.
 
 Entries are resolved, never compared by name: `swiglu` is the class Gated with silu, `banded` is Attention with a
 window, and a window that is no narrower than the context is none. For each family of a format the obstacles are
-collected, each with what would have to be set; the family with the fewest is the nearest. Gains and biases that a
-family always has and a model has not are written as ones and zeros: the same function exactly.
+collected, each with the settings that remove it; the family with the lowest cost is the nearest. Gains and biases that
+a family always has and a model lacks are written as ones and zeros: exactly the same function.
 """
 
 import inspect
@@ -28,7 +28,7 @@ from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.registry import SLOTS, Preset, class_of, resolve
 
-# The options of each class that the families can say; any other one must be at its default.
+# The options of each class that the families can express; any other option must have its default.
 SAYABLE: dict[type, tuple[str, ...]] = {
     LayerNorm: ("eps", "bias"),
     RMSNorm: ("eps", "gain"),
@@ -40,22 +40,22 @@ SAYABLE: dict[type, tuple[str, ...]] = {
     PreNorm: (),
     PostNorm: (),
 }
-# The fields of a ModelConfig that an Anatomy holds, that matter to a model's beginning only, or to no GPT.
+# The fields of a ModelConfig that an Anatomy holds, that only matter to initialisation, or that a GPT does not use.
 HELD = ("vocab_size", "context", "layers", "d_model", "heads", "head_dim", "final_norm", "tied_head", "init", "dropout")
 INERT = ("encoder_layers", "value_gate")  # of an encoder-decoder; of value embeddings, which are refused themselves
-ENTRY, ACTIVATION, NUMBER = 3, 2, 1  # how far a change takes a model from what was wanted
+ENTRY, ACTIVATION, NUMBER = 3, 2, 1  # costs: how far a change takes a model from the user's configuration
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a format leaves out of a family.
+    """The restrictions of a format within a family.
 
     Attributes:
-        activations: those that it has, the usual one first; None: any.
-        attention_bias, mlp_bias: whether it has a place for them, where the family leaves the choice.
+        activations: those that it supports, the usual one first; None: any.
+        attention_bias, mlp_bias: whether it supports them, if the family leaves the choice.
         scaling: whether rotary positions may be scaled.
-        eps, base: the only value that it has; None: any.
-        even_heads: heads are d_model / heads wide.
+        eps, base: the only value that it supports; None: any.
+        even_heads: heads must be d_model / heads wide.
     """
 
     activations: tuple[str, ...] | None = None
@@ -67,7 +67,7 @@ class Limits:
     even_heads: bool = False
 
 
-ANY = {name: Limits() for name in FAMILIES}  # what the families themselves can say
+ANY = {name: Limits() for name in FAMILIES}  # the families without restrictions of a format
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ class Obstacle:
     """Why a family cannot hold a model.
 
     Attributes:
-        what: of the configuration, as "model.norm = none".
+        what: in the configuration, as "model.norm = none".
         why: what the family has instead.
         sets: the assignments that remove it.
-        cost: how far they take the model from what was wanted.
+        cost: how far they take the model from the user's configuration.
     """
 
     what: str
@@ -105,7 +105,7 @@ def anatomy_of(config: ModelConfig, limits: Mapping[str, Limits], target: str) -
         target: the format, for messages: "a GGUF model".
 
     Raises:
-        UserError: naming what no family has, and what to set in a training for the nearest to have it.
+        UserError: naming the obstacle, and the settings with which the nearest family could hold the model.
     """
     name, found = nearest(config, limits)
     if found:
@@ -114,6 +114,7 @@ def anatomy_of(config: ModelConfig, limits: Mapping[str, Limits], target: str) -
             f"{first.what} cannot be written as {target}: {first.why}; to have it, train with "
             f"--set {' '.join(sets_of(found))}"
         )
+
     family = FAMILIES[name]
     parts = resolved_parts(config)
     attention, feed_forward, norm, position = (
@@ -144,14 +145,14 @@ def anatomy_of(config: ModelConfig, limits: Mapping[str, Limits], target: str) -
 
 
 def nearest(config: ModelConfig, limits: Mapping[str, Limits]) -> tuple[str, list[Obstacle]]:
-    """The family that a model is of, or the one that it misses by the least, with what stands in the way."""
+    """The family that holds a model, or the nearest one, with the obstacles."""
     found = {name: obstacles(config, name, limit) for name, limit in limits.items()}
     name = min(found, key=lambda name: sum(one.cost for one in found[name]))
     return name, found[name]
 
 
 def sets_of(found: list[Obstacle]) -> list[str]:
-    """The assignments that remove all of these, each once."""
+    """The assignments that remove all of these obstacles, each once."""
     return list(dict.fromkeys(assignment for one in found for assignment in one.sets))
 
 
@@ -161,8 +162,9 @@ def would_fit(config: ModelConfig, assignments: list[str]) -> ModelConfig:
 
 
 def obstacles(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
-    """What a family within the limits of a format has not of a configuration, each with the settings that it has."""
+    """The obstacles for a family within the limits of a format, each with the settings that remove it."""
     family, parts = FAMILIES[name], resolved_parts(config)
+
     found = [
         *of_norm(config, name, limits, parts["norm"]),
         *of_position(config, name, limits, parts["position"]),
@@ -177,6 +179,7 @@ def obstacles(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
     if config.layers < 1:
         found.append(Obstacle("model.layers = 0", "it has blocks", ("model.layers=1",)))
     found += of_heads(config, name, limits)
+
     for field in fields(ModelConfig):
         value = getattr(config, field.name)
         if field.name not in (*HELD, *INERT, *SLOTS) and value != field.default:
@@ -193,13 +196,13 @@ def obstacles(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
 
 
 def of_heads(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
-    """Heads that are not d_model / heads wide where they have to be, or of an odd width where pairs are turned."""
+    """Heads that are not d_model / heads wide although they have to be, or of odd width with rotary positions."""
     family, width, d_model = FAMILIES[name], config.head_width, config.d_model
     pairs, even = family.position == "rotary", limits.even_heads or not family.kv_heads
     if not (even and width * config.heads != d_model) and not (pairs and width % 2):
         return []
     if not even:
-        return [Obstacle(f"model.head_dim = {width}", f"{name} turns pairs", (f"model.head_dim={width + 1}",))]
+        return [Obstacle(f"model.head_dim = {width}", f"{name} rotates pairs", (f"model.head_dim={width + 1}",))]
 
     sets: tuple[str, ...] = ("model.head_dim=0",)
     if pairs and d_model % 2:
@@ -307,7 +310,7 @@ def of_feed_forward(config: ModelConfig, name: str, limits: Limits, parts: list[
 def of_entry(
     config: ModelConfig, slot: str, name: str, entry: str, parts: list[Resolved], wanted: Mapping[str, Any]
 ) -> list[Obstacle]:
-    """An obstacle where a slot's class is another one in some layer, or an option that no family can say is set."""
+    """An obstacle if a slot has another class in some layer, or an option that no family can express."""
     cls = class_of(SLOTS[slot][entry])
     if any(part.cls is not cls for part in parts) or any(part != parts[0] for part in parts):
         what = f"model.{slot} = {getattr(config, slot)}"
@@ -324,10 +327,10 @@ def of_entry(
 def set_options(
     config: ModelConfig, slot: str, cls: Any, wanted: Mapping[str, Any], anew: bool = False
 ) -> tuple[str, ...]:
-    """Assignments after which a slot is this class with these options.
+    """Assignments after which a slot has this class with these options.
 
     Args:
-        anew: begin with the entry's name, whatever options there are now.
+        anew: start with the entry's name, whatever the options are now.
     """
     spec = getattr(config, slot)
     entry = resolve(SLOTS[slot], spec.name, f"model.{slot}")
@@ -343,12 +346,12 @@ def set_options(
 
 
 def resolved_parts(config: ModelConfig) -> dict[str, list[Resolved]]:
-    """What every slot holds, in each layer where it goes by depth; one entry for a model without layers."""
+    """The resolved entry of every slot, for each layer; one for a model without layers."""
     return {slot: resolve_entry(slot, getattr(config, slot), max(1, config.layers)) for slot in SLOTS}
 
 
 def resolve_entry(slot: str, spec: Spec, layers: int = 1) -> list[Resolved]:
-    """An entry with the value of every option, given or the default, in each of `layers` layers.
+    """An entry with the value of every option, given or default, for each of `layers` layers.
 
     Raises:
         UserError: for an entry that does not exist.
@@ -370,7 +373,7 @@ def defaults_of(entry: Any) -> dict[str, Any]:
 
 
 def without_wide_window(part: Resolved, context: int) -> Resolved:
-    """A window that is no narrower than the context is none."""
+    """The entry, with a window that is no narrower than the context removed."""
     if part.cls is Attention and part.options["window"] is not None and part.options["window"] >= context:
         return Resolved(part.cls, {**part.options, "window": None})
     return part

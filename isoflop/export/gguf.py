@@ -1,4 +1,4 @@
-"""Models in GGUF, llama.cpp's file (gguf_file.py reads the file itself, gguf_tokenizer.py the tokenizer in it).
+"""Models in GGUF, llama.cpp's format (gguf_file.py reads the file itself, gguf_tokenizer.py the tokenizer in it).
 
 The rows of q and k are in pairs (interleaved rotary) in llama and arcee, in halves in qwen3 and apertus. Its
 architectures fix their activation: silu in llama and qwen3, GELU by the tanh formula in gpt2, squared ReLU in arcee.
@@ -34,18 +34,18 @@ HEAD, TABLE = "output.weight", "token_embd.weight"
 XIELU = {"alpha_p": math.log(math.e - 1.0), "alpha_n": -1000.0, "beta": 0.0, "eps": -1e-6}
 SAME = 1e-6  # of p, n and b in a file that is read
 
-# What isoflop writes next to the factors that llama.cpp reads, so that the numbers behind them come back as they were.
+# Written by isoflop next to the factors that llama.cpp reads, so that reading restores the exact numbers.
 SCALING = {"factor": "isoflop.rope.factor", "low_freq": "isoflop.rope.low_freq", "high_freq": "isoflop.rope.high_freq"}
 ORIGINAL = "isoflop.rope.original"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What llama.cpp makes of a family: the names of its tensors, and what there is no choice in.
+    """A family in llama.cpp: the names of its tensors, and its restrictions.
 
     Attributes:
         xielu: its activation is xIELU.
-        own_head: a tied head is written twice, since it does not read the embedding in its place.
+        own_head: a tied head is written twice, since llama.cpp does not use the embedding in its place.
     """
 
     names: Names
@@ -81,13 +81,14 @@ def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         context: see bundle.gather.
 
     Raises:
-        UserError: for an architecture or a feature that our blocks do not have, or a damaged file.
+        UserError: for an architecture or a feature that isoflop does not support, or a damaged file.
     """
     with mapped(path) as data:
         values, stored = read_header(data, str(path))
         fields = Fields(values, str(path))
         anatomy = read_metadata(fields, stored)
         row = GGUF[anatomy.family]
+
         twice = row.own_head or not is_rotary(anatomy.family)  # llama.cpp's converter writes gpt2's tied head twice too
         if HEAD in stored and twice and same(data, stored, HEAD, TABLE):
             anatomy = replace(anatomy, tied=True)
@@ -96,6 +97,7 @@ def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
             found = load(data, stored[ROPE_FACTORS], str(path))
             anatomy = replace(anatomy, scaling=read_scaling(fields, anatomy, found))
             stored = {name: tensor for name, tensor in stored.items() if name != ROPE_FACTORS}
+
         shapes = {name: tensor.shape for name, tensor in stored.items()}
         config, weights = gather(
             anatomy, row.names, shapes, lambda name: load(data, stored[name], str(path)), str(path), context
@@ -108,7 +110,7 @@ def read_metadata(fields: Fields, stored: dict[str, Stored]) -> Anatomy:
     """The header as an Anatomy.
 
     Raises:
-        UserError: naming the architecture or the feature that our blocks do not have.
+        UserError: naming the architecture or the feature that isoflop does not support.
     """
     family = fields.text("general.architecture")
     if family not in GGUF:
@@ -157,18 +159,18 @@ def may_have_mlp_bias(family: str) -> bool:
 
 
 def require_squared_relu(fields: Fields) -> None:
-    """Raises UserError unless xIELU is squared ReLU in every layer, the only form of it that we have."""
+    """Raises UserError unless xIELU is squared ReLU in every layer, the only case that isoflop supports."""
     for name, wanted in (("alpha_p", 1.0), ("alpha_n", 0.0), ("beta", 0.0)):
         value = fields.get(f"xielu.{name}")  # one number for all layers, or one for each
         numbers = value if isinstance(value, list) and value else [value]
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             raise fields.wrong(f"xielu.{name}", value, "numbers")
         for number in numbers:
-            meant = number if name == "beta" else softplus(number)
-            if abs(meant - wanted) > SAME:
+            applied = number if name == "beta" else softplus(number)
+            if abs(applied - wanted) > SAME:
                 raise UserError(
-                    f"{fields.origin}: its activation is xIELU with {name} = {meant:.4g}; ours is squared ReLU, which "
-                    f"has {wanted:g} there"
+                    f"{fields.origin}: its activation is xIELU with {name} = {applied:.4g}; ours is squared ReLU, "
+                    f"which has {wanted:g} there"
                 )
 
 
@@ -178,7 +180,7 @@ def softplus(value: float) -> float:
 
 
 def read_scaling(fields: Fields, anatomy: Anatomy, found: Tensor) -> Scaling:
-    """The scaling behind the factors in a file, by the numbers next to them where isoflop wrote it."""
+    """The scaling that gives the factors in a file, by the numbers next to them if isoflop wrote it."""
     stated = None
     if ORIGINAL in fields.values:
         numbers = {name: fields.number(key) for name, key in SCALING.items()}
@@ -189,12 +191,12 @@ def read_scaling(fields: Fields, anatomy: Anatomy, found: Tensor) -> Scaling:
 
 
 def is_rotary(family: str) -> bool:
-    """Whether a family is llama's kind: rotary positions, RMS norms and no biases; else it is GPT-2's."""
+    """Whether a family is like llama (rotary positions, RMS norms, no biases) rather than like GPT-2."""
     return FAMILIES[family].position == "rotary"
 
 
 def single(value: float) -> float:
-    """The shortest decimal that is this number in float32: 9.99999974e-06 was written as 1e-5."""
+    """The shortest decimal that is this number in float32: 1e-5 for 9.99999974e-06."""
     return float(str(np.float32(value)))
 
 
@@ -202,13 +204,13 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
     """Write a bundle as model.gguf, in float32, into an existing folder.
 
     Args:
-        name: of the model, for those who list it.
+        name: of the model, for listings.
 
     Returns:
         The architecture.
 
     Raises:
-        UserError: naming the block that no architecture of theirs has.
+        UserError: naming the block that no architecture of llama.cpp has.
     """
     anatomy = anatomy_of(bundle.config, limits(), TITLE)
     family, row = anatomy.family, GGUF[anatomy.family]
@@ -254,7 +256,7 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
 
 
 def all_tensors(bundle: Bundle, anatomy: Anatomy) -> Mapping[str, Tensor]:
-    """What a file of this architecture holds: the weights, a tied head twice where it has to be, factors of rope."""
+    """The tensors of a file: the weights, a tied head twice if the architecture needs it, and rope scaling factors."""
     row = GGUF[anatomy.family]
     tensors: dict[str, Any] = dict(spread(bundle, anatomy, row.names))
     if row.own_head and anatomy.tied:

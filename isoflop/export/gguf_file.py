@@ -1,8 +1,8 @@
-"""GGUF as a file: a header of typed values, then tensors, perhaps quantised.
+"""The GGUF file format: a header of typed values, then tensors, possibly quantised.
 
-The `gguf` package's own reader believes every length that a file states, and a file that lies costs it time and memory
-without bound; so the header is walked here, each length checked against what is left of the file. The package undoes
-the quantisation, and writes.
+The `gguf` package's own reader trusts every length in a file, so that a false one costs unbounded time and memory. The
+header is therefore parsed here, with each length checked against the rest of the file. The package dequantises, and
+writes.
 """
 
 import math
@@ -26,7 +26,7 @@ from isoflop.untrusted import open_regular
 MAGIC = b"GGUF"
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-F32, F16, BF16 = 0, 1, 30  # tensor types that need no undoing
+F32, F16, BF16 = 0, 1, 30  # tensor types that are not quantised
 MOST_DIMENSIONS = 4
 
 
@@ -52,7 +52,7 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 class Cursor:
-    """Reads one value after another; never past the end."""
+    """Reads values in order, never past the end."""
 
     def __init__(self, data: mmap.mmap, origin: str) -> None:
         self.data, self.origin, self.at = data, origin, 0
@@ -80,7 +80,7 @@ class Cursor:
         if kind in SCALARS:
             size = struct.calcsize(f"<{SCALARS[kind]}")
             return [item[0] for item in struct.iter_unpack(f"<{SCALARS[kind]}", self.take(count * size))]
-        if count > len(self.data) - self.at:  # each takes a byte at least
+        if count > len(self.data) - self.at:  # each takes at least a byte
             self.take(count)
         return [self.value(kind, nested=True) for _ in range(count)]
 
@@ -89,7 +89,7 @@ def read_header(data: mmap.mmap, origin: str) -> tuple[dict[str, Any], dict[str,
     """Metadata, and the tensors by name.
 
     Raises:
-        UserError: for what is no GGUF, or states more than the file holds.
+        UserError: if it is not a GGUF file, or states more than the file holds.
     """
     cursor = Cursor(data, origin)
     if data[:4] != MAGIC:
@@ -98,18 +98,21 @@ def read_header(data: mmap.mmap, origin: str) -> tuple[dict[str, Any], dict[str,
     version = cursor.number("I")
     if version not in (2, 3):
         raise UserError(f"{origin} is GGUF version {version}; 2 and 3 are read, on little-endian machines")
-    tensors, values_there = cursor.number("Q"), cursor.number("Q")
+
+    tensor_count, value_count = cursor.number("Q"), cursor.number("Q")
     values: dict[str, Any] = {}
-    for _ in range(min(values_there, len(data))):
+    for _ in range(min(value_count, len(data))):
         name = cursor.text()
         values[name] = cursor.value(cursor.number("I"))
+
     headed: list[tuple[str, tuple[int, ...], int, int]] = []
-    for _ in range(min(tensors, len(data))):
+    for _ in range(min(tensor_count, len(data))):
         name, dimensions = cursor.text(), cursor.number("I")
         if not 0 < dimensions <= MOST_DIMENSIONS:
             raise UserError(f"{origin} is damaged: tensor {name[:80]!r} has {dimensions} dimensions")
-        shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]  # theirs begin with the fastest
+        shape = tuple(cursor.number("Q") for _ in range(dimensions))[::-1]  # in GGUF the innermost is first
         headed.append((name, shape, cursor.number("I"), cursor.number("Q")))
+
     alignment = Fields(values, origin).size("general.alignment", 32)
     begin = -(-cursor.at // alignment) * alignment
     stored = {}
@@ -130,12 +133,12 @@ def bytes_of(shape: tuple[int, ...], kind: int, what: str) -> int:
     except (ValueError, KeyError):
         raise UserError(f"{what} is of type {kind}, which the gguf package does not know") from None
     if shape[-1] % block:
-        raise UserError(f"{what} has rows of {shape[-1]}, no multiple of its blocks of {block}")
+        raise UserError(f"{what} has rows of {shape[-1]}, which is not a multiple of its blocks of {block}")
     return math.prod(shape) // block * size
 
 
 def load(data: mmap.mmap, tensor: Stored, origin: str) -> Tensor:
-    """A tensor in float32, its quantisation undone."""
+    """A tensor in float32, dequantised."""
     raw = np.frombuffer(data, dtype=np.uint8, count=tensor.bytes, offset=tensor.start).copy()
     if tensor.kind in (F32, F16, BF16):
         kinds = {F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}

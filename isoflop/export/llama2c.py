@@ -1,11 +1,11 @@
-"""llama2.c's files: a .bin of float32 with seven numbers ahead of it, and a tokenizer.bin of pieces with scores.
+"""llama2.c's files: a .bin of float32 after a header of seven integers, and a tokenizer.bin of pieces with scores.
 
-The original layout (its export.py, version 0): all layers' tensors of a kind together, queries and keys for interleaved
-rotary pairs, two tables of rotary angles, which newer readers work out instead. A negative vocabulary says that the
-head is not the embedding. Documents are separated by `<s>`, which is thus our end of text.
+The original layout (its export.py, version 0): the tensors of one kind of all layers together, queries and keys for
+interleaved rotary pairs, two tables of rotary angles, which newer readers compute instead. A negative vocabulary means
+an untied head. Documents are separated by `<s>`, which is therefore our end of text.
 
-Its program cuts no text before it merges pieces, so that byte-level BPE, which does, has no place in a tokenizer.bin:
-only what was imported with a tokenizer of SentencePiece's kind can be written.
+Its program does not split text before merging pieces. Byte-level BPE does, so it cannot be written as a tokenizer.bin:
+only models imported with a SentencePiece tokenizer can be exported.
 """
 
 import json
@@ -40,8 +40,8 @@ from isoflop.untrusted import read_bytes
 HEADER = struct.Struct("<7i")
 VERSIONED = 0x616B3432  # "ak42": the later layouts
 BEGIN, END = 1, 2
-UNREACHED = -1e6  # the score of a piece that no merge makes
-EPS, BASE = 1e-5, 10_000.0  # in its program, which has no choice
+UNREACHED = -1e6  # the score of a piece that is not the result of a merge
+EPS, BASE = 1e-5, 10_000.0  # fixed in its program
 TITLE = "a llama2.c model"
 FILE_NAME, PIECES_NAME = "model.bin", "tokenizer.bin"
 LIMITS = {
@@ -61,6 +61,7 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     """
     if not tokenizer:
         raise UserError(f"{path} has no tokenizer in it; name one: --tokenizer tokenizer.bin")
+
     anatomy = read_header(path)
     layers, D = anatomy.layers, anatomy.d_model
     offset = HEADER.size
@@ -72,7 +73,7 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         offset += 4 * math.prod(shape)
 
     found = path.stat().st_size
-    if found < 4 * layers * 2 * D:  # before as many names are made
+    if found < 4 * layers * 2 * D:  # before a false header can create that many names
         raise wrong_size(path, found)
     place("embedding", (anatomy.vocab_size, D))
     for name, shape in in_blocks(anatomy):
@@ -84,6 +85,7 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         place("head", (anatomy.vocab_size, D))
     if found != offset:
         raise wrong_size(path, found, offset)
+
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
 
         def load(name: str) -> Tensor:
@@ -98,7 +100,7 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
 
 
 def in_blocks(anatomy: Anatomy) -> list[tuple[str, tuple[int, ...]]]:
-    """Name and shape of a block's tensors in their order."""
+    """Names and shapes of a block's tensors, in order."""
     D, F, kv = anatomy.d_model, anatomy.d_ff, anatomy.kv_heads * anatomy.head_dim
     return [
         ("wiring.norms.0", (D,)),
@@ -122,12 +124,14 @@ def read_header(path: Path) -> Anatomy:
         raise UserError(f"{path} is a pickle, which isoflop never opens; save the model as safetensors first")
     if struct.unpack("<I", head[:4])[0] == VERSIONED:
         raise UserError(f"{path} is a later layout of llama2.c; export it as version 0 or to a Hugging Face folder")
+
     names = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-    said = dict(zip(names, HEADER.unpack(head), strict=True))
-    fields = Fields({**said, "vocab_size": abs(said["vocab_size"])}, f"{path} (read as llama2.c's)")
+    header = dict(zip(names, HEADER.unpack(head), strict=True))
+    fields = Fields({**header, "vocab_size": abs(header["vocab_size"])}, f"{path} (read as llama2.c's)")
     D, heads, kv_heads = (fields.size(name) for name in ("dim", "n_heads", "n_kv_heads"))
     if D % heads or heads % kv_heads or D // heads % 2:
-        raise UserError(f"{fields.origin}: {D} wide with {heads} heads, {kv_heads} for keys, is no llama2.c model")
+        raise UserError(f"{fields.origin}: {D} wide with {heads} heads, {kv_heads} for keys, is not a llama2.c model")
+
     return Anatomy(
         family="llama",
         vocab_size=fields.size("vocab_size"),
@@ -141,20 +145,20 @@ def read_header(path: Path) -> Anatomy:
         activation="silu",
         eps=EPS,
         base=BASE,
-        tied=said["vocab_size"] > 0,
+        tied=header["vocab_size"] > 0,
     )
 
 
 def wrong_size(path: Path, found: int, wanted: int | None = None) -> UserError:
-    said = f"its header gives {wanted:,}" if wanted else "that is too few for its header"
-    return UserError(f"{path} is no llama2.c model: it has {found:,} bytes and {said}")
+    reason = f"its header gives {wanted:,}" if wanted else "that is too few for its header"
+    return UserError(f"{path} is not a llama2.c model: it has {found:,} bytes and {reason}")
 
 
 def read_pieces(path: Path) -> str:
-    """tokenizer.bin as a tokenizer.json. It has no kinds: ids 0, 1, 2 are unknown, begin and end, then come the bytes.
+    """tokenizer.bin as a tokenizer.json. Pieces have no kinds: ids 0, 1, 2 are unknown, begin and end, then the bytes.
 
     Raises:
-        UserError: for a file that ends within a piece, or has no such pieces.
+        UserError: for a file that ends within a piece, or lacks these pieces.
     """
     data = read_bytes(path)
     pieces: list[str] = []
@@ -170,9 +174,9 @@ def read_pieces(path: Path) -> str:
             scores.append(score)
             offset += length
     except (struct.error, ValueError) as error:
-        raise UserError(f"{path} is no llama2.c tokenizer ({error})") from None
+        raise UserError(f"{path} is not a llama2.c tokenizer ({error})") from None
     if len(pieces) < 259 or pieces[3] != "<0x00>":
-        raise UserError(f"{path} is no llama2.c tokenizer: pieces 3 to 258 are not the bytes")
+        raise UserError(f"{path} is not a llama2.c tokenizer: pieces 3 to 258 are not the bytes")
     pieces[BEGIN] = "<s>"
     kinds = [UNKNOWN, CONTROL, CONTROL, *[BYTE] * 256, *[NORMAL] * (len(pieces) - 259)]
     return sentencepiece(pieces, scores, kinds, BEGIN, str(path))
@@ -185,11 +189,12 @@ def write_llama2c(bundle: Bundle, folder: Path) -> str:
         The architecture.
 
     Raises:
-        UserError: naming the block, or the tokenizer, that llama2.c has not.
+        UserError: naming the block, or the tokenizer, that llama2.c does not support.
     """
     anatomy = anatomy_of(bundle.config, LIMITS, TITLE)
     pieces = pieces_of(bundle.tokenizer, anatomy.vocab_size)
     tensors = spread(bundle, anatomy, LLAMA2C)
+
     vocabulary = anatomy.vocab_size if anatomy.tied else -anatomy.vocab_size
     sizes = (anatomy.d_model, anatomy.d_ff, anatomy.layers, anatomy.heads, anatomy.kv_heads, vocabulary)
     tables = angles(torch.empty(anatomy.context, anatomy.head_dim), anatomy.base)
@@ -209,8 +214,8 @@ def pieces_of(text: str, rows: int) -> bytes:
     """A tokenizer.json as a tokenizer.bin.
 
     Raises:
-        UserError: for a tokenizer that is not of SentencePiece's kind, has other special tokens or other ids than the
-            program takes for granted, or fewer pieces than the model has rows.
+        UserError: for a tokenizer that is not SentencePiece's, has other special tokens or ids than the program
+            assumes, or fewer pieces than the model has rows.
     """
     tokenizer, model = Tokenizer.from_json(text), json.loads(text)["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
@@ -225,14 +230,15 @@ def pieces_of(text: str, rows: int) -> bytes:
             "this run's tokenizer cannot be written as llama2.c's: its program takes id 1 for the beginning of a text "
             "and 3 to 258 for the bytes; export --to gguf"
         )
+
     described = json.loads(text)
     scores = scores_of(described)
     special = {token["content"] for token in described.get("added_tokens") or [] if token["special"]}
     written, longest = [], 1
     for piece in ordered:
-        # no text has a special piece: those that begin and end a document are between line ends, as in its own files
-        told = f"\n{piece}\n" if piece in special and piece != "<unk>" else piece.replace(SPACE, " ")
-        raw = told.encode()
+        # text must not produce a special piece: begin and end of a document are between line ends, as in its own files
+        spelt = f"\n{piece}\n" if piece in special and piece != "<unk>" else piece.replace(SPACE, " ")
+        raw = spelt.encode()
         longest = max(longest, len(raw))
         written.append(struct.pack("<fi", scores.get(piece, UNREACHED), len(raw)) + raw)
     return struct.pack("<i", longest) + b"".join(written)

@@ -1,12 +1,12 @@
-"""Key maps: what each format calls our tensors, and how it lays them out.
+"""Key maps: the names of our tensors in each format, and their layouts.
 
-A Key is one tensor of theirs and the one or several of ours whose rows it stacks. Two layouts differ from ours:
+A Key is one tensor of theirs, and the one or more of ours whose rows it stacks. Two layouts differ from ours:
 
     transposed      GPT-1's and GPT-2's Hugging Face weights are (in, out): y = x W
-    turned          rows of q and k stand in pairs (0, 1), (2, 3), ... for interleaved rotary positions, as GGUF's llama
-                    and llama2.c have them; ours and Hugging Face's in halves (0, K/2), (1, K/2 + 1), ...
+    turned          rows of q and k are in pairs (0, 1), (2, 3), ... for interleaved rotary positions, as in GGUF
+                    and llama2.c; ours and Hugging Face's are in halves (0, K/2), (1, K/2 + 1), ...
 
-A table lists all that a family may have; what a model has no tensor for (a bias, a tied head) drops out.
+A table lists all tensors that a family may have; those that a model lacks (a bias, a tied head) are left out.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +22,8 @@ QKV = ("attention.q", "attention.k", "attention.v")
 
 @dataclass(frozen=True)
 class Key:
-    """Their name; ours; the layout. In the tables names of a block lack its prefix, and `.weight` and `.bias` are two
-    keys written as one."""
+    """Their name, ours, and the layout. In the tables, names of a block lack its prefix, and one key stands for
+    `.weight` and `.bias`."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -39,8 +39,8 @@ class Names:
         block: their prefix of block n, with {n}.
         whole: keys outside the blocks.
         blocks: keys of one block.
-        optional_prefix: what some files of this family leave away.
-        ignored: endings of names that hold no parameters.
+        optional_prefix: a prefix that some files of this family omit.
+        ignored: endings of names of tensors that are not parameters.
     """
 
     block: str
@@ -130,8 +130,8 @@ LLAMA2C = Names(
 
 
 def keys(names: Names, layers: int, ours: Iterable[str]) -> list[Key]:
-    """Every key of a model whose tensors are called `ours`, blocks and endings written out."""
-    there = set(ours)
+    """Every key of a model whose tensors are called `ours`, with full names."""
+    present = set(ours)
     prefixed = list(names.whole)
     for n in range(layers):
         theirs = names.block.format(n=n)
@@ -143,12 +143,12 @@ def keys(names: Names, layers: int, ours: Iterable[str]) -> list[Key]:
         replace(key, theirs=key.theirs + ending, ours=tuple(name + ending for name in key.ours))
         for key in prefixed
         for ending in (".weight", ".bias")
-        if key.ours[0] + ending in there
+        if key.ours[0] + ending in present
     ]
 
 
 def to_theirs(keys: Iterable[Key], weights: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Our tensors under their names and in their layout."""
+    """Our tensors with their names and layout."""
     tensors = {}
     for key in keys:
         tensor = torch.cat([in_pairs(weights[n], head_dim) if key.turned else weights[n] for n in key.ours])
@@ -159,7 +159,7 @@ def to_theirs(keys: Iterable[Key], weights: Mapping[str, Tensor], head_dim: int)
 def to_ours(
     keys: Iterable[Key], load: Callable[[str], Tensor], shapes: Mapping[str, torch.Size], head_dim: int
 ) -> dict[str, Tensor]:
-    """Their tensors, loaded one after another in float32, under our names and in our layout.
+    """Their tensors, loaded one after another in float32, with our names and layout.
 
     Args:
         shapes: of ours.
@@ -175,7 +175,7 @@ def to_ours(
 
 
 def check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
-    """Raises UserError, naming the first tensor that is missing, has another shape, or has no place in the model."""
+    """Raises UserError, naming the first tensor that is missing, has another shape, or is unknown to the model."""
     for name, tensor in wanted.items():
         if name not in found:
             raise UserError(f"{origin} has no tensor {name!r}, which its configuration asks for")
@@ -189,10 +189,10 @@ def check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ..
 
 
 def in_pairs(rows: Tensor, head_dim: int) -> Tensor:
-    """(heads * K, ...) in halves -> in pairs: row i of a head's first half beside row i of its second."""
+    """(heads * K, ...) in halves -> in pairs: row i of a head's first half next to row i of its second."""
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def in_halves(rows: Tensor, head_dim: int) -> Tensor:
-    """The other way about."""
+    """(heads * K, ...) in pairs -> in halves."""
     return rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2)

@@ -1,5 +1,5 @@
-"""Llama 3.1's scaling of rotary positions as GGUF has it: no numbers, but a tensor of how many times slower each pair
-of dimensions turns. From such a tensor the numbers are found again, and made into the same tensor, or refused."""
+"""Llama 3.1's scaling of rotary positions in GGUF: not its numbers, but a tensor of how many times slower each pair of
+dimensions rotates. The numbers are recovered from such a tensor, and checked by computing the tensor from them."""
 
 import math
 
@@ -11,24 +11,24 @@ from isoflop.export.anatomy import UNSCALED, Scaling
 from isoflop.model.blocks.position import slowed
 
 TENSOR = "rope_freqs.weight"
-CLOSE = 1e-4  # relative, of factors that were written in float32
-USUAL = (8192, 4096, 2048, 32768, 16384, 131072)  # positions of a first training
+CLOSE = 1e-4  # relative tolerance for factors that were written in float32
+USUAL = (8192, 4096, 2048, 32768, 16384, 131072)  # usual contexts of the first training
 
 
 def factors(scaling: Scaling, head_dim: int, base: float) -> Tensor:
-    """How many times slower each pair turns, (head_dim / 2,) float32."""
+    """How many times slower each pair rotates, (head_dim / 2,) float32."""
     return slowed(head_dim, base, scaling.factor, scaling.low_freq, scaling.high_freq, scaling.original).float()
 
 
 def scaling_of(found: Tensor, head_dim: int, base: float, stated: Scaling | None, origin: str) -> Scaling:
-    """The scaling that makes these factors.
+    """The scaling that gives these factors.
 
     Args:
         found: (head_dim / 2,), as in the file.
-        stated: what the file itself says, where isoflop wrote it.
+        stated: the numbers in the file itself, if isoflop wrote it.
 
     Raises:
-        UserError: for factors that Llama 3.1's rule does not make.
+        UserError: for factors that Llama 3.1's rule does not give.
     """
     if tuple(found.shape) != (head_dim // 2,):
         raise UserError(f"{origin}: {TENSOR!r} is {tuple(found.shape)}, and its heads have {head_dim // 2} pairs")
@@ -43,8 +43,8 @@ def scaling_of(found: Tensor, head_dim: int, base: float, stated: Scaling | None
 
 
 def candidates(found: Tensor, head_dim: int, base: float) -> list[Scaling]:
-    """Scalings that may have made these factors: those with the usual numbers, and the one through two pairs between
-    the extremes, where there are two. Only ratios of `low_freq`, `high_freq` and `original` matter: low_freq is 1."""
+    """Scalings that may give these factors: those with the usual numbers, and the one determined by two pairs in the
+    transition, if there are two. Only ratios of `low_freq`, `high_freq` and `original` matter, so low_freq is 1."""
     factor = float(found.max())
     if not math.isfinite(factor) or not bool((found > 0).all()):
         return []
@@ -53,7 +53,7 @@ def candidates(found: Tensor, head_dim: int, base: float) -> list[Scaling]:
         return [UNSCALED]
     usual = [Scaling(float(factor), original=original) for original in USUAL]
 
-    # between the extremes s = (turns - low) / (high - low), and 1 / found = (1 - s) / factor + s
+    # in the transition s = (turns - low) / (high - low), and 1 / found = (1 - s) / factor + s
     shares = (1 / found - 1 / factor) / (1 - 1 / factor)
     turns = base ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim) / (2 * math.pi)  # per position
     between = (shares > 10 * CLOSE) & (shares < 1 - 10 * CLOSE)

@@ -1,8 +1,8 @@
-"""Tokenizers in and out of the forms that other formats keep them in, always to the `tokenizers` library's JSON.
+"""Converts tokenizers of other formats from and to the JSON of the `tokenizers` library.
 
-SentencePiece BPE keeps pieces with scores and no merges: it joins the pair whose joint piece scores highest. The same
-ids follow from merges in order of that score. Its text begins with a space that is not in the text; a piece's U+2581
-is a space, and what no piece has is spelt in bytes.
+SentencePiece BPE stores pieces with scores and no merges: it merges the pair whose joint piece has the highest score.
+Merges in order of that score give the same ids. It adds a leading space to a text; U+2581 in a piece is a space, and
+text without a piece is spelt in bytes.
 """
 
 import json
@@ -47,7 +47,7 @@ def digits_apart() -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain()])
 
 
-# GGUF's name of how text is cut before merges -> a function that makes it
+# GGUF's name of a pre-tokenizer, which splits text before merges -> a function that makes it
 CUTS = {
     "gpt-2": plain,
     "default": plain,
@@ -82,20 +82,20 @@ def read_tokenizer(folder: Path) -> str:
 
 
 def without_composition(text: str) -> str:
-    """A byte-level tokenizer.json without NFC ahead of it, which Qwen's have: text that is composed already, as nearly
-    all is, keeps its ids, and other text comes back as it was. GGUF leaves it out too."""
+    """A byte-level tokenizer.json without the NFC normaliser of Qwen's: text that is composed already, as nearly all
+    text is, keeps its ids, and other text decodes exactly. GGUF leaves it out as well."""
     try:
         described = parse_json(text, "")
         if described["normalizer"] != {"type": "NFC"} or described["decoder"]["type"] != "ByteLevel":
             return text
-    except (UserError, KeyError, TypeError):  # no tokenizer: Tokenizer.from_json says so
+    except (UserError, KeyError, TypeError):  # not a tokenizer: Tokenizer.from_json raises the error
         return text
     return json.dumps({**described, "normalizer": None}, ensure_ascii=False)
 
 
 def spell_out_prefix(text: str) -> str:
-    """A SentencePiece tokenizer.json whose leading space is put there by "Metaspace", with that space by a rule that
-    can be undone: Metaspace adds none where the text has one, so that "a" and " a" become the same ids."""
+    """A SentencePiece tokenizer.json whose leading space is added by "Metaspace", with an invertible rule instead:
+    Metaspace adds no space if the text has one, so that "a" and " a" get the same ids."""
     try:
         described = parse_json(text, "")
         cut, model = described.get("pre_tokenizer") or {}, described.get("model") or {}
@@ -105,7 +105,7 @@ def spell_out_prefix(text: str) -> str:
             return text
         with foreign(""):
             inner = tokenizers.Tokenizer.from_str(text)
-    except (UserError, AttributeError):  # not a tokenizer: Tokenizer.from_json says so
+    except (UserError, AttributeError):  # not a tokenizer: Tokenizer.from_json raises the error
         return text
     with_prefix(inner)
     return str(inner.to_str())
@@ -126,10 +126,10 @@ def sentencepiece(
 
     Args:
         kinds: of each piece: NORMAL, CONTROL, BYTE, ...
-        start: the id that begins a document, if one does.
+        start: the id that begins a document, if there is one.
 
     Raises:
-        UserError: for two pieces that read the same, or no piece for some byte.
+        UserError: for two equal pieces, or a byte without a piece.
     """
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
@@ -141,6 +141,7 @@ def sentencepiece(
         raise UserError(
             f"{origin}: its tokenizer has no piece for byte {missing[0]:#04x}, so it cannot write every text"
         )
+
     joined = {piece for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL}
     merges: list[tuple[float, int, int, tuple[str, str]]] = []
     for piece in joined:
@@ -150,6 +151,7 @@ def sentencepiece(
                 rank = -scores[vocabulary[piece]]
                 merges.append((rank, vocabulary[left], vocabulary[right], (left, right)))
     merges.sort()
+
     unknown = next((p for p, kind in zip(pieces, kinds, strict=True) if kind == UNKNOWN), None)
     pairs = [pair for *_, pair in merges]
     special = [p for p, kind in zip(pieces, kinds, strict=True) if kind not in (NORMAL, BYTE)]
@@ -164,8 +166,8 @@ def sentencepiece(
 
 
 def starting(text: str, piece: str, number: int) -> str:
-    """A tokenizer.json that puts one token ahead of a text and nothing after it, as isoflop reads a text; two texts
-    are put together after one such token."""
+    """A tokenizer.json that puts one token in front of a text and nothing after it, as isoflop does; a pair of texts
+    gets one such token."""
     with foreign("this tokenizer"):
         inner = tokenizers.Tokenizer.from_str(text)
         around = list(inner.encode("", add_special_tokens=True).ids)
@@ -192,21 +194,23 @@ def byte_level(
 
     Args:
         merges: "left right", in order.
-        cut: GGUF's name of how text is cut first.
-        added: pieces that are no product of merges -> whether they are special, which means no text.
-        start: the id that begins a document, if one does.
+        cut: GGUF's name of the pre-tokenizer.
+        added: pieces that are not results of merges -> whether they are special, that is, not text.
+        start: the id that begins a document, if there is one.
 
     Raises:
-        UserError: for a cut that we have no rule for, or merges that do not belong to the vocabulary.
+        UserError: for an unknown pre-tokenizer, or merges that do not belong to the vocabulary.
     """
     if cut not in CUTS:
-        raise UserError(f"{origin}: its tokenizer cuts text by {cut[:80]!r}; known are {', '.join(CUTS)}")
+        raise UserError(f"{origin}: its tokenizer splits text by {cut[:80]!r}; known are {', '.join(CUTS)}")
+
     pairs = []
     for merge in merges:
         left, _, right = merge.partition(" ")
         if any(piece not in vocabulary for piece in (left, right, left + right)):
-            raise UserError(f"{origin}: {merge[:80]!r} is no merge of two pieces of its vocabulary")
+            raise UserError(f"{origin}: {merge[:80]!r} is not a merge of two pieces of its vocabulary")
         pairs.append((left, right))
+
     named = {piece: True for piece in vocabulary if piece.startswith("<|") and piece.endswith("|>")} | added
     with foreign(f"{origin}: its vocabulary and merges are no tokenizer"):
         inner = tokenizers.Tokenizer(models.BPE(vocabulary, pairs))
@@ -218,21 +222,21 @@ def byte_level(
 
 
 def cut_of(described: dict[str, Any]) -> str:
-    """GGUF's name of how a byte-level tokenizer.json cuts text.
+    """GGUF's name of the pre-tokenizer of a byte-level tokenizer.json.
 
     Raises:
-        UserError: if it has none of ours.
+        UserError: if it is none of CUTS.
     """
     for name, make in CUTS.items():
         probe = tokenizers.Tokenizer(models.BPE())
         probe.pre_tokenizer = make()
         if same_cut(json.loads(probe.to_str())["pre_tokenizer"], described.get("pre_tokenizer")):
             return name
-    raise UserError(f"the tokenizer cuts text in a way that GGUF has no name for among {', '.join(CUTS)}")
+    raise UserError(f"the tokenizer splits text in a way that GGUF has no name for among {', '.join(CUTS)}")
 
 
 def same_cut(one: Any, other: Any) -> bool:
-    """Equal but for what does not touch ids: ByteLevel's trim_offsets."""
+    """Whether two pre-tokenizers are equal, apart from ByteLevel's trim_offsets, which does not affect ids."""
     return without_offsets(one) == without_offsets(other)
 
 
@@ -243,7 +247,7 @@ def without_offsets(value: Any) -> Any:
 
 
 def scores_of(described: dict[str, Any]) -> dict[str, float]:
-    """Scores that give the merges of a SentencePiece tokenizer.json back: minus the place of a piece's first merge."""
+    """Scores that reproduce the merges of a SentencePiece tokenizer.json: minus the rank of a piece's first merge."""
     scores: dict[str, float] = {}
     for rank, merge in enumerate(described["model"]["merges"]):
         left, right = merge.split(" ") if isinstance(merge, str) else merge
