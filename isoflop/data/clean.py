@@ -1,7 +1,7 @@
-"""Which documents stay: exact duplicates out, the rest split by content.
+"""Removes exact duplicates and splits documents by content.
 
-Every decision is a function of the document's own bytes and the seed, so that it survives reordering and growth of the
-corpus and does not depend on how many processes read it.
+Every decision is a function of the document's own bytes and the seed, so that it is stable when the corpus is reordered
+or grows, and does not depend on the number of processes.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ RECENT = 1 << 16  # digests kept in a Python set before they become a sorted arr
 
 
 def digest_of(document: bytes) -> bytes:
-    """16 bytes that stand for a document: two different ones in 10^12 share it with probability about 10^-15."""
+    """A 16-byte digest of a document: among 10^12 documents two share one with probability about 10^-15."""
     return hashlib.blake2b(document, digest_size=16).digest()
 
 
@@ -32,8 +32,8 @@ class Digests:
     """A set of 16-byte digests at 16 bytes each, plus a bounded set of recent ones (about 6 MB).
 
     Full recent sets become sorted arrays, and arrays of similar size are merged, as in a log-structured merge tree:
-    log2(n / 65,536) arrays at most, each looked up by bisection. While the two largest are merged, memory is up to
-    three times as much for a moment.
+    log2(n / 65,536) arrays at most, each searched by bisection. During the merge of the two largest, memory is up to
+    three times as much.
     """
 
     def __init__(self, recent: int = RECENT) -> None:
@@ -53,7 +53,7 @@ class Digests:
         return any(holds(level, high, low) for level in self.levels)
 
     def add(self, digest: bytes) -> bool:
-        """True if it was not there before."""
+        """Add a digest. Returns whether it is new."""
         if digest in self:
             return False
         self.recent.add(digest)

@@ -1,4 +1,4 @@
-"""Parquet and Arrow -> the text column, a few rows at a time."""
+"""Reads the text column of parquet and Arrow files, a few rows at a time."""
 
 import io
 import mmap
@@ -19,8 +19,8 @@ from isoflop.data.tally import Tally
 from isoflop.errors import DiskError, UserError
 
 ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
-SPARE = 64 * 2**20  # bytes of a disk that are not filled
-CHECKED = 64 * 2**20  # bytes written between two looks at the disk
+SPARE = 64 * 2**20  # bytes of a disk that are left free
+CHECKED = 64 * 2**20  # bytes written between two checks of the free space
 TEXTS = (
     pa.types.is_string,
     pa.types.is_large_string,
@@ -35,17 +35,18 @@ Moved = Callable[[int], None] | None
 
 
 def spooled(blocks: Iterable[bytes], file: SourceFile, size: int) -> BinaryIO:
-    """A temporary file with the blocks, for formats that are not read from front to back. It goes with this process.
+    """A temporary file with the blocks, for formats that need random access. It is deleted when this process ends.
 
     Args:
-        size: bytes that there will be, as far as that is known.
+        size: expected bytes, as far as known.
 
     Raises:
         UserError: if the disk would be full.
     """
     folder = files.spool()
     with files.disk_errors(f"the unpacked {file.shown}"):
-        unpacked = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the caller; gone by itself after a kill
+        unpacked = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the caller; has no name after a kill
+
     try:
         wanted, written = size, 0
         for block in blocks:
@@ -105,12 +106,13 @@ def arrow_documents(
         schema = opened(pa.BufferReader(buffer)).schema
         if column not in schema.names:
             raise no_column(file, column, schema.names, likely_column(schema))
+
         options = pa.ipc.IpcReadOptions(included_fields=[schema.names.index(column)], use_threads=False)
         source = pa.BufferReader(buffer)
         reader = opened(source, options=options)
         for number, batch in enumerate(batches_of(reader, stream), 1):
             values = batch.column(batch.schema.names.index(column))
-            values.validate(full=True)  # offsets of a stranger may lead anywhere
+            values.validate(full=True)  # offsets in a file from anyone may point anywhere
             for start in range(0, len(values), ROWS):
                 yield from texts(values.slice(start, ROWS), file, column, tally)
             if moved:
@@ -132,7 +134,7 @@ def batches_of(reader: Any, stream: bool) -> Iterator[Any]:
 
 
 def likely_column(schema: Any) -> str:
-    """The first column that holds text, "" if none does."""
+    """The first column of text, "" if there is none."""
     return next((field.name for field in schema if is_text(plain_type(field.type))), "")
 
 
@@ -152,7 +154,7 @@ def is_text(kind: Any) -> bool:
 
 
 def texts(values: Any, file: SourceFile, column: str, tally: Tally) -> Iterator[bytes]:
-    """The texts of a few rows; what holds none is skipped and counted."""
+    """The texts of a few rows; rows without text are skipped and counted."""
     for value in (item.as_py() for item in as_binary(values, file, column)):
         reason = f"column {column!r} holds nothing" if value is None else ""
         try:

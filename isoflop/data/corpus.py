@@ -1,8 +1,8 @@
-"""Where text comes from: what the user named -> a list of files.
+"""Sources of text: parses what the user named, and lists the files.
 
-A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (every file below it, but for what
-walk.py leaves out), a glob, `-` for standard input, or `stdlib` for the running Python's own
-standard library (a folder of that name is `./stdlib`); COLUMN is where its records hold their text.
+A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (every file below it, except what walk.py
+leaves out), a glob, `-` for standard input, or `stdlib` for the running Python's own standard library (a folder of that
+name is `./stdlib`). COLUMN is the column of its records that holds the text.
 """
 
 import atexit
@@ -33,7 +33,7 @@ LONGEST_SOURCE = 5000  # characters; no path has more than 4,096
 NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_-]*)=(.+)", re.DOTALL)
 WEIGHT = re.compile(r"(.+):([+-]?(?:\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?|nan|inf))", re.DOTALL)
 COLUMN = re.compile(r"(.+)@([^@]+)", re.DOTALL)
-WORDS = re.compile(r"[\w -]+")  # what a column is called, and the end of a path is not
+WORDS = re.compile(r"[\w -]+")  # a likely name of a column, unlike the end of a path
 STDLIB_ENDINGS = (".py", ".txt", ".rst")
 STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
 
@@ -51,8 +51,8 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: `shown` is what the user knows it by; `identity` changes when its content does. One in an archive
-    has the archive's path; `within` is what the user knows that by."""
+    """A file to read: `shown` is its name for the user; `identity` changes when its content does. A file in an archive
+    has the archive's path; `within` is the archive's name for the user."""
 
     path: Path
     shown: str
@@ -62,11 +62,11 @@ class SourceFile:
 
 
 def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:
-    """Read sources as the user typed them; none at all means the standard library.
+    """Parse sources as the user typed them; none at all means the standard library.
 
-    A path may contain `:`, `=` and `@`. Of the possible readings the first whose path exists wins, the plainest one
-    first; where none exists, a leading `identifier=` is a name, a trailing `:NUMBER` a weight and `@words` before it a
-    column.
+    A path may contain `:`, `=` and `@`. Of the possible ways to parse a source the first whose path exists is used, the
+    simplest first. If none exists, a leading `identifier=` is a name, a trailing `:NUMBER` a weight and `@words` before
+    it a column.
 
     Raises:
         UserError: for a weight that is not positive, weights on some sources only, or a name given twice.
@@ -92,6 +92,7 @@ def split_source(text: str) -> tuple[str, str, float | None, str | None]:
         raise UserError("a source is empty; name a file, a folder, a glob or - for standard input")
     if len(text) > LONGEST_SOURCE:
         raise UserError(f"source {text!r} is longer than any path")
+
     named, weighted = NAME.fullmatch(text), WEIGHT.fullmatch(text)
     readings: list[tuple[str, str, str | None, str | None]] = [("", text, None, None)]
     if named:
@@ -104,6 +105,7 @@ def split_source(text: str) -> tuple[str, str, float | None, str | None]:
         (name, found[1], raw, found[2]) for name, rest, raw, _ in readings if (found := COLUMN.fullmatch(rest))
     ]
     readings += sorted(with_column, key=lambda reading: reading[2] is None)  # `@body:3` is a column and a weight
+
     likely = [reading for reading in readings if reading[3] is None or WORDS.fullmatch(reading[3])]
     most_parts = max(likely, key=lambda reading: sum(part not in ("", None) for part in reading))
     name, pattern, raw, column = next((r for r in readings if exists(r[1])), most_parts)
@@ -136,7 +138,7 @@ def is_glob(pattern: str) -> bool:
 def expand(pattern: str) -> str:
     try:
         return from_printable(str(Path(pattern).expanduser()))
-    except (RuntimeError, ValueError):  # ~name of nobody here, or of nobody at all
+    except (RuntimeError, ValueError):  # ~name of an unknown user, or without a name
         return pattern
 
 
@@ -161,8 +163,8 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
 
     Args:
         tally: counts what is left out and what cannot be read.
-        older: as before the second rule of splitting: links to folders are passed over and nothing but what is hidden
-            is left out, so that the data of an older run can be prepared anew.
+        older: as before the second rule of splitting: links to folders are ignored and only hidden files are left out,
+            so that the data of an older run can be prepared again.
 
     Raises:
         UserError: for a path that does not exist, a glob without match, an empty folder; or (strict) for what cannot
@@ -173,11 +175,13 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
         return [spool(STDIN, sys.stdin.buffer)]
     if source.pattern == STDLIB:
         return standard_library()
+
     path = expand(source.pattern)
     if os.path.lexists(path):
         return found_at(Path(path), tally, older)
     if not is_glob(source.pattern):
         raise UserError(f"{source.pattern} does not exist; name a file, a folder, a glob or - for standard input")
+
     matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)  # noqa: PTH207 - may be absolute
     if not matches:
         raise UserError(f"no file matches {source.pattern!r}; quote the pattern and check its folder")
@@ -188,7 +192,7 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
 
 
 def matched(matches: Sequence[str], walk: Walk) -> Iterator[str]:
-    """The files that a glob matches, and those below the folders that it does."""
+    """The files that a glob matches, and those below the folders that it matches."""
     for match in matches:
         if os.path.isdir(match):  # noqa: PTH112
             if kind := walk.left_out(match):
@@ -212,8 +216,8 @@ def older_matches(matches: Sequence[str]) -> Iterator[str]:
 
 
 def found_at(path: Path, tally: Tally, older: bool) -> list[SourceFile]:
-    """The file, or the files of the folder, that a source names. One that cannot be read is counted: a shell's pattern
-    names each file that it matches."""
+    """The file, or the files of the folder, that a source names. An unreadable one is counted rather than refused,
+    since a shell's pattern names each file that it matches."""
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -236,7 +240,7 @@ def found_at(path: Path, tally: Tally, older: bool) -> list[SourceFile]:
 
 
 def described(names: Iterable[str], tally: Tally) -> list[SourceFile]:
-    """The files with their sizes; one that went away meanwhile is counted."""
+    """The files with their sizes; one that was deleted meanwhile is counted."""
     found = []
     for name in names:
         try:
@@ -247,8 +251,8 @@ def described(names: Iterable[str], tally: Tally) -> list[SourceFile]:
 
 
 def walk(folder: Path, without: Collection[str] = (), endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-    """Every regular file below `folder` whose name ends so, hidden files and folders left out and those named in
-    `without`, sorted."""
+    """Every regular file below `folder` with one of these endings, sorted, without hidden files and folders and those
+    named in `without`."""
     for here, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in without)
         for name in sorted(names):
@@ -267,7 +271,7 @@ def describe(path: Path) -> SourceFile:
 
 
 def unchanged(file: SourceFile) -> bool:
-    """Whether a file is still what it was when it was listed."""
+    """Whether a file is unchanged since it was listed."""
     if file.identity[0] in (STDIN, "stream"):
         return True
     try:
@@ -289,8 +293,8 @@ def standard_library() -> list[SourceFile]:
     return [describe(Path(name)) for name in wanted]
 
 
-# Streams. A stream can be read once and the data step reads twice, so it is copied to the disk first, and kept until
-# the process ends: the survey, the preparation and a second preparation all find the same text.
+# Streams. A stream can be read only once and the data step reads twice, so it is first copied to the disk. The copy is
+# kept until the process ends: the survey, the preparation and a second preparation all read the same text.
 
 _spooled: dict[str, SourceFile] = {}
 _locks: list[BinaryIO] = []
@@ -313,9 +317,9 @@ def spool(shown: str, stream: BinaryIO) -> SourceFile:
 
 
 def temporary_file() -> tuple[BinaryIO, Path]:
-    """A file in the spool folder that goes when this process ends, even by a kill: the next spooling removes it.
+    """A file in the spool folder that is removed when this process ends; after a kill the next spooling removes it.
 
-    The lock on it says that its process lives. A file younger than a minute may not have its lock yet.
+    A lock on the file shows that its process is alive. A file younger than a minute may not have its lock yet.
     """
     folder = files.spool()
     for old in folder.iterdir():

@@ -1,4 +1,4 @@
-"""A file's content in blocks, decompressed where its first bytes say that it is compressed: gzip, bzip2, xz, zstd."""
+"""Reads a file in blocks, decompressed if its first bytes are those of gzip, bzip2, xz or zstd."""
 
 import bz2
 import gzip
@@ -35,7 +35,7 @@ class Peekable(Protocol):
 
 
 def compression_of(raw: Peekable) -> str:
-    """How what comes next is compressed, by its first bytes; "" if it is not."""
+    """The compression of the following data, by its first bytes; "" if it is not compressed."""
     start = raw.peek(10)[:10]
     if start.startswith(b"BZh") and start[3:4] in b"123456789" and start[4:] in BZIP2_STARTS:
         return "bzip2"
@@ -45,15 +45,16 @@ def compression_of(raw: Peekable) -> str:
 
 
 def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
-    """The file's content in blocks, decompressed if its first bytes say that it is compressed.
+    """The file's content in blocks, decompressed if its first bytes are those of a compressed file.
 
     Raises:
-        UserError: for a truncated or damaged file, or an ending that promises a compression that is not there.
+        UserError: for a truncated or damaged file, or an ending of a compression that does not match the content.
     """
     found = compression_of(raw)
     promised = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
     if promised and not found:
         raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
+
     sips: Any = InSips(raw)
     opened: Any = gzip.GzipFile(fileobj=sips) if found == "gzip" else raw
     try:
@@ -81,8 +82,8 @@ def damaged(file: SourceFile, found: str, error: Exception) -> UserError:
 
 
 class InSips:
-    """A file that gives at most SIP bytes at a time, so that its place is near what has been decompressed: Python's own
-    readers take up to 128 KiB ahead, which is a megabyte of text that the survey would not count."""
+    """A file that returns at most SIP bytes at a time, so that its position is near the decompressed data: Python's own
+    readers read up to 128 KiB ahead, which is a megabyte of text that the survey would not count."""
 
     def __init__(self, raw: Peekable) -> None:
         self.raw = raw
@@ -92,8 +93,7 @@ class InSips:
 
 
 def bzip2_blocks(raw: Peekable) -> Iterator[bytes]:
-    """Stream by stream, as parallel compressors write them. What follows the last stream and is none is an error, but
-    for zeros."""
+    """Stream by stream, as parallel compressors write them. Data after the last stream is an error, except zeros."""
     decompressor = bz2.BZ2Decompressor()
     data = b""
     while True:
@@ -112,7 +112,7 @@ def bzip2_blocks(raw: Peekable) -> Iterator[bytes]:
 
 
 def xz_blocks(raw: Peekable) -> Iterator[bytes]:
-    """Stream by stream, since Python's own reader of .xz has no limit of memory. Zeros may stand between streams."""
+    """Stream by stream, since Python's own reader of .xz has no memory limit. There may be zeros between streams."""
     decompressor = lzma.LZMADecompressor(memlimit=XZ_MEMORY)
     data, ended = b"", False
     while True:
@@ -134,16 +134,17 @@ def xz_blocks(raw: Peekable) -> Iterator[bytes]:
 
 
 def zstd_blocks(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
-    """Frame by frame, since zstandard's own stream reader takes a truncated frame for a whole one.
+    """Frame by frame, since zstandard's own stream reader accepts a truncated frame as complete.
 
-    1 KiB at a time bounds what comes out at once: a zstd block is at least 4 bytes and holds at most 128 KiB.
+    Reading 1 KiB at a time bounds the output: a zstd block has at least 4 bytes and holds at most 128 KiB.
 
     Raises:
-        UserError: for a window that would take more memory than a file of this size may ask for.
+        UserError: for a window that needs more memory than a file of this size may use.
     """
     largest = min(2**31, max(ZSTD_WINDOW, 64 * file.size))
     decompressor = zstandard.ZstdDecompressor(max_window_size=largest)
     frame, pending = None, bytearray()
+
     while data := raw.read(1024):
         while data:
             if frame is None:
@@ -156,6 +157,7 @@ def zstd_blocks(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
         if len(pending) >= BLOCK:
             yield bytes(pending)
             pending.clear()
+
     if pending:
         yield bytes(pending)
     if frame is not None:
@@ -163,10 +165,10 @@ def zstd_blocks(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
 
 
 def check_window(start: bytes, file: SourceFile, largest: int) -> None:
-    """Tell a frame whose window is too large from a damaged one.
+    """Refuse a frame whose window is too large; a damaged one passes and fails later.
 
     Raises:
-        UserError: with the command that packs the file anew.
+        UserError: with the command that compresses the file again.
     """
     try:
         window = zstandard.get_frame_parameters(start).window_size
@@ -181,7 +183,7 @@ def check_window(start: bytes, file: SourceFile, largest: int) -> None:
 
 
 def peekable(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same stream with at least one piece (64 KiB) in its first block, which is what text is judged by."""
+    """The same stream with at least one piece (64 KiB) in its first block, by which the format is recognised."""
     first = bytearray()
     for block in blocks:
         first += block

@@ -1,4 +1,4 @@
-"""Documents -> tokens in parallel processes, in the order in which they came."""
+"""Encodes documents in parallel processes, keeping their order."""
 
 import contextlib
 import os
@@ -18,12 +18,12 @@ from isoflop.data.tokenizer import Tokenizer
 from isoflop.data.worker import SIZE, encode_documents, receive, send_documents
 from isoflop.errors import UserError
 
-MESSAGE_BYTES = 1 << 20  # of text: large enough that the pipe does not matter, small enough to hold a few a process
+MESSAGE_BYTES = 1 << 20  # of text: large enough to make pipes cheap, small enough to hold a few per process
 Label = TypeVar("Label")
 
 
 class Batch(Generic[Label]):
-    """Some documents with what the caller wants to know of each when its tokens come back."""
+    """Some documents, with a label of the caller for each."""
 
     def __init__(self) -> None:
         self.labels: list[Label] = []
@@ -47,7 +47,7 @@ def batches(labelled: Iterable[tuple[Label, bytes]]) -> Iterator[Batch[Label]]:
 class Encoders:
     """A context with `workers` encoding processes; with one, encoding happens in this process.
 
-    The tokens do not depend on how many there are.
+    The tokens do not depend on the number of processes.
     """
 
     def __init__(self, tokenizer: Tokenizer, workers: int) -> None:
@@ -91,14 +91,14 @@ class Encoders:
         """(batch, tokens of each document, all its tokens), in the order of `todo`, a few batches ahead.
 
         Raises:
-            UserError: if a process was killed (for want of memory, most likely).
+            UserError: if a process was killed (most likely because memory ran out).
         """
         if self.workers <= 1:
             for batch in todo:
                 yield batch, *encode_documents(self.tokenizer, batch.documents)
             return
         pending: deque[tuple[Batch[Label], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
-        with ThreadPoolExecutor(self.workers) as pool:  # a thread a process: it only waits at the pipes
+        with ThreadPoolExecutor(self.workers) as pool:  # a thread per process, which only waits for the pipes
             try:
                 for batch in todo:
                     pending.append((batch, pool.submit(self.ask, batch.documents)))
@@ -131,7 +131,7 @@ def pipe(stream: object) -> BinaryIO:
 
 @contextlib.contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """A process that is gone closes its pipes: say so instead of waiting for it."""
+    """A context that reports a dead process, whose pipes are closed, instead of waiting for it."""
     try:
         yield
     except (EOFError, BrokenPipeError, ConnectionResetError):

@@ -1,7 +1,7 @@
-"""Data that a run passes over. Sequences are numbered as an unbroken run reads them; a gap is a range of these numbers.
+"""Data that a run skips. Sequences are numbered as a run without gaps reads them; a gap is a range of these numbers.
 
-A run that passes over some reads what follows in their place: its sequence i is number `unbroken(i)`. The gaps are all
-the state there is, so that which tokens a step sees stays a pure function of its number and of the gaps on record.
+A run with gaps reads the following sequences instead: its sequence i is number `unbroken(i)`. The gaps are the only
+state, so that the tokens of a step remain a pure function of its number and of the recorded gaps.
 """
 
 from collections.abc import Iterable
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gaps:
-    """What is passed over.
+    """The skipped ranges.
 
     Attributes:
-        ranges: (first number, how many), ascending, none touching another.
+        ranges: (first number, count), ascending, without two that touch.
     """
 
     ranges: tuple[tuple[int, int], ...] = ()
@@ -30,19 +30,19 @@ class Gaps:
         return cls(tuple(merged))
 
     def unbroken(self, i: int) -> int:
-        """The number that sequence i of a run with these gaps has in an unbroken one."""
+        """The number of sequence i of a run with these gaps, in a run without gaps."""
         for first, count in self.ranges:
             if i >= first:
                 i += count
         return i
 
     def span(self, first: int, end: int) -> tuple[int, int]:
-        """(first number, how many) from sequence `first` of the run to the one before `end`, gaps between included:
-        what has to be passed over so that none of these is read."""
+        """(first number, count) of the range from sequence `first` of the run to the one before `end`, including gaps
+        between: the range to skip so that none of these is read."""
         start = self.unbroken(first)
         return start, self.unbroken(end - 1) + 1 - start
 
     def before(self, end: int) -> list[tuple[int, int]]:
-        """The gaps that lie before sequence `end` of the run: those that it has passed over by then."""
+        """The gaps before sequence `end` of the run, that is, those skipped by then."""
         last = self.unbroken(end - 1) if end else -1
         return [(first, count) for first, count in self.ranges if first <= last]

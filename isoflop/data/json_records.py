@@ -1,4 +1,4 @@
-"""JSON -> the text of each record: a record in each line, or values of any layout, alone or in one array."""
+"""Reads the text of JSON records: one record per line, or values of any layout, separate or in one array."""
 
 import codecs
 import json
@@ -11,21 +11,21 @@ from isoflop.data.corpus import SourceFile
 from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
-LONGEST_LINE = 64 * 1024 * 1024  # bytes; a record beyond this is not held in memory but skipped
+LONGEST_LINE = 64 * 1024 * 1024  # bytes; a longer record is skipped, not held in memory
 SHOWN_COLUMNS = 12
 NOT_UTF8 = "a record is not valid UTF-8"
-BETWEEN = re.compile(r"[ \t\r\n,\ufeff]*")  # what stands between the elements of an array
+BETWEEN = re.compile(r"[ \t\r\n,\ufeff]*")  # between the elements of an array
 
 
 class TextColumn:
-    """Finds the text of records, and counts those without it.
+    """Extracts the text of records, and counts those without it.
 
-    Records without the text column are counted when another has it: if none does, the file as a whole is refused.
+    Records without the text column are counted if another record has it; if none does, the file is refused.
 
     Args:
         promised: the file's name says that it holds records, so that a missing column is an error; else such a file is
             skipped and counted.
-        hint: what can be done about records that are not UTF-8.
+        hint: advice about records that are not UTF-8.
     """
 
     def __init__(self, file: SourceFile, column: str, tally: Tally, promised: bool, hint: str = "") -> None:
@@ -56,7 +56,7 @@ class TextColumn:
             self.skip(reason, size)
             return None
         self.tally.documents += 1
-        self.tally.used_bytes += max(0, size - len(text))  # what a record holds next to its text
+        self.tally.used_bytes += max(0, size - len(text))  # the other columns of the record
         return text
 
     def miss(self, record: dict[str, Any], size: int) -> None:
@@ -119,21 +119,21 @@ def no_column(file: SourceFile, column: str, columns: Iterable[str], likely: str
 
 
 def encoded(value: Any, column: str) -> tuple[str, bytes]:
-    """(reason why it is not text, its bytes)."""
+    """("", bytes of a text), or (why it is not text, b"")."""
     if not isinstance(value, str):
         return f"column {column!r} holds {'nothing' if value is None else 'no text'}", b""
     try:
         return "", value.encode()
-    except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair, which no UTF-8 text holds
-        escaped = "\udc80" <= value[error.start] <= "\udcff"  # a byte that was no UTF-8, read so by json_documents
+    except UnicodeEncodeError as error:  # JSON can contain half of a surrogate pair, which UTF-8 cannot encode
+        escaped = "\udc80" <= value[error.start] <= "\udcff"  # an invalid byte, read so by json_documents
         return NOT_UTF8 if escaped else "a record is not valid Unicode", b""
 
 
-# A record in each line
+# One record per line
 
 
 def jsonl_documents(blocks: Iterable[bytes], found: TextColumn) -> Iterator[bytes]:
-    """The text of each record. A line that is not a record with text is skipped and counted, and the file goes on."""
+    """The text of each record. A line that is not a record with text is skipped and counted, and reading continues."""
     for line, size in lines(blocks):
         record, reason = parse_line(line, size)
         if reason:
@@ -146,7 +146,7 @@ def jsonl_documents(blocks: Iterable[bytes], found: TextColumn) -> Iterator[byte
 
 
 def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | None, str]:
-    """(record, "") or (None, why there is none); (None, "") for an empty line."""
+    """(record, ""), or (None, why it is not a record); (None, "") for an empty line."""
     if size > LONGEST_LINE:
         return None, f"a record longer than {LONGEST_LINE >> 20} MiB"
     if not line:
@@ -161,7 +161,7 @@ def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | None, str]:
 
 
 def lines(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
-    """(line without its end, its bytes). An overlong line comes as (b"", its bytes)."""
+    """(line without its end, its size in bytes). An overlong line is returned as (b"", its size)."""
     held, dropped = bytearray(), 0
     for block in blocks:
         *whole, rest = block.split(b"\n")
@@ -181,8 +181,8 @@ def lines(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 def json_documents(blocks: Iterable[bytes], found: TextColumn) -> Iterator[bytes]:
-    """The text of each value of a file, or of each element if it is one array; an element that is a string is a
-    document itself. At most one element of LONGEST_LINE is held."""
+    """The text of each value of a file, or of each element of an array; an element that is a string is a document
+    itself. At most one element of LONGEST_LINE is held in memory."""
     for value, size, reason in values(blocks):
         if not reason and not isinstance(value, (dict, str)):
             reason = "an element is not a JSON object"
@@ -196,13 +196,13 @@ def json_documents(blocks: Iterable[bytes], found: TextColumn) -> Iterator[bytes
 
 
 def values(blocks: Iterable[bytes]) -> Iterator[tuple[Any, int, str]]:
-    """(value, its characters, why there is none) of each value or element.
+    """(value, number of characters, error) of each value or element.
 
-    Nobody can tell where the next element begins after one that is no JSON or too long, so that is the last one; its
-    size is that of all that follows.
+    After an element that is not JSON or too long the next one cannot be found, so it is the last one, and its size
+    includes everything after it.
     """
     decoder = json.JSONDecoder()
-    text = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # a bad byte costs its own record
+    text = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # an invalid byte costs only its own record
     source = iter(blocks)
     held, at, ended, in_array, started = "", 0, False, False, False
     wanted = 0  # characters to hold before the next attempt: twice as many after one that reached the end
@@ -226,7 +226,7 @@ def values(blocks: Iterable[bytes]) -> Iterator[tuple[Any, int, str]]:
             continue
         try:
             value, end = decoder.raw_decode(held, at)
-            known = ended or end < len(held)  # a number may go on
+            known = ended or end < len(held)  # a number may continue in the next block
             reason = ""
         except RecursionError:
             known, reason = True, "an element is nested too deeply"
@@ -247,6 +247,6 @@ def values(blocks: Iterable[bytes]) -> Iterator[tuple[Any, int, str]]:
 
 
 def past_blanks(text: str, at: int) -> int:
-    """The place behind white space and commas."""
+    """The position after white space and commas."""
     found = BETWEEN.match(text, at)
     return found.end() if found else at

@@ -1,7 +1,7 @@
-"""TOKENIZERS: the kinds of tokenizer that `data.tokenizer` can have trained; anything else there is the path of a file.
+"""TOKENIZERS: the kinds of tokenizer that `data.tokenizer` can train; any other value is the path of a file.
 
-Adding one is a class and a line in the table. Whatever the kind, what it trains is a tokenizer of the `tokenizers`
-library, which goes into run folders and exports as a tokenizer.json: reading one needs no entry here.
+Adding one takes a class and a line in the table. Every kind trains a tokenizer of the `tokenizers` library, which run
+folders and exports contain as a tokenizer.json: reading one needs no entry here.
 """
 
 import itertools
@@ -15,17 +15,17 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 EOT = "<|endoftext|>"
 PRINTABLE = frozenset((*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)))
-MOST_UNITS = 1000  # different signs that still are a set of units and not the words of a language
-USES_A_UNIT = 20  # times that a unit is used on average, at least
+MOST_UNITS = 1000  # more different symbols are the words of a language rather than units
+USES_A_UNIT = 20  # the least average number of uses of a unit
 
 
 class Kind:
     """A kind of tokenizer that is trained on the text.
 
     Class attributes:
-        words: what it is, for the account of the data.
-        smallest: ids of the smallest vocabulary that there can be.
-        reason: why no smaller one, as a sentence.
+        words: its description, for the account of the data.
+        smallest: ids of the smallest possible vocabulary.
+        reason: why no smaller one is possible, as a sentence.
     """
 
     words: ClassVar[str] = ""
@@ -45,11 +45,11 @@ class Kind:
         return self.train(itertools.chain(inputs, outputs), vocab_size)
 
     def described(self) -> str:
-        """What was trained on text."""
+        """A description of a tokenizer trained on text."""
         return f"trained {self.words}"
 
     def described_on_pairs(self, inputs: Sequence[str], outputs: Sequence[str]) -> str:
-        """What was trained on these pairs."""
+        """A description of a tokenizer trained on these pairs."""
         return f"{self.words} trained on both sides"
 
 
@@ -77,11 +77,11 @@ class ByteLevelBPE(Kind):
         return with_eot(inner)
 
     def train_on_pairs(self, inputs: Sequence[str], outputs: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
-        """What suits the pairs; each is byte-level at the bottom, so that every text comes back exactly.
+        """A tokenizer that suits the pairs; each falls back to bytes, so that every text decodes exactly.
 
-        A side whose texts have no blanks is single words, and letters are what such tasks are about: bytes. A side that
-        is written in few signs with blanks between them (phonemes) gets one id per sign. Anything else is running text:
-        then one BPE is trained on both sides.
+        A side whose texts have no spaces consists of single words, and such tasks are about letters: bytes. A side with
+        few symbols separated by spaces (phonemes) gets one id per symbol. Anything else is running text: one BPE is
+        trained on both sides.
         """
         sides = [(texts, kind_of(texts)) for texts in (inputs, outputs)]
         if any(kind == "text" for _, kind in sides):
@@ -101,7 +101,7 @@ TOKENIZERS: dict[str, type[Kind]] = {
 
 
 def find_kind(setting: str) -> Kind | None:
-    """The kind that `data.tokenizer` names; None if it is the path of a tokenizer that is there already."""
+    """The kind that `data.tokenizer` names; None if it is the path of an existing tokenizer."""
     return TOKENIZERS[setting]() if setting in TOKENIZERS else None
 
 
@@ -115,13 +115,13 @@ def quoted() -> str:
     return " or ".join(f'"{name}"' for name in TOKENIZERS)
 
 
-# What kinds are made of
+# Parts of the kinds
 
 
 def byte_characters() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table).
+    """The character that represents each byte in a byte-level vocabulary (GPT-2's table).
 
-    Printable bytes stand for themselves; the other 68 are moved, in order, to the code points from 256 on.
+    Printable bytes represent themselves; the other 68 are mapped, in order, to the code points from 256 on.
     """
     characters = [chr(b) if b in PRINTABLE else "" for b in range(256)]
     moved = (chr(256 + n) for n in range(256))
@@ -143,10 +143,10 @@ def with_eot(inner: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def units_in_bytes(units: Iterable[str]) -> tokenizers.Tokenizer:
-    """One id for each unit, at the beginning and after a blank; everything else is spelled in bytes.
+    """One id for each unit, at the beginning and after a space; everything else is spelt in bytes.
 
-    For text that is written in a small set of signs with blanks between them, such as phonemes: `AH0 B AW1 T` is
-    four ids. There are no merges, so words of other text stay letter by letter.
+    For text in a small set of symbols separated by spaces, such as phonemes: `AH0 B AW1 T` is four ids. There are no
+    merges, so other words are encoded letter by letter.
     """
     table = byte_characters()
     vocabulary = {character: byte for byte, character in enumerate(table)}
@@ -162,7 +162,7 @@ def units_in_bytes(units: Iterable[str]) -> tokenizers.Tokenizer:
 
 
 def kind_of(texts: Sequence[str]) -> str:
-    """What one side of pairs is written in: "words", "units" or "text"; see ByteLevelBPE.train_on_pairs."""
+    """The kind of text of one side of pairs: "words", "units" or "text"; see ByteLevelBPE.train_on_pairs."""
     if 10 * sum(" " in text for text in texts) < len(texts):
         return "words"
     units = units_of(texts)
@@ -171,5 +171,5 @@ def kind_of(texts: Sequence[str]) -> str:
 
 
 def units_of(texts: Iterable[str]) -> Counter[str]:
-    """How often each stretch between blanks occurs."""
+    """How often each unit between spaces occurs."""
     return Counter(unit for text in texts for unit in text.split(" ") if unit)

@@ -1,4 +1,4 @@
-"""The manifest of a folder of prepared data: what it holds, with a checksum of each file and of itself.
+"""The manifest of a folder of prepared data: its content, with a checksum of each file and of itself.
 
 Text (prepared.py) and pairs (prepared_pairs.py) are prepared into such folders: files of tokens, tokenizer.json and,
 written last, manifest.json.
@@ -25,7 +25,7 @@ Shards = dict[str, tuple[str, int]]  # token files with their SHA-256 and bytes
 
 
 class Data(Protocol):
-    """What a run needs of its data, whatever that holds: text (Prepared) or pairs (prepared_pairs.PreparedPairs)."""
+    """The interface of data to a run, for text (Prepared) and pairs (prepared_pairs.PreparedPairs)."""
 
     fingerprint: str
     vocab_size: int
@@ -42,10 +42,10 @@ class Format:
     """A kind of prepared data.
 
     Attributes:
-        name, version: as they stand in the manifest.
-        what: is prepared, in words.
-        absent: is said of a folder without a manifest, after the folder's name.
-        foreign: is said of a manifest that is of something else, after the folder's name; empty: that it is damaged.
+        name, version: as in the manifest.
+        what: the kind of data, in words.
+        absent: error text for a folder without a manifest, after the folder's name.
+        foreign: error text for a manifest of another kind, after the folder's name; "": it counts as damaged.
     """
 
     name: str
@@ -56,15 +56,15 @@ class Format:
 
 
 class PreparedFolder:
-    """A folder of prepared data that was opened.
+    """An opened folder of prepared data.
 
     Attributes:
-        folder: where it lies.
-        manifest: what is there, with a checksum of each file.
+        folder: its path.
+        manifest: its content, with a checksum of each file.
         fingerprint: SHA-256 over everything that a run depends on.
-        vocab_size: ids; each token is below it.
-        seconds: spent preparing now; 0 if the folder was there already (`reused`).
-        listed: what was not used when the sources' files were listed now, for a folder that was there already.
+        vocab_size: number of ids; each token is below it.
+        seconds: spent preparing now; 0 if the folder existed already (`reused`).
+        listed: for an existing folder, what was not used when the sources' files were listed now.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
@@ -75,7 +75,7 @@ class PreparedFolder:
         self.listed: tuple[Unused, ...] | None = None
 
     def account(self) -> DataAccount:
-        """What became of everything that was found."""
+        """What was read, used and lost."""
         account = DataAccount.read(self.manifest["account"])
         if self.listed is not None:
             again = {(one.what, one.reason) for one in self.listed}
@@ -97,7 +97,7 @@ def read_manifest(
     """The manifest of a folder of this format, with every field checked and, if asked for, every file.
 
     Args:
-        check: looks at the fields that the format has of its own and returns the files of tokens.
+        check: checks the fields that are specific to the format and returns the files of tokens.
 
     Raises:
         UserError: if a file is missing, of another format version, or has so much as a flipped bit.
@@ -127,7 +127,7 @@ def read_manifest(
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest with its checksum. It comes last: with it the folder holds prepared data."""
+    """Write a manifest with its checksum. It is written last: it makes the folder one of prepared data."""
     files.write_json(folder / MANIFEST, {**manifest, "checksum": checksum(manifest)})
 
 
@@ -141,7 +141,7 @@ def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
     """The tokenizer in a folder of prepared data.
 
     Raises:
-        UserError: if it cannot be used, or has other ids than the manifest says.
+        UserError: if it cannot be used, or its number of ids differs from the manifest's.
     """
     found = Tokenizer.from_json(read_text(folder / TOKENIZER), str(folder / TOKENIZER))
     if found.vocab_size != vocab_size:

@@ -1,8 +1,8 @@
-"""Which pairs does step k see? A pure function of k, as the loader of text is.
+"""The loader of pairs: the pairs of step k, as a pure function of k, like the loader of text.
 
-Pairs are numbered through the whole run, i = step * sequences + row; number i is pair `permutation(i % n)` of epoch
-i // n. The pairs of POOL steps are sorted by length and dealt out again, so that a batch holds pairs of about one
-length and little padding; the order of the batches within a pool is a permutation too.
+Pairs are numbered over the whole run, i = step * sequences + row; number i is pair `permutation(i % n)` of epoch
+i // n. The pairs of POOL steps are sorted by length and divided into batches, so that a batch holds pairs of nearly
+equal length and little padding; the order of the batches within a pool is a permutation as well.
 """
 
 import numpy as np
@@ -25,8 +25,8 @@ class PairLoader:
         context: positions that the model has for each side.
         sequences: pairs per step, over all ranks.
         seed: of the order.
-        skipped: (first, how many) ranges of pairs that are passed over, numbered as an unbroken run reads them; whole
-            steps, since a step's pairs are dealt together.
+        skipped: (first, count) ranges of pairs to skip, numbered as a run without gaps reads them; whole steps, since
+            the pairs of a step are chosen together.
 
     Raises:
         UserError: if a pair does not fit in the context, or a range does not begin and end with a step.
@@ -55,7 +55,7 @@ class PairLoader:
         self.last_epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
-        """(source_BS, visible_BS, inputs_BT, targets_BT) of step `step` (from 0): rows rank*B to (rank+1)*B of it.
+        """(source_BS, visible_BS, inputs_BT, targets_BT) of step `step` (from 0): its rows rank*B to (rank+1)*B.
 
         Raises:
             UserError: if the pairs of a step cannot be divided by `world`.
@@ -99,12 +99,12 @@ class PairLoader:
         return source_BS, torch.ones_like(source_BS, dtype=torch.bool), inputs_BT, inputs_BT.clone()
 
     def tokens(self, steps: int) -> int:
-        """Tokens of both sides, padding left out, that the first `steps` steps read."""
+        """Tokens of both sides that the first `steps` steps read, without padding."""
         end = self.gaps.unbroken(steps - 1) + 1 if steps else 0
         return self.tokens_unbroken(end) - self.passed_over(steps)
 
     def passed_over(self, steps: int) -> int:
-        """Tokens that the first `steps` steps passed over."""
+        """Tokens that the first `steps` steps skipped."""
         gaps = self.gaps.before(steps)
         return sum(self.tokens_unbroken(first + count) - self.tokens_unbroken(first) for first, count in gaps)
 
@@ -126,7 +126,7 @@ class PairLoader:
         return int(self.last_epoch[1][pairs - 1])
 
     def account(self, steps: int) -> DataRead:
-        """What the first `steps` steps read; `epochs` are passes over the pairs."""
+        """An account of what the first `steps` steps read; `epochs` are passes over the pairs."""
         tokens, passed = self.tokens(steps), self.passed_over(steps)
         read = SourceRead(
             tokens=tokens,
@@ -145,7 +145,7 @@ def collate(pairs: PairTokens, chosen: np.ndarray, eot: int) -> tuple[torch.Tens
 
 
 def padded_source(items: Items, chosen: np.ndarray, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(source_BS, visible_BS): as wide as the longest, visible where there is a token."""
+    """(source_BS, visible_BS): as wide as the longest, visible except at padding."""
     lengths = items.lengths[chosen]
     source_BS = np.full((len(chosen), int(lengths.max())), pad, np.int64)
     for row, item in enumerate(chosen):
@@ -154,8 +154,8 @@ def padded_source(items: Items, chosen: np.ndarray, pad: int) -> tuple[torch.Ten
 
 
 def padded_target(items: Items, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(inputs_BT, targets_BT): the inputs begin with end-of-text and the targets end with it, as documents do; a target
-    beyond that is IGNORED."""
+    """(inputs_BT, targets_BT): the inputs begin with end-of-text and the targets end with it, as documents do; further
+    targets are IGNORED."""
     lengths = items.lengths[chosen]
     shape = (len(chosen), int(lengths.max()) + 1)
     inputs_BT, targets_BT = np.full(shape, eot, np.int64), np.full(shape, IGNORED, np.int64)

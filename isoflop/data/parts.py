@@ -12,7 +12,7 @@ from isoflop.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """A source with its files, listed once for both readings."""
+    """A source with its files, listed once for both passes."""
 
     source: Source
     files: list[SourceFile]
@@ -39,7 +39,7 @@ def list_parts(config: DataConfig) -> list[Part]:
 def read_parts(
     parts: list[Part], tallies: list[Tally], config: DataConfig, moved: Callable[[int], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """(number of the part, document) of everything, in order. `moved(n)`: n bytes on disk have been read.
+    """(number of the part, document) of all parts, in order. `moved(n)` reports that n bytes on disk have been read.
 
     Raises:
         UserError: if a file changed meanwhile.

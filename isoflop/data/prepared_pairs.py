@@ -1,7 +1,7 @@
-"""Prepared pairs as the rest of the house sees them: a folder with the tokens of inputs and outputs.
+"""Prepared pairs: a folder with the tokens of inputs and outputs.
 
 Four streams of tokens (shards.py): train.source, train.target, heldout.source, heldout.target. In each, an item ends
-with the end-of-text id, which no text becomes; item i of a source and item i of its target are a pair.
+with the end-of-text id, which no text is encoded as; item i of a source and item i of its target are a pair.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ AT_ONCE = 10_000  # texts encoded at once
 
 @dataclass(frozen=True)
 class Items:
-    """Sequences of ids, one after the other in one array. `items[i]` is the i-th, without its end-of-text."""
+    """Sequences of ids, concatenated in one array. `items[i]` is the i-th, without its end-of-text."""
 
     tokens: np.ndarray
     starts: np.ndarray
@@ -58,7 +58,7 @@ class PairTokens:
 
     @property
     def tokens(self) -> int:
-        """Of both sides, with the end of each target."""
+        """Tokens of both sides, with the end of each target."""
         return int((self.source.lengths + self.target.lengths + 1).sum())
 
     @property
@@ -68,10 +68,10 @@ class PairTokens:
 
 
 class PreparedPairs(PreparedFolder):
-    """Pairs ready to be read at random. The fingerprint is over the tokens of all four streams and the tokenizer.
+    """Pairs with random access. The fingerprint is over the tokens of all four streams and the tokenizer.
 
     Attributes:
-        sources: one name, of all files together.
+        sources: one name for all files together.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
@@ -114,7 +114,7 @@ class PreparedPairs(PreparedFolder):
 
 @dataclass(frozen=True)
 class LoosePairs:
-    """Pairs that lie in no folder, all of them held out: what a model is measured on for once."""
+    """Pairs in memory, all of them held out, for a single evaluation."""
 
     pairs: PairTokens
     tokenizer: Tokenizer
@@ -134,7 +134,7 @@ def items_of(texts: Sequence[np.ndarray]) -> Items:
 
 
 def write_side(folder: Path, prefix: str, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """One stream: each text's ids and end-of-text. Returns what the manifest says of it."""
+    """Write one stream: each text's ids and end-of-text. Returns its entry of the manifest."""
     writer = ShardWriter(folder, prefix, dtype_for(tokenizer.vocab_size))
     end = np.array([tokenizer.eot], dtype=np.int64)
     try:
@@ -156,10 +156,10 @@ def open_pairs(folder: Path, verify_checksums: bool = True) -> PreparedPairs:
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> Shards:
-    """The fields that a PreparedPairs reads of its own. Returns the token files with their SHA-256 and bytes.
+    """Check the fields that are specific to pairs. Returns the token files with their SHA-256 and bytes.
 
     Raises:
-        UserError: naming the first field that is not what `prepare_pairs` writes.
+        UserError: naming the first field that `prepare_pairs` cannot have written.
     """
     field(manifest, "name", str, path)
     train = field(manifest["account"], "train", dict, path)

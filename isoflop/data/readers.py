@@ -1,9 +1,9 @@
-"""One file -> its documents, in constant memory, whatever it is: told by content, not by name.
+"""Reads the documents of one file, of any format, in constant memory. The format is recognised by content, not by name.
 
-    decompress: gzip, bzip2, xz, zstd -> formats: what is it? -> text · json_records · tables · columnar · archives
+    decompress: gzip, bzip2, xz, zstd -> formats: which? -> text · json_records · tables · columnar · archives
 
-Documents are UTF-8 bytes, newlines exactly as in the file. Reading never executes anything, and what is not read is
-counted.
+Documents are UTF-8 bytes, with newlines exactly as in the file. Reading never executes anything, and what is not read
+is counted.
 """
 
 import itertools
@@ -27,7 +27,8 @@ Moved = Callable[[int], None] | None
 
 
 def read_or_skip(file: SourceFile, how: Reading, tally: Tally, moved: Moved = None) -> Iterator[bytes]:
-    """`read_documents`, but that what is left of a file that cannot be read is counted and no error, unless strict."""
+    """`read_documents`, except that the rest of a file that cannot be read is counted rather than refused, unless
+    strict."""
     place = 0
 
     def at(n: int) -> None:
@@ -57,10 +58,10 @@ def read_documents(file: SourceFile, how: Reading | str, tally: Tally, moved: Mo
 
     Args:
         how: a Reading, or only the name of the text column.
-        moved: is told how many bytes on disk have been read.
+        moved: called with the number of bytes on disk that have been read.
 
     Raises:
-        UserError: for a damaged or truncated file, or records none of which has the text column.
+        UserError: for a damaged or truncated file, or if no record has the text column.
     """
     how = Reading(column=how) if isinstance(how, str) else how
     try:
@@ -80,7 +81,7 @@ def read_documents(file: SourceFile, how: Reading | str, tally: Tally, moved: Mo
 def documents_of(
     raw: Peekable, file: SourceFile, how: Reading, tally: Tally, moved: Moved, size: int = -1
 ) -> Iterator[bytes]:
-    """The documents of a file or, `size` being that of its content, of a member of an archive."""
+    """The documents of a file, or of a member of an archive, whose content has `size` bytes."""
     inside = size >= 0
     compression = compression_of(raw)
     blocks = peekable(decompress(raw, file))
@@ -104,7 +105,7 @@ def documents_of(
 
 
 def texts(stream: Iterator[bytes], file: SourceFile, found: Format, how: Reading, tally: Tally) -> Iterator[bytes]:
-    """The documents of whatever is written as text."""
+    """The documents of the formats that are written as text."""
     if found.encoding:
         tally.note(file.shown, f"it was read as {found.encoding}")
     records = TextColumn(file, how.column, tally, found.promised, found.hint)

@@ -1,4 +1,4 @@
-"""How files are to be read: what the readers of all formats are told."""
+"""Reading: the settings of the readers of all formats."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,13 @@ FORMATS = (AUTO, TEXT) = ("auto", "text")
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader is told about a source.
+    """How to read the files of a source.
 
     Attributes:
-        column: of records, the one that holds the text.
-        encoding: of text that is not UTF-8, by a name that Python knows; "": such text is not read.
-        separator: what stands between the documents of a plain text; "": a file is one document.
-        format: AUTO: told by content; TEXT: plain text, whatever it holds.
+        column: the column of records that holds the text.
+        encoding: of text that is not UTF-8, by its name in Python; "": such text is not read.
+        separator: the text between the documents of a plain text; "": a file is one document.
+        format: AUTO: recognised by content; TEXT: plain text, whatever the content.
     """
 
     column: str = "text"

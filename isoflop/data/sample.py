@@ -1,4 +1,4 @@
-"""The text that a tokenizer is trained on: a bounded, seeded sample of the training text."""
+"""The sample of training text for a tokenizer: bounded and seeded."""
 
 import heapq
 import math
@@ -13,11 +13,11 @@ SAMPLE_BYTES = 8_000_000  # of training text that a tokenizer is trained on
 
 
 class Sample:
-    """A seeded sample of about `share` of 8 MB, in one pass, that does not depend on the order of the documents.
+    """A seeded sample of about `share` of 8 MB, in one pass, independent of the order of the documents.
 
-    Each document has an exponential random key divided by its length in pieces, and those with the smallest keys stay
-    (Efraimidis & Spirakis 2006), so that bytes and not documents are drawn evenly; of a long document, a stretch of
-    64 KiB at a random place.
+    Each document gets an exponential random key divided by its length in pieces, and those with the smallest keys are
+    kept (Efraimidis & Spirakis 2006), so that bytes rather than documents are sampled uniformly. Of a long document, a
+    stretch of 64 KiB at a random place is used.
     """
 
     def __init__(self, share: float) -> None:
@@ -29,7 +29,7 @@ class Sample:
 
     def offer(self, document: bytes, digest: bytes, index: int, seed: int, size: int = 0) -> None:
         """Args:
-        size: of the pieces that a document is cut into, some of which may be held out; 0: it is whole.
+        size: of the pieces that a document is cut into, some of which may be held out; 0: it is not cut.
         """
         key = -math.log1p(-fraction(digest, "sample", seed)) / max(1.0, len(document) / PIECE)
         if self.bytes >= self.limit and key >= -self.heap[0][0]:
@@ -61,7 +61,7 @@ class Sample:
 
 
 def stretch(pieces: tuple[bytes, ...], start: int) -> tuple[bytes, ...]:
-    """The pieces from the one at `start` that make up PIECE bytes."""
+    """The pieces from the one at `start` on, PIECE bytes in total."""
     place = taken = 0
     chosen = []
     for piece in pieces:

@@ -34,10 +34,10 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Appends tokens to `folder/prefix.0000.bin`, `.0001.bin`, ... of about `shard_bytes` each.
+    """Writes tokens to `folder/prefix.0000.bin`, `.0001.bin`, ... of about `shard_bytes` each.
 
-    `close()` returns what the manifest says of the stream: its files with their tokens and SHA-256, and the SHA-256 of
-    the tokens alone, which does not depend on how they were divided into files.
+    `close()` returns the stream's entry of the manifest: its files with their tokens and SHA-256, and the SHA-256 of
+    the tokens alone, which does not depend on the division into files.
     """
 
     def __init__(self, folder: Path, prefix: str, dtype: np.dtype[Any], shard_bytes: int = SHARD_BYTES) -> None:
@@ -79,8 +79,8 @@ class ShardWriter:
         return {"tokens": self.tokens, "sha256": self.digest.hexdigest(), "shards": self.shards}
 
     def abandon(self) -> None:
-        """Close the file without a word; what was written is about to be removed."""
-        with contextlib.suppress(OSError):  # a full disk refuses what was still to be flushed as well
+        """Close the file without an error; it is about to be removed."""
+        with contextlib.suppress(OSError):  # on a full disk the flush fails as well
             self.file.close()
 
 
@@ -96,7 +96,7 @@ class TokenStream:
         return int(self.ends[-1])
 
     def __getitem__(self, key: slice) -> np.ndarray:
-        """A contiguous slice as an array of the stored dtype (a view where it lies within one file)."""
+        """A contiguous slice as an array of the stored dtype (a view if it is within one file)."""
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise ValueError("a token stream is sliced with step 1 only")
@@ -112,7 +112,7 @@ class TokenStream:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens from `start`, going on at the beginning where the stream ends."""
+        """`length` tokens from `start`, continuing at the beginning when the stream ends."""
         start %= len(self)
         parts = [self[start : start + length]]
         missing = length - len(parts[0])
@@ -143,7 +143,7 @@ def map_shard(path: Path, tokens: int, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def field(holder: Any, name: str, kind: type, manifest: Path) -> Any:
-    """What a manifest says under a name. A manifest may come from anyone, and its checksum be right all the same.
+    """A field of a manifest, checked. A manifest may come from anyone, with a correct checksum.
 
     Raises:
         UserError: if it is missing, of another kind, or a number below 0 or beyond what a file can have.
@@ -155,10 +155,10 @@ def field(holder: Any, name: str, kind: type, manifest: Path) -> Any:
 
 
 def check_stream(described: Any, manifest: Path, vocab_size: int) -> dict[str, tuple[str, int]]:
-    """What a manifest says of a stream, every field checked: its files with their SHA-256 and bytes.
+    """Check a manifest's entry of a stream. Returns its files with their SHA-256 and bytes.
 
     Raises:
-        UserError: for a field that is not what ShardWriter.close gives, such as a file outside the folder.
+        UserError: for a field that ShardWriter.close cannot have written, such as a file outside the folder.
     """
     shards = field(described, "shards", list, manifest)
     total = sum(field(shard, "tokens", int, manifest) for shard in shards)
@@ -175,11 +175,12 @@ def check_stream(described: Any, manifest: Path, vocab_size: int) -> dict[str, t
 
 
 def verify(folder: Path, files: dict[str, tuple[str, int]], vocab_size: int = 0) -> None:
-    """Compare every file with its SHA-256; in threads, since hashing lets go of the interpreter.
+    """Compare every file with its SHA-256, in threads, since hashing releases the GIL.
 
     Args:
-        files: name -> SHA-256 and bytes, which are compared first: hashing takes as long as a file is; -1: any text's.
-        vocab_size: token files (.bin) hold only ids below it; 0: not looked at.
+        files: name -> SHA-256 and size in bytes, which is compared first, since hashing takes long; -1: any size of a
+            text file.
+        vocab_size: token files (.bin) may hold only ids below it; 0: not checked.
 
     Raises:
         UserError: naming the first file that is missing, differs, or holds an id that no vocabulary has.

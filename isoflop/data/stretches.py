@@ -1,13 +1,13 @@
-"""Which text is held out, by the second rule (`data.split=2`): short stretches of documents, chosen by their content.
+"""The second rule of the held-out split (`data.split=2`): short stretches of documents, chosen by their content.
 
-A document is cut into pieces at paragraph and line ends, and a piece is held out if a hash of its bytes says so; what
-is left of the document on both sides of it is trained on. The pieces are short enough for a held-out side of about
-PIECES, whatever the text is: a dozen books, one long document, lines without a blank one, or millions of short records,
-which are a piece each. A hash alone holds out a share that is a matter of luck where pieces are few, so a bounded
-number of pieces whose hashes are nearest to the limit may change sides, until the share is right.
+A document is cut into pieces at paragraph and line ends. A hash of a piece's bytes decides whether it is held out; the
+rest of the document is trained on. The pieces are short enough for about PIECES held-out ones, whatever the text is: a
+dozen books, one long document, lines without a blank one, or millions of short records, which are a piece each. With
+few pieces the share chosen by a hash varies by chance, so a bounded number of pieces whose hashes are nearest to the
+limit may change sides until the share is right.
 
-The same bytes are never on both sides: all copies of a piece have one hash, and the second copy of a held-out piece is
-dropped. The first rule, of whole documents, is in scan.py: what was prepared by it can be prepared by it again.
+The same bytes are never on both sides: all copies of a piece have the same hash, and further copies of a held-out piece
+are dropped. The first rule, by whole documents, is in scan.py, so that older data can be prepared again.
 """
 
 import heapq
@@ -17,21 +17,21 @@ from dataclasses import dataclass, field
 
 from isoflop.data.clean import Digests, digest_of, fraction
 
-PIECES = 128  # of the held-out side, about; fewer of a small text, whose pieces would be too short to measure anything
-SHORTEST, LONGEST = 256, 64 * 1024  # bytes of a piece: below SHORTEST only where one would be too much of the text
-FEWEST_PIECES = 2  # that the share is made of, where even pieces of SHORTEST bytes are too large
-KEPT = 2048  # different pieces near the limit that are remembered on each side
-LOW, HIGH = 0.8, 1.25  # times the share asked for: outside of it, pieces change sides
-LARGEST_SHARE = 0.1  # of the text that is ever held out, unless more is asked for
-MOST_COPIES = 8  # of a piece that may be held out although the hash does not say so
+PIECES = 128  # approximate number of held-out pieces; fewer for a small text, whose pieces would be too short
+SHORTEST, LONGEST = 256, 64 * 1024  # bytes of a piece; shorter only if one of SHORTEST would be too much of the text
+FEWEST_PIECES = 2  # the least number of held-out pieces, if even pieces of SHORTEST bytes are too large
+KEPT = 2048  # different pieces near the limit that are kept on each side
+LOW, HIGH = 0.8, 1.25  # times the requested share: outside of this range, pieces change sides
+LARGEST_SHARE = 0.1  # the largest held-out share of the text, unless more is requested
+MOST_COPIES = 8  # the most copies of a piece that may be held out against its hash
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
 
 
 def piece_size(heldout_bytes: float) -> int:
-    """Bytes of a piece, a power of two so that a corpus that grows keeps its pieces for a long time.
+    """Bytes of a piece, a power of two so that a growing corpus keeps its pieces for a long time.
 
     Args:
-        heldout_bytes: to be held out, about.
+        heldout_bytes: approximate bytes to be held out.
     """
     shortest = min(SHORTEST, heldout_bytes / FEWEST_PIECES)
     wanted = min(LONGEST, max(heldout_bytes / PIECES, shortest, 16.0))
@@ -39,9 +39,9 @@ def piece_size(heldout_bytes: float) -> int:
 
 
 def cut(document: bytes, size: int) -> Iterator[bytes]:
-    """Pieces that join to the document: cut at the last paragraph end within `size` bytes, else the last line end, if
-    it lies in their second half; else the first line end within 4 `size`; else a blank; else between two characters.
-    Cuts depend on what comes before them only."""
+    """Pieces that together are the document. It is cut at the last paragraph end in the second half of `size` bytes,
+    else at the last line end there, else at the first line end within 4 `size`, else at a space, else between two
+    characters. Cuts depend only on the text before them."""
     start, end = 0, len(document)
     while end - start > size + size // 2:
         place = cut_place(document, start, size)
@@ -87,10 +87,10 @@ class Near:
 
 
 class Nearest:
-    """The KEPT different pieces on one side whose hashes are nearest to the limit, with all their copies.
+    """The KEPT different pieces on one side whose hashes are nearest to the limit, with the number of their copies.
 
-    One that had to go cannot come back, since its hash is farther away than all that stayed: the copies of those that
-    are there are complete.
+    A removed piece cannot return, since its hash is farther away than all that stayed, so the counts of copies are
+    complete.
     """
 
     def __init__(self, below: bool) -> None:
@@ -99,7 +99,7 @@ class Nearest:
         self.heap: list[tuple[float, bytes]] = []  # the farthest on top
 
     def offer(self, digest: bytes, place: float, size: int, part: int) -> bool:
-        """Whether the piece is remembered."""
+        """Whether the piece is kept."""
         if near := self.pieces.get(digest):
             near.copies += 1
             return True
@@ -127,10 +127,10 @@ class Stretches:
         limit: the share of the text to hold out; pieces whose hash is below it are.
         seed: of the hash.
         into, out: digests of pieces that changed sides.
-        total, held: bytes of text looked at, and of it on the held-out side, every piece once; total_of, held_of: by
-            the part (source) that it is of.
-        last: of each part, the piece that would be held out last.
-        share: of the held-out pieces that is kept, by another hash: less where little training text is prepared.
+        total, held: bytes of text seen, and of those on the held-out side, every piece once; total_of, held_of: the
+            same by part (source).
+        last: the piece of each part that would be held out last.
+        share: the share of held-out pieces that is kept, by another hash: less if little training text is prepared.
     """
 
     size: int
@@ -150,7 +150,7 @@ class Stretches:
     held_of: dict[int, int] = field(default_factory=dict)
 
     def look(self, part: int, document: bytes) -> bool:
-        """Count a document. Returns whether a piece of it may come to be held out."""
+        """Count a document. Returns whether a piece of it may be held out."""
         self.total += len(document)
         self.total_of[part] = self.total_of.get(part, 0) + len(document)
         possible = False
@@ -170,12 +170,16 @@ class Stretches:
         return possible
 
     def choose(self) -> None:
-        """Let pieces change sides until the share that is held out is right, or as near to it as pieces allow."""
+        """Move pieces to the other side until the held-out share is right, or as near as pieces allow."""
         wanted = self.limit * self.total
         most = max(LARGEST_SHARE * self.total, HIGH * wanted)
-        for digest, near in self.below.in_order():  # one that is most of the text, or copied all over it
+
+        # pieces that are most of the text, or copied all over it
+        for digest, near in self.below.in_order():
             if near.bytes > most or (near.bytes > HIGH * wanted and near.copies > 1):
                 self.remove(digest, near)
+
+        # towards the right share
         for digest, near in self.below.in_order():
             if self.held <= HIGH * wanted:
                 break
@@ -188,14 +192,15 @@ class Stretches:
                 self.add(digest, near)
         if self.held > most or not self.held_pieces:
             self.take_smallest(wanted, most)
-        for part, size in self.held_of.items():  # of every source something is trained on
+
+        # something of every source has to be trained on
+        for part, size in self.held_of.items():
             if size >= self.total_of[part] and part in self.last:
                 self.into.discard(self.last[part][1])
                 self.out.add(self.last[part][1])
 
     def take_smallest(self, wanted: float, most: float) -> None:
-        """Where every piece is larger than what is wanted: hold out the one that is nearest to it, if that is not too
-        much."""
+        """If every piece is larger than the wanted share: hold out the one nearest to it, if that is not too much."""
         for digest, near in (*self.above.in_order(), *self.below.in_order()):
             if digest in self.into or (near.place < self.limit and digest not in self.out):
                 self.remove(digest, near)
@@ -225,8 +230,7 @@ class Stretches:
         return below and digest not in self.out and not piece.isspace()
 
     def sides(self, document: bytes) -> Iterator[tuple[bool, bytes, bytes]]:
-        """(held out?, text, its digest if held out) of a document, in its order: pieces that are held out, and what is
-        left between them."""
+        """(held out?, text, its digest if held out) of a document, in order: held-out pieces, and the text between."""
         rest: list[bytes] = []
         for piece in cut(document, self.size):
             digest = digest_of(piece)

@@ -1,4 +1,4 @@
-"""Tables with a header in their first line (CSV, TSV) -> the text of each row."""
+"""Reads the text column of tables with a header in their first line (CSV, TSV)."""
 
 import codecs
 import csv
@@ -9,9 +9,9 @@ from isoflop.data.json_records import TextColumn, encoded
 
 
 class Lines:
-    """The lines of blocks of UTF-8, with their ends, as the csv module wants them; counts what it has given.
+    """The lines of blocks of UTF-8, with their ends, for the csv module; counts what it has returned.
 
-    A line may be as long as a record; of a longer one LONGEST_FIELD characters are given, which csv refuses."""
+    A line may be as long as a record. Of a longer one LONGEST_FIELD characters are returned, which csv refuses."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self.blocks = iter(blocks)
@@ -43,19 +43,21 @@ class Lines:
 
 
 def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) -> Iterator[bytes]:
-    """The text column of each row. A row with more or fewer fields than the header is skipped and counted: some field
-    holds a delimiter that is not quoted, and which one cannot be known."""
+    """The text column of each row. A row with more or fewer fields than the header is skipped and counted: one of its
+    fields contains an unquoted delimiter, and it is unknown which one."""
     width = len(table.header)
     if found.column not in table.header:
         found.miss({name: table.likely * (name == table.likely) for name in table.header}, 0)
         found.finish()
         return
+
     csv.field_size_limit(LONGEST_FIELD)
     place, given = table.header.index(found.column), 0
     lines = Lines(blocks)
     quoting = quoting_of(table.quoted)
     rows = csv.reader(iter(lines), delimiter=table.delimiter, quoting=quoting, strict=table.quoted)
     header = True
+
     while True:
         reason, row = "", []
         try:
@@ -67,6 +69,7 @@ def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) ->
             if "limit" in str(error):
                 reason = f"a row longer than {LONGEST_FIELD >> 20} MiB"
         size, given = lines.given - given, lines.given
+
         if header:
             header = False
             continue

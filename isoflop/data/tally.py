@@ -1,4 +1,4 @@
-"""What was read of a source and what was not: one count serves the preparation, the survey and `eval`."""
+"""Counts what was read of a source and what was not, for the preparation, the survey and `eval`."""
 
 import re
 from dataclasses import dataclass, field
@@ -6,27 +6,28 @@ from dataclasses import dataclass, field
 from isoflop.errors import UserError
 from isoflop.records import SkippedFile, Unused, not_used
 
-SKIPPED_KEPT = 20  # of what was not used, in full
-NOTES_KEPT = 20  # and files of each
-KINDS_KEPT = 40  # different reasons that are told apart; what comes after them counts as "other reasons"
-PLACE = re.compile(r" at (byte|row|line) \d+")  # what differs between two skips for the same reason
+SKIPPED_KEPT = 20  # unused items that are listed in full
+NOTES_KEPT = 20  # notes, and files of each
+KINDS_KEPT = 40  # different reasons that are counted separately; later ones count as "other reasons"
+PLACE = re.compile(r" at (byte|row|line) \d+")  # differs between two skips for the same reason
 
 
 @dataclass
 class Tally:
-    """What was read and what was not. `strict` turns everything that is lost into an error.
+    """Counts of what was read and what was not. `strict` turns every loss into an error.
 
     Attributes:
         documents: records, and plain-text files of which something was read.
-        pieces: what they were cut into.
+        pieces: the pieces that they were cut into.
         empty: records, pieces and files of white space only.
-        used_bytes: of the records and pieces that were read, with what a record holds next to its text.
-        skipped: the first things that were not used.
-        skipped_files: files, links and folders; skipped_records: records of a file that went on, and pieces of a text.
+        used_bytes: of the records and pieces that were read, including the other columns of a record.
+        skipped: the first items that were lost.
+        skipped_files: files, links and folders.
+        skipped_records: records of a file whose reading continued, and pieces of a text.
         skipped_bytes: of all these; a file counts with its size on disk.
-        kinds: what was not used, by what it is, why, and whether that is meant.
-        failure: the first message that a file could not be read with.
-        notes: what was noticed of files that were read -> these files, the first 20.
+        kinds: what was not used, by kind, reason, and whether it is intended.
+        failure: the first message of a file that could not be read.
+        notes: notes about files that were read -> these files, the first 20.
     """
 
     strict: bool = False
@@ -46,8 +47,8 @@ class Tally:
         """Count what is lost: `size` bytes of a `whole` file (on disk), or of one record or piece of it.
 
         Args:
-            what: is lost: "file" or "record" if nothing is said.
-            count: of them.
+            what: the kind of item; by default "file" or "record".
+            count: number of items.
 
         Raises:
             UserError: if strict.
@@ -62,7 +63,7 @@ class Tally:
         self.add(what or ("file" if whole else "record"), reason, path, size, count, meant=False)
 
     def leave_out(self, what: str, path: str, size: int, reason: str = "") -> None:
-        """Count what is no text of the user's and lies next to it: metadata, hidden files, run folders."""
+        """Count what is not the user's text but is found next to it: metadata, hidden files, run folders."""
         self.add(what, reason, path, size, 1, meant=True)
 
     def add(self, what: str, reason: str, path: str, size: int, count: int, meant: bool) -> None:
@@ -75,13 +76,13 @@ class Tally:
         kind.bytes += size
 
     def note(self, path: str, what: str) -> None:
-        """Remember something that the user should know of a file that was read."""
+        """Record a note for the user about a file that was read."""
         paths = self.notes.setdefault(what, []) if what in self.notes or len(self.notes) < NOTES_KEPT else []
         if len(paths) < NOTES_KEPT:
             paths.append(path)
 
     def include(self, other: "Tally") -> None:
-        """Add what another tally counted."""
+        """Add the counts of another tally."""
         for name in ("documents", "pieces", "empty", "used_bytes", "skipped_files", "skipped_records", "skipped_bytes"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.skipped += other.skipped[: SKIPPED_KEPT - len(self.skipped)]
@@ -93,11 +94,11 @@ class Tally:
 
     @property
     def found_bytes(self) -> int:
-        """What was read and what was lost, in bytes."""
+        """Bytes that were read or lost."""
         return self.used_bytes + self.skipped_bytes
 
     def unused(self) -> tuple[Unused, ...]:
-        """What was not used, by kind: what was lost first, the largest first."""
+        """What was not used, by kind: losses before what is left out by intention, the largest first."""
         found = [
             Unused(
                 what=what,
@@ -113,7 +114,7 @@ class Tally:
 
 
 def notes_of(tally: Tally) -> tuple[str, ...]:
-    """What was noticed, one line for each thing, with the first file and the number of the others."""
+    """The notes, one line each, with the first file and the number of the others."""
     return tuple(
         f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {what}"
         for what, paths in tally.notes.items()
@@ -122,7 +123,7 @@ def notes_of(tally: Tally) -> tuple[str, ...]:
 
 @dataclass
 class Kind:
-    """Things that were not used for one reason: the first with its own reason, how many, and their bytes."""
+    """Items that were not used for one reason: the first with its own reason, their number and bytes."""
 
     path: str
     reason: str
@@ -131,7 +132,7 @@ class Kind:
 
 
 def total_of(tallies: list[Tally]) -> Tally:
-    """All that several tallies counted."""
+    """The sum of several tallies."""
     total = Tally()
     for tally in tallies:
         total.include(tally)
@@ -139,6 +140,6 @@ def total_of(tallies: list[Tally]) -> Tally:
 
 
 def because(tally: Tally) -> str:
-    """What a source without text, or with too little, is refused with: what was not used, after a semicolon."""
+    """The end of an error message about a source with no or too little text: what was not used, after a semicolon."""
     lines = not_used(tally.unused(), tally.found_bytes).lines
     return f"; {'; '.join(lines)}" if lines else ""

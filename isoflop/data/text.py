@@ -10,26 +10,27 @@ from isoflop.data.tally import Tally
 
 LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
-SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>", "[EOS]")  # as data sets write them out
-LOOKED_AT = 16  # pieces of a file in which separators are looked for
-FEWEST_INLINE = 3  # that say that documents are separated, where none has a line to itself
+SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>", "[EOS]")  # as written out in data sets
+LOOKED_AT = 16  # pieces of a file that are searched for separators
+FEWEST_INLINE = 3  # occurrences that count as separators, if none is on a line of its own
 
 
 def text_documents(
     blocks: Iterable[bytes], file: SourceFile, how: Reading, tally: Tally, reason: str, encoding: str = "UTF-8"
 ) -> Iterator[bytes]:
-    """Pieces of a plain text. They join to the whole file, but for separators of documents and for pieces that are not
+    """Pieces of a plain text. Together they are the whole file, except separators of documents and pieces that are not
     valid UTF-8.
 
-    A file whose first 64 KiB is not text (`reason`) is skipped whole; an invalid stretch further on costs its own piece
-    only, because reading on to judge the whole file first would mean reading everything twice.
+    A file whose first 64 KiB is not text (`reason`) is skipped as a whole. An invalid stretch further on costs only its
+    own piece, since judging the whole file first would mean reading everything twice.
 
     Args:
-        blocks: of UTF-8; bytes that were no text in the file's own `encoding` are not valid in them either.
+        blocks: of UTF-8; bytes that are invalid in the file's own `encoding` are invalid in them as well.
     """
     if reason:
         tally.skip(file.shown, reason, file.size, whole=True)
         return
+
     documents = separated(blocks, how.separator.encode()) if how.separator else iter([cut_pieces(blocks)])
     position, seen = 0, Separators()
     for pieces in documents:
@@ -47,6 +48,7 @@ def text_documents(
                 seen.look(piece)
                 yield piece
             position += len(piece)
+
     if position == 0:
         yield b""
     if found := seen.found():
@@ -54,11 +56,11 @@ def text_documents(
 
 
 class Separators:
-    """Whether a text holds what data sets write between documents, which is part of the text unless split there."""
+    """Detects separators that data sets write between documents; they are part of the text unless it is split there."""
 
     def __init__(self) -> None:
         self.inline = dict.fromkeys(SEPARATORS, 0)
-        self.alone: set[str] = set()  # those that have a line to themselves
+        self.alone: set[str] = set()  # those found on a line of their own
         self.pieces = 0
 
     def look(self, piece: bytes) -> None:
@@ -74,7 +76,7 @@ class Separators:
                     self.alone.add(separator)
 
     def found(self) -> str:
-        """The separator that there is, "" for none."""
+        """The separator of the text, "" for none."""
         likely = [name for name, count in self.inline.items() if name in self.alone or count >= FEWEST_INLINE]
         return max(likely, key=lambda name: self.inline[name], default="")
 
@@ -87,8 +89,8 @@ def separator_note(separator: str) -> str:
 
 
 def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[bytes]]:
-    """The pieces of each document between separators, line ends next to them left out. Each document is to be consumed
-    before the next is asked for."""
+    """The pieces of each document between separators, without line ends next to these. Each document has to be consumed
+    before the next is requested."""
     held, ended = bytearray(), False
     source = iter(blocks)
 
@@ -103,7 +105,7 @@ def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[by
                 del held[: at + len(separator)]
                 yield part if begun else part.lstrip(b"\r\n")
                 return
-            keep = len(separator) + 64  # a separator may have begun, and line ends before it
+            keep = len(separator) + 64  # the end may be the beginning of a separator, with line ends before it
             if len(held) > LONGEST_PIECE + keep:
                 part = bytes(held[: len(held) - keep])
                 del held[: len(part)]
@@ -124,9 +126,9 @@ def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[by
 
 
 def cut_pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut at the last paragraph end within 64 KiB; else the first one after it; without one within 256 KiB, at the last
-    line end, and without that between two characters. Cuts depend on what comes before them only, so a file that has
-    grown at its end keeps its old pieces but the last."""
+    """Cut at the last paragraph end within 64 KiB, else at the first one after it; without one within 256 KiB, at the
+    last line end, else between two characters. Cuts depend only on the text before them, so a file that has grown at
+    its end keeps its old pieces except the last."""
     held = bytearray()
     for block in blocks:
         held += block
@@ -157,7 +159,7 @@ def piece_length(window: bytearray) -> int:
 
 
 def utf8_boundary(window: bytes | bytearray) -> int:
-    """The largest length that does not end within a character (the whole length where that is no UTF-8 anyway)."""
+    """The largest length that does not end within a character (the whole length if it is not UTF-8 anyway)."""
     for back in range(1, min(4, len(window)) + 1):
         byte = window[-back]
         if byte & 0xC0 != 0x80:

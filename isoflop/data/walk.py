@@ -1,7 +1,7 @@
-"""A folder -> the files below it, and what is left out or cannot be read, which is counted and never an error.
+"""Lists the files below a folder. What is left out or cannot be read is counted and is never an error.
 
-Left out is what is no text of the user's: hidden files, run folders and prepared data, models, virtual environments,
-repositories, and the metadata that lies next to data sets. Linked folders are read once, whatever leads to them.
+Left out is what is not the user's text: hidden files, run folders and prepared data, models, virtual environments,
+repositories, and the metadata next to data sets. Linked folders are read once, however many links lead to them.
 """
 
 import os
@@ -13,8 +13,8 @@ from isoflop import files
 from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
-MOST_SIZED = 20_000  # files below a folder that is left out, whose sizes are added up
-RUN_FILES = frozenset({"metrics.jsonl", "events.jsonl", "plan.json"})  # of which a run folder has one
+MOST_SIZED = 20_000  # how many files below a left-out folder have their sizes summed
+RUN_FILES = frozenset({"metrics.jsonl", "events.jsonl", "plan.json"})  # a run folder has at least one of these
 MODEL_ENDINGS = (".safetensors", ".gguf", "pytorch_model.bin")
 PACKAGE_FOLDERS = {"node_modules": "package folder", "__pycache__": "cache folder"}
 METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "_SUCCESS"})
@@ -26,7 +26,7 @@ METADATA_NEXT_TO = {  # a name that may be data too -> the endings of the data t
 
 ESCAPE = re.compile(rb"\\x([0-9a-f]{2})")
 
-Identity = tuple[int, int]  # device and inode: what two paths to one folder have in common
+Identity = tuple[int, int]  # device and inode, equal for two paths to one folder
 
 
 def printable(path: str) -> str:
@@ -35,7 +35,7 @@ def printable(path: str) -> str:
 
 
 def from_printable(shown: str) -> str:
-    """The path that `printable` shows so, where there is one; else `shown` itself."""
+    """The inverse of `printable` if such a path exists, else `shown` itself."""
     if os.path.lexists(shown) or "\\x" not in shown:
         return shown
     path = os.fsdecode(ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(shown)))
@@ -43,7 +43,7 @@ def from_printable(shown: str) -> str:
 
 
 class Walk:
-    """One source's walk through its folders. What it counts goes to `tally`; `seen` are the folders it has been to."""
+    """One source's walk through its folders, with counts in `tally`; `seen` are the folders visited so far."""
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
@@ -54,7 +54,7 @@ class Walk:
 
     def below(self, folder: str) -> Iterator[str]:
         """Every regular file below a folder, in an order that depends on names only: those in it, those in its folders,
-        then those in the folders that links lead to."""
+        then those in linked folders."""
         yield from self.folder(folder)
         while self.linked:
             yield from self.folder(self.linked.pop(0), linked=True)
@@ -94,10 +94,10 @@ class Walk:
                 yield from self.folder(inner)
 
     def wanted(self, entry: os.DirEntry[str], names: set[str]) -> bool:
-        """Whether an entry that is no folder is a file to read; counts it if not.
+        """Whether an entry that is not a folder is a file to read; counts it if not.
 
         Raises:
-            OSError: for a link that leads nowhere, or in circles.
+            OSError: for a broken or circular link.
         """
         shown = printable(entry.path)
         if entry.name.startswith("."):
@@ -119,7 +119,7 @@ class Walk:
         return True
 
     def left_out(self, path: str) -> str:
-        """What a folder is that is left out; "" for one to read."""
+        """The kind of a folder to leave out; "" for one to read."""
         name = os.path.basename(path)  # noqa: PTH119 - a Path costs as much as looking at the disk
         if name.startswith("."):
             return "hidden folder"
@@ -129,7 +129,7 @@ class Walk:
             return "isoflop folder"
         try:
             return kind_of(os.listdir(path), path)  # noqa: PTH208
-        except OSError:  # counted when it is entered
+        except OSError:  # counted when the folder is entered
             return ""
 
     def lost(self, what: str, path: str, error: OSError) -> None:
@@ -140,7 +140,7 @@ class Walk:
 
 
 def own_folder() -> set[Identity]:
-    """$ISOFLOP_HOME, if there is one."""
+    """The identity of $ISOFLOP_HOME, if it exists."""
     try:
         identity = identity_of(str(files.home()))
     except UserError:
@@ -149,17 +149,17 @@ def own_folder() -> set[Identity]:
 
 
 def kind_of(names: list[str], path: str) -> str:
-    """What a folder with these names in it is, if it is none of text: a run, prepared data, a model ...; else ""."""
-    there = set(names)
-    if "config.json" in there and there & RUN_FILES:
+    """The kind of a folder with these names in it if it does not hold text: a run, prepared data, a model ...; else ""."""
+    present = set(names)
+    if "config.json" in present and present & RUN_FILES:
         return "run folder"
-    if "manifest.json" in there and "tokenizer.json" in there:
+    if "manifest.json" in present and "tokenizer.json" in present:
         return "prepared-data folder" if any(name.startswith("heldout.") for name in names) else "model folder"
-    if "config.json" in there and any(name.endswith(MODEL_ENDINGS) for name in names):
+    if "config.json" in present and any(name.endswith(MODEL_ENDINGS) for name in names):
         return "model folder"
-    if "pyvenv.cfg" in there or "conda-meta" in there:
+    if "pyvenv.cfg" in present or "conda-meta" in present:
         return "virtual environment"
-    if {"HEAD", "objects", "refs"} <= there:
+    if {"HEAD", "objects", "refs"} <= present:
         return "Git repository"
     return ""
 
@@ -173,7 +173,7 @@ def is_metadata(name: str, names: set[str]) -> bool:
 
 
 def identity_of(path: str | int) -> Identity | None:
-    """Of a path or an open descriptor; None if there is no such thing."""
+    """The identity of a path or an open descriptor; None if it does not exist."""
     try:
         found = os.stat(path)  # noqa: PTH116 - a descriptor too
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
-"""One encoding process: documents come in on standard input, tokens go out on standard output.
+"""One encoding process: reads documents from standard input, writes tokens to standard output.
 
-A plain subprocess with length-prefixed messages, and not multiprocessing: fork is unsafe after torch and tokenizers
-have started threads, spawn and forkserver run the user's script a second time, and here nothing is pickled. The process
-ends when its standard input does, so it never outlives the one that started it.
+It is a plain subprocess with length-prefixed messages rather than multiprocessing: fork is unsafe after torch and
+tokenizers have started threads, spawn and forkserver run the user's script a second time, and nothing is pickled here.
+The process ends when its standard input does, so it never outlives the one that started it.
 
-    to it:    u8 length, tokenizer.json        then, again and again: u8 count, u8 lengths, the documents
-    from it:                                   u8 counts of tokens, the tokens (end-of-text after each document)
+    input:    u8 length, tokenizer.json        then repeatedly: u8 count, u8 lengths, the documents
+    output:                                    u8 counts of tokens, the tokens (end-of-text after each document)
 """
 
 import signal
@@ -24,7 +24,7 @@ SIZE = struct.Struct("<Q")
 
 
 def encode_documents(tokenizer: Tokenizer, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens of each document with its end-of-text, all of them one after another in the shards' dtype)."""
+    """(number of tokens of each document with its end-of-text, all tokens concatenated in the shards' dtype)."""
     dtype = dtype_for(tokenizer.vocab_size)
     end = np.array([tokenizer.eot], dtype)
     parts: list[np.ndarray] = []
@@ -39,8 +39,8 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[bytes]) -> tuple[
 def in_groups(tokenizer: Tokenizer, documents: Sequence[bytes]) -> Iterator[list[tuple[int, bool, str]]]:
     """(document's number, whether this is its last stretch, text), some 256 Ki characters at a time.
 
-    The library needs about a hundred bytes of memory a byte of text until a batch is done, so a batch is kept small and
-    a document of a hundred megabytes is encoded in stretches.
+    The library needs about a hundred bytes of memory per byte of text until a batch is done, so batches are small and a
+    document of a hundred megabytes is encoded in stretches.
     """
     group: list[tuple[int, bool, str]] = []
     held = 0
@@ -83,7 +83,7 @@ def receive(stream: BinaryIO, size: int) -> bytes:
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no parent, no traceback
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # no traceback when the parent has ended
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     (length,) = SIZE.unpack(receive(source, SIZE.size))
     tokenizer = Tokenizer.from_json(receive(source, length).decode())
