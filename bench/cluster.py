@@ -4,7 +4,7 @@
     python bench/cluster.py --check      # published runs beside what the model says of them
     python bench/cluster.py --fit        # its one fitted constant, anew
 
-A calculation, not a measurement: cluster_time.py has the model, docs/many-machines.md says how far to trust it.
+A calculation, not a measurement: isoflop/plan/cluster has the model, docs/many-machines.md says how far to trust it.
 `--batch` is tokens in an optimiser step, shared by all GPUs; each pass takes as many sequences as fit. `--share` is the
 share of the peak that the products reach with nobody to talk to: measure it on one node. hsdp shards within whole
 nodes, as many as are fastest. Parameters, gradients and moments are in float32, products in bfloat16 and sums in
@@ -15,140 +15,36 @@ is divided; `--gather 2`, `--sum every` and `--pieces` say what the alternatives
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from cluster_time import CLUSTERS, PAID, USABLE, Cluster, Step, Work, require_fits, step
-from isoflop.errors import UserError
 from isoflop.model.count import build_on_meta, count, palm
 from isoflop.model.presets import PRESETS
-from isoflop.parallel.cost import Parallelism, ProcessMemory, activation_bytes, memory
+from isoflop.parallel.cost import Parallelism
+from isoflop.plan.cluster.layouts import Row, Shape, Way, rows
+from isoflop.plan.cluster.machines import CLUSTERS, Cluster
+from isoflop.plan.cluster.timing import PAID, Work, step
 
 GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
 
 
-@dataclass(frozen=True)
-class Model:
-    """What the calculation knows of a model."""
-
-    parameters: int
-    flops: float
-    layers: int
-    d_model: int
-    context: int
-    largest_unit: int
-
-    @classmethod
-    def of(cls, name: str) -> "Model":
-        config = PRESETS[name]()
-        model = build_on_meta(config)
-        n = count(model)
-        return cls(
-            parameters=n.total,
-            flops=palm(model, config.context),
-            layers=config.layers,
-            d_model=config.d_model,
-            context=config.context,
-            largest_unit=max(n.embedding, n.blocks // config.layers),
-        )
-
-
-@dataclass(frozen=True)
-class Way:
-    """How a step is done.
-
-    Attributes:
-        share: of the peak.
-        recompute: the blocks are worked out again in the backward pass.
-        gather: bytes of a parameter on its way.
-        every: gradients are summed after every pass, not after the last alone.
-        pieces: the model need not fit a GPU whole at first.
-    """
-
-    share: float
-    recompute: bool = False
-    gather: float = 4
-    every: bool = False
-    pieces: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """One way to train it."""
-
-    layout: Parallelism
-    sequences: int
-    passes: int
-    step: Step
-    held: ProcessMemory
-
-    def tokens_per_second(self, model: Model) -> float:
-        return self.layout.processes * self.sequences * self.passes * model.context / self.step.seconds
-
-
-def rows(model: Model, cluster: Cluster, gpus: int, batch: float, way: Way) -> Iterator[Row | str]:
-    """The three modes on so many GPUs; the reason for one that cannot be."""
-    sequences = round(batch / model.context / gpus)
-    for mode in ("ddp", "fsdp", "hsdp"):
-        if sequences < 1:
-            yield f"{mode:5} a batch of {batch:,.0f} tokens has fewer sequences than there are GPUs"
-            continue
-        try:
-            yield fastest(model, cluster, layouts(mode, gpus, cluster.node), sequences, way)
-        except UserError as error:
-            yield f"{mode:5} {str(error).partition('(')[0].strip()}"
-
-
-def layouts(mode: str, gpus: int, node: int) -> list[Parallelism]:
-    if mode != "hsdp":
-        return [Parallelism(mode, gpus)]
-    shards = [node * 2**i for i in range(20) if node * 2**i < gpus and gpus % (node * 2**i) == 0]
-    if not shards:
-        raise UserError("needs more than one node; on one it is fsdp")
-    return [Parallelism("hsdp", gpus, gpus // size) for size in shards]
-
-
-def fastest(model: Model, cluster: Cluster, choices: list[Parallelism], sequences: int, way: Way) -> Row:
-    """Each layout with the most sequences a pass that fit, and of these the fastest.
-
-    Raises:
-        UserError: if none fits.
-    """
-    whole = 4 * model.parameters
-    if whole > USABLE * cluster.memory and not way.pieces:
-        raise UserError(
-            f"built whole on every GPU first, {whole / 1e9:.0f} GB do not fit one of {cluster.memory / 1e9:.0f} GB"
-        )
-    found: list[Row] = []
-    refusal: UserError | None = None
-    for layout in choices:
-        for passes in (n for n in range(1, sequences + 1) if sequences % n == 0):
-            tokens = sequences // passes * model.context
-            held = memory(
-                layout,
-                model.parameters,
-                largest_unit=model.largest_unit,
-                activations=activation_bytes(tokens, model.layers, model.d_model, recompute=way.recompute),
-                compute_bytes=way.gather if layout.shards > 1 else 2,
-                cast_bytes=2 if layout.shards > 1 and way.gather > 2 else 0,
-                whole_gradients=passes > 1 and not way.every,
-            )
-            try:
-                require_fits(held, cluster)
-            except UserError as error:
-                refusal = error
-                continue
-            work = Work(model.parameters, model.flops, tokens, model.layers + 1, passes, way.recompute)
-            taken = step(work, layout, cluster, way.share, parameter_bytes=way.gather, reduce_every_pass=way.every)
-            found.append(Row(layout, sequences // passes, passes, taken, held))
-            break
-    if refusal and not found:
-        raise refusal
-    return min(found, key=lambda row: row.step.seconds)
+def shape_of(name: str) -> Shape:
+    """A preset as the calculation knows it."""
+    config = PRESETS[name]()
+    model = build_on_meta(config)
+    n = count(model)
+    return Shape(
+        parameters=n.total,
+        flops=palm(model, config.context),
+        layers=config.layers,
+        d_model=config.d_model,
+        context=config.context,
+        largest_unit=max(n.embedding, n.blocks // config.layers),
+    )
 
 
 def show(name: str, cluster: Cluster, sizes: list[int], batch: float, way: Way) -> None:
-    model = Model.of(name)
+    model = shape_of(name)
     print(
         f"{name}: {model.parameters / 1e9:.2f}e9 parameters, {batch:,.0f} tokens a step, context {model.context:,}, "
         f"{way.share:.0%} of the peak when alone"

@@ -10,7 +10,7 @@ $20@2.5/h              money at a price per hour, that is, seconds
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isoflop.errors import UserError
 
@@ -23,11 +23,16 @@ EXAMPLES = "write 90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps or $20@2.5/h"
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of one kind: `seconds`, `flops`, `tokens` or `steps`. `more` marks `+1h`: on top of an existing run."""
+    """An amount of one kind: `seconds`, `flops`, `tokens` or `steps`. `more` marks `+1h`: on top of an existing run.
+
+    Attributes:
+        dollars: what was given as money at a price per hour; 0: nothing was.
+    """
 
     kind: str
     amount: float
     more: bool = False
+    dollars: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         sign = "+" if self.more else ""
@@ -44,6 +49,19 @@ class Budget:
             case _:
                 return f"{sign}{int(self.amount)}steps"
 
+    def words(self) -> str:
+        """The budget as a person gave it: "8h", or "8h ($20 at $2.50 per hour)"."""
+        if not self.dollars:
+            return str(self)
+        return (
+            f"{self} ({money_in_words(self.dollars)} at {money_in_words(3600 * self.dollars / self.amount)} per hour)"
+        )
+
+
+def money_in_words(dollars: float) -> str:
+    """$1,440, or $2.50: cents where they matter."""
+    return f"${dollars:,.0f}" if dollars >= 1000 or dollars == int(dollars) else f"${dollars:,.2f}"
+
 
 def parse_budget(text: str) -> Budget:
     """Parse one budget.
@@ -54,11 +72,13 @@ def parse_budget(text: str) -> Budget:
     if len(text) > LONGEST:
         raise UserError(f"budget {text!r} is not understood: {EXAMPLES}")
     stripped = text.strip()
+    dollars = 0.0
     more, body = stripped.startswith("+"), stripped.removeprefix("+")
 
     if money := re.fullmatch(rf"\$?{NUMBER}(?:usd)?@(?P<price>[\d.eE]+)/h", body, re.IGNORECASE):
         price = float_or_nan(money["price"])
-        kind, amount = "seconds", 3600.0 * float(money["number"]) / price if price > 0 else math.nan
+        kind, dollars = "seconds", float(money["number"])
+        amount = 3600.0 * dollars / price if price > 0 else math.nan
     elif plain := re.fullmatch(rf"{NUMBER}\s*(?P<multiple>[kMGBT]?)(?P<unit>[A-Za-z]*)", body):
         kind, scale = unit_of(plain["multiple"], plain["unit"], text)
         amount = float(plain["number"]) * scale
@@ -71,7 +91,7 @@ def parse_budget(text: str) -> Budget:
         if amount < 1:
             raise UserError(f"budget {text!r} is less than one: {EXAMPLES}")
         amount = float(int(amount))
-    return Budget(kind, amount, more)
+    return Budget(kind, amount, more, dollars)
 
 
 def unit_of(multiple: str, unit: str, text: str) -> tuple[str, float]:

@@ -284,7 +284,7 @@ def cell(value: Any) -> str:
 
 def show_plan(screen: Screen, advice: Advice) -> None:
     screen.close()
-    screen.say(f"plan for {advice.budget}")
+    screen.say(f"plan for {advice.budget.words()}")
     screen.reasons([(f"  {choice.name}", str(choice.value), choice.reason) for choice in advice.choices])
     if advice.expected:
         e = advice.expected

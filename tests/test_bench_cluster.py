@@ -3,10 +3,12 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import FITTED, Model, Way, check, fit, rows, unfitted
-from cluster_time import CLUSTERS, PAID, Work, require_fits, step
+from cluster import FITTED, check, fit, unfitted
 from isoflop.errors import UserError
 from isoflop.parallel.cost import Parallelism, ProcessMemory, traffic
+from isoflop.plan.cluster.layouts import Shape, Way, rows
+from isoflop.plan.cluster.machines import CLUSTERS
+from isoflop.plan.cluster.timing import PAID, Work, require_fits, step
 
 H100 = CLUSTERS["h100"]
 WORK = Work(parameters=8e9, flops=5.8e10, tokens=16384, units=33)
@@ -101,7 +103,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_the_table_says_why_a_mode_cannot_be():
-    model = Model(12_850e6, 7.9e10, layers=40, d_model=5120, context=2048, largest_unit=315e6)  # GPT-3 13B
+    model = Shape(12_850e6, 7.9e10, layers=40, d_model=5120, context=2048, largest_unit=315e6)  # GPT-3 13B
     way = Way(0.41, every=True)
     ddp, fsdp, hsdp = rows(model, H100, 8, 2**21, way)
     assert "do not fit" in ddp and "needs more than one node" in hsdp

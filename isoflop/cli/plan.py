@@ -1,4 +1,4 @@
-"""The commands `plan fit`, `plan predict` and `plan compare`: scaling laws from anybody's table of runs."""
+"""Scaling laws from tables of runs: `plan fit`, `predict`, `compare`. What to train on other machines: `plan advise`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +15,9 @@ FitArgument = Annotated[
 
 
 def plan() -> None:
-    """Fit scaling laws to a table of runs, and ask them what a budget buys: plan fit, plan predict, plan compare."""
-    raise UserError("plan needs a command: isoflop plan fit, predict or compare")
+    """Fit scaling laws to a table of runs, and ask them what a budget buys, here or on other machines: plan fit, plan
+    predict, plan compare, plan advise."""
+    raise UserError(f"plan needs a command: isoflop plan {', '.join(list(PLAN)[:-1])} or {list(PLAN)[-1]}")
 
 
 def fit(
@@ -187,4 +188,65 @@ def size_of_preset(name: str, text: str) -> float:
     return float(parameters(PRESETS[name]()).total)
 
 
-PLAN: dict[str, Callable[..., None]] = {"fit": fit, "predict": predict, "compare": compare}
+def advise(
+    sources: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="SOURCE", help="the text that there is, for its size; none: more than can be read"),
+    ] = (),
+    *,
+    machine: Annotated[str, tyro.conf.arg(metavar="8xh100", help="GPUS x NAME of h100, h200, b200 or a100, in nodes")],
+    budget: Annotated[
+        str, tyro.conf.arg(metavar="72h", help="time, or money at a price per hour of all GPUs: $1440@20/h")
+    ],
+    price: Annotated[
+        float, tyro.conf.arg(metavar="2.5", help_behavior_hint="", help="dollars per GPU hour; without it no dollars")
+    ] = 0.0,
+    share: Annotated[
+        float, tyro.conf.arg(help="of its peak that one GPU reaches alone, as measured on one; 0: as isoflop does")
+    ] = 0.0,
+    law: Annotated[
+        str, tyro.conf.arg(metavar="FIT", help="a file of `isoflop plan fit`, or a published law")
+    ] = "besiroglu2024",
+    json: Json = False,
+) -> None:
+    """What to train on machines that are not at hand: model, tokens, mode, speed, loss and dollars, calculated."""
+    from isoflop.budget import parse_budget
+    from isoflop.cli.cluster_shown import TIMES, advice_dict, show_advice
+    from isoflop.files import to_json
+    from isoflop.plan.cluster.advise import SHARE, Job
+    from isoflop.plan.cluster.advise import advise as advise_job
+    from isoflop.plan.cluster.machines import parse_machine
+    from isoflop.plan.law.forms import PUBLISHED
+    from isoflop.plan.law.study import read_counted
+
+    gpus, name = parse_machine(machine)
+    time = parse_budget(budget)
+    if time.kind != "seconds" or time.more:
+        raise UserError(f"--budget {budget} is no time: write 72h, or $1440@20/h; of FLOPs `plan predict` knows more")
+    if not 0 <= price < float("inf"):
+        raise UserError(f"--price {price:g} is not a number of dollars per GPU hour, as in 2.5")
+    if not 0 <= share <= 1:
+        raise UserError(f"--share {share:g} is not a share of the peak between 0 and 1, as in 0.45")
+
+    basis, counts = read_counted(law, plain=False)
+    price = price or 3600 * time.dollars / (gpus * time.amount)
+    job = Job(gpus, name, time.amount, price, share or SHARE, size_of(sources))
+    found = [advise_job(job.times(factor), basis, counts, PUBLISHED.get(law)) for factor in TIMES]
+    one = found[TIMES.index(1.0)]
+    if json:
+        others = {"half": advice_dict(found[0]), "twice": advice_dict(found[-1])}
+        print(to_json({**advice_dict(one), "law": basis.way, "counting": counts.words(), **others}), end="")
+    else:
+        show_advice(one, found, time.words(), basis.way)
+
+
+def size_of(sources: tuple[str, ...]) -> float:
+    """Bytes of text in some sources, estimated; infinite for none."""
+    from isoflop.data.config import DataConfig
+    from isoflop.data.survey import survey_sources
+
+    return float(survey_sources(DataConfig(sources=sources)).bytes) if sources else float("inf")
+
+
+PLAN: dict[str, Callable[..., None]] = {"fit": fit, "predict": predict, "compare": compare, "advise": advise}

@@ -28,7 +28,7 @@ from isoflop.plan.machine import choose_runtime
 from isoflop.plan.predictability import Predictability, predictability
 from isoflop.plan.prior import expect
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
-from isoflop.plan.settings import context_for, vocabulary_for, with_batch, with_length, with_rates
+from isoflop.plan.settings import bytes_per_token_for, context_for, vocabulary_for, with_batch, with_length, with_rates
 from isoflop.plan.speeds import find_speeds
 from isoflop.plan.trials import calibration_seconds, first_trial, usual_speed
 from isoflop.records import CandidateShape
@@ -86,9 +86,8 @@ def plan(
 
 
 def estimated(proposal: Proposal, size: float) -> Facts:
-    """What is thought of `size` bytes of text that are not prepared: of English and code, bytes per token grow with the
-    logarithm of the vocabulary (2.4 with 512 ids, 3.1 with 2,048, 4.0 with 16,384)."""
-    per_token = max(1.5, 0.33 * math.log2(proposal.vocabulary) - 0.6)
+    """What is thought of `size` bytes of text that are not prepared."""
+    per_token = bytes_per_token_for(proposal.vocabulary)
     return Facts(int(size / per_token), proposal.vocabulary, per_token, measured=False)
 
 

@@ -29,6 +29,12 @@ def vocabulary_for(flops: float, corpus_bytes: float) -> int:
     return int(2 ** min(16, max(9, round(min(wanted, possible)))))
 
 
+def bytes_per_token_for(vocabulary: int) -> float:
+    """Bytes of English and code per token, about: they grow with the logarithm of the vocabulary (2.4 with 512 ids, 3.1
+    with 2,048, 4.0 with 16,384)."""
+    return max(1.5, 0.33 * math.log2(vocabulary) - 0.6)
+
+
 def batch_tokens_for(tokens: float) -> float:
     """Tokens in one optimiser step: 0.573 D^0.571 (Step Law, Li et al. 2025), between 2,048 and 4 M.
 

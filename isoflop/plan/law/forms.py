@@ -110,11 +110,20 @@ def kaplan(alpha_n: float, alpha_d: float, n_c: float, d_c: float) -> Law:
 
 @dataclass(frozen=True)
 class Published:
-    """A law from a paper: its constants, where they stand, and what its N counts."""
+    """A law from a paper.
+
+    Attributes:
+        source: where its constants stand.
+        counts: what its N counts, a name of counting.PARAMETERS.
+        errors: standard errors of E, alpha and beta; None: not published.
+        middle: FLOPs in the geometric middle of its runs.
+    """
 
     law: Law
     source: str
     counts: str
+    errors: tuple[float, float, float] | None = None
+    middle: float = 1e20
 
 
 PUBLISHED = {
@@ -122,6 +131,7 @@ PUBLISHED = {
         Law(1.8169, 482.006, 2085.434, 0.34781, 0.36585),
         "Besiroglu et al. 2024 (2404.10102), table 1: Chinchilla's data refitted",
         "total",
+        errors=(0.0257, 0.0154, 0.0206),
     ),
     "hoffmann2022": Published(
         Law(1.6934, 406.40, 410.72, 0.33917, 0.28491),

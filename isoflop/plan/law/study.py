@@ -168,7 +168,13 @@ def to_text(stored: dict[str, Any]) -> str:
 
 
 def read_basis(name: str, plain: bool = False) -> tuple[Basis, str]:
-    """What to predict from: a stored fit, or a published law by name. With it, what its N counts.
+    """What to predict from, as `read_counted` has it. With it, what its N counts, in words."""
+    basis, counts = read_counted(name, plain)
+    return basis, counts.words()
+
+
+def read_counted(name: str, plain: bool = False) -> tuple[Basis, Counts]:
+    """What to predict from: a stored fit, or a published law by name. With it, what its N and C count.
 
     Args:
         plain: the plain law of the stored fit, not the way that was chosen by holding out.
@@ -179,7 +185,7 @@ def read_basis(name: str, plain: bool = False) -> tuple[Basis, str]:
     if name in PUBLISHED:
         one = PUBLISHED[name]
         constants = np.array([[getattr(one.law, constant) for constant in ALL]])
-        return Basis(Samples(one.law, constants, 0.0), None, None, one.source), Counts(one.counts).words()
+        return Basis(Samples(one.law, constants, 0.0), None, None, one.source), Counts(one.counts)
     path = Path(name)
     if not path.is_file():
         known = ", ".join(PUBLISHED)
@@ -191,7 +197,7 @@ def read_basis(name: str, plain: bool = False) -> tuple[Basis, str]:
         )
     try:
         counting = stored["counting"]
-        counts = Counts(counting["parameters"], counting["flops"]).words()
+        counts = Counts(counting["parameters"], counting["flops"])
         return basis_of(stored["plain" if plain else "prediction"]), counts
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{name} is damaged ({error!r}): make it anew with `isoflop plan fit`") from None

@@ -5,14 +5,14 @@
 - compute: FLOPs of a process over the peak times the share of it that kernels reach with nobody to talk to. The share
   is the caller's: it belongs to software and shapes, and one run on one node tells it (0.35 to 0.61 on H100 so far).
 - communication: the bytes of `cost.traffic` over the slowest wire that they cross, and each collective's latency. It
-  runs beside compute, forward beside the gathers, backward beside gathers and sums. What there is too little compute
+  overlaps compute: the forward pass the gathers, the backward pass gathers and sums. What there is too little compute
   to hide is exposed; and in any case the first gather and the last sum, which have nothing to hide behind, and PAID of
   the time that the same transfer takes within a node: its kernels hold processors and memory that the products lack,
   however fast the network. That it is the time within a node, and not on the wire, is what runs on slow networks show.
 - update: the optimiser reads and writes its shard at the memory's rate.
 
-PAID is fitted (`python bench/cluster.py --fit`), on one published table; all other constants are from a source named
-beside them. docs/many-machines.md says how far off the model is for published runs that nothing was fitted to.
+PAID is fitted (`python bench/cluster.py --fit`), on one published table; all other constants have their source next to
+them. docs/many-machines.md says how far off the model is for published runs that nothing was fitted to.
 """
 
 import math
@@ -20,10 +20,7 @@ from dataclasses import dataclass
 
 from isoflop.errors import UserError
 from isoflop.parallel.cost import Parallelism, ProcessMemory, traffic
-
-# What a collective attains of a wire's rate. Between nodes: all-gather at 324 GB/s and all-reduce at 331 of 400 (4
-# nodes of 8 H100, NCCL 2.24.3, Voltage Park's benchmark); 340 of 400 (32 nodes, NVIDIA/nccl issue 1218).
-WIRE = 0.82
+from isoflop.plan.cluster.machines import WIRE, Cluster
 
 # Seconds of a ring's collective before its first byte: once, and for each step to the next GPU, in the node and across
 # the network (NVIDIA/nccl, src/graph/tuning.cc, baseLat and hwLat: ring, protocol "Simple").
@@ -33,54 +30,10 @@ BUCKET = 25 * 2**20  # bytes of gradients that DistributedDataParallel sums at o
 
 PAID = 0.71
 
-UPDATE = 32  # bytes a parameter: read it, its gradient (twice: the norm first) and two moments, write three, in float32
+# bytes per parameter in float32: read it, its gradient (twice: the norm first) and two moments, write three
+UPDATE = 32
 
 USABLE = 0.9  # of a GPU's memory; our choice. The rest is the CUDA context, NCCL's buffers and the allocator's gaps
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """GPUs in nodes. Rates are in one direction.
-
-    Attributes:
-        peak: dense bfloat16 FLOP/s of a GPU.
-        memory: bytes of a GPU.
-        memory_rate: bytes/s between a GPU and its memory.
-        link: bytes/s from a GPU to the others of its node.
-        network: bytes/s from a node to the others, all its adapters together.
-        node: GPUs in a node.
-    """
-
-    peak: float
-    memory: float
-    memory_rate: float
-    link: float
-    network: float
-    node: int = 8
-
-    def rate(self, group: int, together: int) -> float:
-        """Bytes/s that each process of a group sends in a ring while all others in the node do likewise.
-
-        A ring through several nodes enters and leaves each of them once, and as many rings as there are adapters share
-        the work. So all of a node's GPUs in one group can use all of its network, and one GPU in a group its part.
-
-        Args:
-            group: processes in it.
-            together: how many of them share a node.
-        """
-        if group <= together:
-            return WIRE * self.link
-        network = self.network * together / self.node
-        return WIRE * (min(self.link, network) if together > 1 else network)
-
-
-# H100 SXM: 989.4 TFLOP/s, 80 GB, 3.35 TB/s, NVLink 900 GB/s both ways together (NVIDIA H100 data sheet, which prints
-# 1,979 with sparsity); 8 adapters of 400 Gb/s a node (DGX H100 data sheet).
-# A100 SXM: 312 TFLOP/s, 80 GB, 2.04 TB/s, NVLink 600 GB/s both ways (NVIDIA A100 data sheet); 8 of 200 (DGX A100's).
-CLUSTERS: dict[str, Cluster] = {
-    "h100": Cluster(peak=989.4e12, memory=80e9, memory_rate=3.35e12, link=450e9, network=400e9),
-    "a100": Cluster(peak=312e12, memory=80e9, memory_rate=2.04e12, link=300e9, network=200e9),
-}
 
 
 @dataclass(frozen=True)
