@@ -57,8 +57,8 @@ def show_advice(one: Advice, others: list[Advice], budget: str, law: str) -> Non
         say(f"warning: models narrower than {NARROWEST} reach less than that; by how much was not measured", "  ")
     if one.tokens > REPEATS * one.unique:
         say(
-            f"warning: the text that there is is read {one.tokens / one.unique:,.0f} times. Up to {REPEATS} times hardly "
-            "cost anything (Muennighoff et al. 2023), far more is wasted: find more text, or spend less",
+            f"warning: the text that there is is read {one.tokens / one.unique:,.0f} times. Up to {REPEATS} times "
+            "hardly cost anything (Muennighoff et al. 2023), far more is wasted: find more text, or spend less",
             "  ",
         )
     if shape.d_model == WIDTHS[-1]:

@@ -1,4 +1,4 @@
-"""Scaling laws from tables of runs: `plan fit`, `predict`, `compare`. What to train on other machines: `plan advise`."""
+"""Scaling laws from tables of runs: `plan fit`, `predict`, `compare`. What to train on other machines: `advise`."""
 
 from collections.abc import Callable
 from pathlib import Path
