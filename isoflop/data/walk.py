@@ -149,7 +149,7 @@ def own_folder() -> set[Identity]:
 
 
 def kind_of(names: list[str], path: str) -> str:
-    """The kind of a folder with these names in it if it does not hold text: a run, prepared data, a model ...; else ""."""
+    """The kind of a folder with these names in it that holds no text: a run, prepared data, a model ...; else ""."""
     present = set(names)
     if "config.json" in present and present & RUN_FILES:
         return "run folder"
