@@ -100,9 +100,7 @@ def measure(
         group: the processes that share the work; all get the figure.
     """
     context, count = model.config.context, len(tokens)
-    starts = np.arange(0, count, context)
-    if max_tokens and count > max_tokens:
-        starts = starts[np.unique(np.linspace(0, len(starts) - 1, max(1, max_tokens // context)).astype(np.int64))]
+    starts = window_starts(count, context, max_tokens)
     whole = [start for start in starts if start + context <= count]
     rows = max(1, BATCH_TOKENS // context)
     groups = [whole[i : i + rows] for i in range(0, len(whole), rows)]
@@ -119,6 +117,14 @@ def measure(
         return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum())
 
     return shared_out(model, groups, one, group)
+
+
+def window_starts(count: int, context: int, max_tokens: int = 0) -> npt.NDArray[np.int64]:
+    """The first token of each window that is measured of a stream of `count` tokens, see `measure`."""
+    starts = np.arange(0, count, context)
+    if max_tokens and count > max_tokens:
+        starts = starts[np.unique(np.linspace(0, len(starts) - 1, max(1, max_tokens // context)).astype(np.int64))]
+    return starts
 
 
 def shared_out(

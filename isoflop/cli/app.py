@@ -3,7 +3,7 @@
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import tyro
 
@@ -11,6 +11,7 @@ from isoflop import __version__
 from isoflop.cli.arguments import spread_set
 from isoflop.cli.inference import evaluate, sample
 from isoflop.cli.inspect import config, report, runs
+from isoflop.cli.lab import LAB, lab
 from isoflop.cli.plan import PLAN, plan
 from isoflop.cli.prepare import prepare
 from isoflop.cli.train import train
@@ -18,7 +19,7 @@ from isoflop.cli.transfer import export_model, import_model
 from isoflop.errors import UserError
 from isoflop.terminal import OutputLost, exit_code, wrapped
 
-COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "train": train,
     "prepare": prepare,
     "sample": sample,
@@ -29,16 +30,18 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "runs": runs,
     "config": config,
     "plan": plan,
+    "lab": lab,
 }
-GROUPS = {"plan": PLAN}  # commands that have commands of their own
+# commands that have commands of their own
+GROUPS: Mapping[str, Mapping[str, Callable[..., int | None]]] = {"plan": PLAN, "lab": LAB}
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0; 2 for anything the user can mend, told in one line; 1 for a run that diverged; 128 + signal
-        for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
+        The exit code: 0, or what the command makes of its result (`lab run`: 10 to 13); 2 for anything the user can
+        mend, told in one line; 1 for a run that diverged; 128 + signal for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
         torchrun itself says more, and gives 1 for any of them (parallel/failures.py).
     """
     commands, prog, words = COMMANDS, "isoflop", list(arguments)
@@ -50,8 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         if list(arguments) == ["--version"]:
             print(f"isoflop {__version__}")
             return 0
-        tyro.extras.subcommand_cli_from_dict(
-            commands,
+        said = tyro.extras.subcommand_cli_from_dict(
+            dict(commands),
             prog=prog,
             description=description,
             args=spread_set(words),
@@ -67,7 +70,7 @@ def run(arguments: Sequence[str]) -> int:
         return exit_code(error)
     except Exception as error:
         return stopped_run(error)
-    return 0
+    return said if isinstance(said, int) else 0
 
 
 def complain(text: str) -> None:

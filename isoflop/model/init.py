@@ -77,6 +77,19 @@ class Modern:
         normal(weight, stds[role])
 
 
+class Xavier:
+    """N(0, sqrt(2 / (fan-in + fan-out))) for every matrix (Glorot & Bengio 2010, section 4.2.1), residual products and
+    head too, and N(0, embedding_std) for what is looked up: what the theory of Xiong et al. 2020 (2002.04745, section
+    3.2) assumes, with inputs of size sqrt(D)."""
+
+    def __init__(self, *, embedding_std: float = 1.0) -> None:
+        self.embedding_std = embedding_std
+
+    def __call__(self, weight: Tensor, role: str) -> None:
+        looked_up = role in ("embedding", "position", "value")
+        normal(weight, self.embedding_std if looked_up else math.sqrt(2 / sum(weight.shape[-2:])))
+
+
 def normal(weight: Tensor, std: float) -> None:
     if weight.is_meta:
         return  # nothing to fill; a draw on the meta device makes torch import its reference library, half a second

@@ -28,7 +28,7 @@ from isoflop.model.blocks.norm import BatchNorm, LayerNorm, NoNorm, RMSNorm
 from isoflop.model.blocks.part import Absent, ByDepth, entry
 from isoflop.model.blocks.position import Alibi, Learned, Position, Relative, Rotary, Sinusoidal
 from isoflop.model.blocks.wiring import DeepNorm, NoResidual, Parallel, PostNorm, PreNorm, ReZero, Sandwich
-from isoflop.model.init import GPT2, Modern, Normal
+from isoflop.model.init import GPT2, Modern, Normal, Xavier
 from isoflop.model.spec import Spec
 
 LARGEST = 2**28  # limit of any size: the bytes of a product of two still fit in 64 bits
@@ -78,7 +78,7 @@ WIRINGS: dict[str, Entry] = {
     "deepnorm": DeepNorm,
 }
 
-INITS: dict[str, Entry] = {"gpt2": GPT2, "normal": Normal, "modern": Modern}
+INITS: dict[str, Entry] = {"gpt2": GPT2, "normal": Normal, "modern": Modern, "xavier": Xavier}
 
 SLOTS: dict[str, dict[str, Entry]] = {
     "norm": NORMS,

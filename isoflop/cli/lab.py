@@ -1,0 +1,294 @@
+"""The commands `lab list`, `lab run`, `lab report`, `lab new`, `lab compare` and `lab account`."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from isoflop.cli.arguments import Sources, Trusted
+from isoflop.errors import UserError
+
+if TYPE_CHECKING:
+    from isoflop.lab.claim import Claim
+
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON object; what happens goes to standard error")]
+Folder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="where runs, verdicts and pages are kept")]
+BudgetOption = Annotated[
+    str, tyro.conf.arg(metavar="BUDGET", help_behavior_hint="(default: the claim's)", help="as in 90s, 30m or 2h")
+]
+WorkersOption = Annotated[int, tyro.conf.arg(metavar="N", help="runs at a time, of one thread each")]
+
+
+def lab() -> None:
+    """Put claims about transformers to the test: lab list, run, report, new, compare, account."""
+    raise UserError("lab needs a command: isoflop lab list, run, report, new, compare or account")
+
+
+def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
+    """List the claims that isoflop has, and the verdicts that are there."""
+    from isoflop.files import to_json
+    from isoflop.lab.claim import all_claims
+    from isoflop.lab.recorded import claims_there
+    from isoflop.lab.store import Store
+
+    store = Store(out)
+    there = {claim.name: store.notes(claim, "verdict")[-1].get("verdict") for claim in claims_there(store)}
+    rows = [
+        {
+            "name": claim.name,
+            "statement": claim.statement,
+            "minutes": claim.setup.minutes if claim.trains else 1.0,
+            "trains": claim.trains,
+            "full": bool(claim.full),
+            "verdict": there.get(claim.name),
+        }
+        for claim in all_claims()
+    ]
+    if json:
+        print(to_json(rows), end="")
+        return
+    for row in rows:
+        cost = f"up to {row['minutes']:g} min" if row["trains"] else "seconds"
+        print(f"{row['name']:22} {row['statement']}\n{'':22} {cost}; {row['verdict'] or 'not run yet'}")
+    for name in there:
+        if name not in {row["name"] for row in rows}:
+            print(f"{name:22} {there[name]}")
+    print("run one: isoflop lab run NAME; one of your own: isoflop lab new NAME")
+
+
+def run(
+    claim: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="CLAIM", help="a name of `lab list`, or a claim's file")
+    ],
+    sources: Sources = (),
+    *,
+    budget: BudgetOption = "",
+    full: Annotated[bool, tyro.conf.arg(help="as the claim's [full] section says: larger, and hours long")] = False,
+    workers: WorkersOption = 2,
+    out: Folder = Path("lab"),
+    dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
+    json: Json = False,
+    trust_code: Trusted = (),
+) -> int:
+    """Put a claim to the test. Exit code 10: supported, 11: refuted, 12: equivalent, 13: undecided."""
+    from isoflop.lab.claim import read_claim
+
+    read = read_claim(claim).with_sources(sources)
+    return carry_out(read.as_full() if full else read, budget, workers, out, dry_run, json, trust_code)
+
+
+def compare(
+    sources: Sources = (),
+    *,
+    arm: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="what an arm changes, as in norm=rms; several in quotes; repeat it"),
+    ] = (),
+    base: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="FILE.py:NAME|FILE.json",
+            help_behavior_hint="",
+            help="a recipe or config.json; without it a small model",
+        ),
+    ] = "",
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="for all arms, as in model.layers=2"),
+    ] = (),
+    equal: Annotated[str, tyro.conf.arg(metavar="tokens|flops|seconds", help="what is held equal")] = "seconds",
+    budget: Annotated[str, tyro.conf.arg(metavar="BUDGET", help="for all runs together")] = "30m",
+    tokens: Annotated[
+        float,
+        tyro.conf.arg(help_behavior_hint="", help="that a run of the base reads; by default as the budget allows"),
+    ] = 0.0,
+    smallest: Annotated[float, tyro.conf.arg(help="bits per byte that are worth knowing")] = 0.02,
+    rule: Annotated[str, tyro.conf.arg(metavar="fixed|anytime", help="anytime: look after every pair")] = "fixed",
+    no_tune: Annotated[bool, tyro.conf.arg(help="take the planned learning rates for every arm")] = False,
+    name: Annotated[str, tyro.conf.arg(help_behavior_hint="", help="what the comparison is called")] = "",
+    workers: WorkersOption = 2,
+    out: Folder = Path("lab"),
+    dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
+    json: Json = False,
+    trust_code: Trusted = (),
+) -> int:
+    """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference worth knowing, 13: undecided."""
+    from isoflop.lab.compare import Question, claim_of
+    from isoflop.lab.store import Store
+    from isoflop.model.registry import trust_code as trusting
+    from isoflop.recipe import load_recipe
+
+    is_json = base.endswith(".json")
+    question = Question(
+        arms=arm,
+        sources=sources,
+        base=load_recipe("" if is_json else base, Path(base) if is_json else None),
+        set=set,
+        equal=equal,
+        tokens=tokens,
+        smallest=smallest,
+        rule=rule,
+        tune=not no_tune,
+        name=name,
+    )
+    with trusting(*trust_code):
+        claim = claim_of(question, seconds_of(budget), workers, Store(out))
+    return carry_out(claim, budget, workers, out, dry_run, json, trust_code)
+
+
+def seconds_of(budget: str) -> float:
+    """Seconds of a budget; 0 for none.
+
+    Raises:
+        UserError: for one that is not in seconds.
+    """
+    from isoflop.budget import parse_budget
+
+    if not budget:
+        return 0.0
+    parsed = parse_budget(budget)
+    if parsed.kind != "seconds" or parsed.more:
+        raise UserError(f"--budget {budget} is in {parsed.kind}; the lab's is time for all runs together, as in 30m")
+    return parsed.amount
+
+
+def carry_out(
+    claim: "Claim", budget: str, workers: int, out: Path, dry_run: bool, json: bool, trusted: tuple[str, ...]
+) -> int:
+    """Run a claim, write its page, print the verdict. Returns the exit code."""
+    from isoflop.files import to_json
+    from isoflop.lab.page import verdict_line, write_front, write_page
+    from isoflop.lab.recorded import claims_there, recorded
+    from isoflop.lab.run import run_claim
+    from isoflop.lab.store import Store
+    from isoflop.model.registry import trust_code as trusting
+
+    if workers < 0:
+        raise UserError(f"--workers {workers} is negative; 2 runs two at a time")
+    store = Store(out)
+    heard = sys.stderr if json else sys.stdout
+
+    def say(text: str) -> None:
+        print(text, file=heard, flush=True)
+
+    with trusting(*trusted):
+        outcome = run_claim(
+            claim,
+            store,
+            budget=seconds_of(budget),
+            workers=workers,
+            say=say,
+            trusted=trusted,
+            plan_only=dry_run,
+        )
+        if outcome is None:
+            return 0
+        page = write_page(outcome)
+        others = [found for one in claims_there(store) if (found := recorded(one, store))]
+        write_front(others, out)
+    say(verdict_line(outcome))
+    needs = outcome.to_dict()["pairs_to_settle"]
+    if needs:
+        say(f"to settle it: about {needs} pairs; the same command with a larger --budget goes on from here")
+    say(f"page: {page}")
+    if json:
+        print(to_json(outcome.to_dict()), end="")
+    return outcome.exit_code
+
+
+def report(
+    claims: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(
+            metavar="[CLAIM ...]", help_behavior_hint="", help="those to write anew; none: all that are there"
+        ),
+    ] = (),
+    *,
+    out: Folder = Path("lab"),
+    trust_code: Trusted = (),
+) -> None:
+    """Write the pages of claims from what is on record, and the front page of all."""
+    from isoflop.lab.page import verdict_line, write_front, write_page
+    from isoflop.lab.recorded import claims_there, one_there, recorded
+    from isoflop.lab.store import Store
+    from isoflop.model.registry import trust_code as trusting
+
+    store = Store(out)
+    with trusting(*trust_code):
+        there = claims_there(store)
+        if not there:
+            raise UserError(f"{out} has no verdicts yet: run a claim first, as in `isoflop lab run linear`")
+        outcomes = {claim.name: found for claim in there if (found := recorded(claim, store))}
+        for name in claims or tuple(outcomes):
+            named = Path(name).stem
+            one_there(named, store)
+            print(f"{named:22} {verdict_line(outcomes[named])}\n{'':22} {write_page(outcomes[named])}")
+        print(write_front(list(outcomes.values()), out))
+
+
+def new(
+    name: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="of the claim; NAME.toml is written")
+    ],
+) -> None:
+    """Write a claim to fill in."""
+    from isoflop.files import disk_errors, write_text
+    from isoflop.lab.claim import CLAIMS, NAME
+    from isoflop.untrusted import read_text
+
+    stem = name.removesuffix(".toml")
+    path = Path(f"{stem}.toml")
+    if not NAME.fullmatch(path.stem):
+        raise UserError(f"{name!r} is no name for a claim: letters, digits, _ and - only, as in my-claim")
+    if path.exists():
+        raise UserError(f"{path} exists: name another one, or remove it")
+    text = read_text(CLAIMS.parent / "template.toml").replace("NAME.toml", path.name)
+    with disk_errors(str(path)):
+        write_text(path, text)
+    print(f"{path}: change it, then isoflop lab run {path}")
+
+
+def account(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="the last run of a chain of --init")],
+    *,
+    json: Json = False,
+) -> None:
+    """What each stage of a chain of runs took, and the share of pretraining, next to published cases."""
+    from isoflop.files import to_json
+    from isoflop.lab.account import PUBLISHED, chain, shares
+    from isoflop.report.words import duration, percent
+
+    stages = chain(run)
+    by_flops, by_seconds = shares(stages, "flops"), shares(stages, "seconds")
+    if json:
+        rows = [
+            {**stage.to_dict(), "share_of_flops": a, "share_of_seconds": b}
+            for stage, a, b in zip(stages, by_flops, by_seconds, strict=True)
+        ]
+        published = [{"case": name, "share": share, "source": source} for name, share, source in PUBLISHED]
+        print(to_json({"stages": rows, "published": published}), end="")
+        return
+    print(f"{'run':24} {'':18} {'FLOPs':>10} {'share':>8} {'time':>12} {'share':>8}")
+    for stage, a, b in zip(stages, by_flops, by_seconds, strict=True):
+        flops = "–" if stage.flops is None else f"{stage.flops:.2e}"
+        print(
+            f"{stage.name:24} {stage.kind:18} {flops:>10} {percent(a):>8} {duration(stage.seconds):>12} {percent(b):>8}"
+        )
+    print("\nshare of pretraining in published final models:")
+    for case, share, source in PUBLISHED:
+        print(f"{case:24} {percent(share, 0):>6}   {source}")
+
+
+LAB: dict[str, Callable[..., int | None]] = {
+    "list": show_list,
+    "run": run,
+    "report": report,
+    "new": new,
+    "compare": compare,
+    "account": account,
+}

@@ -1,0 +1,164 @@
+"""A question of one's own, from the command line: a base, arms that each change something, what is held equal."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
+
+from isoflop.config import nearest, to_dict
+from isoflop.errors import UserError
+from isoflop.lab import arms as making
+from isoflop.lab.arms import timed
+from isoflop.lab.claim import LENGTHS, NAME, Arm, Claim, Comparison, Setup
+from isoflop.lab.store import Store
+from isoflop.model.config import ModelConfig
+from isoflop.trainer import RunConfig
+
+BASE = "base"
+RATES = (0.5, 1.0, 2.0)
+USUAL_RATES, USUAL_PAIRS = 4, 8  # runs an arm that a budget is divided by: values tried, and pairs compared
+NOISE_RUNS = 3
+SHARE = 0.85  # of the budget that the runs are planned for
+SHORTEST = 20  # steps of a run
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `isoflop lab compare` is asked.
+
+    Attributes:
+        arms: each the assignments of one arm, divided by blanks; `norm=rms` is short for `model.norm=rms`.
+        base: the configuration that they change; None: the lab's small one.
+        set: assignments for all.
+        tokens: that a run of the base reads; 0: what the budget has room for.
+        smallest: bits per byte that matter.
+    """
+
+    arms: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    base: RunConfig | None = None
+    set: tuple[str, ...] = ()
+    equal: str = "seconds"
+    tokens: float = 0.0
+    smallest: float = 0.02
+    rule: str = "fixed"
+    tune: bool = True
+    name: str = ""
+
+
+def claim_of(question: Question, budget: float, workers: int, store: Store) -> Claim:
+    """The question as a claim, the one of before if it was asked before: each arm is compared with the base in held-out bits per byte, and `supported` means
+    that it is better.
+
+    Raises:
+        UserError: for what cannot be understood or built, or a budget that has no room for runs of any use.
+    """
+    if not question.arms:
+        raise UserError("compare needs at least one --arm FIELD=VALUE, as in --arm norm=rms")
+    if question.equal not in LENGTHS:
+        raise UserError(
+            f"--equal {question.equal} is not one of {', '.join(LENGTHS)}{nearest(question.equal, LENGTHS)}"
+        )
+    if not question.smallest > 0:
+        raise UserError(f"--smallest {question.smallest:g} is not above 0")
+
+    named = {BASE: Arm(words="the base")}
+    for text in question.arms:
+        sets = tuple(spelled_out(word) for word in text.split())
+        if not sets:
+            raise UserError("an --arm is empty; say what it changes, as in --arm norm=rms")
+        named[unused(label(text), named)] = Arm(set=sets, words=text)
+    given = tuple(spelled_out(word) for word in question.set)
+    comparisons = tuple(
+        Comparison(
+            measure="bits_per_byte",
+            arm=arm,
+            against=BASE,
+            expect="lower",
+            smallest=question.smallest,
+            words=f"{named[arm].words} is better than the base",
+        )
+        for arm in named
+        if arm != BASE
+    )
+    what = " and ".join(question.arms)
+    claim = Claim(
+        name=question.name or "-".join(["compare", *list(named)[1:]])[:80],
+        statement=f"{what} makes the model better.",
+        question=f"Does it lower held-out bits per byte by at least {question.smallest:g} at equal {question.equal}?",
+        prediction="Each arm is better than the base.",
+        setup=Setup(
+            base=to_dict(question.base) if question.base else {},
+            set=given,
+            sources=question.sources,
+            tokens=question.tokens or 1.0,
+            equal=(question.equal,),
+            rates=RATES if question.tune else (),
+            rule="anytime" if question.rule == "anytime" else "fixed",
+            pairs=64,
+            minutes=budget / 60,
+        ),
+        arms=dict(named),
+        comparisons=comparisons,
+    )
+    if question.tokens:
+        return claim
+    return asked_before(claim, store) or with_tokens(claim, budget, workers)
+
+
+def asked_before(claim: Claim, store: Store) -> Claim | None:
+    """The same question as it was fixed before, with the length of runs that was found for it then: what it has on
+    record is of that length."""
+    for fixed in reversed(store.versions(claim.name)):
+        there = replace(fixed, setup=replace(fixed.setup, tokens=claim.setup.tokens))
+        if there.hash == claim.hash:
+            return replace(claim, setup=replace(claim.setup, tokens=fixed.setup.tokens))
+    return None
+
+
+def with_tokens(claim: Claim, budget: float, workers: int) -> Claim:
+    """The claim with runs as long as the budget has room for, where every arm has its rates tuned and pairs enough to
+    be compared."""
+    configs = making.configs_of(claim)
+    first = making.with_steps(configs[BASE], 1)
+    each = timed(making.ReadyArm(BASE, first)).seconds  # of one step
+    tuned = USUAL_RATES if len(claim.setup.rates) > 1 else 0
+    runs = len(configs) * (tuned + USUAL_PAIRS) + NOISE_RUNS
+    steps = int(SHARE * budget * max(1, workers) / runs / each)
+    if steps < SHORTEST:
+        needed = SHORTEST * each * runs / max(1, workers) / SHARE
+        raise UserError(
+            f"in {budget:.0f} s there is room for {runs} runs of {max(steps, 0)} steps, too few to learn anything: give a "
+            f"--budget of {needed / 60:.0f}m or more, fewer arms, --no-tune, or the length of a run as --tokens"
+        )
+    return replace(claim, setup=replace(claim.setup, tokens=float(steps * first.tokens_per_step)))
+
+
+def spelled_out(word: str) -> str:
+    """`norm=rms` as `model.norm=rms`; what names a field of the whole configuration stays.
+
+    Raises:
+        UserError: for a word without "=", or a field that there is not.
+    """
+    name, sign, _ = word.partition("=")
+    head = name.partition(".")[0]
+    if not sign or not head:
+        raise UserError(f"{word!r} is not of the form FIELD=VALUE, as in norm=rms or optim.lr=1e-3")
+    if head in RunConfig.__dataclass_fields__:
+        return word
+    known = [field.name for field in fields(ModelConfig)]
+    if head in known:
+        return f"model.{word}"
+    raise UserError(
+        f"{head!r} in {word!r} is no field of the model or of the run{nearest(head, known)} (`isoflop config` lists all)"
+    )
+
+
+def label(text: str) -> str:
+    """A name for an arm, made of what it sets: "model.norm=rms" -> "norm-rms"."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in text.replace("model.", ""))
+    kept = kept.strip("-_")[:40]
+    return kept if NAME.fullmatch(kept) else "arm"
+
+
+def unused(name: str, taken: Collection[str]) -> str:
+    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
+    return name if name not in taken else next(one for one in numbered if one not in taken)

@@ -1,0 +1,112 @@
+"""The figures of the lab's pages: plain numbers in, one SVG string out, in the style of a run's report."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from isoflop.lab.verdict import Finding
+from isoflop.report.drawing import COLORS, RUN_COLORS, compact, drawing, log_axis, to_svg
+
+WIDTH = 760
+TEXT = {"supported": "expected", "refuted": "heldout", "equivalent": "train", "undecided": "muted"}
+
+
+def differences(findings: Sequence[Finding], labels: Sequence[str], name: str, unit: str) -> str:
+    """One row for each comparison: every pair's difference as a dot, their mean with its interval as a bar, what counts
+    as no difference as a band. `labels` are our own words.
+
+    Infinite differences are drawn at the edge of the picture.
+    """
+    rows = len(findings)
+    shown = [value for finding in findings for value in limits_of(finding)]
+    low, high = min([0.0, *shown]), max([0.0, *shown])
+    margin = 0.08 * max(high - low, 1e-9)
+    low, high = low - margin, high + margin
+    with drawing():
+        figure = Figure(figsize=(WIDTH / 72, (74 + 62 * rows) / 72))
+        foot = 52 / (74 + 62 * rows)
+        axes = figure.add_axes((0.03, foot, 0.94, 1 - foot - 0.02))
+        for row, (finding, label) in enumerate(zip(findings, labels, strict=True)):
+            y = rows - 1 - row
+            zone = finding.comparison.zone
+            axes.fill_between([max(-zone, low), min(zone, high)], y - 0.32, y + 0.32, color=COLORS["grid"], alpha=0.45)
+            color = COLORS[TEXT[finding.verdict]]
+            dots = np.clip(np.nan_to_num(finding.differences, posinf=high, neginf=low), low, high)
+            axes.plot(dots, np.full(len(dots), y - 0.16), "o", color=color, markersize=4, alpha=0.55)
+            ends = np.clip([finding.estimate.low, finding.estimate.high], low, high)
+            axes.plot(ends, [y + 0.04] * 2, color=color, linewidth=6, alpha=0.45, solid_capstyle="butt")
+            if math.isfinite(finding.estimate.value):
+                axes.plot([finding.estimate.value], [y + 0.04], "o", color=color, markersize=10)
+            axes.text(low, y + 0.47, label, ha="left", va="center", color=COLORS["ink"], fontsize=13)
+        axes.axvline(0.0, color=COLORS["ink"], linewidth=1.2)
+        axes.set_xlim(low, high)
+        axes.set_ylim(-0.5, rows - 0.35)
+        axes.yaxis.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(7))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        axes.set_xlabel(unit)
+        return to_svg(figure, name, "Differences between the arms, pair by pair, with their intervals")
+
+
+def limits_of(finding: Finding) -> list[float]:
+    """What has to be in the picture: the pairs, the interval where it is finite, and the band, unless that would hide
+    the rest."""
+    values = [value for value in finding.differences if math.isfinite(value)]
+    reach = max(map(abs, values), default=0.0)
+    ends = [end for end in (finding.estimate.low, finding.estimate.high) if math.isfinite(end) and abs(end) < 4 * reach]
+    zone = min(finding.comparison.zone, 1.5 * reach) if reach else finding.comparison.zone
+    return [*values, *ends, -zone, zone]
+
+
+def lines(
+    curves: Mapping[int, Sequence[tuple[Sequence[float], Sequence[float]]]],
+    name: str,
+    x_words: str,
+    y_words: str,
+    log: bool = False,
+) -> str:
+    """Curves of several arms: by arm (its place in the legend) those of its runs, drawn thin, and their mean.
+
+    Runs of one arm have the same x, or as many points. Infinite values are gaps; `log`: the x axis is logarithmic.
+    """
+    with drawing():
+        figure = Figure(figsize=(WIDTH / 72, 360 / 72))
+        axes = figure.add_axes((0.085, 0.155, 0.895, 0.815))
+        every = []
+        for arm, runs in curves.items():
+            color, dash = COLORS[f"run-{arm % RUN_COLORS}"], ("-", "--", ":")[arm // RUN_COLORS % 3]
+            found = [(np.asarray(x, float), hidden(y)) for x, y in runs if len(x) and len(x) == len(y)]
+            for x, y in found if len(found) > 1 else ():
+                axes.plot(x, y, color=color, linewidth=0.7, alpha=0.3)
+            points = min((len(x) for x, _ in found), default=0)
+            if points:
+                ys = np.array([y[:points] for _, y in found])
+                known = np.isfinite(ys)
+                sums, counts = np.where(known, ys, 0.0).sum(0), known.sum(0)
+                mean = np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+                axes.plot(found[0][0][:points], mean, dash, color=color, linewidth=2, marker="o", markersize=4)
+                every.append(mean[np.isfinite(mean)])
+        joined = np.concatenate(every) if every else np.zeros(0)
+        if joined.size > 3 and not log:  # the start of training is far above what is to be seen
+            ceiling = max(float(np.percentile(joined, 80)), float(joined.min()) + 1e-9)
+            spread = ceiling - float(joined.min())
+            if float(joined.max()) > ceiling + 2 * spread:
+                axes.set_ylim(float(joined.min()) - 0.08 * spread, ceiling + 0.5 * spread)
+        if log:
+            log_axis(
+                axes, np.concatenate([np.asarray(x, float) for runs in curves.values() for x, _ in runs] or [joined])
+            )
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        axes.set_xlabel(x_words)
+        axes.set_ylabel(y_words)
+        return to_svg(figure, name, f"{y_words} against {x_words}, by arm")
+
+
+def hidden(values: Sequence[float]) -> np.ndarray:
+    found = np.asarray(values, float)
+    return np.where(np.isfinite(found), found, np.nan)

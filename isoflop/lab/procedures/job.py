@@ -1,0 +1,99 @@
+"""What a procedure is given, and what it gives back."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from isoflop.config import to_dict
+from isoflop.trainer import RunConfig
+
+FORMAT = 1  # of what is measured: a higher one where a procedure measures something else by the same name
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to do: a procedure, a configuration, a seed.
+
+    Attributes:
+        procedure: its name in table.py.
+        config: what is built or trained; `config.seed` draws the first weights.
+        order: the seed of the data's order, which the arms of a pair share.
+        options: the procedure's own.
+        data: the fingerprint of the prepared data; empty for a procedure that reads none.
+        role: what it is for: "pair", "rate", "noise". It decides nothing.
+        arm: whose. It decides nothing.
+        factor: the rates', against those of the plan. It decides nothing: the configuration has it already.
+    """
+
+    procedure: str
+    config: RunConfig
+    order: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data: str = ""
+    role: str = field(default="pair", compare=False)
+    arm: str = field(default="", compare=False)
+    factor: float = field(default=1.0, compare=False)
+
+    @property
+    def key(self) -> str:
+        """Hexadecimal digits that stand for all that decides the outcome: what has been run with it need not be run
+        again."""
+        deciding = [FORMAT, self.procedure, to_dict(self.config), self.order, dict(self.options), self.data]
+        return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of a job.
+
+    Attributes:
+        measures: numbers by name; infinite for a run that diverged.
+        lists: by name, what is drawn: a curve's points, a value for each layer.
+        diverged: whether training broke down.
+    """
+
+    measures: dict[str, float]
+    lists: dict[str, list[float]] = field(default_factory=dict)
+    diverged: bool = False
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """An entry of the table.
+
+    Attributes:
+        run: does it.
+        measures: the names of what it measures.
+        words: what it is, for help.
+        trains: whether learning rates and the length of a run mean anything.
+        reads: whether it reads the text that the configuration names.
+        seeded: whether its outcome depends on the seed.
+        builds: whether it builds the model that the configuration describes.
+    """
+
+    run: Callable[[Job], Measured]
+    measures: tuple[str, ...]
+    words: str
+    trains: bool = False
+    reads: bool = True
+    seeded: bool = True
+    builds: bool = True
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The least-squares slope of y on x; 0 where x does not vary."""
+    n = len(x)
+    mean_x, mean_y = sum(x) / n, sum(y) / n
+    spread = sum((value - mean_x) ** 2 for value in x)
+    together = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    return together / spread if spread else 0.0
+
+
+def log10(value: float) -> float:
+    """log10, within the range of single precision: what vanished or overflowed is at its end, and not missing."""
+    if not math.isfinite(value):
+        return 38.0
+    return max(-38.0, min(38.0, math.log10(value))) if value > 0 else -38.0

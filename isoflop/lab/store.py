@@ -1,0 +1,162 @@
+"""What the lab keeps in its folder: every run once, by what decides it, and each claim as it was when it was fixed.
+
+lab/runs.jsonl            one line a run, whatever claim it was for; found again by its key
+lab/speeds.jsonl          how fast arms train beside one another, where seconds are held equal
+lab/NAME/fixed.jsonl      the claim with its hash and time, before its first run; a line more if it was changed
+lab/NAME/looks.jsonl      the plan made of the noise, and every verdict, with the pairs it rests on
+lab/NAME/report.html      the page (report.py)
+lab/index.html            all of them
+"""
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from isoflop import __version__
+from isoflop.config import from_dict, to_dict
+from isoflop.files import disk_errors
+from isoflop.lab.claim import Claim
+from isoflop.lab.procedures.job import Job, Measured
+from isoflop.lab.verdict import Decision, number
+from isoflop.records.lines import append_line, ends_a_line, read_lines
+
+FOLDER = Path("lab")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of runs.jsonl.
+
+    Attributes:
+        seconds: of the whole job, on the clock of the wall.
+        time: when it ended, in Unix seconds.
+    """
+
+    key: str
+    measures: dict[str, float]
+    lists: dict[str, list[float]] = field(default_factory=dict)
+    diverged: bool = False
+    seconds: float = 0.0
+    time: float = 0.0
+
+    @classmethod
+    def read(cls, line: Mapping[str, Any]) -> "Row":
+        measures = line.get("measures") if isinstance(line.get("measures"), dict) else {}
+        lists = line.get("lists") if isinstance(line.get("lists"), dict) else {}
+        return cls(
+            key=str(line.get("key", "")),
+            measures={str(name): back(value) for name, value in (measures or {}).items()},
+            lists={
+                str(n): [back(v) for v in values] for n, values in (lists or {}).items() if isinstance(values, list)
+            },
+            diverged=line.get("diverged") is True,
+            seconds=back(line.get("seconds", 0.0)),
+            time=back(line.get("time", 0.0)),
+        )
+
+
+def back(value: Any) -> float:
+    """A number of a line; null, which JSON has in place of infinity, is infinity."""
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.inf
+
+
+class Store:
+    """The lab's folder. Lines are only ever added.
+
+    Raises:
+        UserError: if it cannot be written, or a line of it is damaged.
+    """
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self.folder = folder
+        self.rows = {row.key: row for row in map(Row.read, read_lines(folder / "runs.jsonl"))}
+
+    def find(self, job: Job) -> Row | None:
+        return self.rows.get(job.key)
+
+    def add(self, job: Job, measured: Measured, seconds: float, claim: str) -> Row:
+        """Put a run on record."""
+        row = Row(job.key, measured.measures, measured.lists, measured.diverged, seconds, time.time())
+        line = {
+            "key": row.key,
+            "claim": claim,
+            "role": job.role,
+            "arm": job.arm,
+            "procedure": job.procedure,
+            "seed": job.config.seed,
+            "order": job.order,
+            "factor": job.factor,
+            "measures": {name: number(value) for name, value in measured.measures.items()},
+            "lists": {name: [number(value) for value in values] for name, values in measured.lists.items()},
+            "diverged": measured.diverged,
+            "seconds": round(seconds, 3),
+            "time": row.time,
+            "version": __version__,
+            "options": dict(job.options),
+            "data": job.data,
+            "config": to_dict(job.config),
+        }
+        self.append(self.folder / "runs.jsonl", line)
+        self.rows[row.key] = row
+        return row
+
+    def fix(self, claim: Claim) -> float:
+        """Write down a claim before its first run, with its hash; what is there already stays. Returns when it was
+        fixed."""
+        path = self.folder / claim.name / "fixed.jsonl"
+        for line in read_lines(path):
+            if line.get("hash") == claim.hash:
+                return back(line.get("time"))
+        now = time.time()
+        self.append(path, {"hash": claim.hash, "time": now, "claim": to_dict(claim)})
+        return now
+
+    def fixings(self, claim: Claim) -> list[dict[str, Any]]:
+        """The lines about a claim as it is now."""
+        return [line for line in read_lines(self.folder / claim.name / "fixed.jsonl") if line.get("hash") == claim.hash]
+
+    def versions(self, name: str) -> list[Claim]:
+        """The versions of a claim that were fixed here, in order."""
+        lines = read_lines(self.folder / name / "fixed.jsonl")
+        return [from_dict(Claim, line.get("claim"), f"{name}: the claim on record") for line in lines]
+
+    def names(self) -> list[str]:
+        """The claims that were fixed here."""
+        return sorted(path.parent.name for path in self.folder.glob("*/fixed.jsonl"))
+
+    def note(self, claim: Claim, what: str, **said: Any) -> None:
+        """A line of a claim's looks: its "plan", or a "verdict"."""
+        line = {"what": what, "hash": claim.hash, "time": time.time(), **said}
+        self.append(self.folder / claim.name / "looks.jsonl", line)
+
+    def notes(self, claim: Claim, what: str) -> list[dict[str, Any]]:
+        lines = read_lines(self.folder / claim.name / "looks.jsonl")
+        return [line for line in lines if line.get("what") == what and line.get("hash") == claim.hash]
+
+    def looked(self, claim: Claim, decision: Decision, pairs: int, **said: Any) -> None:
+        findings = [finding.to_dict() for finding in decision.findings]
+        about = {"verdict": decision.verdict, "error_spent": decision.error_spent, "pairs": pairs}
+        self.note(claim, "verdict", **about, pairs_to_settle=decision.needs, findings=findings, **said)
+
+    def speeds(self, key: str) -> dict[str, float] | None:
+        """The relative speeds of arms that were timed before, by a key of their configurations."""
+        found = [line for line in read_lines(self.folder / "speeds.jsonl") if line.get("key") == key]
+        if not found or not isinstance(found[-1].get("speeds"), dict):
+            return None
+        return {str(arm): back(value) for arm, value in found[-1]["speeds"].items()}
+
+    def add_speeds(self, key: str, speeds: Mapping[str, float]) -> None:
+        self.append(self.folder / "speeds.jsonl", {"key": key, "time": time.time(), "speeds": dict(speeds)})
+
+    def append(self, path: Path, line: Mapping[str, Any]) -> None:
+        """Add a line. What a kill left of one is taken away first: it was never read."""
+        with disk_errors(f"the lab's folder {self.folder}"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not ends_a_line(path):
+                whole = path.read_bytes().rfind(b"\n") + 1
+                os.truncate(path, whole)
+            append_line(path, line, lambda name, flags: os.open(name, flags, 0o666), durable=True)

@@ -1,0 +1,242 @@
+"""A claim on its way: its arms, its jobs, and what the store has of them already."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from isoflop.config import to_dict
+from isoflop.files import to_json
+from isoflop.lab import arms as making
+from isoflop.lab.arms import ReadyArm
+from isoflop.lab.claim import COSTS_TO, MOST_RATES, Claim, Comparison
+from isoflop.lab.procedures.job import Job
+from isoflop.lab.procedures.table import PROCEDURES
+from isoflop.lab.stats import time_to
+from isoflop.lab.store import Row, Store
+from isoflop.lab.verdict import Values
+from isoflop.trainer.task import make_task
+
+# Seeds of their own for what is not compared, so that the pairs that decide are drawn anew.
+TUNING, AGAIN = 7000, 8000
+TUNED_BY = "bits_per_byte"
+NOISE_PAIRS = 3  # A/A pairs
+KINDS = {"tokens_to": "tokens", "flops_to": "flops", "seconds_to": "seconds"}
+
+
+@dataclass
+class Study:
+    """A claim with its arms made ready.
+
+    Attributes:
+        arms: in the claim's order.
+        factors: the rates' factor that was chosen for each arm that is trained.
+    """
+
+    claim: Claim
+    store: Store
+    arms: list[ReadyArm] = field(default_factory=list)
+    factors: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, claim: Claim, store: Store) -> "Study":
+        """Raises:
+        UserError: if what the claim wants cannot be made.
+        """
+        speeds: dict[str, float] = {}
+        if claim.setup.length == "seconds" and making.trained(claim):
+            known = store.speeds(claim.hash)
+            speeds = known or making.speeds_of(claim)
+            if known is None:
+                store.add_speeds(claim.hash, speeds)
+        return cls(claim, store, making.ready(claim, speeds))
+
+    @cached_property
+    def trained(self) -> list[str]:
+        return making.trained(self.claim)
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """Of the data that each arm reads, which is prepared here, once; empty for an arm that reads none."""
+        found: dict[str, str] = {}
+        known: dict[str, str] = {}
+        for arm in self.arms:
+            if not PROCEDURES[self.claim.procedure(arm.name)].reads:
+                found[arm.name] = ""
+                continue
+            key = to_json(to_dict(arm.config.data)) + arm.config.task
+            if key not in known:
+                known[key] = make_task(arm.config).prepare_data(arm.config.data).fingerprint
+            found[arm.name] = known[key]
+        return found
+
+    def arm(self, name: str) -> ReadyArm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    # what is run
+
+    def job(
+        self, name: str, order: int, seed: int | None = None, factor: float | None = None, role: str = "pair"
+    ) -> Job:
+        """One run of an arm: the data in the order of `order`, first weights from `seed` (the same number if it is not
+        given), the learning rates times a factor (the one that was chosen)."""
+        entry = PROCEDURES[self.claim.procedure(name)]
+        used = self.factors.get(name, 1.0) if factor is None else factor
+        config = self.arm(name).config
+        if entry.trains:
+            config = making.scaled(config, used)
+        order, seed = (order, order if seed is None else seed) if entry.seeded else (0, 0)
+        return Job(
+            procedure=self.claim.procedure(name),
+            config=replace(config, seed=seed),
+            order=order,
+            options=self.claim.options(name),
+            data=self.fingerprints[name],
+            role=role,
+            arm=name,
+            factor=used if entry.trains else 1.0,
+        )
+
+    def pair(self, number: int) -> list[Job]:
+        """The runs of all arms with one seed."""
+        return [self.job(arm.name, number) for arm in self.arms]
+
+    def missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those that are not on record, each once."""
+        return list({job.key: job for job in jobs if self.store.find(job) is None}.values())
+
+    # learning rates
+
+    def tuning_jobs(self) -> Iterator[Job]:
+        """The next runs that the choice of rates needs; none when every arm's best rate lies between two others, or as
+        many values were tried as may be."""
+        for name in self.trained:
+            for factor in self.next_factors(name):
+                yield self.job(name, TUNING, factor=factor, role="rate")
+
+    def tried(self, name: str) -> dict[float, float]:
+        """The loss at each factor of an arm's rates that is on record and belongs to its search, in rising order."""
+        rates = self.claim.setup.rates
+        found: dict[float, float] = {}
+        if len(rates) < 3:
+            return found
+        step = rates[1] / rates[0]
+        wanted = list(rates)
+        while wanted:
+            factor = wanted.pop()
+            row = self.store.find(self.job(name, TUNING, factor=factor, role="rate"))
+            if row is None:
+                continue
+            found[factor] = row.measures.get(TUNED_BY, math.inf)
+            if len(found) >= len(rates) and not wanted and len(found) < MOST_RATES:
+                wanted += [f for f in beyond(found, step) if f not in found]
+        return dict(sorted(found.items()))
+
+    def next_factors(self, name: str) -> list[float]:
+        rates, found = self.claim.setup.rates, self.tried(name)
+        if len(rates) < 3:
+            return []
+        missing = [rate for rate in rates if rate not in found]
+        if missing or len(found) >= MOST_RATES:
+            return missing
+        return beyond(found, rates[1] / rates[0])
+
+    def bracketed(self, name: str) -> bool:
+        """Whether an arm's best rate lies between two others that were tried."""
+        found = self.tried(name)
+        return len(found) >= 3 and not beyond(found, 2.0)
+
+    def choose(self) -> None:
+        """Take the best of the rates that were tried, arm by arm."""
+        rates = self.claim.setup.rates
+        for name in self.trained:
+            found = self.tried(name)
+            self.factors[name] = best(found) if found else rates[len(rates) // 2] if rates else 1.0
+
+    # noise
+
+    @property
+    def reference(self) -> str:
+        """The trained arm that the noise is measured on: what the first comparison compares with, or the first."""
+        for comparison in self.claim.comparisons:
+            if comparison.against in self.trained:
+                return comparison.against
+        return self.trained[0]
+
+    def noise_jobs(self) -> list[Job]:
+        """A/A: pairs of runs that share the order of their data and differ in their first weights. One run of each is
+        the reference's own run with that seed, and is needed anyway."""
+        name = self.reference
+        again = [self.job(name, n, seed=AGAIN + n, role="noise") for n in range(NOISE_PAIRS)]
+        return [*(self.job(name, n) for n in range(NOISE_PAIRS)), *again]
+
+    def noise_of(self, comparison: Comparison) -> list[float]:
+        """The A/A differences of a comparison's measure, of the pairs of which both runs are on record."""
+        jobs = self.noise_jobs()
+        rows = [self.store.find(job) for job in jobs]
+        found = []
+        for one, other in zip(rows[:NOISE_PAIRS], rows[NOISE_PAIRS:], strict=True):
+            if one and other:
+                a, b = (with_costs(row, [comparison])[comparison.measure] for row in (one, other))
+                if math.isfinite(a) and math.isfinite(b):
+                    found.append(a - b)
+        return found
+
+    # what is known
+
+    def measured(self, pairs: int) -> dict[str, Values]:
+        """By arm and pair number, what is on record of the first so many pairs."""
+        found: dict[str, dict[int, dict[str, float]]] = {arm.name: {} for arm in self.arms}
+        for number in range(pairs):
+            for job in self.pair(number):
+                if row := self.store.find(job):
+                    found[job.arm][number] = with_costs(row, self.claim.comparisons)
+        return {**found}
+
+    def rows(self, name: str, pairs: int) -> list[Row]:
+        """An arm's runs on record among the first so many pairs."""
+        rows = [self.store.find(self.job(name, number)) for number in range(pairs)]
+        return list({row.key: row for row in rows if row is not None}.values())
+
+    def cost(self, pairs: int) -> dict[str, Any]:
+        """What is on record for this claim came to: runs and their seconds, by what they were for."""
+        jobs = {
+            "pairs": [job for number in range(pairs) for job in self.pair(number)],
+            "rates": [
+                self.job(name, TUNING, factor=factor, role="rate")
+                for name in self.trained
+                for factor in self.tried(name)
+            ],
+            "noise": self.noise_jobs()[NOISE_PAIRS:] if self.trained else [],
+        }
+        found: dict[str, Any] = {}
+        for role, all_of in jobs.items():
+            rows = {job.key: row for job in all_of if (row := self.store.find(job))}
+            found[role] = {"runs": len(rows), "seconds": round(sum(row.seconds for row in rows.values()), 1)}
+        return found
+
+
+def beyond(found: dict[float, float], step: float) -> list[float]:
+    """The factor next to the best one, where that is the first or the last of those tried; none where it is bracketed."""
+    chosen = best(found)
+    if chosen == min(found):
+        return [chosen / step]
+    return [chosen * step] if chosen == max(found) else []
+
+
+def best(found: dict[float, float]) -> float:
+    """The factor with the least loss; of equal ones, and where all runs diverged, the smallest."""
+    return min(sorted(found), key=lambda factor: found[factor])
+
+
+def with_costs(row: Row, comparisons: Sequence[Comparison]) -> dict[str, float]:
+    """What a run measured, and for the targets of the comparisons log2 of what reaching them cost; infinite for never."""
+    found = dict(row.measures)
+    for comparison in comparisons:
+        if comparison.measure in COSTS_TO:
+            cost = time_to(
+                comparison.target, row.lists.get(KINDS[comparison.measure], []), row.lists.get("heldout", [])
+            )
+            found[comparison.measure] = math.log2(cost) if math.isfinite(cost) and cost > 0 else math.inf
+    return found

@@ -1,0 +1,240 @@
+"""From measured pairs to a verdict, by the rule that the claim fixed."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from isoflop.lab import anytime, stats
+from isoflop.lab.claim import COSTS_TO, Claim, Comparison
+from isoflop.lab.stats import Estimate
+
+SUPPORTED, REFUTED, EQUIVALENT, UNDECIDED = "supported", "refuted", "equivalent", "undecided"
+EXIT_CODES = {SUPPORTED: 10, REFUTED: 11, EQUIVALENT: 12, UNDECIDED: 13}
+SIGNS = {"higher": 1.0, "lower": -1.0, "same": 1.0}
+
+Values = Mapping[int, Mapping[str, float]]  # by pair number: what was measured, by name
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What came of one comparison.
+
+    Attributes:
+        estimate: of arm - against, with its 1 - alpha interval.
+        differences: pair by pair, in the order of their numbers.
+        p, p_equivalent: adjusted by Holm over the claim's comparisons.
+        signs: the sign-flip test's p; None where there are too few pairs for it to reject, or a difference is infinite.
+        bootstrap: an interval from resampled pairs.
+        needs: pairs that it would take to settle it; 0 where it is settled.
+        lost: runs of the arm, and of what it is compared with, that diverged or never got there.
+    """
+
+    comparison: Comparison
+    estimate: Estimate
+    verdict: str
+    differences: tuple[float, ...]
+    p: float
+    p_equivalent: float
+    signs: float | None
+    bootstrap: tuple[float, float]
+    needs: int
+    lost: tuple[int, int]
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation of the differences; not a number for fewer than two."""
+        d = [value for value in self.differences if math.isfinite(value)]
+        if len(d) < 2:
+            return math.nan
+        mean = sum(d) / len(d)
+        return math.sqrt(sum((value - mean) ** 2 for value in d) / (len(d) - 1))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON: an infinite number is null."""
+        c, e = self.comparison, self.estimate
+        return {
+            "measure": c.measure,
+            "arm": c.arm,
+            "against": c.against or c.value,
+            "expect": c.expect,
+            "smallest": c.smallest,
+            "margin": c.zone,
+            "verdict": self.verdict,
+            "effect": number(e.value),
+            "interval": [number(e.low), number(e.high)],
+            "bootstrap": [number(end) for end in self.bootstrap],
+            "test": e.test,
+            "p": self.p,
+            "p_equivalent": self.p_equivalent,
+            "p_sign_flip": self.signs,
+            "pairs": e.pairs,
+            "differences": [number(value) for value in self.differences],
+            "lost": list(self.lost),
+            "pairs_to_settle": self.needs,
+        }
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A claim's verdict, and what it rests on.
+
+    Attributes:
+        error_spent: the chance of a wrong verdict that the looks so far add up to.
+    """
+
+    verdict: str
+    findings: tuple[Finding, ...]
+    error_spent: float
+
+    @property
+    def needs(self) -> int:
+        """Pairs with which all comparisons would be expected to be settled; 0 if they are."""
+        return max((finding.needs for finding in self.findings), default=0)
+
+
+def number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, comparing: int = 0) -> Decision:
+    """The verdict on a claim.
+
+    Args:
+        measured: by arm and pair number, what was measured; pairs that not all arms have are left out comparison by
+            comparison.
+        looks_before: verdicts that were given before with fewer pairs. After one of the rule "fixed", which spends all
+            of alpha, later ones are by the anytime rule and spend alpha once more.
+        comparing: the size of the family that Holm's correction is over, where it is larger than this claim.
+    """
+    setup = claim.setup
+    anytime_rule = setup.rule == "anytime" or looks_before > 0
+    found = [differences(comparison, measured) for comparison in claim.comparisons]
+    estimates = [
+        estimate(d, comparison, setup.alpha, anytime_rule)
+        for d, comparison in zip(found, claim.comparisons, strict=True)
+    ]
+    family = max(comparing, len(found))
+    same = [
+        no_difference(d, comparison, setup.alpha, family, anytime_rule)
+        for d, comparison in zip(found, claim.comparisons, strict=True)
+    ]
+    extra = [1.0] * max(0, comparing - len(found))
+    adjusted = stats.holm([one.p for one in estimates] + extra)[: len(found)]
+    adjusted_same = stats.holm(same + extra)[: len(found)]
+
+    findings = []
+    for index, comparison in enumerate(claim.comparisons):
+        verdict = judge(comparison, estimates[index], adjusted[index], adjusted_same[index], setup.alpha)
+        findings.append(
+            Finding(
+                comparison=comparison,
+                estimate=estimates[index],
+                verdict=verdict,
+                differences=found[index],
+                p=adjusted[index],
+                p_equivalent=adjusted_same[index],
+                signs=signs(found[index], setup.alpha, family),
+                bootstrap=resampled(found[index], setup.alpha),
+                needs=pairs_to_settle(claim, comparison, found[index], family, anytime_rule)
+                if verdict == UNDECIDED
+                else 0,
+                lost=lost(comparison, measured),
+            )
+        )
+    spent = setup.alpha * (2 if looks_before and setup.rule == "fixed" else 1)
+    return Decision(together([finding.verdict for finding in findings]), tuple(findings), spent)
+
+
+def judge(comparison: Comparison, found: Estimate, p: float, p_equivalent: float, alpha: float) -> str:
+    """The verdict on one comparison, see claim.Comparison."""
+    equivalent = p_equivalent <= alpha
+    if comparison.expect == "same":
+        return SUPPORTED if equivalent else REFUTED if p <= alpha else UNDECIDED
+    if equivalent:
+        return EQUIVALENT
+    if p > alpha:
+        return UNDECIDED
+    return SUPPORTED if SIGNS[comparison.expect] * found.value > 0 else REFUTED
+
+
+def together(verdicts: Sequence[str]) -> str:
+    """All comparisons have to hold: one that is refuted refutes the claim, one that is open leaves it open."""
+    for verdict in (REFUTED, UNDECIDED, EQUIVALENT):
+        if verdict in verdicts:
+            return verdict
+    return SUPPORTED
+
+
+def differences(comparison: Comparison, measured: Mapping[str, Values]) -> tuple[float, ...]:
+    """arm - against, by pair; a run without the measure (it diverged) counts as infinite."""
+    ours = measured.get(comparison.arm, {})
+    theirs = measured.get(comparison.against, {}) if comparison.against else None
+    numbers = sorted(ours if theirs is None else ours.keys() & theirs.keys())
+    one = [ours[pair].get(comparison.measure, math.inf) for pair in numbers]
+    name = comparison.other or comparison.measure
+    other = [comparison.value if theirs is None else theirs[pair].get(name, math.inf) for pair in numbers]
+    return tuple(float(value) for value in stats.subtract(one, other))
+
+
+def by_median(d: Sequence[float], comparison: Comparison) -> bool:
+    """Whether a comparison is by sign test and median: where a difference is infinite or could be."""
+    return comparison.measure in COSTS_TO or not all(map(math.isfinite, d))
+
+
+def estimate(d: Sequence[float], comparison: Comparison, alpha: float, anytime_rule: bool) -> Estimate:
+    if by_median(d, comparison):
+        return anytime.median_sequence(d, alpha) if anytime_rule else stats.median_difference(d, alpha)
+    return anytime.confidence_sequence(d, alpha) if anytime_rule else stats.paired_t(d, alpha)
+
+
+def no_difference(d: Sequence[float], comparison: Comparison, alpha: float, family: int, anytime_rule: bool) -> float:
+    """The p-value of a difference at least as large as the margin. Where there is an interval only, 0 or 1: whether the
+    one whose level holds for the whole family lies inside the margin."""
+    if not anytime_rule and not by_median(d, comparison):
+        return stats.equivalence(d, comparison.zone)
+    level = alpha / family if anytime_rule else 2 * alpha / family  # two one-sided tests
+    return 0.0 if estimate(d, comparison, level, anytime_rule).within(comparison.zone) else 1.0
+
+
+def signs(d: Sequence[float], alpha: float, family: int) -> float | None:
+    if not stats.enough_for_signs(len(d), alpha, family) or not all(map(math.isfinite, d)):
+        return None
+    return stats.sign_flip(d)
+
+
+def resampled(d: Sequence[float], alpha: float) -> tuple[float, float]:
+    return stats.bootstrap(d, alpha) if all(map(math.isfinite, d)) else (-math.inf, math.inf)
+
+
+def pairs_to_settle(claim: Claim, comparison: Comparison, d: Sequence[float], family: int, anytime_rule: bool) -> int:
+    """Pairs with which both the smallest interesting effect and, if there is none, its absence would be found with the
+    claim's power, by how the differences so far scatter; MOST_PAIRS where that is not known."""
+    finite = [value for value in d if math.isfinite(value)]
+    if len(finite) < 2:
+        return stats.MOST_PAIRS
+    mean = sum(finite) / len(finite)
+    sd = math.sqrt(sum((value - mean) ** 2 for value in finite) / (len(finite) - 1))
+    return pairs_for(claim, comparison, sd, family, anytime_rule)
+
+
+def pairs_for(claim: Claim, comparison: Comparison, sd: float, family: int, anytime_rule: bool) -> int:
+    """The same from the standard deviation of a difference."""
+    setup = claim.setup
+    alpha = setup.alpha / family
+    if anytime_rule:
+        return anytime.required_pairs(comparison.smallest, sd, alpha, setup.power)
+    return max(
+        stats.required_pairs(comparison.smallest, sd, alpha, setup.power),
+        stats.required_for_equivalence(comparison.zone, sd, alpha, setup.power),
+    )
+
+
+def lost(comparison: Comparison, measured: Mapping[str, Values]) -> tuple[int, int]:
+    """How many runs of each side have no finite value."""
+
+    def count(arm: str, name: str) -> int:
+        return sum(not math.isfinite(found.get(name, math.inf)) for found in measured.get(arm, {}).values())
+
+    theirs = count(comparison.against, comparison.other or comparison.measure) if comparison.against else 0
+    return count(comparison.arm, comparison.measure), theirs
