@@ -12,15 +12,15 @@ decay.
 What is compared is held-out bits per byte, which does not depend on the vocabulary. The difference from the default is
 taken seed by seed: one seed draws the same data in the same order for both, where the batch is the same. Its 95 %
 interval is Student's, with one variance for all arms, which is estimated from how the differences of each arm scatter
-around their mean: two seeds alone say nothing about their variance, and many arms together do. One arm in twenty
-is outside such an interval by chance, so whatever wins has to win again at another size with other seeds.
+around their mean: two seeds alone say nothing about their variance, and many arms together do (isoflop/lab/stats.py).
+One arm in twenty is outside such an interval by chance, so whatever wins has to win again at another size with other
+seeds.
 
 Results are added to FILE, one line a run; what is there already is not run again, and `--show` runs nothing.
 """
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import nn
 
 from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import prepare
+from isoflop.lab.stats import pooled
 from isoflop.plan.settings import with_rates
 from isoflop.records import RunFolder
 from isoflop.runtime import make_runtime
@@ -263,16 +263,11 @@ def compare(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, flo
         arm: [run["bits_per_byte"] - default[seed]["bits_per_byte"] for seed, run in runs.items() if seed in default]
         for arm, runs in by_arm.items()
     }
-    freedom = sum(max(0, len(found) - 1) for found in differences.values())
-    scatter = sum((x - statistics.mean(found)) ** 2 for found in differences.values() for x in found)
-    width = float(stats.t.ppf(0.975, freedom)) * math.sqrt(scatter / freedom) if freedom else math.inf
     lines = []
-    for arm, found in differences.items():
-        if found:
-            mean, half = statistics.mean(found), width / math.sqrt(len(found))
-            verdict = "better" if mean + half < 0 else "worse" if mean - half > 0 else "no difference shown"
-            ratio = next(iter(by_arm[arm].values()))["ratio"]
-            lines.append((arm, ratio, mean, half, len(found), verdict))
+    for arm, (mean, half) in pooled(differences).items():
+        verdict = "better" if mean + half < 0 else "worse" if mean - half > 0 else "no difference shown"
+        ratio = next(iter(by_arm[arm].values()))["ratio"]
+        lines.append((arm, ratio, mean, half, len(differences[arm]), verdict))
     return sorted(lines, key=lambda line: line[2])
 
 

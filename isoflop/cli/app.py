@@ -41,8 +41,9 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code: 0, or what the command makes of its result (`lab run`: 10 to 13); 2 for anything the user can
-        mend, told in one line; 1 for a run that diverged; 128 + signal for a run that was stopped and saved. Of several processes under torchrun one says why, and all give the code;
-        torchrun itself says more, and gives 1 for any of them (parallel/failures.py).
+        mend, told in one line; 1 for a run that diverged; 128 + signal for a run that was stopped and saved. Of several
+        processes under torchrun one says why, and all give the code; torchrun itself says more, and gives 1 for any of
+        them (parallel/failures.py).
     """
     commands, prog, words = COMMANDS, "isoflop", list(arguments)
     description: str | None = "Raw text and a compute budget in, the best GPT that the budget can buy out."

@@ -116,7 +116,7 @@ def compare(
     json: Json = False,
     trust_code: Trusted = (),
 ) -> int:
-    """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference worth knowing, 13: undecided."""
+    """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference that matters, 13: undecided."""
     from isoflop.lab.compare import Question, claim_of
     from isoflop.lab.store import Store
     from isoflop.model.registry import trust_code as trusting

@@ -80,7 +80,7 @@ def log_sign_e_value(above: int, below: int) -> float:
 
 
 def median_sequence(differences: ArrayLike, alpha: float = 0.05) -> Estimate:
-    """The same for the median of differences some of which are infinite, by signs alone. Ties speak for neither side."""
+    """The same for the median, by signs alone: for differences some of which are infinite. Ties speak for no side."""
     d = np.sort(np.nan_to_num(as_floats(differences), nan=0.0, posinf=math.inf, neginf=-math.inf))
     n = d.size
     if n == 0:

@@ -15,7 +15,7 @@ from isoflop.model.count import parameters
 from isoflop.plan.asked import VOCABULARY, Asked
 from isoflop.plan.settings import with_rates
 from isoflop.trainer import RunConfig, throughput
-from isoflop.trainer.config import EveryConfig
+from isoflop.trainer.config import EveryConfig, RuntimeConfig
 
 # What the lab has where a claim and its arms say nothing: a model of which a laptop trains dozens, on one thread each.
 BASE = (
@@ -78,7 +78,7 @@ def configure(claim: Claim, arm: str) -> RunConfig:
             config = with_rates(begin, Asked.of(given))
         else:
             data = replace(base.data, sources=tuple(setup.sources), path="") if setup.sources else base.data
-            config = override(replace(base, data=data), given)
+            config = override(replace(base, data=data, runtime=one_thread(base.runtime)), given)
         asked = Asked.of(given)
         if base is None and asked.names("data.vocab_size") and not asked.names(VOCABULARY):
             config = override(config, [f"model.vocab_size={config.data.vocab_size}"])
@@ -86,6 +86,14 @@ def configure(claim: Claim, arm: str) -> RunConfig:
         return replace(config, every=every, evaluate_tokens=EVALUATE_TOKENS, trackers=(), seconds=0.0)
     except UserError as error:
         raise UserError(f"arm {arm}: {error}") from None
+
+
+def one_thread(runtime: RuntimeConfig) -> RuntimeConfig:
+    """What a recipe's runs are computed by in the lab: workers have one thread each, and what it leaves open is a CPU
+    in single precision."""
+    device = "cpu" if runtime.device == "auto" else runtime.device
+    dtype = "float32" if runtime.dtype == "auto" else runtime.dtype
+    return replace(runtime, device=device, dtype=dtype, threads=1)
 
 
 def scaled(config: RunConfig, factor: float) -> RunConfig:

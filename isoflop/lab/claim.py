@@ -123,6 +123,7 @@ class Arm:
     match: Annotated[str, "a whole-number field, such as model.d_model, set so that parameters are the first arm's"] = (
         ""
     )
+    again: Annotated[bool, "first weights of another seed than the other arms': for an A/A test"] = False
     procedure: Annotated[str, "another one than the setup's"] = ""
     options: Annotated[dict[str, Any], "of the procedure, on top of the setup's"] = field(default_factory=dict)
 
@@ -245,8 +246,8 @@ class Claim:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all that decides the result, as hexadecimal digits. Words that decide nothing are left out, so that
-        a typo in a note can be mended; so is how many pairs there may be and how long it may take, since a claim that
+        """SHA-256 of all that decides the result, as hexadecimal digits. Words that decide nothing are left out: a typo
+        in a note can be mended. So is how many pairs there may be and how long it may take, since a claim that
         stayed open goes on with more of both, and what was looked at before counts (verdict.decide)."""
         told = {key: value for key, value in to_dict(self).items() if key not in WORDS}
         told["setup"] = {key: value for key, value in told["setup"].items() if key not in ("pairs", "minutes")}

@@ -45,8 +45,8 @@ class Question:
 
 
 def claim_of(question: Question, budget: float, workers: int, store: Store) -> Claim:
-    """The question as a claim, the one of before if it was asked before: each arm is compared with the base in held-out bits per byte, and `supported` means
-    that it is better.
+    """The question as a claim, the one of before if it was asked before: each arm is compared with the base in
+    held-out bits per byte, and `supported` means that it is better.
 
     Raises:
         UserError: for what cannot be understood or built, or a budget that has no room for runs of any use.
@@ -126,8 +126,8 @@ def with_tokens(claim: Claim, budget: float, workers: int) -> Claim:
     if steps < SHORTEST:
         needed = SHORTEST * each * runs / max(1, workers) / SHARE
         raise UserError(
-            f"in {budget:.0f} s there is room for {runs} runs of {max(steps, 0)} steps, too few to learn anything: give a "
-            f"--budget of {needed / 60:.0f}m or more, fewer arms, --no-tune, or the length of a run as --tokens"
+            f"in {budget:.0f} s there is room for {runs} runs of {max(steps, 0)} steps, too few to learn from: give "
+            f"a --budget of {needed / 60:.0f}m or more, fewer arms, --no-tune, or the length of a run as --tokens"
         )
     return replace(claim, setup=replace(claim.setup, tokens=float(steps * first.tokens_per_step)))
 
@@ -148,7 +148,7 @@ def spelled_out(word: str) -> str:
     if head in known:
         return f"model.{word}"
     raise UserError(
-        f"{head!r} in {word!r} is no field of the model or of the run{nearest(head, known)} (`isoflop config` lists all)"
+        f"{head!r} in {word!r} is no field of the model or of the run{nearest(head, known)} (`isoflop config` has all)"
     )
 
 

@@ -241,12 +241,13 @@ def held_equal(outcome: Outcome) -> str:
     if builds:
         model = first.model
         said.append(
-            f"The base has {model.layers} layers of width {model.d_model}, context {model.context}, {model.vocab_size:,} ids."
+            f"The base has {model.layers} layers of width {model.d_model}, context {model.context} and "
+            f"{model.vocab_size:,} ids."
         )
     if claim.trains:
         said.append(
-            "Arms of a pair read the same data in the same order where their batches are alike. The result is one of this "
-            "size; another size may give another verdict."
+            "Arms of a pair read the same data in the same order where their batches are alike. The result is one of "
+            "this size; another size may give another verdict."
         )
     if claim.notes:
         said.append(text(claim.notes))
@@ -334,8 +335,8 @@ def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:
         '<header>\n<div class="top"><h1>isoflop lab</h1></div>\n'
         '<p class="story" style="font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px">'
         "What each part of a transformer is for, put to the test.</p>\n"
-        f'<p class="lead">{counted}. Each verdict is by a rule that was fixed before the first run, and speaks of the size '
-        "that was run.</p>\n</header>"
+        f'<p class="lead">{counted}. Each verdict is by a rule that was fixed before the first run, and speaks of the '
+        "size that was run.</p>\n</header>"
     )
     body = table(["as people say it", "verdict", "what was found", "cost"], cards, {3})
     path = folder / "index.html"

@@ -176,7 +176,7 @@ def collect(course: Course) -> int:
     """Run rates, noise and pairs. Returns how many pairs are complete."""
     study, claim = course.study, course.study.claim
     if not study.trained:
-        course.carry_out(job for number in range(claim.setup.pairs) for job in study.pair(number))
+        course.carry_out(job for index in range(claim.setup.pairs) for job in study.pair(index))
         return whole_pairs(study, claim.setup.pairs)
 
     # the rates: rounds, since what is tried next depends on what came of the last
@@ -198,17 +198,17 @@ def collect(course: Course) -> int:
 
     if claim.setup.rule == "anytime":
         return until_decided(course, wanted)
-    course.carry_out(job for number in range(wanted) for job in study.pair(number))
+    course.carry_out(job for index in range(wanted) for job in study.pair(index))
     return whole_pairs(study, wanted)
 
 
 def until_decided(course: Course, most: int) -> int:
     """Pair after pair, with a look after each, until the verdict is there or there are as many as may be."""
     study = course.study
-    for number in range(most):
-        course.carry_out(iter(study.pair(number)))
-        done = whole_pairs(study, number + 1)
-        if done <= number:
+    for index in range(most):
+        course.carry_out(iter(study.pair(index)))
+        done = whole_pairs(study, index + 1)
+        if done <= index:
             return done
         if done >= 2 and decide(study.claim, study.measured(done)).verdict != UNDECIDED:
             return done
@@ -217,7 +217,7 @@ def until_decided(course: Course, most: int) -> int:
 
 def whole_pairs(study: Study, most: int) -> int:
     """How many of the first pairs all arms have, without a gap."""
-    return next((number for number in range(most) if study.missing(study.pair(number))), most)
+    return next((index for index in range(most) if study.missing(study.pair(index))), most)
 
 
 def wanted_pairs(course: Course) -> int:
@@ -245,7 +245,8 @@ def wanted_pairs(course: Course) -> int:
 
 def needed_pairs(study: Study) -> tuple[int, dict[str, float | None]]:
     """Pairs that the smallest interesting effects need by the A/A noise, and the noise of each measure."""
-    claim, noise, needed = study.claim, {}, FEWEST
+    claim, needed = study.claim, FEWEST
+    noise: dict[str, float | None] = {}
     for comparison in claim.comparisons:
         sd, limit = stats.noise(study.noise_of(comparison))
         noise[comparison.measure] = number(sd)

@@ -19,7 +19,7 @@ from isoflop.lab.verdict import Values
 from isoflop.trainer.task import make_task
 
 # Seeds of their own for what is not compared, so that the pairs that decide are drawn anew.
-TUNING, AGAIN = 7000, 8000
+TUNING, AGAIN, ANOTHER = 700_000, 800_000, 900_000
 TUNED_BY = "bits_per_byte"
 NOISE_PAIRS = 3  # A/A pairs
 KINDS = {"tokens_to": "tokens", "flops_to": "flops", "seconds_to": "seconds"}
@@ -86,7 +86,8 @@ class Study:
         config = self.arm(name).config
         if entry.trains:
             config = making.scaled(config, used)
-        order, seed = (order, order if seed is None else seed) if entry.seeded else (0, 0)
+        own = order + (ANOTHER if self.claim.arms[name].again else 0)
+        order, seed = (order, own if seed is None else seed) if entry.seeded else (0, 0)
         return Job(
             procedure=self.claim.procedure(name),
             config=replace(config, seed=seed),
@@ -218,7 +219,7 @@ class Study:
 
 
 def beyond(found: dict[float, float], step: float) -> list[float]:
-    """The factor next to the best one, where that is the first or the last of those tried; none where it is bracketed."""
+    """The factor next to the best one, where that is the first or the last of those tried; none where it is inside."""
     chosen = best(found)
     if chosen == min(found):
         return [chosen / step]
@@ -231,7 +232,7 @@ def best(found: dict[float, float]) -> float:
 
 
 def with_costs(row: Row, comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """What a run measured, and for the targets of the comparisons log2 of what reaching them cost; infinite for never."""
+    """What a run measured, and log2 of what reaching the targets of the comparisons cost it; infinite for never."""
     found = dict(row.measures)
     for comparison in comparisons:
         if comparison.measure in COSTS_TO:

@@ -46,7 +46,7 @@ def initial(job: Job) -> Measured:
     """Measures, all of a model as it is initialised:
 
     first_over_last           log10 of the gradient's norm in the first layer over that in the last
-    gradient_per_layer        slope of log10 of the gradient's norm over the layers: above 0 it shrinks towards the input
+    gradient_per_layer        slope of log10 of the gradient's norm over the layers; above 0: smaller towards the input
     first_gradient_by_depth   slope of log10 of the first layer's gradient on the number of layers: below 0 it vanishes
                               as the network gets deep
     last_gradient_by_depth    slope of the logarithm of the gradient of the last layer's W2 on the logarithm of the

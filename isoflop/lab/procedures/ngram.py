@@ -5,8 +5,8 @@
 
 The bigram model is interpolated Kneser-Ney (Ney, Essen & Kneser 1994; Chen & Goodman 1998, section 2.7): n(v) is the
 number of different words that follow v, q(w) goes with the number of different words that w follows, each counted once
-more so that nothing is impossible, and d = n1 / (n1 + 2 n2) with n1 and n2 the numbers of pairs seen once and twice. All
-constants come from the training text.
+more so that nothing is impossible, and d = n1 / (n1 + 2 n2) with n1 and n2 the numbers of pairs seen once and twice.
+All constants come from the training text.
 """
 
 import math

@@ -11,8 +11,8 @@ MEASURES = ("dependence", "row_mean", "row_spread", "column_mean", "column_sprea
 
 
 def worked(job: Job) -> Measured:
-    """The table normalised, to mean 0 and variance 1: each word by itself (`options.by = "row"`, as layer norm does), or
-    each feature over the words ("column", as batch norm does).
+    """The table normalised, to mean 0 and variance 1: each word by itself (`options.by = "row"`, as layer norm does),
+    or each feature over the words ("column", as batch norm does).
 
     dependence    the largest change of the first word's numbers when the other words are drawn anew
     row_mean      the largest mean of a word, in size; row_spread: how far the standard deviations are from 1 at most

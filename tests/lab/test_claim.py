@@ -1,0 +1,159 @@
+"""A claim is one file: what is wrong in it is said in one line, what decides it is in its hash, what it holds equal is
+equal."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from isoflop.errors import UserError
+from isoflop.lab import arms as making
+from isoflop.lab.claim import all_claims, read_claim
+from isoflop.lab.compare import Question, label, spelled_out
+from isoflop.lab.compare import claim_of as asked
+from isoflop.lab.procedures.table import PROCEDURES
+from isoflop.lab.store import Store
+
+TEXT = """
+statement = "B is better."
+question = "Is it?"
+prediction = "Yes."
+
+[setup]
+set = ["model.layers=2", "model.d_model=32", "model.heads=1"]
+tokens = 1e5
+equal = ["flops"]
+rates = [0.5, 1, 2]
+
+[arms.a]
+
+[arms.b]
+set = ["model.feed_forward.ratio=2"]
+
+[[comparisons]]
+measure = "bits_per_byte"
+arm = "b"
+against = "a"
+expect = "lower"
+smallest = 0.03
+"""
+
+
+def written(tmp_path, text=TEXT, name="better"):
+    path = tmp_path / f"{name}.toml"
+    path.write_text(text, encoding="utf-8")
+    return read_claim(str(path))
+
+
+WRONG = {
+    'expect = "lower"': ('expect = "less"', "'less' is not one of higher, lower, same"),
+    'arm = "b"': ('arm = "c"', "arm = 'c' is not one of the arms a, b"),
+    "smallest = 0.03": ("smallest = 0", "effects are above 0"),
+    'measure = "bits_per_byte"': ('measure = "bits_per_bite"', "did you mean bits_per_byte"),
+    'equal = ["flops"]': ('equal = ["flops", "seconds"]', "holds two lengths equal"),
+    "tokens = 1e5": ("", "setup.tokens is missing"),
+    "rates = [0.5, 1, 2]": ("rates = [2, 1, 0.5]", "do not rise"),
+    "[arms.a]": ("[arms.'a b']", "letters, digits"),
+    'question = "Is it?"': ('questions = "Is it?"', "did you mean question"),
+    "[setup]": ("[setup", "is not valid TOML"),
+    'statement = "B is better."': ("", "statement is missing"),
+}
+
+
+@pytest.mark.parametrize("right", WRONG)
+def test_what_is_wrong_is_said_in_one_line_that_names_the_file(tmp_path, right):
+    wrong, said = WRONG[right]
+    assert right in TEXT
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        written(tmp_path, TEXT.replace(right, wrong))
+    assert "better.toml" in str(error.value)
+
+
+def test_a_claim_that_is_not_there_names_those_that_are():
+    with pytest.raises(UserError, match="did you mean residuals"):
+        read_claim("residual")
+
+
+def test_the_hash_is_of_what_decides(tmp_path):
+    claim = written(tmp_path)
+    assert claim.hash == written(tmp_path, TEXT + '\n[figure]\nx = "tokens"\ny = "heldout"\n').hash
+    assert claim.hash == replace(claim, setup=replace(claim.setup, pairs=99, minutes=1.0)).hash
+    for right, wrong in {"smallest = 0.03": "smallest = 0.02", "ratio=2": "ratio=3", '"lower"': '"higher"'}.items():
+        assert written(tmp_path, TEXT.replace(right, wrong)).hash != claim.hash
+
+
+@pytest.mark.parametrize("claim", all_claims(), ids=lambda claim: claim.name)
+def test_each_claim_of_isoflop_can_be_built_and_says_what_it_has_to(claim):
+    assert claim.number and claim.literature and claim.notes and claim.statement.endswith(".")
+    made = making.ready(claim, {})
+    assert [arm.name for arm in made] == list(claim.arms)
+    if claim.setup.length == "flops" and claim.trains:
+        spent = [arm.flops for arm in made]
+        assert max(spent) < 1.02 * min(spent)
+    if claim.full:
+        making.ready(claim.as_full(), {})
+    for arm in claim.arms:
+        for measure in {c.measure for c in claim.comparisons if c.arm == arm}:
+            assert measure in PROCEDURES[claim.procedure(arm)].measures
+
+
+def test_numbers_of_claims_are_given_once():
+    numbers = [claim.number for claim in all_claims()]
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_parameters_that_are_to_be_equal_are_made_so_or_refused(tmp_path):
+    both = TEXT.replace('["flops"]', '["flops", "parameters"]')
+    with pytest.raises(UserError, match=r"parameters are to be equal and are not: a .*, b "):
+        making.ready(written(tmp_path, both), {})
+    made = making.ready(written(tmp_path, both.replace('ratio=2"]', 'ratio=2"]\nmatch = "model.d_model"')), {})
+    assert abs(made[0].size - made[1].size) < making.NEAR * made[0].size
+    assert made[1].config.model.d_model > 32
+
+
+def test_a_slower_arm_gets_fewer_tokens_at_equal_seconds(tmp_path):
+    claim = written(tmp_path, TEXT.replace('["flops"]', '["seconds"]'))
+    a, b = making.ready(claim, {"a": 1.0, "b": 0.5})
+    assert b.config.tokens == pytest.approx(a.config.tokens / 2, rel=0.05)
+
+
+def test_rates_are_the_plan_s_for_the_arm_s_own_width_unless_they_are_set(tmp_path):
+    wide = TEXT.replace("model.feed_forward.ratio=2", "model.d_model=128")
+    a, b = (making.configure(written(tmp_path, wide), arm) for arm in "ab")
+    assert a.optim.lr != b.optim.lr
+    given = making.configure(written(tmp_path, TEXT.replace("model.feed_forward.ratio=2", "optim.lr=0.5")), "b")
+    assert given.optim.lr == 0.5 and given.optim.matrix_lr == a.optim.matrix_lr
+    twice = making.scaled(a, 2.0)
+    assert (twice.optim.lr, twice.optim.matrix_lr) == (2 * a.optim.lr, 2 * a.optim.matrix_lr)
+
+
+# a question from the command line
+
+
+def test_short_names_are_fields_of_the_model():
+    assert spelled_out("norm=rms") == "model.norm=rms" and spelled_out("optim.lr=1") == "optim.lr=1"
+    assert spelled_out("feed_forward.ratio=2") == "model.feed_forward.ratio=2"
+    assert label("model.feed_forward=swiglu norm=rms") == "feed_forward-swiglu-norm-rms"
+    with pytest.raises(UserError, match="did you mean norm"):
+        spelled_out("nrom=rms")
+    with pytest.raises(UserError, match="FIELD=VALUE"):
+        spelled_out("norm")
+
+
+def test_a_question_is_a_claim_with_an_arm_for_each_change(tmp_path):
+    question = Question(arms=("norm=layer", "norm=layer position=learned"), tokens=1e5, equal="flops")
+    claim = asked(question, 60.0, 1, Store(tmp_path))
+    assert list(claim.arms) == ["base", "norm-layer", "norm-layer-position-learned"]
+    assert [c.expect for c in claim.comparisons] == ["lower", "lower"]
+    assert making.configure(claim, "norm-layer").model.norm.name == "layer"
+    for wrong, said in ({"arms": ()}, "--arm"), ({"equal": "second"}, "seconds"), ({"smallest": 0.0}, "above 0"):
+        with pytest.raises(UserError, match=said):
+            asked(replace(question, **wrong), 60.0, 1, Store(tmp_path))
+
+
+def test_a_recipe_s_rates_are_kept_and_it_runs_on_one_thread(tmp_path):
+    base = replace(making.configure(asked(Question(arms=("norm=layer",), tokens=1e5), 1.0, 1, Store(tmp_path)), "base"))
+    base = replace(base, optim=replace(base.optim, lr=0.123), runtime=replace(base.runtime, threads=8, device="auto"))
+    claim = asked(Question(arms=("norm=layer",), tokens=1e5, base=base), 60.0, 1, Store(tmp_path))
+    config = making.configure(claim, "norm-layer")
+    assert (config.optim.lr, config.runtime.threads, config.runtime.device) == (0.123, 1, "cpu")

@@ -1,0 +1,250 @@
+"""From a claim's file to its verdict and page, with real runs of seconds."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from isoflop.cli.app import run as command
+from isoflop.errors import UserError
+from isoflop.lab import study as studies
+from isoflop.lab.claim import Comparison, claim_of, read_claim
+from isoflop.lab.page import page, verdict_line, write_front, write_page
+from isoflop.lab.recorded import claims_there, one_there, recorded
+from isoflop.lab.run import run_claim
+from isoflop.lab.store import Store
+from isoflop.lab.study import Study
+from small import write_texts
+
+TINY = [
+    "model.layers=1",
+    "model.d_model=32",
+    "model.heads=1",
+    "model.context=32",
+    "model.vocab_size=300",
+    "data.vocab_size=300",
+    "batch.sequences=4",
+]
+ARMS = {"plain": {}, "again": {"again": True}, "slow": {"set": ["optim.matrix_lr=1e-5", "optim.lr=1e-5"]}}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("lab") / "texts", files=12)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """One home for the module: the text is prepared once."""
+    kept = os.environ.get("ISOFLOP_HOME")
+    os.environ["ISOFLOP_HOME"] = str(tmp_path_factory.mktemp("home"))
+    yield os.environ["ISOFLOP_HOME"]
+    os.environ.pop("ISOFLOP_HOME") if kept is None else os.environ.update(ISOFLOP_HOME=kept)
+
+
+@pytest.fixture(autouse=True)
+def same_home(home, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", home)
+
+
+def claim(texts, arm, against, expect="higher", name="tiny", **setup):
+    written = {
+        "statement": "Small rates <learn> less.",
+        "question": "Do they?",
+        "prediction": "Yes.",
+        "setup": {"set": TINY, "sources": [str(texts)], "tokens": 3000, "pairs": 5, "equal": ["tokens"], **setup},
+        "arms": {one: ARMS[one] for one in dict.fromkeys((against, arm))},
+        "comparisons": [
+            {"measure": "bits_per_byte", "arm": arm, "against": against, "expect": expect, "smallest": 0.05}
+        ],
+    }
+    return claim_of(written, name, f"{name}.toml")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return Store(tmp_path_factory.mktemp("results") / "lab")
+
+
+def test_a_planted_effect_is_found_its_opposite_refutes_and_the_same_arms_are_not_told_apart(texts, store):
+    found = run_claim(claim(texts, "slow", "plain"), store, workers=0)
+    assert found.decision.verdict == "supported" and found.exit_code == 10
+    before = len(store.rows)
+    opposite = run_claim(claim(texts, "plain", "slow", name="opposite"), store, workers=0)
+    assert opposite.decision.verdict == "refuted" and opposite.exit_code == 11
+    assert len(store.rows) == before + studies.NOISE_PAIRS  # arms are the same runs; the noise is another arm's
+
+    same = run_claim(claim(texts, "again", "plain", name="same"), store, workers=0)
+    assert same.decision.verdict in ("equivalent", "undecided")
+    assert any(same.decision.findings[0].differences)  # other first weights, other losses
+
+
+def test_what_was_run_is_not_run_again_and_a_broken_line_is_no_loss(texts, store):
+    told = []
+    before = len(store.rows)
+    with (store.folder / "runs.jsonl").open("a") as file:
+        file.write('{"key": "half')
+    again = Store(store.folder)
+    found = run_claim(claim(texts, "slow", "plain"), again, workers=0, say=told.append)
+    assert len(again.rows) == before and found.decision.verdict == "supported"
+    again.append(store.folder / "runs.jsonl", {"key": "whole"})
+    assert len(Store(store.folder).rows) == before + 1
+
+
+def test_before_it_starts_it_says_what_it_will_take_and_writes_nothing(texts, tmp_path):
+    told = []
+    empty = Store(tmp_path / "lab")
+    wanted = claim(texts, "slow", "plain", rates=[0.5, 1, 2])
+    assert run_claim(wanted, empty, workers=0, say=told.append, plan_only=True, budget=600) is None
+    said = "\n".join(told)
+    for word in ("3 to 5 values", "A/A", "pairs", "a run takes about", "10 min", "see an effect of"):
+        assert word in said, word
+    assert not empty.folder.exists()
+
+
+def test_rates_are_tried_until_the_best_lies_between_two_others(texts, tmp_path):
+    results = Store(tmp_path / "lab")
+    far = claim(texts, "slow", "plain", rates=[0.05, 0.1, 0.2], set=[*TINY, "seed=0"])
+    found = run_claim(far, results, workers=0)
+    tried = found.study.tried("plain")
+    assert 3 <= len(tried) <= 5 and (found.study.bracketed("plain") or len(tried) == 5)
+    assert found.study.factors["plain"] == min(tried, key=tried.get)
+    tuned = {job.order for job in found.study.tuning_jobs()} | {studies.TUNING}
+    assert tuned == {studies.TUNING}  # a seed that no pair has
+
+
+def test_the_claim_is_on_record_before_its_first_run(texts, tmp_path):
+    results = Store(tmp_path / "lab")
+    found = run_claim(claim(texts, "slow", "plain"), results, workers=0)
+    assert all(row.time >= found.fixed for row in results.rows.values())
+    [line] = results.fixings(found.study.claim)
+    assert line["hash"] == found.study.claim.hash
+
+    stricter = replace(found.study.claim.comparisons[0], smallest=0.5)
+    changed = replace(found.study.claim, comparisons=(stricter,))
+    run_claim(changed, results, workers=0)
+    assert "2 versions of this claim" in page(recorded(changed, results))
+    assert "on record before" in page(recorded(changed, results))
+
+
+def test_when_time_is_up_what_there_is_is_said(texts, tmp_path):
+    found = run_claim(claim(texts, "slow", "plain"), Store(tmp_path / "lab"), workers=0, budget=1e-3)
+    assert found.decision.verdict == "undecided" and found.pairs < 2 and found.exit_code == 13
+    assert "nothing measured yet" in verdict_line(found)
+
+
+def test_with_the_anytime_rule_it_stops_when_it_is_decided(texts, tmp_path):
+    found = run_claim(claim(texts, "slow", "plain", rule="anytime", pairs=40), Store(tmp_path / "lab"), workers=0)
+    assert found.decision.verdict == "supported" and found.pairs < 40
+    assert found.decision.findings[0].estimate.test == "anytime t"
+
+
+class Tags(HTMLParser):
+    """Whether every tag is closed, and what the page would load."""
+
+    VOID = {"meta", "link", "br", "hr", "img"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_pages_are_whole_and_load_nothing(texts, store):
+    for one in claims_there(store):
+        path = write_page(recorded(one, store))
+        tags = Tags()
+        tags.feed(path.read_text(encoding="utf-8"))
+        assert not tags.open and not tags.loads
+    text = (store.folder / "tiny" / "report.html").read_text(encoding="utf-8")
+    assert "Small rates &lt;learn&gt; less." in text and "<svg" in text and "isoflop lab run tiny" in text
+    front = write_front([recorded(one, store) for one in claims_there(store)], store.folder).read_text(encoding="utf-8")
+    assert "tiny/report.html" in front and "Supported" in front and "Refuted" in front
+    with pytest.raises(UserError, match="no verdict on 'absent'"):
+        one_there("absent", store)
+
+
+def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.toml"
+    assert command(["lab", "new", "mine"]) == 0
+    assert command(["lab", "new", "mine"]) == 2
+    text = path.read_text(encoding="utf-8")
+    fields = ", ".join(f'"{field}"' for field in TINY)
+    text = re.sub(r"^set = .*heads.*", f"set = [{fields}]", text, count=1, flags=re.MULTILINE)
+    text = text.replace("tokens = 6e5 ", "tokens = 3000").replace("rates = [0.5, 1, 2]", "rates = []")
+    path.write_text(text.replace("pairs = 12 ", "pairs = 5"), encoding="utf-8")
+    capsys.readouterr()
+
+    code = command(["lab", "run", "mine.toml", str(texts), "--workers", "0", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert code == said["exit_code"] and code in (10, 11, 12, 13)
+    assert {"verdict", "effect", "interval", "error_spent", "pairs", "seconds", "pairs_to_settle"} <= said.keys()
+    assert (tmp_path / "lab" / "index.html").exists()
+    assert command(["lab", "report"]) == 0 and "mine" in capsys.readouterr().out
+    assert command(["lab", "list"]) == 0 and said["verdict"] in capsys.readouterr().out
+    assert command(["lab", "run", "mine.toml", "--budget", "3e9"]) == 2
+    assert "flops" in capsys.readouterr().err
+
+
+def test_what_needs_no_training_takes_seconds(tmp_path):
+    results = Store(tmp_path / "lab")
+    for name in ("linear", "normalise", "leak", "pretraining-share"):
+        found = run_claim(read_claim(name), results, workers=0)
+        assert found.decision.verdict == "supported", name
+        assert found.pairs == found.study.claim.setup.pairs
+
+
+def test_a_target_that_is_reached_later_is_later(texts, store):
+    sooner = Comparison(
+        measure="tokens_to", arm="plain", against="slow", expect="lower", smallest=0.1, target=4.0, words="sooner"
+    )
+    wanted = replace(claim(texts, "plain", "slow", name="target", pairs=7), comparisons=(sooner,))
+    found = run_claim(wanted, store, workers=0)
+    assert found.decision.findings[0].estimate.test == "sign"
+    assert found.decision.verdict == "supported"
+
+
+@pytest.mark.slow  # two worker processes that load torch
+def test_a_kill_loses_nothing_but_what_was_running(texts, tmp_path):
+    path = tmp_path / "killed.toml"
+    fields = ", ".join(f'"{field}"' for field in TINY)
+    path.write_text(
+        'statement = "S."\nquestion = "Q?"\nprediction = "P."\n'
+        f'[setup]\nset = [{fields}]\ntokens = 3000\npairs = 6\nequal = ["tokens"]\n'
+        '[arms.a]\n[arms.b]\nset = ["optim.lr=1e-5", "optim.matrix_lr=1e-5"]\n[[comparisons]]\n'
+        'measure = "bits_per_byte"\narm = "b"\nagainst = "a"\nexpect = "higher"\nsmallest = 0.05\n'
+    )
+    words = [sys.executable, "-m", "isoflop", "lab", "run", str(path), str(texts), "--out", str(tmp_path / "lab")]
+    first = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    runs = 0
+    for line in first.stdout:
+        runs += " seed " in line or " again " in line
+        if runs == 3:
+            first.kill()
+            break
+    first.wait(timeout=60)
+    kept = len(Store(tmp_path / "lab").rows)
+    assert kept >= 3
+    second = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert second.returncode == 10, second.stderr
+    made = (tmp_path / "lab" / "runs.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["key"] for line in made}) == len(made) > kept
+
+
+def test_a_study_knows_what_is_missing(texts, store):
+    study = Study.of(claim(texts, "slow", "plain"), store)
+    study.choose()
+    assert not study.missing(study.pair(0)) and study.missing(study.pair(50))
