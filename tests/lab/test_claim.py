@@ -3,6 +3,7 @@ equal."""
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +158,12 @@ def test_a_recipe_s_rates_are_kept_and_it_runs_on_one_thread(tmp_path):
     claim = asked(Question(arms=("norm=layer",), tokens=1e5, base=base), 60.0, 1, Store(tmp_path))
     config = making.configure(claim, "norm-layer")
     assert (config.optim.lr, config.runtime.threads, config.runtime.device) == (0.123, 1, "cpu")
+
+
+def test_the_worked_example_of_the_page_is_a_claim(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "lab.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```toml file=rotary.toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    claim = written(tmp_path, example, "rotary")
+    assert [arm.config.model.position.name for arm in making.ready(claim, {})] == ["learned", "rotary"]
+    for one in all_claims():
+        assert f"`{one.name}`" in page

@@ -144,10 +144,11 @@ def test_with_the_anytime_rule_it_stops_when_it_is_decided(texts, tmp_path):
     assert found.decision.findings[0].estimate.test == "anytime t"
 
 
+VOID = ("meta", "link", "br", "hr", "img")  # tags that are not closed
+
+
 class Tags(HTMLParser):
     """Whether every tag is closed, and what the page would load."""
-
-    VOID = {"meta", "link", "br", "hr", "img"}
 
     def __init__(self):
         super().__init__()
@@ -155,7 +156,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.loads += [value for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")]
-        if tag not in self.VOID:
+        if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
