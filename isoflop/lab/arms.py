@@ -10,6 +10,7 @@ from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.lab.claim import Claim
+from isoflop.lab.damage import damaged
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.model.count import parameters
 from isoflop.plan.asked import VOCABULARY, Asked
@@ -36,6 +37,7 @@ MEASUREMENTS = 8  # of held-out text along a run, for its curve
 EVALUATE_TOKENS = 16_384
 NEAR = 0.03  # share by which the parameters of arms that are held equal may differ
 TURNS, TURN_SECONDS = 3, 1.5  # pairs of timings, of which the median counts
+GLANCE = 0.6  # seconds of steps that tell about how long a run takes
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ def configure(claim: Claim, arm: str) -> RunConfig:
         else:
             data = replace(base.data, sources=tuple(setup.sources), path="") if setup.sources else base.data
             config = override(replace(base, data=data, runtime=one_thread(base.runtime)), given)
+        if claim.arms[arm].damage:
+            config = replace(config, data=damaged(config.data, claim.arms[arm].damage))
         asked = Asked.of(given)
         if base is None and asked.names("data.vocab_size") and not asked.names(VOCABULARY):
             config = override(config, [f"model.vocab_size={config.data.vocab_size}"])
@@ -231,5 +235,5 @@ def speed_ratio(first: RunConfig, config: RunConfig) -> float:
 
 def timed(arm: ReadyArm) -> ReadyArm:
     """The same with the seconds that a run takes on one thread, measured."""
-    speed = throughput.time_steps(arm.config, TURN_SECONDS).tokens_per_second
+    speed = throughput.time_steps(arm.config, GLANCE).tokens_per_second
     return replace(arm, seconds=arm.config.tokens / speed)

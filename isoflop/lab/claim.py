@@ -38,6 +38,7 @@ from typing import Annotated, Any, Literal
 
 from isoflop.config import from_dict, nearest, to_dict
 from isoflop.errors import UserError
+from isoflop.lab import damage
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.untrusted import read_text
 
@@ -124,6 +125,9 @@ class Arm:
         ""
     )
     again: Annotated[bool, "first weights of another seed than the other arms': for an A/A test"] = False
+    damage: Annotated[dict[str, Any], "what is done to the text: shares of documents by kind, see damage.py"] = field(
+        default_factory=dict
+    )
     procedure: Annotated[str, "another one than the setup's"] = ""
     options: Annotated[dict[str, Any], "of the procedure, on top of the setup's"] = field(default_factory=dict)
 
@@ -209,6 +213,8 @@ class Claim:
             if not NAME.fullmatch(name):
                 raise UserError(f"[arms.{name}]: a name has letters, digits, _ and - only")
         object.__setattr__(self, "arms", {name: from_dict(Arm, arm, f"arms.{name}") for name, arm in self.arms.items()})
+        for name, arm in self.arms.items():
+            damage.check(arm.damage, name)
         if not self.comparisons:
             raise UserError("a claim needs at least one [[comparisons]]: what is predicted, and when it counts")
         for comparison in self.comparisons:

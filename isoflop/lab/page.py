@@ -24,6 +24,12 @@ JUDGEMENTS = {
     EQUIVALENT: ("open", "No difference worth knowing"),
     UNDECIDED: ("stopped", "Undecided"),
 }
+SENTENCES = {
+    SUPPORTED: "Supported: {}",
+    REFUTED: "Refuted: it is not so that {}",
+    EQUIVALENT: "No difference worth knowing as to whether {}",
+    UNDECIDED: "Undecided whether {}",
+}
 UNITS = {
     "bits_per_byte": "bits per byte, held-out",
     "nats_per_token": "nats per token, held-out",
@@ -75,12 +81,12 @@ def verdict_line(outcome: Outcome) -> str:
     """The verdict in one line: what was found, how sure, with how much."""
     decision = outcome.decision
     finding = next(one for one in decision.findings if one.verdict == decision.verdict)
-    said = (
-        f"{JUDGEMENTS[decision.verdict][1]}: {finding.comparison.sentence}"
-        if decision.verdict == SUPPORTED
-        else (f"{JUDGEMENTS[decision.verdict][1]}, as to whether {finding.comparison.sentence}")
-    )
-    return f"{said}: {measured_words(finding)}."
+    if decision.verdict == SUPPORTED and len(decision.findings) > 1:
+        each = (
+            "both predictions hold" if len(decision.findings) == 2 else f"all {len(decision.findings)} predictions hold"
+        )
+        return f"Supported: {each}; {finding.comparison.sentence}: {measured_words(finding)}."
+    return f"{SENTENCES[decision.verdict].format(finding.comparison.sentence)}: {measured_words(finding)}."
 
 
 def measured_words(finding: Finding) -> str:

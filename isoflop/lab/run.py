@@ -29,6 +29,9 @@ FEWEST = 5  # pairs of runs: a t interval of fewer is several times as wide
 OVERHEAD = 3.0  # seconds of a run beside its steps: reading, measuring, the curve
 
 
+PURPOSES = {"rate": "rates x {0.factor:g}", "noise": "seed {0.order} again", "pair": "seed {0.order}"}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What came of a claim.
@@ -98,19 +101,29 @@ class Course:
         return self.known.get(arm, 0.0)
 
     def time_arms(self) -> None:
-        """About how long a run of each arm takes: by what is on record, else measured."""
+        """About how long a run of each arm takes: by what is on record, else one is timed for a moment, and the others
+        take as many times as long as they have FLOPs. What is run corrects it."""
+        base = self.study.arm(self.study.trained[0]) if self.study.trained else None
         for name in self.study.trained:
-            rows = self.study.rows(name, 1)
-            self.known[name] = rows[0].seconds if rows else timed(self.study.arm(name)).seconds + OVERHEAD
+            rows, arm = self.study.rows(name, 1), self.study.arm(name)
+            if rows:
+                self.known[name] = rows[0].seconds
+            elif base is not None and base.seconds and arm.flops:
+                self.known[name] = base.seconds * arm.flops / base.flops + OVERHEAD
+            else:
+                base = timed(arm)
+                self.known[name] = base.seconds + OVERHEAD
 
     def carry_out(self, jobs: Iterator[Job]) -> None:
-        """Run what is not on record, as long as the budget has room for one more."""
+        """Run what is not on record, each once, as long as the budget has room for one more."""
+        begun: set[str] = set()
 
         def wanted() -> Iterator[Job]:
             for job in jobs:
-                if self.study.store.find(job) is None:
+                if self.study.store.find(job) is None and job.key not in begun:
                     if self.seconds_of(job.arm) > self.left():
                         return
+                    begun.add(job.key)
                     yield job
 
         self.workers.run(wanted(), self.done)
@@ -119,11 +132,10 @@ class Course:
         self.study.store.add(job, measured, seconds, self.study.claim.name)
         if job.arm in self.study.trained and not measured.diverged:
             self.known[job.arm] = seconds
-            found = "  ".join(f"{name} {measured.measures[name]:.4f}" for name in ("bits_per_byte",))
-            what = {"rate": f"rates x {job.factor:g}", "noise": "again", "pair": f"seed {job.order}"}[job.role]
-            self.say(f"{job.arm:16} {what:14} {found}  {seconds:.0f} s")
+            bits = measured.measures["bits_per_byte"]
+            self.say(f"{job.arm:16} {PURPOSES[job.role].format(job):16} {bits:.4f} bits per byte  {seconds:.0f} s")
         elif measured.diverged:
-            self.say(f"{job.arm:16} seed {job.order}: diverged, which counts as an outcome")
+            self.say(f"{job.arm:16} {PURPOSES[job.role].format(job):16} diverged, which counts as an outcome")
 
 
 def run_claim(
@@ -184,7 +196,8 @@ def collect(course: Course) -> int:
         before = len(study.store.rows)
         course.carry_out(iter(jobs))
         if len(study.store.rows) == before:
-            break
+            course.say("the budget ended before all rates were tried; the same command goes on from here")
+            return 0
     study.choose()
     for name in study.trained:
         if claim.setup.rates and len(claim.setup.rates) > 1:
@@ -228,7 +241,7 @@ def wanted_pairs(course: Course) -> int:
     plans, verdicts = store.notes(claim, "plan"), store.notes(claim, "verdict")
     last = int(plans[-1].get("pairs", 0)) if plans else 0
     looked = max((int(look.get("pairs", 0)) for look in verdicts), default=0)
-    if last and (looked < last or (verdicts and verdicts[-1].get("verdict") != UNDECIDED)):
+    if last >= 2 and (looked < last or (verdicts and verdicts[-1].get("verdict") != UNDECIDED)):
         return last
 
     needed, noise = needed_pairs(study)
@@ -237,7 +250,8 @@ def wanted_pairs(course: Course) -> int:
     there = whole_pairs(study, claim.setup.pairs)
     pairs = min(max(needed, FEWEST), there + max(room, 0), max(claim.setup.pairs, last))
     pairs = max(pairs, looked)
-    store.note(claim, "plan", pairs=pairs, needed=needed, affordable=there + room, noise=noise)
+    if pairs >= 2:
+        store.note(claim, "plan", pairs=pairs, needed=needed, affordable=there + room, noise=noise)
     for line in noise_told(study, pairs, needed):
         course.say(line)
     return pairs
@@ -294,7 +308,11 @@ def announce(course: Course) -> None:
     before = tune * each / max(1, len(study.trained)) + NOISE_PAIRS * course.seconds_of(study.reference)
     room = max(0, int((course.budget * course.workers.at_once - before) / each)) if each else pairs
     said = f"rates: {values} to 5 values an arm; " if values > 1 else ""
-    say(f"{said}noise: {NOISE_PAIRS} A/A pairs; then up to {pairs} pairs, as many as the noise asks for")
+    most = tune + NOISE_PAIRS + min(room, pairs) * len(study.arms)
+    say(
+        f"{said}noise: {NOISE_PAIRS} A/A pairs; then up to {pairs} pairs, one seed each, as many as the noise asks "
+        f"for: some {most} runs"
+    )
     say(
         f"a run takes about {each / len(study.trained):.0f} s on one thread, {course.workers.at_once} at a time; of "
         f"{course.budget / 60:g} min some {before / course.workers.at_once / 60:.0f} go to rates and noise, and "

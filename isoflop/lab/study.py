@@ -9,6 +9,7 @@ from typing import Any
 from isoflop.config import to_dict
 from isoflop.files import to_json
 from isoflop.lab import arms as making
+from isoflop.lab import damage
 from isoflop.lab.arms import ReadyArm
 from isoflop.lab.claim import COSTS_TO, MOST_RATES, Claim, Comparison
 from isoflop.lab.procedures.job import Job
@@ -67,6 +68,8 @@ class Study:
                 continue
             key = to_json(to_dict(arm.config.data)) + arm.config.task
             if key not in known:
+                if spoiled := self.claim.arms[arm.name].damage:
+                    damage.write(replace(arm.config.data, sources=self.claim.setup.sources, heldout=()), spoiled)
                 known[key] = make_task(arm.config).prepare_data(arm.config.data).fingerprint
             found[arm.name] = known[key]
         return found

@@ -1,5 +1,6 @@
 """What is measured without training is what it is said to be."""
 
+import json
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from isoflop.config import override
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
+from isoflop.lab import damage
 from isoflop.lab.arms import BASE, with_steps
 from isoflop.lab.procedures import exact, initial, ngram, published, train, worked
 from isoflop.lab.procedures.job import Job, log10, slope
@@ -127,6 +129,25 @@ def test_published_values_are_one_for_each_case(texts):
     assert published.published(job).measures["value"] == 0.8
     with pytest.raises(UserError, match="2 cases"):
         published.published(Job("published", configured(texts), order=2, options={"values": [0.9, 0.8]}))
+
+
+def test_damaged_text_holds_out_the_same_and_spoils_the_share_that_it_says(texts):
+    data = DataConfig(sources=(str(texts),))
+    found = {}
+    for kind in ("none", *damage.KINDS):
+        shares = {kind: 0.5} if kind != "none" else {"shuffled": 0.0}
+        damage.write(data, shares)
+        train, heldout = (path.read_text(encoding="utf-8").splitlines() for path in damage.places(data, shares))
+        found[kind] = train
+        assert heldout == found.setdefault("heldout", heldout) and heldout
+    for kind in damage.KINDS:
+        changed = sum(a != b for a, b in zip(found["none"], found[kind], strict=True)) / len(found["none"])
+        assert 0.25 < changed < 0.75, kind
+    ordered = [sorted(json.loads(line)["text"].split("\n")) for line in found["none"]]
+    assert ordered == [sorted(json.loads(line)["text"].split("\n")) for line in found["shuffled"]]
+    assert len(set(found["duplicates"])) == len(found["duplicates"])  # none is an exact copy
+    with pytest.raises(UserError, match="did you mean shuffled"):
+        damage.check({"shufled": 0.5}, "b")
 
 
 # training

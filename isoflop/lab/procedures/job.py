@@ -40,8 +40,9 @@ class Job:
     @property
     def key(self) -> str:
         """Hexadecimal digits that stand for all that decides the outcome: what has been run with it need not be run
-        again."""
-        deciding = [FORMAT, self.procedure, to_dict(self.config), self.order, dict(self.options), self.data]
+        again. Data is known by its fingerprint, wherever it lies; a procedure that reads none is not decided by it."""
+        config = {name: value for name, value in to_dict(self.config).items() if name != "data"}
+        deciding = [FORMAT, self.procedure, config, self.order, dict(self.options), self.data]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:24]
 
 

@@ -1,0 +1,126 @@
+"""Text damaged by a known amount, for claims about data: the same documents, of which a share is made worse.
+
+    shuffled      the lines of a document in another order
+    duplicates    a copy of one of a few documents in place of a document, with a line of its own in front of it, so
+                  that it is no exact duplicate
+    boilerplate   the same twelve lines in front of each eighth line of a document
+
+Which documents are held out, and which are damaged, goes by the hash of their content: all damages of a text hold out
+the same documents, whole and undamaged.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from isoflop.config import nearest
+from isoflop.data.config import DataConfig
+from isoflop.data.prepare import documents
+from isoflop.errors import UserError
+from isoflop.files import NAME_HOME, disk_errors, home, write_text
+from isoflop.untrusted import read_text
+
+KINDS = ("shuffled", "duplicates", "boilerplate")
+HELD_OUT = 40  # one document in so many
+FEW = 3  # documents that copies are made of
+MOST_BYTES = 6_000_000  # of text; the lab's runs read less
+PIECE = 4000  # characters of a document, of which long ones have several
+BOILERPLATE = "\n".join(
+    f"Section {number}. All rights reserved. Accept all cookies. Subscribe to our newsletter. Share this page."
+    for number in range(1, 13)
+)
+
+
+def check(damage: Mapping[str, float], arm: str) -> None:
+    """Raises UserError for a kind that is not there, or a share that is none."""
+    for kind, share in damage.items():
+        if kind not in KINDS:
+            raise UserError(
+                f"arms.{arm}.damage has {kind!r}, which is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
+            )
+        if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
+            raise UserError(f"arms.{arm}.damage.{kind} = {share!r} is no share of the documents, from 0 to 1")
+
+
+def places(data: DataConfig, damage: Mapping[str, float]) -> tuple[Path, Path]:
+    """Where the damaged text and what is held out of it lie, below $ISOFLOP_HOME."""
+    deciding = json.dumps([list(data.sources), dict(damage), data.text_column, data.encoding, data.document_separator])
+    folder = home() / "lab-text" / hashlib.sha256(deciding.encode()).hexdigest()[:16]
+    return folder / "train.jsonl", folder / "heldout.jsonl"
+
+
+def damaged(data: DataConfig, damage: Mapping[str, float]) -> DataConfig:
+    """The data's configuration with the damaged text in place of its sources. `write` makes it."""
+    train, heldout = places(data, damage)
+    return replace(data, sources=(f"damaged={train}",), heldout=(str(heldout),))
+
+
+def write(data: DataConfig, damage: Mapping[str, float]) -> None:
+    """Make the text that `damaged` names, and leave it where it is there already.
+
+    Args:
+        data: the configuration of the undamaged text.
+
+    Raises:
+        UserError: if the text cannot be read, or there is no room for it.
+    """
+    train, heldout = places(data, damage)
+    kept: list[str] = []
+    held: list[str] = []
+    size = 0
+    for piece in pieces(data):
+        (held if number(piece, "held out") % HELD_OUT == 0 else kept).append(piece)
+        size += len(piece)
+        if size > MOST_BYTES:
+            break
+    if not kept or not held:
+        raise UserError(f"{' '.join(data.sources) or 'the text'} is too short to hold documents out of")
+    worse = [piece if (made := spoiled(piece, damage, kept)) is None else made for piece in kept]
+    for path, texts in ((train, worse), (heldout, held)):
+        lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+        with disk_errors("the damaged text", instead=NAME_HOME):
+            if not path.exists() or read_text(path) != lines:
+                write_text(path, lines)
+
+
+def pieces(data: DataConfig) -> Iterator[str]:
+    """The documents, long ones in pieces that end where a line does."""
+    for document in documents(data):
+        part: list[str] = []
+        length = 0
+        for line in document.splitlines():
+            part.append(line)
+            length += len(line) + 1
+            if length >= PIECE:
+                yield "\n".join(part)
+                part, length = [], 0
+        if part:
+            yield "\n".join(part)
+
+
+def spoiled(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | None:
+    """A piece made worse by the first kind whose share it falls into; None if it is left."""
+    at = number(piece, "damaged") / 2**64
+    reached = 0.0
+    for kind in KINDS:
+        reached += damage.get(kind, 0.0)
+        if at >= reached:
+            continue
+        lines = piece.split("\n")
+        if kind == "shuffled":
+            random.Random(number(piece, kind)).shuffle(lines)
+            return "\n".join(lines)
+        if kind == "duplicates":
+            own = number(piece, kind)
+            return f"{own:x}\n{kept[own % min(FEW, len(kept))]}"
+        return "\n".join(f"{BOILERPLATE}\n{line}" if index % 8 == 0 else line for index, line in enumerate(lines))
+    return None
+
+
+def number(piece: str, what: str) -> int:
+    """A number below 2^64 that the content decides."""
+    digest = hashlib.blake2b(f"{what}:{piece}".encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big")
