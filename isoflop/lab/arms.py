@@ -92,6 +92,12 @@ def configure(claim: Claim, arm: str) -> RunConfig:
         raise UserError(f"arm {arm}: {error}") from None
 
 
+def undamaged(claim: Claim, arm: str) -> DataConfig:
+    """The data of an arm whose text is damaged, before it is."""
+    whole = replace(claim.arms[arm], damage={})
+    return configure(replace(claim, arms={**claim.arms, arm: whole}), arm).data
+
+
 def one_thread(runtime: RuntimeConfig) -> RuntimeConfig:
     """What a recipe's runs are computed by in the lab: workers have one thread each, and what it leaves open is a CPU
     in single precision."""

@@ -324,15 +324,19 @@ def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:
         UserError: if it cannot be written.
     """
     cards, tally = [], dict.fromkeys(JUDGEMENTS, 0)
+    family = sum(len(outcome.decision.findings) for outcome in outcomes)
     for outcome in outcomes:
         claim, decision = outcome.study.claim, outcome.decision
         tally[decision.verdict] += 1
         style, said = JUDGEMENTS[decision.verdict]
+        strict = outcome.in_family(family)
+        together = "the same" if strict == decision.verdict else JUDGEMENTS[strict][1].lower()
         cards.append(
             [
                 f'<a href="{text(claim.name)}/report.html">“{text(claim.statement)}”</a>',
                 f'<b class="{style}">{said}</b>',
                 text(verdict_line(outcome).partition(": ")[2].rstrip(".")),
+                together,
                 duration(sum(part["seconds"] for part in outcome.study.cost(outcome.pairs).values())),
             ]
         )
@@ -344,7 +348,7 @@ def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:
         f'<p class="lead">{counted}. Each verdict is by a rule that was fixed before the first run, and speaks of the '
         "size that was run.</p>\n</header>"
     )
-    body = table(["as people say it", "verdict", "what was found", "cost"], cards, {3})
+    body = table(["as people say it", "verdict", "what was found", f"under Holm over all {family}", "cost"], cards, {4})
     path = folder / "index.html"
     with disk_errors("the front page"):
         write_text(path, document("isoflop lab", f"{head}\n{body}"))

@@ -18,7 +18,7 @@ def recorded(claim: Claim, store: Store) -> Outcome | None:
     pairs = int(verdicts[-1].get("pairs", 0))
     looks = [look for look in verdicts if look.get("pairs") != pairs]
     fixed = min(float(line.get("time", 0.0)) for line in store.fixings(claim))
-    return Outcome(study, decide(claim, study.measured(pairs), len(looks)), pairs, 0.0, fixed)
+    return Outcome(study, decide(claim, study.measured(pairs), len(looks)), pairs, 0.0, fixed, len(looks))
 
 
 def claims_there(store: Store) -> list[Claim]:

@@ -40,6 +40,7 @@ class Outcome:
         pairs: that the verdict rests on.
         seconds: that this call took.
         fixed: when the claim was fixed, in Unix seconds.
+        looks: verdicts that were given before, with fewer pairs.
     """
 
     study: Study
@@ -47,6 +48,12 @@ class Outcome:
     pairs: int
     seconds: float
     fixed: float
+    looks: int = 0
+
+    def in_family(self, comparisons: int) -> str:
+        """The verdict where Holm's correction is over so many comparisons, those of several claims together."""
+        measured = self.study.measured(self.pairs)
+        return decide(self.study.claim, measured, self.looks, comparisons).verdict
 
     @property
     def exit_code(self) -> int:
@@ -181,7 +188,7 @@ def run_claim(
     decision = decide(claim, study.measured(pairs), len(looks))
     if pairs >= 2 and not any(look.get("pairs") == pairs for look in store.notes(claim, "verdict")):
         store.looked(claim, decision, pairs, cost=study.cost(pairs))
-    return Outcome(study, decision, pairs, time.monotonic() - course.started, fixed)
+    return Outcome(study, decision, pairs, time.monotonic() - course.started, fixed, len(looks))
 
 
 def collect(course: Course) -> int:

@@ -69,7 +69,7 @@ class Study:
             key = to_json(to_dict(arm.config.data)) + arm.config.task
             if key not in known:
                 if spoiled := self.claim.arms[arm.name].damage:
-                    damage.write(replace(arm.config.data, sources=self.claim.setup.sources, heldout=()), spoiled)
+                    damage.write(making.undamaged(self.claim, arm.name), spoiled)
                 known[key] = make_task(arm.config).prepare_data(arm.config.data).fingerprint
             found[arm.name] = known[key]
         return found
