@@ -201,15 +201,16 @@ def ready(claim: Claim, speeds: Mapping[str, float]) -> list[ReadyArm]:
         builds = PROCEDURES[claim.procedure(arm)].builds
         size, flops = size_of(config) if builds else 0, 0.0
         if arm in names:
-            config = with_steps(config, length(claim, configs[names[0]], config, speeds.get(arm, 1.0)))
+            tokens = claim.setup.tokens * claim.arms[arm].times
+            config = with_steps(config, length(claim, tokens, configs[names[0]], config, speeds.get(arm, 1.0)))
             flops = config.flops_per_token * config.tokens if config.task == "causal_lm" else 0.0
         made.append(ReadyArm(arm, config, size, flops))
     return made
 
 
-def length(claim: Claim, first: RunConfig, config: RunConfig, speed: float) -> int:
-    """Steps of an arm's runs, so that its tokens, FLOPs (6 N D) or seconds are the first arm's. Nearest whole step."""
-    tokens = claim.setup.tokens
+def length(claim: Claim, tokens: float, first: RunConfig, config: RunConfig, speed: float) -> int:
+    """Steps of an arm's runs, so that its tokens, FLOPs (6 N D) or seconds are those of the first arm with so many
+    tokens. Nearest whole step."""
     if claim.setup.length == "flops":
         tokens *= first.flops_per_token / config.flops_per_token
     elif claim.setup.length == "seconds":

@@ -124,6 +124,9 @@ class Arm:
     match: Annotated[str, "a whole-number field, such as model.d_model, set so that parameters are the first arm's"] = (
         ""
     )
+    times: Annotated[
+        float, "of the length that is held equal: an arm with more compute, where that is the question"
+    ] = 1.0
     again: Annotated[bool, "first weights of another seed than the other arms': for an A/A test"] = False
     damage: Annotated[dict[str, Any], "what is done to the text: shares of documents by kind, see damage.py"] = field(
         default_factory=dict
@@ -215,6 +218,8 @@ class Claim:
         object.__setattr__(self, "arms", {name: from_dict(Arm, arm, f"arms.{name}") for name, arm in self.arms.items()})
         for name, arm in self.arms.items():
             damage.check(arm.damage, name)
+            if not 0 < arm.times <= 1e6:
+                raise UserError(f"arms.{name}.times = {arm.times:g} is not above 0 and at most a million")
         if not self.comparisons:
             raise UserError("a claim needs at least one [[comparisons]]: what is predicted, and when it counts")
         for comparison in self.comparisons:
