@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import reduce
 
 from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig
@@ -35,6 +34,7 @@ BASE = (
 RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr")
 MEASUREMENTS = 8  # of held-out text along a run, for its curve
 EVALUATE_TOKENS = 16_384
+WINDOW = 4  # values of a matched field that are looked at on either side
 NEAR = 0.03  # share by which the parameters of arms that are held equal may differ
 TURNS, TURN_SECONDS = 3, 1.5  # pairs of timings, of which the median counts
 GLANCE = 0.6  # seconds of steps that tell about how long a run takes
@@ -86,6 +86,11 @@ def configure(claim: Claim, arm: str) -> RunConfig:
         asked = Asked.of(given)
         if base is None and asked.names("data.vocab_size") and not asked.names(VOCABULARY):
             config = override(config, [f"model.vocab_size={config.data.vocab_size}"])
+        if config.task != RunConfig.task and PROCEDURES[claim.procedure(arm)].reads:
+            raise UserError(
+                f"task = {config.task}: the lab holds tokens, FLOPs and seconds equal for text alone; bench/g2p.py "
+                "compares models of pairs"
+            )
         every = EveryConfig(log=50, evaluate=0, sample=0, checkpoint=0, keep=1, keep_best=False, background=False)
         return replace(config, every=every, evaluate_tokens=EVALUATE_TOKENS, trackers=(), seconds=0.0)
     except UserError as error:
@@ -127,36 +132,33 @@ def matched(config: RunConfig, field: str, wanted: int, arm: str) -> RunConfig:
         UserError: if none comes near.
     """
 
-    def at(value: int) -> RunConfig | None:
+    def at(value: int) -> tuple[RunConfig, int] | None:
+        """The configuration with this value, and its parameters; None if it cannot be built."""
         try:
-            return override(config, [f"{field}={value}"])
+            made = override(config, [f"{field}={value}"])
+            return made, size_of(made)
         except UserError:
             return None
 
-    def off(value: int) -> float:
-        made = at(value)
-        try:
-            return abs(size_of(made) - wanted) if made is not None else float("inf")
-        except UserError:
-            return float("inf")
+    def reaches(value: int) -> bool:
+        """Whether this value, or the next one that can be built (a width that heads divide), has enough."""
+        made = next((found for one in range(value, value + WINDOW) if (found := at(one))), None)
+        return made is None or made[1] >= wanted
 
-    start = reduce(lambda part, name: getattr(part, name, 0) if part is not None else 0, field.split("."), config)
-    if type(start) is not int:
-        start = 0
-    low, high = 1, max(2 * start, 2)
-    while (made := at(high)) is not None and size_of(made) < wanted and high < 2**20:
+    low, high = 1, 2
+    while high < 2**20 and not reaches(high):
         low, high = high, 2 * high
     while low + 1 < high:
         half = (low + high) // 2
-        made = at(half)
-        low, high = (half, high) if made is not None and size_of(made) < wanted else (low, half)
-    near = sorted(range(max(1, low - 8), high + 9), key=off)
-    found = at(near[0])
-    if found is None or off(near[0]) > NEAR * wanted:
+        low, high = (low, half) if reaches(half) else (half, high)
+
+    around = [found for one in range(max(1, high - WINDOW), high + WINDOW) if (found := at(one))]
+    near = min(around, key=lambda found: abs(found[1] - wanted), default=None)
+    if near is None or abs(near[1] - wanted) > NEAR * wanted:
         raise UserError(
             f"arm {arm}: no {field} gives it {wanted:,} parameters, as the first arm has; match another field"
         )
-    return found
+    return near[0]
 
 
 def configs_of(claim: Claim) -> dict[str, RunConfig]:

@@ -13,16 +13,17 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from isoflop import __version__
 from isoflop.config import from_dict, to_dict
 from isoflop.files import disk_errors
 from isoflop.lab.claim import Claim
 from isoflop.lab.procedures.job import Job, Measured
 from isoflop.lab.verdict import Decision, number
 from isoflop.records.lines import append_line, ends_a_line, read_lines
+from isoflop.runtime import describe_machine
 
 FOLDER = Path("lab")
 
@@ -75,6 +76,12 @@ class Store:
         self.folder = folder
         self.rows = {row.key: row for row in map(Row.read, read_lines(folder / "runs.jsonl"))}
 
+    @cached_property
+    def machine(self) -> dict[str, Any]:
+        """What runs are made on, as far as results may depend on it."""
+        told = describe_machine("cpu")
+        return {name: told.get(name) for name in ("processor", "torch")}
+
     def find(self, job: Job) -> Row | None:
         return self.rows.get(job.key)
 
@@ -95,7 +102,7 @@ class Store:
             "diverged": measured.diverged,
             "seconds": round(seconds, 3),
             "time": row.time,
-            "version": __version__,
+            "machine": self.machine,
             "options": dict(job.options),
             "data": job.data,
             "config": to_dict(job.config),

@@ -89,10 +89,10 @@ class Workers:
         more = True
         while more or running:
             while more and len(running) < self.count:
-                job = next(jobs, None)
-                more = job is not None
-                if job is not None:
-                    running[self.pool.submit(perform, job, self.trusted)] = job
+                wanted = next(jobs, None)
+                more = wanted is not None
+                if wanted is not None:
+                    running[self.pool.submit(perform, wanted, self.trusted)] = wanted
             ended, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
             for future in ended:
                 job = running.pop(future)

@@ -121,7 +121,7 @@ def test_a_slower_arm_gets_fewer_tokens_at_equal_seconds(tmp_path):
 def test_rates_are_the_plan_s_for_the_arm_s_own_width_unless_they_are_set(tmp_path):
     wide = TEXT.replace("model.feed_forward.ratio=2", "model.d_model=128")
     a, b = (making.configure(written(tmp_path, wide), arm) for arm in "ab")
-    assert a.optim.lr != b.optim.lr
+    assert a.optim.head_lr != b.optim.head_lr
     given = making.configure(written(tmp_path, TEXT.replace("model.feed_forward.ratio=2", "optim.lr=0.5")), "b")
     assert given.optim.lr == 0.5 and given.optim.matrix_lr == a.optim.matrix_lr
     twice = making.scaled(a, 2.0)

@@ -131,8 +131,8 @@ def test_published_values_are_one_for_each_case(texts):
         published.published(Job("published", configured(texts), order=2, options={"values": [0.9, 0.8]}))
 
 
-def test_damaged_text_holds_out_the_same_and_spoils_the_share_that_it_says(texts):
-    data = DataConfig(sources=(str(texts),))
+def test_damaged_text_holds_out_the_same_and_spoils_the_share_that_it_says(corpus):
+    data = DataConfig(sources=(str(corpus),))
     found = {}
     for kind in ("none", *damage.KINDS):
         shares = {kind: 0.5} if kind != "none" else {"shuffled": 0.0}
