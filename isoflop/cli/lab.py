@@ -193,7 +193,8 @@ def carry_out(
     say(verdict_line(outcome))
     needs = outcome.to_dict()["pairs_to_settle"]
     if needs:
-        say(f"to settle it: about {needs} pairs; the same command with a larger --budget goes on from here")
+        more = "with a larger --budget" if claim.trains else f"with pairs = {needs} in the claim's file"
+        say(f"to settle it: about {needs} pairs; the same command {more} goes on from here")
     say(f"page: {page}")
     if json:
         print(to_json(outcome.to_dict()), end="")

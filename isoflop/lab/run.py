@@ -303,9 +303,9 @@ def announce(course: Course) -> None:
     say(f"question: {claim.question}")
     arms = ", ".join(claim.words(arm.name) for arm in study.arms)
     equal = ", ".join(setup.equal) or "nothing but the seeds"
-    say(f"{len(study.arms)} arms: {arms}; held equal: {equal}")
+    say(f"{len(study.arms)} arm{'s' if len(study.arms) > 1 else ''}: {arms}; held equal: {equal}")
     if not study.trained:
-        say(f"{setup.pairs} seeds of each; nothing is trained, and it takes seconds")
+        say(f"{setup.pairs} seeds or cases of each; nothing is trained, and it takes seconds to a few minutes")
         return
 
     values, pairs = len(setup.rates), setup.pairs

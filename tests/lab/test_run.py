@@ -59,7 +59,7 @@ def claim(texts, arm, against, expect="higher", name="tiny", **setup):
         "statement": "Small rates <learn> less.",
         "question": "Do they?",
         "prediction": "Yes.",
-        "setup": {"set": TINY, "sources": [str(texts)], "tokens": 3000, "pairs": 5, "equal": ["tokens"], **setup},
+        "setup": {"set": TINY, "sources": [str(texts)], "tokens": 2000, "pairs": 4, "equal": ["tokens"], **setup},
         "arms": {one: ARMS[one] for one in dict.fromkeys((against, arm))},
         "comparisons": [
             {"measure": "bits_per_byte", "arm": arm, "against": against, "expect": expect, "smallest": 0.05}
@@ -140,6 +140,7 @@ def test_when_time_is_up_what_there_is_is_said(texts, tmp_path):
     assert "nothing measured yet" in verdict_line(found)
 
 
+@pytest.mark.slow  # some twenty runs
 def test_with_the_anytime_rule_it_stops_when_it_is_decided(texts, tmp_path):
     found = run_claim(claim(texts, "slow", "plain", rule="anytime", pairs=40), Store(tmp_path / "lab"), workers=0)
     assert found.decision.verdict == "supported" and found.pairs < 40
