@@ -22,11 +22,14 @@ def import_model(
     context: Annotated[
         int, tyro.conf.arg(help="positions to keep; 0: all, at most 8,192 where positions are rotary")
     ] = 0,
+    end_of_text: Annotated[
+        str, tyro.conf.arg(metavar="TOKEN", help="the token that ends a document, if the model's files do not say")
+    ] = "",
 ) -> None:
-    """Make a run of a model from elsewhere."""
+    """Make a run of a model in another format."""
     from isoflop import job
 
-    made = job.import_model(path, out, tokenizer=tokenizer, context=context)
+    made = job.import_model(path, out, tokenizer=tokenizer, context=context, end_of_text=end_of_text)
     print(f"imported: {made.folder} ({made.kind}, {made.parameters:,} parameters)")
     print(f"talk to it: isoflop sample {made.folder} --prompt TEXT")
 

@@ -170,13 +170,7 @@ class Tokenizer:
         """What `from_json` reads. A token that ends documents under a name of its own is marked there, in a field that
         the library and its other readers pass over."""
         text = str(self._inner.to_str())
-        if not self.end_of_text:
-            return text
-        described = json.loads(text)
-        for added in described["added_tokens"]:
-            if added["id"] == self.eot:
-                added[MARK] = True
-        return json.dumps(described, ensure_ascii=False)
+        return marked(text, self.eot) if self.end_of_text else text
 
     # Text <-> ids
 
@@ -259,11 +253,54 @@ class Tokenizer:
             raise UserError(f"{origin} turns text into its end-of-text id {self.eot}; mark that token as special")
 
 
+class NoEndOfText(UserError):
+    """A tokenizer has no end-of-text token of a name in use.
+
+    Attributes:
+        said: what is wrong; example: a token that it may be.
+    """
+
+    def __init__(self, said: str, example: str) -> None:
+        super().__init__(f"{said}: name its own with --set 'data.end_of_text={example}'")
+        self.said, self.example = said, example
+
+
+def marked(text: str, eot: int) -> str:
+    """A tokenizer.json that says which of its added tokens ends a document."""
+    described = json.loads(text)
+    for added in described["added_tokens"]:
+        if added["id"] == eot:
+            added[MARK] = True
+    return json.dumps(described, ensure_ascii=False)
+
+
+def with_end_of_text(text: str, end: str | int | None) -> str:
+    """A tokenizer.json in which a token is marked as the end of text, where it has none of the names in use.
+
+    Args:
+        end: the token's name or id, as the file next to the tokenizer has it; None: that does not say.
+    """
+    try:
+        described = parse_json(text, "")
+        added = {token["content"]: token["id"] for token in described.get("added_tokens") or []}
+        of_model = described["model"]["vocab"]
+        listed = of_model if isinstance(of_model, dict) else {piece: i for i, (piece, _) in enumerate(of_model)}
+        ids = {**listed, **added}
+        known = any(name in ids for name in EOT_NAMES) or any(
+            MARK in token for token in described.get("added_tokens") or []
+        )
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):  # no tokenizer: Tokenizer.from_json says so
+        return text
+    name = next((piece for piece, i in ids.items() if i == end), None) if isinstance(end, int) else end
+    return text if known or name not in ids else Tokenizer.from_json(text, end_of_text=name).to_json()
+
+
 def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> int:
     """The id of the token that ends a document.
 
     Raises:
-        UserError: if there is none of that name, or of any known one.
+        UserError: if there is none of that name.
+        NoEndOfText: if there is none of a name in use.
     """
     for name in (end_of_text,) if end_of_text else EOT_NAMES:
         if name in vocabulary:
@@ -273,10 +310,7 @@ def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> 
     if end_of_text:
         raise UserError(f"{origin} has no token {end_of_text!r}, which data.end_of_text names{there}")
     example = likely[0] if likely else "NAME"
-    raise UserError(
-        f"{origin} has no end-of-text token of a known name ({', '.join(EOT_NAMES)}){there}: name its own with "
-        f"--set 'data.end_of_text={example}'"
-    )
+    raise NoEndOfText(f"{origin} has no end-of-text token of a known name ({', '.join(EOT_NAMES)}){there}", example)
 
 
 def growth(described: Any) -> float:

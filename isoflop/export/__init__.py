@@ -10,9 +10,10 @@ fields         a header's values, checked
 """
 
 import secrets
+from dataclasses import replace
 from pathlib import Path
 
-from isoflop.data.tokenizer import Tokenizer
+from isoflop.data.tokenizer import NoEndOfText, Tokenizer
 from isoflop.data.tokenizer import read_text as read_tokenizer_text
 from isoflop.errors import UserError
 from isoflop.export.bundle import Bundle, compare
@@ -25,13 +26,15 @@ from isoflop.untrusted import open_regular
 __all__ = ["FORMATS", "Bundle", "Outlook", "check_target", "compare", "outlook", "read", "write"]
 
 
-def read(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
+def read(path: Path, tokenizer: str = "", context: int = 0, end_of_text: str = "") -> Bundle:
     """The model at a path: a Hugging Face folder, a .gguf, or a llama2.c .bin.
 
     Args:
         tokenizer: a file to take the tokenizer from, in place of the model's own: tokenizer.json, GPT-2's vocab.bpe, or
             llama2.c's tokenizer.bin, which is looked for beside a .bin.
         context: positions to keep; 0: all, or 8,192 where positions are rotary.
+        end_of_text: the token that ends a document; "": the first of the names in use, else the one that the model's
+            own files name.
 
     Raises:
         UserError: for what is not there, is none of these, or cannot be expressed by our blocks.
@@ -43,7 +46,13 @@ def read(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         bundle = read_kind(path, given, context)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
-    ids = Tokenizer.from_json(bundle.tokenizer, tokenizer or f"the tokenizer of {path}").vocab_size
+    try:
+        used = Tokenizer.from_json(bundle.tokenizer, tokenizer or f"the tokenizer of {path}", end_of_text)
+    except NoEndOfText as error:
+        raise UserError(f"{error.said}: name its own with --end-of-text '{error.example}'") from None
+    if end_of_text:
+        bundle = replace(bundle, tokenizer=used.to_json())
+    ids = used.vocab_size
     if ids > bundle.config.vocab_size:
         raise UserError(
             f"the tokenizer has {ids} ids and the model knows {bundle.config.vocab_size}: they do not belong together"
@@ -96,9 +105,10 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
         UserError: naming the block that the format has not; if what reads back is another model.
     """
     check_target(target)
-    architecture = FORMATS[target].write(bundle, folder, name)
+    row = FORMATS[target]
+    architecture = row.write(bundle, folder, name)
     open_to_readers(folder)
-    return architecture, compare(bundle, FORMATS[target].read(folder, bundle.config.context))
+    return architecture, compare(bundle, row.read(folder, bundle.config.context), ends=row.ends)
 
 
 def open_to_readers(folder: Path) -> None:

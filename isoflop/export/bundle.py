@@ -120,12 +120,13 @@ def weights_of(model: GPT) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in model_tensors(model).items()}
 
 
-def compare(one: Bundle, other: Bundle, context: int = 64) -> float:
+def compare(one: Bundle, other: Bundle, context: int = 64, ends: bool = True) -> float:
     """The largest difference of two models' logits on the same made-up tokens, in units of the largest logit.
 
     Args:
         one: what was written; its tensors must come back as they are. Logits alone would not show all of them: a head
             that is still zero hides the rest, and rows of tokens and positions that were not asked for are not seen.
+        ends: the ids that begin and end a document are compared too.
 
     Raises:
         UserError: if a tensor is another one, the difference is more than SAME, or their tokenizers give a probing text
@@ -139,14 +140,14 @@ def compare(one: Bundle, other: Bundle, context: int = 64) -> float:
     rows = min(one.config.vocab_size, other.config.vocab_size)
     tokens_BT = torch.randint(rows, (2, min(context, one.config.context)), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, again = (b.model()(tokens_BT) for b in (one, other))
-    difference = float((logits - again).abs().max() / logits.abs().max().clamp(min=1.0))
+        logits, logits_again = (b.model()(tokens_BT) for b in (one, other))
+    difference = float((logits - logits_again).abs().max() / logits.abs().max().clamp(min=1.0))
     if not difference <= SAME:
         raise UserError(
             f"what was written does not read back as the same model: logits differ by {difference:.2g} of the largest; "
             "nothing was kept"
         )
-    ids, ids_again = (Tokenizer.from_json(b.tokenizer).encode(PROBE) for b in (one, other))
-    if ids != ids_again:
+    first, again = (Tokenizer.from_json(b.tokenizer) for b in (one, other))
+    if first.encode(PROBE) != again.encode(PROBE) or (ends and (first.start, first.eot) != (again.start, again.eot)):
         raise UserError("what was written does not read back with the same tokenizer; nothing was kept")
     return difference

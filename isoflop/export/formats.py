@@ -26,6 +26,7 @@ class Format:
         tokenizer: why a tokenizer.json cannot go with it; "" where it can.
         write: (bundle, existing empty folder, name) -> the architecture; raises UserError for what it has not.
         read: (folder, positions) -> what was written.
+        ends: it says which tokens begin and end a document; else its readers take them for granted.
     """
 
     words: str
@@ -33,6 +34,7 @@ class Format:
     tokenizer: Callable[[str], str]
     write: Callable[[Bundle, Path, str], str]
     read: Callable[[Path, int], Bundle]
+    ends: bool = True
 
 
 def read_llama2c(folder: Path, context: int) -> Bundle:
@@ -82,6 +84,7 @@ FORMATS: dict[str, Format] = {
         llama2c_tokenizer,
         lambda bundle, folder, name: llama2c.write_llama2c(bundle, folder),
         read_llama2c,
+        ends=False,
     ),
 }
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from isoflop.data.tokenizer import Tokenizer
+from isoflop.data.tokenizer import Tokenizer, with_end_of_text
 from isoflop.errors import UserError
 from isoflop.export.fields import Fields
 from isoflop.export.vocabulary import (
@@ -20,8 +20,23 @@ from isoflop.export.vocabulary import (
     sentencepiece,
 )
 
+# Which token ends a document where a tokenizer has its own name for it: "eos" alone may be the end of a turn.
+END_OF_TEXT = "isoflop.end_of_text_token_id"
+
 
 def read_tokenizer(fields: Fields) -> str:
+    """The tokenizer in the header as JSON, with its end-of-text token marked if that has a name of its own."""
+    text = read_pieces(fields)
+    if (own := fields.get(END_OF_TEXT, None)) is None:
+        end = fields.get("tokenizer.ggml.eos_token_id", None)
+        return with_end_of_text(text, end if isinstance(end, int) else None)
+    pieces = fields.list_of("tokenizer.ggml.tokens", str)
+    if not isinstance(own, int) or not 0 <= own < len(pieces):
+        raise fields.wrong(END_OF_TEXT, own, "the id of a token")
+    return Tokenizer.from_json(text, fields.origin, pieces[own]).to_json()
+
+
+def read_pieces(fields: Fields) -> str:
     """The tokenizer in the header as JSON."""
     kind = fields.text("tokenizer.ggml.model")
     pieces = fields.list_of("tokenizer.ggml.tokens", str)
@@ -64,6 +79,7 @@ class TokenizerValues:
     scores: list[float]
     start: int
     eot: int
+    own_name: bool  # of the token that ends a document
 
     def add_to(self, writer: Any) -> None:
         writer.add_tokenizer_model(self.model)
@@ -77,6 +93,8 @@ class TokenizerValues:
         writer.add_bos_token_id(self.start)
         writer.add_eos_token_id(self.eot)
         writer.add_pad_token_id(self.eot)
+        if self.own_name:
+            writer.add_uint32(END_OF_TEXT, self.eot)
         writer.add_add_bos_token(True)  # isoflop reads `start` ahead of every text
         writer.add_add_space_prefix(self.model == "llama")
 
@@ -116,4 +134,5 @@ def tokenizer_values(text: str, rows: int) -> TokenizerValues:
         else [],
         start=tokenizer.start,
         eot=tokenizer.eot,
+        own_name=bool(tokenizer.end_of_text),
     )

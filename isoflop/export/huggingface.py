@@ -8,7 +8,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from isoflop.data.tokenizer import Tokenizer
+from isoflop.data.tokenizer import Tokenizer, marked, with_end_of_text
 from isoflop.errors import UserError
 from isoflop.export.architectures import HUGGING_FACE, limits, read_config, write_config
 from isoflop.export.bundle import Bundle, gather, spread
@@ -45,8 +45,20 @@ def read_folder(folder: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     }
     shapes = {name: found[stored] for name, stored in kept.items()}
     config, weights = gather(anatomy, names, shapes, lambda name: load(kept[name]), str(folder), context)
-    text = tokenizer or read_tokenizer(folder)
+    text = tokenizer or with_end_of_text(read_tokenizer(folder), end_of_text(folder, fields))
     return Bundle(config, weights, text, f"hugging face {anatomy.family}")
+
+
+def end_of_text(folder: Path, fields: Fields) -> str | int | None:
+    """The token that ends a text, by name or id, as the tokenizer's configuration or the model's has it."""
+    path = folder / "tokenizer_config.json"
+    said = read_json(path).get("eos_token") if path.is_file() else None
+    named = said.get("content") if isinstance(said, dict) else said
+    if isinstance(named, str):
+        return named
+    number = fields.get("eos_token_id", None)
+    number = number[0] if isinstance(number, list) and number else number
+    return number if isinstance(number, int) else None
 
 
 def theirs(name: str, found: dict[str, tuple[int, ...]], prefix: str) -> str:
@@ -138,13 +150,14 @@ def write_folder(bundle: Bundle, folder: Path) -> str:
     config = write_config(anatomy)
     start, eos = token(tokenizer, tokenizer.start), token(tokenizer, tokenizer.eot)
     ids = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.eot}
+    begun = starting(bundle.tokenizer, start, tokenizer.start)
     tensors = spread(bundle, anatomy, HUGGING_FACE[anatomy.family].names)
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     texts = {
         # a padding token in the model's own configuration would get no gradient, and it is the end of text
         "config.json": to_json({**config, **ids, "pad_token_id": None}),
         "generation_config.json": to_json({**ids, "pad_token_id": tokenizer.eot}),
-        "tokenizer.json": starting(bundle.tokenizer, start, tokenizer.start),
+        "tokenizer.json": marked(begun, tokenizer.eot) if tokenizer.end_of_text else begun,
         "tokenizer_config.json": to_json(
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",

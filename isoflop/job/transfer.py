@@ -34,7 +34,9 @@ class Transfer:
     difference: float | None = None
 
 
-def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", context: int = 0) -> Transfer:
+def import_model(
+    path: Path | str, out: Path | str, *, tokenizer: str = "", context: int = 0, end_of_text: str = ""
+) -> Transfer:
     """Make a run of a model from elsewhere: a Hugging Face folder, a .gguf, a llama2.c .bin.
 
     It is a run like any other, with a checkpoint of step 0 and no training: it can be sampled, measured on text that is
@@ -42,7 +44,7 @@ def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", cont
 
     Args:
         out: the run folder, which must not hold anything.
-        tokenizer, context: see export.read.
+        tokenizer, context, end_of_text: see export.read.
 
     Raises:
         UserError: for what cannot be used, before anything is written.
@@ -51,7 +53,7 @@ def import_model(path: Path | str, out: Path | str, *, tokenizer: str = "", cont
     RunFolder(final).refuse_used()
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--out {final} is not empty; name a new folder")
-    bundle = export.read(Path(path), tokenizer, context)
+    bundle = export.read(Path(path), tokenizer, context, end_of_text)
     model = bundle.model()
     parameters = count(model)
     # its own tokenizer, so that config.json runs again as it is
