@@ -13,7 +13,7 @@ from isoflop.data.tokenizer import PROBE, Tokenizer
 from isoflop.export.bundle import Bundle, weights_of
 from isoflop.export.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece
 from isoflop.model.gpt import GPT
-from isoflop.model.presets import llama, modern
+from isoflop.model.presets import modern, stories_260k
 
 
 def byte_level(*special):
@@ -42,7 +42,7 @@ def bundle_of(name):
     tokenizer = Tokenizer.from_json(GIVEN[name], end_of_text=name)
     config = modern(vocab_size=tokenizer.vocab_size + 3, context=32, layers=1, d_model=32, heads=2)
     if name == "<|doc|>":  # llama2.c has this family alone
-        config = llama(vocab_size=tokenizer.vocab_size, context=32, layers=1, d_model=32, heads=2, kv_heads=2, d_ff=64)
+        config = stories_260k(vocab_size=tokenizer.vocab_size, context=32, layers=1)
     torch.manual_seed(0)
     model = GPT(config)
     return tokenizer, Bundle(config, {n: p.detach() for n, p in weights_of(model).items()}, tokenizer.to_json())
