@@ -138,6 +138,7 @@ def resume(
     budget: str = "",
     *,
     sources: Sequence[str] = (),
+    heldout: Sequence[str] = (),
     assignments: Sequence[str] = (),
     quiet: bool = False,
     listener: "Listener | None" = None,
@@ -146,6 +147,7 @@ def resume(
 
     Args:
         sources: where the run's text is now, if it was moved; it has to be the same text.
+        heldout: where the held-out text is now that the run was given, if it was moved.
         assignments: "parallel.mode=fsdp" and the like: where and by how many processes a run computes may change on its
             way, as nothing that it learns depends on it.
         quiet: show nothing.
@@ -158,7 +160,8 @@ def resume(
     from isoflop.screen import shown
 
     with shown(listener, quiet) as screen:
-        done = job.resume(out, budget, sources=sources, assignments=assignments, listener=screen.listener)
+        moved = {"sources": sources, "heldout": heldout}
+        done = job.resume(out, budget, **moved, assignments=assignments, listener=screen.listener)
         return screen.outcome(done)
 
 
@@ -237,6 +240,8 @@ def evaluate(
     beam: int = 1,
     set: Sequence[str] = (),
     moved: Sequence[str] = (),
+    heldout: Sequence[str] = (),
+    strict: bool = False,
 ) -> "HeldOut":
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`.
 
@@ -245,6 +250,8 @@ def evaluate(
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
         set: how the sources are to be read, as "data.encoding=cp1252"; by default as the run's own.
         moved: where the run's own text is now, if it was moved, to measure on what the run held out of it.
+        heldout: where the held-out text is now that the run was given, if it was moved.
+        strict: what of the sources would be skipped is an error.
 
     Returns:
         Nats per token, perplexity, bits per byte (measure.HeldOut), and for seq2seq error rates.
@@ -254,7 +261,7 @@ def evaluate(
     """
     from isoflop import job
 
-    return job.evaluate(run, sources, text_column, beam, set, moved)
+    return job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
 
 
 def __getattr__(name: str) -> Any:

@@ -41,6 +41,7 @@ class HeldOut:
         bytes: how many bytes of text these tokens stand for; an end of document stands for none.
         beside: what else the task is judged by, as names and numbers.
         unused: what of the text named was not used, and found_bytes: that and what was read.
+        notes: what else the user should know of that text.
     """
 
     nats: float
@@ -49,6 +50,7 @@ class HeldOut:
     beside: dict[str, Any] = field(default_factory=dict)
     unused: tuple[Unused, ...] = ()
     found_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def nats_per_token(self) -> float:
@@ -73,6 +75,7 @@ class HeldOut:
             "bytes": self.bytes,
             **self.beside,
             **({"unused": plain(self.unused), "found_bytes": self.found_bytes} if self.unused else {}),
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 

@@ -308,8 +308,6 @@ def show_account(screen: Screen, account: DataAccount) -> None:
     )
     for line in account.not_used().all():
         screen.say(line)
-    for note in account.notes or ():
-        screen.say(f"note: {note}")
 
 
 def shown_sample(sample: SampleLine) -> str:

@@ -79,6 +79,12 @@ def evaluate(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="SOURCE", help="where the run's own text is now, if it was moved"),
     ] = (),
+    heldout: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="PATH", help="where the held-out text is now that the run was given, if it was moved"),
+    ] = (),
+    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
     trust_code: Trusted = (),
 ) -> None:
     """Measure held-out loss (and error rates, for seq2seq) on what the run held out itself, or on the sources named."""
@@ -88,12 +94,12 @@ def evaluate(
     from isoflop.records import not_used
 
     with trusting(*trust_code):
-        found = job.evaluate(run, sources, text_column, beam, set, moved)
+        found = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
     if json:
         print(to_json(found.to_dict()), end="")
         return
-    for name, value in replace(found, unused=()).to_dict().items():
+    for name, value in replace(found, unused=(), notes=()).to_dict().items():
         shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
         print(f"{name:>15}  {shown}")
-    for line in not_used(found.unused, found.found_bytes).all():
+    for line in not_used(found.unused, found.found_bytes, found.notes).all():
         print(line)

@@ -88,7 +88,6 @@ def train(
                     "--recipe": recipe,
                     "--config": config,
                     "--init": init,
-                    "--heldout": heldout,
                     "--strict": strict,
                     "--dry-run": dry_run,
                 },

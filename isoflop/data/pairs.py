@@ -38,7 +38,7 @@ from isoflop.data.prepared_pairs import (
     write_side,
 )
 from isoflop.data.reading import Reading
-from isoflop.data.tally import Tally
+from isoflop.data.tally import Tally, notes_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.records import DataAccount, PreparedSource, Side
@@ -188,6 +188,7 @@ def read_pairs(file: SourceFile, tally: Tally, encoding: str = "") -> Iterator[P
                 return
             blocks = itertools.chain([first], blocks)
             if written:
+                tally.note(file.shown, f"it was read as {written}")
                 blocks = peekable(to_utf8(blocks, written))
                 first = next(blocks, b"")
                 blocks = itertools.chain([first], blocks)
@@ -375,4 +376,5 @@ def account_of(
         train=Side(**train),
         heldout=Side(**side("heldout", split.heldout), how=split.how),
         sources={name: source.written_as(*train, "duplicates", "weight")},
+        notes=notes_of(tally) or None,
     )

@@ -18,7 +18,8 @@ class Command:
     Attributes:
         base: the configuration of --recipe or --config, without what `assignments` (--set) change; None: neither.
         budget: empty: 3 minutes, or the length that `base` has.
-        resume: a run to go on with; None: a new one. `sources` then says where its text is now, if it was moved.
+        resume: a run to resume; None: a new one. `sources` and `heldout` then say where its text is now, if it was
+            moved.
     """
 
     sources: Sequence[str] = ()
@@ -48,6 +49,7 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
             command.resume,
             command.budget,
             sources=command.sources,
+            heldout=command.heldout,
             assignments=command.assignments,
             listener=listener,
         )

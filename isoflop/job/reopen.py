@@ -1,5 +1,6 @@
 """A run that is there, made ready to go on: read once, refused where it cannot, its data opened, its end moved."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,10 @@ from pathlib import Path
 from isoflop import checkpoint
 from isoflop.budget import parse_budget
 from isoflop.config import from_dict, override
-from isoflop.data.corpus import STDIN, STDLIB, expand, parse_sources
+from isoflop.data.config import DataConfig
+from isoflop.data.corpus import STDIN, STDLIB, exists, expand, parse_sources
 from isoflop.data.kinds import find_kind
-from isoflop.data.manifest import Data
+from isoflop.data.manifest import MANIFEST, Data
 from isoflop.data.prepare import Progress
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json
@@ -23,7 +25,7 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
 
-RESUME = "isoflop train --resume RUN SOURCE"
+RESUME = ("isoflop train --resume RUN", "SOURCE")
 MOVABLE = ("parallel", "runtime")  # the fields of RunConfig that may change while a run is on its way
 
 
@@ -34,11 +36,13 @@ def reopen(
     assignments: Sequence[str],
     listener: Listener,
     sources: Sequence[str] = (),
+    heldout: Sequence[str] = (),
 ) -> Job:
     """The job of a run that goes on, with a `budget` such as "+1h" set back to before its decay.
 
     Args:
-        sources: where the run's text is now, if it was moved; remembered once it is found to be the same.
+        sources, heldout: where the run's text is now, and the held-out text that was named, if they were moved;
+            remembered once they are found to be the same.
 
     Raises:
         UserError: if there is no run, it cannot go on, or its data changed.
@@ -55,11 +59,11 @@ def reopen(
 
     phases = Phases(dict(run.result.phases or run.plan.phases or {}))
     with phases.time("prepare"):
-        data = data_of(run, config, listener.progress, sources)
+        data = data_of(run, config, listener.progress, sources, heldout)
     plan = extend(run, config, more, data.fingerprint, listener.say) if more else run.plan
-    if sources:
+    if sources or heldout:
         with disk_errors(f"the run folder {folder.path}"):
-            write_json(folder.data, moved_account(run, data, sources).to_dict())
+            write_json(folder.data, moved_account(run, data, sources, heldout).to_dict())
     return Job(group, run.folder, config, data, plan, listener, phases, resumed=True, known_peak=run.environment.peak)
 
 
@@ -103,57 +107,95 @@ def movable(assignments: Sequence[str]) -> Sequence[str]:
 
 
 def data_of(
-    run: Run, config: RunConfig, progress: Progress | None = None, sources: Sequence[str] = (), command: str = RESUME
+    run: Run,
+    config: RunConfig,
+    progress: Progress | None = None,
+    sources: Sequence[str] = (),
+    heldout: Sequence[str] = (),
+    command: tuple[str, str] = RESUME,
 ) -> Data:
     """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew.
 
     Args:
-        sources: where the text is now, if it was moved.
-        command: what names the new place, for the message where the text is not found; RUN stands for the run.
+        sources, heldout: where the text is now, and the held-out text that was named, if they were moved.
+        command: what names the new place, and how, for the message where the text is not found; RUN is the run.
 
     Raises:
         UserError: if the text is not there, or the sources hold another.
     """
     task, account, out = make_task(config), run.data, run.folder.path
-    if not sources and account.folder and (Path(account.folder) / "manifest.json").is_file():
+    named = bool(sources or heldout)
+    if not named and account.folder and (Path(account.folder) / MANIFEST).is_file():
         prepared = task.open_data(Path(account.folder))
         if prepared.fingerprint == account.fingerprint:
             return prepared
 
     data, copy = config.data, run.folder.tokenizer
+    if heldout and not data.heldout:
+        raise UserError(f"{out} held out a share of its own text, and none was named for that; leave --heldout out")
     if find_kind(data.tokenizer) is None and copy.is_file():  # the run's own: the one named may be gone
         data = replace(data, tokenizer=str(copy))
-    if len(sources) == 1 and (Path(sources[0]) / "manifest.json").is_file():  # prepared data
+    if is_prepared(sources):
         data = replace(data, path=str(Path(sources[0]).resolve()), sources=(), heldout=())
-    elif now := named_now(run, sources) if sources else account.moved_to:
-        data = replace(data, sources=tuple(now), path="")
+    else:
+        if now := named_now(run, data.sources, sources) if sources else account.moved_to:
+            data = replace(data, sources=tuple(now), path="")
+        if now := named_now(run, data.heldout, heldout) if heldout else account.heldout_moved_to:
+            data = replace(data, heldout=tuple(now))
     try:
         prepared = task.prepare_data(data, progress)
     except UserError as error:
-        if sources:
+        if sources and (heldout or not data.heldout):
             raise
-        moved = command.replace("RUN", str(out))
-        raise UserError(f"{error}; if the text of {out} was moved, name its new place: {moved}") from None
-    if sources and account.fingerprint and prepared.fingerprint != account.fingerprint:
         raise UserError(
-            f"{' '.join(sources)} is not the text that {out} was trained on ({prepared.fingerprint[:12]} in place of "
+            f"{error}; if the text of {out} was moved, name its new place: {way(out, data, command)}"
+        ) from None
+    if named and account.fingerprint and prepared.fingerprint != account.fingerprint:
+        given = shlex.join([*sources, *(["--heldout", *heldout] if heldout else [])])
+        other = given if sources else shlex.join([*data.sources, "--heldout", *heldout])
+        raise UserError(
+            f"{given} is not the text that {out} was trained on ({prepared.fingerprint[:12]} in place of "
             f"{account.fingerprint[:12]}); name that text, or train on other text from the run's weights: "
-            f"isoflop train {' '.join(sources)} --init {out}"
+            f"isoflop train {other} --init {shlex.quote(str(out))}"
         )
     return prepared
 
 
-def moved_account(run: Run, data: Data, sources: Sequence[str]) -> DataAccount:
+def way(out: Path, data: DataConfig, command: tuple[str, str]) -> str:
+    """The command that names the new place of what is not where it was."""
+    lost, lost_heldout = (missing(sources) for sources in (data.sources, data.heldout))
+    parts = [command[0].replace("RUN", shlex.quote(str(out)))]
+    parts += [command[1]] if lost or not lost_heldout else []
+    parts += ["--heldout PATH"] if lost_heldout else []
+    return " ".join(parts)
+
+
+def missing(sources: Sequence[str]) -> bool:
+    return any(not exists(source.pattern) for source in parse_sources(sources)) if sources else False
+
+
+def is_prepared(sources: Sequence[str]) -> bool:
+    """Whether what is named is a folder of prepared data."""
+    return len(sources) == 1 and (Path(sources[0]) / MANIFEST).is_file()
+
+
+def moved_account(run: Run, data: Data, sources: Sequence[str], heldout: Sequence[str]) -> DataAccount:
     """data.json of a run whose text is in another place now."""
-    if (Path(sources[0]) / "manifest.json").is_file():  # prepared data, which the account names already
-        return data.account()
-    return data.account().updated(moved_to=named_now(run, sources))
+    account, asked = data.account(), from_dict(RunConfig, run.config).data
+    if is_prepared(sources):  # which the account names already
+        return account
+    now = named_now(run, asked.sources, sources) if sources else run.data.moved_to
+    held = named_now(run, asked.heldout, heldout) if heldout else run.data.heldout_moved_to
+    return account.updated(**{"moved_to": now} if now else {}, **{"heldout_moved_to": held} if held else {})
 
 
-def named_now(run: Run, sources: Sequence[str]) -> tuple[str, ...]:
+def named_now(run: Run, texts: Sequence[str], sources: Sequence[str]) -> tuple[str, ...]:
     """Sources as they are named now, under the names and with the columns and weights that they had: a run knows its
-    text by them. Paths are made whole, so that they are found from wherever the run is resumed next."""
-    texts = from_dict(RunConfig, run.config).data.sources
+    text by them. Paths are made whole, so that they are found from wherever the run is resumed next.
+
+    Args:
+        texts: as the run's configuration has them.
+    """
     before = parse_sources(texts)
     given = parse_sources(sources)
     if len(before) != len(given):

@@ -1,6 +1,8 @@
 """What can be done with a run that is there: load it, let it write, measure it, list it."""
 
+import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from isoflop import checkpoint
 from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig, check
+from isoflop.data.manifest import MANIFEST
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.request import Request
@@ -17,6 +20,7 @@ from isoflop.job.reopen import data_of, run_folder_of
 from isoflop.measure import HeldOut
 from isoflop.model.build import Model
 from isoflop.records import (
+    DataAccount,
     Expectation,
     HeldOutLine,
     RunFolder,
@@ -29,7 +33,7 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task, task_named
 
 READ_AS = ("data.text_column", "data.encoding", "data.document_separator", "data.format", "data.strict")
-EVALUATE = "isoflop eval RUN --moved SOURCE"  # where the text of a run is now, if it was moved
+EVALUATE = ("isoflop eval RUN", "--moved SOURCE")  # says where the text of a run is now, if it was moved
 
 
 def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
@@ -86,6 +90,8 @@ def evaluate(
     beam: int = 1,
     set: Sequence[str] = (),
     moved: Sequence[str] = (),
+    heldout: Sequence[str] = (),
+    strict: bool = False,
 ) -> HeldOut:
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`; and what
     its task is judged by beside that.
@@ -94,25 +100,64 @@ def evaluate(
         text_column: of records, holds the text; "": the one that the run was trained on.
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
         set: assignments to fields of `data` that say how the sources are read; otherwise they are as in the run.
-        moved: where the run's own text is now, if it was moved.
+        moved, heldout: where the run's own text is now, and the held-out text that was named, if they were moved.
+        strict: what of the sources would be skipped is an error.
 
     Raises:
         UserError: if there is no run or no text, for an assignment to anything else, or if `moved` is not the run's.
     """
-    if sources and moved:
-        raise UserError(f"--moved says where the run's own text is; leave it out, or {sources[0]}")
-    if not sources and was_imported(Path(run)):
+    path = Path(run)
+    refuse_mixed(path, sources, {"--moved": moved, "--heldout": heldout}, {"--set": set, "--strict": strict})
+    if text_column and not sources:
+        raise only_for_sources("--text-column", path)
+    if not sources and was_imported(path):
         raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
-    model, tokenizer, snapshot = checkpoint.load_model(Path(run))
+    model, tokenizer, snapshot = checkpoint.load_model(path)
     run_as = from_dict(RunConfig, snapshot.config)
     task = make_task(run_as)
     runtime = make_runtime("auto", run_as.runtime.dtype, run_as.runtime.threads)
     model.to(runtime.device)
     if not sources:
-        data: Any = data_of(read_run(run_folder_of(Path(run))), run_as, None, moved, EVALUATE)
+        data: Any = data_of(read_run(run_folder_of(path)), run_as, None, moved, heldout, EVALUATE)
         return judge(task, model, data, runtime, beam=beam)
-    named = reading_of(run_as.data, sources, text_column, set)
-    return task.measure_sources(model, tokenizer, named, runtime, beam)
+    named = reading_of(run_as.data, sources, text_column, [*set, *(["data.strict=true"] if strict else [])])
+    found = task.measure_sources(model, tokenizer, named, runtime, beam)
+    return replace(found, notes=(*found.notes, *trained_on(run_folder_of(path), found)))
+
+
+def refuse_mixed(run: Path, sources: Sequence[str], own: dict[str, Any], others: dict[str, Any]) -> None:
+    """Raises UserError for an option about the run's own text (`own`) with sources, or about sources (`others`) with
+    none."""
+    for name, value in own.items():
+        if value and sources:
+            raise UserError(
+                f"{name} says where the text of {run} itself is; leave it out, or {sources[0]}: other text is measured "
+                f"with isoflop eval {run} {sources[0]}"
+            )
+    for name, value in others.items():
+        if value and not sources:
+            raise only_for_sources(name, run)
+
+
+def only_for_sources(name: str, run: Path) -> UserError:
+    return UserError(
+        f"{name} says how text that is named is read, and none is: isoflop eval {run} SOURCE {name} ...; what the run "
+        "held out itself is measured as it was prepared"
+    )
+
+
+def trained_on(folder: Path, found: HeldOut) -> list[str]:
+    """A note if as many bytes were read as the run's own text has: whoever names its new place may expect a held-out
+    loss."""
+    account = read_run(folder).data if RunFolder(folder).config.is_file() else DataAccount()
+    if not found.found_bytes or found.found_bytes != account.found_bytes:
+        return []
+    prepared = account.folder and (Path(account.folder) / MANIFEST).is_file()
+    command = EVALUATE[0] if prepared else " ".join(EVALUATE)
+    return [
+        f"this is as much text as the run was trained on, {found.found_bytes:,} bytes: if it is that text, the figures "
+        f"are not held-out ones; those are given by {command.replace('RUN', shlex.quote(str(folder)))}"
+    ]
 
 
 def reading_of(trained: DataConfig, sources: Sequence[str], text_column: str, set: Sequence[str]) -> DataConfig:

@@ -170,20 +170,22 @@ def resume(
     budget: str = "",
     *,
     sources: Sequence[str] = (),
+    heldout: Sequence[str] = (),
     assignments: Sequence[str] = (),
     listener: Listener | None = None,
 ) -> RunResult:
-    """Go on with a run from its last checkpoint; with a budget such as "+1h", from before its decay.
+    """Resume a run from its last checkpoint; with a budget such as "+1h", from before its decay.
 
     Args:
         sources: where the run's text is now, if it was moved; it has to be the same text.
+        heldout: where the held-out text is now that was named, if it was moved.
         assignments: "parallel.mode=fsdp" and the like: where and by how many processes a run computes may change on its
             way, as nothing that it learns depends on it. They hold until the next `resume`.
 
     Raises:
         UserError: if there is no run, it is finished and no budget is added, or its data changed.
     """
-    return reopen(group, RunFolder(Path(out)), budget, assignments, listener or Listener(), sources).run()
+    return reopen(group, RunFolder(Path(out)), budget, assignments, listener or Listener(), sources, heldout).run()
 
 
 def first_budget(text: str) -> Budget:

@@ -91,7 +91,8 @@ class DataAccount(Record):
         sampled_share: of the training text that was prepared.
         folder: where the prepared data lies; seconds: that preparing it took; reused: it was there already.
         notes: what was noticed about the files that were read, and the user should know.
-        moved_to: the sources, where they have been named anew since the run began.
+        moved_to, heldout_moved_to: the sources and the held-out text, where they have been named anew since the run
+            began.
     """
 
     vocab_size: int | None = None
@@ -121,17 +122,19 @@ class DataAccount(Record):
     reused: bool | None = rare()
     notes: tuple[str, ...] | None = rare()
     moved_to: tuple[str, ...] | None = rare()
+    heldout_moved_to: tuple[str, ...] | None = rare()
 
     def not_used(self) -> "NotUsed":
         """What was not used, in words; of an account written before there were kinds, from its counts."""
+        notes = self.notes or ()
         if self.unused is not None:
-            return not_used(self.unused, self.found_bytes or 0)
+            return not_used(self.unused, self.found_bytes or 0, notes)
         first = self.skipped[0] if self.skipped else SkippedFile()
         files, records, lost = self.skipped_files or 0, self.skipped_records or 0, self.skipped_bytes or 0
         what = "part" if files and records else "file" if files else "record"
         older = Unused(what=what, reason=first.reason, count=files + records, bytes=lost, first=first.path)
         read = (self.train.bytes or 0) + (self.heldout.bytes or 0) + (self.duplicate_bytes or 0)
-        return not_used([older] if files + records else [], read + lost)
+        return not_used([older] if files + records else [], read + lost, notes)
 
 
 @dataclass(frozen=True)
@@ -141,21 +144,24 @@ class NotUsed:
     Attributes:
         lines: one per kind, lost things first; empty if everything was used.
         warning: a sentence where more than LARGE_SHARE of the bytes were lost; else empty.
+        notes: what else the user should know of the files, one line each.
     """
 
     lines: tuple[str, ...] = ()
     warning: str = ""
+    notes: tuple[str, ...] = ()
 
     def all(self) -> tuple[str, ...]:
-        """The warning, if there is one, and the lines."""
-        return (self.warning, *self.lines) if self.warning else self.lines
+        """The warning, if there is one, the lines and the notes."""
+        return (*([self.warning] if self.warning else []), *self.lines, *self.notes)
 
 
-def not_used(unused: Sequence[Unused], found_bytes: int) -> NotUsed:
+def not_used(unused: Sequence[Unused], found_bytes: int, notes: Sequence[str] = ()) -> NotUsed:
     """What was not used in words: count, bytes, share and first example of each kind.
 
     Args:
         found_bytes: what was read and what was lost.
+        notes: what was noticed of files that were read.
     """
     lost = [one for one in unused if not one.meant]
     meant = [one for one in unused if one.meant]
@@ -168,7 +174,7 @@ def not_used(unused: Sequence[Unused], found_bytes: int) -> NotUsed:
     warning = ""
     if size > LARGE_SHARE * found_bytes:
         warning = f"warning: {size / found_bytes:.1%} of the bytes found were not used ({bytes_told(size)})"
-    return NotUsed(tuple(lines), warning)
+    return NotUsed(tuple(lines), warning, tuple(f"note: {note}" for note in notes))
 
 
 def told(one: Unused, how: str, found_bytes: int) -> str:

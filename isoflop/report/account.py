@@ -1,6 +1,7 @@
 """The lower half of a run's page: samples along the way, the data's account, costs and machine."""
 
 import shlex
+from collections.abc import Sequence
 
 from isoflop.files import to_json
 from isoflop.records import DataAccount, SampleLine
@@ -160,19 +161,24 @@ def bar(got: float | None, asked: float | None) -> str:
 
 
 def unused(account: DataAccount) -> str:
-    """What was not used, in the words of the screen, and the first of it in a list."""
+    """What was not used and what was noticed, in the words of the screen, and the first of it in a list."""
     said = account.not_used()
     body = f"<p><strong>{text(said.warning)}</strong></p>" if said.warning else ""
     if said.lines:
-        body = f"<h3>Not used</h3>\n{body}<ul>{''.join(f'<li>{text(line)}</li>' for line in said.lines)}</ul>"
+        body = f"<h3>Not used</h3>\n{body}{listed(said.lines)}"
+    body += listed(said.notes)
     files = account.skipped
     if not files:
         return body
     rows = [[text(f.path or ""), text(f.reason or ""), size(f.bytes)] for f in files]
     total = (account.skipped_files or 0) + (account.skipped_records or 0)
     title = "all that was not used" if total <= len(files) else f"the first {len(files)} of {count(total)} not used"
-    listed = table(["where", "reason", "bytes"], rows, {2})
-    return f"{body}<details><summary>{title}</summary>{listed}</details>"
+    first_of = table(["where", "reason", "bytes"], rows, {2})
+    return f"{body}<details><summary>{title}</summary>{first_of}</details>"
+
+
+def listed(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def costs(facts: Facts) -> str:

@@ -11,7 +11,7 @@ import torch
 from isoflop.data.config import DataConfig
 from isoflop.data.loader import Loader
 from isoflop.data.prepare import Prepared, Progress, documents, open_prepared, prepare, survey
-from isoflop.data.tally import Tally, because
+from isoflop.data.tally import Tally, because, notes_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.generate.engine import generate
@@ -166,7 +166,7 @@ class CausalLM:
         if not parts:
             raise UserError(f"there is no text in {' '.join(config.sources)}{because(tally)}")
         nats, tokens, size = (sum(getattr(part, name) for part in parts) for name in ("nats", "tokens", "bytes"))
-        return HeldOut(nats, tokens, size, unused=tally.unused(), found_bytes=tally.found_bytes)
+        return HeldOut(nats, tokens, size, unused=tally.unused(), found_bytes=tally.found_bytes, notes=notes_of(tally))
 
     def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[SampleLine]:
         """Continuations of the same prompts, drawn from a generator of their own."""

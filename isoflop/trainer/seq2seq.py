@@ -13,7 +13,7 @@ from isoflop.data.pair_loader import PairLoader, collate
 from isoflop.data.pairs import pairs_to_measure, prepare_pairs
 from isoflop.data.prepare import Progress
 from isoflop.data.prepared_pairs import LoosePairs, PreparedPairs, open_pairs
-from isoflop.data.tally import Tally
+from isoflop.data.tally import Tally, notes_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.evaluate import transduction
@@ -180,7 +180,8 @@ class Seq2Seq:
                 f"has {model.config.context}: leave longer pairs out"
             )
         found, judged = self.measure(model, loose, runtime), self.judge(model, loose, beam)
-        return replace(found, beside=judged, unused=tally.unused(), found_bytes=tally.found_bytes)
+        said = {"unused": tally.unused(), "found_bytes": tally.found_bytes, "notes": notes_of(tally)}
+        return replace(found, beside=judged, **said)
 
     def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[SampleLine]:
         """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given."""

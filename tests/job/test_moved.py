@@ -70,6 +70,64 @@ def test_the_command_line_takes_the_new_place(run, capsys):
     assert command(["eval", "run"]) == 0
 
 
+def test_held_out_text_that_was_named_has_a_new_place_too(corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Path("held").mkdir()
+    for number in range(50, 60):
+        (corpus / f"{number}.txt").rename(tmp_path / "held" / f"{number}.txt")
+    isoflop.pretrain(["texts"], "20steps", "run", heldout=["held"], assignments=TINY, quiet=True)
+    Path("held").rename("held now")
+    forget(monkeypatch, tmp_path)
+    assert command(["eval", "run"]) == 2
+    assert capsys.readouterr().err.rstrip().endswith("name its new place: isoflop eval run --heldout PATH")
+    assert command(["eval", "run", "--heldout", "held now"]) == 0
+    assert command(["train", "--resume", "run", "--budget", "+5steps"]) == 2
+    assert "isoflop train --resume run --heldout PATH" in capsys.readouterr().err
+    assert command(["train", "--resume", "run", "--budget", "+5steps", "--heldout", "texts"]) == 2
+    assert "isoflop train texts --heldout texts --init run" in capsys.readouterr().err
+    assert command(["train", "--resume", "run", "--budget", "+5steps", "--heldout", "held now"]) == 0
+
+    # it is remembered, and both may move
+    forget(monkeypatch, tmp_path)
+    assert command(["eval", "run"]) == 0
+    Path("texts").rename("texts now")
+    Path("held now").rename("held then")
+    forget(monkeypatch, tmp_path)
+    capsys.readouterr()
+    assert command(["eval", "run"]) == 2
+    assert "isoflop eval run --moved SOURCE --heldout PATH" in capsys.readouterr().err
+    assert command(["eval", "run", "--moved", "texts now", "--heldout", "held then"]) == 0
+    assert command(["train", "--resume", "run", "texts now", "--heldout", "held then", "--budget", "+5steps"]) == 0
+
+
+def test_a_run_without_named_held_out_text_says_so(run, capsys):
+    assert command(["eval", "run", "--moved", "moved", "--heldout", "moved"]) == 2
+    assert "held out a share of its own text" in capsys.readouterr().err
+
+
+def test_its_own_text_under_another_name_is_not_taken_for_held_out_text(run, tmp_path, capsys):
+    found = isoflop.evaluate(run, ["moved"])
+    assert found.notes[-1].endswith("isoflop eval run --moved SOURCE")
+    assert command(["eval", "run", "moved"]) == 0
+    assert f"note: {found.notes[-1]}" in capsys.readouterr().out
+    write_texts(tmp_path / "other", files=5)
+    assert not isoflop.evaluate(run, ["other"]).notes
+
+
+def test_what_is_said_of_text_is_the_same_for_eval(run, tmp_path, capsys):
+    (tmp_path / "mixed.jsonl").write_text('{"text": "a whole record of text"}\n{"tex": 3}\n' * 20)
+    assert command(["eval", "run", "mixed.jsonl"]) == 0
+    assert "not used: 20 records" in capsys.readouterr().out
+    assert command(["eval", "run", "mixed.jsonl", "--strict"]) == 2
+    assert "without --strict it would be skipped" in capsys.readouterr().err
+    with pytest.raises(UserError, match="without --strict"):
+        isoflop.evaluate(run, ["mixed.jsonl"], strict=True)
+    for option in (["--strict"], ["--set", "data.encoding=cp1252"], ["--text-column", "body"]):
+        assert command(["eval", "run", *option]) == 2  # of what the run held out itself, nothing is read anew
+        assert f"isoflop eval run SOURCE {option[0]}" in capsys.readouterr().err
+
+
 def test_prepared_text_is_a_place_too(run, tmp_path):
     config = read_run(run).config
     sources = (f"texts={tmp_path / 'moved'}",)
@@ -94,7 +152,7 @@ def test_several_sources_keep_their_names_weights_and_order(tmp_path, monkeypatc
     for name in ("2024", "b"):
         shutil.move(name, f"at-{name}")
     forget(monkeypatch, tmp_path)
-    assert named_now(read_run("run"), ["b=at-b", "2024=at-2024"]) == (
+    assert named_now(read_run("run"), ["2024:0.3", "b:0.6"], ["b=at-b", "2024=at-2024"]) == (
         f"2024={tmp_path / 'at-2024'}:0.3",
         f"b={tmp_path / 'at-b'}:0.6",
     )
@@ -103,7 +161,7 @@ def test_several_sources_keep_their_names_weights_and_order(tmp_path, monkeypatc
     isoflop.resume("run", "+5steps", sources=["at-2024", "at-b"], quiet=True)
 
 
-@pytest.mark.parametrize("option", [["--init", "x"], ["--out", "y"], ["--config", "z.json"], ["--heldout", "h"]])
+@pytest.mark.parametrize("option", [["--init", "x"], ["--out", "y"], ["--config", "z.json"], ["--strict"]])
 def test_what_does_not_go_with_resume_names_init(option, capsys):
     assert command(["train", "--resume", "runs/books-1", *option]) == 2
     assert "isoflop train SOURCE --init runs/books-1" in capsys.readouterr().err
