@@ -71,13 +71,18 @@ class DataConfig:
     split: Annotated[
         int, "rule of the split: 2: short stretches of documents are held out; 1: whole documents, as in older runs"
     ] = 2
+    pair_split: Annotated[
+        int,
+        "rule of the split of pairs (seq2seq): 2: heldout_fraction of the text, up to 1.8 times that where inputs are "
+        "few; 1: up to a tenth of the inputs, as in older runs",
+    ] = 2
     workers: Annotated[int, "encoding processes; 0: one a core"] = 0
     path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
 
     @classmethod
     def from_older(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """A config.json of before there was a second rule has all other fields, and its text was split by the first."""
-        return {**value, "split": 1} if "split" not in value and value.keys() >= BEFORE_SPLIT else value
+        """A config.json of before there were second rules has all other fields; its data were split by the first."""
+        return {"split": 1, "pair_split": 1, **value} if value.keys() >= BEFORE_SPLIT else value
 
     def __post_init__(self) -> None:
         """Names that are not UTF-8 are kept as they are shown: JSON cannot hold them."""
@@ -126,6 +131,8 @@ def check(config: DataConfig) -> None:
         raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
     if config.split not in (1, 2):
         raise UserError(f"data.split = {config.split} is not 2, or 1 for the split of older runs")
+    if config.pair_split not in (1, 2):
+        raise UserError(f"data.pair_split = {config.pair_split} is not 2, or 1 for the split of older runs")
     if config.max_train_bytes < 0:
         raise UserError(f"data.max_train_bytes = {config.max_train_bytes} is negative; 0 means all")
     if config.workers < 0:

@@ -11,15 +11,12 @@ and kept at `$ISOFLOP_HOME/data/<key>`, as prepared text is.
 
 import codecs
 import itertools
-import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from isoflop import files
-from isoflop.data.clean import digest_of, fraction
 from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import SourceFile, find_files, parse_sources
 from isoflop.data.decompress import compression_of, decompress, peekable
@@ -28,6 +25,7 @@ from isoflop.data.formats import written_in
 from isoflop.data.json_records import LONGEST_LINE, lines
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
+from isoflop.data.pair_split import Pair, Split, divide, size_of, without_variants
 from isoflop.data.prepare import Progress, sweep
 from isoflop.data.prepared_pairs import (
     FORMAT,
@@ -46,25 +44,6 @@ from isoflop.records import DataAccount, PreparedSource, Side
 RULES = 1  # of splitting and choosing a tokenizer: raise it when other pairs than before are kept
 LONGEST = 512  # tokens of one side; longer pairs are dropped and counted
 SHOWN = 60  # characters of a pair that is named
-FEWEST = 20  # inputs; of fewer nothing can be held out
-WANTED_HELDOUT = 1000  # pairs that measure an error rate to a percent or so, if they are no more than a tenth
-VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of a further pronunciation, `read(2)`
-
-Pair = tuple[str, str]
-
-
-@dataclass
-class Split:
-    """What became of the pairs that were read."""
-
-    train: list[Pair] = field(default_factory=list)
-    heldout: list[Pair] = field(default_factory=list)
-    variants: int = 0
-    duplicates: int = 0
-    duplicate_bytes: int = 0
-    in_heldout: int = 0
-    too_long: int = 0
-    how: str = ""
 
 
 def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
@@ -127,6 +106,7 @@ def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile],
         config.strict,
         config.seed,
         *([config.encoding] if config.encoding else []),
+        *([{"split": config.pair_split}] if config.pair_split > 1 else []),
     ]
     origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
     listed = [[list(file.identity) for file in some] for some in (found, named)]
@@ -228,64 +208,6 @@ def parse_pair(line: bytes, separator: str) -> tuple[Pair | None, str]:
     return (source, target), ""
 
 
-# Pairs -> train and held-out
-
-
-def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
-    """Split by the hash of the input, so that all outputs of an input are on one side; named held-out pairs are taken
-    as they are, and their inputs out of training.
-
-    The share held out is `heldout_fraction`, or as much as makes WANTED_HELDOUT inputs but no more than a tenth; at
-    least one input always.
-
-    Raises:
-        UserError: if there are fewer than FEWEST inputs.
-    """
-    split = Split()
-    pairs, named = (without_variants(some, split) for some in (pairs, named))
-    once = list(dict.fromkeys(pairs))
-    split.duplicates = len(pairs) - len(once)
-    split.duplicate_bytes = sum(map(size_of, pairs)) - sum(map(size_of, once))
-    inputs = dict.fromkeys(source for source, _ in once)
-    if len(inputs) < FEWEST:
-        raise UserError(
-            f"there are only {len(inputs)} different inputs in {' '.join(config.sources)}; "
-            f"give at least {FEWEST}, better thousands"
-        )
-    if named:
-        held = {source for source, _ in named}
-        split.heldout, split.how = list(dict.fromkeys(named)), "named"
-        split.train = [pair for pair in once if pair[0] not in held]
-        split.in_heldout = len(once) - len(split.train)
-        if not split.train:
-            raise UserError("every input is in the held-out pairs too; nothing is left to train on")
-        return split
-    share = max(config.heldout_fraction, min(0.1, WANTED_HELDOUT / len(inputs)))
-    place = {source: fraction(digest_of(source.encode()), "split", config.seed) for source in inputs}
-    share = max(share, min(place.values()))
-    split.heldout = [pair for pair in once if place[pair[0]] <= share]
-    split.train = [pair for pair in once if place[pair[0]] > share]
-    split.how = f"hash split of the inputs {100 * share:.2g} %"
-    return split
-
-
-def without_variants(pairs: list[Pair], split: Split) -> list[Pair]:
-    """`read(2)` becomes `read` where `read` is an input as well: CMUdict marks further pronunciations so, and the mark
-    says nothing that a model could know."""
-    inputs = {source for source, _ in pairs}
-    renamed = []
-    for source, target in pairs:
-        found = VARIANT.fullmatch(source)
-        plain = found[1] if found and found[1] in inputs else source
-        split.variants += plain != source
-        renamed.append((plain, target))
-    return renamed
-
-
-def size_of(pair: Pair) -> int:
-    return len(pair[0].encode()) + len(pair[1].encode())
-
-
 # Pairs -> tokens
 
 
@@ -320,6 +242,7 @@ def write(
         "fingerprint": sha256_of([{k: v["sha256"] for k, v in streams.items()}, sha256_of(tokenizer.to_json())]),
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": write_tokenizer(folder, tokenizer),
+        "split": {"rule": config.pair_split},
         "streams": streams,
         "account": account_of(config, name, split, tally, tokenizer, streams).to_dict(),
     }

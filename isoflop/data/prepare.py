@@ -162,7 +162,7 @@ def sweep(folder: Path, name: str = "*") -> None:
 def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> str:
     """A name for the result: changes with the text, with any setting that matters, and with the format."""
     settings = to_dict(config)
-    for irrelevant in ("workers", "path", "sources", "heldout", "tokenizer"):
+    for irrelevant in ("workers", "path", "sources", "heldout", "tokenizer", "pair_split"):
         del settings[irrelevant]
     if given:
         del settings["vocab_size"]

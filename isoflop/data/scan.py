@@ -4,6 +4,7 @@ What is decided is written down, one byte a document, so that the second reading
 """
 
 import heapq
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 from isoflop import files
 from isoflop.data.clean import Digests, digest_of, fraction
 from isoflop.data.config import DataConfig
-from isoflop.data.corpus import total_size
+from isoflop.data.corpus import Source, total_size
 from isoflop.data.kinds import find_kind
 from isoflop.data.parts import Part, changed, no_text, read_parts
 from isoflop.data.sample import Sample
@@ -54,10 +55,15 @@ class Account:
 
 @dataclass(frozen=True)
 class Shares:
-    """Which share of each part's documents is prepared, by a hash that is independent of the split's."""
+    """Which share of each part's documents is prepared, by a hash that is independent of the split's.
+
+    Attributes:
+        sizes: bytes of text of each part, estimated; empty where all is prepared.
+    """
 
     train: tuple[float, ...]
     heldout: float
+    sizes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, order=True)
@@ -97,18 +103,20 @@ def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None
         return Shares((1.0,) * len(parts), 1.0)
     by_name = {one.name: one for one in surveyed.sources}
     total = max(surveyed.bytes, 1)
-    shares = []
+    shares, sizes = [], []
     for part in parts:
         if part.heldout:
             shares.append(1.0)
+            sizes.append(0.0)
             continue
         one = by_name[part.source.name]
         weight = part.source.weight if part.source.weight is not None else one.text_bytes / total
         due = max(weight * config.max_train_bytes, FEWEST_DOCUMENTS * one.document_bytes)
         shares.append(min(1.0, due / max(one.text_bytes, 1)))
+        sizes.append(one.text_bytes)
     heldout = surveyed.heldout_bytes if config.heldout else config.heldout_fraction * total
     cap = max(HELDOUT_BYTES, HELDOUT_SHARE * config.max_train_bytes)
-    return Shares(tuple(shares), min(1.0, cap / max(heldout, 1.0)))
+    return Shares(tuple(shares), min(1.0, cap / max(heldout, 1.0)), tuple(sizes))
 
 
 def choose_stretches(config: DataConfig, surveyed: Survey | None) -> Stretches | None:
@@ -293,12 +301,29 @@ class Scan:
                 f"the corpus has {train.documents + heldout.documents} distinct document or piece, too few to hold one "
                 f"out; add text, or name the held-out text with --heldout PATH{lost}"
             )
-        for part, account in zip(self.parts, self.accounts, strict=True):
+        for number, (part, account) in enumerate(zip(self.parts, self.accounts, strict=True)):
             if part.source.weight is not None and not part.heldout and not account.train.documents:
-                raise UserError(
-                    f"source {part.source.name} has a weight but no training document of its own (duplicates: "
-                    f"{account.duplicates.documents}, held out: {account.heldout.documents}); leave it out or add text"
-                )
+                raise self.nothing_of(number, part.source, account)
+
+    def nothing_of(self, number: int, source: Source, account: Account) -> UserError:
+        """Why there is nothing to train on of a source with a weight, and what to do."""
+        gone = {
+            "duplicates": account.duplicates.documents,
+            "also in the held-out text": account.in_heldout.documents,
+            "held out": account.heldout.documents if not self.stretches else 0,
+        }
+        unsampled, share = account.read.documents - sum(gone.values()), self.shares.train[number]
+        if unsampled > 0 and share < 1.0:
+            enough = math.ceil(max(self.shares.sizes[number], account.read.bytes) / (source.weight or 1.0))
+            return UserError(
+                f"source {source.name} has a weight, and none of its {account.read.documents:,} texts is in the share "
+                f"of it that is prepared for so small a budget ({share:.2g}, by a hash of each text); give more "
+                f"budget, or let more be prepared: --set data.max_train_bytes={enough}"
+            )
+        told = ", ".join(f"{what}: {count:,}" for what, count in gone.items() if count)
+        return UserError(
+            f"source {source.name} has a weight but no text of its own to train on ({told}); leave it out or add text"
+        )
 
     def total(self, what: str) -> Count:
         counts = [getattr(account, what) for account in self.accounts]
