@@ -15,7 +15,7 @@ from isoflop.job.listener import Listener, Phases
 from isoflop.job.outcome import FINAL_TOKENS, add_to_ledger, judge, mfu
 from isoflop.measure import HeldOut
 from isoflop.parallel.mesh import Group
-from isoflop.plan.ceiling import is_peak, machine_peak
+from isoflop.plan.ceiling import is_peak, machine_peak, raised
 from isoflop.plan.far import far_off
 from isoflop.records import HeldOutFigures, Plan, Result, Run, RunFolder, read_run
 from isoflop.runtime import make_runtime, peak_memory
@@ -191,13 +191,15 @@ class Job:
         """What the run came to, next to what was expected of it."""
         ran = from_dict(RuntimeConfig, run.config["runtime"], "runtime")
         batches = self.task.batches(self.config, self.data, gaps(run.skips))
-        ceiling = self.peak.get(ran.dtype, 0.0) * self.group.machines(ran.device)
 
         stepping = result.seconds - result.aside
         flops_per_second = result.flops / stepping if stepping else 0.0
         tokens_per_second = result.tokens / stepping if stepping else 0.0
+        machines = self.group.machines(ran.device)
+        measured = self.peak.get(ran.dtype, 0.0)
+        peak = raised(ran.device, self.peak, ran.dtype, flops_per_second / machines).get(ran.dtype, 0.0)
         expected = self.plan.expected
-        return Result(
+        outcome = Result(
             step=result.step,
             loss=result.loss,
             heldout=HeldOutFigures.read(reached.to_dict()),
@@ -206,7 +208,7 @@ class Job:
             flops=result.flops,
             aside_seconds=result.aside,
             tokens_per_second=tokens_per_second,
-            peak_share=flops_per_second / ceiling if ceiling else None,
+            peak_share=flops_per_second / machines / peak if peak else None,
             mfu=mfu(self.task.palm_flops_per_token(self.config), ran, tokens_per_second, self.group),
             peak_memory_bytes=peak_memory(ran.device),
             data=batches.account(result.step),
@@ -214,3 +216,4 @@ class Job:
             phases=self.phases.seconds,
             verdict=expected.verdict(reached.bits_per_byte) if expected else None,
         )
+        return outcome.updated(peak_flops=peak) if peak > measured else outcome

@@ -51,6 +51,7 @@ class Result(Record):
         seconds: of training; aside_seconds: of these, spent next to the steps: on measuring, sampling, checkpoints.
         tokens: read; flops: 6ND; tokens_per_second: of the steps alone.
         peak_share: of the FLOP/s that this machine reached at best; mfu: of its data sheet (runtime.utilisation).
+        peak_flops: these FLOP/s, where the run's own steps were faster than what had been measured.
         guard: bad steps, counted.
         phases: seconds by phase.
         verdict: "inside", "better" or "worse" than the interval expected; None without one.
@@ -65,6 +66,7 @@ class Result(Record):
     aside_seconds: float | None = None
     tokens_per_second: float | None = None
     peak_share: float | None = None
+    peak_flops: float | None = rare()
     mfu: float | None = None
     peak_memory_bytes: int | None = None
     data: DataRead = field(default_factory=DataRead)

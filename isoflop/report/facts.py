@@ -127,7 +127,7 @@ def read_facts(run: Run) -> Facts:
         tokens,
         flops,
         first(result.step, last.step),
-        first(result.peak_share, over(over(flops, seconds), peak)),
+        first(result.peak_share, share_of(over(over(flops, seconds), peak))),
     )
     expected = Measures(
         planned.bits_per_byte,
@@ -161,10 +161,16 @@ def judge(run: Run, bits: float | None, expected: Expectation) -> str | None:
     return said if said in VERDICTS else expected.verdict(bits)
 
 
+def share_of(value: float | None) -> float | None:
+    """A share of the peak so far; None if the run is faster than what was taken for the peak, which is corrected when
+    the run ends."""
+    return value if value is None or value <= 1 else None
+
+
 def measured_peak(run: Run) -> float | None:
     """FLOP/s that this machine reached at best in the dtype of the run."""
     dtype = run.plan.calibration.dtype or run.settings.runtime.dtype or "float32"
-    return first(run.plan.peak.get(dtype), run.environment.peak.get(dtype))
+    return first(run.result.peak_flops, run.plan.peak.get(dtype), run.environment.peak.get(dtype))
 
 
 def bits_per_nat(bits: float | None, nats: float | None, run: Run) -> float | None:

@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+import isoflop
 from isoflop import files
 from isoflop.plan import ceiling
+from isoflop.records import read_run
+from small import TINY
 
 
 @pytest.fixture
@@ -45,3 +48,14 @@ def test_a_damaged_memory_is_no_memory(timed, content):
     (files.home() / ceiling.FILE).write_text(content)
     assert ceiling.machine_peak("cpu") == {"float32": 1e9}
     assert ceiling.machine_peak("cpu") == {"float32": 1e9}
+
+
+def test_a_run_that_is_faster_than_the_peak_corrects_it(timed, corpus, tmp_path):
+    """As after a bad moment: no share is above one, and what was taken for the peak is not kept."""
+    ceiling.machine_peak("cpu")
+    [entry] = json.loads((files.home() / ceiling.FILE).read_text())
+    files.write_json(files.home() / ceiling.FILE, [{**entry, "peak": {"float32": 1000.0}}])
+    isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=TINY, quiet=True)
+    result = read_run(tmp_path / "run").result
+    assert result.peak_share == 1.0 and result.peak_flops > 1000
+    assert ceiling.machine_peak("cpu") == {"float32": result.peak_flops}

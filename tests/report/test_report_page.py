@@ -1,5 +1,6 @@
 """The page: well formed, nothing from outside, foreign text harmless, right for every state of a run."""
 
+import html
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.errors import UserError
+from isoflop.files import write_json
 from isoflop.records import RunFolder, read_run
 from isoflop.report.facts import read_facts
 from isoflop.report.page import write_report
@@ -339,3 +341,30 @@ def test_bad_input_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is a folder; name the HTML file"):
         write_report([run], tmp_path)
     assert not (run / "report.html").exists()
+
+
+def test_a_run_that_began_anew_shows_its_first_attempt(make_run):
+    run = make_run()
+    first = make_run("attempt", steps=200, finished=False)
+    (run / "attempts").mkdir()
+    first.rename(run / "attempts" / "1")
+    plan = json.loads((run / "attempts" / "1" / "plan.json").read_text(encoding="utf-8"))
+    changed = [
+        {**choice, "value": "512 ids"} if choice["name"] == "vocabulary" else choice for choice in plan["choices"]
+    ]
+    write_json(run / "attempts" / "1" / "plan.json", {**plan, "choices": changed})
+    before = write_report([run]).read_text(encoding="utf-8")
+    assert "Begun anew" not in before
+    RunFolder(run).append("events", {"event": "restarted", "reason": "steps run at 9 tokens/s", "seconds": 12.0})
+    page = write_report([run]).read_text(encoding="utf-8")
+    told = page[page.index("Begun anew") : page.index("Plan and outcome")]
+    assert "began anew, once, after 12" in told and "steps run at 9 tokens/s" in told
+    assert "first attempt" in told and "<svg" in told and "512 ids" in told and ">200<" in told
+
+
+def test_what_was_noticed_of_the_text_is_in_the_report(make_run):
+    note = "a.txt and 2 more: <|endoftext|> stands between its documents & is read as text"
+    run = make_run()
+    data = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    write_json(run / "data.json", {**data, "notes": [note]})
+    assert f"<li>note: {html.escape(note)}</li>" in write_report([run]).read_text(encoding="utf-8")
