@@ -199,7 +199,7 @@ class Recall:
         data.heldout = data.train + data.heldout
         return replace(self.measure(model, data, runtime), beside=self.judge(model, data))
 
-    def samples(self, model, data, config):
+    def samples(self, model, data, config, until=None):
         for word in data.heldout[:2]:
             yield SampleLine(prompt=word, text=self.answer(model, data.tokenizer, word), reference=word)
 

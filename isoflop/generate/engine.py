@@ -7,7 +7,8 @@ texts -> prefill ─> logits ─> choose ─> tokens ─> texts, piece by piece
 What is done side by side is in batch.py; here are the doors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def generate(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stops: Sequence[str] = (),
+    until: Callable[[], bool] | None = None,
 ) -> str:
     """Continue a prompt.
 
@@ -50,6 +52,7 @@ def generate(
         stop_at_eot: end where the model ends the document; else an end of text is written as nothing.
         on_text: is given each piece of the text as soon as it is complete UTF-8.
         stops: strings before the first of which the text ends.
+        until: is asked after each token, and ends the text there if it says so.
 
     Returns:
         The continuation, without the prompt: the pieces joined. Bytes that are not UTF-8 read as U+FFFD.
@@ -57,7 +60,7 @@ def generate(
     Raises:
         UserError: for a sampling argument out of range, or more than memory holds.
     """
-    further: Any = {"min_p": min_p, "repetition_penalty": repetition_penalty, "stops": stops}
+    further: Any = {"min_p": min_p, "repetition_penalty": repetition_penalty, "stops": stops, "until": until}
     how = (temperature, top_k, top_p, seed, stop_at_eot, on_text)
     return generate_all(model, tokenizer, [prompt], tokens, *how, **further)[0]
 
@@ -78,6 +81,7 @@ def generate_all(
     repetition_penalty: float = 1.0,
     stops: Sequence[str] = (),
     slots: int = 0,
+    until: Callable[[], bool] | None = None,
 ) -> list[str]:
     """Continue prompts of any number and lengths, as many side by side as `slots` says (0: as memory allows, 256 at
     most). Arguments and results as for each in `generate`; prompt i has the seed `seed + i`, and `on_text` is given the
@@ -94,10 +98,13 @@ def generate_all(
         for i, prompt in enumerate(prompts)
     ]
     batch, eot = Batch(model, orders, tokenizer.eot if stop_at_eot else None, slots), tokenizer.eot
-    for numbers, given in steps(batch):
-        for number, token in zip(numbers, given, strict=True):
-            if token != eot and texts[number].add(token):
-                batch.end(number)
+    with contextlib.closing(steps(batch)) as written:
+        for numbers, given in written:
+            for number, token in zip(numbers, given, strict=True):
+                if token != eot and texts[number].add(token):
+                    batch.end(number)
+            if until is not None and until():
+                break
     return [text.end() for text in texts]
 
 
@@ -150,7 +157,7 @@ def stream_all(
         yield from zip(numbers, given, strict=True)
 
 
-def steps(batch: Batch) -> Iterator[tuple[list[int], list[int]]]:
+def steps(batch: Batch) -> Generator[tuple[list[int], list[int]]]:
     """A batch's steps, in evaluation mode."""
     training = batch.model.training
     batch.model.eval()

@@ -133,7 +133,7 @@ class Job:
         return train_steps(
             self.config,
             self.folder.path,
-            hooks=[HeldOutHook(tuple(told)), Samples(), *told],
+            hooks=[HeldOutHook(tuple(told)), Samples(tuple(told)), *told],
             prepared=self.data,
             task=self.task,
             resume=self.resumed,

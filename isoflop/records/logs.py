@@ -48,13 +48,18 @@ class HeldOutLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleLine(Record):
-    """Text that the model wrote after a step, a line of samples.jsonl; `reference`: what it should have been
-    (seq2seq)."""
+    """Text that the model wrote after a step, a line of samples.jsonl.
+
+    Attributes:
+        reference: what it should have been (seq2seq).
+        cut: it was ended early, as the run is held to its seconds.
+    """
 
     step: int | None = None
     prompt: str = ""
     text: str = ""
     reference: str | None = rare()
+    cut: bool | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)

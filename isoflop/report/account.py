@@ -51,6 +51,7 @@ def one_sample(facts: Facts, prompt: str, sample: SampleLine, css: str) -> str:
         if line.step is not None and step is not None and line.step <= step:
             bits = line.heldout_bits_per_byte
     note = f"{fixed(bits)} bits/byte" if bits is not None else ""
+    note += f"{' · ' if note else ''}ended early, to keep the time" if sample.cut else ""
     return (
         f'<div class="at"><b>step {count(step)}</b>{note}</div>'
         f'<pre class="{css}"><em>{text(prompt)}</em>{text(continued)}</pre>\n'

@@ -168,7 +168,9 @@ class CausalLM:
         nats, tokens, size = (sum(getattr(part, name) for part in parts) for name in ("nats", "tokens", "bytes"))
         return HeldOut(nats, tokens, size, unused=tally.unused(), found_bytes=tally.found_bytes, notes=notes_of(tally))
 
-    def samples(self, model: GPT, data: Prepared, config: RunConfig) -> Iterator[SampleLine]:
+    def samples(
+        self, model: GPT, data: Prepared, config: RunConfig, until: Callable[[], bool] | None = None
+    ) -> Iterator[SampleLine]:
         """Continuations of the same prompts, drawn from a generator of their own."""
         how = config.sample
         for prompt in how.prompts:
@@ -182,6 +184,7 @@ class CausalLM:
                 top_p=how.top_p,
                 seed=config.seed,
                 stop_at_eot=False,
+                until=until,
             )
             yield SampleLine(prompt=prompt, text=text)
 

@@ -6,7 +6,8 @@ without. Where several processes train one model, a hook that measures or sample
 prints in the first alone.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -14,6 +15,8 @@ from isoflop.optim.schedules import Decision
 from isoflop.parallel.failures import CutShort
 from isoflop.records import HeldOutLine, SkipLine, read_lines
 from isoflop.trainer.state import RunState
+
+SAMPLES_SHARE = 0.03  # of the seconds that a run is held to, for samples, each time
 
 
 class Hook:
@@ -108,12 +111,44 @@ class HeldOut(Hook):
             listener.measured(state, line)
 
 
+class Allowance:
+    """How long samples may take next to the steps of a run that is held to its seconds.
+
+    Args:
+        seconds: for all of them; 0: as long as it takes.
+        parts: that share it.
+        agree: makes the first process's answer that of all.
+    """
+
+    def __init__(self, seconds: float, parts: int, agree: Callable[[bool], bool]) -> None:
+        self.seconds, self.parts, self.agree = seconds, max(1, parts), agree
+        self.part, self.since, self.used_up = 0, time.monotonic(), False
+
+    def __call__(self) -> bool:
+        """Whether the part that is being written has to end."""
+        end = self.since + self.seconds * (self.part + 1) / self.parts
+        over = bool(self.seconds) and self.agree(time.monotonic() > end)
+        self.used_up |= over
+        return over
+
+    def next(self) -> bool:
+        """Whether the part that was written was ended; the next one begins."""
+        ended, self.used_up = self.used_up, False
+        self.part = min(self.part + 1, self.parts - 1)
+        return ended
+
+
 class Samples(Hook):
     """Writes what the model says to the same prompts every `config.every.sample` steps.
 
     A task draws its samples from a generator of their own, so that the run's own generators do not notice. Samples that
-    a signal cut short are drawn when the run goes on.
+    a signal cut short are drawn when the run goes on. Where the run is held to its seconds they take at most
+    SAMPLES_SHARE of them, each time: how long they take is not known before the first.
     """
+
+    def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
+        self.listeners = listeners
+        self.told = False
 
     def started(self, state: RunState) -> None:
         group, lines = state.layout.group, state.folder.log("samples")
@@ -125,16 +160,27 @@ class Samples(Hook):
         if not state.due(state.config.every.sample):
             return
         lines, layout = [], state.layout
+        agree = layout.group.broadcast if layout.forward_is_collective else bool
+        enough = Allowance(SAMPLES_SHARE * state.budget, len(state.config.sample.prompts), agree)
         try:
             with state.may_be_cut_short():
                 pass  # a signal that came to another process
             if not (layout.forward_is_collective or state.folder.mine):
                 return
             with state.may_be_cut_short(by_all=layout.forward_is_collective), torch.no_grad(), state.runtime.autocast():
-                for line in state.task.samples(state.model, state.prepared, state.config):
-                    lines.append(line.updated(step=state.step))
+                for line in state.task.samples(state.model, state.prepared, state.config, enough):
+                    ended = {"cut": True} if enough.next() else {}
+                    lines.append(line.updated(step=state.step, **ended))
                     layout.group.pause()
         except CutShort:
             return
         for line in lines:
             state.folder.append("samples", line)
+        if any(line.cut for line in lines) and not self.told:
+            self.told = True
+            for listener in self.listeners:
+                listener.noticed(
+                    state,
+                    f"step {state.step:,}: samples are ended early, since they may take {SAMPLES_SHARE:.0%} of the "
+                    f"{state.budget:.0f} s each time; fewer tokens: --set sample.tokens=40, more seldom: every.sample",
+                )

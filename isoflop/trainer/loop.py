@@ -100,7 +100,7 @@ def train(
             write_first_files(config, folder, prepared, plan or Plan.nothing(), about)
         folder.mend()
         state = make_run(config, folder, task, prepared, batches, resume, group)
-        state.signals = signals
+        state.signals, state.budget = signals, seconds_held_to(state)
 
         saver = Saver(config.every, group)
         try:
@@ -129,7 +129,7 @@ def run_steps(
     config, group, runtime, optimizers = state.config, state.layout.group, state.runtime, state.optimizers
     with_gradients, with_update = overriding(hooks, "gradients_ready"), overriding(hooks, "updated")
     ahead = updates_ahead(runtime, config.guard, state.layout, optimizers)
-    budget = seconds_held_to(state)
+    budget = state.budget
     beside = {name: getattr(config.every, name) for name in ("evaluate", "sample", "checkpoint")}
     pace = Pace(budget, beside) if budget and group.first else None
     log, statistics = TrainingLog(state), Statistics(state.model)

@@ -1,6 +1,6 @@
 """The task seq2seq: pairs in padded batches, an encoder-decoder, each token of an output given its input."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,8 +183,15 @@ class Seq2Seq:
         said = {"unused": tally.unused(), "found_bytes": tally.found_bytes, "notes": notes_of(tally)}
         return replace(found, beside=judged, **said)
 
-    def samples(self, model: EncoderDecoder, data: PreparedPairs, config: RunConfig) -> Iterator[SampleLine]:
-        """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given."""
+    def samples(
+        self,
+        model: EncoderDecoder,
+        data: PreparedPairs,
+        config: RunConfig,
+        until: Callable[[], bool] | None = None,
+    ) -> Iterator[SampleLine]:
+        """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given. They
+        are few, no longer than the context, and written side by side: no time limit ends them."""
         pairs, tokenizer = data.heldout(), data.tokenizer
         shown = [i * len(pairs) // SHOWN for i in range(min(SHOWN, len(pairs)))]
         prompts = [prompt for prompt in config.sample.prompts if prompt]

@@ -26,6 +26,7 @@ class RunState:
     Attributes:
         step: optimiser steps done.
         seconds: of training so far, without the time between an interruption and its resumption.
+        budget: seconds of training that the run is held to; 0: none.
         aside: of these seconds, those not spent on steps: on measuring, sampling, checkpoints.
         layout: how the model lies over the processes.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
@@ -50,6 +51,7 @@ class RunState:
     layout: Layout
     step: int = 0
     seconds: float = 0.0
+    budget: float = 0.0
     aside: float = 0.0
     line: TrainingLine | None = None
     watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))

@@ -97,8 +97,14 @@ class Task(Protocol):
             UserError: if there is nothing in them, or nothing that fits the model.
         """
 
-    def samples(self, model: Any, data: Any, config: RunConfig) -> Iterator[SampleLine]:
-        """What the model says now: lines with `prompt` and `text`."""
+    def samples(
+        self, model: Any, data: Any, config: RunConfig, until: Callable[[], bool] | None = None
+    ) -> Iterator[SampleLine]:
+        """What the model says now: lines with `prompt` and `text`.
+
+        Args:
+            until: says when a text has to end where it is, since the run is held to its seconds.
+        """
 
     def write(self, model: Any, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
         """What the model answers to a prompt.

@@ -1,5 +1,6 @@
 """The moments within a step: a hook of one file sees gradients and updates, and the run has the same bits with it."""
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from isoflop.config import override
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.hooks import Hook, Samples, overriding
+from isoflop.trainer.hooks import Allowance, Hook, Samples, overriding
 from isoflop.trainer.task import CausalLM
 from small import TINY, GradientNorms
 
@@ -101,3 +102,44 @@ def test_gradients_are_ready_before_they_are_clipped(config, tmp_path):
     train(tight, tmp_path / "run", hooks=[norms])
     assert math.hypot(*norms.lines[0][1]) > 0.01
     assert torch.is_grad_enabled()
+
+
+class Told(Hook):
+    def __init__(self):
+        self.lines = []
+
+    def noticed(self, state, text):
+        self.lines.append(text)
+
+
+def test_samples_of_a_run_that_is_held_to_its_seconds_are_ended(config, tmp_path):
+    """Of a million tokens, as many as go into a share of the seconds; what else they were asked to be is said."""
+    told, prompts = Told(), ["", "the", "a"]
+    long = override(config, ["sample.tokens=1000000", "every.sample=3", f"sample.prompts={json.dumps(prompts)}"])
+    train(override(long, ["seconds=3"]), tmp_path / "run", hooks=[Samples((told,))])
+    lines = read_run(tmp_path / "run").samples
+    assert [line.prompt for line in lines[:3]] == prompts and len(lines) % 3 == 0
+    assert all(line.cut and line.text for line in lines)
+    [said] = told.lines
+    assert "--set sample.tokens=" in said
+    short = override(config, ["sample.tokens=5", "seconds=1000"])
+    train(short, tmp_path / "short", hooks=[Samples((told,))])
+    assert all(line.cut is None for line in read_run(tmp_path / "short").samples) and len(told.lines) == 1
+
+
+def test_each_prompt_has_its_part_of_the_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("isoflop.trainer.hooks.time.monotonic", lambda: now[0])
+    enough = Allowance(6.0, 3, bool)
+    seen = []
+    for at in (1.0, 2.5):  # the first prompt may write up to 2 s
+        now[0] = at
+        seen.append(enough())
+    assert seen == [False, True] and enough.next()
+    now[0] = 3.9
+    assert not enough() and not enough.next()  # it ended by itself
+    now[0] = 5.9
+    assert not enough()
+    now[0] = 6.1
+    assert enough() and enough.next()
+    assert not Allowance(0.0, 3, bool)()
