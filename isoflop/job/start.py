@@ -10,6 +10,7 @@ from isoflop.budget import Budget, parse_budget
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import parse_sources
+from isoflop.data.manifest import Data
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, home_note, try_folder
 from isoflop.job.attempts import SecondThoughts, make_ready, switch
@@ -23,6 +24,7 @@ from isoflop.plan import known
 from isoflop.plan.advice import Advice, Keep
 from isoflop.plan.asked import Asked
 from isoflop.plan.destinations import destinations
+from isoflop.plan.fewer import with_ids
 from isoflop.plan.machine import forget_dtypes
 from isoflop.plan.planner import plan
 from isoflop.plan.second import allows
@@ -139,7 +141,8 @@ def train(
     listener: Listener | None = None,
     expected: Expectation | None = None,
 ) -> RunResult:
-    """Train a configuration as it is: a recipe, or a run's config.json.
+    """Train a configuration as it is: a recipe, or a run's config.json. Only rows of the model for ids that its
+    tokenizer comes out without, since the text gives no more, are dropped.
 
     Raises:
         UserError: for anything that cannot be used, before anything is written.
@@ -157,10 +160,22 @@ def train(
 
     with phases.time("prepare"):
         data = task.prepare_data(config.data, listener.progress)
+        config = for_tokenizer(config, data, listener)
         tokens = task.batches(config, data).tokens(config.steps)
     listener.prepared(data.account())
     listener.say("can be exported to: {} ({})".format(*destinations(config, data.tokenizer.to_json())))
     return Job(group, folder, config, data, Plan.given(config.steps, tokens, expected), listener, phases).run()
+
+
+def for_tokenizer(config: RunConfig, data: Data, listener: Listener) -> RunConfig:
+    """A configuration that is given, without rows for ids that its tokenizer came out without."""
+    fitted = with_ids(config, data.vocab_size, keep=Keep(model=True, rates=True))
+    if fitted != config:
+        listener.say(
+            f"the text gives {data.vocab_size:,} ids of {config.model.vocab_size:,} in the configuration: the model "
+            f"has {data.vocab_size:,} rows"
+        )
+    return fitted
 
 
 @together

@@ -24,6 +24,7 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
 from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.explain import choices_of
+from isoflop.plan.fewer import for_ids, is_far, rescaled, with_ids
 from isoflop.plan.machine import choose_runtime
 from isoflop.plan.predictability import Predictability, predictability
 from isoflop.plan.prior import expect
@@ -40,6 +41,7 @@ from isoflop.trainer.workload import Rung, Workload, matmul_weights
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 PREPARED = 2.5e6  # bytes of text per second, about: for an estimate before it begins (bench/prepare.py)
 DRY_SECONDS = 10.0  # of preparing text that a dry run may take
+LEAST_SECONDS = 1.5  # with less, shapes are not timed anew
 SURPRISE = 1.5  # times the peak that real steps reach: then what was chosen from it is chosen anew
 
 
@@ -70,8 +72,9 @@ def plan(
     with phase("prepare"):
         workload = task.workload(config, progress)
     with phase("calibrate"):
-        machines = group.machines(resolve_runtime(config).runtime.device)
+        machines, started = group.machines(resolve_runtime(config).runtime.device), time.perf_counter()
         proposal = propose(budget, config, workload, asked, say, keep, machines)
+        left = calibration_seconds(budget) - (time.perf_counter() - started)
     if workload.text is not None:
         size = min(workload.text.size, proposal.train_bytes)
         if dry and not config.data.path and size / PREPARED > DRY_SECONDS:
@@ -82,7 +85,36 @@ def plan(
     with phase("prepare"):
         data = workload.data or task.prepare_data(proposal.data, progress)
         facts = Facts.of(data)
+    if is_far(proposal, facts.vocab_size):
+        with phase("calibrate"):
+            proposal = with_fewer_ids(proposal, facts.vocab_size, left, say)
     return finalize(proposal, facts), data
+
+
+def with_fewer_ids(proposal: Proposal, ids: int, left: float, say: Callable[[str], None]) -> Proposal:
+    """Shapes and their speeds for a tokenizer that came out with far fewer ids than were planned.
+
+    Args:
+        left: seconds that may still be spent on timing; with too few the speeds are worked out.
+    """
+    say(f"the text gives {ids:,} ids of {proposal.vocabulary:,} that were planned: shapes are chosen for these")
+    if proposal.budget.kind == "seconds" and left < LEAST_SECONDS:
+        return rescaled(proposal, ids)
+    begun = for_ids(proposal, ids)
+    anew = propose(
+        begun.budget,
+        begun.config,
+        begun.workload,
+        begun.asked,
+        say,
+        begun.keep,
+        begun.machines,
+        known_peak=begun.peak,
+        allowed=max(left, LEAST_SECONDS),
+    )
+    doubt = anew.calibration.doubt or proposal.calibration.doubt
+    calibration = proposal.calibration.updated(doubt=doubt) if doubt else proposal.calibration
+    return replace(proposal, candidates=anew.candidates, calibration=calibration)
 
 
 def estimated(proposal: Proposal, size: float) -> Facts:
@@ -100,6 +132,7 @@ def propose(
     keep: Keep = CHOOSE,
     machines: int = 1,
     known_peak: dict[str, float] | None = None,
+    allowed: float = 0.0,
 ) -> Proposal:
     """Time the machine where the budget is in seconds, and choose what a text has to be prepared with.
 
@@ -108,18 +141,21 @@ def propose(
         asked: the fields that the user has set; they hold in every candidate, so that what is timed is what will run.
         machines: how many like this one train together; what they lose to one another, the clock finds out.
         known_peak: FLOP/s by dtype where they are known; by default as remembered, or measured now.
+        allowed: seconds for timing; by default as many as go with the budget.
 
     Raises:
         UserError: if the budget buys less than MIN_STEPS steps.
     """
     begun = config
-    device, allowed = resolve_runtime(config).runtime.device, calibration_seconds(budget)
+    device, allowed = resolve_runtime(config).runtime.device, allowed or calibration_seconds(budget)
     until = time.perf_counter() + allowed
     say(f"measuring this machine ({device}), for at most {allowed:.0f} s")
     peak = known_peak or machine_peak(device)
     flops = rough_flops(budget, peak, device, machines)
     vocabulary = choose_vocabulary(config, workload, flops, asked, keep)
     context = workload.context or context_for(flops)
+    if keep.model and workload.vocab_size:
+        config = with_ids(config, workload.vocab_size, asked, keep)
 
     def shaped(rung: Rung, tokens: float) -> RunConfig:
         shape = {} if keep.model else workload.shape(rung, vocabulary, context)
@@ -198,9 +234,10 @@ def finalize(proposal: Proposal, facts: Facts) -> Advice:
     # what was proposed, with the tokenizer that the data were given
     config = best.config
     if workload.text is not None:
+        config = with_ids(config, facts.vocab_size, asked, keep)
         config = replace(config, data=replace(proposal.data, vocab_size=facts.vocab_size))
-    if not keep.model:
-        config = asked.choose(config, "model", vocab_size=max(facts.vocab_size, 2))
+    elif not keep.model:
+        config = with_ids(config, facts.vocab_size, asked, keep)
 
     # batch, rates and length
     if not keep.rates:
