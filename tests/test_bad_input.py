@@ -191,5 +191,5 @@ def test_to_go_on_needs_a_run_and_not_its_checkpoint(corpus, tmp_path, capsys):
     checkpoint = out / "checkpoints" / "step-00000006"
     before = tree_of(out)
     assert f"--resume {out}," in refused(capsys, "train", "--resume", str(checkpoint))
-    assert "--resume names nothing" in refused(capsys, "train", "--resume", "", "--out", str(tmp_path / "new"))
+    assert "--resume is empty" in refused(capsys, "train", "--resume", "", "--out", str(tmp_path / "new"))
     assert tree_of(out) == before and not (tmp_path / "new").exists()

@@ -18,7 +18,7 @@ Sources = Annotated[
 Trusted = Annotated[
     tuple[str, ...],
     tyro.conf.UseAppendAction,
-    tyro.conf.arg(metavar="PACKAGE", help="a package whose blocks a config may name"),
+    tyro.conf.arg(metavar="PACKAGE", help="a package that a configuration may take blocks from"),
 ]
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run folder")]
 

@@ -13,26 +13,26 @@ def sample(
     run: RunArgument,
     *,
     prompt: Annotated[str, tyro.conf.arg(help="text to continue, empty: a new document; seq2seq: the input")] = "",
-    tokens: Annotated[int, tyro.conf.arg(help="how many to write at most")] = 200,
-    temperature: Annotated[
-        float | None, tyro.conf.arg(help="0: the most likely token always; 0.8 if nothing is said")
-    ] = None,
+    tokens: Annotated[int, tyro.conf.arg(help="the most tokens to write")] = 200,
+    temperature: Annotated[float | None, tyro.conf.arg(help="0: always the most likely token; default: 0.8")] = None,
     top_k: Annotated[int, tyro.conf.arg(help="only the k most likely tokens; 0: all")] = 0,
     top_p: Annotated[float, tyro.conf.arg(help="only the most likely tokens that make up this share")] = 0.95,
-    min_p: Annotated[float, tyro.conf.arg(help="only tokens with this share of the likeliest's; 0: all")] = 0.0,
+    min_p: Annotated[
+        float, tyro.conf.arg(help="only tokens at least this fraction as likely as the likeliest; 0: all")
+    ] = 0.0,
     repetition_penalty: Annotated[
-        float, tyro.conf.arg(help="divide the logits of tokens that were read or written; 1: as they are")
+        float, tyro.conf.arg(help="divide the logits of tokens already in the text by this; 1: no penalty")
     ] = 1.0,
     stop: Annotated[tuple[str, ...], tyro.conf.arg(help="end the text before the first of these strings")] = (),
     seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
-    beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept; 1 is greedy")] = 1,
+    beam: Annotated[int, tyro.conf.arg(help="seq2seq: beam width; 1 is greedy")] = 1,
     dtype: Annotated[
-        str, tyro.conf.arg(help="float32, or bfloat16: rounded weights, with which a large model writes faster")
+        str, tyro.conf.arg(help="float32, or bfloat16: rounded weights, faster for large models")
     ] = "float32",
-    stream: Annotated[bool, tyro.conf.arg(help="show each piece as it is made")] = False,
+    stream: Annotated[bool, tyro.conf.arg(help="print each piece of text as it is generated")] = False,
     trust_code: Trusted = (),
 ) -> None:
-    """Let a model continue a text, or write its output for an input."""
+    """Continue a text with a trained model (seq2seq: write the output for an input)."""
     from isoflop import job
     from isoflop.model.registry import trust_code as trusting
 
@@ -65,9 +65,9 @@ def evaluate(
     sources: Sources = (),
     *,
     json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
-    beam: Annotated[int, tyro.conf.arg(help="seq2seq: hypotheses kept in decoding; 1 is greedy")] = 1,
+    beam: Annotated[int, tyro.conf.arg(help="seq2seq: beam width; 1 is greedy")] = 1,
     text_column: Annotated[
-        str, tyro.conf.arg(help="the column of records that holds the text; by default the run's own")
+        str, tyro.conf.arg(help="the column of records that holds the text; default: as in training")
     ] = "",
     set: Annotated[
         tuple[str, ...],
@@ -77,17 +77,17 @@ def evaluate(
     moved: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="SOURCE", help="where the run's own text is now, if it was moved"),
+        tyro.conf.arg(metavar="SOURCE", help="the new place of the run's own text, if it was moved"),
     ] = (),
     heldout: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PATH", help="where the held-out text is now that the run was given, if it was moved"),
+        tyro.conf.arg(metavar="PATH", help="the new place of the run's --heldout text, if it was moved"),
     ] = (),
-    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     trust_code: Trusted = (),
 ) -> None:
-    """Measure held-out loss (and error rates, for seq2seq) on what the run held out itself, or on the sources named."""
+    """Measure held-out loss (seq2seq: and error rates) on the run's own held-out text, or on the sources named."""
     from isoflop import job
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting

@@ -1,4 +1,4 @@
-"""The commands that show what is there: `report`, `runs` and `config`."""
+"""The commands that show runs and settings: `report`, `runs` and `config`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +9,20 @@ import tyro
 def report(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help="run folders")],
     *,
-    out: Annotated[Path | None, tyro.conf.arg(help="the HTML file; by default in the first run's folder")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(help="the HTML file; default: in the first run's folder")] = None,
 ) -> None:
-    """Write the report of a run, also one that is still training, or compare several."""
+    """Write the report of a run, which may still be training, or compare several runs."""
     from isoflop.report.page import write_report
 
     print(write_report(list(runs), out))
 
 
 def runs(
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]", help="where to look")] = Path("runs"),
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="[DIR]", help="the folder to search")] = Path(
+        "runs"
+    ),
 ) -> None:
-    """List runs."""
+    """List the runs below a folder."""
     from isoflop import job
     from isoflop.screen import Screen, show_runs
 
@@ -30,7 +32,7 @@ def runs(
 
 
 def config() -> None:
-    """List every field of a run's configuration: its type, default and meaning."""
+    """List every field of the configuration of a run, with type, default and meaning."""
     from isoflop.config import describe
     from isoflop.trainer.config import RunConfig
 

@@ -15,13 +15,13 @@ def prepare(
     heldout: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
+        tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
     ] = (),
-    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
+    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in data.vocab_size=4096"),
+        tyro.conf.arg(metavar="FIELD=VALUE", help="set one field of the configuration, as in data.vocab_size=4096"),
     ] = (),
 ) -> None:
     """Turn text into tokens: the data step of `train` alone. Train on it with --set data.path=DIR."""

@@ -29,38 +29,39 @@ def train(
         tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="", help="a Python function that returns a RunConfig"),
     ] = "",
     config: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint="", help="a config.json, to be run again")
+        Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint="", help="a config.json to run again")
     ] = None,
     task: Annotated[
         str,
         tyro.conf.arg(
             metavar="causal_lm|seq2seq",
-            help="seq2seq: an encoder-decoder on pairs, one a line, input and output divided by a tab or blank",
+            help="seq2seq: an encoder-decoder on pairs, one per line, input and output separated by a tab or blank",
         ),
     ] = "causal_lm",
     init: Annotated[
-        str, tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="go on from the weights of any run, on new text")
+        str,
+        tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="start from the weights of another run, on new text"),
     ] = "",
     heldout: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PATH", help="text to measure on instead of a share"),
+        tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
     ] = (),
     resume: Annotated[
         str | None,
         tyro.conf.arg(
             metavar="RUN",
             help_behavior_hint="",
-            help="go on with a run that was stopped; with SOURCE if its text was moved",
+            help="resume a run that was stopped; with SOURCE if its text was moved",
         ),
     ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
-    strict: Annotated[bool, tyro.conf.arg(help="files that would be skipped are errors")] = False,
-    profile: Annotated[bool, tyro.conf.arg(help="show in the report where the time of a few steps goes")] = False,
+    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
+    profile: Annotated[bool, tyro.conf.arg(help="profile a few steps and show the result in the report")] = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FIELD=VALUE", help="overrule one field, as in model.norm=layer"),
+        tyro.conf.arg(metavar="FIELD=VALUE", help="set one field of the configuration, as in model.norm=layer"),
     ] = (),
     trust_code: Trusted = (),
 ) -> None:
@@ -80,7 +81,7 @@ def train(
         listener = listener_for(screen, hooks=(Profile(),) if profile else ())
         if resume is not None:
             if not resume:  # a variable that is not set, most likely; it is not a run from the beginning that is meant
-                raise UserError("--resume names nothing; name the run's folder: `isoflop runs` lists them")
+                raise UserError("--resume is empty; name a run folder: `isoflop runs` lists them")
             refuse_with_resume(
                 resume,
                 {
@@ -119,6 +120,6 @@ def refuse_with_resume(run: str, given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value:
             raise UserError(
-                f"{name} does not go with --resume: a run goes on as its config.json says; to train on other text or "
+                f"{name} does not go with --resume: a run resumes as its config.json says; to train on other text or "
                 f"with other settings from its weights: isoflop train SOURCE --init {run}"
             )

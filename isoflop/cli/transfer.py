@@ -17,10 +17,13 @@ def import_model(
     *,
     out: Annotated[Path, tyro.conf.arg(help="the new run folder")],
     tokenizer: Annotated[
-        str, tyro.conf.arg(metavar="FILE", help="tokenizer.json, vocab.bpe or llama2.c's tokenizer.bin, if not its own")
+        str,
+        tyro.conf.arg(
+            metavar="FILE", help="tokenizer.json, vocab.bpe or tokenizer.bin to use in place of the model's own"
+        ),
     ] = "",
     context: Annotated[
-        int, tyro.conf.arg(help="positions to keep; 0: all, at most 8,192 where positions are rotary")
+        int, tyro.conf.arg(help="context length to keep; 0: all, at most 8,192 with rotary positions")
     ] = 0,
     end_of_text: Annotated[
         str, tyro.conf.arg(metavar="TOKEN", help="the token that ends a document, if the model's files do not say")

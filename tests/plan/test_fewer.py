@@ -91,16 +91,8 @@ def test_the_rows_of_a_model_that_is_given(rows, asked_of_tokenizer, changes, ke
 
 
 def test_a_recipe_is_planned_and_trained_without_rows_for_nothing(timed, corpus, tmp_path):
-    config = override(
-        RunConfig(),
-        [
-            *TINY,
-            f"data.sources={json.dumps([str(corpus)])}",
-            "data.vocab_size=5000",
-            "model.vocab_size=5000",
-            "steps=2",
-        ],
-    )
+    more = [f"data.sources={json.dumps([str(corpus)])}", "data.vocab_size=5000", "model.vocab_size=5000", "steps=2"]
+    config = override(RunConfig(), [*TINY, *more])
     isoflop.train(config, tmp_path / "as it is", quiet=True)
     isoflop.pretrain((), "3steps", tmp_path / "planned", base=config, quiet=True)
     for name in ("as it is", "planned"):
