@@ -1,5 +1,8 @@
 """The one exception that a person is meant to read."""
 
+import shlex
+from typing import Any
+
 LONGEST = 1900  # characters of a message; of a longer one the middle is left out
 
 
@@ -29,3 +32,8 @@ def one_line(text: str) -> str:
 
 def shorter(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 500]} ... {text[-490:]}"
+
+
+def quoted(value: Any) -> str:
+    """A path or a name as one word of a command that a message advises: what is copied from it has to work."""
+    return shlex.quote(str(value))

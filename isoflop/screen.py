@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from isoflop.errors import quoted
 from isoflop.job.listener import Listener
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.launch import is_main
@@ -341,4 +342,4 @@ def show_outcome(screen: Screen, folder: Path) -> None:
     if run.samples:
         screen.say(f"a sample:\n{shown_sample(run.samples[-1])}\n", as_it_is=True)
     screen.say(f"report: {run.folder.report}")
-    screen.say(f"talk to it: isoflop sample {folder} --prompt TEXT")
+    screen.say(f"talk to it: isoflop sample {quoted(folder)} --prompt TEXT")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.config import load_json
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.files import disk_errors, sha256
 from isoflop.parallel import state
 from isoflop.records import RunFolder
@@ -190,7 +190,8 @@ def find(path: Path, step: int | None) -> Path:
     last = latest(run.checkpoints)
     if last is None:
         raise UserError(
-            f"{path} has no checkpoint yet; wait for its first one, or go on with `isoflop train --resume {path}`"
+            f"{path} has no checkpoint yet; wait for its first one, or resume the run: "
+            f"isoflop train --resume {quoted(path)}"
         )
     return last
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from isoflop.checkpoint.folder import find, read_object, read_state, verify
 from isoflop.config import from_dict
 from isoflop.data.tokenizer import Tokenizer
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.model.build import Model, build_model
 from isoflop.model.config import ModelConfig
 from isoflop.model.mtp import TRAINING_ONLY
@@ -196,7 +196,7 @@ def require_same_data(path: Path, fingerprint: str, tokenizer: str = "") -> None
         raise UserError(
             f"the data of this run changed: its checkpoint was trained on {trained_on[:12]}, the sources now give "
             f"{fingerprint[:12]}; bring the old text back, or train on from its weights on what there is now: "
-            f"isoflop train SOURCE ... --init {run} --out NEW"
+            f"isoflop train SOURCE --init {quoted(run)} --out NEW"
         )
     if tokenizer and read_text(path / "tokenizer.json") != tokenizer:
         raise UserError(

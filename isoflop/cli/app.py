@@ -16,7 +16,7 @@ from isoflop.cli.plan import PLAN, plan
 from isoflop.cli.prepare import prepare
 from isoflop.cli.train import train
 from isoflop.cli.transfer import export_model, import_model
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.terminal import OutputLost, exit_code, wrapped
 
 COMMANDS: Mapping[str, Callable[..., int | None]] = {
@@ -91,7 +91,7 @@ def stopped_run(error: Exception) -> int:
     if isinstance(error, FailedElsewhere):
         return error.exit_code
     if isinstance(error, Interrupted):
-        complain(f"{error}; saved. Resume with: isoflop train --resume {error.folder}")
+        complain(f"{error}; saved. Resume with: isoflop train --resume {quoted(error.folder)}")
         return error.exit_code
     if isinstance(error, Diverged | Lost):
         complain(str(error))

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from isoflop.errors import quoted
 from isoflop.plan.law.bootstrap import Interval
 from isoflop.plan.law.forms import Law
 from isoflop.plan.law.isoflop import Exponent
@@ -83,7 +84,7 @@ def show_study(found: Study, name: str, stored: Path | None) -> None:
     for warning in found.warnings:
         say(f"warning: {warning}", "  ")
     if stored is not None:
-        print(f"stored: {stored}\nask it: isoflop plan predict {stored} --budget {points.flops.max() * 10:.0e}")
+        print(f"stored: {stored}\nask it: isoflop plan predict {quoted(stored)} --budget {points.flops.max() * 10:.0e}")
     else:
         print("store it to ask what a budget buys: --out FIT.json")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import tyro
 
 from isoflop.cli.arguments import Sources, Trusted
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 
 
 def train(
@@ -121,5 +121,5 @@ def refuse_with_resume(run: str, given: dict[str, Any]) -> None:
         if value:
             raise UserError(
                 f"{name} does not go with --resume: a run resumes as its config.json says; to train on other text or "
-                f"with other settings from its weights: isoflop train SOURCE --init {run}"
+                f"with other settings from its weights: isoflop train SOURCE --init {quoted(run)}"
             )

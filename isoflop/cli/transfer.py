@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from isoflop.cli.arguments import RunArgument, Trusted
+from isoflop.errors import quoted
 
 
 def import_model(
@@ -34,7 +35,7 @@ def import_model(
 
     made = job.import_model(path, out, tokenizer=tokenizer, context=context, end_of_text=end_of_text)
     print(f"imported: {made.folder} ({made.kind}, {made.parameters:,} parameters)")
-    print(f"talk to it: isoflop sample {made.folder} --prompt TEXT")
+    print(f"talk to it: isoflop sample {quoted(made.folder)} --prompt TEXT")
 
 
 def export_model(

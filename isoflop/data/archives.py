@@ -81,7 +81,8 @@ def zip_members(raw: BinaryIO, file: SourceFile, tally: Tally) -> Iterator[Membe
                     continue
                 member = member_file(file, info.filename, info.compress_size)
                 if info.flag_bits & 1:
-                    tally.skip(member.shown, "encrypted; unpack it first: unzip", info.compress_size, whole=True)
+                    reason = "encrypted; unpack its archive first: unzip FILE"
+                    tally.skip(member.shown, reason, info.compress_size, whole=True)
                 elif info.compress_type not in PLAIN_METHODS:
                     reason = f"compressed by method {info.compress_type} of zip, which is not read; unpack it first"
                     tally.skip(member.shown, reason, info.compress_size, whole=True)

@@ -20,6 +20,16 @@ MARKS = (  # UTF-32's begins with UTF-16's
 )
 WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 NO_TEXT = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "mbcs", "oem"}
+ICONV = {  # what iconv calls the encodings that Python has another name for
+    "latin-1": "ISO-8859-1",
+    "iso8859-2": "ISO-8859-2",
+    "euc_jp": "EUC-JP",
+    "euc_kr": "EUC-KR",
+    "utf-16-le": "UTF-16LE",
+    "utf-16-be": "UTF-16BE",
+    "utf-32-le": "UTF-32LE",
+    "utf-32-be": "UTF-32BE",
+}
 WESTERN_SIGNS = frozenset("“”‘’‚„…–—•«»‹›°§£€©®™·¿¡¢¥ª«º±²³¹¼½¾×÷\xa0\xad¨´¸")
 FREQUENT = {  # what most of the characters outside ASCII are, in a text of that encoding; and how much of it
     "cp1251": ("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэф", 0.8),
@@ -145,7 +155,7 @@ def way_out(name: str, unpack: str, inside: bool) -> str:
     setting = f"read it with --set data.encoding={name}"
     if inside:
         return setting
-    convert = f"iconv -f {name.upper()} -t UTF-8"
+    convert = f"iconv -f {ICONV.get(name, name.upper())} -t UTF-8"
     return f"{setting}, or convert it: {f'{unpack} FILE | {convert}' if unpack else f'{convert} FILE'} > NEW"
 
 

@@ -80,10 +80,7 @@ class Loader:
         self.shares = [max(1, round(weight * UNIT)) for weight in self.asked]
         for name in self.names:
             if prepared.train_tokens(name) <= context:
-                raise UserError(
-                    f"source {name} has {prepared.train_tokens(name)} training tokens, fewer than the {context + 1} of "
-                    f"one window of context {context}; add text or use a smaller --set model.context"
-                )
+                raise too_short(name, prepared.train_tokens(name), context)
         self.streams = [prepared.train(name) for name in self.names]
         self.windows = [-(-len(stream) // context) for stream in self.streams]
         self.block = lru_cache(maxsize=2)(self.find_block)  # two: a batch may lie across a border
@@ -170,6 +167,15 @@ class Loader:
                 for s, name in enumerate(self.names)
             },
         )
+
+
+def too_short(name: str, tokens: int, context: int) -> UserError:
+    """A source that has not one window, with the context that it has one of."""
+    shorter = f", or use --set model.context={1 << (tokens - 1).bit_length() - 1}" if tokens > 1 else ""
+    return UserError(
+        f"source {name} has {tokens} training tokens, fewer than the {context + 1} of one window of context {context}; "
+        f"add text{shorter}"
+    )
 
 
 def place(shares: Sequence[int], i: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ FORMAT = Format(
     name="isoflop-data",
     version=1,
     what="data",
-    absent=f"holds no prepared data: there is no {MANIFEST}; make it with `isoflop prepare --out`",
+    absent=f"holds no prepared data: there is no {MANIFEST}; make it with `isoflop prepare SOURCE --out DIR`",
 )
 
 

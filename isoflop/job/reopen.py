@@ -13,7 +13,7 @@ from isoflop.data.corpus import STDIN, STDLIB, exists, expand, parse_sources
 from isoflop.data.kinds import find_kind
 from isoflop.data.manifest import MANIFEST, Data
 from isoflop.data.prepare import Progress
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.files import disk_errors, write_json
 from isoflop.job.attempts import switch
 from isoflop.job.extend import extend
@@ -73,8 +73,8 @@ def refuse_checkpoint(folder: RunFolder) -> None:
     out = folder.path
     if (out / checkpoint.MANIFEST).is_file():
         raise UserError(
-            f"{out} is a checkpoint and no run; go on with the run that it is of, as in --resume {run_folder_of(out)}, "
-            f"or train on from its weights: isoflop train SOURCE --init {out}"
+            f"{out} is a checkpoint and no run; resume the run that it is of: isoflop train --resume "
+            f"{quoted(run_folder_of(out))}, or train on from its weights: isoflop train SOURCE --init {quoted(out)}"
         )
 
 
@@ -84,10 +84,12 @@ def refuse_to_go_on(run: Run, budget: str) -> None:
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
     if run.status == "imported":
-        raise UserError(f"{out} was imported and not trained here; train on from it: isoflop train SOURCE --init {out}")
+        raise UserError(
+            f"{out} was imported and not trained here; train on from it: isoflop train SOURCE --init {quoted(out)}"
+        )
     if run.status == "finished" and not budget:
         raise UserError(
-            f"{out} is finished; to train on, add to its budget: isoflop train --resume {out} --budget +10m"
+            f"{out} is finished; to train on, add to its budget: isoflop train --resume {quoted(out)} --budget +10m"
         )
 
 
@@ -156,7 +158,7 @@ def data_of(
         raise UserError(
             f"{given} is not the text that {out} was trained on ({prepared.fingerprint[:12]} in place of "
             f"{account.fingerprint[:12]}); name that text, or train on other text from the run's weights: "
-            f"isoflop train {other} --init {shlex.quote(str(out))}"
+            f"isoflop train {other} --init {quoted(out)}"
         )
     return prepared
 
@@ -164,7 +166,7 @@ def data_of(
 def way(out: Path, data: DataConfig, command: tuple[str, str]) -> str:
     """The command that names the new place of what is not where it was."""
     lost, lost_heldout = (missing(sources) for sources in (data.sources, data.heldout))
-    parts = [command[0].replace("RUN", shlex.quote(str(out)))]
+    parts = [command[0].replace("RUN", quoted(out))]
     parts += [command[1]] if lost or not lost_heldout else []
     parts += ["--heldout PATH"] if lost_heldout else []
     return " ".join(parts)

@@ -1,6 +1,5 @@
 """What can be done with a run that is there: load it, let it write, measure it, list it."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig, check
 from isoflop.data.manifest import MANIFEST
 from isoflop.data.tokenizer import Tokenizer
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.generate.request import Request
 from isoflop.job.outcome import judge
 from isoflop.job.reopen import data_of, run_folder_of
@@ -111,7 +110,7 @@ def evaluate(
     if text_column and not sources:
         raise only_for_sources("--text-column", path)
     if not sources and was_imported(path):
-        raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE")
+        raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {quoted(run)} SOURCE")
     model, tokenizer, snapshot = checkpoint.load_model(path)
     run_as = from_dict(RunConfig, snapshot.config)
     task = make_task(run_as)
@@ -132,7 +131,7 @@ def refuse_mixed(run: Path, sources: Sequence[str], own: dict[str, Any], others:
         if value and sources:
             raise UserError(
                 f"{name} says where the text of {run} itself is; leave it out, or {sources[0]}: other text is measured "
-                f"with isoflop eval {run} {sources[0]}"
+                f"with isoflop eval {quoted(run)} {quoted(sources[0])}"
             )
     for name, value in others.items():
         if value and not sources:
@@ -141,8 +140,8 @@ def refuse_mixed(run: Path, sources: Sequence[str], own: dict[str, Any], others:
 
 def only_for_sources(name: str, run: Path) -> UserError:
     return UserError(
-        f"{name} says how text that is named is read, and none is: isoflop eval {run} SOURCE {name} ...; what the run "
-        "held out itself is measured as it was prepared"
+        f"{name} says how text that is named is read, and none is: isoflop eval {quoted(run)} SOURCE {name} ...; what "
+        "the run held out itself is measured as it was prepared"
     )
 
 
@@ -156,7 +155,7 @@ def trained_on(folder: Path, found: HeldOut) -> list[str]:
     command = EVALUATE[0] if prepared else " ".join(EVALUATE)
     return [
         f"this is as much text as the run was trained on, {found.found_bytes:,} bytes: if it is that text, the figures "
-        f"are not held-out ones; those are given by {command.replace('RUN', shlex.quote(str(folder)))}"
+        f"are not held-out ones; those are given by {command.replace('RUN', quoted(folder))}"
     ]
 
 

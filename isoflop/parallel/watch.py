@@ -26,6 +26,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+from isoflop.errors import quoted
 from isoflop.parallel.failures import FailedElsewhere, Lost, broken
 from isoflop.parallel.mesh import Group
 
@@ -98,8 +99,8 @@ class Watchdog:
         gone = gone or [rank for rank in range(self.group.size) if rank not in self.heard]
         named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or f"to an unknown one ({error})"
         return Lost(
-            f"the connection to another process broke, which was killed or whose host is gone: {named}. Go on with: "
-            f"isoflop train --resume {self.folder}"
+            f"the connection to another process broke, which was killed or whose host is gone: {named}. Resume with: "
+            f"isoflop train --resume {quoted(self.folder)}"
         )
 
     def close(self) -> None:
@@ -218,8 +219,8 @@ class Watchdog:
     def say(self, text: str) -> None:
         """Print one line, and record it in the run's history."""
         line = (
-            f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Go on with: "
-            f"isoflop train --resume {self.folder}"
+            f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Resume with: "
+            f"isoflop train --resume {quoted(self.folder)}"
         )
         record = {"event": "hung", "time": time.time(), "step": self.step, "reason": text}
         with contextlib.suppress(OSError), (self.folder / "events.jsonl").open("ab") as file:

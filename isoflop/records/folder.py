@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.files import make_folder, sync_folder, write_text
 from isoflop.records.lines import append_line, ends_a_line, json_line, read_lines
 from isoflop.records.logs import EventLine
@@ -174,8 +174,8 @@ class RunFolder:
             raise UserError(f"--out {self.path} is a file; name a folder")
         if self.config.exists():
             raise UserError(
-                f"--out {self.path} holds another run; name another folder, or go on with that run: "
-                f"isoflop train --resume {self.path}"
+                f"--out {self.path} holds another run; name another folder, or resume that run: "
+                f"isoflop train --resume {quoted(self.path)}"
             )
         first = {".lock", self.plan.name, self.environment.name, self.data.name, self.tokenizer.name}
         if self.path.is_dir() and any(
@@ -217,7 +217,7 @@ class Lock:
         if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
             raise UserError(
                 f"the run folder {self.path} is gone from under the run (unmounted, moved or deleted); bring it back, "
-                f"then: isoflop train --resume {self.path}"
+                f"then: isoflop train --resume {quoted(self.path)}"
             )
 
 

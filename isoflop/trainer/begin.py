@@ -10,7 +10,7 @@ from isoflop import checkpoint
 from isoflop.config import from_dict, load_json, to_dict
 from isoflop.data.loader import Batches
 from isoflop.data.manifest import Data
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.files import write_json, write_text
 from isoflop.model.build import Model, build_model
 from isoflop.optim.build import build
@@ -114,7 +114,7 @@ def make_run(
     if last is None and (saved := saved_up_to(folder, config, reached)):
         raise UserError(
             f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
-            f"a disk not mounted?), or begin again: isoflop train --config {folder.config} --out NEW"
+            f"a disk not mounted?), or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
     progress = put_back(state, last)
@@ -145,7 +145,7 @@ def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
     if begun_on != fingerprint:
         raise UserError(
             f"the data of this run changed: it was begun on {begun_on[:12]}, the sources now give {fingerprint[:12]}; "
-            f"bring the old text back, or begin again: isoflop train --config {folder.config} --out NEW"
+            f"bring the old text back, or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
 
@@ -236,7 +236,7 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
     if last is None and broken:
         raise UserError(
             f"no checkpoint of {folder.path} is whole, of {len(broken)}: {broken[0][1]}; bring one back, or begin "
-            f"again: isoflop train --config {folder.config} --out NEW"
+            f"again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
     notices = []

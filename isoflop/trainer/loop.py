@@ -15,6 +15,7 @@ from typing import Any
 
 from isoflop.config import convert
 from isoflop.data.manifest import Data
+from isoflop.errors import quoted
 from isoflop.files import disk_errors
 from isoflop.optim.build import clip_gradients
 from isoflop.parallel.mesh import ALONE, Group
@@ -91,7 +92,7 @@ def train(
     if config.guard.preflight:
         require_memory(config, task, batches, group)
 
-    again = f"isoflop train --resume {folder.path}"
+    again = f"isoflop train --resume {quoted(folder.path)}"
     echo = 0.0 if group.alone else ECHO
     with disk_errors(f"the run folder {folder.path}", then=again), folder.locked() as lock, Signals(echo) as signals:
         if group.first and not (resume and folder.config.exists()):

@@ -14,6 +14,7 @@ from collections.abc import Collection, Sequence
 
 from isoflop import checkpoint
 from isoflop.config import to_dict
+from isoflop.errors import quoted
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.trainer.config import EveryConfig
 from isoflop.trainer.state import RunState
@@ -124,7 +125,7 @@ def write_and_prune(
     also: Collection[int],
 ) -> None:
     folder = pending.final.parent
-    checkpoint.write(pending, then=f"isoflop train --resume {folder.parent}")
+    checkpoint.write(pending, then=f"isoflop train --resume {quoted(folder.parent)}")
     stay = wanted(checkpoint.steps(folder), every, heldout)
     checkpoint.prune(folder, every.keep, keep={*stay, *also})
 

@@ -193,7 +193,8 @@ def read_counted(name: str, plain: bool = False) -> tuple[Basis, Counts]:
     stored = parse_json(read_text(path, LARGEST_FIT), str(path))
     if not isinstance(stored, dict) or stored.get("format") != FORMAT:
         raise UserError(
-            f"{name} was not written by `isoflop plan fit`: make one by `isoflop plan fit POINTS.csv ... --out FIT`"
+            f"{name} was not written by `isoflop plan fit`: make one by `isoflop plan fit POINTS.csv --n COL --d COL "
+            "--loss COL --out FIT.json`"
         )
     try:
         counting = stored["counting"]
