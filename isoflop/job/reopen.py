@@ -102,7 +102,7 @@ def movable(assignments: Sequence[str]) -> Sequence[str]:
     for assignment in assignments:
         if assignment.partition(".")[0] not in MOVABLE:
             raise UserError(
-                f"--set {assignment} does not go with --resume: a run goes on as its config.json says, but for "
+                f"--set {assignment} does not go with --resume: a run resumes as its config.json says, but for "
                 f"{' and '.join(f'{name}.*' for name in MOVABLE)}"
             )
     return assignments

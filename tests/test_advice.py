@@ -1,0 +1,647 @@
+"""Every command and setting that a message advises is taken out of the message and tried.
+
+Each test provokes a refusal (or a note), takes the advice from what was printed, and does what it says. At the end all
+messages of the package that advise something are collected from its source: each has a test here, or a reason why not.
+"""
+
+import ast
+import bz2
+import gzip
+import json
+import lzma
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import zstandard
+
+import isoflop
+from isoflop.cli import run as cli
+from isoflop.config import override
+from isoflop.data.encodings import FREQUENT, WIDE, way_out
+from isoflop.data.formats import UNPACKING
+from isoflop.errors import UserError
+from isoflop.export import outlook
+from isoflop.parallel.mesh import Group
+from isoflop.trainer import RunConfig
+from isoflop.trainer.processes import check_world
+from isoflop.trainer.trackers import TRACKERS
+from small import TINY, write_texts
+
+SMALL = [word for text in TINY for word in ("--set", text)]
+PLACES = {"a run", "NEW", "SOURCE", "PATH", "DIR"}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An own working directory, whose name a shell would take apart."""
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run in "a run", its text in "texts", and nothing else."""
+    folder, before = tmp_path_factory.mktemp("trained"), Path.cwd()
+    write_texts(folder / "texts", files=30)
+    os.chdir(folder)
+    os.environ["ISOFLOP_HOME"], kept = str(folder / "home"), os.environ.get("ISOFLOP_HOME")
+    try:
+        isoflop.pretrain(["texts"], "20steps", "a run", assignments=TINY, quiet=True)
+    finally:
+        os.chdir(before)
+        del os.environ["ISOFLOP_HOME"]
+        if kept is not None:
+            os.environ["ISOFLOP_HOME"] = kept
+    return folder
+
+
+@pytest.fixture
+def run(trained, here, monkeypatch):
+    """A copy of it in the working directory."""
+    for name in ("a run", "texts"):
+        shutil.copytree(trained / name, here / name)
+    monkeypatch.setenv("ISOFLOP_HOME", str(here / "home"))
+    return "a run"
+
+
+@pytest.fixture
+def refused(capsys):
+    def call(*arguments):
+        capsys.readouterr()
+        assert cli([str(argument) for argument in arguments]) == 2
+        [line] = capsys.readouterr().err.strip().splitlines()
+        return line
+
+    return call
+
+
+@pytest.fixture
+def works(capsys):
+    """Run a command, which has to work; returns what it printed."""
+
+    def call(*arguments):
+        capsys.readouterr()
+        code, printed = cli([str(argument) for argument in arguments]), capsys.readouterr()
+        assert code == 0, printed.err
+        return printed.out
+
+    return call
+
+
+def settings(said):
+    """What a message says to --set, as arguments."""
+    assert "--set " in said, said
+    words = []
+    for word in shlex.split(said.partition("--set ")[2].replace("(the first", " (the first")):
+        if "=" not in word:
+            break
+        words.append(word.rstrip(",;"))
+        if word[-1] in ",;":
+            break
+    return [part for word in words for part in ("--set", word)]
+
+
+def command(said, begins="isoflop "):
+    """The words of the last command in a message that begins so, after `isoflop`."""
+    end = r"(?=[;`)]|, or | \(the first|$)"
+    [*_, found] = re.finditer(re.escape(begins) + r".*?" + end, said)
+    return shlex.split(found[0])[1 if begins.startswith("isoflop") else 0 :]
+
+
+def filled(words, **places):
+    """A command with what its capital words stand for."""
+    return [places.get(word, word) for word in words]
+
+
+def shell(line, *tools, **places):
+    """Run a command line, or skip where a program of it is not installed."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+    for place, path in places.items():
+        line = re.sub(rf"\b{place}\b", lambda _, path=path: shlex.quote(str(path)), line)
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, check=False)
+    assert done.returncode == 0, (line, done.stderr)
+
+
+# ---- text ----
+
+LATIN = "Une façon élégante de récolter des idées à Paris, même après la leçon.\n" * 400
+CYRILLIC = "Это простой текст о том, как корабль плыл мимо острова, и капитан пел о доме.\n" * 400
+JAPANESE = "これは船が島を通りすぎた話です。船長は家のことを歌っていました。\n" * 300
+
+
+@pytest.mark.parametrize("name", ["latin-1", "cp1252", *WIDE, *FREQUENT])
+def test_iconv_knows_the_name_of_every_encoding_that_is_guessed(name, here):
+    text = "plain text, and a line\n"
+    (here / "FILE").write_bytes(text.encode(name))
+    convert = way_out(name, "", inside=False).partition("convert it: ")[2]
+    shell(convert, "iconv", FILE=here / "FILE", NEW=here / "NEW")
+    assert (here / "NEW").read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [("latin-1", LATIN), ("cp1251", CYRILLIC), ("shift_jis", JAPANESE), ("utf-16-le", CYRILLIC)],
+)
+def test_a_text_in_another_encoding(encoding, text, here, refused, works):
+    (here / "a.txt").write_bytes(text.encode(encoding))
+    said = refused("prepare", "a.txt", "--out", "p")
+    works("prepare", "a.txt", "--out", "set", *settings(said))
+    convert = said.partition("convert it: ")[2].partition(" > NEW")[0] + " > NEW"
+    shell(convert, "iconv", FILE="a.txt", NEW="new.txt")
+    assert (here / "new.txt").read_text(encoding="utf-8") == text
+    works("prepare", "new.txt", "--out", "converted")
+
+
+PACK = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstandard.compress}
+
+
+@pytest.mark.parametrize("packed", UNPACKING)
+def test_a_packed_text_in_another_encoding(packed, here, refused, works):
+    (here / "a").write_bytes(PACK[packed](LATIN.encode("latin-1")))
+    said = refused("prepare", "a", "--out", "p")
+    convert = said.partition("convert it: ")[2].partition(" > NEW")[0] + " > NEW"
+    shell(convert, "iconv", packed, FILE="a", NEW="new.txt")
+    assert (here / "new.txt").read_text(encoding="utf-8") == LATIN
+
+
+UNPACK = {"lz4": "lz4 -q -z -c", "lzip": "lzip -c", "compress": "compress -c", "xz": "xz --format=lzma -c"}
+
+
+@pytest.mark.parametrize("tool", UNPACK)
+def test_a_file_that_is_to_be_unpacked_first(tool, here, refused, works):
+    """Whatever it is called: tools that write next to a file go by its ending."""
+    (here / "plain").write_text("a line of some text or other\n" * 2000, encoding="utf-8")
+    shell(f"{UNPACK[tool]} < plain > a.txt", tool)
+    said = refused("prepare", "a.txt", "--out", "p")
+    shell(said.partition("unpack it first: ")[2].partition(" > NEW")[0] + " > NEW", FILE="a.txt", NEW="b.txt")
+    works("prepare", "b.txt", "--out", "p")
+
+
+def test_a_zstd_window_that_is_too_large(here, refused, works):
+    """A frame whose header asks for 1 GiB, by the format's description (RFC 8878, 3.1.1)."""
+    text = b"a line of some text or other\n" * 2000
+    header = b"\x28\xb5\x2f\xfd" + bytes([0x00, (30 - 10) << 3])
+    (here / "a file.zst").write_bytes(header + (len(text) << 3 | 1).to_bytes(3, "little") + text)
+    said = refused("prepare", "a file.zst", "--out", "p")
+    shell(said.partition("pack it anew: ")[2].partition(" (the first")[0], "zstd")
+    works("prepare", "NEW.zst", "--out", "p")
+
+
+def test_documents_that_seem_to_be_separated(here, works):
+    stories = [f"story {number}: {'once upon a time ' * 40}{number}" for number in range(60)]
+    (here / "a.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    said = works("prepare", "a.txt", "--out", "p")
+    assert "60 documents" in works("prepare", "a.txt", "--out", "q", *settings(said))
+
+
+def records(path, *names):
+    lines = [json.dumps({name: f"{name} {number} {'words ' * 40}" for name in names}) for number in range(60)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def test_records_without_the_column(here, refused, works):
+    records(here / "a file.jsonl", "body")
+    said = refused("prepare", "a file.jsonl", "--out", "p")
+    [source] = shlex.split(said.partition("as in ")[2].partition(", or ")[0])
+    works("prepare", source, "--out", "p")
+    works("prepare", "a file.jsonl", "--out", "q", *[word.replace("NAME", "body") for word in settings(said)])
+
+
+def test_a_column_of_numbers(here, refused, works):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.table({"text": list(range(50)), "body": [f"text {i} {'words ' * 50}" for i in range(50)]})
+    parquet.write_table(table, here / "a.parquet")
+    said = refused("prepare", "a.parquet", "--out", "p")
+    assert "as in PATH@NAME" in said
+    works("prepare", "a.parquet@body", "--out", "p")
+    works("prepare", "a.parquet", "--out", "q", *[word.replace("NAME", "body") for word in settings(said)])
+
+
+@pytest.mark.parametrize("split", [1, 2])
+def test_a_text_that_is_too_small_to_hold_some_of_it_out(split, here, refused, works):
+    (here / "a.txt").write_text("a few words")
+    (here / "b.txt").write_text("other words")
+    rule = ["--set", f"data.split={split}", "--set", "data.vocab_size=257"]
+    said = refused("prepare", "a.txt", "--out", "p", *rule)
+    option, place = re.search(r"(--heldout) (PATH)", said).groups()
+    assert place in PLACES
+    works("prepare", "a.txt", "--out", "p", option, "b.txt", *rule)
+
+
+def test_a_file_that_strict_refuses(here, refused, works):
+    records(here / "a.jsonl", "text")
+    with (here / "a.jsonl").open("a") as file:
+        file.write('\n{"text": 3}')
+    said = refused("prepare", "a.jsonl", "--out", "p", "--strict")
+    assert "without --strict" in said
+    works("prepare", "a.jsonl", "--out", "p")
+
+
+def test_a_folder_that_is_not_prepared(here, corpus, refused, works):
+    said = refused("train", "--budget", "20steps", "--set", f"data.path={here}", *SMALL)
+    prepare = filled(command(said), SOURCE=str(corpus), DIR="p")
+    works(*prepare, "--set", "data.vocab_size=320")
+    works("train", "--budget", "20steps", "--dry-run", "--set", "data.path=p", *SMALL)
+
+
+def test_a_home_that_cannot_be_written_to(here, corpus, refused, works, monkeypatch):
+    (here / "file").write_text("")
+    monkeypatch.setenv("ISOFLOP_HOME", str(here / "file"))
+    said = refused("train", str(corpus), "--budget", "20steps", "--dry-run", *SMALL)
+    assert "set ISOFLOP_HOME to a folder that can be written to" in said
+    monkeypatch.setenv("ISOFLOP_HOME", str(here / "home"))
+    works("train", str(corpus), "--budget", "20steps", "--dry-run", *SMALL)
+
+
+def test_a_disk_that_is_too_full_to_unpack(here, corpus, refused, works, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table({"text": [f"{i} {'words ' * 50}" for i in range(50)]}), here / "a.parquet")
+    (here / "a.parquet.gz").write_bytes(gzip.compress((here / "a.parquet").read_bytes()))
+    full = here / "full"
+    monkeypatch.setenv("ISOFLOP_HOME", str(full))
+    found = shutil.disk_usage(here)
+
+    def usage(path):
+        return found._replace(free=1000) if Path(path).is_relative_to(full) else found._replace(free=10**12)
+
+    monkeypatch.setattr("isoflop.data.columnar.shutil.disk_usage", usage)
+    said = refused("prepare", "a.parquet.gz", "--out", "p")
+    assert "set ISOFLOP_HOME to a folder on another disk" in said
+    monkeypatch.setenv("ISOFLOP_HOME", str(here / "other"))
+    works("prepare", "a.parquet.gz", "--out", "p")
+
+
+# ---- configurations ----
+
+
+def test_a_text_shorter_than_one_window(here, refused, works):
+    (here / "a.txt").write_text("a few words to train on, not many", encoding="utf-8")
+    (here / "b.txt").write_text("words that are held out of it", encoding="utf-8")
+    small = ["a.txt", "--heldout", "b.txt", "--budget", "20steps", "--out", "r", *SMALL]
+    said = refused("train", *small)
+    works("train", *small, *settings(said))
+
+
+def test_pairs_longer_than_the_context(here, refused, works):
+    lines = [f"word{number}\t{' '.join(f'word{number}')}" for number in range(60)]
+    (here / "a.tsv").write_text("\n".join(lines), encoding="utf-8")
+    small = ["--set", "model.layers=1", "model.d_model=32", "batch.sequences=8", "model.context=4"]
+    asked = ["a.tsv", "--task", "seq2seq", "--budget", "20steps", "--out", "r", *small]
+    said = refused("train", *asked)
+    works("train", *asked, *settings(said))
+
+
+def test_fewer_rows_than_ids(here, corpus, refused, works):
+    asked = [str(corpus), "--budget", "20steps", "--out", "r", *SMALL]
+    said = refused("train", *asked, "--set", "model.vocab_size=100")
+    works("train", *asked, *settings(said))
+
+
+def test_an_unknown_field(refused, works, corpus):
+    said = refused("train", str(corpus), "--budget", "20steps", "--set", "model.layer=3")
+    assert "model.layers" in works(*command(said, "isoflop config"))
+
+
+def test_several_processes_that_are_not_there(here, corpus, refused, works):
+    asked = [str(corpus), "--budget", "20steps", "--dry-run", *SMALL]
+    said = refused("train", *asked, "--set", "parallel.mode=fsdp")
+    works("train", *asked, *settings(said))
+
+
+def test_a_device_that_is_not_there(here, corpus, refused, works):
+    asked = [str(corpus), "--budget", "20steps", "--dry-run", *SMALL]
+    said = refused("train", *asked, "--set", "runtime.device=cuda:9")
+    there = said.partition("this machine has ")[2].split(",")[0].strip()
+    works("train", *asked, "--set", f"runtime.device={there}")
+
+
+@pytest.mark.parametrize("asked", ["batch.sequences=7", "parallel.gather=bfloat16"])
+def test_a_batch_that_cannot_be_divided(asked):
+    group = Group(rank=0, size=2, local_rank=0, local_size=2)
+    config = override(RunConfig(), ["runtime.device=cpu", "runtime.dtype=float32", "parallel.mode=fsdp", asked])
+    with pytest.raises(UserError) as refused:
+        check_world(config, group)
+    check_world(override(config, settings(str(refused.value))[1::2]), group)
+
+
+@pytest.mark.parametrize(
+    "asked", ["model.wiring=parallel", "model.position=alibi", "model.norm=layer", "model.feed_forward=moe"]
+)
+@pytest.mark.parametrize("target", ["hf", "gguf"])
+def test_a_model_that_a_format_does_not_have(target, asked):
+    model = override(RunConfig(), [asked]).model
+    found = outlook(model)[target]
+    if not found.possible:
+        assert outlook(override(RunConfig(), [asked, *found.sets]).model)[target].possible
+
+
+# ---- runs ----
+
+
+def test_a_folder_that_holds_a_run(run, refused, works):
+    said = refused("train", "texts", "--budget", "20steps", "--out", run, *SMALL)
+    resume = command(said)
+    assert resume == ["train", "--resume", run]
+    said = refused(*resume)  # it is finished
+    more = command(said)
+    assert more == ["train", "--resume", run, "--budget", "+10m"]
+    works(*filled(more, **{"+10m": "+5steps"}))
+    said = refused("train", "--resume", run, "--budget", "5steps")
+    works("train", "--resume", run, "--budget", re.search(r"write (\S+)", said)[1])
+
+
+def test_a_checkpoint_in_place_of_its_run(run, refused, works):
+    checkpoint = next((Path(run) / "checkpoints").iterdir())
+    said = refused("train", "--resume", checkpoint)
+    works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", "--set", "batch.sequences=8")
+    works(*command(said.partition(", or train on")[0]), "--budget", "+5steps")
+
+
+def test_what_does_not_go_with_resume(run, refused, works):
+    said = refused("train", "--resume", run, "--budget", "+5steps", "--set", "optim.lr=1")
+    allowed = re.search(r"but for (\w+)\.\*", said)[1]
+    works("train", "--resume", run, "--budget", "+5steps", "--set", f"{allowed}.mode=auto")
+    said = refused("train", "--resume", run, "--out", "elsewhere")
+    works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", "--set", "batch.sequences=8")
+
+
+def test_text_that_is_gone_or_another(run, refused, works):
+    Path("texts").rename("the texts")
+    shutil.rmtree("home", ignore_errors=True)
+    said = refused("eval", run)
+    works(*filled(command(said), SOURCE="the texts"))
+    write_texts(Path("others"), files=20)
+    said = refused("train", "--resume", run, "others", "--budget", "+5steps")
+    works(*command(said), "--budget", "5steps", "--out", "new", "--set", "batch.sequences=8")
+
+
+def test_text_that_changed_under_a_run(run, refused, works):
+    shutil.rmtree("home", ignore_errors=True)
+    data = json.loads((Path(run) / "data.json").read_text())
+    (Path(run) / "data.json").write_text(json.dumps({**data, "folder": "gone"}))
+    (Path("texts") / "0.txt").write_text("another text in its place " * 300)
+    said = refused("train", "--resume", run, "--budget", "+5steps")
+    words = filled(command(said, "isoflop train"), SOURCE="texts", NEW="new")
+    works(*words, "--budget", "5steps", "--set", "batch.sequences=8")
+
+
+def test_a_run_that_has_no_checkpoint_yet(run, refused, works):
+    for name in ("checkpoints", "metrics.jsonl", "samples.jsonl", "decisions.jsonl", "result.json"):
+        path = Path(run) / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    events = (Path(run) / "events.jsonl").read_text().splitlines(keepends=True)
+    (Path(run) / "events.jsonl").write_text(events[0])
+    works(*command(refused("sample", run)))
+
+
+def test_checkpoints_that_are_gone(run, refused, works):
+    shutil.rmtree(Path(run) / "checkpoints")
+    (Path(run) / "result.json").unlink()
+    with (Path(run) / "events.jsonl").open() as file:
+        lines = [line for line in file if '"finished"' not in line]
+    (Path(run) / "events.jsonl").write_text("".join(lines))
+    said = refused("train", "--resume", run)
+    works(*filled(command(said), NEW="new"))
+
+
+def test_a_run_of_elsewhere(run, refused, works):
+    works("export", run, "--to", "hf", "--out", "hf")
+    works("import", "hf", "--out", "an import")
+    said = refused("eval", "an import")
+    works(*filled(command(said), SOURCE="texts/0.txt"))
+    said = refused("train", "--resume", "an import")
+    works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", "--set", "batch.sequences=8")
+
+
+def test_what_eval_does_not_take(run, refused, works):
+    said = refused("eval", run, "texts/0.txt", "--set", "data.seed=1")
+    first = re.search(r"only (data\.\w+)", said)[1]
+    works("eval", run, "texts/0.txt", "--set", f"{first}=text")
+    said = refused("eval", run, "texts/0.txt", "--moved", "texts")
+    works(*command(said))
+    said = refused("eval", run, "--set", "data.strict=true")
+    works(*filled(command(said), SOURCE="texts/0.txt", **{"...": "data.strict=true"}))
+
+
+@pytest.mark.parametrize("wrong", ["nowhere", "texts"])
+def test_what_is_no_run(wrong, run, refused, works):
+    for asked in (["sample", wrong], ["report", wrong]):
+        said = refused(*asked)
+        assert run in works(*command(said, "isoflop runs"), ".")
+    assert command(refused("runs", "a run/config.json"), "isoflop runs") == ["runs", "runs"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--temperature", "-1"),
+        ("--top-k", "-1"),
+        ("--top-p", "0"),
+        ("--min-p", "2"),
+        ("--repetition-penalty", "0"),
+        ("--tokens", "0"),
+    ],
+)
+def test_sampling_out_of_range(option, value, run, refused, works):
+    said = refused("sample", run, option, value)
+    works("sample", run, "--tokens", "3", option, re.search(r"; (?:ask for at least )?(\d+)", said)[1])
+
+
+def test_an_export_that_is_not_there(run, refused, works):
+    said = refused("export", run, "--to", "onnx", "--out", "e")
+    works("export", run, "--to", said.partition("is not one of ")[2].split(",")[0], "--out", "e")
+    (Path("e") / "tokenizer.json").rename("t.json")
+    said = refused("import", "e", "--out", "i")
+    assert "--tokenizer FILE" in said
+    works("import", "e", "--out", "i", "--tokenizer", "t.json")
+    said = refused("import", "e", "--out", "j", "--tokenizer", "t.json", "--context", "9999")
+    works("import", "e", "--out", "j", "--tokenizer", "t.json", "--context", re.search(r"in 1 to (\d+)", said)[1])
+
+
+def test_more_memory_than_there_is(here, corpus, refused, works, monkeypatch):
+    asked = ["train", str(corpus), "--budget", "20steps", "--out", "r", *SMALL]
+    free = [4_000_000]
+    for name in ("estimate", "portion", "preflight"):
+        monkeypatch.setattr(f"isoflop.trainer.memory.{name}.free_memory", lambda device: free[0])
+    while "use --set batch.micro_sequences" not in (said := refused(*asked)):
+        free[0] = int(free[0] * 1.1)
+    works(*asked, *settings(said))
+
+
+# ---- laws ----
+
+
+def test_a_law_that_was_not_stored(here, refused, works):
+    (here / "x.json").write_text('{"format": "other"}')
+    said = refused("plan", "predict", "x.json", "--budget", "1e21")
+    words = filled(command(said, "isoflop plan fit POINTS"), **{"POINTS.csv": "p.csv", "FIT.json": "a fit.json"})
+    sizes = [(n, d, 1.7 + 400 / n**0.34 + 400 / d**0.28) for n in (1e6, 3e6, 1e7, 3e7, 1e8) for d in (1e8, 1e9, 1e10)]
+    (here / "p.csv").write_text("N,D,L\n" + "\n".join(f"{n},{d},{loss}" for n, d, loss in sizes))
+    for name in ("N", "D", "L"):
+        words[words.index("COL")] = name
+    said = works(*words, "--samples", "20")
+    works(*command(said, "isoflop plan predict"))
+
+
+# ---- all of them ----
+
+ADVICE = re.compile(
+    r"--set |isoflop (?:train|eval|prepare|sample|export|import|report|runs|config|plan)\b|pip install|ISOFLOP_HOME to"
+    r"|iconv|(?:zstd|lz4|lzip|gzip|xz|bzip2) -|unzip|unrar|7z x|torchrun"
+    r"|--(?:heldout|tokenizer|end-of-text|trust-code|init|resume|moved|to|budget|beam) (?:[A-Z{]|gguf|4)"
+)
+TRIED = {  # what a message says -> the test that does it
+    "iconv -f": test_iconv_knows_the_name_of_every_encoding_that_is_guessed,
+    "read it with --set data.encoding=": test_a_text_in_another_encoding,
+    "gzip -dc": test_a_packed_text_in_another_encoding,
+    "bzip2 -dc": test_a_packed_text_in_another_encoding,
+    "xz -dc": test_a_packed_text_in_another_encoding,
+    "zstd -dc --long": test_a_zstd_window_that_is_too_large,
+    "zstd -dc": test_a_packed_text_in_another_encoding,
+    "unpack it first: lz4": test_a_file_that_is_to_be_unpacked_first,
+    "unpack it first: lzip": test_a_file_that_is_to_be_unpacked_first,
+    "unpack it first: gzip": test_a_file_that_is_to_be_unpacked_first,
+    "unpack it first: xz": test_a_file_that_is_to_be_unpacked_first,
+    "split there with --set": test_documents_that_seem_to_be_separated,
+    "name one with the source": test_records_without_the_column,
+    "holds {}, not text": test_a_column_of_numbers,
+    "name the held-out text with --heldout": test_a_text_that_is_too_small_to_hold_some_of_it_out,
+    "make it with `isoflop prepare": test_a_folder_that_is_not_prepared,
+    "set ISOFLOP_HOME to a folder that can be": test_a_home_that_cannot_be_written_to,
+    "to a folder on another disk": test_a_disk_that_is_too_full_to_unpack,
+    "--set model.context={}": test_a_text_shorter_than_one_window,
+    "positions of the longest pair": test_pairs_longer_than_the_context,
+    "use --set model.vocab_size": test_fewer_rows_than_ids,
+    "`isoflop config` lists all": test_an_unknown_field,
+    "use --set parallel.mode=auto": test_several_processes_that_are_not_there,
+    "cannot be divided among": test_a_batch_that_cannot_be_divided,
+    "would round the weights": test_a_batch_that_cannot_be_divided,
+    "{} with --set {}": test_a_model_that_a_format_does_not_have,
+    "holds another run": test_a_folder_that_holds_a_run,
+    "is finished; to train on": test_a_folder_that_holds_a_run,
+    "is a checkpoint and no run": test_a_checkpoint_in_place_of_its_run,
+    "does not go with --resume: a run resumes": test_what_does_not_go_with_resume,
+    "isoflop train --resume RUN": test_text_that_is_gone_or_another,
+    "isoflop eval RUN": test_text_that_is_gone_or_another,
+    "--moved SOURCE": test_text_that_is_gone_or_another,
+    "--heldout PATH": test_a_text_that_is_too_small_to_hold_some_of_it_out,
+    "has no checkpoint yet": test_a_run_that_has_no_checkpoint_yet,
+    "isoflop train --resume {}": test_a_folder_that_holds_a_run,
+    "--set {} does not go with --resume": test_what_does_not_go_with_resume,
+    "is not the text that": test_text_that_is_gone_or_another,
+    "the data of this run changed": test_text_that_changed_under_a_run,
+    "begin again: isoflop train": test_checkpoints_that_are_gone,
+    "again: isoflop train --config": test_checkpoints_that_are_gone,
+    "was imported and": test_a_run_of_elsewhere,
+    "eval takes no --set": test_what_eval_does_not_take,
+    "itself is; leave it out": test_what_eval_does_not_take,
+    "says how text that is named": test_what_eval_does_not_take,
+    "`isoflop runs` lists": test_what_is_no_run,
+    "as in `isoflop runs": test_what_is_no_run,
+    "as in `isoflop report": test_what_is_no_run,
+    "no vocab.json with merges.txt": test_an_export_that_is_not_there,
+    "--to {} is not one of": test_an_export_that_is_not_there,
+    "use --set batch.micro_sequences": test_more_memory_than_there_is,
+    "make one by `isoflop plan fit": test_a_law_that_was_not_stored,
+    "ask it: isoflop plan predict": test_a_law_that_was_not_stored,
+}
+TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it says
+    "data.end_of_text=": "tests/data/test_data_end_of_text.py",
+    "with --end-of-text": "tests/export/test_end_of_text.py",
+    "data.max_train_bytes=": "tests/data/test_data_sides.py",
+    "pass --trust-code": "tests/model/test_registry.py",
+    "Resume with: isoflop train --resume": "tests/test_kill.py",
+    "cannot be written as": "tests/export/test_fit.py",
+}
+NOT_TRIED = {  # what a message says -> why its advice is not done here
+    "an encoding process was killed": "needs a killed process; most tests set data.workers=1",
+    "a 7z archive": "needs 7z",
+    "a rar archive": "needs unrar",
+    "encrypted; unpack": "unzip asks for the password on a terminal",
+    "name its encoding with --set data.encoding=NAME": "only the user knows it",
+    "pip install": "the names of the extras are compared below",
+    "is SentencePiece's own form": "needs sentencepiece",
+    "train with one of that kind": "needs a tokenizer of SentencePiece's kind",
+    "id 1 for the beginning of a text": "needs one with other ids",
+    "the run folder {} is gone": "the folder has to come back first",
+    "the environment has": "needs torchrun",
+    "processes on this host have": "needs several GPUs",
+    "such as fewer --set model.layers": "a direction, not a value",
+    "model, such as fewer": "a direction, not a value",
+    "every.background=false": "needs a GPU with more memory than the host",
+    "a pass of {} sequences:": "needs a device that runs out of memory",
+    "no format of `isoflop export`": "no advice",
+    "used as it is instead of sources": "no advice",
+    "none in one process, ddp under torchrun": "no advice",
+    "is not of the form dotted": "a form",
+    "is not positive; 1 is greedy": "a number",
+    "is for runs of --task seq2seq": "no command",
+    "by `isoflop export`": "a way, and no refusal",
+    "published law": "no advice",
+    "is damaged ({}): make it anew": "the same command as for a file of something else",
+    "plan needs a command": "a list of commands",
+    "a law knows FLOPs only": "a number as an example",
+    "prepared data is kept in {}; set ISOFLOP_HOME": "a note; tests/test_home.py sets it",
+    "--budget FLOPS or --loss": "placeholders",
+    "talk to it:": "tests/test_docs.py",
+    "samples are ended early": "tests/trainer/test_hooks.py",
+    "goes with --resume": "in tests/job/test_extend.py",
+    "search wider with --beam 4": "in tests/test_seq2seq_story.py",
+    "does not exist; name a run folder": "no command",
+}
+
+
+def templates():
+    """Every text of the package that advises something, values as {}, with its file."""
+    package = Path(isoflop.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        tree, inside = ast.parse(path.read_text(encoding="utf-8")), set()
+        for node in ast.walk(tree):
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if documented and node.body and isinstance(node.body[0], ast.Expr):
+                inside.add(node.body[0].value)
+            if isinstance(node, ast.JoinedStr):
+                inside.update(node.values)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "tyro.conf.arg":
+                inside.update(ast.walk(node))
+        for node in ast.walk(tree):
+            if node in inside:
+                continue
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in node.values)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+            if ADVICE.search(text):
+                yield str(path.relative_to(package)), text
+
+
+def test_every_advice_is_tried_or_there_is_a_reason_why_not():
+    root = Path(__file__).parent.parent
+    assert all((root / place).is_file() for place in TRIED_ELSEWHERE.values())
+    known = [*TRIED, *TRIED_ELSEWHERE, *NOT_TRIED]
+    found = list(templates())
+    assert len(found) > 80
+    assert [one for one in found if not any(part in one[1] for part in known)] == []
+    assert [part for part in known if not any(part in text for _, text in found)] == []
+
+
+def test_the_extras_that_messages_name_are_there():
+    project = Path(__file__).parent.parent / "pyproject.toml"
+    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = {name for _, text in templates() for name in re.findall(r"isoflop\[([\w{}]+)\]", text)} - {"{}"}
+    assert named and named <= set(extras)
+    assert set(TRACKERS) <= set(extras)  # trackers name theirs
