@@ -225,11 +225,21 @@ def with_sources(config: RunConfig, sources: Sequence[str], heldout: Sequence[st
 
 
 def start_from(base: RunConfig, init: Path | str) -> RunConfig:
-    """`base` with the model and tokenizer of the run `init`."""
+    """`base` with the model, the task and the tokenizer of the run `init`.
+
+    Raises:
+        UserError: if there is no such run, or it is one of another task than the one asked for.
+    """
     source = Path(init)
     if not source.exists():
         raise UserError(f"--init {init} does not exist; name a run folder")
     snapshot = checkpoint.read(source)
+    if snapshot.task != base.task:
+        if base.task != RunConfig.task:
+            raise UserError(
+                f"--init {init} is a run of --task {snapshot.task} and not of --task {base.task}; leave --task out"
+            )
+        base = replace(base, task=snapshot.task)
     model = from_dict(ModelConfig, snapshot.config["model"], "model")
     # the checkpoint and not its run: what the run's last one is may change
     data = replace(base.data, tokenizer=str((snapshot.path / "tokenizer.json").resolve()))
