@@ -12,6 +12,7 @@ from isoflop.errors import UserError
 from isoflop.export import gguf, huggingface, llama2c
 from isoflop.export.bundle import Bundle
 from isoflop.export.fit import Limits, nearest, sets_of
+from isoflop.export.gguf_tokenizer import NO_MERGES
 from isoflop.export.vocabulary import cut_of
 from isoflop.model.config import ModelConfig
 
@@ -52,6 +53,8 @@ def gguf_tokenizer(text: str) -> str:
         return f"a tokenizer of kind {described['model'].get('type')}"
     if described["model"].get("byte_fallback"):
         return ""
+    if not described["model"].get("merges"):
+        return NO_MERGES
     try:
         cut_of(described)
     except UserError as error:

@@ -20,6 +20,7 @@ from isoflop.export.vocabulary import (
     sentencepiece,
 )
 
+NO_MERGES = "a tokenizer without merges, which llama.cpp does not load"
 # Which token ends a document where a tokenizer has its own name for it: "eos" alone may be the end of a turn.
 END_OF_TEXT = "isoflop.end_of_text_token_id"
 
@@ -121,6 +122,8 @@ def tokenizer_values(text: str, rows: int) -> TokenizerValues:
         kinds[i] = UNKNOWN if unknown else BYTE if byte else NORMAL
         if piece in special and not unknown:
             kinds[i] = CONTROL if special[piece] else USER_DEFINED
+    if not spelt and not model["merges"]:
+        raise UserError(f"{NO_MERGES}, cannot be written as a GGUF model; export --to hf")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     scores = scores_of(described) if spelt else {}
     return TokenizerValues(

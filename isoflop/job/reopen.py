@@ -147,7 +147,7 @@ def data_of(
     try:
         prepared = task.prepare_data(data, progress)
     except UserError as error:
-        if sources and (heldout or not data.heldout):
+        if named and not missing(data.sources) and not missing(data.heldout):
             raise
         raise UserError(
             f"{error}; if the text of {out} was moved, name its new place: {way(out, data, command)}"

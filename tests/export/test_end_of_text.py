@@ -1,6 +1,7 @@
 """A tokenizer whose end-of-text token has a name of its own goes to every format with it, and comes back."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,15 +11,17 @@ from tokenizers import Tokenizer as Library
 from isoflop import export
 from isoflop.cli import run
 from isoflop.data.tokenizer import PROBE, Tokenizer
+from isoflop.errors import UserError
 from isoflop.export.bundle import Bundle, weights_of
 from isoflop.export.vocabulary import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import modern, stories_260k
 
 
-def byte_level(*special):
+def byte_level(*special, merged=True):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Library(models.BPE({character: n for n, character in enumerate(alphabet)}, []))
+    vocabulary = {piece: n for n, piece in enumerate([*alphabet, *("fo", "fox")[: 2 * merged]])}
+    inner = Library(models.BPE(vocabulary, [("f", "o"), ("fo", "x")] if merged else []))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     inner.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return inner.to_str()
@@ -98,9 +101,9 @@ def foreign(tmp_path, **config):
     return tmp_path
 
 
-@pytest.mark.parametrize("said", [256, [256, 3]])
+@pytest.mark.parametrize("said", [258, [258, 3]])
 def test_a_foreign_model_says_itself_which_token_it_is(said, tmp_path):
-    assert Tokenizer.from_json(export.read(foreign(tmp_path, eos_token_id=said)).tokenizer).eot == 256
+    assert Tokenizer.from_json(export.read(foreign(tmp_path, eos_token_id=said)).tokenizer).eot == 258
 
 
 def test_where_it_does_not_say_the_advice_works(tmp_path, capsys):
@@ -111,3 +114,12 @@ def test_where_it_does_not_say_the_advice_works(tmp_path, capsys):
     assert advice == "--end-of-text '<|eos|>'"
     assert run(["import", str(folder), "--out", str(tmp_path / "run"), *advice.replace("'", "").split()]) == 0
     assert run(["sample", str(tmp_path / "run"), "--tokens", "3"]) == 0
+
+
+def test_a_tokenizer_that_llama_cpp_cannot_load_is_refused_and_said_by_the_plan(tmp_path):
+    tokenizer = Tokenizer.from_json(byte_level("<|endoftext|>", merged=False))
+    _, bundle = bundle_of("<|eos|>")
+    bundle = replace(bundle, tokenizer=tokenizer.to_json())
+    assert not export.outlook(bundle.config, bundle.tokenizer)["gguf"].possible
+    with pytest.raises(UserError, match="without merges.*--to hf"):
+        export.write(bundle, "gguf", tmp_path, "x")

@@ -74,6 +74,7 @@ def test_held_out_text_that_was_named_has_a_new_place_too(corpus, tmp_path, monk
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     Path("held").mkdir()
+    Path("other.txt").write_text("what is in none of these texts " * 99)
     for number in range(50, 60):
         (corpus / f"{number}.txt").rename(tmp_path / "held" / f"{number}.txt")
     isoflop.pretrain(["texts"], "20steps", "run", heldout=["held"], assignments=TINY, quiet=True)
@@ -84,8 +85,8 @@ def test_held_out_text_that_was_named_has_a_new_place_too(corpus, tmp_path, monk
     assert command(["eval", "run", "--heldout", "held now"]) == 0
     assert command(["train", "--resume", "run", "--budget", "+5steps"]) == 2
     assert "isoflop train --resume run --heldout PATH" in capsys.readouterr().err
-    assert command(["train", "--resume", "run", "--budget", "+5steps", "--heldout", "texts"]) == 2
-    assert "isoflop train texts --heldout texts --init run" in capsys.readouterr().err
+    assert command(["train", "--resume", "run", "--budget", "+5steps", "--heldout", "other.txt"]) == 2
+    assert "isoflop train texts --heldout other.txt --init run" in capsys.readouterr().err
     assert command(["train", "--resume", "run", "--budget", "+5steps", "--heldout", "held now"]) == 0
 
     # it is remembered, and both may move
