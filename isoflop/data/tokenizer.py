@@ -292,7 +292,9 @@ def with_end_of_text(text: str, end: str | int | None) -> str:
     except (UserError, AttributeError, KeyError, TypeError, ValueError):  # no tokenizer: Tokenizer.from_json says so
         return text
     name = next((piece for piece, i in ids.items() if i == end), None) if isinstance(end, int) else end
-    return text if known or name not in ids else Tokenizer.from_json(text, end_of_text=name).to_json()
+    if known or not isinstance(name, str) or name not in ids:
+        return text
+    return Tokenizer.from_json(text, end_of_text=name).to_json()
 
 
 def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> int:

@@ -180,8 +180,8 @@ class Seq2Seq:
                 f"has {model.config.context}: leave longer pairs out"
             )
         found, judged = self.measure(model, loose, runtime), self.judge(model, loose, beam)
-        said = {"unused": tally.unused(), "found_bytes": tally.found_bytes, "notes": notes_of(tally)}
-        return replace(found, beside=judged, **said)
+        found = replace(found, beside=judged, unused=tally.unused(), found_bytes=tally.found_bytes)
+        return replace(found, notes=notes_of(tally))
 
     def samples(
         self,

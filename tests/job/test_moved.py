@@ -17,7 +17,7 @@ from small import TINY, write_texts
 def forget(monkeypatch, tmp_path):
     """Nothing that was prepared is left."""
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / f"home{len(list(tmp_path.iterdir()))}"))
-    for manifest in (tmp_path / "home").rglob("manifest.json"):
+    for manifest in tmp_path.glob("home*/**/manifest.json"):
         manifest.unlink()
 
 
