@@ -122,7 +122,7 @@ def test_samples_of_a_run_that_is_held_to_its_seconds_are_ended(config, tmp_path
     assert all(line.cut and line.text for line in lines)
     [said] = told.lines
     assert "--set sample.tokens=" in said
-    short = override(config, ["sample.tokens=5", "seconds=1000"])
+    short = override(config, ["sample.tokens=5"])
     train(short, tmp_path / "short", hooks=[Samples((told,))])
     assert all(line.cut is None for line in read_run(tmp_path / "short").samples) and len(told.lines) == 1
 
