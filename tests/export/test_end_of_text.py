@@ -121,5 +121,5 @@ def test_a_tokenizer_that_llama_cpp_cannot_load_is_refused_and_said_by_the_plan(
     _, bundle = bundle_of("<|eos|>")
     bundle = replace(bundle, tokenizer=tokenizer.to_json())
     assert not export.outlook(bundle.config, bundle.tokenizer)["gguf"].possible
-    with pytest.raises(UserError, match="without merges.*--to hf"):
+    with pytest.raises(UserError, match=r"without merges.*--to hf"):
         export.write(bundle, "gguf", tmp_path, "x")
