@@ -21,6 +21,7 @@ from isoflop.errors import UserError
 if TYPE_CHECKING:
     from isoflop.data.tokenizer import Tokenizer
     from isoflop.job import Listener
+    from isoflop.job.suites import Scored
     from isoflop.measure import HeldOut
     from isoflop.model.build import Model
     from isoflop.model.config import ModelConfig as ModelConfig
@@ -44,6 +45,7 @@ __all__ = [
     "pretrain",
     "resume",
     "sample",
+    "score",
     "train",
 ]
 
@@ -262,6 +264,37 @@ def evaluate(
     from isoflop import job
 
     return job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
+
+
+def score(
+    runs: Sequence[Path | str],
+    suites: Sequence[str],
+    *,
+    items: Path | str = "",
+    limit: int = 0,
+    contamination: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> "Scored":
+    """Put evaluation suites (docs/evaluation.md) to runs, and compare them item by item.
+
+    Args:
+        runs: run folders.
+        suites: names of suites, such as "blimp", or paths of suite files.
+        items: the folder or tar archive that holds the items; "": those of a suite of one's own lie next to its file.
+        limit: only the first so many items of each subset; 0: all.
+        contamination: look for the items in each run's training text, and score without those found too.
+        say: is told how far it is, a line at a time.
+
+    Returns:
+        `runs`: for each run its scores on the suites; `compared`: every two runs on every suite; `to_dict()`: all of it
+        as JSON. Scores are shares of 1 with 95 % intervals, or perplexities.
+
+    Raises:
+        UserError: for a run that cannot be read or is no GPT, and for a malformed suite or item.
+    """
+    from isoflop import job
+
+    return job.score(runs, suites, items=items, limit=limit, contamination=contamination, say=say)
 
 
 def __getattr__(name: str) -> Any:

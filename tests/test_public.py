@@ -5,7 +5,9 @@ import pkgutil
 import pydoc
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,6 +16,7 @@ import isoflop
 from isoflop.job import Listener
 from small import TINY
 
+ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in isoflop.__all__ if name.islower()]
 SUBMODULES = [found.name for found in pkgutil.walk_packages(isoflop.__path__, "isoflop.")]
 TOLD = """
@@ -70,6 +73,14 @@ def test_what_is_passed_on_has_the_same_names_and_defaults(name):
     for parameter, default in taken.items():
         if (name, parameter) != ("sample", "prompt"):
             assert default == given[parameter].default
+
+
+def test_the_docs_list_every_public_name_and_every_dependency():
+    said = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in isoflop.__all__ if f"`isoflop.{name}" not in said] == []
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    licences = (ROOT / "docs" / "releasing.md").read_text(encoding="utf-8")
+    assert [one for one in needed if f"| {one.partition('>')[0]} |" not in licences] == []
 
 
 def test_importing_the_package_waits_for_nothing():

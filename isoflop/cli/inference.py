@@ -65,6 +65,22 @@ def evaluate(
     sources: Sources = (),
     *,
     json: Annotated[bool, tyro.conf.arg(help="print one JSON object")] = False,
+    suite: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(
+            metavar="NAME[,NAME]",
+            help="score suites (docs/evaluation.md), or files of your own; sources are further runs then",
+        ),
+    ] = (),
+    items: Annotated[str, tyro.conf.arg(metavar="PATH", help="the folder or tar archive with the suites' items")] = "",
+    limit: Annotated[int, tyro.conf.arg(help="only the first items of each subset of a suite; 0: all")] = 0,
+    contamination: Annotated[
+        bool, tyro.conf.arg(help="look for the suites' items in the training text, and score without those found too")
+    ] = False,
+    stride: Annotated[
+        int, tyro.conf.arg(help="perplexity by a window that slides by so many tokens; 0: windows side by side")
+    ] = 0,
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: beam width; 1 is greedy")] = 1,
     text_column: Annotated[
         str, tyro.conf.arg(help="the column of records that holds the text; default: as in training")
@@ -87,12 +103,26 @@ def evaluate(
     strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     trust_code: Trusted = (),
 ) -> None:
-    """Measure held-out loss (seq2seq: and error rates) on the run's own held-out text, or on the sources named."""
+    """Measure held-out loss (seq2seq: and error rates) on the run's own held-out text, or on the sources named; or score
+    suites."""
     from isoflop import job
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
     from isoflop.records import not_used
 
+    if suite or items or limit or contamination or stride:
+        from isoflop.cli import suites_shown
+
+        reading = {"--text-column": text_column, "--set": set}
+        mixed = {"--beam": beam != 1, "--moved": moved}
+        of_suites = {"--items": items, "--limit": limit, "--contamination": contamination}
+        with trusting(*trust_code):
+            if suite:
+                mixed |= {**reading, "--stride": stride}
+                suites_shown.evaluate_suites((run, *sources), suite, items, limit, contamination, json, mixed)
+            else:
+                suites_shown.evaluate_strided(run, sources, stride, text_column, set, json, mixed | of_suites)
+        return
     with trusting(*trust_code):
         found = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
     if json:

@@ -1,1 +1,14 @@
-"""What a trained model can do, beside its loss. transduction: edit-distance rates of an encoder-decoder's outputs."""
+"""What a trained model can do, beside its loss.
+
+suite          what a suite is, as a small TOML file says it; suites/ has those that come with isoflop
+templates      text from an item's fields
+items          a suite's items, from files that the user has
+methods        how items are asked and judged: METHODS, METRICS
+likelihood     how likely a continuation is after a context
+scores         a suite put to a model
+statistics     intervals, and tests of differences   · compare   several models on the same items
+contamination  which items stand in the training text
+perplexity     a window that slides over each text
+harness        a model as lm-eval's
+transduction   edit-distance rates of an encoder-decoder's outputs
+"""

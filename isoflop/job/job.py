@@ -26,6 +26,7 @@ from isoflop.trainer.guard import account, gaps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
 from isoflop.trainer.signals import Restarting
+from isoflop.trainer.suites import make_suites
 from isoflop.trainer.task import Task, make_task
 from isoflop.trainer.trackers import make_trackers
 
@@ -133,7 +134,7 @@ class Job:
         return train_steps(
             self.config,
             self.folder.path,
-            hooks=[HeldOutHook(tuple(told)), Samples(tuple(told)), *told],
+            hooks=[HeldOutHook(tuple(told)), Samples(tuple(told)), *make_suites(self.config), *told],
             prepared=self.data,
             task=self.task,
             resume=self.resumed,

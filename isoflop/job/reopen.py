@@ -26,7 +26,7 @@ from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
 
 RESUME = ("isoflop train --resume RUN", "SOURCE")
-MOVABLE = ("parallel", "runtime")  # the fields of RunConfig that may change while a run is on its way
+MOVABLE = ("parallel", "runtime", "suite")  # the fields of RunConfig that may change while a run is on its way
 
 
 def reopen(

@@ -32,6 +32,7 @@ from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.processes import check_world
 from isoflop.trainer.signals import Restarting
+from isoflop.trainer.suites import make_suites
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
 
@@ -82,7 +83,8 @@ def pretrain(
         )
     asked = Asked.of(assignments)
     config = asked.apply(start_from(begin, init) if init else begin)
-    make_trackers(config.trackers)  # a missing one is said before anything is done
+    make_trackers(config.trackers)  # what is missing is said before anything is done
+    make_suites(config)
     config.parallel.resolve(group.size, group.hosts)
 
     folder = folder_for(out, config.data, group)
@@ -155,6 +157,7 @@ def train(
         return reopen(group, folder, "", (), listener).run()
     claim(folder)
     make_trackers(config.trackers)
+    make_suites(config)
     if note := home_note():
         listener.say(note)
 

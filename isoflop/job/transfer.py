@@ -83,8 +83,8 @@ def import_model(
 
 
 def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
-    """Write the last checkpoint of a run in another format, whole or not at all. What was written is read back first,
-    and its logits and token ids compared.
+    """Write the last checkpoint of a run in another format, whole or not at all, with its model card. What was written
+    is read back first, and its logits and token ids compared.
 
     Args:
         to: one of export.FORMATS.
@@ -105,5 +105,10 @@ def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
         )
     bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
     with disk_errors(f"the export {final}"), new_folder(final) as temporary:
-        architecture, difference = export.write(bundle, to, temporary, run_folder_of(Path(run).resolve()).name)
+        folder = run_folder_of(Path(run).resolve())
+        architecture, difference = export.write(bundle, to, temporary, folder.name)
+        if RunFolder(folder).config.is_file():
+            from isoflop.report.card import write_card  # noqa: PLC0415 - matplotlib loads as long as a start takes
+
+            write_card(folder, temporary / "README.md")
     return Transfer(final, f"{to} {architecture}", count(model).total, difference)

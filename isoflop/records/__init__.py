@@ -11,6 +11,9 @@
       decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
       skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
       events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
+      suites.jsonl      with every.suite: what the model came to on suites along the way
+      card.json         with --card --licence: what a person said for the model card
+      suites/NAME.json  what it came to on a whole suite, as `isoflop eval RUN --suite NAME` keeps it
       result.json       what the finished run reached
       checkpoints/step-00001000/
       profile/          with --profile: where the time of a few steps went (trainer/profile.py)
@@ -20,7 +23,7 @@ This package is the only way to read a run; nothing else parses these files. Eac
 dataclass that its writer builds and its readers get:
 
 record        what they have in common: written with the same keys and order always, read back tolerantly
-plan · account · result · logs · surroundings     the records themselves
+plan · account · result · logs · suites · surroundings     the records themselves
 lines         JSON-lines files   · folder   the names in a run folder, adding to it, its lock   · run   a run read back
 """
 
@@ -37,18 +40,21 @@ from isoflop.records.account import (
 )
 from isoflop.records.folder import Lock, RunFolder
 from isoflop.records.lines import read_lines, read_object
-from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, TrainingLine
+from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, SuiteLine, TrainingLine
 from isoflop.records.plan import Calibration, CandidateShape, Choice, Expectation, Plan, TextPredictability
 from isoflop.records.record import Record
 from isoflop.records.result import BadSteps, HeldOutFigures, LedgerLine, Result
 from isoflop.records.run import Run, find_runs, read_run
+from isoflop.records.suites import CardSaid, Contamination, PartScore, PublishedScore, SuiteScore
 from isoflop.records.surroundings import Environment, ProfileSeen, Settings
 
 __all__ = [
     "BadSteps",
     "Calibration",
     "CandidateShape",
+    "CardSaid",
     "Choice",
+    "Contamination",
     "DataAccount",
     "DataRead",
     "DecisionLine",
@@ -60,9 +66,11 @@ __all__ = [
     "LedgerLine",
     "Lock",
     "NotUsed",
+    "PartScore",
     "Plan",
     "PreparedSource",
     "ProfileSeen",
+    "PublishedScore",
     "Record",
     "Result",
     "Run",
@@ -73,6 +81,8 @@ __all__ = [
     "SkipLine",
     "SkippedFile",
     "SourceRead",
+    "SuiteLine",
+    "SuiteScore",
     "TextPredictability",
     "TrainingLine",
     "Unused",

@@ -20,7 +20,7 @@ from isoflop.records.record import Record
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
 Line = TypeVar("Line", bound=Record)
 
-LOGS = ("metrics", "samples", "decisions", "skips", "events")
+LOGS = ("metrics", "samples", "decisions", "skips", "events", "suites")
 # what flock says where the file system has no locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # and where somebody has it, or may have
@@ -75,6 +75,16 @@ class RunFolder:
         return self.path / "attempts"
 
     @property
+    def card(self) -> Path:
+        """What a person said for the model card (records/suites.py)."""
+        return self.path / "card.json"
+
+    @property
+    def suites(self) -> Path:
+        """What the run came to on whole suites, a file each (records/suites.py)."""
+        return self.path / "suites"
+
+    @property
     def profile(self) -> Path:
         return self.path / "profile"
 
@@ -103,7 +113,8 @@ class RunFolder:
         over stays so, unless `skips` forgets that as well."""
         if not self.mine:
             return
-        for name, key in (("metrics", "step"), ("samples", "step"), ("decisions", "at_step"), ("skips", "step")):
+        keys = {"metrics": "step", "samples": "step", "suites": "step", "decisions": "at_step", "skips": "step"}
+        for name, key in keys.items():
             path = self.log(name)
             if path.exists():
                 kept = [
@@ -115,7 +126,7 @@ class RunFolder:
 
     def settle(self) -> None:
         """Wait until the disk has every line that was added so far, and the names of the logs."""
-        for name in ("metrics", "samples"):  # to the others each line is added durably
+        for name in ("metrics", "samples", "suites"):  # to the others each line is added durably
             with contextlib.suppress(FileNotFoundError), self.log(name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(self.path)

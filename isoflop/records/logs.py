@@ -1,6 +1,6 @@
-"""The lines of a run's logs: metrics, samples, decisions, skips, events. `time` is in Unix seconds."""
+"""The lines of a run's logs: metrics, samples, decisions, skips, events, suites. `time` is in Unix seconds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from isoflop.records.record import Record, rare
 
@@ -139,3 +139,28 @@ class EventLine(Record):
     format: str | None = rare()
     kept_as: str | None = rare()
     tracker: str | None = rare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteLine(Record):
+    """What the model came to on some items of a suite on the way, a line of suites.jsonl.
+
+    Attributes:
+        suite, metric: which, and what by (evaluate/methods.py).
+        score: over the items; chance: of one who guesses, None for a perplexity.
+        items: how many.
+        subset_scores, subset_items: by subset, where the suite has them.
+        spent: seconds of the run that suites took so far.
+    """
+
+    step: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    suite: str = ""
+    metric: str = ""
+    score: float | None = None
+    chance: float | None = None
+    items: int | None = None
+    subset_scores: dict[str, float] = field(default_factory=dict)
+    subset_items: dict[str, int] = field(default_factory=dict)
+    spent: float | None = None

@@ -9,9 +9,10 @@ from isoflop.errors import UserError
 from isoflop.records.account import DataAccount
 from isoflop.records.folder import RunFolder
 from isoflop.records.lines import read_lines, read_object
-from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, TrainingLine
+from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, SuiteLine, TrainingLine
 from isoflop.records.plan import Plan
 from isoflop.records.result import Result
+from isoflop.records.suites import SuiteScore
 from isoflop.records.surroundings import Environment, ProfileSeen, Settings
 
 
@@ -22,6 +23,7 @@ class Run:
     Attributes:
         config: a RunConfig as JSON.
         training, heldout, samples, decisions, skips, events: the lines of the logs.
+        suite_lines: what the model came to on suites on the way (suites.jsonl); suites: on whole ones, afterwards.
         profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
@@ -40,6 +42,8 @@ class Run:
     events: list[EventLine] = field(default_factory=list, repr=False)
     status: str = "stopped"
     profile: ProfileSeen = field(default_factory=ProfileSeen.nothing, repr=False)
+    suite_lines: list[SuiteLine] = field(default_factory=list, repr=False)
+    suites: list[SuiteScore] = field(default_factory=list, repr=False)
 
     @cached_property
     def settings(self) -> Settings:
@@ -80,6 +84,8 @@ def read_run(path: Path | str) -> Run:
         events=folder.lines("events", EventLine),
         status="running" if folder.is_locked() else done,
         profile=ProfileSeen.read(read_object(folder.profile / "profile.json")),
+        suite_lines=folder.lines("suites", SuiteLine),
+        suites=[SuiteScore.read(read_object(path)) for path in sorted(folder.suites.glob("*.json"))],
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_text
 from isoflop.records import read_run
-from isoflop.report import account, attempt, compare, history, profile, sections, verdict
+from isoflop.report import account, attempt, compare, history, profile, sections, suites, verdict
 from isoflop.report.facts import Facts, read_facts
 from isoflop.report.style import document
 
@@ -46,6 +46,7 @@ def one_run(facts: Facts) -> str:
         attempt.first_attempt(facts.run),
         sections.plan(facts),
         account.samples(facts),
+        suites.suites(facts),
         account.data(facts),
         account.costs(facts),
         profile.profile(facts),

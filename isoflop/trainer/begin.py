@@ -28,7 +28,14 @@ from isoflop.trainer.state import RunState
 from isoflop.trainer.task import Task
 
 MOST = 1 << 53  # steps, tokens or sequences on record
-LEARNS_NOTHING = ("runtime", "parallel", "every", "sample", "trackers")  # fields that do not decide what is learned
+LEARNS_NOTHING = (
+    "runtime",
+    "parallel",
+    "every",
+    "sample",
+    "suite",
+    "trackers",
+)  # fields that do not decide what is learned
 
 
 def check_fits(config: RunConfig, prepared: Data) -> None:

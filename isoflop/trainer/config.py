@@ -118,6 +118,7 @@ class EveryConfig:
     log: Annotated[int, "steps between training lines in metrics.jsonl"] = 1
     evaluate: Annotated[int, "steps between held-out measurements"] = 100
     sample: Annotated[int, "steps between samples"] = 250
+    suite: Annotated[int, "steps between scores on the suites of suite.names, as far as suite.share allows"] = 0
     checkpoint: Annotated[int, "steps between checkpoints"] = 250
     keep: Annotated[int, "how many of the last checkpoints stay; the one before the decay stays too"] = 2
     keep_best: Annotated[bool, "the checkpoint with the least held-out loss stays as well"] = True
@@ -128,7 +129,7 @@ class EveryConfig:
     ] = True
 
     def __post_init__(self) -> None:
-        for name in ("log", "evaluate", "sample", "checkpoint", "keep", "keep_every"):
+        for name in ("log", "evaluate", "sample", "suite", "checkpoint", "keep", "keep_every"):
             if getattr(self, name) < (1 if name in ("log", "keep") else 0):
                 raise UserError(f"every.{name} = {getattr(self, name)} is too small")
 
@@ -186,6 +187,19 @@ class SampleConfig:
 
 
 @dataclass(frozen=True)
+class SuiteConfig:
+    """The suites that are scored along the way, where every.suite says so (trainer/suites.py)."""
+
+    names: Annotated[tuple[str, ...], "suites by name, or paths of suite files (docs/evaluation.md)"] = ("blimp",)
+    items: Annotated[str, "the folder or tar archive with their items; empty: next to a suite file of one's own"] = ""
+    share: Annotated[float, "of the run's seconds that suites may take"] = 0.02
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise UserError(f"suite.share = {self.share:g} is not between 0 and 1; every.suite = 0 turns suites off")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run: `steps` optimiser steps of `batch.sequences` sequences of `model.context` tokens each, or of as many
     pairs; fewer during a ramp.
@@ -205,6 +219,7 @@ class RunConfig:
     every: EveryConfig = field(default_factory=EveryConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
     loss: Annotated[Spec, f"the training loss: {', '.join(LOSSES)}"] = field(
         default_factory=lambda: Spec("cross_entropy")
     )

@@ -131,7 +131,7 @@ def run_steps(
     with_gradients, with_update = overriding(hooks, "gradients_ready"), overriding(hooks, "updated")
     ahead = updates_ahead(runtime, config.guard, state.layout, optimizers)
     budget = state.budget
-    beside = {name: getattr(config.every, name) for name in ("evaluate", "sample", "checkpoint")}
+    beside = {name: getattr(config.every, name) for name in ("evaluate", "sample", "suite", "checkpoint")}
     pace = Pace(budget, beside) if budget and group.first else None
     log, statistics = TrainingLog(state), Statistics(state.model)
     saved = state.step if state.step else -1

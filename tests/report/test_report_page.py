@@ -89,6 +89,50 @@ def test_a_finished_run_has_every_part_and_loads_nothing(make_run: MakeRun) -> N
     assert referred and referred <= set(page.ids)
 
 
+def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
+    run = make_run()
+    folder = RunFolder(run)
+    for step in (100, 500, 1000):
+        scores = {"binding": 0.5 + step / 4000, HOSTILE: 0.4}
+        line = {
+            "step": step,
+            "tokens": step * 8192,
+            "suite": HOSTILE,
+            "metric": "likelihood",
+            "score": 0.6,
+            "chance": 0.5,
+        }
+        folder.append(
+            "suites", {**line, "items": 40, "subset_scores": scores, "subset_items": dict.fromkeys(scores, 20)}
+        )
+    folder.append("suites", {"step": 1000, "tokens": 8192000, "suite": "words", "metric": "perplexity", "score": 40.25})
+    folder.suites.mkdir()
+    kept = {
+        "suite": "blimp",
+        "metric": "likelihood",
+        "score": 0.71,
+        "low": 0.7,
+        "high": 0.72,
+        "chance": 0.5,
+        "items": 67000,
+    }
+    published = [{"model": HOSTILE, "metric": "likelihood", "score": 0.815, "source": "x"}]
+    (folder.suites / "blimp.json").write_text(json.dumps({**kept, "references": published}))
+    page = page_of(run)
+    assert sum("against tokens read" in figure and "Scores on" in figure for figure in page.figures) == 2
+    for told in (
+        "What it learned",
+        "71.0 %",
+        "70.0 % to 72.0 %",
+        "67,000",
+        "81.5 %",
+        "40.25 at the end",
+        "60.0 % of 40 items",
+    ):
+        assert told in page.words
+    assert not {tag for tag, _ in page.tags} & {"script", "img"} and len(page.ids) == len(set(page.ids))
+
+
 def test_the_tiles_say_what_the_run_says(make_run: MakeRun) -> None:
     run = make_run()
     result = read_run(run).result

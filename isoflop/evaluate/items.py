@@ -1,0 +1,257 @@
+"""A suite's items: from the files that the user has to what a model is asked.
+
+Files are JSON lines, CSV or TSV with a header, in a folder or in a tar archive. A pattern is matched from the right of
+a path, so that `blimp/*.jsonl` is found however deep the folder lies.
+"""
+
+import csv
+import io
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.evaluate.suite import Shots, Suite, compiled, is_wanted
+from isoflop.evaluate.templates import fill
+from isoflop.untrusted import foreign, open_regular, parse_json, read_bytes
+
+LARGEST_FILE = 2**30  # bytes of one file of items
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+Found = list[tuple[str, bytes]]  # names and contents of files
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is asked, once a suite's templates are filled.
+
+    Attributes:
+        number: from 1, among the suite's.
+        subset: that it counts to; "": none.
+        contexts: what is read before each option, without examples.
+        options: the options alone, whose length some metrics divide by.
+        continuations: what is scored: the options with what joins them to their contexts.
+        answer: the right option, from 0.
+        expected: of an answer that is written: what it should be.
+        shots: what stands in front of every context: the suite's `before` and its examples.
+    """
+
+    number: int
+    subset: str
+    contexts: tuple[str, ...]
+    options: tuple[str, ...]
+    continuations: tuple[str, ...]
+    answer: int = 0
+    expected: str = ""
+    shots: str = ""
+
+    @property
+    def texts(self) -> list[str]:
+        """Each context with its option, and what a written answer should be: what a training text may hold too."""
+        joined = [context + text for context, text in zip(self.contexts, self.continuations, strict=True)]
+        return [f"{text} {self.expected}" if self.expected else text for text in joined]
+
+
+Make = Callable[[Suite, dict[str, Any], str, int], Item]  # suite, fields, where it is, number -> item without examples
+
+
+def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int = 0) -> list[Item]:
+    """The items of a suite, in the order of its files.
+
+    Args:
+        make: the method's (methods.py).
+        place: the folder or tar archive that holds the files; None: the folder of the suite's own file.
+        limit: only the first so many of each subset; 0: all.
+
+    Raises:
+        UserError: if the files are not there, or naming the item and what is wrong with it.
+    """
+    if place is None:
+        if suite.built_in:
+            raise UserError(
+                f"the items of {suite.name} ({', '.join(suite.files)}) do not come with isoflop; name the folder or "
+                f"the tar archive that holds them: --items FOLDER (they are from {suite.source})"
+            )
+        place = Path(suite.folder)
+    patterns = [*suite.files, *(suite.shots.files if suite.shots else ())]
+    store = find_files(patterns, place, suite.name)
+    records = [*wanted(suite, store, suite.files, suite.where)]
+    if not records:
+        raise UserError(f"suite {suite.name}: none of the items in {place} is wanted: where = {suite.where}")
+
+    found: list[Item] = []
+    taken: dict[str, int] = {}
+    shots = Examples(suite, suite.shots, store, records, make) if suite.shots else None
+    for number, (record, where) in enumerate(records, 1):
+        at = f"{suite.name} item {number} ({where})"
+        item = make(suite, record, at, number)
+        if limit and taken.get(item.subset, 0) >= limit:
+            continue
+        taken[item.subset] = taken.get(item.subset, 0) + 1
+        before = fill(suite.before, record, at) + (shots.before(record, at) if shots else "")
+        found.append(replace(item, shots=before))
+    return found
+
+
+class Examples:
+    """Solved examples, chosen for each item: the first so many that are not the item itself."""
+
+    def __init__(
+        self, suite: Suite, shots: Shots, store: dict[str, Found], records: Sequence[tuple[Any, str]], make: Make
+    ) -> None:
+        self.suite, self.shots, self.make = suite, shots, make
+        own = not shots.files and not shots.where
+        self.records = list(records) if own else [*wanted(suite, store, shots.files or suite.files, shots.where)]
+        if len(self.records) < shots.count:
+            raise UserError(
+                f"suite {suite.name}: shots.count = {shots.count}, and there are {len(self.records)} examples"
+            )
+
+    def before(self, record: dict[str, Any], at: str) -> str:
+        """The examples of an item, each with its answer, and what stands between them and the item."""
+        same = fill(self.shots.same, record, at)
+        chosen: list[str] = []
+        for other, where in self.records:
+            if len(chosen) == self.shots.count:
+                break
+            if other is not record and fill(self.shots.same, other, where) == same:
+                item = self.make(self.suite, other, f"{self.suite.name} example ({where})", 0)
+                chosen.append(item.contexts[item.answer] + item.continuations[item.answer])
+        if len(chosen) < self.shots.count:
+            raise UserError(f"{at}: only {len(chosen)} of {self.shots.count} examples have the same {self.shots.same}")
+        return "".join(text + self.shots.between for text in chosen)
+
+
+def wanted(
+    suite: Suite, store: dict[str, Found], patterns: Sequence[str], where: dict[str, Any]
+) -> Iterator[tuple[dict[str, Any], str]]:
+    """The items of files that a suite asks for, each with where it is: "arc_easy.jsonl line 12"."""
+    for pattern in patterns:
+        for name, content in store[pattern]:
+            for number, record in records_of(name, content):
+                if is_wanted(record, where):
+                    yield record, f"{PurePosixPath(name).name} line {number}"
+
+
+def records_of(name: str, content: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The items of a file with their lines.
+
+    Raises:
+        UserError: naming the file and the line.
+    """
+    short = PurePosixPath(name).name
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{short} is not UTF-8 at byte {error.start}") from None
+    kind = PurePosixPath(name).suffix.lower()
+    if kind in (".csv", ".tsv"):
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",")
+        with foreign(f"{short} line {reader.line_num + 1} is no {kind[1:].upper()}"):
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(f"{short} line {reader.line_num} has not as many values as the header")
+                yield reader.line_num, dict(row)
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            record = parse_json(line, f"{short} line {number}")
+            if not isinstance(record, dict):
+                raise UserError(f"{short} line {number} is no JSON object")
+            yield number, record
+
+
+def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Found]:
+    """The files that each pattern matches, in the order of their names.
+
+    Raises:
+        UserError: if there are none, or a pattern matches files of two folders.
+    """
+    if not place.exists():
+        raise UserError(f"--items {place} does not exist")
+    found = in_folder(patterns, place) if place.is_dir() else in_archive(patterns, place)
+    for pattern in patterns:
+        if not found[pattern]:
+            raise UserError(f"suite {suite}: no file {pattern} in {place}; name the folder that holds it with --items")
+        folders = sorted({str(PurePosixPath(name).parent) for name, _ in found[pattern]})
+        if len(folders) > 1:
+            raise UserError(
+                f"suite {suite}: {pattern} is in {folders[0]} and in {folders[1]} of {place}; name one of them: --items"
+            )
+    return found
+
+
+def in_folder(patterns: Sequence[str], place: Path) -> dict[str, Found]:
+    found: dict[str, Found] = {pattern: [] for pattern in patterns}
+    for pattern in found:
+        paths = [path for path in place.rglob(PurePosixPath(pattern).name) if path.match(pattern)]
+        found[pattern] = [
+            (path.relative_to(place).as_posix(), read_bytes(path, LARGEST_FILE)) for path in sorted(paths)
+        ]
+    return found
+
+
+def in_archive(patterns: Sequence[str], place: Path) -> dict[str, Found]:
+    found: dict[str, Found] = {pattern: [] for pattern in patterns}
+    with (
+        foreign(f"--items {place} is no folder and no tar archive"),
+        open_regular(place) as raw,
+        tarfile.open(fileobj=raw, mode="r|*") as archive,
+    ):
+        for member in archive:
+            matched = [pattern for pattern in found if PurePosixPath(member.name).match(pattern)]
+            if not member.isfile() or not matched:
+                continue
+            if member.size > LARGEST_FILE:
+                raise UserError(f"{member.name} in {place} has {member.size:,} bytes; at most {LARGEST_FILE:,}")
+            file = archive.extractfile(member)
+            content = file.read() if file is not None else b""
+            for pattern in matched:
+                found[pattern].append((member.name, content))
+    return {pattern: sorted(files) for pattern, files in found.items()}
+
+
+def replaced(suite: Suite, text: str) -> str:
+    """A text after the suite's replacements."""
+    for pattern, by in suite.replace:
+        text = compiled(pattern, "replace").sub(by, text)
+    return text
+
+
+def listed(suite: Suite, value: Any, record: dict[str, Any], name: str, at: str) -> tuple[str, ...]:
+    """Options or contexts of an item: a field that holds them, or a template for each.
+
+    Raises:
+        UserError: if they are not two texts or more.
+    """
+    if isinstance(value, str):
+        if value not in record:
+            raise UserError(f"{at} has no field {value!r}; its fields: {', '.join(map(str, record)) or 'none'}")
+        texts = record[value]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{at}: {name}, its field {value!r}, is no list of texts")
+    else:
+        texts = [fill(template, record, at) for template in value]
+    if len(texts) < 2:
+        raise UserError(f"{at} has {len(texts)} {name}; it needs two or more")
+    return tuple(replaced(suite, text) for text in texts)
+
+
+def answer_of(suite: Suite, record: dict[str, Any], options: Sequence[str], at: str) -> int:
+    """The number of the right option, from 0.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    text = fill(suite.answer, record, at).strip()
+    if suite.answer_is == "text":
+        matching = [i for i, option in enumerate(options) if option.strip() == text]
+    elif suite.answer_is == "letter":
+        matching = [LETTERS.index(text.upper())] if len(text) == 1 and text.upper() in LETTERS else []
+    else:
+        matching = [int(text)] if text.isdecimal() else []
+    if not matching or matching[0] >= len(options):
+        raise UserError(f"{at}: its answer {text!r} is not the {suite.answer_is} of one of its {len(options)} options")
+    return matching[0]

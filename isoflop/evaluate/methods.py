@@ -1,0 +1,293 @@
+"""How a suite's items are asked and judged: METHODS, and what they are judged by: METRICS.
+
+options        the likelihood of each option after one context; the likeliest is chosen
+contexts       the likelihood of one continuation after each context (WinoGrande's partial evaluation)
+pairs          the likelihood of a good and of a bad sentence (BLiMP)
+last_word      the word that follows: whether it is the first choice, and its perplexity (LAMBADA)
+exact_match    an answer is written and compared with the one expected (GSM8K)
+
+A method is a class with the methods of `Method` and a line in METHODS; a metric is a line in METRICS.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from isoflop.errors import UserError
+from isoflop.evaluate.items import Item, answer_of, listed, replaced
+from isoflop.evaluate.likelihood import Likelihood, Request
+from isoflop.evaluate.suite import Suite, compiled
+from isoflop.evaluate.templates import fill
+
+Values = npt.NDArray[np.float64]
+Score = Callable[[Sequence[Request]], list[Likelihood]]
+Write = Callable[[Sequence[str], int, Sequence[str]], tuple[list[str], int]]  # prompts, tokens, stops -> texts, cut
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a suite is judged by.
+
+    Attributes:
+        words: what it is.
+        shares: its values per item are 0 or 1, their mean is the score.
+        of: the score from the mean over items.
+        lower: less is better.
+        lm_eval: what lm-eval calls it.
+    """
+
+    words: str
+    shares: bool = True
+    of: Callable[[Values], Values] = lambda means: means
+    lower: bool = False
+    lm_eval: str = ""
+
+
+METRICS: dict[str, Metric] = {
+    "likelihood": Metric("the likeliest option is right", lm_eval="acc"),
+    "per_token": Metric("the likeliest per token is right"),
+    "per_character": Metric("the likeliest per character is right", lm_eval="acc_norm"),
+    "per_byte": Metric("the likeliest per byte of UTF-8 is right", lm_eval="acc_bytes"),
+    "unconditional": Metric("the likeliest against itself without the context is right", lm_eval="acc_mutual_info"),
+    "first_choice": Metric("every token of the word is the first choice", lm_eval="acc"),
+    "perplexity": Metric("of the word", shares=False, of=np.exp, lower=True, lm_eval="perplexity"),
+    "exact_match": Metric("the answer written is the one expected", lm_eval="exact_match"),
+}
+FREE = ("likelihood", "per_token", "per_character", "per_byte")  # that cost no further reading
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of a suite's items: for each metric a value per item, and of how many items a context was cut."""
+
+    values: Mapping[str, Values]
+    cut: int = 0
+
+
+class Method(Protocol):
+    """One way to ask.
+
+    Attributes:
+        words: what it does.
+        needs: fields that a suite has to have; takes: further ones that it may have.
+        metrics: that it can be judged by, the default first.
+    """
+
+    words: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]]
+    takes: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[tuple[str, ...]]
+
+    def make(self, suite: Suite, record: dict[str, Any], at: str, number: int) -> Item:
+        """An item from its fields.
+
+        Raises:
+            UserError: naming `at`, for fields that are not there or make no sense.
+        """
+
+    def chance(self, item: Item) -> float:
+        """The share of right answers of one who guesses."""
+
+    def judge(self, suite: Suite, items: Sequence[Item], score: Score, write: Write) -> Judged:
+        """Ask a model."""
+
+
+class Options:
+    words: ClassVar[str] = "the likelihood of each option after one context"
+    needs: ClassVar[tuple[str, ...]] = ("context", "options", "answer")
+    takes: ClassVar[tuple[str, ...]] = ("answer_is", "delimiter")
+    metrics: ClassVar[tuple[str, ...]] = (*FREE, "unconditional")
+
+    def make(self, suite: Suite, record: dict[str, Any], at: str, number: int) -> Item:
+        options = listed(suite, suite.options, record, "options", at)
+        context = replaced(suite, fill(suite.context, record, at))
+        return Item(
+            number,
+            subset_of(suite, record, at),
+            (context,) * len(options),
+            options,
+            tuple(suite.delimiter + option for option in options),
+            answer_of(suite, record, options, at),
+        )
+
+    def chance(self, item: Item) -> float:
+        return 1 / len(item.options)
+
+    def judge(self, suite: Suite, items: Sequence[Item], score: Score, write: Write) -> Judged:
+        asked = [
+            Request(item.shots + context, text)
+            for item in items
+            for context, text in zip(item.contexts, item.continuations, strict=True)
+        ]
+        wanted = metrics_of(suite)
+        alone = [Request("", text) for item in items for text in item.continuations]
+        unconditional = "unconditional" in wanted
+        found = score([*asked, *alone] if unconditional else asked)
+        baseline = [one.nats for one in found[len(asked) :]] if unconditional else [0.0] * len(asked)
+
+        values: dict[str, list[float]] = {name: [] for name in wanted}
+        first, cut = 0, 0
+        for item in items:
+            part = slice(first, first + len(item.options))
+            first = part.stop
+            nats = np.array([one.nats for one in found[part]])
+            lengths = {
+                "likelihood": np.ones(len(nats)),
+                "per_token": np.array([one.tokens for one in found[part]]),
+                "per_character": np.array([len(option) for option in item.options]),
+                "per_byte": np.array([len(option.encode()) for option in item.options]),
+            }
+            for name in wanted:
+                standing = nats - baseline[part] if name == "unconditional" else nats / np.maximum(1, lengths[name])
+                values[name].append(float(np.argmax(standing) == item.answer))
+            cut += any(one.cut for one in found[part])
+        return Judged({name: np.array(one) for name, one in values.items()}, cut)
+
+
+class Contexts(Options):
+    words: ClassVar[str] = "the likelihood of one continuation after each context"
+    needs: ClassVar[tuple[str, ...]] = ("contexts", "continuation", "answer")
+    metrics: ClassVar[tuple[str, ...]] = ("likelihood",)  # what is scored is the same for all, and so are its lengths
+
+    def make(self, suite: Suite, record: dict[str, Any], at: str, number: int) -> Item:
+        contexts = listed(suite, suite.contexts, record, "contexts", at)
+        text = replaced(suite, fill(suite.continuation, record, at))
+        return Item(
+            number,
+            subset_of(suite, record, at),
+            contexts,
+            (text,) * len(contexts),
+            (suite.delimiter + text,) * len(contexts),
+            answer_of(suite, record, contexts, at),
+        )
+
+
+class Pairs(Options):
+    words: ClassVar[str] = "the likelihood of a good and of a bad sentence"
+    needs: ClassVar[tuple[str, ...]] = ("good", "bad")
+    takes: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[str, ...]] = FREE
+
+    def make(self, suite: Suite, record: dict[str, Any], at: str, number: int) -> Item:
+        pair = tuple(replaced(suite, fill(template, record, at)) for template in (suite.good, suite.bad))
+        if not all(pair):
+            raise UserError(f"{at}: its {'bad' if pair[0] else 'good'} sentence is empty")
+        return Item(number, subset_of(suite, record, at), ("", ""), pair, pair, 0)
+
+
+class LastWord:
+    words: ClassVar[str] = "the word that follows"
+    needs: ClassVar[tuple[str, ...]] = ("context", "continuation")
+    takes: ClassVar[tuple[str, ...]] = ("delimiter",)
+    metrics: ClassVar[tuple[str, ...]] = ("first_choice", "perplexity")
+
+    def make(self, suite: Suite, record: dict[str, Any], at: str, number: int) -> Item:
+        context = replaced(suite, fill(suite.context, record, at))
+        word = replaced(suite, fill(suite.continuation, record, at))
+        if not word:
+            raise UserError(f"{at}: its continuation is empty")
+        return Item(number, subset_of(suite, record, at), (context,), (word,), (suite.delimiter + word,))
+
+    def chance(self, item: Item) -> float:
+        return 0.0
+
+    def judge(self, suite: Suite, items: Sequence[Item], score: Score, write: Write) -> Judged:
+        found = score([Request(item.shots + item.contexts[0], item.continuations[0]) for item in items])
+        values = {
+            "first_choice": np.array([float(one.greedy) for one in found]),
+            "perplexity": np.array([-one.nats for one in found]),
+        }
+        return Judged(values, sum(one.cut > 0 for one in found))
+
+
+class ExactMatch:
+    words: ClassVar[str] = "an answer is written and compared with the one expected"
+    needs: ClassVar[tuple[str, ...]] = ("context", "answer")
+    takes: ClassVar[tuple[str, ...]] = ("delimiter", "extract", "ignore", "stops", "tokens")
+    metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
+
+    def make(self, suite: Suite, record: dict[str, Any], at: str, number: int) -> Item:
+        context = replaced(suite, fill(suite.context, record, at))
+        answer = fill(suite.answer, record, at)
+        item = Item(number, subset_of(suite, record, at), (context,), (answer,), (suite.delimiter + answer,))
+        expected = extracted(suite, answer)
+        if not expected:
+            raise UserError(f"{at}: nothing is left of its answer {answer[-60:]!r} to compare with")
+        return replace(item, expected=expected)
+
+    def chance(self, item: Item) -> float:
+        return 0.0
+
+    def judge(self, suite: Suite, items: Sequence[Item], score: Score, write: Write) -> Judged:
+        texts, cut = write([item.shots + item.contexts[0] for item in items], suite.tokens, suite.stops)
+        right = [float(extracted(suite, text) == item.expected) for item, text in zip(items, texts, strict=True)]
+        return Judged({"exact_match": np.array(right)}, cut)
+
+
+METHODS: dict[str, Method] = {
+    "options": Options(),
+    "contexts": Contexts(),
+    "pairs": Pairs(),
+    "last_word": LastWord(),
+    "exact_match": ExactMatch(),
+}
+# fields of a suite that some methods have no use for
+DEPENDS = tuple(dict.fromkeys(name for method in METHODS.values() for name in (*method.needs, *method.takes)))
+
+
+def method_of(suite: Suite) -> Method:
+    """The method of a suite.
+
+    Raises:
+        UserError: if there is none of that name, a field that it needs is missing, one is there that it has no use for,
+            or a metric is not one of its.
+    """
+    if suite.method not in METHODS:
+        raise UserError(f"suite {suite.name}: method = {suite.method!r} is not one of {', '.join(METHODS)}")
+    method = METHODS[suite.method]
+    blank = Suite("", "", ())
+    for name in method.needs:
+        if getattr(suite, name) == getattr(blank, name):
+            raise UserError(f"suite {suite.name}: method {suite.method} needs the field {name!r}, which is missing")
+    for name in DEPENDS:
+        if name not in (*method.needs, *method.takes) and getattr(suite, name) != getattr(blank, name):
+            raise UserError(
+                f"suite {suite.name}: method {suite.method} has no use for the field {name!r}; leave it out"
+            )
+    for name in (*([suite.metric] if suite.metric else []), *suite.also):
+        if name not in method.metrics:
+            raise UserError(
+                f"suite {suite.name}: metric {name!r} is not one of those of method {suite.method}: "
+                f"{', '.join(method.metrics)}"
+            )
+    for one in suite.reference:
+        if one.metric and one.metric not in method.metrics:
+            raise UserError(
+                f"suite {suite.name}: reference {one.model}: metric {one.metric!r} is not one of its method's"
+            )
+    return method
+
+
+def metrics_of(suite: Suite) -> list[str]:
+    """What a suite is judged by, the headline first: what it names, and what costs no further reading."""
+    possible = METHODS[suite.method].metrics
+    free = [name for name in possible if name != "unconditional"]
+    return list(dict.fromkeys([suite.metric or possible[0], *suite.also, *free]))
+
+
+def subset_of(suite: Suite, record: dict[str, Any], at: str) -> str:
+    name = fill(suite.subset, record, at)
+    return str(suite.names.get(name, name))
+
+
+def extracted(suite: Suite, text: str) -> str:
+    """What of an answer is compared: the first group of `extract` where it is last found, else all of it; without what
+    `ignore` leaves out, and without blanks around."""
+    if suite.extract and (found := list(compiled(suite.extract, "extract").finditer(text))):
+        text = found[-1][1] if found[-1].re.groups else found[-1][0]
+    for pattern in suite.ignore:
+        text = compiled(pattern, "ignore").sub("", text)
+    return text.strip()

@@ -1,0 +1,212 @@
+"""A suite: a small TOML file that says what its items are asked and how the answers are judged.
+
+    name = "arc_easy"                        what it is called
+    about = "..."                            one line
+    source = "..."; licence = "..."          where the items come from
+    files = ["arc_easy.jsonl"]               patterns, matched from the right; .jsonl, .csv or .tsv
+    method = "options"                       an entry of METHODS (methods.py), with the fields that it needs
+    metric = "per_character"                 the headline, an entry of METRICS (methods.py)
+
+The other fields are those of `Suite`. The suites that come with isoflop are in suites/; a suite of one's own is such a
+file anywhere, named by its path, and its items lie next to it.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.config import convert, from_dict, nearest
+from isoflop.errors import UserError
+from isoflop.evaluate.templates import check_template
+from isoflop.untrusted import foreign, read_text
+
+BUILT_IN = Path(__file__).parent / "suites"
+LISTED = " (`isoflop config` lists all)"  # what an unknown field of a run's configuration is told
+LARGEST_SUITE = 2**20  # bytes of a suite file
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published figure of another model.
+
+    Attributes:
+        model: whose it is.
+        metric: an entry of METRICS; "": the suite's headline.
+        score: as a share of 1, or the perplexity.
+        source: where it is published.
+        note: how it differs from what is measured here; "": in nothing that is known.
+    """
+
+    model: str
+    score: float
+    source: str
+    metric: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Solved examples in front of each item.
+
+    Attributes:
+        count: how many.
+        files, where: as of the suite; without `files` they come from the suite's own, and an item is never its own
+            example.
+        same: an example has the same text by this template as the item, such as its subject.
+        between: what stands between two examples, and between the last one and the item.
+    """
+
+    count: int
+    files: tuple[str, ...] = ()
+    where: dict[str, Any] = field(default_factory=dict)
+    same: str = ""
+    between: str = "\n\n"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What a suite file says. Templates are filled from an item's fields (templates.py).
+
+    Attributes:
+        folder: of the file; the items of a suite of one's own lie in or below it.
+        built_in: it came with isoflop.
+        where: only items in which each of these fields has the value, or one of the values.
+        subset: template of the subset that an item counts to; "": there are none. names: subsets under other names.
+        replace: [pattern, replacement] pairs, regular expressions applied to contexts and options in their order.
+        before: what stands in front of all examples and the item.
+        context: template of what is read.
+        delimiter: between context and option; it belongs to the option, as in lm-eval.
+        options: of `options`: the field that holds them, or a template for each.
+        contexts: of `contexts`: likewise.
+        continuation: of `contexts` and `last_word`: template of what is scored.
+        good, bad: of `pairs`: templates of the two sentences.
+        answer: template of the right answer.
+        answer_is: "number" of the option from 0, "letter", or its "text".
+        metric: the headline; also: further metrics.
+        extract: of `exact_match`: a pattern whose first group, where it is last found, is the answer; in the expected
+            answer too, if it is found there. ignore: patterns left out of both before they are compared.
+        stops, tokens: where an answer that is written ends.
+    """
+
+    name: str
+    method: str
+    files: tuple[str, ...]
+    about: str = ""
+    source: str = ""
+    licence: str = ""
+    where: dict[str, Any] = field(default_factory=dict)
+    subset: str = ""
+    names: dict[str, Any] = field(default_factory=dict)
+    replace: tuple[tuple[str, str], ...] = ()
+    before: str = ""
+    context: str = ""
+    delimiter: str = " "
+    options: Any = ""
+    contexts: Any = ""
+    continuation: str = ""
+    good: str = ""
+    bad: str = ""
+    answer: str = ""
+    answer_is: str = "number"
+    metric: str = ""
+    also: tuple[str, ...] = ()
+    extract: str = ""
+    ignore: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
+    tokens: int = 64
+    shots: Shots | None = None
+    reference: tuple[Reference, ...] = ()
+    folder: str = ""
+    built_in: bool = False
+
+
+ANSWERS = ("number", "letter", "text")
+OWN = ("folder", "built_in")  # fields that no file says
+TEMPLATES = ("subset", "before", "context", "continuation", "good", "bad", "answer")
+
+
+def names() -> list[str]:
+    """The suites that come with isoflop."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.toml"))
+
+
+def find_suite(name: str) -> Suite:
+    """A suite by its name, or by the path of its file.
+
+    Raises:
+        UserError: if there is none, or the file is malformed.
+    """
+    if name in names():
+        return replace(read_suite(BUILT_IN / f"{name}.toml"), built_in=True)
+    path = Path(name)
+    if path.suffix == ".toml" or path.is_file():
+        return read_suite(path)
+    raise UserError(
+        f"suite {name!r} is not one of {', '.join(names())}{nearest(name, names())}; a suite of your own is named by "
+        "the path of its .toml file"
+    )
+
+
+def read_suite(path: Path) -> Suite:
+    """A suite file. What depends on its method is checked in methods.py.
+
+    Raises:
+        UserError: in one line that names the file and the field, or the line where it is no TOML.
+    """
+    with foreign(f"{path} is no TOML"):
+        said = tomllib.loads(read_text(path, LARGEST_SUITE))
+    for name in OWN:
+        if name in said:
+            raise UserError(f"{path}: unknown field {name}")
+    try:
+        suite = from_dict(Suite, {**said, "folder": str(path.resolve().parent)})
+        check_fields(suite)
+    except UserError as error:
+        raise UserError(f"{path}: {str(error).removesuffix(LISTED)}") from None
+    return suite
+
+
+def check_fields(suite: Suite) -> None:
+    """Raises UserError, naming the field, for what no method could use."""
+    if not suite.name or not suite.name.replace("_", "").replace("-", "").isalnum():
+        raise UserError(f"name = {suite.name!r} is not made of letters, digits, - and _")
+    if not suite.files:
+        raise UserError("files = [] names no file that holds the items")
+    if suite.answer_is not in ANSWERS:
+        raise UserError(f"answer_is = {suite.answer_is!r} is not one of {', '.join(ANSWERS)}")
+    if suite.tokens < 1:
+        raise UserError(f"tokens = {suite.tokens} is too small")
+    for name in TEMPLATES:
+        check_template(getattr(suite, name), name)
+    for name in ("options", "contexts"):
+        check_listed(getattr(suite, name), name)
+    for name, patterns in (("extract", [suite.extract]), ("ignore", suite.ignore)):
+        for pattern in patterns:
+            compiled(pattern, name)
+    for pattern, _ in suite.replace:
+        compiled(pattern, "replace")
+    if suite.shots is not None:
+        if suite.shots.count < 0:
+            raise UserError(f"shots.count = {suite.shots.count} is negative")
+        check_template(suite.shots.same, "shots.same")
+
+
+def check_listed(value: Any, name: str) -> None:
+    if isinstance(value, str):
+        return
+    for template in convert(tuple[str, ...], value, name):
+        check_template(template, name)
+
+
+def compiled(pattern: str, name: str) -> re.Pattern[str]:
+    """A regular expression of a suite file."""
+    with foreign(f"{name} = {pattern!r} is no regular expression"):
+        return re.compile(pattern)
+
+
+def is_wanted(record: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """Whether an item has the values that a suite's `where` asks for."""
+    return all(record.get(name) in (value if isinstance(value, list) else [value]) for name, value in where.items())

@@ -1,0 +1,142 @@
+"""Likelihoods of continuations: what the model itself says, whatever is read next to them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.evaluate import likelihood
+from isoflop.evaluate.likelihood import Request, Window, likelihoods, make_batches, read, windows_over
+
+REQUESTS = [
+    Request("The cat sat on", " the mat"),
+    Request("The cat sat on ", "the mat"),  # the blank belongs to the continuation
+    Request("The cat sat on", " it"),
+    Request("", "A fox said things"),
+    Request("   ", "dogs"),
+    Request("The dogs ran to it, and " * 9, " a small brown fox"),  # longer than the context of 32
+    Request("The", " dogs ran to nobody at all" * 8),  # and so is this continuation
+    Request("The c", "at"),  # a boundary within a word, and within a token
+    Request("The cat sat on", " the mat"),
+]
+
+
+def by_hand(model, tokenizer, request):
+    """The definition, one request at a time: encode the whole, take off as many ids as the context has."""
+    context = request.context.rstrip()
+    text = request.context[len(context) :] + request.continuation
+    before = tokenizer.encode(context)
+    after = tokenizer.encode(context + text)[len(before) :] or tokenizer.encode(text)
+    ids = torch.tensor([*(before or [tokenizer.start]), *after])
+    kept = ids[-(model.config.context + 1) :]
+    with torch.no_grad():
+        ln_p = model(kept[None, :-1]).log_softmax(-1)[0]
+    targets = kept[1:]
+    scored = slice(len(targets) - len(after), None)
+    nats = ln_p[torch.arange(len(targets)), targets][scored]
+    return float(nats.sum()), bool((ln_p.argmax(-1) == targets)[scored].all()), len(after)
+
+
+def test_each_is_what_the_model_says_of_it_alone(model, tokenizer, runtime):
+    found = likelihoods(model, tokenizer, REQUESTS, runtime)
+    for request, one in zip(REQUESTS, found, strict=True):
+        if len(tokenizer.encode(request.continuation)) < model.config.context:
+            nats, greedy, tokens = by_hand(model, tokenizer, request)
+            assert one.nats == pytest.approx(nats, rel=1e-5) and (one.greedy, one.tokens) == (greedy, tokens)
+    assert found[0] == found[8] and found[0].nats == pytest.approx(found[1].nats)
+    assert found[5].cut > 0 == found[0].cut
+
+
+def test_the_first_choice_is_greedy(model, tokenizer, runtime):
+    ids = tokenizer.encode("The cat sat on")
+    with torch.no_grad():
+        best = int(model(torch.tensor([ids])).argmax(-1)[0, -1])
+    windows = [Window(np.array([*ids, target]), 1) for target in (best, (best + 1) % tokenizer.vocab_size)]
+    assert [greedy for _, greedy in read(model, windows, runtime)] == [True, False]
+
+
+def test_a_continuation_longer_than_the_context_counts_every_token(model, tokenizer, runtime):
+    long = REQUESTS[6]
+    one = likelihoods(model, tokenizer, [long], runtime)[0]
+    assert one.tokens > model.config.context and -20 * one.tokens < one.nats < 0
+
+
+def test_options_of_one_token_are_read_once(model, tokenizer, runtime, monkeypatch):
+    sizes = []
+    hidden = model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda tokens, *rest: sizes.append(tuple(tokens.shape)) or hidden(tokens, *rest)
+    )
+    letters = likelihoods(model, tokenizer, [Request("Which letter:", letter) for letter in "abcd"], runtime)
+    assert all(one.tokens == 1 for one in letters)
+    assert len(sizes) == 1 and sizes[0][0] == 1
+    total = sum(math.exp(one.nats) for one in letters)
+    assert 0 < total < 1
+
+
+@pytest.mark.parametrize("most", [1, 40, 10**6])
+def test_what_is_read_together_changes_nothing(model, tokenizer, runtime, monkeypatch, most):
+    alone = [likelihoods(model, tokenizer, [request], runtime)[0].nats for request in REQUESTS]
+    monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", most)
+    monkeypatch.setattr(likelihood, "CHUNK_LOGITS", 3 * tokenizer.vocab_size)
+    together = likelihoods(model, tokenizer, REQUESTS, runtime)
+    assert [one.nats for one in together] == pytest.approx(alone, rel=1e-5)
+
+
+def test_several_processes_get_what_one_gets(model, tokenizer, runtime, monkeypatch):
+    monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 40)
+    expected = likelihoods(model, tokenizer, REQUESTS, runtime)
+    parts: list = [None, None]
+
+    class Part:
+        size = 2
+
+        def __init__(self, rank):
+            self.rank = rank
+
+        def pause(self):
+            pass
+
+        def gather(self, mine):
+            parts[self.rank] = mine
+            return parts
+
+    with pytest.raises(TypeError):  # the other's part is not there yet
+        likelihoods(model, tokenizer, REQUESTS, runtime, Part(0))
+    assert likelihoods(model, tokenizer, REQUESTS, runtime, Part(1)) == expected
+    assert likelihoods(model, tokenizer, REQUESTS, runtime, Part(0)) == expected
+
+
+def test_the_model_is_left_as_it_was(model, tokenizer, runtime):
+    model.train()
+    try:
+        likelihoods(model, tokenizer, REQUESTS[:1], runtime)
+        assert model.training
+    finally:
+        model.eval()
+
+
+@given(st.integers(2, 60), st.integers(1, 10), st.integers(2, 12), st.data())
+def test_windows_predict_each_id_once(count, first, length, data):
+    stride = data.draw(st.integers(1, length - 1))
+    first = min(first, count - 1, length - 1)
+    ids = np.arange(count)
+    windows = list(windows_over(ids, first, length, stride))
+    assert np.concatenate([window.ids[-window.scored :] for window in windows]).tolist() == list(range(first, count))
+    assert all(window.scored < len(window.ids) <= length for window in windows)
+    for window in windows[1:-1]:
+        assert len(window.ids) - window.scored == length - stride
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=9), min_size=1, max_size=20), st.integers(1, 30))
+def test_batches_hold_every_window_and_no_more_tokens_than_they_may(sequences, most):
+    windows = [Window(np.array(ids), 1) for ids in sequences]
+    batches = make_batches(windows, most)
+    assert sorted(number for batch in batches for row in batch for number in row) == list(range(len(windows)))
+    for batch in batches:
+        longest = max(len(windows[row[0]].ids) - 1 for row in batch)
+        assert len(batch) == 1 or len(batch) * longest <= most
+        assert all(len({windows[number].ids[:-1].tobytes() for number in row}) == 1 for row in batch)

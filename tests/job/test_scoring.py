@@ -1,0 +1,151 @@
+"""Suites and strided perplexity from the command line and from Python, on runs that are there."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import isoflop
+from isoflop import checkpoint
+from isoflop.cli.app import run as command
+from isoflop.records import read_run
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory) -> Path:
+    """Two runs of one tokenizer that differ in their weights, and a suite with its items next to it."""
+    top = tmp_path_factory.mktemp("scored") / "golden"
+    shutil.copytree(GOLDEN, top)
+    shutil.copytree(top / "words", top / "other")
+    alter(top / "other")
+    items = [
+        {"question": f"{word} {i} the", "choices": ["same", "other", "thing"], "gold": i % 3, "kind": "ab"[i % 2]}
+        for i, word in enumerate(["one", "two", "three", "four", "five", "six"] * 2)
+    ]
+    (top / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (top / "own.toml").write_text(
+        'name = "own"\nmethod = "options"\nfiles = ["items.jsonl"]\ncontext = "{question}"\noptions = "choices"\n'
+        'answer = "{gold}"\nsubset = "{kind}"\n[[reference]]\nmodel = "another"\nscore = 0.5\nsource = "nowhere"\n'
+    )
+    return top
+
+
+def alter(run: Path) -> None:
+    """Give a run other weights."""
+    model, _, snapshot = checkpoint.load_model(run)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    folder = run / "checkpoints"
+    shutil.rmtree(folder)
+    what = {"config": snapshot.config, "tokenizer": snapshot.tokenizer, "fingerprint": snapshot.fingerprint}
+    checkpoint.write(
+        checkpoint.take(folder, step=snapshot.step, model=model, optimizers=(), progress=snapshot.progress, **what)
+    )
+
+
+def called(capsys, *words) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = command([str(word) for word in words])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_a_suite_is_scored_kept_and_shown(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    code, out, _ = called(capsys, "eval", "words", "--suite", "own.toml")
+    assert code == 0
+    for told in ("own", "33.3 %", "12", "likelihood", "published: another 50.0 %", "nowhere"):
+        assert told in out
+    kept = read_run("words").suites
+    assert [one.suite for one in kept] == ["own"] and kept[0].items == 12 and set(kept[0].subsets) == {"a", "b"}
+    assert kept[0].step == checkpoint.read("words").step and kept[0].references[0].source == "nowhere"
+
+    code, out, _ = called(capsys, "eval", "words", "--suite", "own.toml", "--json", "--limit", "2")
+    said = json.loads(out)["runs"]["words"][0]
+    assert code == 0 and said["items"] == 4 and said["low"] <= said["score"] <= said["high"]
+    assert read_run("words").suites == kept  # a part of a suite is not kept
+
+
+def test_two_runs_are_compared_item_by_item(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    code, out, _ = called(capsys, "eval", "words", "other", "--suite", "own.toml")
+    assert code == 0 and ("McNemar, exact: not shown to be real" in out or "are alike" in out)
+    scored = isoflop.score(["words", "other", "words/checkpoints/step-00000024"], ["own.toml"])
+    first, same, _ = scored.compared  # `same`: the run and its last checkpoint
+    assert (first.first, first.second) == ("words", "other")
+    assert same.found.p == 1.0 and not same.real and same.only_first == same.only_second == 0
+
+
+def test_contamination_is_looked_for_in_the_runs_own_text(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    text = (golden / "texts" / sorted(path.name for path in (golden / "texts").iterdir())[0]).read_text()
+    words = text.split()
+    items = [
+        {"question": " ".join(words[5:25]), "choices": ["same", "other"], "gold": 0},
+        {"question": "thirteen words in a row that nobody has ever written down so far at all, are they", "gold": 0}
+        | {"choices": ["same", "other"]},
+        {"question": "short", "choices": ["same", "other"], "gold": 0},
+    ]
+    (golden / "own2.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    (golden / "own2.toml").write_text(
+        (golden / "own.toml")
+        .read_text()
+        .replace("items.jsonl", "own2.jsonl")
+        .replace('name = "own"', 'name = "own2"')
+        .replace('subset = "{kind}"\n', "")
+    )
+    code, out, err = called(capsys, "eval", "words", "--suite", "own2.toml", "--contamination", "--json")
+    assert code == 0, err
+    found = json.loads(out)["runs"]["words"][0]["contamination"]
+    assert found["too_short"] == 1 and found["overlapping"] in (0, 1)  # held out, if it is not found
+    if found["overlapping"]:
+        assert found["without"]["items"] == 2
+
+
+def test_a_strided_perplexity_is_per_token_word_and_byte(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    (golden / "page.txt").write_text("the same thing and the other thing again. " * 20)
+    code, out, _ = called(capsys, "eval", "words", "page.txt", "--stride", "16", "--json")
+    said = json.loads(out)
+    assert code == 0 and said["words"] == 160 and said["bytes"] == 840 and said["stride"] == 16
+    finer = json.loads(called(capsys, "eval", "words", "page.txt", "--stride", "4", "--json")[1])
+    assert finer["tokens"] == said["tokens"] and finer["perplexity"] != said["perplexity"]
+    assert called(capsys, "eval", "words", "--stride", "8")[0] == 0  # what it held out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["words", "--suite", "nothing"], "suite 'nothing' is not one of"),
+        (["words", "--suite", "own.toml,own.toml"], "--suite names own twice"),
+        (["words", "--suite", "blimp"], "--items FOLDER"),
+        (["words", "--suite", "own.toml", "--limit", "-1"], "--limit -1 is negative"),
+        (["words", "--suite", "own.toml", "--stride", "4"], "--stride does not go with --suite"),
+        (["words", "--suite", "own.toml", "--text-column", "x"], "--text-column does not go with --suite"),
+        (["words", "--items", "texts"], "--items does not go with"),
+        (["words", "--stride", "32"], "--stride 32 is not from 1 to 31"),
+        (["pairs", "--suite", "own.toml"], "encoder-decoder"),
+        (["absent", "--suite", "own.toml"], "absent"),
+    ],
+)
+def test_what_cannot_be_is_one_line(golden, capsys, monkeypatch, words, said):
+    monkeypatch.chdir(golden)
+    code, _, err = called(capsys, "eval", *words)
+    assert code == 2 and said in err and err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written_keeps_nothing_and_says_so(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    shutil.rmtree(golden / "other" / "suites", ignore_errors=True)
+    (golden / "other" / "suites").write_text("a file in its place")
+    try:
+        code, out, _ = called(capsys, "eval", "other", "--suite", "own.toml")
+    finally:
+        (golden / "other" / "suites").unlink()
+    assert code == 0 and "note: the score on own is not kept" in out

@@ -1,0 +1,96 @@
+"""The model card: what is on record, what a person said, and nothing made up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from isoflop.cli.app import run as command
+from isoflop.errors import UserError
+from isoflop.records import RunFolder
+from isoflop.report.card import write_card
+
+HOSTILE = "x](http://evil.example)\n---\n# | <script>alert(1)</script>"
+
+
+def front(text: str) -> dict:
+    """The YAML in front, whose values are JSON."""
+    _, yaml, _ = text.split("---\n", 2)
+    return {key: json.loads(value) for key, _, value in (one.partition(": ") for one in yaml.splitlines())}
+
+
+def test_a_card_says_what_is_on_record(make_run):
+    run = make_run()
+    folder = RunFolder(run)
+    folder.suites.mkdir()
+    kept = {
+        "suite": "blimp",
+        "metric": "likelihood",
+        "score": 0.71,
+        "low": 0.7,
+        "high": 0.72,
+        "chance": 0.5,
+        "items": 67000,
+    }
+    without = {"score": 0.7, "low": 0.69, "high": 0.71, "items": 66990}
+    kept["contamination"] = {"overlapping": 10, "too_short": 60000, "without": without}
+    (folder.suites / "blimp.json").write_text(json.dumps({**kept, "licence": "CC-BY-4.0"}))
+    text = write_card(run).read_text(encoding="utf-8")
+    for heading in (
+        "Training data",
+        "What was left out",
+        "Compute",
+        "Forecast and outcome",
+        "Evaluation",
+        "Intended use",
+    ):
+        assert f"# {heading}" in text
+    for told in (
+        "not said",
+        "bits per byte",
+        "Forecast before training",
+        "71.0 % (70.0 % to 72.0 %)",
+        "10 items",
+        "CC-BY-4.0",
+    ):
+        assert told in text
+    assert front(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.71 and "license" not in front(text)
+    assert write_card(run).read_text(encoding="utf-8") == text  # the same each time
+
+
+def test_what_a_person_says_is_kept(make_run, capsys):
+    run = make_run()
+    source = next(iter(json.loads((run / "data.json").read_text())["sources"]))
+    assert command(["report", "--card", str(run), "--licence", f"{source}=CC0-1.0", "--licence", "Apache-2.0"]) == 0
+    assert Path(capsys.readouterr().out.strip()) == run / "README.md"
+    text = write_card(run, run.parent / "card.md").read_text(encoding="utf-8")
+    assert "CC0-1.0" in text and front(text)["license"] == "apache-2.0"
+    with pytest.raises(UserError, match=f"no source 'nothing'; it has {source}"):
+        write_card(run, licences=["nothing=MIT"])
+
+
+def test_a_card_of_a_run_of_any_state(make_run, tmp_path):
+    assert "not finished" in write_card(make_run("live", steps=300, finished=False)).read_text()
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "config.json").write_text("{}")
+    assert "No suite was scored" in write_card(bare).read_text()
+    with pytest.raises(UserError, match="holds no run"):
+        write_card(tmp_path / "absent")
+
+
+def test_foreign_text_is_no_markup(make_run):
+    run = make_run(data={"sources": {HOSTILE: {"pattern": HOSTILE, "documents": 1}}, "fingerprint": HOSTILE})
+    text = write_card(run).read_text(encoding="utf-8")
+    assert "<script>" not in text.replace("\\<", "") and text.count("\n---\n") == 1
+    rows = [one for one in text.splitlines() if one.startswith("| x")]
+    assert len(rows) == 1 and rows[0].replace("\\|", "").count("|") == 9
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--licence", "MIT"], "goes with --card"), (["absent", "--card"], "2 are named")]
+)
+def test_what_does_not_go_together_is_refused(make_run, capsys, words, said):
+    run = str(make_run())
+    assert command(["report", run, *words]) == 2
+    assert said in capsys.readouterr().err
