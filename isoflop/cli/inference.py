@@ -103,8 +103,8 @@ def evaluate(
     strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     trust_code: Trusted = (),
 ) -> None:
-    """Measure held-out loss (seq2seq: and error rates) on the run's own held-out text, or on the sources named; or score
-    suites."""
+    """Measure held-out loss (seq2seq: and error rates) on the run's own held-out text, or on the sources named; or
+    score suites."""
     from isoflop import job
     from isoflop.files import to_json
     from isoflop.model.registry import trust_code as trusting
@@ -114,7 +114,7 @@ def evaluate(
         from isoflop.cli import suites_shown
 
         reading = {"--text-column": text_column, "--set": set}
-        mixed = {"--beam": beam != 1, "--moved": moved}
+        mixed = {"--beam": beam != 1, "--moved": moved, "--heldout": heldout, "--strict": strict}
         of_suites = {"--items": items, "--limit": limit, "--contamination": contamination}
         with trusting(*trust_code):
             if suite:
