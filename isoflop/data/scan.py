@@ -294,8 +294,8 @@ class Scan:
             lost = because(total_of([account.tally for account in self.accounts]))
             if self.stretches:
                 raise UserError(
-                    f"the corpus has {train.bytes:,} bytes of text, too little to hold some of it out; add text, or "
-                    f"name the held-out text with --heldout PATH{lost}"
+                    f"the corpus has {train.bytes:,} bytes of text, too little or too much alike to hold some of "
+                    f"it out; add text, or name the held-out text with --heldout PATH{lost}"
                 )
             raise UserError(
                 f"the corpus has {train.documents + heldout.documents} distinct document or piece, too few to hold one "
