@@ -310,6 +310,7 @@ def test_pairs_longer_than_the_context(here, refused, works):
     lines = [f"word{number}\t{' '.join(f'word{number}')}" for number in range(60)]
     (here / "a.tsv").write_text("\n".join(lines), encoding="utf-8")
     small = ["--set", "model.layers=1", "model.d_model=32", "model.heads=2", "batch.sequences=8", "model.context=4"]
+    small += ["runtime.threads=1"]
     asked = ["a.tsv", "--task", "seq2seq", "--budget", "20steps", "--out", "r", *small]
     said = refused("train", *asked)
     works("train", *asked, *settings(said))
