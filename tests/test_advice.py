@@ -616,6 +616,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "search wider with --beam 4": "in tests/test_seq2seq_story.py",
     "does not exist; name a run folder": "no command",
     "leave --task out": "an option to leave out",
+    "--set suite.items=": "a note on a run with a suite that takes long",
     "torchrun --nproc-per-node {} -m isoflop": "for machines that are not at hand",
     "train there:": "for machines that are not at hand",
     "the lab's is time for all runs": "a form",
