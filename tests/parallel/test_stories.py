@@ -69,11 +69,11 @@ def test_the_report_of_several_says_what_was_left_out_and_passed_over(two, group
 
 @both
 def test_a_signal_to_one_process_cuts_the_measurement_of_both_short(one, two, mode):
-    """It would take 7 s and more; what was measured of it is nowhere, and it is made when the run goes on."""
+    """It has PARTS parts; what was measured of it is nowhere, and it is made when the run goes on."""
     alone, found = one["signals none"], two[f"signals {mode}"]
     [first, second] = found["ended"]
     assert first == second and first[:2] == [143, 6]  # the same exit code, step and number of parts in both
-    assert first[2] < PARTS / 4 and found["seconds"] < PARTS * SLEEP / 2
+    assert first[2] < PARTS / 4
     cut = found["cut"]
     assert [step for step, _ in cut["losses"]] == list(range(1, 7)) and not cut["heldout"] and not cut["samples"]
     assert_near(found["losses"], alone["losses"])
