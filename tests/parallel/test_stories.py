@@ -15,7 +15,7 @@ from isoflop.records import Plan, RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig
 from isoflop.trainer.loop import RunResult
-from stories import PARTS, SLEEP, STEPS
+from stories import PARTS, STEPS
 
 both = pytest.mark.parametrize("mode", ["ddp", "fsdp"])
 
