@@ -20,7 +20,8 @@ from isoflop.runtime import Runtime
 BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
 
 
-Found = tuple[float, int, int]  # nats, tokens, bytes of a group of sequences
+Piece = tuple[float, int, int]  # nats, tokens, bytes of one sequence
+Found = tuple[float, int, int, tuple[Piece, ...]]  # those of a group of sequences, and of each where that is asked for
 
 
 class Tokens(Protocol):
@@ -42,6 +43,7 @@ class HeldOut:
         beside: what else the task is judged by, as names and numbers.
         unused: what of the text named was not used, and found_bytes: that and what was read.
         notes: what else the user should know of that text.
+        pieces: of each sequence, in order, where they were asked for.
     """
 
     nats: float
@@ -51,6 +53,7 @@ class HeldOut:
     unused: tuple[Unused, ...] = ()
     found_bytes: int = 0
     notes: tuple[str, ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
     @property
     def nats_per_token(self) -> float:
@@ -88,6 +91,7 @@ def measure(
     runtime: Runtime,
     max_tokens: int = 0,
     group: Group = ALONE,
+    pieces: bool = False,
 ) -> HeldOut:
     """Measure a model on a stream of documents, each followed by `eot`.
 
@@ -101,6 +105,7 @@ def measure(
         token_bytes: bytes that each id stands for, shape (vocab_size,).
         max_tokens: if the stream is longer, evenly spaced windows of about this many tokens in all; 0: everything.
         group: the processes that share the work; all get the figure.
+        pieces: of each window too, for which the head is worked out a second time.
     """
     context, count = model.config.context, len(tokens)
     starts = window_starts(count, context, max_tokens)
@@ -116,8 +121,10 @@ def measure(
         window = torch.from_numpy(windows).to(runtime.device)
         targets_BT = window[:, 1:]
         with runtime.autocast():
-            loss = head_loss(model, model.hidden(window[:, :-1]), targets_BT, reduction="sum")
-        return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum())
+            h_BTD = model.hidden(window[:, :-1])
+            loss = head_loss(model, h_BTD, targets_BT, reduction="sum")
+            each = one_by_one(model, h_BTD, targets_BT, token_bytes) if pieces else ()
+        return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum()), each
 
     return shared_out(model, groups, one, group)
 
@@ -128,6 +135,18 @@ def window_starts(count: int, context: int, max_tokens: int = 0) -> npt.NDArray[
     if max_tokens and count > max_tokens:
         starts = starts[np.unique(np.linspace(0, len(starts) - 1, max(1, max_tokens // context)).astype(np.int64))]
     return starts
+
+
+def one_by_one(
+    model: GPT | EncoderDecoder, h_BTD: torch.Tensor, targets_BT: torch.Tensor, token_bytes: npt.NDArray[Any]
+) -> tuple[Piece, ...]:
+    """Nats, tokens and bytes of each of B sequences, from their hidden states."""
+    found = []
+    for h_1TD, targets_1T in zip(h_BTD.split(1), targets_BT.split(1), strict=True):
+        there = targets_1T[targets_1T != IGNORED]
+        nats = float(head_loss(model, h_1TD, targets_1T, reduction="sum"))
+        found.append((nats, there.numel(), int(token_bytes[there.cpu().numpy()].sum())))
+    return tuple(found)
 
 
 def shared_out(
@@ -152,10 +171,12 @@ def shared_out(
         model.train(was_training)
     everyone = group.gather(mine)
     nats, counted, text_bytes = 0.0, 0, 0
+    pieces: list[Piece] = []
     for turn in range(len(groups)):
         found = everyone[turn % group.size][turn // group.size]
         nats, counted, text_bytes = nats + found[0], counted + found[1], text_bytes + found[2]
-    return HeldOut(nats, counted, text_bytes)
+        pieces += found[3]
+    return HeldOut(nats, counted, text_bytes, pieces=tuple(pieces))
 
 
 def with_previous(tokens: Tokens, start: int, length: int, eot: int) -> npt.NDArray[np.int64]:
@@ -186,6 +207,7 @@ def measure_pairs(
     runtime: Runtime,
     max_tokens: int = 0,
     group: Group = ALONE,
+    pieces: bool = False,
 ) -> HeldOut:
     """Measure an encoder-decoder on pairs: the cross-entropy of every output given its input, ends included; the bytes
     are those of the outputs.
@@ -194,6 +216,7 @@ def measure_pairs(
         batch: numbers of pairs -> (source_BS, visible_BS, inputs_BT, targets_BT).
         max_tokens: if the outputs hold more, evenly spaced pairs with about this many tokens of output; 0: everything.
         group: the processes that share the work; all get the figure.
+        pieces: of each pair too, in the order of their lengths.
     """
     lengths = np.asarray(pairs.target.lengths) + 1
     chosen = np.arange(len(pairs))
@@ -206,8 +229,10 @@ def measure_pairs(
     def one(numbers: npt.NDArray[Any]) -> Found:
         *inputs, targets_BT = (part.to(runtime.device) for part in batch(numbers))
         with runtime.autocast():
-            loss = head_loss(model, model.hidden(*inputs), targets_BT, reduction="sum")
+            h_BTD = model.hidden(*inputs)
+            loss = head_loss(model, h_BTD, targets_BT, reduction="sum")
+            each = one_by_one(model, h_BTD, targets_BT, token_bytes) if pieces else ()
         there = targets_BT[targets_BT != IGNORED]
-        return float(loss), there.numel(), int(token_bytes[there.cpu().numpy()].sum())
+        return float(loss), there.numel(), int(token_bytes[there.cpu().numpy()].sum()), each
 
     return shared_out(model, [chosen[first : first + rows] for first in range(0, len(chosen), rows)], one, group)

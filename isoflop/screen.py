@@ -18,7 +18,16 @@ from isoflop.job.listener import Listener
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.launch import is_main
 from isoflop.plan.advice import Advice
-from isoflop.records import BadSteps, DataAccount, HeldOutLine, SampleLine, SkipLine, TrainingLine, read_run
+from isoflop.records import (
+    BadSteps,
+    DataAccount,
+    ForecastLine,
+    HeldOutLine,
+    SampleLine,
+    SkipLine,
+    TrainingLine,
+    read_run,
+)
 from isoflop.terminal import OutputLost, Shown, fitted, listing, reasons, width_without_terminal, wrapped
 from isoflop.trainer import RunResult
 from isoflop.trainer.hooks import Hook
@@ -51,6 +60,7 @@ class Screen(Hook):
         self._task: TaskID | None = None
         self._stage = ""
         self._heldout = ""
+        self._course: tuple[str, str] = ("", "")  # what the run is on course for, and the interval
         self._shown = 0.0
         self._moves, self._end = 0, 0
 
@@ -100,6 +110,7 @@ class Screen(Hook):
     def started(self, state: RunState) -> None:
         self._stage = ""
         self._shown = -math.inf
+        self._course = "", ""
         self._moves, self._end = 0, state.timetable.total_steps
         if state.step:
             self.say(f"resumes from step {state.step:,}")
@@ -115,7 +126,7 @@ class Screen(Hook):
             self._shown = time.monotonic()
             bars = self._open("training")
             assert self._task is not None
-            bars.update(self._task, completed=state.step, total=total, text=self._fitted(self._words(state, line)))
+            bars.update(self._task, completed=state.step, total=total, text=self._training(state, line))
         elif state.step * LINES // total != (state.step - 1) * LINES // total or state.done:
             words = "  ".join(self._words(state, line))
             self.say(f"step {state.step:,}/{total:,}  {words}  {left(state)} left")
@@ -124,6 +135,11 @@ class Screen(Hook):
 
     def measured(self, state: RunState, line: HeldOutLine) -> None:
         self._heldout = f"held-out {line.heldout_bits_per_byte:.3f} bits/byte"
+
+    def forecast(self, state: RunState, line: ForecastLine) -> None:
+        value, low, high = (line.forecast_bits_per_byte or 0.0, line.forecast_low or 0.0, line.forecast_high or 0.0)
+        digits = 2 if value >= 1 else 3
+        self._course = f"on course for {value:.{digits}f}", f" ({low:.{digits}f} to {high:.{digits}f})"
 
     def noticed(self, state: RunState, text: str) -> None:
         self.say(text)
@@ -167,7 +183,12 @@ class Screen(Hook):
             self._task = self._bars.add_task(stage, text="", total=None)
         return self._bars
 
-    def _words(self, state: RunState, line: TrainingLine) -> list[str]:
+    def _training(self, state: RunState, line: TrainingLine) -> str:
+        """The text next to a bar: a forecast without its interval where that has no room."""
+        whole, short = (self._fitted(self._words(state, line, interval)) for interval in (True, False))
+        return whole if "".join(self._course) in whole else short
+
+    def _words(self, state: RunState, line: TrainingLine, interval: bool = True) -> list[str]:
         """How the run is, what matters most first."""
         rate = line.tokens_per_second or 0.0
         speed = rate * state.flops_per_token
@@ -175,6 +196,7 @@ class Screen(Hook):
         epochs = state.tokens / max(1, sum(state.prepared.train_tokens(name) for name in state.prepared.sources))
         return [
             f"loss {line.loss:.3f}",
+            *(["".join(self._course) if interval else self._course[0]] if self._course[0] else []),
             *([self._heldout] if self._heldout else []),
             f"{rate:,.0f} tok/s",
             f"{speed / 1e9:,.0f} GFLOP/s{share}",

@@ -181,7 +181,7 @@ class Recall:
     def palm_flops_per_token(self, config):
         return None
 
-    def measure(self, model, data, runtime, max_tokens=0, group=ALONE):
+    def measure(self, model, data, runtime, max_tokens=0, group=ALONE, pieces=False):
         model.eval()
         inputs_BT, targets_BT = (part.to(runtime.device) for part in data.tensors(data.heldout))
         with torch.no_grad():

@@ -55,9 +55,21 @@ def train(
             help="resume a run that was stopped; with SOURCE if its text was moved",
         ),
     ] = None,
+    like: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="RUN",
+            help_behavior_hint="",
+            help="a new run with the shape, text, batch, dtype and steps of RUN, but for --set; with SOURCE if its "
+            "text was moved",
+        ),
+    ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     profile: Annotated[bool, tyro.conf.arg(help="profile a few steps and show the result in the report")] = False,
+    diagnose: Annotated[
+        bool, tyro.conf.arg(help="show in the report what goes on in each layer; every.diagnose says how often")
+    ] = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
@@ -74,25 +86,21 @@ def train(
     from isoflop.recipe import load_recipe
     from isoflop.screen import Screen, listener_for, show_outcome
     from isoflop.trainer import RunConfig, RunResult
+    from isoflop.trainer.diagnose import Diagnose
     from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
         screen = Screen(quiet=not is_main(), is_product=dry_run)
-        listener = listener_for(screen, hooks=(Profile(),) if profile else ())
+        watching = (*((Profile(),) if profile else ()), *((Diagnose(),) if diagnose else ()))
+        listener = listener_for(screen, hooks=watching)
+        new = {"--recipe": recipe, "--config": config, "--init": init, "--heldout": heldout, "--strict": strict}
         if resume is not None:
-            if not resume:  # a variable that is not set, most likely; it is not a run from the beginning that is meant
-                raise UserError("--resume is empty; name a run folder: `isoflop runs` lists them")
-            refuse_with_resume(
-                resume,
-                {
-                    "--out": out,
-                    "--recipe": recipe,
-                    "--config": config,
-                    "--init": init,
-                    "--strict": strict,
-                    "--dry-run": dry_run,
-                },
-            )
+            refuse_nothing("--resume", resume)
+            begun = {name: value for name, value in new.items() if name != "--heldout"}
+            refuse_with_resume(resume, {"--like": like, "--out": out, **begun, "--dry-run": dry_run})
+        if like is not None:
+            refuse_nothing("--like", like)
+            refuse_with_like(like, {"--budget": budget, **new, "--task": task != "causal_lm" and task})
         wanted = job.Command(
             sources=sources,
             budget=budget,
@@ -105,6 +113,7 @@ def train(
             task=task,
             dry_run=dry_run,
             resume=resume,
+            like=like,
         )
         done = job.carry_out(wanted, listener)
     if isinstance(done, RunResult):
@@ -113,6 +122,22 @@ def train(
         screen.say(to_json(to_dict(done)), as_it_is=True)
     if dry_run:
         screen.require_shown()
+
+
+def refuse_nothing(option: str, run: str) -> None:
+    """Raises UserError for an empty name: a variable that is not set, most likely, and no run that begins is meant."""
+    if not run:
+        raise UserError(f"{option} names nothing; name the run's folder: `isoflop runs` lists them")
+
+
+def refuse_with_like(run: str, given: dict[str, Any]) -> None:
+    """Raises UserError for an option that would make the run unlike the one that is named."""
+    for name, value in given.items():
+        if value:
+            raise UserError(
+                f"{name} does not go with --like: all that --set does not change is as in {run}, its text, tokenizer "
+                "and steps too; leave one of the two out"
+            )
 
 
 def refuse_with_resume(run: str, given: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Whole jobs: raw text and a budget in, a trained GPT and its report out. The public door of everything below.
 
-command       `isoflop train` as one call: which of the three ways to start it means
+command       `isoflop train` as one call: which of the four ways to start it means
 start         pretrain: plan within a budget, and train; train: a configuration that is decided; resume: on with a run
+like          train_like: a run as another one, but for what is set
 reopen        a run that is there made ready to go on, with more budget from before its decay (extend)
 job           Job: train, measure, finish; what all of these come to
 together      several processes: the first one does the job, the others follow it into training
@@ -14,6 +15,7 @@ outcome       what a model is judged by, and the ledger
 """
 
 from isoflop.job.command import Command, carry_out
+from isoflop.job.like import train_like
 from isoflop.job.listener import Listener
 from isoflop.job.runs import evaluate, list_runs, load, sample
 from isoflop.job.start import pretrain, resume, train
@@ -36,4 +38,5 @@ __all__ = [
     "sample",
     "score",
     "train",
+    "train_like",
 ]

@@ -1,10 +1,11 @@
-"""`isoflop train` as one call: which of the three ways to start it means."""
+"""`isoflop train` as one call: which of the four ways to start it means."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.config import override
+from isoflop.job.like import train_like
 from isoflop.job.listener import Listener
 from isoflop.job.start import pretrain, resume, start_from, train, with_sources
 from isoflop.plan.advice import Advice
@@ -20,6 +21,7 @@ class Command:
         budget: empty: 3 minutes, or the length that `base` has.
         resume: a run to resume; None: a new one. `sources` and `heldout` then say where its text is now, if it was
             moved.
+        like: a run to be repeated but for what `assignments` change; None: none. `sources` as with `resume`.
     """
 
     sources: Sequence[str] = ()
@@ -33,10 +35,12 @@ class Command:
     task: str = RunConfig.task
     dry_run: bool = False
     resume: Path | str | None = None
+    like: Path | str | None = None
 
 
 def carry_out(command: Command, listener: Listener | None = None) -> RunResult | Advice | RunConfig:
-    """Resume a run, train a configuration that is decided, or plan one within a budget and train it.
+    """Resume a run, repeat one with a change, train a configuration that is decided, or plan one within a budget and
+    train it.
 
     Returns:
         What the run came to; of a dry run the plan, or the configuration where nothing is planned.
@@ -51,6 +55,15 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
             sources=command.sources,
             heldout=command.heldout,
             assignments=command.assignments,
+            listener=listener,
+        )
+    if command.like is not None:
+        return train_like(
+            command.like,
+            command.out,
+            sources=command.sources,
+            assignments=command.assignments,
+            dry_run=command.dry_run,
             listener=listener,
         )
     if command.base is not None and not command.budget:

@@ -66,7 +66,7 @@ def extend(
                     source.replace(ended / source.name)
                 else:
                     checkpoint.remove(source)
-        for path in (folder.result, folder.report):
+        for path in (folder.result, folder.pieces, folder.report):
             if path.exists():
                 path.replace(ended / path.name)
         write_json(ended / folder.plan.name, run.plan.to_dict())

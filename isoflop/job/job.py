@@ -12,8 +12,9 @@ from isoflop.data.manifest import Data
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json
 from isoflop.job.listener import Listener, Phases
-from isoflop.job.outcome import FINAL_TOKENS, add_to_ledger, judge, mfu
+from isoflop.job.outcome import FINAL_TOKENS, add_to_ledger, judge, mfu, pieces_of
 from isoflop.measure import HeldOut
+from isoflop.optim.schedules import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.plan.ceiling import is_peak, machine_peak, raised
 from isoflop.plan.far import far_off
@@ -22,6 +23,8 @@ from isoflop.runtime import make_runtime, peak_memory
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.config import RuntimeConfig, resolve_runtime
+from isoflop.trainer.course import Course
+from isoflop.trainer.diagnose import Diagnose
 from isoflop.trainer.guard import account, gaps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
@@ -48,6 +51,7 @@ class Job:
         phases: seconds by phase so far.
         resumed: the run is there already, and goes on.
         known_peak: FLOP/s by dtype that are on record of this run; empty: none are.
+        decided: how the end moves on the way, where that is known before.
         thoughts: hooks that may end the run for another plan; then `anew` gives the job that follows.
     """
 
@@ -60,6 +64,7 @@ class Job:
     phases: Phases = field(default_factory=Phases)
     resumed: bool = False
     known_peak: dict[str, float] = field(default_factory=dict)
+    decided: tuple[Decision, ...] = ()
     thoughts: tuple[Hook, ...] = ()
     anew: Callable[["Job", Restarting], "Job"] | None = None
 
@@ -114,7 +119,12 @@ class Job:
 
     def train(self) -> RunResult:
         """All steps that are left, by this process and those that follow it."""
-        told = [*make_trackers(self.config.trackers), *self.listener.hooks, *self.thoughts]
+        asked = any(isinstance(hook, Diagnose) for hook in self.listener.hooks)
+        diagnosing = [Diagnose()] if self.config.every.diagnose and not asked else []
+        if (asked or diagnosing) and not self.group.alone:
+            self.listener.say("note: diagnostics are for a run of one process; none are taken")
+        watching = [*make_trackers(self.config.trackers), *self.listener.hooks, *self.thoughts]
+        told = [Course(self.plan, watching, self.listener.say), *watching, *diagnosing]
         if not self.resumed:
             for line in far_off(self.config):
                 self.listener.say(line)
@@ -125,7 +135,7 @@ class Job:
             self.measure_start()
         self.group.order(self.order())
         plan = self.plan.updated(phases=dict(self.phases.seconds))
-        result = self.take_steps(told, plan=plan, environment={"peak": self.peak})
+        result = self.take_steps(told, plan=plan, environment={"peak": self.peak}, decided=self.decided)
         self.phases.seconds["train"] = round(result.seconds, 2)
         return result
 
@@ -163,11 +173,13 @@ class Job:
             device, threads = self.group.device(run_as.device), self.group.threads(run_as.threads)
             runtime = make_runtime(device, run_as.dtype, threads)
             model.to(runtime.device)
-            return judge(self.task, model, self.data, runtime, FINAL_TOKENS, group=self.group)
+            return judge(self.task, model, self.data, runtime, FINAL_TOKENS, group=self.group, pieces=True)
 
     def finish(self, result: RunResult, reached: HeldOut) -> None:
         """Write result and report, and add a line to the ledger."""
         with disk_errors(f"the run folder {self.folder.path}"):
+            if reached.pieces:
+                write_json(self.folder.pieces, pieces_of(reached, self.data.fingerprint).to_dict())
             self.write_result(result, reached)
             self.folder.event("finished", step=result.step)
             self.phases.seconds.pop("report", None)

@@ -1,5 +1,6 @@
 """What a model is judged by, and the ledger that later plans can learn from."""
 
+import itertools
 import time
 from dataclasses import replace
 from typing import Any
@@ -7,20 +8,40 @@ from typing import Any
 from isoflop.files import NAME_HOME, disk_errors, home
 from isoflop.measure import HeldOut
 from isoflop.parallel.mesh import ALONE, Group
-from isoflop.records import LedgerLine, Run, RunFolder
+from isoflop.records import HeldOutPieces, LedgerLine, Run, RunFolder
 from isoflop.runtime import Runtime, utilisation
 from isoflop.trainer.config import RuntimeConfig
 from isoflop.trainer.task import Task
 
 FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
+MOST_PIECES = 256  # that are kept of them
 
 
 def judge(
-    task: Task, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, beam: int = 1, group: Group = ALONE
+    task: Task,
+    model: Any,
+    data: Any,
+    runtime: Runtime,
+    max_tokens: int = 0,
+    beam: int = 1,
+    group: Group = ALONE,
+    pieces: bool = False,
 ) -> HeldOut:
-    """Held-out loss of a model, and what its task is judged by next to it."""
-    found = task.measure(model, data, runtime, max_tokens, group)
+    """Held-out loss of a model, of each sequence too where `pieces` asks for it, and what its task is judged by next to
+    it."""
+    found = task.measure(model, data, runtime, max_tokens, group, pieces)
     return replace(found, beside=task.judge(model, data, beam)) if group.first else found
+
+
+def pieces_of(reached: HeldOut, fingerprint: str) -> HeldOutPieces:
+    """heldout.json: what was measured, in at most MOST_PIECES stretches of neighbouring sequences, so that runs on the
+    same text can be compared stretch by stretch."""
+    each, count = reached.pieces, min(MOST_PIECES, len(reached.pieces))
+    bounds = [round(index * len(each) / count) for index in range(count + 1)]
+    parts = [each[first:last] for first, last in itertools.pairwise(bounds)]
+    nats = tuple(round(sum(piece[0] for piece in part), 4) for part in parts)
+    tokens, sizes = (tuple(sum(int(piece[index]) for piece in part) for part in parts) for index in (1, 2))
+    return HeldOutPieces(fingerprint=fingerprint, nats=nats, tokens=tokens, bytes=sizes)
 
 
 def mfu(flops_per_token: float | None, ran: RuntimeConfig, tokens_per_second: float, group: Group) -> float | None:

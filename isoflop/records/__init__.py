@@ -6,15 +6,18 @@
       plan.json         what was planned and why, and the loss expected
       data.json         the data's account: documents, duplicates, skipped, tokens by source
       tokenizer.json
-      metrics.jsonl     one JSON object per line; training lines have `step` and `loss`, held-out lines `heldout_loss`
+      metrics.jsonl     one JSON object per line; training lines have `step` and `loss`, held-out lines `heldout_loss`,
+                        forecasts on the way `forecast_bits_per_byte`
       samples.jsonl     text written by the model along the way
       decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
+      diagnostics.jsonl with --diagnose: gradients, activations and the like by layer
       skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
       events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
       suites.jsonl      with every.suite: what the model came to on suites along the way
       card.json         with --card --licence: what a person said for the model card
       suites/NAME.json  what it came to on a whole suite, as `isoflop eval RUN --suite NAME` keeps it
       result.json       what the finished run reached
+      heldout.json      its held-out loss stretch by stretch, to compare runs on the same text
       checkpoints/step-00001000/
       profile/          with --profile: where the time of a few steps went (trainer/profile.py)
       report.html
@@ -40,10 +43,20 @@ from isoflop.records.account import (
 )
 from isoflop.records.folder import Lock, RunFolder
 from isoflop.records.lines import read_lines, read_object
-from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, SuiteLine, TrainingLine
+from isoflop.records.logs import (
+    DecisionLine,
+    DiagnosticsLine,
+    EventLine,
+    ForecastLine,
+    HeldOutLine,
+    SampleLine,
+    SkipLine,
+    SuiteLine,
+    TrainingLine,
+)
 from isoflop.records.plan import Calibration, CandidateShape, Choice, Expectation, Plan, TextPredictability
 from isoflop.records.record import Record
-from isoflop.records.result import BadSteps, HeldOutFigures, LedgerLine, Result
+from isoflop.records.result import BadSteps, HeldOutFigures, HeldOutPieces, LedgerLine, Result
 from isoflop.records.run import Run, find_runs, read_run
 from isoflop.records.suites import CardSaid, Contamination, PartScore, PublishedScore, SuiteScore
 from isoflop.records.surroundings import Environment, ProfileSeen, Settings
@@ -58,11 +71,14 @@ __all__ = [
     "DataAccount",
     "DataRead",
     "DecisionLine",
+    "DiagnosticsLine",
     "Environment",
     "EventLine",
     "Expectation",
+    "ForecastLine",
     "HeldOutFigures",
     "HeldOutLine",
+    "HeldOutPieces",
     "LedgerLine",
     "Lock",
     "NotUsed",

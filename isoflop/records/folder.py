@@ -20,7 +20,7 @@ from isoflop.records.record import Record
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
 Line = TypeVar("Line", bound=Record)
 
-LOGS = ("metrics", "samples", "decisions", "skips", "events", "suites")
+LOGS = ("metrics", "samples", "decisions", "skips", "events", "suites", "diagnostics")
 # what flock says where the file system has no locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # and where somebody has it, or may have
@@ -60,6 +60,10 @@ class RunFolder:
     @property
     def result(self) -> Path:
         return self.path / "result.json"
+
+    @property
+    def pieces(self) -> Path:
+        return self.path / "heldout.json"
 
     @property
     def report(self) -> Path:
@@ -110,23 +114,21 @@ class RunFolder:
 
     def forget_after(self, step: int, skips: bool = False) -> None:
         """Drop the lines of steps after `step` from the logs: they are about to be made again. What a rollback passes
-        over stays so, unless `skips` forgets that as well."""
+        over stays so, and so do decisions that are replayed, unless `skips` forgets these as well."""
         if not self.mine:
             return
-        keys = {"metrics": "step", "samples": "step", "suites": "step", "decisions": "at_step", "skips": "step"}
-        for name, key in keys.items():
+        by_step = dict.fromkeys(("metrics", "samples", "skips", "suites", "diagnostics"), "step")
+        for name, key in {**by_step, "decisions": "at_step"}.items():
             path = self.log(name)
             if path.exists():
                 kept = [
-                    line
-                    for line in read_lines(path)
-                    if not after(line.get(key), step) or (line.get("action") == "rollback" and not skips)
+                    line for line in read_lines(path) if not after(line.get(key), step) or (stays(line) and not skips)
                 ]
                 write_text(path, "".join(json_line(line) + "\n" for line in kept))
 
     def settle(self) -> None:
         """Wait until the disk has every line that was added so far, and the names of the logs."""
-        for name in ("metrics", "samples", "suites"):  # to the others each line is added durably
+        for name in ("metrics", "samples", "suites", "diagnostics"):  # to the others each line is added durably
             with contextlib.suppress(FileNotFoundError), self.log(name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(self.path)
@@ -188,7 +190,8 @@ class RunFolder:
                 f"--out {self.path} holds another run; name another folder, or resume that run: "
                 f"isoflop train --resume {quoted(self.path)}"
             )
-        first = {".lock", self.plan.name, self.environment.name, self.data.name, self.tokenizer.name}
+        first = {".lock", *(path.name for path in (self.plan, self.environment, self.data, self.tokenizer))}
+        first.add(self.log("decisions").name)  # of a run like another one
         if self.path.is_dir() and any(
             p for p in self.path.iterdir() if p.name not in first and not UNFINISHED.fullmatch(p.name)
         ):
@@ -245,6 +248,11 @@ def itself(name: str, flags: int) -> int:
 
 def after(at: Any, step: int) -> bool:
     return isinstance(at, (int, float)) and at > step
+
+
+def stays(line: Mapping[str, Any]) -> bool:
+    """Whether a line is about steps that may be still to come."""
+    return line.get("action") == "rollback" or line.get("replayed") is True
 
 
 def lock(file: IO[str]) -> None:

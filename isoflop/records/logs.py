@@ -36,6 +36,7 @@ class HeldOutLine(Record):
 
     Attributes:
         heldout_loss: plain cross-entropy, nats per token.
+        wide_loss, wide_bits_per_byte, wide_tokens: the same model on more of the held-out text, once in a run.
     """
 
     step: int | None = None
@@ -44,6 +45,45 @@ class HeldOutLine(Record):
     flops: float | None = None
     heldout_loss: float | None = None
     heldout_bits_per_byte: float | None = None
+    wide_loss: float | None = rare()
+    wide_bits_per_byte: float | None = rare()
+    wide_tokens: int | None = rare()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForecastLine(Record):
+    """What a run was on course for (trainer/course.py), in metrics.jsonl: the lines with a `forecast_bits_per_byte`.
+
+    Attributes:
+        tokens, seconds: when it was made, as in a training line; end_step: of the schedule at that time.
+        forecast_bits_per_byte: held-out, at the end, on all that is held out; forecast_low, forecast_high: the interval
+            that should hold it in `forecast_level` of all cases.
+        fan: (tokens, bits per byte, low, high) at some moments from then to the end.
+    """
+
+    step: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+    end_step: int | None = None
+    forecast_bits_per_byte: float | None = None
+    forecast_low: float | None = None
+    forecast_high: float | None = None
+    forecast_level: float | None = None
+    fan: tuple[tuple[float, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnosticsLine(Record):
+    """What went on inside the model after a step, a line of diagnostics.jsonl (trainer/diagnose/measures.py).
+
+    Attributes:
+        by_layer: by measure the number of each layer, by the layer's name; whole: of the model.
+    """
+
+    step: int | None = None
+    tokens: int | None = None
+    by_layer: dict[str, dict[str, float]] = field(default_factory=dict)
+    whole: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +110,7 @@ class DecisionLine(Record):
     Attributes:
         progress: at `at_step`, from 0 to 1; None keeps the one that the run had.
         seconds: what an extension lets the run take in all; 0: it is not held to any.
+        replayed: it was another run's (`--like`), and known before the first step.
     """
 
     at_step: int | None = None
@@ -78,6 +119,7 @@ class DecisionLine(Record):
     reason: str = ""
     seconds: float | None = rare()
     time: float | None = None
+    replayed: bool | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,6 +110,7 @@ class Plan(Record):
         phases: seconds by phase before training.
         init_bits_per_byte: of the weights that the run started from (--init), on what it holds out.
         source, format: where an imported model came from.
+        like: the run that this one repeats but for what was set (`--like`).
     """
 
     budget: str | None = None
@@ -131,6 +132,7 @@ class Plan(Record):
     init_bits_per_byte: float | None = rare()
     source: str | None = rare()
     format: str | None = rare()
+    like: str | None = rare()
 
     @classmethod
     def given(cls, steps: int, tokens: int, expected: Expectation | None = None) -> "Plan":

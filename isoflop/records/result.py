@@ -31,6 +31,22 @@ class HeldOutFigures(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOutPieces(Record):
+    """heldout.json: the last held-out measurement stretch by stretch, in the order of the text. Runs on the same data
+    have the same stretches where `fingerprint`, `tokens` and `bytes` are the same.
+
+    Attributes:
+        fingerprint: of the data.
+        nats: summed cross-entropy of each stretch; tokens, bytes: of each.
+    """
+
+    fingerprint: str | None = None
+    nats: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    bytes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class BadSteps(Record):
     """What went wrong in a run, counted. `left_out_tokens` were read and not learned from, `passed_over_tokens` are
     those that rollbacks kept from being read."""

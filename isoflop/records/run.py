@@ -9,9 +9,19 @@ from isoflop.errors import UserError
 from isoflop.records.account import DataAccount
 from isoflop.records.folder import RunFolder
 from isoflop.records.lines import read_lines, read_object
-from isoflop.records.logs import DecisionLine, EventLine, HeldOutLine, SampleLine, SkipLine, SuiteLine, TrainingLine
+from isoflop.records.logs import (
+    DecisionLine,
+    DiagnosticsLine,
+    EventLine,
+    ForecastLine,
+    HeldOutLine,
+    SampleLine,
+    SkipLine,
+    SuiteLine,
+    TrainingLine,
+)
 from isoflop.records.plan import Plan
-from isoflop.records.result import Result
+from isoflop.records.result import HeldOutPieces, Result
 from isoflop.records.suites import SuiteScore
 from isoflop.records.surroundings import Environment, ProfileSeen, Settings
 
@@ -22,9 +32,10 @@ class Run:
 
     Attributes:
         config: a RunConfig as JSON.
-        training, heldout, samples, decisions, skips, events: the lines of the logs.
+        training, heldout, forecasts, diagnostics, samples, decisions, skips, events: the lines of the logs.
         suite_lines: what the model came to on suites on the way (suites.jsonl); suites: on whole ones, afterwards.
         profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
+        pieces: the last held-out measurement, stretch by stretch.
         status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
     """
 
@@ -36,6 +47,8 @@ class Run:
     result: Result = field(default_factory=Result.nothing)
     training: list[TrainingLine] = field(default_factory=list, repr=False)
     heldout: list[HeldOutLine] = field(default_factory=list, repr=False)
+    forecasts: list[ForecastLine] = field(default_factory=list, repr=False)
+    diagnostics: list[DiagnosticsLine] = field(default_factory=list, repr=False)
     samples: list[SampleLine] = field(default_factory=list, repr=False)
     decisions: list[DecisionLine] = field(default_factory=list, repr=False)
     skips: list[SkipLine] = field(default_factory=list, repr=False)
@@ -44,6 +57,7 @@ class Run:
     profile: ProfileSeen = field(default_factory=ProfileSeen.nothing, repr=False)
     suite_lines: list[SuiteLine] = field(default_factory=list, repr=False)
     suites: list[SuiteScore] = field(default_factory=list, repr=False)
+    pieces: HeldOutPieces = field(default_factory=HeldOutPieces.nothing, repr=False)
 
     @cached_property
     def settings(self) -> Settings:
@@ -78,6 +92,8 @@ def read_run(path: Path | str) -> Run:
         result=result,
         training=[TrainingLine.read(line) for line in metrics if "loss" in line],
         heldout=[HeldOutLine.read(line) for line in metrics if "heldout_loss" in line],
+        forecasts=[ForecastLine.read(line) for line in metrics if "forecast_bits_per_byte" in line],
+        diagnostics=folder.lines("diagnostics", DiagnosticsLine),
         samples=folder.lines("samples", SampleLine),
         decisions=folder.lines("decisions", DecisionLine),
         skips=folder.lines("skips", SkipLine),
@@ -86,6 +102,7 @@ def read_run(path: Path | str) -> Run:
         profile=ProfileSeen.read(read_object(folder.profile / "profile.json")),
         suite_lines=folder.lines("suites", SuiteLine),
         suites=[SuiteScore.read(read_object(path)) for path in sorted(folder.suites.glob("*.json"))],
+        pieces=HeldOutPieces.read(read_object(folder.pieces)),
     )
 
 

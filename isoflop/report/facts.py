@@ -15,7 +15,16 @@ from numpy.typing import NDArray
 
 from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
-from isoflop.records import Expectation, HeldOutLine, PreparedSource, Record, Run, SourceRead, TrainingLine
+from isoflop.records import (
+    Expectation,
+    ForecastLine,
+    HeldOutLine,
+    PreparedSource,
+    Record,
+    Run,
+    SourceRead,
+    TrainingLine,
+)
 from isoflop.records.plan import VERDICTS
 from isoflop.report.figures import Interval
 from isoflop.report.words import count, duration, fixed, percent, power
@@ -179,6 +188,24 @@ def bits_per_nat(bits: float | None, nats: float | None, run: Run) -> float | No
         return bits / nats
     bytes_per_token = over(run.data.heldout.bytes, run.data.heldout.tokens)
     return over(1 / math.log(2), bytes_per_token)
+
+
+def bits_per_measured_nat(run: Run, ratio: float | None) -> float | None:
+    """Bits per byte on all that is held out, for one nat per token measured along the way, which is a part of it.
+
+    Args:
+        ratio: that of the part, where the whole was not looked at.
+    """
+    wide = [line for line in run.heldout if line.wide_bits_per_byte and line.heldout_loss]
+    return over(wide[-1].wide_bits_per_byte, wide[-1].heldout_loss) if wide else ratio
+
+
+def outlook(run: Run) -> str:
+    """What a run that goes on is on course for, in words; empty where nothing was said yet."""
+    line = run.forecasts[-1] if run.forecasts else ForecastLine()
+    if line.forecast_bits_per_byte is None or line.forecast_low is None or line.forecast_high is None:
+        return ""
+    return f"on course for {line.forecast_bits_per_byte:.2f} ({line.forecast_low:.2f} to {line.forecast_high:.2f})"
 
 
 def machine(run: Run) -> str:

@@ -87,6 +87,7 @@ def learning(
     expected: Interval | None = None,
     end_tokens: float | None = None,
     marks: Sequence[Mark] = (),
+    fan: ArrayLike = (),
     width: float = 920,
 ) -> tuple[str, int]:
     """Training and held-out loss (nats per token) against tokens read, with the learning rate below.
@@ -95,6 +96,7 @@ def learning(
         bits_per_nat: held-out bits per byte for one nat per token; gives the axis on the right.
         expected: expected held-out loss in nats per token, drawn as a bar at the end.
         end_tokens: where the run is planned to end; the axis reaches at least there.
+        fan: held-out loss to come, rows of (tokens, nats per token, low, high), shape (P, 4).
 
     Returns:
         The SVG, and how many of the T losses lie above the picture: the first steps fall so far that showing them whole
@@ -104,7 +106,9 @@ def learning(
     hx, held = floats(heldout_tokens_H), floats(heldout_loss_H)
     smoothed = smooth(loss)
     right = largest(x, hx, [end_tokens or 0.0], default=1.0) or 1.0
+    fan_P4 = np.asarray(fan, dtype=np.float64).reshape(-1, 4)
     low, high = loss_limits(x, loss, smoothed, held, expected, right)
+    low, high = min([low, *fan_P4[:, 2]]), max([high, *fan_P4[-1:, 3]])
     with drawing():
         narrow = width < 600
         figure = Figure(figsize=(width / 72, (430 if narrow else 520) / 72))
@@ -116,6 +120,9 @@ def learning(
         keep = thin(smoothed)
         top.plot(x[keep], smoothed[keep], color=COLORS["train"], linewidth=2)
         top.plot(hx, held, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=5)
+        if fan_P4.size:
+            top.fill_between(fan_P4[:, 0], fan_P4[:, 2], fan_P4[:, 3], color=COLORS["heldout"], alpha=0.2, linewidth=0)
+            top.plot(fan_P4[:, 0], fan_P4[:, 1], "--", color=COLORS["heldout"], linewidth=1.4)
         top.set_xlim(0, 1.05 * right)
         top.set_ylim(low, high)
         if expected is not None:
@@ -176,6 +183,44 @@ def trace(
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         token_axis(axes, True)
         return to_svg(figure, name, label)
+
+
+def forecasts(
+    tokens_F: ArrayLike,
+    value_F: ArrayLike,
+    low_F: ArrayLike,
+    high_F: ArrayLike,
+    *,
+    reached: float | None,
+    expected: Interval | None,
+    end_tokens: float,
+    width: float = 440,
+) -> str:
+    """What a run was on course for at each moment, with its interval: bits per byte against tokens read. The plan's
+    interval lies beside it, at the start; what was reached is a dot at the end."""
+    x, value, low, high = (floats(values) for values in (tokens_F, value_F, low_F, high_F))
+    with drawing():
+        figure = Figure(figsize=(width / 72, 190 / 72))
+        axes = figure.add_axes((0.125, 0.21, 0.85, 0.72))
+        axes.fill_between(x, low, high, color=COLORS["heldout"], alpha=0.2, linewidth=0)
+        axes.plot(x, value, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=3)
+        bounds = [value for value in (*low, *high) if np.isfinite(value)] or [0.0]
+        if expected is not None:
+            band = [expected.low, expected.high]
+            axes.plot([0, 0], band, color=COLORS["expected"], linewidth=12, alpha=0.35, solid_capstyle="butt")
+            axes.plot([0], [expected.value], marker="_", markersize=18, markeredgewidth=3, color=COLORS["expected"])
+            bounds += band
+        if reached is not None:
+            axes.axhline(reached, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (3, 3)))
+            axes.plot([end_tokens], [reached], "o", color=COLORS["ink"], markersize=7)
+            bounds.append(reached)
+        margin = 0.06 * max(max(bounds) - min(bounds), 0.01)
+        axes.set_ylim(min(bounds) - margin, max(bounds) + margin)
+        axes.set_xlim(-0.03 * end_tokens, 1.03 * end_tokens)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        token_axis(axes, True)
+        return to_svg(figure, "forecasts", "Bits per byte that the run was on course for, against tokens read")
 
 
 def candidates(

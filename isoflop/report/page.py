@@ -6,7 +6,7 @@ from pathlib import Path
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_text
 from isoflop.records import read_run
-from isoflop.report import account, attempt, compare, history, profile, sections, suites, verdict
+from isoflop.report import account, attempt, compare, history, inside, profile, sections, suites, verdict
 from isoflop.report.facts import Facts, read_facts
 from isoflop.report.style import document
 
@@ -49,6 +49,7 @@ def one_run(facts: Facts) -> str:
         suites.suites(facts),
         account.data(facts),
         account.costs(facts),
+        inside.inside(facts),
         profile.profile(facts),
         history.history(facts),
         "<footer>Made by isoflop. Loss in nats per token, text in bytes of UTF-8, FLOPs as 6 N D.</footer>",

@@ -10,8 +10,10 @@ from isoflop.report import figures, words
 from isoflop.report.facts import (
     Facts,
     Measures,
+    bits_per_measured_nat,
     chosen_candidate,
     column,
+    outlook,
     over,
     tokens_at,
 )
@@ -31,7 +33,7 @@ def learning(facts: Facts) -> str:
     nats = Interval(expected.value / ratio, expected.low / ratio, expected.high / ratio) if expected and ratio else None
     marks = moments(facts)
     end = tokens_at(run, facts.planned_steps or 0.0) or facts.expected.tokens
-    drawn, above = [], 0
+    drawn, above, ahead = [], 0, fan(facts)
     for css, width in (("wide", 980), ("narrow", 420)):
         svg, above = figures.learning(
             tokens,
@@ -43,11 +45,14 @@ def learning(facts: Facts) -> str:
             expected=nats,
             end_tokens=end,
             marks=marks,
+            fan=ahead,
             width=width,
         )
         drawn.append(f'<div class="{css}">{svg}</div>')
     legend = [key("train", "training loss, each record and smoothed"), key("heldout", "held-out loss")]
     legend += [key("expected", "expected at the end, with its interval", band=True)] if nats else []
+    if ahead:
+        legend.append(key("heldout", f"{outlook(run)} bits per byte in the end", band=True))
     if above:
         legend.append(
             f"<span>The first {count(above)} records, from {fixed(loss[0])} nats, lie above the picture.</span>"
@@ -64,6 +69,7 @@ def learning(facts: Facts) -> str:
         if values.size and not all(values != values):  # NaN alone: nothing was logged
             svg = figures.trace(tokens, values, name, f"{title} against tokens read", marks)
             small.append(f'<figure><figcaption class="above">{title}</figcaption>{svg}</figure>')
+    small += foreseen(facts)
     body = (
         f"<figure>{''.join(drawn)}<figcaption>{''.join(legend)}</figcaption></figure>\n"
         + '<div class="pair">'
@@ -72,6 +78,44 @@ def learning(facts: Facts) -> str:
     )
     said = "Loss in nats per token; the right-hand axis reads the held-out curve in bits per byte."
     return section("Learning", f"{said} {bad_steps(facts)}".rstrip(), body)
+
+
+def fan(facts: Facts) -> list[list[float]]:
+    """The newest forecast of a run that has not ended: rows of (tokens, nats per token, low, high), the first of them
+    the held-out loss that there is; empty where there is none."""
+    run, ratio = facts.run, bits_per_measured_nat(facts.run, facts.bits_per_nat)
+    if facts.finished or not run.forecasts or not run.heldout or not ratio:
+        return []
+    now = run.heldout[-1]
+    ahead = [list(point) for point in run.forecasts[-1].fan if len(point) == 4 and point[0] > (now.tokens or 0)]
+    if not ahead or now.tokens is None or now.heldout_loss is None:
+        return []
+    begun = [float(now.tokens), now.heldout_loss, now.heldout_loss, now.heldout_loss]
+    return [begun, *([tokens, *(value / ratio for value in values)] for tokens, *values in ahead)]
+
+
+def foreseen(facts: Facts) -> list[str]:
+    """The figure of what the run was on course for along the way, if it said so."""
+    lines = [line for line in facts.run.forecasts if line.tokens is not None]
+    if not lines:
+        return []
+    names = ("tokens", "forecast_bits_per_byte", "forecast_low", "forecast_high")
+    end = tokens_at(facts.run, facts.planned_steps or 0.0) or facts.expected.tokens or facts.reached.tokens or 1.0
+    svg = figures.forecasts(
+        *(column(lines, name) for name in names),
+        reached=facts.reached.bits_per_byte if facts.finished else None,
+        expected=facts.expected_bits,
+        end_tokens=facts.reached.tokens or end if facts.finished else end,
+    )
+    title = "On course for, in bits per byte"
+    level = percent(lines[-1].forecast_level, 0)
+    legend = [key("heldout", f"forecast along the way, {level} interval", band=True)]
+    legend += [key("expected", "the plan's", band=True)] if facts.expected_bits else []
+    legend += [key("ink", "reached")] if facts.finished else []
+    return [
+        f'<figure><figcaption class="above">{title}</figcaption>{svg}'
+        f"<figcaption>{''.join(legend)}</figcaption></figure>"
+    ]
 
 
 def bad_steps(facts: Facts) -> str:

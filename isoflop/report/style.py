@@ -61,6 +61,10 @@ figcaption.above { margin: 0 0 4px; font-weight: 650; color: var(--text); }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 400px), 1fr)); gap: 6px 32px;
     align-items: start; }
 .three { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 6px 20px; }
+.side { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 10px 20px; }
+.side pre { margin-top: 4px; max-height: 26em; overflow: auto; }
+.warning { border-left: 4px solid var(--bad); background: var(--panel); border-radius: 0 8px 8px 0; padding: 12px 18px;
+    margin: 18px 0; } .warning ul { margin: 6px 0; padding-left: 20px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .95rem; font-variant-numeric: tabular-nums; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: .86rem; }

@@ -4,7 +4,7 @@ Each function takes the Facts of a run and returns HTML. Whatever comes from a r
 """
 
 from isoflop.report import figures, words
-from isoflop.report.facts import Facts, machine, measured_peak, over, source_table
+from isoflop.report.facts import Facts, machine, measured_peak, outlook, over, source_table
 from isoflop.report.words import count, duration, fixed, percent, power, rate, text
 
 JUDGEMENTS = {
@@ -64,6 +64,7 @@ def story(facts: Facts) -> str:
         of = f" of {count(facts.planned_steps)}" if facts.planned_steps else ""
         middle = f", {'is at' if run.status == 'running' else 'was stopped at'} step {count(reached.steps)}{of}"
         middle += f" with {fixed(bits)} bits per byte so far" if bits is not None else ""
+        middle += f", {outlook(run)}" if outlook(run) else ""
     return subject + middle + expectation(facts) + "."
 
 

@@ -1,5 +1,7 @@
 """From a configuration and its data to a run that can take steps: from the start, or resumed from a checkpoint."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import lay_out
 from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import DataAccount, EventLine, Plan, RunFolder, SkipLine, read_lines, read_object
+from isoflop.records.lines import json_line
 from isoflop.runtime import describe_machine, make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import ACTIONS, Watch, gaps
@@ -48,9 +51,17 @@ def check_fits(config: RunConfig, prepared: Data) -> None:
 
 
 def write_first_files(
-    config: RunConfig, folder: RunFolder, prepared: Data, plan: Plan, environment: dict[str, Any]
+    config: RunConfig,
+    folder: RunFolder,
+    prepared: Data,
+    plan: Plan,
+    environment: dict[str, Any],
+    decided: Sequence[Decision] = (),
 ) -> None:
     """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
+    if decided:
+        lines = [one.line(time.time()).updated(replayed=True).to_dict() for one in decided]
+        write_text(folder.log("decisions"), "".join(json_line(line) + "\n" for line in lines))
     write_json(folder.plan, plan.to_dict())
     write_json(folder.environment, environment)
     write_json(folder.data, prepared.account().to_dict())

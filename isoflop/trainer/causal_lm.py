@@ -148,10 +148,17 @@ class CausalLM:
         return flops_per_token(config.model, convention="palm")
 
     def measure(
-        self, model: GPT, data: Prepared, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE
+        self,
+        model: GPT,
+        data: Prepared,
+        runtime: Runtime,
+        max_tokens: int = 0,
+        group: Group = ALONE,
+        pieces: bool = False,
     ) -> HeldOut:
         tokenizer = data.tokenizer
-        return measure(model, data.heldout(), tokenizer.token_bytes(), tokenizer.eot, runtime, max_tokens, group)
+        held, end = data.heldout(), tokenizer.eot
+        return measure(model, held, tokenizer.token_bytes(), end, runtime, max_tokens, group, pieces)
 
     def judge(self, model: GPT, data: Prepared, beam: int = 1) -> dict[str, Any]:
         """Nothing but its loss."""

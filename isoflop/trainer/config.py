@@ -120,6 +120,7 @@ class EveryConfig:
     sample: Annotated[int, "steps between samples"] = 250
     suite: Annotated[int, "steps between scores on the suites of suite.names, as far as suite.share allows"] = 0
     checkpoint: Annotated[int, "steps between checkpoints"] = 250
+    diagnose: Annotated[int, "steps between diagnostics: gradients, activations and the like by layer"] = 0
     keep: Annotated[int, "how many of the last checkpoints stay; the one before the decay stays too"] = 2
     keep_best: Annotated[bool, "the checkpoint with the least held-out loss stays as well"] = True
     keep_every: Annotated[int, "checkpoints of steps that this divides stay for good"] = 0
@@ -129,7 +130,7 @@ class EveryConfig:
     ] = True
 
     def __post_init__(self) -> None:
-        for name in ("log", "evaluate", "sample", "suite", "checkpoint", "keep", "keep_every"):
+        for name in ("log", "evaluate", "sample", "suite", "checkpoint", "diagnose", "keep", "keep_every"):
             if getattr(self, name) < (1 if name in ("log", "keep") else 0):
                 raise UserError(f"every.{name} = {getattr(self, name)} is too small")
 

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable
 
 import torch
 
+from isoflop.measure import HeldOut as Measured
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.failures import CutShort
-from isoflop.records import HeldOutLine, SkipLine, read_lines
+from isoflop.records import ForecastLine, HeldOutLine, SkipLine, read_lines
 from isoflop.trainer.state import RunState
 
 SAMPLES_SHARE = 0.03  # of the seconds that a run is held to, for samples, each time
@@ -63,6 +64,9 @@ class Hook:
     def measured(self, state: RunState, line: HeldOutLine) -> None:
         """After a held-out line was written."""
 
+    def forecast(self, state: RunState, line: ForecastLine) -> None:
+        """After a line was written that says what the run is on course for."""
+
     def ended(self, state: RunState) -> None:
         """After the last step, or when the run stops early, whatever the reason."""
 
@@ -74,10 +78,17 @@ def overriding(hooks: Iterable[Hook], moment: str) -> list[Hook]:
     return [hook for hook in hooks if getattr(getattr(hook, moment), "__func__", None) is not nothing]
 
 
+WIDE_FROM = 0.125  # progress from which on the one measurement on more text is made
+WIDE_SHARE = 1 / 128  # of the run's tokens: a forward pass is a third of a step, so a quarter of a percent of its time
+
+
 class HeldOut(Hook):
     """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks. The line also has what the
     model's parts say of the last held-out batch, such as a mixture's `load_entropy`. A measurement that a signal cut
-    short is made when the run goes on."""
+    short is made when the run goes on.
+
+    These measurements read little of what is held out, always the same part. Once in a run, at the first of them from
+    WIDE_FROM on, more of it is read: how the part lies to the whole changes little while a model learns."""
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
@@ -89,11 +100,12 @@ class HeldOut(Hook):
     def stepped(self, state: RunState) -> None:
         if not state.due(state.config.every.evaluate):
             return
+        more = wide_tokens(state)
         try:
             with state.may_be_cut_short():
-                found = state.task.measure(
-                    state.model, state.prepared, state.runtime, state.config.evaluate_tokens, state.layout.group
-                )
+                found = self.measure(state, state.config.evaluate_tokens)
+                readings = state.model.mean_readings()
+                wide = self.measure(state, more) if more else None
         except CutShort:
             return
         line = HeldOutLine(
@@ -103,12 +115,33 @@ class HeldOut(Hook):
             flops=state.flops,
             heldout_loss=found.nats_per_token,
             heldout_bits_per_byte=found.bits_per_byte,
-            others=state.model.mean_readings(),
+            wide_loss=wide.nats_per_token if wide else None,
+            wide_bits_per_byte=wide.bits_per_byte if wide else None,
+            wide_tokens=wide.tokens if wide else None,
+            others=readings,
         )
         state.folder.append("metrics", line)
         state.heldout.append((state.step, found.nats_per_token))
         for listener in self.listeners:
             listener.measured(state, line)
+
+    @staticmethod
+    def measure(state: RunState, tokens: int) -> Measured:
+        return state.task.measure(state.model, state.prepared, state.runtime, tokens, state.layout.group)
+
+
+def wide_tokens(state: RunState) -> int:
+    """Held-out tokens for the one measurement on more text, if it is due with the one after `state.step`; else 0.
+
+    A function of the step and of the decisions before it, so that all processes and a resumed run agree.
+    """
+    config, timetable, step = state.config, state.timetable, state.step
+    before = (step - 1) // config.every.evaluate * config.every.evaluate
+    if not timetable.progress(before) < WIDE_FROM <= timetable.progress(step) < 1.0:
+        return 0
+    there = state.prepared.account().heldout.tokens or 0
+    wanted = min(there, int(WIDE_SHARE * state.batches.tokens(timetable.total_steps)))
+    return wanted if 0 < config.evaluate_tokens < wanted else 0
 
 
 class Allowance:

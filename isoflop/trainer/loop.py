@@ -18,6 +18,7 @@ from isoflop.data.manifest import Data
 from isoflop.errors import quoted
 from isoflop.files import disk_errors
 from isoflop.optim.build import clip_gradients
+from isoflop.optim.schedules import Decision
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import Lock, Plan, RunFolder, read_lines
@@ -60,6 +61,7 @@ def train(
     environment: dict[str, Any] | None = None,
     resume: bool = False,
     group: Group = ALONE,
+    decided: Sequence[Decision] = (),
 ) -> RunResult:
     """Train `config` into the run folder `out`, or resume the run that is there.
 
@@ -71,6 +73,7 @@ def train(
         environment: kept in environment.json next to the machine's description.
         resume: from the last checkpoint of `out` (from nothing if it has none yet).
         group: the processes that train it together; each calls this with the same arguments but for the hooks.
+        decided: how the end moves on the way, of a run whose course is another one's; kept in decisions.jsonl.
 
     Raises:
         UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
@@ -98,7 +101,7 @@ def train(
         if group.first and not (resume and folder.config.exists()):
             launched = {"launch": group.launch} if group.launch else {}
             about = {**describe_machine(config.runtime.device), **launched, **(environment or {})}
-            write_first_files(config, folder, prepared, plan or Plan.nothing(), about)
+            write_first_files(config, folder, prepared, plan or Plan.nothing(), about, decided)
         folder.mend()
         state = make_run(config, folder, task, prepared, batches, resume, group)
         state.signals, state.budget = signals, seconds_held_to(state)

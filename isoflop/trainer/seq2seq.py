@@ -153,6 +153,7 @@ class Seq2Seq:
         runtime: Runtime,
         max_tokens: int = 0,
         group: Group = ALONE,
+        pieces: bool = False,
     ) -> HeldOut:
         pairs, tokenizer = data.heldout(), data.tokenizer
         return measure_pairs(
@@ -163,6 +164,7 @@ class Seq2Seq:
             runtime,
             max_tokens,
             group,
+            pieces,
         )
 
     def judge(self, model: EncoderDecoder, data: PreparedPairs | LoosePairs, beam: int = 1) -> dict[str, Any]:

@@ -81,8 +81,17 @@ class Task(Protocol):
 
     # what a model can do
 
-    def measure(self, model: Any, data: Any, runtime: Runtime, max_tokens: int = 0, group: Group = ALONE) -> HeldOut:
-        """Held-out loss, shared out among the processes of `group`; `max_tokens` 0: on everything held out."""
+    def measure(
+        self,
+        model: Any,
+        data: Any,
+        runtime: Runtime,
+        max_tokens: int = 0,
+        group: Group = ALONE,
+        pieces: bool = False,
+    ) -> HeldOut:
+        """Held-out loss, shared out among the processes of `group`; `max_tokens` 0: on everything held out; `pieces`:
+        of each sequence too."""
 
     def judge(self, model: Any, data: Any, beam: int = 1) -> dict[str, Any]:
         """What the model is judged by next to its held-out loss: names and numbers. `beam`: hypotheses kept where the

@@ -14,7 +14,8 @@ the clock (REPLACED) are replaced by fixed numbers, so that plans do not depend 
 What is compared: loss, gradient norm and rate of every step and the held-out losses (metrics.jsonl); every tensor of
 the last checkpoint, weights and optimiser state, bit for bit; the plan with its candidates and expected values
 (plan.json); configuration, samples, events, account of the data and result; and what `sample` and `eval` print. Keys
-that hold times, speeds or paths are left out (VOLATILE). One line per case says `same` or `DIFFERS` and where. Exit
+that hold times, speeds or paths are left out (VOLATILE), and so is what the run says of itself and did not always
+say (BESIDE). One line per case says `same` or `DIFFERS` and where. Exit
 code 0 if all are the same, 1 if any differs or fails.
 """
 
@@ -59,9 +60,9 @@ PRELOADED = (
 
 # Keys of the records that hold times, speeds, memory or places, by file.
 VOLATILE = {
-    "metrics.jsonl": {"seconds", "tokens_per_second"},
+    "metrics.jsonl": {"seconds", "tokens_per_second", "wide_loss", "wide_bits_per_byte", "wide_tokens"},
     "plan.json": {"phases"},
-    "config.json": set(),
+    "config.json": {"diagnose"},
     "samples.jsonl": set(),
     "events.jsonl": {"time", "seconds", "launch"},
     "data.json": {"folder", "seconds", "reused"},
@@ -75,6 +76,10 @@ VOLATILE = {
         "phases",
     },
 }
+
+# What a run says of itself beside what it does, and earlier versions did not: keys of lines, and events.
+BESIDE = ("forecast_bits_per_byte",)
+BESIDE_EVENTS = ("off course",)
 
 TINY = [
     "model.layers=2",
@@ -421,8 +426,10 @@ def read_records(folder: Path, file: str, volatile: set[str]) -> Iterator[Any]:
     if not path.is_file():
         return
     text = path.read_text(encoding="utf-8").replace(str(folder), ".")
-    for record in text.splitlines() if file.endswith(".jsonl") else [text]:
-        yield without(json.loads(record), volatile)
+    for line in text.splitlines() if file.endswith(".jsonl") else [text]:
+        record = json.loads(line)
+        if not any(key in record for key in BESIDE) and record.get("event") not in BESIDE_EVENTS:
+            yield without(record, volatile)
 
 
 def without(value: Any, keys: set[str]) -> Any:
