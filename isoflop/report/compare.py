@@ -121,7 +121,7 @@ def unlike(run: Facts, base: Facts) -> list[str]:
         if here and there and abs(here / there - 1) > ALIKE:
             said.append(f"{title} {show(here)}, not {show(there)} ({words.change(here, there)})")
     dtypes = one.settings.runtime.dtype, other.settings.runtime.dtype
-    if dtypes[0] != dtypes[1]:
+    if all(dtypes) and dtypes[0] != dtypes[1]:
         said.append(f"computed in {text(dtypes[0])}, not {text(dtypes[1])}")
     budgets = one.plan.budget, other.plan.budget
     if budgets[0] != budgets[1] and not one.plan.like and not other.plan.like:
