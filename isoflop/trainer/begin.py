@@ -59,6 +59,7 @@ def write_first_files(
     decided: Sequence[Decision] = (),
 ) -> None:
     """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
+    folder.log("decisions").unlink(missing_ok=True)  # another run's, which was killed before it had a config.json
     if decided:
         lines = [one.line(time.time()).updated(replayed=True).to_dict() for one in decided]
         write_text(folder.log("decisions"), "".join(json_line(line) + "\n" for line in lines))

@@ -108,6 +108,14 @@ def test_its_text_may_have_moved_and_may_not_be_another(there, tmp_path, monkeyp
     assert read_run("run").config["data"]["sources"] == [f"texts={tmp_path / 'moved'}"]
 
 
+def test_what_a_killed_start_left_does_not_reach_another_run(there, tmp_path):
+    line = Decision(6, 30).line(0.0).updated(replayed=True).to_dict()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "decisions.jsonl").write_text(json.dumps(line) + "\n")
+    isoflop.pretrain(["texts"], "8steps", tmp_path / "run", assignments=TINY, quiet=True)
+    assert read_run(tmp_path / "run").result.step == 8 and not read_run(tmp_path / "run").decisions
+
+
 @pytest.mark.parametrize(
     "words",
     [
