@@ -8,7 +8,7 @@ on all that is held out. If it leaves the interval that the plan stated, that is
 import math
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -84,8 +84,9 @@ def look(seen: Seen, schedule: Schedule, scale: Scale | None) -> Forecast | None
     if found is None or scale is None:
         return None
     found = found.doubted(scale.doubt)
-    path = tuple((step, *(scale.bits * value for value in values)) for step, *values in found.path)
-    return replace(Forecast(*path[-1][1:], path))
+    bits = scale.bits
+    path = tuple((step, bits * value, bits * low, bits * high) for step, value, low, high in found.path)
+    return Forecast(bits * found.value, bits * found.low, bits * found.high, path)
 
 
 def seen_in(training: Sequence[TrainingLine], heldout: Sequence[HeldOutLine]) -> Seen:

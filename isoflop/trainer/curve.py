@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
@@ -96,10 +96,10 @@ class Schedule:
     def end(self) -> float:
         return float(self.steps_K[-1])
 
-    def area(self, steps: ArrayLike) -> Floats:
+    def area(self, steps: Floats) -> Floats:
         return np.asarray(np.interp(steps, self.steps_K, self.area_K), dtype=np.float64)
 
-    def fallen(self, steps: ArrayLike, onset: float) -> Floats:
+    def fallen(self, steps: Floats, onset: float) -> Floats:
         """D at some steps."""
         fall = np.maximum(0.0, self.scale_K[:-1] - self.scale_K[1:])
         begins = fall > 0
@@ -107,7 +107,7 @@ class Schedule:
         since = np.maximum(0.0, self.area(steps)[:, None] - middle[None, :])
         return np.asarray((since / (since + onset)) @ fall[begins], dtype=np.float64)
 
-    def repeated(self, steps: ArrayLike) -> Floats:
+    def repeated(self, steps: Floats) -> Floats:
         """R at some steps."""
         read = np.interp(steps, self.steps_K, self.read_K)
         return np.asarray(np.maximum(0.0, read * self.epochs - 1.0), dtype=np.float64)
@@ -170,7 +170,7 @@ def forecast(seen: Seen, schedule: Schedule, prior: Prior = PRIOR) -> Forecast |
     if not steps_T.size or not steps_H.size:
         return None
     now = float(max(steps_T[-1], steps_H[-1]))
-    area_now = float(schedule.area([now])[0])
+    area_now = float(schedule.area(np.array([now]))[0])
     if area_now <= 0 or now >= schedule.end:
         return None
 

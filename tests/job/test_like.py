@@ -156,5 +156,5 @@ def test_what_cannot_be_meant_is_one_line(there, tmp_path, capsys, words, said):
 def test_a_dry_run_shows_the_configuration(there, tmp_path, capsys):
     assert trained(tmp_path / "run", "--set", "model.norm=layer", "--dry-run") == 0
     shown = json.loads(capsys.readouterr().out)
-    assert shown["model"]["norm"]["name"] == "layer" and shown["seed"] == 3 and shown["seconds"] == 0
+    assert shown["model"]["norm"] == "layer" and shown["seed"] == 3 and shown["seconds"] == 0
     assert not (tmp_path / "run").exists()

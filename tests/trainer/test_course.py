@@ -96,7 +96,9 @@ def test_a_part_of_the_held_out_text_leaves_a_doubt_and_more_of_it_a_smaller_one
 def state_at(folder, step, schedule="wsd", seconds=0.0, planned=1000, steps=1000, epochs=0.5, skips=0):
     config = override(RunConfig(), [f"steps={planned}", f"seconds={seconds}", f"schedule.name={schedule}"])
     tokens = SimpleNamespace(tokens=lambda step: 1000 * step)
-    prepared = SimpleNamespace(sources=["a"], train_tokens=lambda name: 1e6 * steps / 1000 / epochs)
+    account = SimpleNamespace(heldout=SimpleNamespace(tokens=10_000))
+    unique = 1e6 * steps / 1000 / epochs
+    prepared = SimpleNamespace(sources=["a"], train_tokens=lambda name: unique, account=lambda: account)
     return SimpleNamespace(
         config=config,
         step=step,

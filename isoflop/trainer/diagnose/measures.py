@@ -63,6 +63,12 @@ def gradients(model: Model, loss: Loss, batch: Batch, of: Sequence[nn.Parameter]
     return float(value.detach()), filled
 
 
+def hidden_of(model: Any, inputs: Batch) -> Tensor:
+    """h_BTD, what the head reads, of whatever the model of a task takes."""
+    h_BTD: Tensor = model.hidden(*inputs)
+    return h_BTD
+
+
 def norm_of(tensors: Sequence[Tensor]) -> float:
     return float(torch.nn.utils.get_total_norm(list(tensors)))
 
@@ -105,7 +111,7 @@ def activations(model: Model, batch: Batch) -> dict[str, ByLayer]:
     model.train()
     try:
         with same_draws(batch[0].device), watching:
-            model.hidden(*batch[:-1])
+            hidden_of(model, batch[:-1])
     finally:
         for handle in handles:
             handle.remove()
@@ -187,23 +193,25 @@ def leakage(model: Model, batch: Batch) -> float:
     found = []
     for last in (inputs[-1], changed_BT):
         with same_draws(targets_BT.device):
-            found.append(model.hidden(*inputs[:-1], last)[:, :-1].float())
+            found.append(hidden_of(model, [*inputs[:-1], last])[:, :-1].float())
     model.auxiliary_loss()
     return float((found[1] - found[0]).norm() / found[0].norm().clamp(min=1e-30))
 
 
 def sharpness(model: Model, loss: Loss, batch: Batch) -> float:
-    """The second derivative of the loss along its own gradient, g'Hg / g'g, from the gradients at two points."""
+    """The second derivative of the loss along its own gradient, g'Hg / g'g, from the gradients on both sides."""
     parameters = list(model.parameters())
     _, here = gradients(model, loss, batch, parameters)
     length, size = norm_of(here), norm_of([parameter.detach() for parameter in parameters])
     if length == 0 or size == 0:
         return 0.0
     far = STEP * size / length
-    with moved(parameters, here, far):
-        _, there = gradients(model, loss, batch, parameters)
-    along = sum(float((a * (b - a)).sum()) for a, b in zip(here, there, strict=True))
-    return along / (far * length**2)
+    sides = []
+    for side in (far, -far):
+        with moved(parameters, here, side):
+            sides.append(gradients(model, loss, batch, parameters)[1])
+    along = sum(float((g * (after - before)).sum()) for g, after, before in zip(here, *sides, strict=True))
+    return along / (2 * far * length**2)
 
 
 @contextlib.contextmanager
