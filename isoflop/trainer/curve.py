@@ -49,21 +49,21 @@ class Prior:
         widen: standard deviations for one of the model's; least: what is left of it where nothing is ahead.
     """
 
-    window: float = 0.15
-    alpha: float = 0.4
-    alpha_width: float = 0.5
-    floor: float = 0.5
-    floor_width: float = 0.25
+    window: float = 0.4
+    alpha: float = 0.43
+    alpha_width: float = 0.62
+    floor: float = 0.7
+    floor_width: float = 0.28
     fall_width: float = 0.5
-    drop: float = 0.05
+    drop: float = 0.14
     drop_width: float = 0.02
-    onset: float = 30.0
+    onset: float = 20.0
     repeat: float = 0.01
     repeat_width: float = 0.01
     level_width: float = 0.3
-    slope_width: float = 0.01
-    heldout_noise: float = 0.006
-    training_noise: float = 0.004
+    slope_width: float = 0.003
+    heldout_noise: float = 0.008
+    training_noise: float = 0.002
     widen: float = 1.2
     least: float = 0.003
 

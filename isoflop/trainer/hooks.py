@@ -80,6 +80,7 @@ def overriding(hooks: Iterable[Hook], moment: str) -> list[Hook]:
 
 WIDE_FROM = 0.125  # progress from which on the one measurement on more text is made
 WIDE_SHARE = 1 / 128  # of the run's tokens: a forward pass is a third of a step, so a quarter of a percent of its time
+WIDE_TIMES = 4  # times what each measurement reads, where that is more: a third of what all of them take
 
 
 class HeldOut(Hook):
@@ -140,7 +141,8 @@ def wide_tokens(state: RunState) -> int:
     if not timetable.progress(before) < WIDE_FROM <= timetable.progress(step) < 1.0:
         return 0
     there = state.prepared.account().heldout.tokens or 0
-    wanted = min(there, int(WIDE_SHARE * state.batches.tokens(timetable.total_steps)))
+    most = max(WIDE_SHARE * state.batches.tokens(timetable.total_steps), WIDE_TIMES * config.evaluate_tokens)
+    wanted = min(there, int(most))
     return wanted if 0 < config.evaluate_tokens < wanted else 0
 
 

@@ -34,7 +34,7 @@ def corpus_and_runs(tmp_path_factory):
     """A run without forecasts, one with them, and one that was cut and resumed."""
     folder = tmp_path_factory.mktemp("course")
     texts = write_texts(folder / "texts")
-    more = [f"steps={STEPS}", "guard.preflight=false", "every.checkpoint=25", "evaluate_tokens=256", "every.sample=0"]
+    more = [f"steps={STEPS}", "guard.preflight=false", "every.checkpoint=25", "evaluate_tokens=1024", "every.sample=0"]
     config = override(RunConfig(), [*TINY, f'data.sources=["{texts}"]', "data.heldout_fraction=0.05", *more])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOFLOP_HOME", str(folder / "home"))
