@@ -93,11 +93,10 @@ def train(
         screen = Screen(quiet=not is_main(), is_product=dry_run)
         watching = (*((Profile(),) if profile else ()), *((Diagnose(),) if diagnose else ()))
         listener = listener_for(screen, hooks=watching)
-        new = {"--recipe": recipe, "--config": config, "--init": init, "--heldout": heldout, "--strict": strict}
+        new = {"--recipe": recipe, "--config": config, "--init": init, "--strict": strict}
         if resume is not None:
             refuse_nothing("--resume", resume)
-            begun = {name: value for name, value in new.items() if name != "--heldout"}
-            refuse_with_resume(resume, {"--like": like, "--out": out, **begun, "--dry-run": dry_run})
+            refuse_with_resume(resume, {"--like": like, "--out": out, **new, "--dry-run": dry_run})
         if like is not None:
             refuse_nothing("--like", like)
             refuse_with_like(like, {"--budget": budget, **new, "--task": task != "causal_lm" and task})
@@ -127,7 +126,7 @@ def train(
 def refuse_nothing(option: str, run: str) -> None:
     """Raises UserError for an empty name: a variable that is not set, most likely, and no run that begins is meant."""
     if not run:
-        raise UserError(f"{option} names nothing; name the run's folder: `isoflop runs` lists them")
+        raise UserError(f"{option} is empty; name a run folder: `isoflop runs` lists them")
 
 
 def refuse_with_like(run: str, given: dict[str, Any]) -> None:

@@ -21,7 +21,8 @@ class Command:
         budget: empty: 3 minutes, or the length that `base` has.
         resume: a run to resume; None: a new one. `sources` and `heldout` then say where its text is now, if it was
             moved.
-        like: a run to be repeated but for what `assignments` change; None: none. `sources` as with `resume`.
+        like: a run to be repeated but for what `assignments` change; None: none. `sources` and `heldout` as with
+            `resume`.
     """
 
     sources: Sequence[str] = ()
@@ -62,6 +63,7 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
             command.like,
             command.out,
             sources=command.sources,
+            heldout=command.heldout,
             assignments=command.assignments,
             dry_run=command.dry_run,
             listener=listener,

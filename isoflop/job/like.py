@@ -14,7 +14,7 @@ from isoflop.errors import UserError
 from isoflop.files import home_note
 from isoflop.job.job import Job
 from isoflop.job.listener import Listener, Phases
-from isoflop.job.reopen import data_of, named_now, reopen
+from isoflop.job.reopen import data_of, is_prepared, named_now, reopen
 from isoflop.job.start import claim, folder_for
 from isoflop.job.together import again, together
 from isoflop.model.count import parameters
@@ -27,7 +27,7 @@ from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
 
-COMMAND = "isoflop train --like RUN SOURCE"
+COMMAND = ("isoflop train --like RUN", "SOURCE")
 TOLD = 6  # settings that are said to differ, one by one
 
 
@@ -38,6 +38,7 @@ def train_like(
     out: Path | str | None = None,
     *,
     sources: Sequence[str] = (),
+    heldout: Sequence[str] = (),
     assignments: Sequence[str] = (),
     dry_run: bool = False,
     listener: Listener | None = None,
@@ -46,7 +47,8 @@ def train_like(
 
     Args:
         out: the run folder, which must not hold a run; by default a new one in `runs/`.
-        sources: where the run's text is now, if it was moved; it has to be the same text.
+        sources, heldout: where the run's text is now, and the held-out text that was named, if they were moved; it has
+            to be the same text.
         assignments: "dotted.field=value" strings: what is to differ.
         dry_run: return the configuration and train nothing.
 
@@ -57,7 +59,7 @@ def train_like(
     listener, phases = listener or Listener(), Phases()
     model = read_run(run)
     moves = moves_of(model)
-    config = configuration(model, sources, assignments, moves)
+    config = configuration(model, sources, heldout, assignments, moves)
     if dry_run:
         return config
     check_world(config, group)
@@ -70,7 +72,7 @@ def train_like(
         listener.say(note)
 
     with phases.time("prepare"):
-        data = text_of(model, config, sources, assignments, listener)
+        data = text_of(model, config, sources, heldout, assignments, listener)
         tokens = make_task(config).batches(config, data).tokens(end_of(config, moves))
     for line in told(model, config):
         listener.say(line)
@@ -98,15 +100,26 @@ def as_in(run: Run, reason: str) -> str:
     return reason if reason.startswith(said) else f"{said}: {reason}" if reason else said
 
 
-def configuration(run: Run, sources: Sequence[str], assignments: Sequence[str], moves: Sequence[Decision]) -> RunConfig:
+def configuration(
+    run: Run,
+    sources: Sequence[str],
+    heldout: Sequence[str],
+    assignments: Sequence[str],
+    moves: Sequence[Decision],
+) -> RunConfig:
     """The configuration of the other run, held to no seconds, with what is to differ.
 
     Raises:
         UserError: for an assignment that cannot be used, or a length that does not go with the moves of the end.
     """
     config = from_dict(RunConfig, run.config)
-    if named := named_now(run, sources) if sources and not prepared_in(sources) else run.data.moved_to:
-        config = replace(config, data=replace(config.data, sources=tuple(named), path=""))
+    data, account = config.data, run.data
+    if not is_prepared(sources):
+        if named := named_now(run, data.sources, sources) if sources else account.moved_to:
+            data = replace(data, sources=tuple(named), path="")
+        if named := named_now(run, data.heldout, heldout) if heldout else account.heldout_moved_to:
+            data = replace(data, heldout=tuple(named))
+        config = replace(config, data=data)
     config = override(replace(config, seconds=0.0), assignments)
     out, length = run.folder.path, f"isoflop train --config {run.folder.config} --set seconds=0 steps={config.steps}"
     if config.seconds:
@@ -121,16 +134,17 @@ def configuration(run: Run, sources: Sequence[str], assignments: Sequence[str], 
     return config
 
 
-def prepared_in(sources: Sequence[str]) -> bool:
-    return len(sources) == 1 and (Path(sources[0]) / "manifest.json").is_file()
-
-
 def end_of(config: RunConfig, moves: Sequence[Decision]) -> int:
     return Timetable(config.schedule, config.steps, tuple(moves), read=config.batch.before).total_steps
 
 
 def text_of(
-    run: Run, config: RunConfig, sources: Sequence[str], assignments: Sequence[str], listener: Listener
+    run: Run,
+    config: RunConfig,
+    sources: Sequence[str],
+    heldout: Sequence[str],
+    assignments: Sequence[str],
+    listener: Listener,
 ) -> Data:
     """The other run's prepared text; prepared anew where it is the text, or its preparation, that is to differ.
 
@@ -139,13 +153,12 @@ def text_of(
     """
     if any(text.partition("=")[0].strip().partition(".")[0] == "data" for text in assignments):
         return make_task(config).prepare_data(config.data, listener.progress)
-    command = COMMAND.replace("RUN", str(run.folder.path))
-    found = data_of(run, from_dict(RunConfig, run.config), listener.progress, sources, command)
+    found = data_of(run, from_dict(RunConfig, run.config), listener.progress, sources, heldout, COMMAND)
     known = run.data.fingerprint
     if known and found.fingerprint != known:
         raise UserError(
             f"the text of {run.folder.path} is not what it was trained on ({found.fingerprint[:12]} in place of "
-            f"{known[:12]}); bring the old text back and name its place: {command}"
+            f"{known[:12]}); bring the old text back and name its place: isoflop train --like {run.folder.path} SOURCE"
         )
     return found
 
@@ -156,7 +169,7 @@ def told(run: Run, config: RunConfig) -> list[str]:
     settings = [
         (name, was, now)
         for name, was, now in differing(to_dict(replace(before, seconds=0.0)), to_dict(config))
-        if not name.startswith(("data.sources", "data.path"))
+        if not name.startswith(("data.sources", "data.path", "data.heldout."))
     ]
     name = run.folder.path
     if not settings:

@@ -102,6 +102,8 @@ def test_its_text_may_have_moved_and_may_not_be_another(there, tmp_path, monkeyp
     write_texts(tmp_path / "other", files=20)
     with pytest.raises(UserError, match="other is not the text that base was trained on"):
         job.train_like("base", "run", sources=["other"])
+    with pytest.raises(UserError, match="none was named for that; leave --heldout out"):
+        job.train_like("base", "run", heldout=["other"])
     assert not Path("run").exists()
     assert trained("run", "moved") == 0
     assert learned("run") == learned("base")
@@ -123,7 +125,6 @@ def test_what_a_killed_start_left_does_not_reach_another_run(there, tmp_path):
         ["--recipe", "x.py:f"],
         ["--config", "base/config.json"],
         ["--init", "base"],
-        ["--heldout", "texts"],
         ["--strict"],
         ["--task", "seq2seq"],
     ],
@@ -138,7 +139,7 @@ def test_what_contradicts_it_is_refused_in_one_line(there, tmp_path, capsys, wor
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--like", ""], "--like names nothing"),
+        (["--like", ""], "--like is empty"),
         (["--like", "nothing"], "holds no run"),
         (["--like", "base", "--set", "seconds=5"], "--set seconds does not go with --like base"),
         (["--like", "base", "--set", "model.wirin=none"], "model.wirin"),
