@@ -38,6 +38,7 @@ DRAWN = {
     "floor_width": 0.5,
     "drop": 0.2,
     "drop_width": 0.4,
+    "steeper": 0.6,
     "onset": 0.7,
     "repeat": 0.7,
     "repeat_width": 0.5,
@@ -97,7 +98,7 @@ def moments_of(path: Path) -> Iterator[Moment]:
         heldout = [line for line in run.heldout if (line.step or 0) <= step]
         scale = Scale.of(heldout, config.evaluate_tokens, run.data.heldout.tokens or 0)
         if scale is not None:
-            seen, schedule = seen_in(training, heldout), schedule_of(timetable, epochs)
+            seen, schedule = seen_in(training, heldout), schedule_of(timetable, epochs, config.optim.entry.decay_worth)
             yield Moment(run.name, corpus, share, seen, schedule, scale, reached)
 
 

@@ -29,9 +29,14 @@ class Optimizer:
     If its torch class has `_step_supports_amp_scaling`, it discards a step by itself when `found_inf` is set on the
     device; for any other the host waits for the gradient's norm before the step. Its state has to be created in the
     first step, as tensors or numbers per parameter, so that checkpoints can hold it.
+
+    Class attributes:
+        decay_worth: how far the loss falls while the learning rate decays, relative to Muon (bench/onway.py); what a
+            running forecast expects before the decay (trainer/curve.py).
     """
 
     words: ClassVar[str] = ""
+    decay_worth: ClassVar[float] = 1.0
 
     lr: float
 
@@ -69,6 +74,7 @@ class AdamW(Optimizer):
     rates; 0 is `lr`."""
 
     words: ClassVar[str] = "AdamW for all"
+    decay_worth: ClassVar[float] = 0.5
 
     head_lr: float
     embedding_lr: float
@@ -99,6 +105,7 @@ class MuonAdamW(AdamW):
     """Muon for the matrices inside the blocks, AdamW for the rest."""
 
     words: ClassVar[str] = "Muon for the matrices inside the blocks, AdamW for the rest"
+    decay_worth: ClassVar[float] = 1.0
 
     matrix_lr: float
     momentum: float

@@ -22,7 +22,7 @@ from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
 LOOKS = 40  # forecasts in a run, beside those after held-out measurements
-EARLIEST = 0.05  # progress
+EARLIEST = 0.1  # progress
 POINTS = 240  # of the schedule
 MOST_HELD_OUT = 4_000_000  # tokens that a run is judged by in the end, at most
 WINDOW, SCATTER = 256, 0.08  # standard deviation of the loss on so many tokens from place to place, as a share of it
@@ -32,18 +32,19 @@ FEWER_STEPS = 0.9  # of the planned ones: then the machine is what is told of
 MANY_EPOCHS = 4.0  # from which on repeated text is worth clearly less (Muennighoff et al. 2023, 2305.16264)
 
 
-def schedule_of(timetable: Timetable, epochs: float) -> Schedule:
+def schedule_of(timetable: Timetable, epochs: float, worth: float = 1.0) -> Schedule:
     """A timetable as curve.py needs it.
 
     Args:
         epochs: passes over the text in the whole run.
+        worth: of a fall of the rate with the run's optimizer.
     """
     end, early = timetable.total_steps, timetable.warmup_steps
     steps = np.unique(np.concatenate([np.linspace(0, end, POINTS), np.linspace(0, min(2 * early, end), 16)]).round())
     unit = timetable.read(end) - timetable.read(end - 1)
     scale = [timetable.scale(min(int(step), end - 1)) for step in steps]
     read = [timetable.read(int(step)) / unit for step in steps]
-    return Schedule(steps, np.array(scale), np.array(read), epochs / read[-1] if read[-1] else 0.0)
+    return Schedule(steps, np.array(scale), np.array(read), epochs / read[-1] if read[-1] else 0.0, worth)
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,8 @@ class Course(Hook):
         seen = Seen(np.array(self._steps), np.array(self._losses), *heldout.reshape(-1, 2).T)
         there = state.prepared.account().heldout.tokens or 0
         scale = Scale.of(self._heldout, state.config.evaluate_tokens, there)
-        return look(seen, schedule_of(timetable, epochs_of(state, timetable)), scale)
+        schedule = schedule_of(timetable, epochs_of(state, timetable), state.config.optim.entry.decay_worth)
+        return look(seen, schedule, scale)
 
     @staticmethod
     def line(state: RunState, found: Forecast) -> ForecastLine:

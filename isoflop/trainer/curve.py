@@ -1,7 +1,7 @@
 """The loss that a run is on course for: its curve so far, carried on along the schedule that is left.
 
-    held-out(t) = E + A (S(t) / S(now))^-alpha - B D(t) + c R(t)
-    training(t) = E + A (S(t) / S(now))^-alpha - B D(t) + g + k log(S(t) / S(now))
+    held-out(t) = E + A (S(t) / S(now))^-alpha - (B + rho alpha A) D(t) + c R(t)
+    training(t) = the same without R(t), + g + k log(S(t) / S(now))
 
 S   the area under the learning rate, as a share of its peak, in whole batches (Tissue et al. 2024, 2408.11029)
 D   what the rate's fall has brought so far, of 1 for a fall from the peak to 0: each bit of the fall sets in with the
@@ -42,29 +42,31 @@ class Prior:
         window: share of the area so far that is left out at the beginning: no power law holds there.
         alpha, alpha_width: median, and standard deviation of the logarithm.
         floor, floor_width: E. fall_width: A, whose mean is what E leaves.
-        drop, drop_width: B. onset: tau, in whole batches.
+        drop, drop_width: B. steeper: rho, as the fall of the rate brings more where the loss falls faster.
+        onset: tau, in whole batches.
         repeat, repeat_width: c, for each epoch.
         level_width, slope_width: g and k.
         heldout_noise, training_noise: of one measurement, and of a bin beside the scatter inside it.
         widen: standard deviations for one of the model's; least: what is left of it where nothing is ahead.
     """
 
-    window: float = 0.4
-    alpha: float = 0.43
-    alpha_width: float = 0.62
-    floor: float = 0.7
-    floor_width: float = 0.28
+    window: float = 0.31
+    alpha: float = 0.52
+    alpha_width: float = 0.51
+    floor: float = 0.79
+    floor_width: float = 0.29
     fall_width: float = 0.5
-    drop: float = 0.14
-    drop_width: float = 0.02
-    onset: float = 20.0
-    repeat: float = 0.01
-    repeat_width: float = 0.01
+    drop: float = 0.124
+    drop_width: float = 0.015
+    steeper: float = 0.36
+    onset: float = 17.0
+    repeat: float = 0.004
+    repeat_width: float = 0.005
     level_width: float = 0.3
-    slope_width: float = 0.003
-    heldout_noise: float = 0.008
-    training_noise: float = 0.002
-    widen: float = 1.2
+    slope_width: float = 0.001
+    heldout_noise: float = 0.004
+    training_noise: float = 0.001
+    widen: float = 1.55
     least: float = 0.003
 
 
@@ -80,12 +82,14 @@ class Schedule:
         scale_K: the rate there, as a share of its peak.
         read_K: what is read before each, in whole batches.
         epochs: passes over the text in a whole batch.
+        worth: what a fall of the rate brings, next to PRIOR's: it depends on the optimizer (optim/table.py).
     """
 
     steps_K: Floats
     scale_K: Floats
     read_K: Floats
     epochs: float = 0.0
+    worth: float = 1.0
 
     @cached_property
     def area_K(self) -> Floats:
@@ -105,7 +109,7 @@ class Schedule:
         begins = fall > 0
         middle = 0.5 * (self.area_K[1:] + self.area_K[:-1])[begins]
         since = np.maximum(0.0, self.area(steps)[:, None] - middle[None, :])
-        return np.asarray((since / (since + onset)) @ fall[begins], dtype=np.float64)
+        return np.asarray((since / (since + onset)) @ fall[begins] * self.worth, dtype=np.float64)
 
     def repeated(self, steps: Floats) -> Floats:
         """R at some steps."""
@@ -242,8 +246,8 @@ def posterior(
     relative = np.log(np.maximum(schedule.area(steps), 1e-9) / area_now)
     columns = np.zeros((alpha_G.size, steps.size, 6))
     columns[:, :, 0] = 1.0
-    columns[:, :, 1] = np.exp(-alpha_G[:, None] * relative[None, :])
     columns[:, :, 2] = -schedule.fallen(steps, prior.onset)
+    columns[:, :, 1] = np.exp(-alpha_G[:, None] * relative) + prior.steeper * alpha_G[:, None] * columns[0, :, 2]
     columns[:, :, 3] = np.where(is_training, 0.0, schedule.repeated(steps))
     columns[:, :, 4] = is_training
     columns[:, :, 5] = np.where(is_training, relative, 0.0)
