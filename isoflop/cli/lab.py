@@ -161,10 +161,12 @@ def carry_out(
 ) -> int:
     """Run a claim, write its page, print the verdict. Returns the exit code."""
     from isoflop.files import to_json
-    from isoflop.lab.page import verdict_line, write_front, write_page
+    from isoflop.lab.front import write_front
+    from isoflop.lab.page import write_page
     from isoflop.lab.recorded import claims_there, recorded
     from isoflop.lab.run import run_claim
     from isoflop.lab.store import Store
+    from isoflop.lab.wording import verdict_line
     from isoflop.model.registry import trust_code as trusting
 
     if workers < 0:
@@ -214,9 +216,11 @@ def report(
     trust_code: Trusted = (),
 ) -> None:
     """Write the pages of claims from what is on record, and the front page of all."""
-    from isoflop.lab.page import verdict_line, write_front, write_page
+    from isoflop.lab.front import write_front
+    from isoflop.lab.page import write_page
     from isoflop.lab.recorded import claims_there, one_there, recorded
     from isoflop.lab.store import Store
+    from isoflop.lab.wording import verdict_line
     from isoflop.model.registry import trust_code as trusting
 
     store = Store(out)

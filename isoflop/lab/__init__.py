@@ -6,6 +6,7 @@ compare       the same from the command line
 arms          a claim's arms as configurations · procedures/  what is done with each and a seed
 run           the course of one test · study  its jobs · workers  who does them · store  what is on record
 stats         fixed-sample tests and sample sizes · anytime  tests that allow any looks · verdict  the rule
-page          what a reader sees · drawn  its figures · recorded  verdicts that are there
+page          what a reader sees of a claim · front  of all · wording, drawn  their words and figures
+recorded      verdicts that are there
 account       the stages of a chain of runs
 """

@@ -79,10 +79,10 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
         for arm in named
         if arm != BASE
     )
-    what = " and ".join(question.arms)
+    what = question.arms[0] if len(question.arms) == 1 else f"each of {', '.join(question.arms)}"
     claim = Claim(
         name=question.name or "-".join(["compare", *list(named)[1:]])[:80],
-        statement=f"{what} makes the model better.",
+        statement=f"{what[0].upper()}{what[1:]} makes the model better.",
         question=f"Does it lower held-out bits per byte by at least {question.smallest:g} at equal {question.equal}?",
         prediction="Each arm is better than the base.",
         setup=Setup(

@@ -1,10 +1,9 @@
-"""A page per claim and a front page: static HTML in the style of a run's report, for a student and for a reviewer.
+"""A page per claim: static HTML in the style of a run's report, for a student and for a reviewer.
 
 What comes from a claim's file goes through words.text.
 """
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.files import disk_errors, write_text
@@ -12,41 +11,11 @@ from isoflop.lab import drawn, stats
 from isoflop.lab.claim import COSTS_TO
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.run import Outcome
-from isoflop.lab.verdict import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, Finding
+from isoflop.lab.verdict import UNDECIDED, Finding
+from isoflop.lab.wording import UNITS, coloured, loss_words, p_words, plain, signed, verdict_line
 from isoflop.report import words
 from isoflop.report.style import document, key, section, table
 from isoflop.report.words import count, duration, power, text
-
-# verdict -> its class in the style sheet, and how it is said
-JUDGEMENTS = {
-    SUPPORTED: ("better", "Supported"),
-    REFUTED: ("worse", "Refuted"),
-    EQUIVALENT: ("open", "No difference worth knowing"),
-    UNDECIDED: ("stopped", "Undecided"),
-}
-SENTENCES = {
-    SUPPORTED: "Supported: {}",
-    REFUTED: "Refuted: it is not so that {}",
-    EQUIVALENT: "No difference worth knowing as to whether {}",
-    UNDECIDED: "Undecided whether {}",
-}
-UNITS = {
-    "bits_per_byte": "bits per byte, held-out",
-    "nats_per_token": "nats per token, held-out",
-    "excess_over_unigram": "bits per byte above word frequencies",
-    "failed": "share of runs that fail",
-    "first_over_last": "log10 of gradient in the first layer over the last",
-    "gradient_per_layer": "log10 of the gradient, per layer",
-    "first_gradient_by_depth": "log10 of the first layer's gradient, per layer added",
-    "last_gradient_by_depth": "slope of log gradient on log depth",
-    "nonlinearity": "log10 of the departure from linearity",
-    "nonlinearity_whole": "log10 of the departure from linearity",
-    "leak_in_training": "log10 of what the future changes, in training",
-    "leak_in_evaluation": "log10 of what the future changes, in evaluation",
-    "exact_match": "share of outputs that are right",
-    "unit_error_rate": "errors per unit",
-    **{name: f"log2 of {name.removesuffix('_to')} to the target" for name in COSTS_TO},
-}
 
 
 def write_page(outcome: Outcome) -> Path:
@@ -77,40 +46,8 @@ def page(outcome: Outcome) -> str:
     return document(f"{claim.name}: isoflop lab", "\n".join(part for part in parts if part))
 
 
-def verdict_line(outcome: Outcome) -> str:
-    """The verdict in one line: what was found, how sure, with how much."""
-    decision = outcome.decision
-    finding = next(one for one in decision.findings if one.verdict == decision.verdict)
-    if decision.verdict == SUPPORTED and len(decision.findings) > 1:
-        each = (
-            "both predictions hold" if len(decision.findings) == 2 else f"all {len(decision.findings)} predictions hold"
-        )
-        return f"Supported: {each}; {finding.comparison.sentence}: {measured_words(finding)}."
-    return f"{SENTENCES[decision.verdict].format(finding.comparison.sentence)}: {measured_words(finding)}."
-
-
-def measured_words(finding: Finding) -> str:
-    """+0.052 (0.041 to 0.063), 8 pairs"""
-    one = finding.estimate
-    if not one.pairs:
-        return "nothing measured yet"
-    value = signed(one.value)
-    interval = f" ({signed(one.low)} to {signed(one.high)})" if one.pairs > 1 else ""
-    return f"{value}{interval}, {one.pairs} pair{'s' if one.pairs > 1 else ''}"
-
-
-def signed(value: float) -> str:
-    if math.isinf(value):
-        return "+∞" if value > 0 else "−∞"
-    if math.isnan(value):
-        return words.MISSING
-    digits = 3 if abs(value) < 10 else 1
-    return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def header(outcome: Outcome) -> str:
     claim, decision = outcome.study.claim, outcome.decision
-    style, said = JUDGEMENTS[decision.verdict]
     settle = ""
     if decision.verdict == UNDECIDED:
         needs = decision.needs
@@ -123,7 +60,7 @@ def header(outcome: Outcome) -> str:
         f'<header>\n<div class="top"><h1>{text(claim.name)}</h1></div>\n'
         f'<p class="story" style="font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px">'
         f"“{text(claim.statement)}”</p>\n"
-        f'<p class="judgement {style}" style="font-size:2rem;margin:14px 0 6px">{said}</p>\n'
+        f"{coloured(decision.verdict, 'p', 'font-size:2rem;font-weight:650;margin:14px 0 6px')}\n"
         f'<p class="story">{text(verdict_line(outcome))}</p>\n{settle}'
         f'<p class="lead" style="margin-top:14px"><b>Asked:</b> {text(claim.question)} '
         f"<b>Expected:</b> {text(claim.prediction)}</p>\n</header>"
@@ -138,13 +75,14 @@ def predictions(outcome: Outcome) -> str:
     for finding in decision.findings:
         by_measure.setdefault(finding.comparison.measure, []).append(finding)
     for index, (measure, findings) in enumerate(by_measure.items()):
+        if not any(finding.differences for finding in findings):
+            continue
         labels = [finding.comparison.sentence for finding in findings]
         svg = drawn.differences(findings, labels, f"differences-{index}", UNITS.get(measure, measure.replace("_", " ")))
         figures += f"<figure>{svg}</figure>"
     rows = []
     for finding in decision.findings:
         c, one = finding.comparison, finding.estimate
-        style, said = JUDGEMENTS[finding.verdict]
         lost = (
             f"<br><small>runs without a value: {finding.lost[0]} and {finding.lost[1]}</small>"
             if any(finding.lost)
@@ -157,7 +95,7 @@ def predictions(outcome: Outcome) -> str:
         rows.append(
             [
                 f"{text(c.sentence)}{lost}",
-                f'<b class="{style}">{said}</b>',
+                coloured(finding.verdict),
                 signed(one.value),
                 f"{signed(one.low)} to {signed(one.high)}<br><small>{'; '.join(checks)}</small>",
                 f"{c.smallest:g}" + (f"<br><small>margin {c.margin:g}</small>" if c.margin else ""),
@@ -173,10 +111,6 @@ def predictions(outcome: Outcome) -> str:
     )
     lead = rule_words(outcome)
     return section("What was found", lead, figures + key_words + table(heads, rows, {2, 3, 4, 5, 6}))
-
-
-def p_words(p: float) -> str:
-    return "&lt; 0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
 def rule_words(outcome: Outcome) -> str:
@@ -225,16 +159,18 @@ def arms(outcome: Outcome) -> str:
             values = [row.measures.get(measure, math.nan) for row in study.rows(arm.name, outcome.pairs)]
             known = [value for value in values if math.isfinite(value)]
             one = stats.paired_t(known, study.claim.setup.alpha)
-            spread = f"<br><small>{one.low:.3f} to {one.high:.3f}</small>" if len(known) > 1 else ""
-            cells.append(f"{one.value:.3f}{spread}" if known else words.MISSING)
+            spread = f"<br><small>{plain(one.low)} to {plain(one.high)}</small>" if len(known) > 1 else ""
+            cells.append(f"{plain(one.value)}{spread}" if known else words.MISSING)
         sets = " ".join((*study.claim.arms[arm.name].set,)) or "as the base"
-        size = count(arm.size) if arm.size else words.MISSING
-        flops = power(arm.flops) if arm.flops else words.MISSING
-        steps = count(arm.config.tokens) if arm.name in study.trained else words.MISSING
-        rows.append(
-            [f"<b>{text(study.claim.words(arm.name))}</b><br><code>{text(sets)}</code>", *cells, size, steps, flops]
-        )
-    heads = ["arm", *(text(name.replace("_", " ")) for name in measures), "parameters", "tokens", "FLOPs"]
+        if any(one.size for one in study.arms):
+            cells.append(count(arm.size) if arm.size else words.MISSING)
+        if study.trained:
+            cells.append(count(arm.config.tokens) if arm.name in study.trained else words.MISSING)
+            cells.append(power(arm.flops) if arm.flops else words.MISSING)
+        rows.append([f"<b>{text(study.claim.words(arm.name))}</b><br><code>{text(sets)}</code>", *cells])
+    heads = ["arm", *(text(name.replace("_", " ")) for name in measures)]
+    heads += ["parameters"] if any(one.size for one in study.arms) else []
+    heads += ["tokens", "FLOPs"] if study.trained else []
     return section("Arms", "Means over seeds, with their intervals.", table(heads, rows, set(range(1, len(heads)))))
 
 
@@ -247,7 +183,8 @@ def held_equal(outcome: Outcome) -> str:
     if builds:
         model = first.model
         said.append(
-            f"The base has {model.layers} layers of width {model.d_model}, context {model.context} and "
+            f"The base has {model.layers} layer{'s' if model.layers > 1 else ''} of width {model.d_model}, context "
+            f"{model.context} and "
             f"{model.vocab_size:,} ids."
         )
     if claim.trains:
@@ -288,10 +225,6 @@ def bold(inner: str, chosen: bool) -> str:
     return f"<b>{inner}</b>" if chosen else inner
 
 
-def loss_words(value: float) -> str:
-    return f"{value:.3f}" if math.isfinite(value) else "diverged"
-
-
 def cost(outcome: Outcome) -> str:
     study, claim = outcome.study, outcome.study.claim
     spent = study.cost(outcome.pairs)
@@ -315,41 +248,3 @@ def cost(outcome: Outcome) -> str:
     command = f"isoflop lab run {name}{full}" + "".join(f" {source}" for source in claim.setup.sources)
     body += "".join(f"<p>{one}</p>" for one in said) + f"<h3>To repeat it</h3><pre>{text(command)}</pre>"
     return section("Cost", "", body)
-
-
-def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:
-    """Write LAB/index.html, all claims on one page.
-
-    Raises:
-        UserError: if it cannot be written.
-    """
-    cards, tally = [], dict.fromkeys(JUDGEMENTS, 0)
-    family = sum(len(outcome.decision.findings) for outcome in outcomes)
-    for outcome in outcomes:
-        claim, decision = outcome.study.claim, outcome.decision
-        tally[decision.verdict] += 1
-        style, said = JUDGEMENTS[decision.verdict]
-        strict = outcome.in_family(family)
-        together = "the same" if strict == decision.verdict else JUDGEMENTS[strict][1].lower()
-        cards.append(
-            [
-                f'<a href="{text(claim.name)}/report.html">“{text(claim.statement)}”</a>',
-                f'<b class="{style}">{said}</b>',
-                text(verdict_line(outcome).partition(": ")[2].rstrip(".")),
-                together,
-                duration(sum(part["seconds"] for part in outcome.study.cost(outcome.pairs).values())),
-            ]
-        )
-    counted = ", ".join(f"{number} {verdict}" for verdict, number in tally.items() if number)
-    head = (
-        '<header>\n<div class="top"><h1>isoflop lab</h1></div>\n'
-        '<p class="story" style="font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px">'
-        "What each part of a transformer is for, put to the test.</p>\n"
-        f'<p class="lead">{counted}. Each verdict is by a rule that was fixed before the first run, and speaks of the '
-        "size that was run.</p>\n</header>"
-    )
-    body = table(["as people say it", "verdict", "what was found", f"under Holm over all {family}", "cost"], cards, {4})
-    path = folder / "index.html"
-    with disk_errors("the front page"):
-        write_text(path, document("isoflop lab", f"{head}\n{body}"))
-    return path

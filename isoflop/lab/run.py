@@ -93,11 +93,12 @@ class Course:
 
     Args:
         budget: seconds on the clock of the wall.
+        started: when they began, by time.monotonic().
     """
 
-    def __init__(self, study: Study, workers: Workers, budget: float, say: Say) -> None:
+    def __init__(self, study: Study, workers: Workers, budget: float, started: float, say: Say) -> None:
         self.study, self.workers, self.say = study, workers, say
-        self.started = time.monotonic()
+        self.started = started
         self.budget, self.deadline = budget, self.started + budget
         self.known: dict[str, float] = {}  # seconds of a run, by arm
 
@@ -170,12 +171,13 @@ def run_claim(
     Raises:
         UserError: for a claim that cannot be run, before its first run.
     """
+    started = time.monotonic()
     study = Study.of(claim, store)
     _ = study.fingerprints
     study.choose()
     budget = budget or 60 * claim.setup.minutes
     with Workers(workers, trusted) as pool:
-        course = Course(study, pool, budget, say)
+        course = Course(study, pool, budget, started, say)
         course.time_arms()
         announce(course)
         if plan_only:
@@ -290,7 +292,9 @@ def noise_told(study: Study, pairs: int, needed: int) -> list[str]:
                 f"noise of {comparison.measure}: {sd:.4f} between runs that differ in their first weights alone "
                 f"({NOISE_PAIRS} A/A pairs); {pairs} pairs see a difference of {seen:.4f}"
             )
-    if needed > pairs:
+    if not lines:
+        lines.append("the budget ended before the noise was measured; the same command goes on from here")
+    elif needed > pairs:
         lines.append(f"the smallest effects that the claim asks about need {needed} pairs: it may stay undecided")
     return list(dict.fromkeys(lines))
 

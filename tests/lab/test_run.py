@@ -15,11 +15,13 @@ from isoflop.errors import UserError
 from isoflop.lab import arms as making
 from isoflop.lab import study as studies
 from isoflop.lab.claim import Comparison, claim_of, read_claim
-from isoflop.lab.page import page, verdict_line, write_front, write_page
+from isoflop.lab.front import write_front
+from isoflop.lab.page import page, write_page
 from isoflop.lab.recorded import claims_there, one_there, recorded
 from isoflop.lab.run import run_claim
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
+from isoflop.lab.wording import verdict_line
 from small import write_texts
 
 TINY = [
@@ -237,7 +239,7 @@ def test_a_kill_loses_nothing_but_what_was_running(texts, tmp_path):
     first = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     runs = 0
     for line in first.stdout:
-        runs += " seed " in line or " again " in line
+        runs += " bits per byte  " in line
         if runs == 3:
             first.kill()
             break
