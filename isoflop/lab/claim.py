@@ -261,6 +261,8 @@ class Claim:
         in a note can be mended. So is how many pairs there may be and how long it may take, since a claim that
         stayed open goes on with more of both, and what was looked at before counts (verdict.decide)."""
         told = {key: value for key, value in to_dict(self).items() if key not in WORDS}
+        for one in (*told["arms"].values(), *told["comparisons"]):
+            del one["words"]
         told["setup"] = {key: value for key, value in told["setup"].items() if key not in ("pairs", "minutes")}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -79,6 +79,7 @@ def test_the_hash_is_of_what_decides(tmp_path):
     claim = written(tmp_path)
     assert claim.hash == written(tmp_path, TEXT + '\n[figure]\nx = "tokens"\ny = "heldout"\n').hash
     assert claim.hash == replace(claim, setup=replace(claim.setup, pairs=99, minutes=1.0)).hash
+    assert claim.hash == written(tmp_path, TEXT.replace("[arms.a]", '[arms.a]\nwords = "the first"')).hash
     for right, wrong in {"smallest = 0.03": "smallest = 0.02", "ratio=2": "ratio=3", '"lower"': '"higher"'}.items():
         assert written(tmp_path, TEXT.replace(right, wrong)).hash != claim.hash
 
