@@ -53,6 +53,7 @@ def test_a_long_text_is_cut_as_lm_eval_says():
 
 
 def test_lm_eval_that_is_absent_is_named(model, tokenizer, runtime, monkeypatch):
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="lm-eval is not installed"):
         adapter(model, tokenizer, runtime, "small")
