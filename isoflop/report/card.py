@@ -108,25 +108,23 @@ def result(one: SuiteScore) -> dict[str, Any]:
 def about(facts: Facts) -> str:
     run = facts.run
     kind = words.model_kind(run.settings.task)
-    made = f"a {kind} of {count(facts.total_parameters)} parameters"
+    made = f"A{'n' if kind[0] in 'aeiou' else ''} {kind} of {count(facts.total_parameters)} parameters"
     if run.status == "imported":
-        return (
-            f"{made.capitalize()}, imported from {line(run.plan.source or 'elsewhere')} with isoflop; not trained here."
-        )
+        return f"{made}, imported from {line(run.plan.source or 'elsewhere')} with isoflop; not trained here."
     unfinished = "" if facts.finished else " Its training is not finished."
     origin = f", from the weights of {line(run.settings.init)}" if run.settings.init else ", from scratch"
-    return f"{made.capitalize()}, pretrained with isoflop{origin}.{unfinished}"
+    return f"{made}, pretrained with isoflop{origin}.{unfinished}"
 
 
 def data(facts: Facts, said: CardSaid) -> str:
-    """Sources with licence and provenance."""
+    """Sources with licence and provenance. Of a path only the last part is told: a card is for others."""
     listed = source_table(facts.run)
     if not listed:
         return ""
     rows = [
         [
             line(name),
-            line(prepared.pattern or MISSING),
+            line(Path(prepared.pattern).name if prepared.pattern else MISSING),
             line(said.sources.get(name, UNSAID)),
             count(prepared.documents),
             size(prepared.bytes),

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from isoflop.report.drawing import COLORS, Floats, compact, drawing, floats, largest, to_svg
 
 ACROSS = 4
+ROW, TITLE, PLOT = 140, 28, 86  # CSS pixels of a row, of them for the name and for the panel; the rest is the axis
 MOST = 24  # panels; of more subsets the first in order are drawn
 Z = 1.96  # of an interval that holds 95 %
 
@@ -36,7 +37,7 @@ def over_tokens(panels: Sequence[Panel], name: str, label: str, width: float = 9
     """The panels, in rows of ACROSS. `name` begins the ids in the SVG; `label` says what it shows."""
     shown = panels[:MOST]
     rows, across = math.ceil(len(shown) / ACROSS), min(ACROSS, len(shown))
-    height = 36 + 130 * rows
+    height = ROW * rows + 8
     right = largest(*(floats(panel.tokens) for panel in shown), default=1.0) or 1.0
     shares = all(panel.chance is not None for panel in shown)
     low, high = (0.0, 1.0) if shares else limits(shown)
@@ -48,13 +49,8 @@ def over_tokens(panels: Sequence[Panel], name: str, label: str, width: float = 9
         figure = Figure(figsize=(width / 72, height / 72))
         for index, panel in enumerate(shown):
             row, column = divmod(index, ACROSS)
-            box = (
-                0.05 + column * 0.94 / across,
-                1 - (row + 1) * 130 / height + 30 / height,
-                0.86 / across,
-                86 / height,
-            )
-            axes = figure.add_axes(box)
+            bottom = 1 - (row * ROW + TITLE + PLOT) / height
+            axes = figure.add_axes((0.05 + column * 0.945 / across, bottom, 0.945 / across - 0.018, PLOT / height))
             x, scores = floats(panel.tokens), floats(panel.scores)
             if panel.chance is not None:
                 axes.axhline(panel.chance, color=COLORS["muted"], linewidth=1, linestyle=(0, (3, 3)))
@@ -63,6 +59,7 @@ def over_tokens(panels: Sequence[Panel], name: str, label: str, width: float = 9
             axes.plot(x, scores, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=3)
             axes.set_xlim(0, 1.03 * right)
             axes.set_ylim(low, high)
+            axes.tick_params(labelleft=column == 0)
             axes.text(0.0, 1.05, panel.name, transform=axes.transAxes, ha="left", va="bottom")
             axes.xaxis.set_major_locator(MaxNLocator(3))
             axes.yaxis.set_major_locator(MaxNLocator(3))
