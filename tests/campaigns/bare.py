@@ -6,8 +6,8 @@ makes a virtual environment in a temporary folder, installs the file into it wit
 a plan, an evaluation with a suite of one's own, an export to Hugging Face's folder and the report there, from another
 folder, with no PYTHONPATH. Prints a line for each and stops at the first that fails.
 
-    --system-site-packages   takes what isoflop needs from this interpreter, so that nothing is downloaded; isoflop
-                             itself comes from the file
+    --system-site-packages   takes what isoflop needs from this interpreter, so that nothing is downloaded but what
+                             builds an sdist; isoflop itself comes from the file
 """
 
 import argparse
@@ -51,12 +51,8 @@ def environment(folder: Path, file: Path, arguments: argparse.Namespace) -> Path
     if arguments.system_site_packages:  # this interpreter may itself be a virtual environment's, which venv passes over
         site = next((folder / "lib").glob("python*/site-packages"))
         (site / "beside.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-        call(
-            [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed"]
-            + (["--no-build-isolation"] if file.suffix == ".gz" else [])
-            + [str(file)],
-            "installed",
-        )
+        alone = ["--quiet", "--no-deps", "--ignore-installed"]
+        call([str(python), "-m", "pip", "install", *alone, str(file)], "installed")
         return python
     if arguments.torch_index:
         call([str(python), "-m", "pip", "install", "--quiet", "--index-url", arguments.torch_index, "torch"], "torch")
