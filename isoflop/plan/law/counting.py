@@ -1,7 +1,7 @@
-"""What N and C count. A law is only as good as the agreement of its points on that, and of those who use it.
+"""Conventions of counting N and C. A law is only valid for points and users that share one convention.
 
 The convention alone moves the exponent of N* from 0.37 to 0.70 on one set of runs (nanochat's), and Kaplan's 0.73 and
-Chinchilla's 0.50 are mostly two conventions (Porian et al. 2024, 2406.19146). The names are those of model/count.py.
+Chinchilla's 0.50 differ mostly by convention (Porian et al. 2024, 2406.19146). The names are those of model/count.py.
 """
 
 from dataclasses import dataclass
@@ -29,8 +29,8 @@ class Counts:
     """The convention of a set of points.
 
     Attributes:
-        parameters: what N counts, a name of PARAMETERS.
-        flops: where C comes from: "6nd", or "table" for a column of its own.
+        parameters: the convention of N, a name of PARAMETERS.
+        flops: the source of C: "6nd", or "table" for a separate column.
     """
 
     parameters: str = "unstated"
@@ -53,8 +53,8 @@ def convert(n: Any, source: str, target: str, *, embedding: Any, tied: bool) -> 
 
     Args:
         n: counts by `source`, any shape.
-        source, target: names of PARAMETERS but "unstated".
-        embedding: V d of each model, vocabulary times width, of a shape that goes with n's.
+        source, target: names of PARAMETERS except "unstated".
+        embedding: V d of each model, vocabulary times width, of a shape that broadcasts with n's.
         tied: whether embedding and head are one matrix, which "total" counts once.
 
     Raises:
@@ -80,7 +80,7 @@ class Cost:
 
     k: float = 6.0
     s: float = 0.0
-    spread: float = 0.0  # what the power law leaves of log C: the standard deviation
+    spread: float = 0.0  # standard deviation of log C around the power law
 
     def flops(self, n: Any, d: Any) -> Any:
         return self.k * n ** (1 + self.s) * d

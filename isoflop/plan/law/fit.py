@@ -1,9 +1,9 @@
-"""Fitting a law to points: variable projection, then all constants together, with Huber's and with squared error.
+"""Fits a law to points: variable projection, then all constants together, with Huber's or with squared error.
 
-For given exponents the law is linear in E, A and B, which non-negative least squares finds exactly; what is left is a
-search in two dimensions, over a grid and then by L-BFGS, with a condition number of about 11 where that of all five
-together is 3.5e11 (arXiv 2603.22339). Published fits stopped early (Besiroglu et al. 2024), so several starts are
-followed to a minimum in all constants and it is said how many agree and how flat the objective is there.
+For given exponents the law is linear in E, A and B, which non-negative least squares finds exactly. The remaining
+search has two dimensions: a grid, then L-BFGS, with a condition number of about 11 instead of 3.5e11 for all five
+constants together (arXiv 2603.22339). Published fits stopped early (Besiroglu et al. 2024), so several starts are
+optimised to a minimum in all constants, and the result says how many agree and how flat the objective is there.
 """
 
 import math
@@ -23,18 +23,18 @@ from isoflop.plan.law.solve import DELTA, FORMS, Problem, Scale, Solution, solve
 Array = npt.NDArray[np.float64]
 
 GRID = np.geomspace(0.05, 1.6, 16)  # exponents that are tried; published ones are 0.07 to 0.7
-STARTS = 6  # of the grid's points, those that L-BFGS goes on from
-GAMMA_STARTS = 3  # of those, each with four values of gamma, for the forms that have one
-AGREE = 1e-6  # relative difference of objectives up to which two minima are one
+STARTS = 6  # points of the grid from which L-BFGS starts
+GAMMA_STARTS = 3  # of those, each with four values of gamma, for forms with gamma
+AGREE = 1e-6  # relative difference of objectives up to which two minima count as the same
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """Whether a fit is at a minimum, shown.
+    """Evidence that a fit is at a minimum.
 
     Attributes:
-        starts: starting points that were followed.
-        agreeing: those of them that ended at the least objective.
+        starts: number of starting points.
+        agreeing: number of starts that ended at the lowest objective.
         gradient: the largest cosine between a constant's derivative and the residuals at the end; 0 at a minimum.
         steps: of the slowest start.
     """
@@ -51,16 +51,16 @@ class Convergence:
 
 @dataclass(frozen=True)
 class Fit:
-    """A law and what it was fitted to.
+    """A fitted law.
 
     Attributes:
-        law: with the points' cost per token.
-        points: what it was fitted to.
+        law: the law, with the points' cost per token.
+        points: the points it was fitted to.
         form: a name of solve.FORMS.
-        delta: Huber's, infinite for squared error.
+        delta: Huber's; infinite for squared error.
         objective: sum of rho(log L - log loss) over the points.
-        convergence: whether that is a minimum.
-        theta, scale: the constants as the solver holds them.
+        convergence: evidence that this is a minimum.
+        theta, scale: the constants in the solver's parametrisation.
     """
 
     law: Law
@@ -78,7 +78,7 @@ class Fit:
 
     @property
     def residuals(self) -> Array:
-        """log loss - log L of each point, shape (points,): above 0 for a run that is worse than the law says."""
+        """log loss - log L of each point, shape (points,): above 0 for a run that is worse than predicted."""
         return np.asarray(np.log(self.points.loss) - np.log(self.law.loss(self.points.n, self.points.d)))
 
     @property
@@ -87,8 +87,8 @@ class Fit:
 
     @property
     def noise(self) -> float:
-        """The standard deviation of the residuals, robust: 1.4826 times the median of their sizes, corrected for the
-        constants fitted."""
+        """A robust standard deviation of the residuals: 1.4826 times the median of their absolute values, corrected for
+        the number of fitted constants."""
         size = np.abs(self.residuals)
         free = max(1, len(size) - self.constants)
         return float(1.4826 * np.median(size) * math.sqrt(len(size) / free))
@@ -105,19 +105,20 @@ def fit(points: Points, form: str = "chinchilla", delta: float = DELTA, start: S
         points: at least one more than the form has constants.
         form: a name of solve.FORMS.
         delta: Huber's, on log loss; `math.inf` for squared error.
-        start: laws to start from besides those that variable projection finds.
+        start: laws to start from, in addition to those of variable projection.
 
     Raises:
         UserError: for too few points.
     """
     if len(points) <= FORMS[form].constants:
         raise UserError(f"{len(points)} points are too few for the {FORMS[form].constants} constants of {form!r}")
+
     scale = Scale.of(points.n, points.d)
     problem = problem_of(points, scale, form, delta)
     target = np.log(points.loss)
 
     starts = np.array([*project(problem, target), *(scale.theta(law) for law in start)])
-    if FORMS[form].free[5]:  # gamma: the law without it is where to begin, and Kaplan's values
+    if FORMS[form].free[5]:  # start at gamma = 1 and at values like Kaplan's
         few = np.minimum(starts[:GAMMA_STARTS], 1e12)
         starts = np.concatenate([few, *(with_gamma(few, gamma) for gamma in (0.6, 0.3, 0.1))])
     solved = solve(problem, starts, target)
@@ -143,7 +144,7 @@ def shown(solved: Solution, best: int) -> Convergence:
 
 
 def with_gamma(theta: Array, gamma: float) -> Array:
-    """The constants of about the same law whose terms are raised to gamma, shape (starts, 6)."""
+    """The constants of approximately the same law with the exponent gamma, shape (starts, 6)."""
     out = theta.copy()
     out[:, 1:3] = np.maximum(theta[:, 1:3], 1e-6) ** (1 / gamma)
     out[:, 3:5] = theta[:, 3:5] / gamma
@@ -152,7 +153,7 @@ def with_gamma(theta: Array, gamma: float) -> Array:
 
 
 def project(problem: Problem, target: Array) -> list[Array]:
-    """Variable projection: constants from which to start, best first.
+    """Variable projection: starting constants, best first.
 
     Args:
         target: log losses, shape (points,).
@@ -160,8 +161,8 @@ def project(problem: Problem, target: Array) -> list[Array]:
     loss = np.exp(target)
 
     def inner(exponents: Array) -> tuple[float, Array]:
-        """The least sum of squared relative errors for these exponents, and its gradient by them (that of the linear
-        constants is 0 there, so theirs does not enter)."""
+        """The least sum of squared relative errors for these exponents, and its gradient with respect to them (the
+        gradient with respect to the linear constants is 0 there)."""
         constants, rows, residuals = linear(problem, exponents, loss)
         by_alpha = residuals @ (-problem.x * rows[:, 1]) * constants[1]
         by_beta = residuals @ (-problem.y * rows[:, 2]) * constants[2]
@@ -179,7 +180,7 @@ def project(problem: Problem, target: Array) -> list[Array]:
 
 
 def spread_out(tried: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:
-    """The best points of the grid that are no neighbours of a better one."""
+    """The best points of the grid that are not neighbours of a better one."""
     chosen: list[tuple[float, float, float]] = []
     step = math.log(GRID[1] / GRID[0]) * 1.5
     for one in tried:
@@ -191,8 +192,8 @@ def spread_out(tried: list[tuple[float, float, float]]) -> list[tuple[float, flo
 
 
 def linear(problem: Problem, exponents: Array, loss: Array) -> tuple[Array, Array, Array]:
-    """E, A' and B' by non-negative least squares on relative errors; the rows (points, 3), each divided by its loss,
-    and the residuals."""
+    """E, A' and B' by non-negative least squares on relative errors; also the rows (points, 3), each divided by its
+    loss, and the residuals."""
     rows = np.stack([np.ones_like(loss), np.exp(-exponents[0] * problem.x), np.exp(-exponents[1] * problem.y)], axis=1)
     rows /= loss[:, None]
     constants, _ = nnls(rows, np.ones_like(loss))

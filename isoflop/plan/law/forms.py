@@ -1,6 +1,6 @@
-"""The laws, and what each says of a budget.
+"""The laws, and their optima for a budget.
 
-One family holds them:  L(N, D) = E + (A / N^alpha + B / D^beta)^gamma
+All are of one family:  L(N, D) = E + (A / N^alpha + B / D^beta)^gamma
 
     chinchilla   gamma = 1                    Hoffmann et al. 2022 (2203.15556), equation 10
     tied         gamma = 1, alpha = beta      Muennighoff et al. 2023 (2305.16264) on C4; Gadre et al. 2024 (2403.08540)
@@ -22,15 +22,15 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Law:
-    """One law with its constants. Losses are in the unit of the points that it was fitted to, nats per token if nothing
-    else is said; N and D in single parameters and tokens.
+    """A law with its constants. Losses are in the unit of the points that it was fitted to, usually nats per token; N
+    and D are numbers of parameters and tokens.
 
     Attributes:
         E: irreducible loss.
-        A, alpha: what N decides, A / N^alpha.
-        B, beta: what D decides, B / D^beta.
-        gamma: exponent of their sum; 1 but in the forms `kaplan` and `free`.
-        cost: FLOPs per token, for what depends on a budget.
+        A, alpha: of the term in N, A / N^alpha.
+        B, beta: of the term in D, B / D^beta.
+        gamma: exponent of their sum; 1 except in the forms `kaplan` and `free`.
+        cost: FLOPs per token, for everything that depends on a budget.
     """
 
     E: float
@@ -48,7 +48,7 @@ class Law:
 
     @property
     def exponent(self) -> float:
-        """The exponent of N* in the budget by `cost`: `a` where s = 0."""
+        """The exponent of N* in the budget by `cost`; equal to `a` for s = 0."""
         return self.beta / (self.alpha + self.beta * (1 + self.cost.s))
 
     def n_term(self, n: Any) -> Any:
@@ -63,18 +63,18 @@ class Law:
 
     def n_star(self, flops: Any) -> Any:
         """The N of least loss at C FLOPs, any shape. With C = k N^(1+s) D: alpha A / N^alpha = (1+s) beta B / D^beta
-        (Hoffmann's equation 4 where s = 0)."""
+        (Hoffmann's equation 4 for s = 0)."""
         flops = np.asarray(flops, dtype=np.float64)
         k, s = self.cost.k, self.cost.s
         balance = math.log(self.alpha * self.A / ((1 + s) * self.beta * self.B))
         return np.exp((balance + self.beta * np.log(flops / k)) / (self.alpha + self.beta * (1 + s)))
 
     def d_star(self, flops: Any) -> Any:
-        """The D that goes with it."""
+        """The D of least loss at C FLOPs."""
         return self.tokens(self.n_star(flops), flops)
 
     def tokens(self, n: Any, flops: Any) -> Any:
-        """The tokens that C FLOPs let a model of N read."""
+        """The tokens that a model of N parameters can read with C FLOPs."""
         return np.asarray(flops, dtype=np.float64) / self.cost.flops(n, 1.0)
 
     def loss_star(self, flops: Any) -> Any:
@@ -87,7 +87,7 @@ class Law:
         return n, ratio * n
 
     def flops_for(self, loss: float) -> float:
-        """The least C with which the law reaches `loss`; infinity if none does. L* - E is a power of C, exactly."""
+        """The least C with which the law reaches `loss`; infinity if none does. (L* - E is exactly a power of C.)"""
         if loss <= self.E:
             return math.inf
         here = float(self.loss_star(1.0)) - self.E
@@ -113,10 +113,10 @@ class Published:
     """A law from a paper.
 
     Attributes:
-        source: where its constants stand.
+        source: the paper, and the table with its constants.
         counts: what its N counts, a name of counting.PARAMETERS.
-        errors: standard errors of E, alpha and beta; None: not published.
-        middle: FLOPs in the geometric middle of its runs.
+        errors: standard errors of E, alpha and beta; None if not published.
+        middle: FLOPs at the geometric middle of its runs.
     """
 
     law: Law

@@ -1,8 +1,8 @@
 """Chinchilla's approaches 1 and 2: N* from the runs themselves, without a law (Hoffmann et al. 2022, 3.1 and 3.2).
 
-Approach 2 puts a parabola in log N through log loss at each budget and a line through the minima. It is biased even
-without noise (arXiv 2603.22339): valleys are no parabolas, and grids are not centred on the minimum. How much, on the
-very grid of these points, is computed by applying it to the losses that the fitted law gives there.
+Approach 2 fits a parabola in log N to log loss at each budget and a line to the minima. It is biased even without noise
+(arXiv 2603.22339): valleys are not parabolas, and grids are not centred on the minimum. The bias for the grid of these
+points is computed by applying the procedure to the losses of the fitted law at these points.
 """
 
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from isoflop.plan.law.points import Points
 
 Array = npt.NDArray[np.float64]
 
-NEAR = 2  # points on either side of the lowest that a parabola goes through: far ones bend it
-FEWEST_BUDGETS = 3  # through which a line is put
+NEAR = 2  # points on either side of the lowest to which a parabola is fitted: far ones bend it
+FEWEST_BUDGETS = 3  # for fitting a line
 ENVELOPE_BUDGETS = 50  # of approach 1, log-spaced (the paper has 1,500 along curves; ours are final losses)
 
 
@@ -39,8 +39,8 @@ class Exponent:
         a, error: the exponent and its standard error from the line's residuals.
         log_g: log G.
         valleys: the minima; only those `inside` count.
-        bias: what the same procedure adds to the exponent on noiseless losses of the fitted law at these points; None
-            where no law was given.
+        bias: the error of the same procedure's exponent on noiseless losses of the fitted law at these points; None if
+            no law was given.
     """
 
     a: float
@@ -54,7 +54,7 @@ class Exponent:
 
 
 def approach_2(points: Points, law: Law | None = None, near: int = NEAR) -> Exponent | None:
-    """Parabolas at each budget of at least three sizes; None where fewer than FEWEST_BUDGETS have a minimum inside.
+    """Parabolas at each budget of at least three sizes; None if fewer than FEWEST_BUDGETS have a minimum inside.
 
     Args:
         law: the fitted one, to compute the bias with.
@@ -70,7 +70,7 @@ def approach_2(points: Points, law: Law | None = None, near: int = NEAR) -> Expo
 
 
 def parabola(points: Points, near: int = NEAR) -> Valley | None:
-    """The minimum of one budget: a parabola in log N through the lowest point and `near` on either side."""
+    """The minimum of one budget: a parabola in log N, fitted to the lowest point and `near` on either side."""
     sizes, which = np.unique(points.n, return_inverse=True)
     if len(sizes) < 3:
         return None
@@ -107,11 +107,11 @@ def line(valleys: tuple[Valley, ...]) -> Exponent | None:
 
 
 def approach_1(points: Points) -> Exponent | None:
-    """The lower envelope over sizes: each size's log loss is interpolated over log C, and where at least three sizes
-    have one, the smallest loss names N*. Minima at the smallest or largest size there count as not inside.
+    """The lower envelope over sizes: each size's log loss is interpolated over log C, and at each C with at least three
+    sizes N* is the size of the lowest loss. Minima at the smallest or largest size count as not inside.
 
-    The paper takes points along curves with schedules of four lengths; ours are runs with a schedule of their own each.
-    None where the table has too few lengths per size.
+    The paper uses points along curves with schedules of four lengths; ours are runs with a separate schedule each.
+    Returns None if the table has too few lengths per size.
     """
     curves: list[tuple[float, Array, Array, Array]] = []
     for size in np.unique(points.n):
@@ -127,15 +127,16 @@ def approach_1(points: Points) -> Exponent | None:
     valleys = []
     ends = [curve[1] for curve in curves]
     for at in np.linspace(min(end[0] for end in ends), max(end[-1] for end in ends), ENVELOPE_BUDGETS):
-        there = [curve for curve in curves if curve[1][0] <= at <= curve[1][-1]]
-        if len(there) < 3:
+        covering = [curve for curve in curves if curve[1][0] <= at <= curve[1][-1]]
+        if len(covering) < 3:
             continue
-        losses = [float(np.interp(at, curve[1], curve[2])) for curve in there]
+        losses = [float(np.interp(at, curve[1], curve[2])) for curve in covering]
         lowest = int(np.argmin(losses))
-        d = float(np.exp(np.interp(at, there[lowest][1], there[lowest][3])))
-        inside = 0 < lowest < len(there) - 1
-        valleys.append(Valley(float(np.exp(at)), there[lowest][0], d, float(np.exp(losses[lowest])), inside))
+        d = float(np.exp(np.interp(at, covering[lowest][1], covering[lowest][3])))
+        inside = 0 < lowest < len(covering) - 1
+        valleys.append(Valley(float(np.exp(at)), covering[lowest][0], d, float(np.exp(losses[lowest])), inside))
+
     found = line(tuple(valleys))
-    # A line through a staircase of fewer sizes than that says nothing.
+    # a line through a staircase of fewer sizes is meaningless
     sizes = {valley.n for valley in valleys if valley.inside}
     return found if found is not None and len(sizes) >= FEWEST_BUDGETS else None

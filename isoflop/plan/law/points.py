@@ -1,4 +1,4 @@
-"""Measured runs as arrays, read from anybody's table and refused where no law can be fitted to them."""
+"""Measured runs as arrays: reading any table of runs, and refusing sets that no law can be fitted to."""
 
 import csv
 import io
@@ -22,22 +22,22 @@ Array = npt.NDArray[np.float64]
 FEWEST = 6  # points: one more than the law has constants
 FEWEST_SIZES = 3  # distinct N, and distinct D: an exponent and an offset need three
 SAME_BUDGET = 0.05  # difference of log C up to which points count as one budget
-ONE_RAY = 0.02  # standard deviation of log D about a line in log N, below which N and D cannot be told apart
+ONE_RAY = 0.02  # standard deviation of log D about a line in log N, below which N and D cannot be separated
 RANGES = {"N": (1e-30, 1e30), "D": (1e-30, 1e30), "loss": (1e-6, 1e6), "FLOPs": (1e-60, 1e60)}  # in any unit
 LARGEST_FILE = 64 * 2**20  # bytes of a table
 
 
 @dataclass(frozen=True)
 class Points:
-    """Runs that a law is fitted to.
+    """Runs to fit a law to.
 
     Attributes:
-        n: parameters, shape (points,), counted as `counts` says.
+        n: parameters, shape (points,), in the convention of `counts`.
         d: tokens read, shape (points,).
-        loss: final loss in nats per token (or whatever the table has: a law is in its unit), shape (points,).
-        flops: training FLOPs C, shape (points,); 6 N D where the table has none.
+        loss: final loss in nats per token (or the table's unit, which is then the law's), shape (points,).
+        flops: training FLOPs C, shape (points,); 6 N D if the table has none.
         counts: the convention of n and flops.
-        given_flops: whether the table said them.
+        given_flops: whether the table has FLOPs.
     """
 
     n: Array
@@ -95,15 +95,15 @@ def make_points(
         if len(values) != len(arrays[0]):
             raise UserError(f"{len(values)} values of {name} for {len(arrays[0])} of N: give as many of each")
         for number, value in enumerate(values, 1):
-            if said := unusable(float(value), name):
-                raise UserError(f"{name} of point {number} is {value:g}, {said}")
+            if problem := unusable(float(value), name):
+                raise UserError(f"{name} of point {number} is {value:g}, {problem}")
     made = Points(arrays[0], arrays[1], arrays[2], arrays[3] if given else 6.0 * arrays[0] * arrays[1], counts, given)
     check(made)
     return made
 
 
 def unusable(value: float, name: str) -> str:
-    """Why a value of N, D, loss or FLOPs cannot be used, and the way out; empty if it can."""
+    """Why a value of N, D, loss or FLOPs cannot be used, and what to do; "" if it can."""
     low, high = RANGES[name]
     if not (math.isfinite(value) and value > 0):
         return "not a positive number; leave that run out"
@@ -139,7 +139,7 @@ def check(points: Points) -> None:
 
 
 def off_ray(points: Points) -> float:
-    """How far the points are from one curve D = k N^p: the standard deviation of log D about the line."""
+    """The distance of the points from one curve D = k N^p: the standard deviation of log D about the line."""
     x, y = np.log(points.n), np.log(points.d)
     slope, offset = np.polyfit(x, y, 1)
     return float(np.std(y - slope * x - offset))
@@ -147,7 +147,7 @@ def off_ray(points: Points) -> float:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what."""
+    """The columns of a table."""
 
     n: Annotated[str, "parameters"]
     d: Annotated[str, "tokens"]
@@ -160,8 +160,8 @@ def read_points(path: Path, columns: Columns, counts: Counts = Counts()) -> Poin
     """Points from a CSV (or tab-separated) file with a header.
 
     Raises:
-        UserError: for a file that cannot be read, a column that is not there, a cell that is no positive number (named
-            with its row, the header being row 1), and sets of points that no law can be fitted to.
+        UserError: for a file that cannot be read, a missing column, a cell that is not a positive number (named with
+            its row; the header is row 1), and sets of points that no law can be fitted to.
     """
     header, rows = read_table(path)
     wanted = [columns.n, columns.d, columns.loss] + ([columns.flops] if columns.flops else [])
@@ -182,7 +182,7 @@ def read_points(path: Path, columns: Columns, counts: Counts = Counts()) -> Poin
 
 
 def read_table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header and the rows with their line numbers; empty lines are passed over."""
+    """The header and the rows with their line numbers; empty lines are ignored."""
     text = read_text(path, LARGEST_FILE).removeprefix("\ufeff")
     first = text.partition("\n")[0]
     delimiter = max(",\t;", key=first.count)
@@ -224,8 +224,8 @@ def number_in(row: Sequence[str], at: int, kind: str, where: str) -> float:
     try:
         value = float(cell)
     except ValueError:
-        said = "is empty" if not cell else f"is {cell!r}, not a number"
-        raise UserError(f"{where} {said}; mend the cell or leave that row out") from None
-    if said := unusable(value, kind):
-        raise UserError(f"{where} is {cell}, {said}")
+        problem = "is empty" if not cell else f"is {cell!r}, not a number"
+        raise UserError(f"{where} {problem}; correct the cell or leave that row out") from None
+    if problem := unusable(value, kind):
+        raise UserError(f"{where} is {cell}, {problem}")
     return value

@@ -1,4 +1,4 @@
-"""What a budget buys by a fit, and what budget a loss needs; next to the rule of thumb D = 20 N."""
+"""Predicts N, D and loss for a budget, and the budget for a loss, next to the rule of thumb D = 20 N."""
 
 import math
 from dataclasses import dataclass
@@ -10,21 +10,21 @@ from isoflop.plan.law.bootstrap import Interval, Samples, around
 from isoflop.plan.law.forms import Law
 from isoflop.plan.law.points import RANGES
 
-# Of log N* about D = 20 N before any run, a standard deviation: published optima have D / N of 5 to 80.
+# Standard deviation of log N* around D = 20 N before any run: published optima have D / N of 5 to 80.
 PRIOR_WIDTH = math.log(2)
 RATIO = 20.0  # tokens per parameter, Hoffmann et al. 2022 in round numbers
 
 
 @dataclass(frozen=True)
 class Basis:
-    """What a prediction is made from.
+    """The basis of predictions.
 
     Attributes:
-        samples: the law and its bootstrap; of a published law one sample, itself.
-        per_decade: what the law misses, as a standard deviation of log loss per factor of ten beyond the points, from
+        samples: the law and its bootstrap; for a published law one sample, itself.
+        per_decade: the law's own error, as a standard deviation of log loss per factor of ten beyond the points, from
             holding budgets out; None for a published law.
         largest: FLOPs of the largest budget fitted; None for a published law.
-        way: where it comes from, in words.
+        way: its origin, in words.
     """
 
     samples: Samples
@@ -41,28 +41,28 @@ class Basis:
         return len(self.samples) > 1
 
     def beyond(self, flops: float) -> float:
-        """How many factors of ten beyond the points a budget is; 0 within."""
+        """How many factors of ten a budget is beyond the points; 0 within them."""
         return max(0.0, math.log10(flops / self.largest)) if self.largest else 0.0
 
     def spread(self, flops: float) -> float:
-        """The standard deviation of one run's log loss about the law there."""
+        """The standard deviation of one run's log loss around the law at a budget."""
         return math.hypot(self.samples.noise, (self.per_decade or 0.0) * self.beyond(flops))
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What C FLOPs buy.
+    """The prediction for C FLOPs.
 
     Attributes:
         flops: C.
-        take_n, take_d: what to train: N* drawn towards D = 20 N as far as the points do not know it (`advised`).
+        take_n, take_d: the advice: N* drawn towards D = 20 N as far as the points leave it open (`advised`).
         n, d: the best size and tokens by the law.
-        loss: the least loss at C as one run should show it: with the law's own doubt, the runs' noise, and what the law
-            misses so far beyond its points; for take_n and take_d.
-        law: the same by the law alone: its doubt about L*, no run's noise.
+        loss: the loss of one run with take_n and take_d, with the law's uncertainty, the runs' noise, and the law's own
+            error beyond its points.
+        law: L* by the law alone, with the law's uncertainty only.
         rule_n, rule_d, rule_loss: with D = 20 N; the loss by the law alone.
-        gain: what the law says the rule costs, L(rule) - L(take_n): below 0 in samples where the rule is better.
-        noise: between runs, in the loss's unit, a standard deviation.
+        gain: the cost of the rule by the law, L(rule) - L(take_n): below 0 in samples where the rule is better.
+        noise: standard deviation between runs, in the loss's unit.
         beyond: factors of ten beyond the largest budget fitted.
     """
 
@@ -82,19 +82,20 @@ class Prediction:
 
     @property
     def gains(self) -> bool:
-        """Whether a gain over D = 20 N may be claimed: its interval is above 0 and it is more than a run's noise."""
+        """Whether a gain over D = 20 N may be claimed: its interval is above 0 and it exceeds a run's noise."""
         return self.gain.low > 0 and self.gain.value > self.noise
 
 
 def predict(basis: Basis, flops: float) -> Prediction:
-    """What C FLOPs buy.
+    """The prediction for C FLOPs.
 
     Raises:
-        UserError: for a budget that is not positive and finite, or beyond all reason.
+        UserError: for a budget that is not positive and finite, or out of range.
     """
     low, high = RANGES["FLOPs"]
     if not low <= flops <= high:
-        raise UserError(f"budget {flops:g} is no number of FLOPs from {low:g} to {high:g}")
+        raise UserError(f"budget {flops:g} is not a number of FLOPs from {low:g} to {high:g}")
+
     samples, law = basis.samples, basis.law
     n = advised(basis, flops)
     d = float(law.tokens(n, flops))
@@ -117,10 +118,10 @@ def predict(basis: Basis, flops: float) -> Prediction:
 
 
 def advised(basis: Basis, flops: float) -> float:
-    """The N to train at C FLOPs: log N* and the log N of D = 20 N, weighted by what is known of each.
+    """The N to train at C FLOPs: log N* and the log N of D = 20 N, weighted by their precision.
 
-    The bootstrap's variance of log N* stands against PRIOR_WIDTH squared. Points that place the valley within a few per
-    cent decide alone; where a table leaves N* open by a factor of ten, the rule that others have tried weighs more.
+    The weights come from the bootstrap's variance of log N* and from PRIOR_WIDTH squared. Points that determine the
+    valley within a few per cent decide alone; if a table leaves N* open by a factor of ten, the rule has more weight.
     """
     best, rule = math.log(float(basis.law.n_star(flops))), math.log(float(basis.law.at_ratio(flops, RATIO)[0]))
     if not basis.has_intervals:
@@ -133,14 +134,14 @@ def advised(basis: Basis, flops: float) -> float:
 
 
 def run_loss(basis: Basis, n: float, d: float) -> Interval:
-    """The loss that one run of N parameters on D tokens should show: with the law's own doubt, the runs' noise, and
-    what the law misses so far beyond its points."""
+    """The loss of one run of N parameters on D tokens, with the law's uncertainty, the runs' noise, and the law's own
+    error beyond its points."""
     value = float(basis.law.loss(n, d))
     if not basis.has_intervals:
         return Interval(value, value, value, None)
     spread = basis.spread(float(basis.law.cost.flops(n, d)))
     drawn = spread * np.random.default_rng(1).standard_normal(len(basis.samples))
-    with np.errstate(over="ignore"):  # far beyond the points anything may be, the infinite too
+    with np.errstate(over="ignore"):  # far beyond the points values may be infinite
         return around(value, basis.samples.laws().loss(n, d) * np.exp(drawn))
 
 
@@ -149,10 +150,10 @@ class Needed:
     """The budget that a loss needs.
 
     Attributes:
-        loss: asked for.
-        flops: C with the best N and D; infinite ends where samples never reach the loss.
-        rule_flops: C with D = 20 N; infinite if it never does.
-        share: of the samples that reach it at all.
+        loss: the requested loss.
+        flops: C with the best N and D; an end is infinite if samples never reach the loss.
+        rule_flops: C with D = 20 N; infinite if it never reaches the loss.
+        share: the share of samples that reach it at all.
     """
 
     loss: float
@@ -162,11 +163,11 @@ class Needed:
 
 
 def budget_for(basis: Basis, loss: float) -> Needed:
-    """Which budget a loss needs.
+    """The budget that a loss needs.
 
     Raises:
-        UserError: for a loss that the law never reaches, with its irreducible loss, one beyond all reason, or one that
-            is no positive number.
+        UserError: for a loss that the law never reaches (naming its irreducible loss), one that is out of range, or one
+            that is not a positive number.
     """
     if not (math.isfinite(loss) and loss > 0):
         raise UserError(f"loss {loss:g} is not a positive number")
@@ -182,7 +183,7 @@ def budget_for(basis: Basis, loss: float) -> Needed:
 
 
 def rule_budget(law: Law, loss: float) -> float:
-    """C at which D = 20 N reaches a loss, by bisection in log C: the loss falls with C all the way."""
+    """C at which D = 20 N reaches a loss, by bisection in log C, since the loss falls monotonically with C."""
     low, high = 0.0, 120.0  # log10
     if float(law.loss(*law.at_ratio(10.0**high, RATIO))) > loss:
         return math.inf
@@ -195,7 +196,7 @@ def rule_budget(law: Law, loss: float) -> float:
 
 @dataclass(frozen=True)
 class Compared:
-    """One run by a law: what its size and its tokens cost it, and the best use of its compute.
+    """One run by a law: the terms of its size and its tokens, and the best use of its compute.
 
     Attributes:
         name: of the model.
@@ -203,7 +204,7 @@ class Compared:
         loss: L(N, D) = E + n_term + d_term (for gamma = 1).
         n_term, d_term: A / N^alpha and B / D^beta.
         n_star, d_star, loss_star: the best at the same FLOPs.
-        enough: the share of its FLOPs that would have bought the same loss with the best N and D.
+        enough: the share of its FLOPs that would have been enough for the same loss with the best N and D.
     """
 
     name: str

@@ -1,9 +1,9 @@
-"""The data-constrained law: what repeated tokens and surplus parameters are still worth.
+"""The data-constrained law: the remaining value of repeated tokens and surplus parameters.
 
     L = E + A / N'^alpha + B / D'^beta,    D' = U_D + U_D R_D (1 - exp(-R / R_D)),    R = D / U_D - 1 repeats,
 
 and N' likewise from U_N, the parameters that are compute-optimal for U_D unique tokens (Muennighoff et al. 2023,
-2305.16264, equations 5 and 6). The base law is that of fresh text; only R_D and R_N are fitted here.
+2305.16264, equations 5 and 6). The base law is that of text without repetition; only R_D and R_N are fitted here.
 """
 
 import math
@@ -28,7 +28,7 @@ LARGEST = 1e4  # of R_D and R_N: repeats that lose nothing
 
 
 def effective(amount: Any, unique: Any, decay: float) -> Array:
-    """`amount` of which only `unique` is new, in units of new, any shapes that broadcast."""
+    """The effective amount if only `unique` of `amount` is new, any shapes that broadcast."""
     amount, unique = np.asarray(amount, dtype=np.float64), np.asarray(unique, dtype=np.float64)
     repeats = np.maximum(amount / unique - 1, 0.0)
     return np.asarray(np.minimum(amount, unique) - unique * decay * np.expm1(-repeats / decay))
@@ -36,11 +36,11 @@ def effective(amount: Any, unique: Any, decay: float) -> Array:
 
 @dataclass(frozen=True)
 class DataConstrained:
-    """A law of fresh text with what repeating it costs.
+    """A law of text without repetition, with the cost of repeating it.
 
     Attributes:
-        law: the law of fresh text.
-        r_d: repeats at which a token has lost 1 - 1/e of its worth.
+        law: the law without repetition.
+        r_d: repetitions after which a token has lost 1 - 1/e of its value.
         r_n: the same for parameters beyond U_N.
     """
 
@@ -62,12 +62,12 @@ class DataConstrained:
 
 
 def fit_repeats(points: Points, unique: Any, law: Law, delta: float = DELTA) -> tuple[DataConstrained, Convergence]:
-    """R_D and R_N by L-BFGS on log loss, from several starts; the law of fresh text stays as it is.
+    """Fit R_D and R_N by L-BFGS on log loss, from several starts; the law without repetition is not changed.
 
     Args:
         points: runs, of which some repeat their text.
-        unique: tokens of each that are new, shape (points,).
-        law: fitted to fresh text, counted alike.
+        unique: unique tokens of each, shape (points,).
+        law: fitted to runs without repetition, in the same convention.
 
     Raises:
         UserError: if no run repeats its text.

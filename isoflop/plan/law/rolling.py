@@ -1,10 +1,10 @@
-"""How well a fit predicts: the largest budgets held out, predicted from the rest, and compared.
+"""Measures how well a fit predicts: the largest budgets are held out and predicted from the rest.
 
-Two things decide how a law predicts: its form, and whether runs far from the valley take part. A sum of two powers is a
-local truth; runs of eight times the best size, with losses a third higher, bend it where nobody will ever train. Which
-way predicts best is not assumed but measured on the points at hand. What the way chosen still misses beyond its
-bootstrap and the runs' noise is what the law itself gets wrong; a prediction beyond the points is given that much more
-doubt per factor of ten in compute.
+Two choices decide how well a law predicts: its form, and whether runs far from the valley are fitted. A sum of two
+powers only holds locally: runs of eight times the best size, with losses a third higher, bend it in a region where
+nobody trains. Which method predicts best is measured on the points at hand. Its remaining error in excess of its
+bootstrap and the runs' noise is that of the law itself; a prediction beyond the points is widened by that much per
+factor of ten in compute.
 """
 
 import math
@@ -24,19 +24,19 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 CUTS = 4  # at most: the largest budget held out, the two largest, ...
-OCTAVE = 2.0  # factor in C that counts as one budget where points lie on no common budgets
-KEPT = 0.4  # of the points at least stay
+OCTAVE = 2.0  # factor in C that counts as one budget if points share no budgets
+KEPT = 0.4  # share of the points that must remain
 NEAR = 0.10  # a run this much worse than the best of no more compute (in log loss) is far from the valley
-SAMPLES = 200  # of the bootstrap behind each cut
-SMALLEST_DECADES = 0.15  # of extrapolation, as what a cut misses by is divided by it
-BETTER = 0.8  # of the held-out error of `chinchilla` is what another way may have at most to be preferred
-GOOD_ENOUGH = 5e-4  # of held-out error, below which nothing better is looked for
-ENOUGH_CUTS = 2  # that say so
+SAMPLES = 200  # of each cut's bootstrap
+SMALLEST_DECADES = 0.15  # least extrapolation, since the error of a cut is divided by it
+BETTER = 0.8  # another method is preferred if its held-out error is at most this share of that of `chinchilla`
+GOOD_ENOUGH = 5e-4  # held-out error below which no better method is sought
+ENOUGH_CUTS = 2  # cuts that are needed to prefer another method
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to predict: a form, and whether only the runs near the valley are fitted."""
+    """A method of prediction: a form, and whether only the runs near the valley are fitted."""
 
     form: str = "chinchilla"
     near: bool = False
@@ -48,7 +48,7 @@ class Way:
         return fit(self.used(points), self.form, delta)
 
     def used(self, points: Points) -> Points:
-        """The points that take part; all of them where those near the valley would not do."""
+        """The points to fit; all of them if those near the valley do not suffice."""
         if not self.near:
             return points
         close = points.select(excess(points) <= NEAR)
@@ -60,8 +60,8 @@ WAYS = (PLAIN, Way("chinchilla", near=True), Way("free"), Way("free", near=True)
 
 
 def excess(points: Points) -> Array:
-    """How much worse each run is than the best of no more compute, in log loss, shape (points,): at least 0. No law is
-    needed to see that a run is far from the valley."""
+    """How much worse each run is than the best of no more compute, in log loss, shape (points,): at least 0. This shows
+    that a run is far from the valley without a law."""
     order = np.argsort(points.flops, kind="stable")
     flops, log_loss = np.log(points.flops[order]), np.log(points.loss[order])
     best = np.minimum.accumulate(log_loss)
@@ -84,14 +84,14 @@ def fits(points: Points, form: str) -> bool:
 
 @dataclass(frozen=True)
 class Cut:
-    """One prediction of what was held out.
+    """One prediction of held-out runs.
 
     Attributes:
         largest_kept, held: FLOPs of the largest budget kept, and the geometric mean of those held out.
-        points: how many were compared: those held out that are near the valley, or all where none is.
+        points: number of runs compared: the held-out ones near the valley, or all if none is near.
         error: the mean of log loss - log L over them; above 0 if the runs are worse than predicted.
-        size: the root of the mean square of the same.
-        doubt: what the bootstrap and the runs' noise allow `error`, a standard deviation; 0 where not asked for.
+        size: the root mean square of the same.
+        doubt: the standard deviation of `error` by the bootstrap and the runs' noise; 0 if not computed.
     """
 
     largest_kept: float
@@ -108,7 +108,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Rolled:
-    """All cuts of one way.
+    """All cuts of one method.
 
     Attributes:
         cuts: the largest budget held out first.
@@ -119,13 +119,13 @@ class Rolled:
 
     @property
     def size(self) -> float:
-        """The root of the mean square error over the cuts; infinite where there was none."""
+        """The root mean square error over the cuts; infinite without cuts."""
         return math.sqrt(sum(cut.size**2 for cut in self.cuts) / len(self.cuts)) if self.cuts else math.inf
 
     @property
     def per_decade(self) -> float:
-        """What the law misses, as a standard deviation of log loss per factor of ten beyond the points; widened to
-        Student's t, since it comes from a cut or four."""
+        """The law's own error, as a standard deviation of log loss per factor of ten beyond the points; widened to
+        Student's t, since it comes from one to four cuts."""
         if not self.cuts:
             return 0.0
         squares = [max(0.0, cut.error**2 - cut.doubt**2) / cut.decades**2 for cut in self.cuts]
@@ -135,7 +135,7 @@ class Rolled:
 
 
 def thresholds(points: Points) -> list[float]:
-    """FLOPs from which on points are held out, the largest first."""
+    """The FLOPs at which points are cut off, the largest first."""
     groups = points.budgets()
     on_budgets = sum(len(group) >= 3 for group in groups) >= 4 and len(groups) <= len(points) / 2
     if on_budgets:
@@ -144,10 +144,10 @@ def thresholds(points: Points) -> list[float]:
 
 
 def roll(points: Points, way: Way = PLAIN, delta: float = DELTA, samples: int = SAMPLES) -> Rolled:
-    """Hold out the largest budget, the two largest and so on, while enough stay to be fitted.
+    """Hold out the largest budget, the two largest and so on, while enough points remain for a fit.
 
     Args:
-        samples: of the bootstrap behind the doubt of each cut; 0 for none.
+        samples: of the bootstrap for the doubt of each cut; 0 for none.
     """
     cuts: list[Cut] = []
     for threshold in thresholds(points):
@@ -180,9 +180,9 @@ def cut_at(points: Points, kept: Mask, way: Way, delta: float, samples: int) -> 
 
 
 def choose(points: Points, delta: float = DELTA, ways: tuple[Way, ...] = WAYS) -> tuple[Way, list[Rolled]]:
-    """The way to predict with: PLAIN unless another has at most BETTER of its held-out error over at least ENOUGH_CUTS
-    cuts. All rolled ways come with it, PLAIN first, without doubts; where all runs are near the valley, only ways with
-    all runs."""
+    """The method to predict with: PLAIN, unless another has at most BETTER of its held-out error over at least
+    ENOUGH_CUTS cuts. Also returns the cuts of all methods, PLAIN first, without doubts; if all runs are near the
+    valley, only methods with all runs."""
     all_near = bool((excess(points) <= NEAR).all())
     rolled = [roll(points, way, delta, samples=0) for way in ways if not (way.near and all_near)]
     plain = rolled[0]

@@ -1,15 +1,15 @@
-"""Many fits of one law at a time: Levenberg-Marquardt with bounds, over a batch of targets or of starting points.
+"""Many fits of one law at once: Levenberg-Marquardt with bounds, over a batch of targets or of starting points.
 
-A fit of all constants together from one good start is what a bootstrap needs a thousand times; in one batch of array
-operations the thousand take seconds. The residuals are those of the logarithm,
+A bootstrap needs a thousand fits of all constants, each from one good start; as one batch of array operations they take
+seconds. The residuals are those of the logarithm,
 
     r_i = log L(N_i, D_i) - log L_i,        objective: sum of rho(r_i),
 
 with rho = Huber's (quadratic up to delta, then linear; Hoffmann et al. 2022, equation 11, delta = 1e-3) or r^2 / 2.
 
-Constants are held as E, A' = A N_0^-alpha, B' = B D_0^-beta, alpha, beta, gamma, with N_0 and D_0 in the middle of the
-points: A and alpha, and B and beta, are then hardly correlated, where the raw constants' problem has a condition number
-of 3.5e11 (2603.22339).
+The constants are E, A' = A N_0^-alpha, B' = B D_0^-beta, alpha, beta, gamma, with N_0 and D_0 in the middle of the
+points: A' and alpha, and B' and beta, are then hardly correlated, while the problem in the raw constants has a
+condition number of 3.5e11 (2603.22339).
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ Mask = npt.NDArray[np.bool_]
 
 DELTA = 1e-3  # Huber's, on log loss
 NAMES = ("E", "A", "B", "alpha", "beta", "gamma")
-LOW = np.array([0.0, 1e-12, 1e-12, 0.02, 0.02, 0.02])  # A and B stay above 0 by so little that it never shows
+LOW = np.array([0.0, 1e-12, 1e-12, 0.02, 0.02, 0.02])  # A and B stay above 0, by a negligible amount
 HIGH = np.array([np.inf, np.inf, np.inf, 3.0, 3.0, 3.0])
-PERFECT = 1e-18  # an objective that is rounding errors
+PERFECT = 1e-18  # an objective of rounding errors only
 TOLERANCE = 1e-7  # of the projected gradient, see `gradient_size`
 MOST_STEPS = 300
 LARGEST_DAMPING = 1e12
-BATCH_NUMBERS = 4_000_000  # numbers in the largest array of a batch: more fits than that go one batch after another
+BATCH_NUMBERS = 4_000_000  # numbers in the largest array of a batch; more fits take several batches
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ FORMS = {
 
 @dataclass(frozen=True)
 class Scale:
-    """The middle of the points, in which constants are held."""
+    """The middle of the points, which scales the constants."""
 
     n: float
     d: float
@@ -84,7 +84,7 @@ class Scale:
         return np.array([law.E, a, b, law.alpha, law.beta, law.gamma])
 
     def raw(self, theta: Array) -> Array:
-        """Rows of constants with A and B as a law has them, shape (batch, 6)."""
+        """Rows of constants with the law's A and B instead of A' and B', shape (batch, 6)."""
         out = theta.copy()
         out[:, 1] *= self.n ** theta[:, 3]
         out[:, 2] *= self.d ** theta[:, 4]
@@ -128,7 +128,8 @@ class Problem:
         return np.asarray(np.log(self.predicted(theta)[2]) - target)
 
     def jacobian(self, theta: Array) -> Array:
-        """Derivatives of log L by the six constants, shape (batch, points, 6); a tied beta's are added to alpha's."""
+        """Derivatives of log L with respect to the six constants, shape (batch, points, 6); those of a tied beta are
+        added to those of alpha."""
         n, d, loss = self.predicted(theta)
         a, b = theta[:, 1:2], theta[:, 2:3]
         out = np.empty((*n.shape, 6))
@@ -160,12 +161,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """What a batch of fits came to.
+    """The results of a batch of fits.
 
     Attributes:
-        theta: constants, shape (batch, 6), as Scale holds them.
+        theta: constants, shape (batch, 6), scaled by Scale.
         objective: sum of rho, shape (batch,).
-        gradient: how far from a minimum, shape (batch,); see `gradient_size`.
+        gradient: distance from a minimum, shape (batch,); see `gradient_size`.
         steps: of the slowest fit.
     """
 
@@ -184,7 +185,7 @@ def solve(problem: Problem, start: Array, target: Array, most_steps: int = MOST_
     batch = len(start)
     target = np.broadcast_to(target, (batch, len(problem.x)))
     at_once = max(1, BATCH_NUMBERS // (6 * len(problem.x)))
-    with np.errstate(all="ignore"):  # a step too far overflows, is no better, and is not taken
+    with np.errstate(all="ignore"):  # a too large step overflows, is not better, and is not taken
         parts = [
             solve_batch(problem, start[i : i + at_once], target[i : i + at_once], most_steps)
             for i in range(0, batch, at_once)
@@ -232,8 +233,8 @@ def solve_batch(problem: Problem, start: Array, target: Array, most_steps: int) 
 
 
 def equations(problem: Problem, theta: Array, residuals: Array) -> tuple[Array, Array, Array, Mask]:
-    """The gradient (batch, 6), the curvature (batch, 6, 6), the scale of each constant's curvature (batch, 6), and the
-    constants that do not move: fixed, or at a bound and pushed against it."""
+    """The gradient (batch, 6), the curvature (batch, 6, 6), the scale of each constant's curvature (batch, 6), and a
+    mask of the constants that do not move: fixed, or at a bound with the gradient pointing outside."""
     jacobian = problem.jacobian(theta)
     size = np.abs(residuals)
     pull = np.clip(residuals, -problem.delta, problem.delta)  # rho'
@@ -250,7 +251,7 @@ def equations(problem: Problem, theta: Array, residuals: Array) -> tuple[Array, 
 
 
 def gradient_size(slope: Array, diagonal: Array, held: Mask, objective: Array) -> Array:
-    """How far from a minimum, free of units: the largest cosine between a constant's derivative and the residuals, as
+    """Distance from a minimum, without units: the largest cosine between a constant's derivative and the residuals, as
     MINPACK's gtol; 0 at a minimum, and 0 for a perfect fit."""
     cosine = np.abs(slope) / np.sqrt(np.maximum(diagonal, 1e-12) * 2 * np.maximum(objective, PERFECT)[:, None])
     return np.asarray(np.where(held, 0.0, cosine).max(1))
