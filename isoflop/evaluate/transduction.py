@@ -1,9 +1,8 @@
 """Edit-distance rates of outputs against references: phoneme error rate, character error rate, exact match.
 
-An output is compared unit by unit: what stands between blanks where the references are written with blanks (phonemes,
-words), else characters. The rate is edits over reference units, as word error rates are counted in speech recognition
-(NIST's sclite): it can be above 1. An input with several references is judged by the one that needs the fewest edits
-per unit.
+An output is compared unit by unit: units are separated by blanks if the references contain blanks (phonemes, words),
+else they are characters. The rate is edits over reference units, like the word error rate in speech recognition (NIST's
+sclite): it can be above 1. An input with several references is scored against the one with the fewest edits per unit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ class Transduction:
     """Counts over inputs.
 
     Attributes:
-        inputs: that were judged.
+        inputs: number of inputs scored.
         edits: insertions, deletions and substitutions to the nearest reference.
         units: of those references.
         exact: inputs whose output is one of their references.
@@ -43,7 +42,7 @@ class Transduction:
 
     @property
     def exact_match(self) -> float:
-        """Share of inputs whose output is right as a whole."""
+        """Share of inputs whose whole output is correct."""
         return self.exact / max(1, self.inputs)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,11 +57,11 @@ class Transduction:
 
 
 def evaluate(model: EncoderDecoder, prepared: PreparedPairs | LoosePairs, beam: int = 1, most: int = 0) -> Transduction:
-    """Decode the held-out inputs and judge the outputs.
+    """Decode the held-out inputs and score the outputs.
 
     Args:
         beam: hypotheses kept; 1 is greedy.
-        most: inputs, the first so many; 0: all.
+        most: number of inputs, from the first; 0: all.
     """
     tokenizer = prepared.tokenizer
 
@@ -74,16 +73,16 @@ def evaluate(model: EncoderDecoder, prepared: PreparedPairs | LoosePairs, beam: 
 
 
 def references(prepared: PreparedPairs | LoosePairs) -> dict[str, list[str]]:
-    """Each held-out input with all its outputs, in the order in which they are held."""
+    """Each held-out input with all its outputs, in the order of the held-out pairs."""
     pairs, decode = prepared.heldout(), prepared.tokenizer.decode
-    found: dict[str, list[str]] = {}
+    outputs: dict[str, list[str]] = {}
     for number in range(len(pairs)):
-        found.setdefault(decode(pairs.source[number]), []).append(decode(pairs.target[number]))
-    return found
+        outputs.setdefault(decode(pairs.source[number]), []).append(decode(pairs.target[number]))
+    return outputs
 
 
 def judge(write: Write, wanted: Mapping[str, Sequence[str]], most: int = 0) -> Transduction:
-    """Let `write` answer inputs and compare with what is wanted; see the module for how."""
+    """Run `write` on the inputs and compare its outputs with the references, as the module's docstring describes."""
     inputs = list(wanted)[: most or None]
     split = units_of([reference for text in inputs for reference in wanted[text]])
     edits = units = exact = 0
@@ -98,13 +97,13 @@ def judge(write: Write, wanted: Mapping[str, Sequence[str]], most: int = 0) -> T
 
 
 def units_of(texts: Sequence[str]) -> Callable[[str], list[str]]:
-    """How these texts are cut into units."""
+    """The function that splits such texts into units."""
     return str.split if 2 * sum(" " in text for text in texts) > len(texts) else list
 
 
 def edit_distance(found: Units, wanted: Units) -> int:
-    """The fewest insertions, deletions and substitutions that make one of the other (Levenshtein 1966), in O(nm) time
-    and O(m) memory."""
+    """The smallest number of insertions, deletions and substitutions that turn one into the other (Levenshtein 1966),
+    in O(nm) time and O(m) memory."""
     row = list(range(len(wanted) + 1))
     for i, one in enumerate(found, 1):
         diagonal, row[0] = row[0], i

@@ -1,11 +1,11 @@
-"""A job by several processes: the first one does it, the others follow it into training.
+"""A job on several processes: rank 0 does it, and the others follow it into training.
 
-Preparing data, timing the machine and planning are the first one's; the others wait, however long. What it then trains
-it sends them as an order: configuration, run folder, prepared data. They train along, measure along, and wait for the
-next order until there is none.
+Rank 0 prepares the data, times the machine and plans while the others wait. It then sends them each training as an
+order: configuration, run folder, prepared data. They train and evaluate with it, and wait for the next order until
+there is none.
 
-The first process times the machine with all threads of its host while the others rest: that stands for what they reach
-together, which was not measured (bench/scaling.py can), and where they do not, the clock moves the run's end.
+Rank 0 times the machine with all threads of its host while the others are idle. The plan assumes that speed for all
+processes together, which is not measured (bench/scaling.py can do that); if they are slower, the run's end is moved.
 """
 
 import functools
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def together(job: Callable[Concatenate[Group, Arguments], Result]) -> Callable[Arguments, Result]:
-    """Make a job of the first process, whose first argument is the group, one that all processes may call."""
+    """A decorator: makes a job of rank 0, whose first argument is the group, one that all processes can call."""
 
     @functools.wraps(job)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -37,13 +37,13 @@ def together(job: Callable[Concatenate[Group, Arguments], Result]) -> Callable[A
             group.order(None)
             return result
 
-    whole = inspect.signature(job)  # whoever asks sees the one without the group
+    whole = inspect.signature(job)  # the public signature has no group
     run.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
     return run
 
 
 def follow(group: Group) -> RunResult | None:
-    """Train what the first process orders, until it orders nothing more; the last run's result."""
+    """Train what rank 0 orders until there are no more orders. Returns the last run's result."""
     result = None
     while (order := group.order()) is not None:
         job = Job.ordered(group, order)
@@ -56,11 +56,11 @@ def follow(group: Group) -> RunResult | None:
 
 
 def again(group: Group, folder: RunFolder) -> bool:
-    """Whether a run that is to begin in a folder is the one that these processes were in before torchrun started them
-    again, so that it goes on from its last checkpoint."""
+    """Whether a run that is about to start in a folder is the one that these processes trained before torchrun
+    restarted them, so that it resumes from its last checkpoint."""
     if not (group.launch or group.restarts) or not folder.config.is_file() or folder.result.is_file():
         return False
     run = read_run(folder.path)
     launches = [event.launch for event in run.events if event.launch is not None]
-    last = launches[-1] if launches else run.environment.launch  # the latter: killed before its first event
+    last = launches[-1] if launches else run.environment.launch  # no event if it was killed early
     return last == group.launch and (group.restarts > 0 or group.launch != "none")

@@ -1,4 +1,4 @@
-"""The shapes that are considered for a budget, and what the budget lets each of them read."""
+"""The candidate shapes for a budget, and the number of tokens that the budget buys each of them."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Rung, Workload
 
 HOOKS_SHARE = 0.03  # of the time, for held-out measurements, samples and checkpoints
-MIN_STEPS = 20  # fewer are no training; a budget that buys fewer is refused
+MIN_STEPS = 20  # a budget that buys fewer is refused: so few train nothing
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Candidate:
 
     Attributes:
         weights: N of 6 N D, where D counts the workload's tokens.
-        tokens_per_second: 0 where nothing was timed (a budget not in seconds).
-        extrapolated: from what smaller shapes reach; this one was not timed.
+        tokens_per_second: 0 if nothing was timed (a budget not in seconds).
+        extrapolated: the speed is extrapolated from smaller shapes; this one was not timed.
     """
 
     config: RunConfig
@@ -32,7 +32,7 @@ class Candidate:
     extrapolated: bool = False
 
     def tokens(self, budget: Budget) -> float:
-        """Tokens that the budget lets this candidate read."""
+        """The number of tokens that the budget buys this candidate."""
         match budget.kind:
             case "seconds":
                 return budget.amount * (1 - HOOKS_SHARE) * self.tokens_per_second
@@ -44,13 +44,14 @@ class Candidate:
                 return budget.amount
 
     def steps(self, budget: Budget) -> int:
-        """The steps that the budget buys this candidate.
+        """The number of steps that the budget buys this candidate.
 
         Raises:
-            UserError: if they are fewer than MIN_STEPS and were not asked for as such.
+            UserError: if it is less than MIN_STEPS and the budget is not in steps.
         """
         if budget.kind == "steps":
             return int(budget.amount)
+
         sequences = self.config.batch.sequences
         steps = int(self.tokens(budget) / (sequences * self.workload.tokens_per_sequence(self.config)))
         if steps < MIN_STEPS:
@@ -64,36 +65,36 @@ class Candidate:
         return steps
 
     def score(self, budget: Budget, unique_tokens: int) -> float:
-        """What the best candidate has least of: reducible loss or, where more parameters would always be better and
-        cost more (a budget in tokens or steps), distance from the balance of tokens and parameters."""
+        """The value that the best candidate minimises: the reducible loss or, with a budget in tokens or steps, where
+        more parameters would always be better and cost more, the distance from TOKENS_PER_PARAMETER."""
         if budget.kind in ("tokens", "steps"):
             return abs(math.log(self.tokens(budget) / self.weights / TOKENS_PER_PARAMETER))
         return reducible_loss(self.weights, self.tokens(budget), unique_tokens)
 
 
 def rough_flops(budget: Budget, peak: dict[str, float], device: str, machines: int = 1) -> float:
-    """About how much compute a budget is, before anything is timed: to know where on the ladder to look."""
+    """A rough estimate of a budget's compute before anything is timed, to choose the rungs to consider."""
     match budget.kind:
         case "flops":
             return budget.amount
         case "seconds":
             return machines * budget.amount * usual_speed(device, "float32", peak)
-        case "steps":  # tokens that a batch of that size would be chosen for: the inverse of batch_tokens_for, roughly
+        case "steps":  # at a batch of 8,192 tokens
             return 6 * (budget.amount * 8192) ** 2 / TOKENS_PER_PARAMETER
         case _:
             return 6 * budget.amount**2 / TOKENS_PER_PARAMETER
 
 
 def nearest_rungs(workload: Workload, target: float, shaped: Callable[[Rung], RunConfig]) -> list[Rung]:
-    """The rungs of the workload's ladder that are considered: those nearest to `target` parameters, nearest first."""
+    """The rungs of the workload's ladder to consider: those nearest to `target` parameters, nearest first."""
     ordered = sorted(workload.ladder, key=lambda rung: abs(math.log(workload.size(rung, shaped(rung)) / target)))
     return ordered[: workload.near or None]
 
 
 def different(configs: Iterable[RunConfig]) -> list[RunConfig]:
-    """The first configuration of each model: rungs are alike where the user has set what they differ in."""
-    found: list[RunConfig] = []
+    """The first configuration of each model: rungs are equal if the user has set the fields in which they differ."""
+    distinct: list[RunConfig] = []
     for config in configs:
-        if all(config.model != known.model for known in found):
-            found.append(config)
-    return found
+        if all(config.model != other.model for other in distinct):
+            distinct.append(config)
+    return distinct

@@ -1,8 +1,8 @@
-"""The machine's peak, timed once and remembered: a second that a run's second start need not wait for.
+"""The machine's peak FLOP/s, timed once and cached in $ISOFLOP_HOME, so that later runs start a second sooner.
 
-It is the ceiling that shares of the peak are shown against, and says about how much compute a budget in seconds is. A
-peak that was timed next to another program is used and not remembered; one that real steps surpass was no peak, and is
-raised to what they reached.
+Utilisation is reported relative to it, and it gives a rough estimate of the compute of a budget in seconds. A peak that
+was timed while another program was running is used but not cached. If real steps exceed the peak, it is raised to what
+they reached.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from isoflop.processors import Load, Reading, busy_now, load_now
 from isoflop.runtime import describe_machine, measure_peak
 
 FILE = "peak.json"
-DAYS = 7.0  # after which it is timed anew, in case the machine has changed since
+DAYS = 7.0  # after which it is timed again, in case the machine has changed
 
 
 def machine_peak(device: str, read: Callable[[], Reading] = processors.read) -> dict[str, float]:
-    """`measure_peak(device)`, or what it gave on this machine, with these versions, no more than DAYS ago.
+    """`measure_peak(device)`, or its cached result on this machine, with these versions, at most DAYS old.
 
-    Where the processors were used by something else meanwhile, and no longer are, it is measured once more.
+    If another program used the processors during the measurement and no longer does, the peak is measured once more.
 
     Args:
-        read: the system's counters at this moment.
+        read: reads the system's counters.
     """
     known = remembered(files.home() / FILE)
     machine = describe_machine(device)
@@ -45,17 +45,18 @@ def machine_peak(device: str, read: Callable[[], Reading] = processors.read) -> 
 
 
 def watched(device: str, read: Callable[[], Reading]) -> tuple[dict[str, float], str]:
-    """The peak as measured now, and what kept this process from the processors meanwhile."""
+    """The peak as measured now, and what kept this process from the processors during the measurement."""
     before = read()
     peak = measure_peak(device)
     return peak, Load.between(before, read()).trouble(computing=device == "cpu")
 
 
 def raised(device: str, peak: dict[str, float], dtype: str, reached: float) -> dict[str, float]:
-    """`peak`, raised to the FLOP/s that real steps reached in a dtype; what is remembered of this machine likewise."""
+    """`peak`, raised to the FLOP/s that real steps reached in a dtype; raises the cached entries of this machine
+    too."""
     if not 0 < peak.get(dtype, 0.0) < reached:
         return peak
-    here = {**describe_machine(device), "threads": None}  # the steps' own, which need not be those of then
+    here = {**describe_machine(device), "threads": None}  # the steps may use another number than the measurement did
     for entry in remembered(files.home() / FILE):
         machine = entry.get("machine")
         if not isinstance(machine, dict) or {**machine, "threads": None} != here:
@@ -68,12 +69,12 @@ def raised(device: str, peak: dict[str, float], dtype: str, reached: float) -> d
 def store(machine: dict[str, Any], peak: dict[str, float]) -> None:
     path = files.home() / FILE
     others = [entry for entry in remembered(path) if entry.get("machine") != machine]
-    with contextlib.suppress(OSError):  # then it is timed again the next time
+    with contextlib.suppress(OSError):  # if it cannot be written, it is timed again the next time
         files.write_json(path, [*others, {"machine": machine, "time": time.time(), "peak": peak}])
 
 
 def remembered(path: Path) -> list[dict[str, Any]]:
-    """What is remembered, entry by entry; a file that is damaged or of another form holds nothing."""
+    """The cached entries; none if the file is damaged or has another form."""
     try:
         known = load_json(path)
     except UserError:
@@ -86,5 +87,5 @@ def is_entry(entry: Any) -> bool:
 
 
 def is_peak(value: Any) -> bool:
-    """Whether a JSON value is what `measure_peak` gives."""
+    """Whether a JSON value has the form of `measure_peak`'s result."""
     return isinstance(value, dict) and bool(value) and all(type(v) in (int, float) and v > 0 for v in value.values())

@@ -1,4 +1,4 @@
-"""Where a model can go once it is trained, said before the training."""
+"""The formats that a model can be exported to, determined before training."""
 
 from isoflop.export import outlook
 from isoflop.model.build import MODELS
@@ -7,10 +7,10 @@ from isoflop.trainer import RunConfig
 
 
 def destinations(config: RunConfig, tokenizer: str = "") -> tuple[str, str]:
-    """The formats that a run can be exported to, and what would make it fit the others.
+    """The formats that a run can be exported to, and the settings that would make the others possible.
 
     Args:
-        tokenizer: the text of its tokenizer.json; "" where it is not known.
+        tokenizer: the text of its tokenizer.json; "" if it is not known.
     """
     trained = MODELS[config.task]
     if trained.build is not GPT:

@@ -1,4 +1,4 @@
-"""The plan in words: each choice with its reason in one line."""
+"""The plan's explanation: each choice with its reason on one line."""
 
 from isoflop.model.count import parameters
 from isoflop.optim.config import OptimConfig, ScheduleConfig
@@ -12,7 +12,7 @@ from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
 
 BY_YOU = "set by you"
-# What is shown on a line of the plan: the fields that decide it alone, and others that have a part in it
+# For each line of the plan: the fields that alone determine it, and those that influence it
 DECIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "device": ((), ("runtime.device", "runtime.threads", "runtime.compile")),
     "context": (("model.context",), ()),
@@ -31,13 +31,13 @@ def line(name: str, value: str, reason: str) -> Choice:
 
 
 def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int) -> tuple[Choice, ...]:
-    """Every choice of a plan, each with the reason that it really has: see `reasons_of`."""
+    """All choices of a plan, each with its actual reason: that of `reasons_of`, or who set it instead."""
     choices = reasons_of(proposal, facts, config, best, tokens)
-    return tuple(said_by_whom(choice, proposal) for choice in choices)
+    return tuple(with_origin(choice, proposal) for choice in choices)
 
 
-def said_by_whom(choice: Choice, proposal: Proposal) -> Choice:
-    """The choice with "set by you" for what the user has set, and with where it is from if it was not chosen."""
+def with_origin(choice: Choice, proposal: Proposal) -> Choice:
+    """The choice with "set by you" for what the user has set, and with its source if the planner did not choose it."""
     asked, keep, budget = proposal.asked, proposal.keep, proposal.budget.kind
     alone, partly = DECIDE.get(choice.name, ((), ()))
     measured = "; ".join(part for part in choice.reason.split("; ") if part.endswith("measured"))
@@ -57,14 +57,15 @@ def said_by_whom(choice: Choice, proposal: Proposal) -> Choice:
 
 
 def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int) -> tuple[Choice, ...]:
-    """What the data are prepared with or need, shape and size, and the course of the training, as the plan chooses.
+    """The choices about device, data, shape, size and schedule, with the planner's reasons.
 
     Args:
-        config: what the plan came to; tokens: that it reads.
+        config: of the planned run, which reads `tokens` tokens.
         best: the candidate that was chosen.
     """
     runtime, workload = config.runtime, proposal.workload
     device = f"{runtime.device}, {runtime.dtype}, {runtime.threads} threads"
+
     if workload.text is None:
         notes = workload.notes
         return (
@@ -75,7 +76,8 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
             *choices_of_course(config),
             line("export", *destinations(config, facts.tokenizer_json)),
         )
-    seen = "measured on the prepared text" if facts.measured else "estimated: a dry run does not prepare so much text"
+
+    source = "measured on the prepared text" if facts.measured else "estimated: a dry run does not prepare so much text"
     return (
         line("device", device + (", compiled" if runtime.compile else ""), device_reason(proposal)),
         vocabulary_choice(proposal, facts.vocab_size, workload.text.size),
@@ -86,19 +88,20 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         ),
         *choices_of_size(proposal, facts, config, best, tokens),
         *choices_of_course(config),
-        line("tokenizer", f"{facts.bytes_per_token:.2f} bytes a token", seen),
+        line("tokenizer", f"{facts.bytes_per_token:.2f} bytes per token", source),
         line("export", *destinations(config, facts.tokenizer_json)),
     )
 
 
 def device_reason(proposal: Proposal, given: str = "") -> str:
-    """Why device, dtype and threads are these, and what speaks against the timing behind it."""
-    said, doubt = given or proposal.calibration.reason or "", proposal.calibration.doubt
-    return f"{said}; timed while {doubt}" if doubt else said
+    """The reason for device, dtype and threads, with any doubt about the timing behind it."""
+    reason, doubt = given or proposal.calibration.reason or "", proposal.calibration.doubt
+    return f"{reason}; timed while {doubt}" if doubt else reason
 
 
 def vocabulary_choice(proposal: Proposal, made: int, text_bytes: float) -> Choice:
-    """Ids of the tokenizer that was made, or given; fewer than planned where the text has no more pieces to join."""
+    """The number of ids of the trained or given tokenizer; fewer than planned if the text has no more pairs to
+    merge."""
     if proposal.workload.vocab_size or proposal.keep.rates:
         reason = "the tokenizer that was given"
     elif proposal.asked.names("data.vocab_size"):
@@ -118,14 +121,14 @@ def choices_of_size(
     model, workload = config.model, proposal.workload
     counted = parameters(model, config.task)
     count = counted.matmul
+
     shape = f"the candidate that the budget feeds best{speed_in_words(config, best, proposal.machines)}"
     if workload.notes.shape:
         shape += f"; {workload.notes.shape}"
 
     size = "block and head weights, each that multiplies counted once; C = 6 N D"
     if int(best.weights) != count and not workload.static_shapes:
-        size = f"block and head weights; {int(best.weights):,} multiply a token on average, C = 6 of them a token"
-
+        size = f"block and head weights; {int(best.weights):,} multiply a token on average, C = 6 of them per token"
     size += f"; {counted.total:,} parameters in all"
 
     sequences, epochs = config.batch.sequences, tokens / max(1, facts.unique_tokens)
@@ -146,30 +149,30 @@ def choices_of_size(
 
 
 def speed_in_words(config: RunConfig, best: Candidate, machines: int) -> str:
-    """What was measured of a candidate, on a GPU with its share of the data sheet; empty if nothing was."""
+    """A candidate's measured speed, on a GPU with the share of the data sheet's; "" if it was not measured."""
     if not best.tokens_per_second:
         return ""
     how = "extrapolated from smaller shapes" if best.extrapolated else "measured"
-    said = f"; {best.tokens_per_second:,.0f} tokens/s {how}"
+    words = f"; {best.tokens_per_second:,.0f} tokens/s {how}"
     if flops := best.workload.palm_flops_per_token(config):
         speed = flops * best.tokens_per_second / machines
         if mfu := utilisation(speed, config.runtime.device, config.runtime.dtype):
-            said += f", MFU {mfu:.0%} of the card's data sheet"
-    return said
+            words += f", MFU {mfu:.0%} of the card's data sheet"
+    return words
 
 
 def rates_in_words(optim: OptimConfig) -> str:
-    told = [f"{name.replace('_', ' ')} {rate:.3g}" for name, rate in rates(optim.entry).items() if rate]
-    return ", ".join([optim.name, *told])
+    each = [f"{name.replace('_', ' ')} {rate:.3g}" for name, rate in rates(optim.entry).items() if rate]
+    return ", ".join([optim.name, *each])
 
 
 def course_in_words(schedule: ScheduleConfig) -> str:
-    told = [schedule.name, f"warm-up {schedule.warmup:.0%}", schedule.entry.explained()]
-    return ", ".join(part for part in told if part)
+    parts = [schedule.name, f"warm-up {schedule.warmup:.0%}", schedule.entry.explained()]
+    return ", ".join(part for part in parts if part)
 
 
 def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
-    """How long and at which rates, whatever is trained."""
+    """The choices about steps, optimiser and schedule, which are the same for every task."""
     return (
         Choice.of("steps", f"{config.steps:,}", "D over the batch"),
         line(

@@ -1,4 +1,4 @@
-"""Settings that somebody chose far from where the plan would have: said, never refused."""
+"""Notes about settings that the user chose far from what the plan would choose. They are never refused."""
 
 from dataclasses import replace
 
@@ -8,16 +8,16 @@ from isoflop.plan.settings import batch_tokens_for, with_rates
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import task_named
 
-FAR = 10.0  # times more or less: beyond what the rules' doubt, and a search around them, would explain
+FAR = 10.0  # times more or less: more than the uncertainty of the rules, or a search around them, would explain
 
 
 def far_off(config: RunConfig) -> list[str]:
-    """One line for each learning rate, and the batch, that is more than FAR times what the plan would choose for a run
-    of this size, or less than its FAR-th part. The batch has a rule where its tokens are known: not of
-    pairs."""
+    """One line for each learning rate, and for the batch, that is more than FAR times what the plan would choose for a
+    run of this size, or less than 1 / FAR of it. The batch is checked for text only: its rule needs the number of
+    tokens, which pairs do not fix in advance."""
     planned = with_rates(replace(config, optim=OptimConfig(name=config.optim.name))).optim
     chosen, default = rates(config.optim.entry), rates(OptimConfig(name=config.optim.name).entry)
-    own = [name for name in chosen if default[name]]  # the others are 0, for optim.lr, until somebody sets them
+    own = [name for name in chosen if default[name]]  # the others are 0 (use optim.lr) unless the user sets them
     pairs = [(f"optim.{name}", chosen[name], rates(planned.entry)[name]) for name in own]
     if task_named(config.task).static_shapes:
         tokens = float(config.tokens_per_step)

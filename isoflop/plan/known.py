@@ -1,8 +1,8 @@
-"""What was measured of this machine before, in quiet moments: timings.json in $ISOFLOP_HOME.
+"""A cache of what was timed on this machine while it was idle: timings.json in $ISOFLOP_HOME.
 
-An entry is of one machine with its versions and of one shape with all that decides its speed. Nothing that was measured
-next to another program is kept, and what a run contradicts is forgotten (job/start.py, job/job.py), so that the
-next plan measures anew.
+An entry belongs to one machine with its versions and to one shape with all that determines its speed. A timing taken
+while another program was running is not stored, and one that a run contradicts is dropped (job/start.py, job/job.py),
+so that the next plan measures again.
 """
 
 import contextlib
@@ -20,36 +20,37 @@ from isoflop.runtime import describe_machine
 from isoflop.trainer import RunConfig
 
 FILE = "timings.json"
-DAYS = 7.0  # after which a timing is taken anew, in case the machine has changed since
-MOST = 500  # entries that are kept, the newest
-PATHS = 1  # goes up where steps become faster or slower, so that what is known of before is timed again
-DECIDE = ("task", "model", "loss", "batch", "optim", "runtime", "guard")  # fields of RunConfig that decide the speed
+DAYS = 7.0  # after which a timing is taken again, in case the machine has changed
+MOST = 500  # the newest entries are kept
+PATHS = 1  # increased when a change of the code makes steps faster or slower, so that shapes are timed again
+DECIDE = ("task", "model", "loss", "batch", "optim", "runtime", "guard")  # fields of RunConfig that affect the speed
 
 
 def fingerprint(device: str) -> str:
-    """The machine and the versions, in words. The threads are the shape's."""
+    """The machine and the versions as a string, without the threads, which belong to the shape."""
     described = {name: value for name, value in describe_machine(device).items() if name != "threads"}
     return f"paths {PATHS}, " + ", ".join(f"{name} {value}" for name, value in described.items())
 
 
 def shape(config: RunConfig) -> str:
-    """What of a configuration a person would call its shape."""
+    """The shape of a configuration in words: layers x width."""
     return f"{config.model.layers} x {config.model.d_model}"
 
 
 def key(config: RunConfig, data: str = "") -> str:
-    """A digest of all that decides how fast a configuration trains. `data`: the fingerprint of what it is timed on."""
+    """A hash of all that affects how fast a configuration trains. `data`: the fingerprint of the data it is timed
+    on."""
     plain = to_dict(config)
     decides = json.dumps([data, *(plain[name] for name in DECIDE)], sort_keys=True)
     return hashlib.sha256(decides.encode()).hexdigest()[:16]
 
 
 def recall(what: str, device: str, of: str) -> float | None:
-    """What is known, if it is.
+    """A cached value, or None.
 
     Args:
         what: "tokens per second" or "threads".
-        of: the key of what it was measured of.
+        of: the key of the configuration that was timed.
     """
     machine = fingerprint(device)
     for entry in read(files.home() / FILE):
@@ -59,35 +60,35 @@ def recall(what: str, device: str, of: str) -> float | None:
     return None
 
 
-def remember(what: str, device: str, found: Mapping[str, tuple[str, float]]) -> None:
-    """Keep what was measured: by key, the shape in words and the value."""
+def remember(what: str, device: str, measured: Mapping[str, tuple[str, float]]) -> None:
+    """Store what was measured: by key, the shape in words and the value."""
     machine, path, now = fingerprint(device), files.home() / FILE, time.time()
     new = [
         {"what": what, "machine": machine, "of": of, "shape": shape, "time": now, "value": value}
-        for of, (shape, value) in found.items()
+        for of, (shape, value) in measured.items()
     ]
     others = [
         entry
         for entry in read(path)
-        if not (entry["what"] == what and entry["machine"] == machine and entry["of"] in found)
+        if not (entry["what"] == what and entry["machine"] == machine and entry["of"] in measured)
     ]
-    with contextlib.suppress(OSError):  # then it is timed again the next time
+    with contextlib.suppress(OSError):  # if it cannot be written, it is timed again the next time
         files.write_json(path, [*others, *new][-MOST:])
 
 
 def forget(device: str, of_shape: str = "") -> int:
-    """Drop what is known of a shape on this machine, or of all shapes. Returns how many entries that were."""
+    """Drop the entries of a shape on this machine, or of all shapes. Returns their number."""
     machine, path = fingerprint(device), files.home() / FILE
     known = read(path)
     kept = [entry for entry in known if entry["machine"] != machine or of_shape not in ("", entry["shape"])]
     if len(kept) < len(known):
-        with contextlib.suppress(OSError):  # then they are as old as before
+        with contextlib.suppress(OSError):  # if it cannot be written, the entries stay
             files.write_json(path, kept)
     return len(known) - len(kept)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The entries; a file that is damaged or of another form has none."""
+    """The entries; none if the file is damaged or has another form."""
     try:
         known = load_json(path) if path.is_file() else []
     except UserError:

@@ -1,15 +1,16 @@
-"""What repeated data and surplus parameters are still worth (Muennighoff et al. 2023, equations 5 and 6)."""
+"""The effective value of repeated data and excess parameters (Muennighoff et al. 2023, equations 5 and 6)."""
 
 import math
 
-R_D = 15.39  # epochs after the first at which repeated data has lost 1 - 1/e of its worth
-R_N = 5.31  # the same for parameters beyond what the unique tokens call for
+R_D = 15.39  # epochs after the first at which repeated data has lost 1 - 1/e of its value
+R_N = 5.31  # the same for parameters beyond those that are optimal for the unique tokens
 EXPONENT = 0.3527  # their alpha = beta on C4
 TOKENS_PER_PARAMETER = 20.0  # compute-optimal on fresh text (Hoffmann et al. 2022)
 
 
 def effective(amount: float, unique: float, decay: float) -> float:
-    """`amount` of which only `unique` is new, in units of new: unique + unique R (1 - exp(-repeats / R))."""
+    """The unique amount that `amount` is worth if only `unique` of it is new:
+    unique + unique R (1 - exp(-repeats / R))."""
     if amount <= unique:
         return amount
     repeats = amount / unique - 1
@@ -17,10 +18,10 @@ def effective(amount: float, unique: float, decay: float) -> float:
 
 
 def reducible_loss(parameters: float, tokens: float, unique_tokens: float) -> float:
-    """The part of the loss that N and D decide, up to a constant factor: N'^-a + (D' / 20)^-a.
+    """The part of the loss that depends on N and D, up to a constant factor: N'^-a + (D' / 20)^-a.
 
-    With a = alpha = beta and no repetition its minimum at equal compute 6 N D lies at 20 tokens a parameter; with
-    repetition it moves towards what the data can still feed.
+    With a = alpha = beta and no repetition, its minimum at equal compute 6 N D lies at 20 tokens per parameter; with
+    repetition it moves towards fewer parameters.
     """
     n = effective(parameters, unique_tokens / TOKENS_PER_PARAMETER, R_N)
     d = effective(tokens, unique_tokens, R_D)
@@ -28,6 +29,6 @@ def reducible_loss(parameters: float, tokens: float, unique_tokens: float) -> fl
 
 
 def excess(parameters: float, tokens: float, unique_tokens: float) -> float:
-    """How many times the reducible loss of the best run of equal compute on fresh text this run has; at least 1."""
+    """The run's reducible loss over that of the best run of equal compute on unique text; at least 1."""
     best = math.sqrt(parameters * tokens / TOKENS_PER_PARAMETER)
     return reducible_loss(parameters, tokens, unique_tokens) / (2 * best**-EXPONENT)

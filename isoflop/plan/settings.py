@@ -1,5 +1,5 @@
-"""The rules that go with a size: context, vocabulary, batch, learning rates, and how often a run measures and saves.
-The shapes themselves are the task's (Workload.ladder)."""
+"""The rules that depend on size: context, vocabulary, batch, learning rates, and how often a run evaluates and saves.
+The shapes themselves come from the task (Workload.ladder)."""
 
 import math
 from dataclasses import replace
@@ -8,21 +8,21 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
-ON_A_GPU = 8  # what a batch is a multiple of on a GPU, which may have to take it in several passes
+ON_A_GPU = 8  # a batch is a multiple of it on a GPU, which may have to split it into several passes
 
 
 def context_for(flops: float) -> int:
-    """Tokens of context: what GPT-2 and GPT-3 had at their compute, and less below, where long contexts cost sooner
-    than they pay."""
+    """Tokens of context: what GPT-2 and GPT-3 had at their compute, and less for less compute, where a long context
+    costs more than it gains."""
     return 256 if flops < 3e15 else 512 if flops < 1e18 else 1024 if flops < 1e21 else 2048
 
 
 def vocabulary_for(flops: float, corpus_bytes: float) -> int:
-    """Ids of a tokenizer trained for this run, a power of two from 512 to 65,536.
+    """The number of ids of a tokenizer trained for this run, a power of two from 512 to 65,536.
 
     Grows as the quarter power of compute, from 2,048 at 1e13 FLOPs (measured at 7e11 and 4e12, see LAB.md; Tao et al.
-    2024: vocabulary parameters V d go as the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that leaves V ~
-    C^0.25); and no more than one id for 256 bytes of text, so that each is seen.
+    2024: vocabulary parameters V d scale as the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that gives
+    V ~ C^0.25). At most one id per 256 bytes of text, so that each occurs.
     """
     wanted = math.log2(2048) + 0.25 * math.log2(max(flops, 1.0) / 1e13)
     possible = math.log2(max(corpus_bytes, 1.0) / 256)
@@ -38,13 +38,13 @@ def bytes_per_token_for(vocabulary: int) -> float:
 def batch_tokens_for(tokens: float) -> float:
     """Tokens in one optimiser step: 0.573 D^0.571 (Step Law, Li et al. 2025), between 2,048 and 4 M.
 
-    Fitted by its authors at 1e9 tokens and more; far below that it is a starting point.
+    Its authors fitted it at 1e9 tokens and more; far below that it is a starting point.
     """
     return float(min(max(0.573 * tokens**0.571, 2048.0), 4e6))
 
 
 def with_batch(config: RunConfig, tokens: float, workload: Workload, asked: Asked = NOTHING) -> RunConfig:
-    """The batch that goes with a run of `tokens` tokens, in whole sequences, for one pass."""
+    """The batch for a run of `tokens` tokens, in whole sequences, in one pass."""
     on_gpu = config.runtime.device.startswith("cuda")
     multiple = max(workload.multiple, ON_A_GPU if on_gpu else 1)
     wanted = batch_tokens_for(tokens) / workload.tokens_per_sequence(config)
@@ -53,15 +53,15 @@ def with_batch(config: RunConfig, tokens: float, workload: Workload, asked: Aske
 
 
 def with_rates(config: RunConfig, asked: Asked = NOTHING) -> RunConfig:
-    """The peak learning rates of a size, by the rule of its optimiser (optim/table.py), from those of width 128; see
-    LAB.md for the runs behind them."""
+    """The peak learning rates for a model's size, by the rule of its optimiser (optim/table.py), scaled from those of
+    width 128; see LAB.md for the runs behind them."""
     return asked.choose(config, "optim", **config.optim.entry.at_width(config.model.d_model, config.model.tied_head))
 
 
 def with_length(config: RunConfig, steps: int, seconds: float, asked: Asked = NOTHING) -> RunConfig:
-    """The length of a run, and some 12 held-out measurements, 3 samples and 10 checkpoints, together less than a
-    fiftieth of its time (bench/overhead.py). The measurements read an eightieth of what training reads, each at least
-    8,192 tokens."""
+    """The length of a run, and about 12 held-out measurements, 3 samples and 10 checkpoints, which together take less
+    than 2 % of its time (bench/overhead.py). All measurements together read about 1/80 of the training tokens, each at
+    least 8,192 tokens."""
     planned = replace(config, steps=steps)
     every = {
         "evaluate": max(1, math.ceil(steps / 12)),

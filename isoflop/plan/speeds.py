@@ -1,4 +1,4 @@
-"""How fast the candidates of a plan train on this machine: known of before, timed now, or extrapolated."""
+"""How fast the candidates of a plan train on this machine: cached, timed now, or extrapolated."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +10,8 @@ from isoflop.plan.trials import Trial, extrapolated, first_trial, trial_of
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.workload import Workload
 
-SECONDS_EACH = 4.0  # for timing one candidate, in turns with the others, at most
-STEPS_EACH = 12  # that are timed in these seconds, at least
+SECONDS_EACH = 4.0  # at most, for timing one candidate, in turns with the others
+STEPS_EACH = 12  # at least, of those timed in these seconds
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Speeds:
     """The speeds of all candidates, in their order.
 
     Attributes:
-        doubt: what speaks against what was timed, in words; empty: nothing.
+        doubt: what makes the timings doubtful, in words; "" if nothing does.
     """
 
     each: tuple[Speed, ...]
@@ -53,9 +53,9 @@ def find_speeds(
     """How fast each of `shapes` trains here.
 
     Args:
-        smaller: shapes that are timed in place of those that are too large, in descending order of size.
-        peak: FLOP/s by dtype; usual: FLOP/s that steps are thought to reach.
-        until: the clock's time by which to be done, about.
+        smaller: shapes to time instead of those that are too large, in descending order of size.
+        peak: FLOP/s by dtype; usual: an estimate of the FLOP/s that steps reach.
+        until: when to be done, approximately, on `clock`.
     """
     device = shapes[0].runtime.device
     fingerprint = workload.data.fingerprint if workload.data is not None else ""
@@ -66,23 +66,23 @@ def find_speeds(
         tell(shapes, speeds, workload, say, "known")
         return Speeds(tuple(speeds))
 
-    # what can be built is timed; what cannot is extrapolated from these, or from smaller ones
+    # time what can be built; extrapolate the others from these, or from smaller ones
     seconds = min(SECONDS_EACH, max(0.0, until - clock()) / (len(shapes) + 1))
     trials = [trial_of(config, workload, usual, seconds / STEPS_EACH) for config in shapes]
     timed = {number: trial for number, trial in enumerate(trials) if trial is not None}
     instead = [] if timed else two_below(smaller, workload, usual, seconds / STEPS_EACH)
-    found, doubt = time_speeds([*timed.values(), *instead], workload, seconds, until, clock)
+    measured, doubt = time_speeds([*timed.values(), *instead], workload, seconds, until, clock)
     if not doubt:
         kept = {
             keys[number]: (known.shape(shapes[number]), one.tokens_per_second)
-            for number, one in zip(timed, found, strict=False)
+            for number, one in zip(timed, measured, strict=False)
         }
         known.remember("tokens per second", device, kept)
 
     ceiling = max(peak.get(config.runtime.dtype, 0.0) for config in shapes)
     widths = [trial.config.model.d_model for trial in [*timed.values(), *instead]]
-    seen = [(width, one.flops_per_second) for width, one in zip(widths, found, strict=True)]
-    by_number = dict(zip(timed, found, strict=False))
+    seen = [(width, one.flops_per_second) for width, one in zip(widths, measured, strict=True)]
+    by_number = dict(zip(timed, measured, strict=False))
     speeds = [
         by_number[number] if number in by_number else guessed(config, workload, seen, ceiling, usual)
         for number, config in enumerate(shapes)
@@ -94,18 +94,18 @@ def find_speeds(
 def time_speeds(
     trials: Sequence[Trial], workload: Workload, seconds: float, until: float, clock: Callable[[], float]
 ) -> tuple[list[Speed], str]:
-    """Time some trials in turns, and what speaks against it in words."""
+    """Time some trials in turns. Returns their speeds and what makes them doubtful ("" if nothing does)."""
     if not trials:
         return [], ""
     data = [batches for trial in trials if (batches := workload.batches(trial.config)) is not None]
     times = [trial.times for trial in trials]
-    found = throughput.time_in_turns([trial.config for trial in trials], seconds, data, times=times, until=until)
-    speeds = [speed(trial.config, workload, one.tokens_per_second) for trial, one in zip(trials, found, strict=True)]
-    return speeds, trouble_of(found)
+    timed = throughput.time_in_turns([trial.config for trial in trials], seconds, data, times=times, until=until)
+    speeds = [speed(trial.config, workload, one.tokens_per_second) for trial, one in zip(trials, timed, strict=True)]
+    return speeds, trouble_of(timed)
 
 
 def two_below(smaller: Iterable[RunConfig], workload: Workload, usual: float, most: float) -> list[Trial]:
-    """The largest of these that can be timed, and one that is clearly narrower: to see how speed goes with width."""
+    """The largest of these that can be timed, and a clearly narrower one, to see how the speed depends on the width."""
     rest = iter(smaller)
     first = first_trial(rest, workload, usual, most)
     if first is None:
@@ -122,7 +122,7 @@ def speed(config: RunConfig, workload: Workload, tokens_per_second: float) -> Sp
 def guessed(
     config: RunConfig, workload: Workload, seen: Sequence[tuple[int, float]], ceiling: float, usual: float
 ) -> Speed:
-    """The speed of a shape that is not built."""
+    """The extrapolated speed of a shape that is not built."""
     flops = extrapolated(config.model.d_model, seen, ceiling) if seen else usual
     return Speed(flops / workload.flops_per_token(config), flops, extrapolated=True)
 
@@ -134,7 +134,7 @@ def tell(
     say: Callable[[str], None],
     how: str = "",
 ) -> None:
-    """One line for each candidate."""
+    """Report one line per candidate."""
     for config, one in zip(shapes, speeds, strict=True):
         noted = "extrapolated, too large to be timed here" if one.extrapolated else how
         line = f"{workload.depth(config.model)} x {config.model.d_model}: {one.tokens_per_second:,.0f} tokens/s"

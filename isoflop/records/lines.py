@@ -1,4 +1,4 @@
-"""JSON-lines files and JSON objects: adding a line, reading them back."""
+"""JSON-lines files and JSON objects: appending a line, reading them back."""
 
 import contextlib
 import errno
@@ -16,16 +16,16 @@ Opener = Callable[[str, int], int]
 
 
 def json_line(value: Mapping[str, Any]) -> str:
-    """A JSON object as one line, without its end."""
+    """A JSON object on one line, without the newline."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def append_line(path: Path, value: Mapping[str, Any], opener: Opener, durable: bool = False) -> bool:
-    """Add one line to a file, flushed to the system; `durable` waits for the disk too. A line that the disk had no room
-    for leaves nothing behind.
+    """Append one line to a file, flushed to the operating system; `durable` also waits for the disk. If the disk has no
+    space for the line, the file is left as it was.
 
     Returns:
-        Whether it is the first of the file.
+        Whether the line is the first of the file.
     """
     line = json_line(value).encode("utf-8") + b"\n"
     with open(path, "ab", buffering=0, opener=opener) as file:
@@ -43,7 +43,7 @@ def append_line(path: Path, value: Mapping[str, Any], opener: Opener, durable: b
 
 
 def ends_a_line(path: Path) -> bool:
-    """Whether a file is empty or its last byte ends a line; a long log is not read for that."""
+    """Whether a file is empty or its last byte ends a line, without reading all of it."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return True
@@ -52,7 +52,7 @@ def ends_a_line(path: Path) -> bool:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file. A torn last line, which a kill can leave, is passed over.
+    """The objects of a JSON-lines file. An incomplete last line, which a killed process can leave, is ignored.
 
     Raises:
         UserError: for a broken line that is not the last.

@@ -1,9 +1,9 @@
-"""What every record of a run folder has in common: a frozen dataclass that is written as JSON and read back tolerantly.
+"""The base of every record in a run folder: a frozen dataclass that is written as JSON and read tolerantly.
 
-A record is one JSON object: a file such as plan.json, a part of one, or a line of a log. One dataclass serves its
-writer and its readers. Files are formats: the keys, their order and their values do not change. What is read may be
-older than this code or come from a stranger, so that reading never fails: a key that is missing, null or of another
-type than its field reads as the field's default, and whatever the class has no field for is kept.
+A record is one JSON object: a file such as plan.json, a part of one, or a line of a log. The writer and the readers use
+the same dataclass. Files are formats: the keys, their order and their values do not change. A file may be older than
+this code or untrusted, so reading never fails: a key that is missing, null or of another type than its field reads as
+the field's default, and keys without a field are kept.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Self
 
-UNREADABLE = object()  # what a reader returns for a value that its field cannot hold
+UNREADABLE = object()  # a reader's result for a value that its field cannot hold
 
 Reader = Callable[[Any], Any]
 
 
 def rare(default: Any = None) -> Any:
-    """A field that is left out of the JSON where it has its default; without this, None is written as null."""
+    """A field that is omitted from the JSON if it has its default; without this, None is written as null."""
     return field(default=default, metadata={"rare": True})
 
 
@@ -30,9 +30,9 @@ class Record:
     """One JSON object.
 
     Attributes:
-        others: what the class has no field for, and what a field could not hold, by key; written back unchanged.
-        keys: the keys that are written, in their order; None: those of the class's fields, in their order. A record
-            that was read has those of its file.
+        others: values without a field, or that their field could not hold, by key; written back unchanged.
+        keys: the keys to write, in order; None: those of the class's fields, in order. A record that was read has
+            those of its file.
     """
 
     others: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -40,7 +40,7 @@ class Record:
 
     @classmethod
     def read(cls, value: Any) -> Self:
-        """A record from a JSON value, whatever that is: anything but an object reads as an empty one."""
+        """A record from any JSON value: anything but an object reads as an empty record."""
         if not isinstance(value, Mapping):
             return cls.nothing()
         fields = cls._fields()
@@ -54,20 +54,20 @@ class Record:
                 if one.default is not None:
                     others[key] = None
             else:
-                found = one.read(item)
-                if found is UNREADABLE:
+                readable = one.read(item)
+                if readable is UNREADABLE:
                     others[key] = item
                 else:
-                    known[key] = found
+                    known[key] = readable
         return cls(others=others, keys=tuple(value), **known)
 
     @classmethod
     def nothing(cls) -> Self:
-        """What a file that is not there reads as."""
+        """The record of a missing file."""
         return cls(keys=())
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON object. Fields that are not among `keys` follow if they have another value than their default."""
+        """The JSON object. Fields that are not among `keys` follow if they differ from their default."""
         fields = self._fields()
         written: dict[str, Any] = {}
 
@@ -88,11 +88,12 @@ class Record:
         return written
 
     def written_as(self, *keys: str) -> Self:
-        """The same record with exactly these keys in the JSON, in this order, and those of fields that are set."""
+        """The same record with these keys in the JSON, in this order, followed by those of other fields that are
+        set."""
         return dataclasses.replace(self, keys=keys)
 
     def updated(self, **values: Any) -> Self:
-        """The record with other values, each of which is written from now on, null too."""
+        """The record with other values, each of which is then written, even if it is null."""
         others = {key: value for key, value in self.others.items() if key not in values}
         keys = None if self.keys is None else tuple(dict.fromkeys([*self.keys, *values]))
         return dataclasses.replace(self, others=others, keys=keys, **values)
@@ -104,7 +105,7 @@ class Record:
 
     @property
     def missing(self) -> bool:
-        """Whether there is nothing in it: no file was read, or none that held an object."""
+        """Whether the record is empty: the file was missing or held no object."""
         return self.keys == () and self == type(self)()
 
 
@@ -121,10 +122,10 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Field:
-    """What is known of a field that is a key.
+    """How a field that is a key is read and written.
 
     Attributes:
-        rare: left out where it is None.
+        rare: omitted if it is None.
     """
 
     read: Reader
@@ -134,19 +135,19 @@ class Field:
 
 @cache
 def fields_of(cls: Any) -> dict[str, Field]:
-    """The fields of a class of records that are keys, in the order of the definition."""
+    """The fields of a record class that are keys, in order of definition."""
     hints = typing.get_type_hints(cls)
-    found: dict[str, Field] = {}
+    fields: dict[str, Field] = {}
     for one in dataclasses.fields(cls):
         if one.name not in ("others", "keys"):
             make = one.default_factory
             default = one.default if make is dataclasses.MISSING else make()
-            found[one.name] = Field(reader_of(hints[one.name]), default, "rare" in one.metadata)
-    return found
+            fields[one.name] = Field(reader_of(hints[one.name]), default, "rare" in one.metadata)
+    return fields
 
 
 def reader_of(kind: Any) -> Reader:
-    """What makes a value of a field's type of a JSON value that is not null; UNREADABLE if it cannot be one."""
+    """The function that converts a JSON value, not null, to a field's type; it returns UNREADABLE if it cannot."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         choices = [reader_of(one) for one in arguments if one is not type(None)]
@@ -173,17 +174,17 @@ def first_readable(choices: list[Reader], value: Any) -> Any:
 
 
 def read_number(value: Any) -> Any:
-    """A finite number, whole ones as they are."""
+    """A finite number; integers stay integers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return UNREADABLE
     try:
         return value if math.isfinite(value) else UNREADABLE
-    except OverflowError:  # an integer beyond every float
+    except OverflowError:  # an integer larger than every float
         return UNREADABLE
 
 
 def read_whole(value: Any) -> Any:
-    """A finite number as an integer, the nearest one."""
+    """A finite number, rounded to an integer."""
     number = read_number(value)
     return number if number is UNREADABLE or isinstance(number, int) else round(number)
 

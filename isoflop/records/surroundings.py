@@ -1,4 +1,4 @@
-"""What a report says of a run's machine, settings and profile: environment.json, config.json, profile/profile.json."""
+"""Records of a run's machine, settings and profile: environment.json, config.json, profile/profile.json."""
 
 from dataclasses import dataclass, field
 
@@ -7,13 +7,13 @@ from isoflop.records.record import Record, rare
 
 @dataclass(frozen=True, kw_only=True)
 class Environment(Record):
-    """environment.json: the machine and the versions as the run began (runtime.describe_machine), the fields that code
-    reads; the others are kept.
+    """environment.json: the machine and the versions when the run started (runtime.describe_machine). It has the fields
+    that code reads; the others are kept.
 
     Attributes:
         threads: of the CPU.
-        launch: which start of torchrun the run began in.
-        peak: FLOP/s that this machine reached at best, by dtype.
+        launch: the launch of torchrun that the run started in.
+        peak: the machine's peak FLOP/s, by dtype.
     """
 
     processor: str | None = None
@@ -34,7 +34,7 @@ class RuntimeSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Record):
-    """What is read of config.json where the run is not to be built, as in a report; trainer.RunConfig is the whole."""
+    """The part of config.json that a report reads; trainer.RunConfig is the whole."""
 
     task: str | None = None
     init: str | None = None
@@ -44,7 +44,7 @@ class Settings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Call(Record):
-    """A call in the tree of a profile; `microseconds` with what is called, `inside`."""
+    """A call in the tree of a profile; `microseconds` includes the calls `inside` it."""
 
     name: str = ""
     microseconds: float | None = None
@@ -53,7 +53,7 @@ class Call(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Operation(Record):
-    """A row of a profile's table: microseconds in the operation itself and not in those that it calls."""
+    """A row of a profile's table: microseconds in the operation itself, without those that it calls."""
 
     name: str = ""
     calls: int | None = None
@@ -62,7 +62,8 @@ class Operation(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileSeen(Record):
-    """profile/profile.json: where the time of a few steps went (trainer/profile.py), `microseconds` in all."""
+    """profile/profile.json: where the time of a few steps went (trainer/profile.py), `microseconds` in
+    total."""
 
     first_step: int | None = None
     steps: int | None = None

@@ -43,7 +43,7 @@ def test_every_choice_has_a_line_with_its_value_and_reason():
     assert said["shape"].startswith(f"{config.model.layers} layers x {config.model.d_model}, heads: ")
     assert said["tokens D"] == f"{config.tokens:,}" and said["steps"] == f"{config.steps:,}"
     assert said["batch"] == f"{config.batch.sequences} x {config.model.context} = {config.tokens_per_step:,} tokens"
-    assert said["tokenizer"] == "2.50 bytes a token"
+    assert said["tokenizer"] == "2.50 bytes per token"
 
 
 def test_whence_the_vocabulary_comes():
