@@ -1,13 +1,13 @@
-"""Which tokens does step k see? A pure function of k: the loader's only state is the number of the step.
+"""The tokens of step k as a pure function of k: the loader has no state but the step number.
 
-Sequences are numbered through the whole run, i = step * sequences + row (with a batch that grows, the sequences before
-the step + row). Number i is the j-th sequence drawn from some
-source; in epoch e = j // windows that is window `permutation(j % windows)` of the source's tokens taken as a circle:
+Sequences are numbered through the whole run: i = step * sequences + row (with a batch-size ramp, the sequences before
+the step + row). Number i is the j-th sequence drawn from some source; in epoch e = j // windows it is window
+`permutation(j % windows)` of the source's tokens, taken as a circle:
 
     i ── place ──> (source, j) ── permute ──> window w ──> tokens [offset + w * context, ... + context]
 
-Every arrow is arithmetic. Nothing is shuffled in memory, nothing is stored but the places of a few hundred sequences
-that are found together, and step 10^6 costs what step 0 does.
+Every arrow is arithmetic. Nothing is shuffled in memory, only the places of a few hundred sequences, computed together,
+are cached, and step 10^6 costs as much as step 0.
 """
 
 import hashlib
@@ -24,30 +24,30 @@ from isoflop.data.prepared import Prepared
 from isoflop.errors import UserError
 from isoflop.records import DataRead, SourceRead
 
-UNIT = 1 << 32  # weights are integers out of this many, so that shares are exact in any run
+UNIT = 1 << 32  # weights are integer multiples of 1 / UNIT, so that shares are exact in any run
 ROUNDS = 4
-BLOCK = 512  # sequences whose places are found together
+BLOCK = 512  # sequences whose places are computed together
 
 
 class Batches(Protocol):
-    """What a run sees, as pure functions of the step; Loader gives text and pair_loader.PairLoader pairs."""
+    """The batches of a run, as pure functions of the step; Loader is for text, pair_loader.PairLoader for pairs."""
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
-        """What the task's loss takes, sequences first; the last tensor holds the targets, -100 where none counts. Of
-        `world` processes each gets an equal part of the step's sequences."""
+        """The inputs of the task's loss, sequences first; the last tensor holds the targets, -100 where the loss
+        ignores them. Each of `world` processes gets an equal part of the step's sequences."""
 
     def tokens(self, steps: int) -> int:
-        """How many tokens the first `steps` steps read."""
+        """The number of tokens that the first `steps` steps read."""
 
     def account(self, steps: int) -> DataRead:
         """The same by source."""
 
     def span(self, step: int, steps: int) -> tuple[int, int]:
-        """What has to be passed over so that nothing is read of what `steps` steps from `step` on read: (first
-        sequence, how many), as an unbroken run numbers them (gaps.py)."""
+        """The sequences to skip so that nothing is read that the `steps` steps from `step` on read: (first sequence,
+        count), as numbered in an uninterrupted run (gaps.py)."""
 
     def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
-        """A batch, of token 0 alone, with the largest shape that so many sequences of a step can have."""
+        """A batch of token 0 only, with the largest shape that so many sequences can have."""
 
 
 class Loader:
@@ -55,10 +55,9 @@ class Loader:
 
     Args:
         context: tokens per sequence; each window has one more, since targets are inputs shifted by one.
-        sequences: per step, over all ranks; or, where that is not always the same, the function that says how many were
-            read before a step.
+        sequences: per step, over all ranks; or, if that changes, the function that gives the number read before a step.
         seed: of the order within each source.
-        skipped: (first, how many) ranges of sequences that are passed over, numbered as an unbroken run reads them.
+        skipped: (first, count) ranges of sequences to skip, as numbered in an uninterrupted run.
 
     Raises:
         UserError: if a source has less than one window of tokens.
@@ -83,7 +82,7 @@ class Loader:
                 raise too_short(name, prepared.train_tokens(name), context)
         self.streams = [prepared.train(name) for name in self.names]
         self.windows = [-(-len(stream) // context) for stream in self.streams]
-        self.block = lru_cache(maxsize=2)(self.find_block)  # two: a batch may lie across a border
+        self.block = lru_cache(maxsize=2)(self.find_block)  # two: a batch may span a block boundary
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """(inputs_BT, targets_BT), int64, of step `step` (from 0): rows rank*B to (rank+1)*B of the step's sequences,
@@ -109,8 +108,8 @@ class Loader:
         return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
 
     def find_block(self, number: int) -> list[tuple[int, int]]:
-        """(source, first token) of each of the sequences from `number` BLOCK on, BLOCK of them: found together, since
-        finding one costs numpy as much as finding many."""
+        """(source, first token) of each of the BLOCK sequences from number * BLOCK on: computed together, since
+        computing one costs numpy as much as computing many."""
         first = number * BLOCK
         placed = np.array([place(self.shares, self.gaps.unbroken(i)) for i in range(first, first + BLOCK)], np.int64)
         starts = np.empty(BLOCK, np.int64)
@@ -179,11 +178,11 @@ def too_short(name: str, tokens: int, context: int) -> UserError:
 
 
 def place(shares: Sequence[int], i: int) -> tuple[int, int]:
-    """Sequence i -> (its source, how many the source gave before).
+    """Sequence i -> (its source, the number of sequences drawn from that source before).
 
-    The first source takes every i at which i * share, rounded, goes up by one; what it leaves is numbered anew and
-    offered to the next. So each source's count among the first i is its exact share but for a sequence or so, for every
-    i and for ever: there is no period at which rounding would add up.
+    The first source takes every i at which i * share, rounded, increases by one; the others are renumbered and offered
+    to the next source. So each source's count among the first i is within about one sequence of its exact share, for
+    every i: rounding errors do not accumulate.
     """
     rest = sum(shares)
     for source, share in enumerate(shares[:-1]):
@@ -196,7 +195,7 @@ def place(shares: Sequence[int], i: int) -> tuple[int, int]:
 
 
 def counts(shares: Sequence[int], i: int) -> list[int]:
-    """How many of the first i sequences each source gives."""
+    """The number of sequences of each source among the first i."""
     rest, given = sum(shares), []
     for share in shares:
         given.append(rounded(i, share, rest))
@@ -218,8 +217,8 @@ def keys_of(seed: int, source: str, epoch: int) -> np.ndarray:
 def permute(positions: np.ndarray, n: int, keys: np.ndarray) -> np.ndarray:
     """A keyed bijection of 0 ... n-1, evaluated at some positions (int64) in constant memory.
 
-    A Feistel network over the smallest even number of bits that holds n; values that land beyond n go through it again
-    until they do not (cycle walking: Black & Rogaway 2002), at most four times on average.
+    A Feistel network over the smallest even number of bits that holds n; values of n or more go through it again until
+    they are below n (cycle walking: Black & Rogaway 2002), at most four times on average.
     """
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

@@ -1,4 +1,4 @@
-"""From a configuration and its data to a run that can take steps: from the start, or resumed from a checkpoint."""
+"""Builds a run from a configuration and its data: at its first step, or resumed from a checkpoint."""
 
 import time
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ LEARNS_NOTHING = (
 
 
 def check_fits(config: RunConfig, prepared: Data) -> None:
-    """The model must know every id of the tokenizer; more rows than ids is allowed (padding)."""
+    """Check that the model has a row for every id of the tokenizer; more rows than ids are allowed (padding)."""
     if config.model.vocab_size < prepared.vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size} is less than the tokenizer's {prepared.vocab_size} ids; "
@@ -83,11 +83,11 @@ def make_run(
     asked = config.runtime
     runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
     seed_everything(config.seed)
-    divided = config.parallel.resolve(group.size, group.hosts)[0] in DIVIDED
-    with torch.device("meta") if divided else runtime.device:
+    sharded = config.parallel.resolve(group.size, group.hosts)[0] in DIVIDED
+    with torch.device("meta") if sharded else runtime.device:
         model = build_model(config.task, config.model)
 
-    # where it starts: a checkpoint of its own, another run's weights, or as initialised
+    # initial weights: the run's last checkpoint, another run's weights, or freshly initialised
     last, notices = last_checkpoint(folder, group) if resume else (None, [])
     changed = [*other_settings(last, config), *other_machine(folder, config)] if resume else []
     notices = [*notices, *changed]
@@ -97,13 +97,13 @@ def make_run(
         if start.tokenizer != prepared.tokenizer.to_json():
             warning = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
             notices = [*notices, warning]
-        if divided:
+        if sharded:
             checkpoint.check_weights(model, start.weights)
             weights = start.weights
         else:
             checkpoint.load_weights(model, start.weights)
 
-    # what training adds to the model, and how it lies over the processes
+    # what training adds to the model, and how the model is distributed over the processes
     task.prepare(model)
     wrap(config, model, task)
     layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
@@ -124,7 +124,7 @@ def make_run(
         notices=notices,
     )
 
-    # the records must be of the same data and of this run
+    # the run folder's records must belong to this run and to the same data
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     elif resume:
@@ -148,7 +148,7 @@ def make_run(
 
 
 def wrap(config: RunConfig, model: Model, task: Task) -> None:
-    """What runtime.recompute and runtime.compile ask for, done to a model and to its task's loss."""
+    """Apply runtime.recompute and runtime.compile to a model and to its task's loss."""
     batch, units = config.batch, list(model.units())
     if config.runtime.recompute:
         recompute(model, units)
@@ -159,7 +159,7 @@ def wrap(config: RunConfig, model: Model, task: Task) -> None:
 
 
 def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
-    """Raises UserError unless a run that has no checkpoint yet was begun on the data with this fingerprint."""
+    """Raise UserError unless a run that has no checkpoint yet was started on the data with this fingerprint."""
     begun_on = DataAccount.read(read_object(folder.data)).fingerprint or fingerprint
     if begun_on != fingerprint:
         raise UserError(
@@ -169,8 +169,8 @@ def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
 
 
 def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
-    """A step that there was a checkpoint of, by what is on record; 0: there need not have been any. The second one is
-    only taken when the first is written."""
+    """A step that must have had a checkpoint, according to the logs; 0 if there may have been none. A checkpoint is
+    only taken once the one before it is written."""
     saving = ("stopped", "resumed", "trained", "extended")
     steps = [event.step for event in folder.lines("events", EventLine) if event.event in saving]
     every = config.every.checkpoint
@@ -180,7 +180,7 @@ def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
 
 
 def other_settings(last: Path | None, config: RunConfig) -> list[str]:
-    """Notices of settings that are not those of the checkpoint: somebody edited config.json."""
+    """Notices of settings that differ from the checkpoint's because config.json was edited."""
     if last is None:
         return []
     trained_with = to_dict(from_dict(RunConfig, load_json(last / "config.json")))
@@ -194,7 +194,7 @@ def other_settings(last: Path | None, config: RunConfig) -> list[str]:
 
 
 def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """(dotted name, value here, value there) of what two JSON values do not agree in."""
+    """(dotted name, first value, second value) of the differences between two JSON values."""
     if isinstance(one, dict) and isinstance(other, dict):
         keys = dict.fromkeys([*one, *other])
         inner = [(f"{name}.{key}".lstrip("."), one.get(key), other.get(key)) for key in keys]
@@ -203,7 +203,7 @@ def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]
 
 
 def other_machine(folder: RunFolder, config: RunConfig) -> list[str]:
-    """Notices of a machine or versions that are not those that the run began with."""
+    """Notices of a machine or versions that differ from those that the run started with."""
     began, here = read_object(folder.environment), describe_machine(config.runtime.device)
     changed = [
         f"{name} {here.get(name)} (was {began[name]})"
@@ -214,13 +214,13 @@ def other_machine(folder: RunFolder, config: RunConfig) -> list[str]:
 
 
 def check_logs(folder: RunFolder) -> int:
-    """Check what a resumed run reads of its logs, which may be anyone's.
+    """Check the fields of the logs that a resumed run reads; the files may be untrusted.
 
     Returns:
         The last step on record.
 
     Raises:
-        UserError: naming the line and the field that is missing or nothing that it could be.
+        UserError: naming the line and the field that is missing or invalid.
     """
     reached = 0
     for name in ("metrics", "skips"):
@@ -242,11 +242,11 @@ def check_logs(folder: RunFolder) -> int:
 
 
 def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:
-    """The last checkpoint that is whole, None if there is none yet; and notices: newer ones that are damaged are set
-    aside. The first process looks, and all use what it found.
+    """The last complete checkpoint, None if there is none yet; and notices of newer ones that are damaged, which are
+    set aside. Rank 0 looks, and all processes use its result.
 
     Raises:
-        UserError: if there are some and not one is whole; they are left where they are.
+        UserError: if there are checkpoints and none is complete; they are left in place.
     """
     if not group.first:
         path = group.broadcast()
@@ -260,7 +260,7 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
 
     notices = []
     for path, why in broken:
-        reason = why.partition("; delete that folder")[0]  # nobody has to
+        reason = why.partition("; delete that folder")[0]  # it need not be deleted
         aside = checkpoint.set_aside(path)
         folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
         notices.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
@@ -269,11 +269,11 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
 
 
 def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
-    """Set a run to where it was at a checkpoint that was found whole, or to its start without one: weights, optimisers,
-    generators, step, the numbers that steps are judged by, and the logs that are replayed.
+    """Restore a run from a verified checkpoint, or set it to its start without one: weights, optimisers, random
+    generators, step, the statistics that steps are judged by, and the logs that are replayed.
 
     Returns:
-        What else the checkpoint says of the run's progress.
+        The checkpoint's other progress entries.
     """
     progress = {} if last is None else checkpoint.load(last, state.model, state.optimizers, verified=True)
     state.step = progress.get("step", 0)
@@ -291,8 +291,8 @@ def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
 
 
 def replayed(folder: RunFolder) -> dict[str, Any]:
-    """What the logs say about what comes next. The first process reads them, for all: on a network file system another
-    one could be shown an older file."""
+    """The log entries that affect the rest of the run. Rank 0 reads them for all: on a network file system another
+    process could see an older file."""
     measured = [line for line in read_lines(folder.log("metrics")) if "heldout_loss" in line]
     return {
         "skips": read_lines(folder.log("skips")),

@@ -1,11 +1,11 @@
-"""The run itself: everything is made (begin.py), then one visible while loop.
+"""The training loop: begin.py builds the run, then one visible while loop trains it.
 
 while step < end:  batch -> gradients -> judge -> update -> line -> hooks -> clock -> checkpoint -> signals
                                          └─> bad step: keep · skip · roll back · stop
 
-Under torchrun every process runs this loop on its part of each batch. Loss and gradient norm are those of all, so that
-all judge a step alike; the first process's clock counts, and it alone writes. Where else they have to agree is in
-processes.py, who holds what in isoflop/parallel.
+Under torchrun every process runs this loop on its part of each batch. Loss and gradient norm are reduced over all
+processes, so that all judge a step alike; rank 0's clock counts, and only rank 0 writes. What else they have to agree
+on is in processes.py; which process holds what is in isoflop/parallel.
 """
 
 import time
@@ -63,7 +63,7 @@ def train(
     group: Group = ALONE,
     decided: Sequence[Decision] = (),
 ) -> RunResult:
-    """Train `config` into the run folder `out`, or resume the run that is there.
+    """Train `config` into the run folder `out`, or resume the run in it.
 
     Args:
         hooks: called at the moments of the run (hooks.py), in order.
@@ -78,14 +78,14 @@ def train(
     Raises:
         UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
         Restarting: a hook asked for another plan; the run is saved.
-        Interrupted: a signal came; the run is saved, and `resume=True` continues it.
+        Interrupted: a signal arrived; the run is saved, and `resume=True` continues it.
         Diverged: loss or gradient went wrong more often than config.guard allows.
     """
     folder = RunFolder(Path(out), mine=group.first)
     if not resume and group.first:
         folder.refuse_used()
 
-    # what can be refused is refused before anything is written
+    # every check that may refuse the run comes before anything is written
     config = resolve_runtime(config)
     check_world(config, group)
     task = task or make_task(config)
@@ -129,7 +129,7 @@ def train(
 def run_steps(
     state: RunState, hooks: Sequence[Hook], signals: Signals, saver: Saver, lock: Lock, watchdog: Watchdog
 ) -> None:
-    """The loop. On return every planned step is done and the last checkpoint is written or being written."""
+    """The loop. On return all planned steps are done and the last checkpoint is written or being written."""
     config, group, runtime, optimizers = state.config, state.layout.group, state.runtime, state.optimizers
     with_gradients, with_update = overriding(hooks, "gradients_ready"), overriding(hooks, "updated")
     ahead = updates_ahead(runtime, config.guard, state.layout, optimizers)
@@ -170,7 +170,7 @@ def run_steps(
             numbers = runtime.fetch((device_loss, device_norm))
             if ahead:
                 update(optimizers, scale, find_inf((device_loss, device_norm)))
-            # read, and sent, while the device works
+            # read and send the next batch while the device computes
             batch = runtime.send(state.batches.batch(state.step + 1, group.rank, group.size))
             loss, norm = numbers()  # waits for the device
 
@@ -224,7 +224,7 @@ def run_steps(
         if pace and due:
             pace.spent(due, time.monotonic() - step_ended)
         state.seconds = time.monotonic() - before
-        if signal is not None:  # also after the last step: the measurement that follows may take long
+        if signal is not None:  # also after the last step: the evaluation that follows may take long
             if saved != state.step:
                 saver.save(state)
             saver.wait()
@@ -236,6 +236,6 @@ def run_steps(
 
 
 def seconds_held_to(state: RunState) -> float:
-    """The seconds that the run must keep to: the configuration's, or those of its last extension; 0: none."""
+    """The run's time limit in seconds: the configuration's, or that of its last extension; 0: none."""
     extended = [line["seconds"] for line in read_lines(state.folder.log("decisions")) if "seconds" in line]
     return float(convert(float, extended[-1], "decision.seconds")) if extended else state.config.seconds

@@ -1,4 +1,4 @@
-"""The state of a run: what begin.py makes, loop.py moves on step by step, and hooks see."""
+"""The state of a run: begin.py creates it, loop.py advances it step by step, and hooks read it."""
 
 import contextlib
 from dataclasses import dataclass, field
@@ -28,14 +28,14 @@ class RunState:
         seconds: of training so far, without the time between an interruption and its resumption.
         budget: seconds of training that the run is held to; 0: none.
         aside: of these seconds, those not spent on steps: on measuring, sampling, checkpoints.
-        layout: how the model lies over the processes.
+        layout: how the model is distributed over the processes.
         flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
-        line: the newest training line; None before the first step, and a step whose update was skipped has none.
+        line: the newest training line; None before the first step. A step whose update was skipped has none.
         watch: judges each step's loss and gradient norm.
         skips: bad steps so far: the lines of skips.jsonl.
         heldout: (step, loss) of the held-out measurements so far.
         notices: lines for the user, before the first step.
-        signals: that cut measuring and sampling short; None: nothing does.
+        signals: they interrupt measuring and sampling; None: nothing does.
     """
 
     config: RunConfig
@@ -73,11 +73,12 @@ class RunState:
         return self.step >= self.timetable.total_steps
 
     def may_be_cut_short(self, by_all: bool = True) -> contextlib.AbstractContextManager[None]:
-        """For what a hook does at length and leaves nothing half done of: a signal raises CutShort, in one process at
-        once (signals.Signals.cut_short), in several at the next pause between its parts (parallel/pause.py).
+        """A context for long work of a hook that can be abandoned without a trace: a signal raises CutShort, at once
+        with one process (signals.Signals.cut_short), at the next pause between its parts with several
+        (parallel/pause.py).
 
         Args:
-            by_all: all processes enter this and do the same; else the first one does it alone.
+            by_all: all processes enter this and do the same; else rank 0 does it alone.
         """
         signals, group = self.signals, self.layout.group
         if signals is None:

@@ -1,5 +1,5 @@
-"""What a task is made of: the one place where a kind of run differs from another. The rest of the trainer, the planner
-and the jobs above know tasks only by this; nothing else compares a task's name.
+"""The interface of a task: the one place where kinds of run differ. The rest of the trainer, the planner and the jobs
+use tasks only through it; nothing else compares a task's name.
 
 causal_lm    text -> windows of tokens      GPT               each token given those before it (causal_lm.py)
 seq2seq      pairs -> padded batches        EncoderDecoder    each token of an output given its input (seq2seq.py)
@@ -33,11 +33,11 @@ from isoflop.trainer.workload import Workload
 
 
 class Task(Protocol):
-    """A kind of run. Each gets back the data that it prepared and the model that model/build.py has for its name.
+    """A kind of run. Its methods receive the data that it prepared and the model that model/build.py has for its name.
 
     Attributes:
-        static_shapes: whether the passes of a run all have one shape, `model.context` tokens in each sequence: then the
-            compiler may count on it, and `config.tokens` is what the steps read.
+        static_shapes: whether all passes of a run have the same shape, `model.context` tokens per sequence: then the
+            compiler may rely on it, and `config.tokens` is the number of tokens that the steps read.
     """
 
     static_shapes: bool
@@ -46,40 +46,40 @@ class Task(Protocol):
 
     @property
     def loss(self) -> Callable[..., torch.Tensor]:
-        """(model, *batch) -> what is trained on, mean over the tokens, in nats: a scalar with gradient."""
+        """(model, *batch) -> the training loss, mean over the tokens, in nats: a scalar with gradient."""
 
     def prepare(self, model: Any) -> None:
-        """Add to the model what only training needs. Once, before its optimisers are made."""
+        """Add to the model what only training needs. Called once, before its optimisers are built."""
 
     def compile(self) -> None:
-        """Let the loss be compiled, where that is of use."""
+        """Compile the loss where that is useful."""
 
     def batches(self, config: RunConfig, data: Any, skipped: tuple[tuple[int, int], ...] = ()) -> Batches:
-        """What the steps of a run see, with these ranges of sequences passed over (data/gaps.py)."""
+        """The batches of a run, without these ranges of sequences (data/gaps.py)."""
 
     def flops_per_token(self, config: RunConfig, data: Any) -> float:
-        """6 N: training FLOPs for each of the tokens that `batches` counts."""
+        """6 N: training FLOPs per token, as `batches` counts tokens."""
 
     def palm_flops_per_token(self, config: RunConfig) -> float | None:
-        """FLOPs per token as PaLM's model FLOPs utilisation counts them (model/count.py); None where that convention
-        does not apply."""
+        """FLOPs per token as PaLM's model FLOPs utilisation counts them (model/count.py); None if that convention does
+        not apply."""
 
     # data
 
     def workload(self, config: RunConfig, progress: Progress | None = None) -> Workload:
-        """What a planner has to know of the task on the data that `config.data` names.
+        """What a planner needs to know about the task on the data that `config.data` names.
 
         Raises:
             UserError: if there is nothing to train on.
         """
 
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Data:
-        """Make the data ready, or find that it was done before."""
+        """Prepare the data, or find it prepared."""
 
     def open_data(self, folder: Path, verify_checksums: bool = True) -> Data:
-        """Open data that was prepared."""
+        """Open prepared data."""
 
-    # what a model can do
+    # evaluation and generation
 
     def measure(
         self,
@@ -94,8 +94,8 @@ class Task(Protocol):
         of each sequence too."""
 
     def judge(self, model: Any, data: Any, beam: int = 1) -> dict[str, Any]:
-        """What the model is judged by next to its held-out loss: names and numbers. `beam`: hypotheses kept where the
-        model's outputs are searched for; 1 is greedy."""
+        """Metrics of the model other than its held-out loss: names and numbers. `beam`: hypotheses kept if the model's
+        outputs are found by beam search; 1 is greedy."""
 
     def measure_sources(
         self, model: Any, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
@@ -103,7 +103,7 @@ class Task(Protocol):
         """`measure` and `judge` on everything in `config.sources`, which need not be prepared.
 
         Raises:
-            UserError: if there is nothing in them, or nothing that fits the model.
+            UserError: if they are empty, or hold nothing that fits the model.
         """
 
     def samples(
@@ -116,10 +116,10 @@ class Task(Protocol):
         """
 
     def write(self, model: Any, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
-        """What the model answers to a prompt.
+        """The model's output for a prompt.
 
         Raises:
-            UserError: for an option that the model has no use for.
+            UserError: for an option that does not apply to the model.
         """
 
 
@@ -130,13 +130,13 @@ def make_task(config: RunConfig) -> Task:
     """The task that a configuration names, with the loss that it names.
 
     Raises:
-        UserError: if the two do not go together.
+        UserError: if the two are incompatible.
     """
     return entry(TASKS, config.task, "task")(make_loss(config.loss, config.model))
 
 
 def task_named(name: str) -> Task:
-    """A task by name, for what needs no loss of a configuration's own: measuring and writing.
+    """A task by name, for work that does not need the configuration's loss: measuring and generating.
 
     Raises:
         UserError: if there is none of that name.
