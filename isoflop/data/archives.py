@@ -1,4 +1,4 @@
-"""Zip and tar -> their files, one after another, read where they lie: nothing is unpacked under a name of theirs."""
+"""Zip and tar -> their files, one after another, read in place: nothing is unpacked to disk."""
 
 import tarfile
 import zipfile
@@ -13,13 +13,13 @@ from isoflop.errors import UserError
 
 PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA's may ask for 4 GiB of memory
 LARGEST_HEADER = 1 << 20  # bytes of a long name or of attributes in a tar
-DOCUMENTS = {  # files that are zips inside
+DOCUMENTS = {  # document formats that are zip files
     "[Content_Types].xml": "a Microsoft Office document; save it as text",
     "mimetype": "an e-book or office document; save it as text",
     "META-INF/MANIFEST.MF": "a Java archive",
     "AndroidManifest.xml": "an Android program",
 }
-NO_TEXTS = ("/data.pkl",)  # how a file ends that only PyTorch's weights have
+NO_TEXTS = ("/data.pkl",)  # the end of a name that only PyTorch's weights have
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -33,10 +33,10 @@ DAMAGE = (
 
 
 class Content:
-    """The content of a member, read from front to back.
+    """The content of a member, read sequentially.
 
     Raises:
-        UserError: where the archive turns out to be damaged.
+        UserError: if the archive is damaged.
     """
 
     def __init__(self, inner: Any, archive: SourceFile, kind: str) -> None:
@@ -57,7 +57,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive. `size` is that of its content before any compression of its own is undone."""
+    """A file in an archive. `size` is that of its content as stored, which may itself be a compressed file."""
 
     file: SourceFile
     content: "Content"
@@ -65,7 +65,7 @@ class Member:
 
 
 def zip_members(raw: BinaryIO, file: SourceFile, tally: Tally) -> Iterator[Member]:
-    """The files of a zip in its own order, hidden ones left out. What cannot be read is skipped and counted.
+    """The files of a zip in its order, without hidden ones. What cannot be read is skipped and counted.
 
     Raises:
         UserError: for a damaged archive.
@@ -94,7 +94,7 @@ def zip_members(raw: BinaryIO, file: SourceFile, tally: Tally) -> Iterator[Membe
 
 
 def tar_members(blocks: Iterable[bytes], file: SourceFile, tally: Tally) -> Iterator[Member]:
-    """The files of a tar as they come, hidden ones left out; links and devices are skipped and counted.
+    """The files of a tar in its order, without hidden ones; links and devices are skipped and counted.
 
     Raises:
         UserError: for a damaged or truncated archive.
@@ -104,7 +104,7 @@ def tar_members(blocks: Iterable[bytes], file: SourceFile, tally: Tally) -> Iter
         with tarfile.open(fileobj=stream, mode="r|", tarinfo=Header) as opened:
             archive: Any = opened
             while (info := archive.next()) is not None:
-                archive.members.clear()  # else it keeps all of them
+                archive.members.clear()  # it would keep all of them
                 if info.isdir() or is_hidden(info.name):
                     continue
                 member = member_file(file, info.name, info.size)
@@ -122,7 +122,7 @@ def tar_members(blocks: Iterable[bytes], file: SourceFile, tally: Tally) -> Iter
 
 
 class Header(tarfile.TarInfo):
-    """A header of tar that is read or refused: the library takes a damaged one for the end of the archive, and reads a
+    """A tar header that is read or refused: the library treats a damaged one as the end of the archive, and reads a
     name of any length into memory."""
 
     @classmethod
@@ -143,7 +143,7 @@ class Header(tarfile.TarInfo):
 
 
 class Stream:
-    """Blocks as a file that is read from front to back."""
+    """Blocks as a file that is read sequentially."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self.blocks, self.held = iter(blocks), b""
@@ -166,12 +166,12 @@ def member_file(archive: SourceFile, name: str, size: int) -> SourceFile:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or a folder above it is hidden, as in folders; or what macOS adds to a zip."""
+    """Whether a file or a folder above it is hidden, or one that macOS adds to a zip."""
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in name.split("/"))
 
 
 def document_kind(names: list[str]) -> str:
-    """What a zip is that is no archive of files to its user; "" for any other."""
+    """What a zip is if its user does not see it as an archive of files; "" for any other."""
     if any(name.endswith(NO_TEXTS) for name in names):
         return "PyTorch's weights"
     return next((what for name, what in DOCUMENTS.items() if name in names), "")

@@ -1,4 +1,4 @@
-"""What the data step can be told."""
+"""DataConfig: the settings of data preparation."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -30,7 +30,7 @@ BEFORE_SPLIT = frozenset(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text, which tokens. Every field but `workers` enters the key of the prepared data."""
+    """Which text and which tokenizer. Every field but `workers` is part of the key of the prepared data."""
 
     sources: Annotated[
         tuple[str, ...],
@@ -44,30 +44,31 @@ class DataConfig:
         int, Derived(lambda: f"ids of a trained tokenizer, <|endoftext|> included (for tokenizer {quoted()})")
     ] = 1024
     text_column: Annotated[
-        str, "the column of records (JSON, parquet, Arrow, CSV) that holds the text, where a source names none itself"
+        str, "the column of records (JSON, parquet, Arrow, CSV) that holds the text, unless a source names its own"
     ] = "text"
     encoding: Annotated[
         str,
-        "of text that is not UTF-8 and has no byte order mark, as latin-1, cp1252, utf-16-le, gb18030; empty: such "
-        "text is skipped and counted, and what it seems to be is said",
+        "encoding of text that is not UTF-8 and has no byte order mark, such as latin-1, cp1252, utf-16-le, gb18030; "
+        "empty: such text is skipped and counted, and its likely encoding is reported",
     ] = ""
     document_separator: Annotated[
         str,
-        "what stands between the documents of a plain text, as <|endoftext|> in quotes; empty: a file is one document",
+        "the string between the documents of a plain-text file, such as <|endoftext|> in quotes; empty: a file is one "
+        "document",
     ] = ""
     format: Annotated[
-        str, "`auto`: records, tables and archives are told from plain text by content; `text`: all of it is plain text"
+        str, "`auto`: detect records, tables and archives by content; `text`: read every file as plain text"
     ] = AUTO
     end_of_text: Annotated[
         str,
-        "the token that ends a document in a tokenizer that is given; empty: the first of the names in use",
+        "the token that ends a document in a given tokenizer; empty: the first of the common names",
     ] = ""
-    heldout_fraction: Annotated[
-        float, "share of the text held out by content hash, where no held-out text is named"
-    ] = 0.01
+    heldout_fraction: Annotated[float, "share of the text held out by content hash, unless held-out text is named"] = (
+        0.01
+    )
     max_train_bytes: Annotated[int, "prepare a hash-sampled share of about this many bytes of text; 0: all"] = 0
     strict: Annotated[bool, "make every unreadable file or record an error instead of counting it"] = False
-    seed: Annotated[int, "of the split, the sampled share and the tokenizer's sample"] = 0
+    seed: Annotated[int, "seed of the split, the sampled share and the tokenizer's sample"] = 0
     split: Annotated[
         int, "rule of the split: 2: short stretches of documents are held out; 1: whole documents, as in older runs"
     ] = 2
@@ -76,22 +77,22 @@ class DataConfig:
         "rule of the split of pairs (seq2seq): 2: heldout_fraction of the text, up to 1.8 times that where inputs are "
         "few; 1: up to a tenth of the inputs, as in older runs",
     ] = 2
-    workers: Annotated[int, "encoding processes; 0: one a core"] = 0
+    workers: Annotated[int, "encoding processes; 0: one per core"] = 0
     path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
 
     @classmethod
     def from_older(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """A config.json of before there were second rules has all other fields; its data were split by the first."""
+        """A config.json from before the second rules has all other fields; its data were split by the first ones."""
         return {"split": 1, "pair_split": 1, **value} if value.keys() >= BEFORE_SPLIT else value
 
     def __post_init__(self) -> None:
-        """Names that are not UTF-8 are kept as they are shown: JSON cannot hold them."""
+        """Replace names that are not UTF-8 by their printable form: JSON cannot hold them."""
         for name in ("sources", "heldout"):
             if not all(map(encodable, getattr(self, name))):
                 object.__setattr__(self, name, tuple(map(printable, getattr(self, name))))
 
     def reading(self, source: Source) -> Reading:
-        """How the files of a source are to be read."""
+        """How to read the files of a source."""
         return Reading(
             column=source.column or self.text_column,
             encoding="" if is_utf8_name(self.encoding) else self.encoding,
@@ -105,7 +106,7 @@ def encodable(text: str) -> bool:
 
 
 def check(config: DataConfig) -> None:
-    """Refuse what no corpus could make good.
+    """Refuse settings that are invalid for any corpus.
 
     Raises:
         UserError: naming the field and its range.
@@ -125,7 +126,7 @@ def check(config: DataConfig) -> None:
         raise UserError(f"data.format = {config.format!r} is not one of {', '.join(FORMATS)}")
     if config.document_separator.isspace() and "\n" not in config.document_separator:
         raise UserError(
-            f"data.document_separator = {config.document_separator!r} is only blanks; name a mark or line ends"
+            f"data.document_separator = {config.document_separator!r} is only blanks; name a mark or line breaks"
         )
     if not 0.0 < config.heldout_fraction <= 0.5:
         raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
@@ -136,6 +137,6 @@ def check(config: DataConfig) -> None:
     if config.max_train_bytes < 0:
         raise UserError(f"data.max_train_bytes = {config.max_train_bytes} is negative; 0 means all")
     if config.workers < 0:
-        raise UserError(f"data.workers = {config.workers} is negative; 0 means one a core")
+        raise UserError(f"data.workers = {config.workers} is negative; 0 means one per core")
     if not config.text_column:
         raise UserError("data.text_column is empty; name the column that holds the text")

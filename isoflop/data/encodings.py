@@ -1,7 +1,7 @@
-"""What a text is written in: told by a byte order mark or by its letters, and turned into UTF-8.
+"""The encoding of a text: detected by its byte order mark or guessed from its letters, and converted to UTF-8.
 
-Only a byte order mark is certain, so a text without one that is not UTF-8 is read only in the encoding that the user
-names; what it looks like is said with the way out.
+Only a byte order mark is certain. Text without one that is not UTF-8 is read only in an encoding that the user names;
+else the guess is reported, with what can be done.
 """
 
 import codecs
@@ -12,7 +12,7 @@ from isoflop.data.decompress import PIECE
 from isoflop.data.text import utf8_boundary
 from isoflop.errors import UserError
 
-MARKS = (  # UTF-32's begins with UTF-16's
+MARKS = (  # UTF-32 first: its mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
@@ -20,7 +20,7 @@ MARKS = (  # UTF-32's begins with UTF-16's
 )
 WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 NO_TEXT = {"idna", "punycode", "unicode-escape", "raw-unicode-escape", "undefined", "mbcs", "oem"}
-ICONV = {  # what iconv calls the encodings that Python has another name for
+ICONV = {  # iconv's names of encodings that Python names differently
     "latin-1": "ISO-8859-1",
     "iso8859-2": "ISO-8859-2",
     "euc_jp": "EUC-JP",
@@ -31,7 +31,7 @@ ICONV = {  # what iconv calls the encodings that Python has another name for
     "utf-32-be": "UTF-32BE",
 }
 WESTERN_SIGNS = frozenset("“”‘’‚„…–—•«»‹›°§£€©®™·¿¡¢¥ª«º±²³¹¼½¾×÷\xa0\xad¨´¸")
-FREQUENT = {  # what most of the characters outside ASCII are, in a text of that encoding; and how much of it
+FREQUENT = {  # the most frequent characters outside ASCII in text of that encoding, and their share of them
     "cp1251": ("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэф", 0.8),
     "koi8-r": ("оеаинтсрвлкмдпуяыьгзбчйхжшюцщэф", 0.8),
     "cp1250": ("ąćęłńóśźżáčďéěíňřšťúůýžőűäöüßâîșțşţăľĺŕôŽŠŁŚĆŻČŘ„”“–", 0.8),
@@ -46,7 +46,7 @@ FREQUENT = {  # what most of the characters outside ASCII are, in a text of that
 
 
 def check_encoding(name: str) -> None:
-    """Refuse a name that is no encoding of text.
+    """Refuse a name that is not a text encoding.
 
     Raises:
         UserError: naming some that are.
@@ -54,12 +54,12 @@ def check_encoding(name: str) -> None:
     if not name:
         return
     try:
-        found = codecs.lookup(name)
+        codec = codecs.lookup(name)
         codecs.getincrementaldecoder(name)
-        "".encode(name)  # base64, zlib and the like are no encodings of text
+        "".encode(name)  # fails for base64, zlib and the like, which are not text encodings
     except (LookupError, ValueError, UnicodeError):
-        found = None
-    if found is None or found.name in NO_TEXT or name.lower().replace("_", "-") in NO_TEXT:
+        codec = None
+    if codec is None or codec.name in NO_TEXT or name.lower().replace("_", "-") in NO_TEXT:
         raise UserError(
             f"data.encoding = {name!r} is no encoding of text that Python knows; examples are latin-1, cp1252, "
             "utf-16-le, shift_jis, gb18030"
@@ -75,7 +75,7 @@ def is_wide(name: str) -> bool:
 
 
 def keeps_ascii(name: str) -> bool:
-    """Whether every byte below 128 means in this encoding what it does in ASCII, wherever it stands alone."""
+    """Whether every byte below 128 that stands alone is the same character in this encoding as in ASCII."""
     plain = bytes(range(128))
     try:
         return plain.decode(name) == plain.decode("ascii")
@@ -84,7 +84,7 @@ def keeps_ascii(name: str) -> bool:
 
 
 def marked_encoding(head: bytes) -> str:
-    """The encoding that a byte order mark at the beginning names, if what follows is text; else ""."""
+    """The encoding of the byte order mark at the start, if text follows; else ""."""
     for mark, name in MARKS:
         if head.startswith(mark) and looks_like_text(decoded(head[:PIECE], name)):
             return name
@@ -92,7 +92,7 @@ def marked_encoding(head: bytes) -> str:
 
 
 def guessed_encoding(head: bytes) -> str:
-    """What a text that is not UTF-8 seems to be written in, "" if nothing fits."""
+    """The likely encoding of a text that is not UTF-8; "" if none fits."""
     head = head[:PIECE]
     if 0 in head:
         return next((name for name in WIDE if looks_like_text(decoded(head, name))), "")
@@ -102,14 +102,14 @@ def guessed_encoding(head: bytes) -> str:
     for candidate, (frequent, share) in FREQUENT.items():
         text = decoded(head, candidate)
         outside = [character for character in text or "" if character > "\x7f"]
-        found = sum(character in frequent for character in outside) / (share * max(len(outside), 1))
-        if looks_like_text(text) and found >= best:
-            best, name = found, candidate
+        score = sum(character in frequent for character in outside) / (share * max(len(outside), 1))
+        if looks_like_text(text) and score >= best:
+            best, name = score, candidate
     return name
 
 
 def decoded(head: bytes, name: str) -> str | None:
-    """A beginning in an encoding, without the character that its end may cut; None if it is not valid."""
+    """The first bytes decoded, without a character that is cut off at the end; None if they are invalid."""
     try:
         return codecs.getincrementaldecoder(name)().decode(head)
     except (UnicodeError, ValueError):
@@ -117,7 +117,7 @@ def decoded(head: bytes, name: str) -> str | None:
 
 
 def looks_like_text(text: str | None) -> bool:
-    """Whether hardly any of the characters are controls, unassigned, private or marks of damage."""
+    """Whether at most 2 % of the characters are controls, unassigned, private or replacement characters."""
     if not text:
         return False
     odd = sum(unicodedata.category(c) in ("Cc", "Cn", "Co", "Cs") and c not in "\t\n\r\f\v\x1b\x85" for c in text)
@@ -126,8 +126,8 @@ def looks_like_text(text: str | None) -> bool:
 
 
 def looks_western(head: bytes) -> bool:
-    """Whether a text is a Western European language in latin-1 or cp1252: few letters outside ASCII, within or next to
-    words, and the signs of printed text."""
+    """Whether a text looks like a Western European language in latin-1 or cp1252: few letters outside ASCII, in or next
+    to words, and typographic signs."""
     text = decoded(head, "cp1252")
     if text is None or not looks_like_text(text):
         return False
@@ -146,11 +146,11 @@ def looks_western(head: bytes) -> bool:
 
 
 def way_out(name: str, unpack: str, inside: bool) -> str:
-    """What can be done about a text in the encoding `name`; FILE stands for its path.
+    """Advice for reading a text in the encoding `name`; FILE stands for its path.
 
     Args:
         unpack: the command that unpacks the file, "" if it is not compressed.
-        inside: the text is in an archive or a stream, where no command reaches it.
+        inside: the text is in an archive or a stream, which commands cannot convert.
     """
     setting = f"read it with --set data.encoding={name}"
     if inside:
@@ -160,10 +160,10 @@ def way_out(name: str, unpack: str, inside: bool) -> str:
 
 
 def to_utf8(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Blocks of UTF-8. What is no text in `name` becomes a byte that is not valid UTF-8 either, so that the reader
-    skips and counts its piece.
+    """Blocks of UTF-8. Bytes that are invalid in `name` become a byte that is not valid UTF-8 either, so that the
+    reader skips and counts their piece.
 
-    Where ASCII stands for itself, the first block with another byte decides: it is UTF-8 all the same, or `name`.
+    If the encoding keeps ASCII, the first block with another byte decides whether the text is in fact UTF-8, or `name`.
     """
     codecs.register_error("isoflop-marked", marked)
     decoder = codecs.getincrementaldecoder(name)("isoflop-marked")
@@ -187,7 +187,7 @@ def to_utf8(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 def marked(error: UnicodeError) -> tuple[str, int]:
-    """What stands for bytes that are no text: it is written as the byte 0xFF, which no UTF-8 has."""
+    """The replacement for invalid bytes: it is written as the byte 0xFF, which never occurs in UTF-8."""
     return "\udcff", error.end if isinstance(error, UnicodeDecodeError) else 0
 
 

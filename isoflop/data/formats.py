@@ -1,8 +1,8 @@
-"""What a file is, told by its beginning; its name is believed only where the content leaves a choice.
+"""Detects a file's format from its first bytes; its name is used only if the content is ambiguous.
 
-known by first bytes: parquet, Arrow, zip, tar, pictures and the like
-else what it is written in: UTF-8, an encoding with a byte order mark, the one that the user names, none of these
-then what the text is: JSON lines, JSON values or an array of them, a table with a header, plain text
+1. magic bytes: parquet, Arrow, zip, tar, pictures and the like
+2. the encoding: UTF-8, one with a byte order mark, the one that the user names, or none of these
+3. the kind of text: JSON lines, JSON values or an array of them, a table with a header, plain text
 """
 
 import codecs
@@ -59,15 +59,15 @@ ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 TAR, TAR_AT = b"ustar", 257
 ARRAY = re.compile(r"\[\s*[{\"]")
 OBJECT = re.compile(r"\{\s*\"(?:[^\"\\]|\\.)*\"\s*:")
-LONGEST_FIELD = 64 * 1024 * 1024  # characters of a table, and bytes of a record: a longer one is not held
-LOOKED_AT = 4 * PIECE  # bytes by which records are told from text
+LONGEST_FIELD = 64 * 1024 * 1024  # characters of a table's field, and bytes of a record: a longer one is not read
+LOOKED_AT = 4 * PIECE  # bytes that decide between records and text
 LONGEST_HEADER = 200  # characters of a name in the first line of a table
 
 
 @dataclass(frozen=True)
 class Table:
-    """How a table is written: `delimiter`, whether quotes are quotes, and the names in its first line; `likely` is the
-    name of the column with the most text."""
+    """The dialect of a table: its delimiter, whether fields may be quoted, and the names in its first line; `likely` is
+    the name of the column with the most text."""
 
     delimiter: str
     quoted: bool
@@ -77,14 +77,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Format:
-    """What a file is.
+    """A file's format.
 
     Attributes:
         kind: "text", "jsonl", "json", "table", "parquet", "arrow", "arrow stream", "zip" or "tar".
-        encoding: what it is written in; "": UTF-8 (or it is no text).
+        encoding: the text's encoding; "": UTF-8 (or the file is not text).
         reason: why it cannot be read as text; "": it can.
-        promised: its name says what it is, so that records without the text column are an error.
-        table: of a "table".
+        promised: the name or the magic bytes give the format, so that records without the text column are an error.
+        table: the dialect of a "table".
         hint: what can be done about records that are not UTF-8; "": nothing is known.
     """
 
@@ -97,10 +97,10 @@ class Format:
 
 
 def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "", inside: bool = False) -> Format:
-    """What a file is, from its `first` bytes, decompressed: at least 64 KiB or the whole of it.
+    """A file's format, from its `first` bytes, decompressed: at least 64 KiB or the whole file.
 
     Raises:
-        UserError: for an ending that promises parquet where there is none.
+        UserError: for a file named .parquet that is not one.
     """
     ending = ending_of(file.shown)
     if how.format == AUTO:
@@ -129,7 +129,7 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
 
 
 def ending_of(shown: str) -> str:
-    """The last ending of a name below those of compressions, in small letters."""
+    """The last suffix of a name before those of compression, in lower case."""
     suffixes = [suffix.lower() for suffix in Path(shown).suffixes]
     while suffixes and suffixes[-1] in COMPRESSION_ENDINGS:
         suffixes.pop()
@@ -137,7 +137,7 @@ def ending_of(shown: str) -> str:
 
 
 def binary_kind(first: bytes) -> str:
-    """What a file that is no text is by its first bytes; "" for anything else."""
+    """What a binary file is, by its magic bytes; "" for anything else."""
     found = next((what for magic, what in BINARY_STARTS.items() if first.startswith(magic)), "")
     if not found and (first.startswith(ZIP) or first[TAR_AT : TAR_AT + 5] == TAR):
         found = "an archive"
@@ -145,7 +145,7 @@ def binary_kind(first: bytes) -> str:
 
 
 def binary_reason(first: bytes) -> str:
-    """Why these first bytes of a file are not text in UTF-8; "" if they are. A few NULs are text, a tenth is not."""
+    """Why the first bytes of a file are not UTF-8 text; "" if they are. A few NULs are accepted, a tenth is not."""
     head = first[:PIECE]
     if reason := binary_kind(first):
         return reason
@@ -159,7 +159,7 @@ def binary_reason(first: bytes) -> str:
 
 
 def written_in(file: SourceFile, first: bytes, how: Reading, compression: str) -> tuple[str, str]:
-    """(encoding, "" for UTF-8; why it cannot be read as text, with what can be done about that, "" if it can)."""
+    """(encoding, "" for UTF-8; why the file cannot be read as text, with what can be done, "" if it can)."""
     if reason := binary_kind(first):
         return "", reason
     encoding, reason, hint = encoding_of(file, first, how, compression, inside=False)
@@ -167,7 +167,7 @@ def written_in(file: SourceFile, first: bytes, how: Reading, compression: str) -
 
 
 def encoding_of(file: SourceFile, first: bytes, how: Reading, compression: str, inside: bool) -> tuple[str, str, str]:
-    """(encoding, "" for UTF-8; reason why it is not read, "" if it is; what can be done about that)."""
+    """(encoding, "" for UTF-8; why the file cannot be read, "" if it can; what can be done about that)."""
     if marked := marked_encoding(first):
         return marked, "", ""
     reason = binary_reason(first)
@@ -195,13 +195,13 @@ def encoding_of(file: SourceFile, first: bytes, how: Reading, compression: str, 
 
 
 def might_be_text(head: bytes) -> bool:
-    """Whether hardly any byte is a control of ASCII: an encoding that nobody has guessed, or text with a fault."""
+    """Whether at most 0.5 % of the bytes are ASCII control characters: an unknown encoding, or damaged text."""
     odd = sum(head.count(byte) for byte in range(32) if byte not in b"\t\n\r\f\v\x1b")
     return 200 * odd <= len(head)
 
 
 def beginning(first: bytes, encoding: str) -> str:
-    """The beginning of a text, without a byte order mark and the character that its end may cut."""
+    """The first bytes decoded, without a byte order mark and a character that is cut off at the end."""
     if encoding and not (keeps_ascii(encoding) and is_utf8(first[: utf8_boundary(first)])):
         text = codecs.getincrementaldecoder(encoding)("replace").decode(first)
     else:
@@ -226,7 +226,7 @@ def kind_of_text(head: str, ending: str, column: str, is_stream: bool) -> Format
 
 
 def kind_of_objects(start: str, column: str, expected: bool) -> str:
-    """ "jsonl" for an object in each line, "json" for objects of several lines, "" if it is neither."""
+    """ "jsonl" for one object per line, "json" for objects of several lines, "" for neither."""
     line, newline, rest = start.partition("\n")
     record = parsed(line)
     if isinstance(record, dict):
@@ -244,7 +244,7 @@ def kind_of_objects(start: str, column: str, expected: bool) -> str:
 
 
 def is_array(start: str) -> bool:
-    """Whether what begins like an array of objects or texts is one, as far as it can be seen."""
+    """Whether what starts like an array of objects or strings is one, as far as the first bytes show."""
     inner = start[1:].lstrip()
     value, end = first_value(inner)
     if end < 0:  # longer than what was looked at
@@ -267,7 +267,7 @@ def lists_line_by_line(start: str) -> bool:
 
 
 def first_value(text: str) -> tuple[Any, int]:
-    """(the JSON value that a text begins with, where it ends), (None, -1) if there is none or it goes on."""
+    """(the JSON value at the start of a text, its end), or (None, -1) if there is none or it is incomplete."""
     try:
         return json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
@@ -286,10 +286,10 @@ def json_key(column: str) -> str:
 
 
 def table_of(head: str, ending: str, column: str) -> Table | None:
-    """How a table with a header is written, None if a text is no table.
+    """The dialect of a table with a header; None if a text is not a table.
 
-    A name that promises one is believed if its lines have as many fields as the header; else the header must name the
-    text column too.
+    A file named like a table is one if its lines have as many fields as the header; else the header must also name the
+    text column.
     """
     promised = ending in TABLE_ENDINGS
     first_line = head.partition("\n")[0]
@@ -304,7 +304,7 @@ def table_of(head: str, ending: str, column: str) -> Table | None:
             fitting = [row for row in body if len(row) == len(header)]
             if len(set(header)) < len(header) or not all(header) or max(map(len, header)) > LONGEST_HEADER:
                 continue
-            if quoted and delimiter == "\t" and len(fitting) < len(body):  # TSV often knows no quotes
+            if quoted and delimiter == "\t" and len(fitting) < len(body):  # TSV often has no quoting
                 continue
             named, wide = column in header, len(header) > 1
             regular = wide and len(fitting) > 0 and 10 * len(fitting) >= 9 * len(body)
@@ -317,7 +317,7 @@ def table_of(head: str, ending: str, column: str) -> Table | None:
 
 
 def rows_of(head: str, delimiter: str, quoted: bool) -> list[list[str]]:
-    """The rows that are whole in a beginning."""
+    """The complete rows in the first part of a table."""
     csv.field_size_limit(LONGEST_FIELD)
     try:
         read = csv.reader(
@@ -330,5 +330,5 @@ def rows_of(head: str, delimiter: str, quoted: bool) -> list[list[str]]:
 
 
 def quoting_of(quoted: bool) -> Literal[0, 3]:
-    """The csv module's word for it."""
+    """The csv module's constant for it."""
     return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE

@@ -1,4 +1,4 @@
-"""Which pairs are held out: by their inputs, so that all outputs of an input are on one side."""
+"""Splits pairs into training and held-out by their inputs, so that all outputs of an input are on one side."""
 
 import re
 from collections.abc import Sequence
@@ -8,18 +8,18 @@ from isoflop.data.clean import digest_of, fraction
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 
-FEWEST = 20  # inputs; of fewer nothing can be held out
-WANTED_HELDOUT = 1000  # inputs that measure an error rate to a percent or so
+FEWEST = 20  # inputs; with fewer nothing can be held out
+WANTED_HELDOUT = 1000  # inputs, enough to measure an error rate to about a percent
 MORE = 1.8  # times the share asked for that may be held out to have so many
-LARGEST_SHARE = 0.1  # of the text that is held out at most by the second rule, unless more is asked for
-VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of a further pronunciation, `read(2)`
+LARGEST_SHARE = 0.1  # of the text, that the second rule holds out at most, unless more is asked for
+VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of another pronunciation, `read(2)`
 
 Pair = tuple[str, str]
 
 
 @dataclass
 class Split:
-    """What became of the pairs that were read."""
+    """The two sides, with counts of what was done with the pairs that were read."""
 
     train: list[Pair] = field(default_factory=list)
     heldout: list[Pair] = field(default_factory=list)
@@ -32,11 +32,11 @@ class Split:
 
 
 def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
-    """Split by the hash of the input, so that all outputs of an input are on one side; named held-out pairs are taken
-    as they are, and their inputs out of training.
+    """Split by the hash of the input, so that all outputs of an input are on one side; named held-out pairs are used as
+    they are, and their inputs removed from training.
 
-    The share held out is `heldout_fraction`, or as much as makes WANTED_HELDOUT inputs but no more than MORE
-    times that share (by the first rule of `pair_split`: than a tenth of the inputs); at least one input always.
+    The share held out is `heldout_fraction`, or more to have WANTED_HELDOUT inputs, but at most MORE times that share
+    (by the first rule of `pair_split`: at most a tenth of the inputs); always at least one input.
 
     Raises:
         UserError: if there are fewer than FEWEST inputs.
@@ -52,6 +52,7 @@ def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
             f"there are only {len(inputs)} different inputs in {' '.join(config.sources)}; "
             f"give at least {FEWEST}, better thousands"
         )
+
     if named:
         held = {source for source, _ in named}
         split.heldout, split.how = list(dict.fromkeys(named)), "named"
@@ -60,6 +61,7 @@ def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
         if not split.train:
             raise UserError("every input is in the held-out pairs too; nothing is left to train on")
         return split
+
     fraction_of = {source: fraction(digest_of(source.encode()), "split", config.seed) for source in inputs}
     if config.pair_split == 1:
         share = max(config.heldout_fraction, min(0.1, WANTED_HELDOUT / len(inputs)))
@@ -76,9 +78,9 @@ def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
 
 
 def held_out(pairs: Sequence[Pair], place: dict[str, float], wanted: float) -> set[str]:
-    """The inputs that are held out by the second rule: those whose place is low enough. Where inputs are few, or differ
-    much in their bytes, that may be far from the share that is wanted: then one after the other by their places, until
-    it is reached, without those that are too much of the text; the smallest input alone if all are.
+    """The inputs that the second rule holds out: those whose place is low enough. If inputs are few, or differ much in
+    size, that may be far from the wanted share: then inputs are held out in order of place until it is reached, except
+    those that are too large a part of the text; the smallest input alone if all are.
 
     Args:
         place: of each input, from 0 to 1, by its hash.
@@ -105,8 +107,8 @@ def held_out(pairs: Sequence[Pair], place: dict[str, float], wanted: float) -> s
 
 
 def without_variants(pairs: list[Pair], split: Split) -> list[Pair]:
-    """`read(2)` becomes `read` where `read` is an input as well: CMUdict marks further pronunciations so, and the mark
-    says nothing that a model could know."""
+    """Rename `read(2)` to `read` if `read` is an input as well: CMUdict marks other pronunciations this way, and the
+    mark is of no use to a model."""
     inputs = {source for source, _ in pairs}
     renamed = []
     for source, target in pairs:

@@ -1,12 +1,12 @@
 """Pairs of an input and its output, from text files to tokens: what an encoder-decoder is trained on.
 
-One pair a line. Where a file has a tab in its beginning, a tab divides its lines; else the first blank does, as in
-CMUdict. Files may be compressed. A line that is no pair is skipped, counted and reported.
+One pair per line. If there is a tab near the start of a file, tabs separate inputs from outputs; else the first blank
+of a line does, as in CMUdict. Files may be compressed. A line that is not a pair is skipped, counted and reported.
 
     lines -> pairs -> variants named alike -> duplicates out -> split by input -> tokenizer -> tokens -> a folder
 
-All pairs are held in memory while they are prepared (about 200 bytes each). The folder is written whole or not at all
-and kept at `$ISOFLOP_HOME/data/<key>`, as prepared text is.
+All pairs are in memory while they are prepared (about 200 bytes each). The folder is written atomically and kept at
+`$ISOFLOP_HOME/data/<key>`, like prepared text.
 """
 
 import codecs
@@ -47,10 +47,10 @@ SHOWN = 60  # characters of a pair that is named
 
 
 def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
-    """Turn files of pairs into tokens, or find that it was done before.
+    """Tokenize files of pairs, or reuse the result of an earlier call.
 
     Raises:
-        UserError: for sources that hold no pairs, too few of them, or (strict) a line that is none.
+        UserError: for sources with no pairs or too few, or (strict) a line that is not a pair.
     """
     check(config)
     if config.path:
@@ -75,6 +75,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
         opened = open_pairs(folder)
         opened.listed = tally.unused()
         return opened
+
     sweep(files.home() / "data")
     report: Progress = progress or (lambda stage, done, total, note="": None)
     report("reading", 0.0, 0.0, "pairs")
@@ -99,7 +100,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
 
 
 def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile], given: Tokenizer | None) -> str:
-    """A name for the result: changes with the files, with any setting that matters, and with the format."""
+    """A hash that names the result: it changes with the files, with any setting that matters, and with the format."""
     settings: list[Any] = [
         config.vocab_size if given is None else 0,
         config.heldout_fraction,
@@ -114,10 +115,10 @@ def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile],
 
 
 def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> LoosePairs:
-    """Every pair of the sources, for a model that has this tokenizer.
+    """All pairs of the sources, for a model with this tokenizer.
 
     Raises:
-        UserError: for sources that hold no pairs.
+        UserError: for sources with no pairs.
     """
     found = [file for source in parse_sources(config.sources) for file in find_files(source, tally)]
     once = dict.fromkeys(without_variants(list(read_all(found, tally, config.encoding)), Split()))
@@ -128,10 +129,11 @@ def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> 
 
 
 def read_all(found: Iterable[SourceFile], tally: Tally, encoding: str = "") -> Iterator[Pair]:
-    """The pairs of all files. One without pairs, or that cannot be read, is counted, unless none has any or strict.
+    """The pairs of all files. A file without pairs, or that cannot be read, is counted as skipped, unless no file has
+    pairs or `strict` is set.
 
     Raises:
-        UserError: what the first such file was refused with.
+        UserError: that of the first such file.
     """
     before = tally.documents
     failed: list[UserError] = []
@@ -154,7 +156,7 @@ def read_pairs(file: SourceFile, tally: Tally, encoding: str = "") -> Iterator[P
         encoding: of a file that is not UTF-8 and has no byte order mark.
 
     Raises:
-        UserError: for a damaged file, one none of whose lines is a pair, or (strict) any line that is not.
+        UserError: for a damaged file, a file without pairs, or (strict) any line that is not a pair.
     """
     before = tally.documents
     try:
@@ -193,7 +195,7 @@ def read_pairs(file: SourceFile, tally: Tally, encoding: str = "") -> Iterator[P
 
 
 def parse_pair(line: bytes, separator: str) -> tuple[Pair | None, str]:
-    """(pair, "") or (None, why the line is none)."""
+    """(pair, "") or (None, why the line is not a pair)."""
     try:
         source, found, target = line.decode().partition(separator)
     except UnicodeDecodeError:
@@ -212,14 +214,14 @@ def parse_pair(line: bytes, separator: str) -> tuple[Pair | None, str]:
 
 
 def sides_of(pairs: Sequence[Pair]) -> tuple[list[str], list[str]]:
-    """All inputs, and all outputs."""
+    """All inputs and all outputs."""
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def write(
     folder: Path, key: str, name: str, config: DataConfig, split: Split, tally: Tally, tokenizer: Tokenizer
 ) -> None:
-    """The four streams of tokens, the tokenizer and, last, the manifest."""
+    """Write the four token streams, the tokenizer and, last, the manifest."""
     split.train, dropped = short_enough(split.train, tokenizer)
     split.heldout, dropped_heldout = short_enough(split.heldout, tokenizer)
     long = dropped + dropped_heldout
@@ -250,7 +252,7 @@ def write(
 
 
 def short_enough(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:
-    """Pairs with at most LONGEST tokens a side, and the others."""
+    """The pairs with at most LONGEST tokens per side, and the others."""
     sides = [[len(ids) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])] for side in (0, 1)]
     fits = [max(lengths) < LONGEST for lengths in zip(*sides, strict=True)]
     kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
@@ -265,7 +267,7 @@ def account_of(
     tokenizer: Tokenizer,
     streams: dict[str, dict[str, Any]],
 ) -> DataAccount:
-    """What became of every line. Documents are pairs here and bytes are of both sides; tokens include the one that ends
+    """The account of every line. Documents are pairs here and bytes are of both sides; tokens include the one that ends
     each output, and no padding."""
 
     def side(part: str, pairs: Sequence[Pair]) -> dict[str, Any]:

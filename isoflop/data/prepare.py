@@ -1,7 +1,7 @@
-"""Where the data step meets: text -> scan -> tokenizer -> tokens -> a folder that is written whole or not at all.
+"""Data preparation: text -> scan -> tokenizer -> tokens -> a folder that is written atomically.
 
-The folder's key is made of every file's path, size and time of change and of every setting that matters, so the same
-text with the same settings is prepared once: `$ISOFLOP_HOME/data/<key>`.
+The folder's key is a hash of every file's path, size and modification time and of every setting that matters, so that
+the same text with the same settings is prepared once: `$ISOFLOP_HOME/data/<key>`.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ from isoflop.records import DataAccount, PreparedSource, Side
 
 __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prepare", "survey"]
 
-BYTES_A_WORKER = 4_000_000  # below this, starting another process takes longer than encoding
+BYTES_A_WORKER = 4_000_000  # for less, starting another process takes longer than encoding
 RULES = 3  # of the formats, the split and the sampling: raise it when other documents than before are kept
 
 
 class Progress(Protocol):
-    """Told how far a stage is; `done` and `total` in bytes on disk."""
+    """Receives the progress of a stage; `done` and `total` in bytes on disk."""
 
     def __call__(self, stage: str, done: float, total: float, note: str = "") -> None: ...
 
 
 def survey(config: DataConfig) -> Survey:
-    """What there is to train on, estimated from the beginnings of a few files; standard input is copied to disk once.
+    """The text to train on, estimated from the first bytes of a few files; standard input is copied to disk once.
 
     Raises:
         UserError: if there is no such text.
@@ -67,10 +67,10 @@ def survey(config: DataConfig) -> Survey:
 
 
 def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:
-    """Every document of the sources, long plain texts in pieces, nothing dropped but what is no text.
+    """Every document of the sources, long plain texts in pieces; only what is not text is dropped.
 
     Args:
-        tally: counts what is read and what is not.
+        tally: counts what is read and what is skipped.
 
     Raises:
         UserError: if a source cannot be read, or (strict) if anything would be skipped.
@@ -84,13 +84,12 @@ def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:
 
 
 def prepare(config: DataConfig, out: Path | None = None, progress: Progress | None = None) -> Prepared:
-    """Turn text into tokens, or find that it was done before.
+    """Tokenize text, or reuse the result of an earlier call.
 
-    The folder is `out`, or `$ISOFLOP_HOME/data/<key>`. Memory does not grow with the corpus but for 16 bytes a
-    document.
+    The folder is `out`, or `$ISOFLOP_HOME/data/<key>`. Memory grows with the corpus by 16 bytes per document.
 
     Raises:
-        UserError: for unusable sources or settings, or a full disk; nothing is left behind then.
+        UserError: for unusable sources or settings, or a full disk; then nothing is left behind.
     """
     check(config)
     if config.path:
@@ -104,13 +103,15 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     if found := already_there(folder, key):  # it may lie where nothing can be written
         found.listed = total_of([part.tally for part in parts]).unused()
         return found
+
     if not out:
         with files.disk_errors("the prepared data", instead=files.NAME_HOME):
-            folder.parent.mkdir(parents=True, exist_ok=True)  # it stays: others may be at work there
+            folder.parent.mkdir(parents=True, exist_ok=True)  # never removed: other processes may be using it
     files.try_folder(folder.parent, "the prepared data", instead=instead)
-    with contextlib.suppress(UserError, OSError):  # with --out a home is not needed
+    with contextlib.suppress(UserError, OSError):  # with --out no home is needed
         sweep(files.home() / "data")
     sweep(folder.parent, glob.escape(folder.name))
+
     report: Progress = progress or (lambda stage, done, total, note="": None)
     total = float(sum(total_size(part.files) for part in parts))
     surveyed = survey(config) if config.max_train_bytes or config.split > 1 else None
@@ -135,10 +136,10 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
 
 
 def already_there(folder: Path, key: str) -> Prepared | None:
-    """The same preparation if `folder` holds it, None if the folder is free.
+    """The prepared data with this key if `folder` holds it, None if the folder does not exist or is empty.
 
     Raises:
-        UserError: if it holds anything else.
+        UserError: if the folder holds anything else.
     """
     if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return None
@@ -151,8 +152,8 @@ def already_there(folder: Path, key: str) -> Prepared | None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove what preparations killed in the middle have left of folders called `name` (a pattern): as large as the
-    prepared text, they would fill the disk of a machine that is taken away often."""
+    """Remove the temporary folders that killed preparations have left for folders called `name` (a pattern): they are
+    as large as the prepared text and would fill the disk of a machine that is preempted often."""
     for left in folder.glob(f".{name}.{8 * '[0-9a-f]'}.tmp"):
         with contextlib.suppress(OSError):  # another process may be sweeping
             if files.abandoned(left):
@@ -160,7 +161,7 @@ def sweep(folder: Path, name: str = "*") -> None:
 
 
 def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> str:
-    """A name for the result: changes with the text, with any setting that matters, and with the format."""
+    """A hash that names the result: it changes with the text, with any setting that matters, and with the format."""
     settings = to_dict(config)
     for irrelevant in ("workers", "path", "sources", "heldout", "tokenizer", "pair_split"):
         del settings[irrelevant]
@@ -181,7 +182,7 @@ def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> st
 
 
 def steady(report: Progress, stage: str, total: float) -> Callable[[int], None]:
-    """Report a stage about 200 times, however often it moves."""
+    """A callback that reports a stage about 200 times, however often it is called."""
     reported = [0.0]
 
     def moved(done: int) -> None:
@@ -201,7 +202,7 @@ def write(
     tokenizer: Tokenizer,
     moved: Callable[[int], None],
 ) -> None:
-    """Second reading: encode what stays; then the tokenizer and, last, the manifest."""
+    """Second pass: encode the documents that are kept; then write the tokenizer and, last, the manifest."""
     useful = max(1, scan.total("train").bytes // BYTES_A_WORKER)
     streams = write_streams(folder, scan, tokenizer, Encoders(tokenizer, min(config.workers or cores(), useful)), moved)
     training = [
@@ -230,7 +231,7 @@ def write(
 def write_streams(
     folder: Path, scan: Scan, tokenizer: Tokenizer, encoders: Encoders, moved: Callable[[int], None]
 ) -> dict[int | None, dict[str, Any]]:
-    """One stream of tokens for each training part and, under None, one for the held-out text."""
+    """Write one token stream per training part and, under None, one for the held-out text."""
     dtype = dtype_for(tokenizer.vocab_size)
     training = [number for number, part in enumerate(scan.parts) if not part.heldout]
     writers: dict[int | None, ShardWriter] = {None: ShardWriter(folder, "heldout", dtype)}
@@ -250,7 +251,8 @@ def write_streams(
 
 
 def fingerprint_of(training: list[dict[str, Any]], heldout: dict[str, Any], tokenizer: Tokenizer) -> str:
-    """What a run depends on: the tokens of each source in order, the weights, the held-out tokens, the tokenizer."""
+    """A hash of what a run depends on: the tokens of each source in order, the weights, the held-out tokens and the
+    tokenizer."""
     sources = [[source["name"], source["weight"], source["train"]["sha256"]] for source in training]
     return sha256_of([sources, heldout["sha256"], sha256_of(tokenizer.to_json())])
 
@@ -258,7 +260,7 @@ def fingerprint_of(training: list[dict[str, Any]], heldout: dict[str, Any], toke
 def account_of(
     config: DataConfig, scan: Scan, tokenizer: Tokenizer, streams: dict[int | None, dict[str, Any]]
 ) -> DataAccount:
-    """What became of every byte that was found. `train` and `heldout` count pieces as documents."""
+    """The account of every byte that was found. `train` and `heldout` count pieces as documents."""
     tally = total_of([account.tally for account in scan.accounts])
     train, heldout, unsampled = scan.total("train"), scan.total("heldout"), scan.total("unsampled")
     tokens = sum(stream["tokens"] for label, stream in streams.items() if label is not None)

@@ -1,4 +1,4 @@
-"""Prepared text as the rest of isoflop sees it: a folder with token files, a tokenizer and a manifest."""
+"""Prepared text: a folder with token files, a tokenizer and a manifest."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ FORMAT = Format(
 
 
 class Prepared(PreparedFolder):
-    """Tokens ready to be read at random. The fingerprint is over the tokens of each source and of the held-out text,
-    the weights and the tokenizer.
+    """Tokens with random access. The fingerprint covers the tokens of each source and of the held-out text, the weights
+    and the tokenizer.
 
     Attributes:
-        sources: names, in the order in which they were given.
+        sources: names, in the order given.
         heldout_bytes: bytes of text in the held-out documents.
     """
 
@@ -34,7 +34,7 @@ class Prepared(PreparedFolder):
         return int(self._sources[source]["train"]["tokens"])
 
     def weights(self) -> dict[str, float]:
-        """Each source's share of the tokens to train on, adding up to 1: as given, else in proportion to its tokens."""
+        """Each source's share of the training tokens, with a sum of 1: as given, else in proportion to its tokens."""
         given = {name: source["weight"] for name, source in self._sources.items()}
         if all(weight is not None for weight in given.values()):
             return given
@@ -51,20 +51,20 @@ class Prepared(PreparedFolder):
 
 
 def open_prepared(folder: Path, verify_checksums: bool = True) -> Prepared:
-    """Open what `prepare` wrote.
+    """Open prepared data.
 
     Raises:
-        UserError: if a file is missing, of another format version, or has so much as a flipped bit.
+        UserError: if a file is missing, has another format version, or has a single flipped bit.
     """
     folder = Path(folder)
     return Prepared(folder, read_manifest(folder, FORMAT, check_manifest, verify_checksums))
 
 
 def check_manifest(manifest: dict[str, Any], path: Path) -> Shards:
-    """The fields that a Prepared reads of its own. Returns the token files with their SHA-256 and bytes.
+    """Check the fields that Prepared reads. Returns the token files with their SHA-256 and bytes.
 
     Raises:
-        UserError: naming the first field that is not what `prepare` writes.
+        UserError: naming the first field that differs from what `prepare` writes.
     """
     field(field(manifest, "heldout", dict, path), "bytes", int, path)
     ids = manifest["vocab_size"]

@@ -1,6 +1,6 @@
-"""First reading: what becomes of each document, what there is to account for, and a sample for the tokenizer.
+"""First pass: decides about each document, counts them, and samples text for the tokenizer.
 
-What is decided is written down, one byte a document, so that the second reading needs no digests.
+The decisions are stored, one byte per document, so that the second pass needs no digests.
 """
 
 import heapq
@@ -23,7 +23,7 @@ from isoflop.data.tally import Tally, because, total_of
 from isoflop.errors import UserError
 
 DROP, TRAIN, HELDOUT = b"\0", b"\1", b"\2"
-CUT, UNSAMPLED = b"\3", b"\4"  # second rule: a piece may be held out of a document to train on, or outside the share
+CUT, UNSAMPLED = b"\3", b"\4"  # second rule: pieces may be held out; the rest is trained on, or outside the share
 FEWEST_DOCUMENTS = 8  # that a sampled share should hold
 HELDOUT_BYTES, HELDOUT_SHARE = 4_000_000, 0.05  # held-out text is capped at the larger of these
 FEWEST_HELDOUT_BYTES = 256 * 1024  # of held-out text, where half the share asked for comes to as much
@@ -41,13 +41,13 @@ class Count:
 
 @dataclass
 class Account:
-    """What became of the documents of one part."""
+    """Counts of what was done with the documents of one part."""
 
     read: Count = field(default_factory=Count)
     train: Count = field(default_factory=Count)
     heldout: Count = field(default_factory=Count)
     duplicates: Count = field(default_factory=Count)
-    in_heldout: Count = field(default_factory=Count)  # left out because a held-out source holds them too
+    in_heldout: Count = field(default_factory=Count)  # dropped because a held-out source contains them too
     unsampled: Count = field(default_factory=Count)  # training text outside the sampled share
     unsampled_heldout: Count = field(default_factory=Count)
     tally: Tally = field(default_factory=Tally)
@@ -55,7 +55,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Shares:
-    """Which share of each part's documents is prepared, by a hash that is independent of the split's.
+    """The share of each part's documents that is prepared, by a hash independent of the split's.
 
     Attributes:
         sizes: bytes of text of each part, estimated; empty where all is prepared.
@@ -68,7 +68,7 @@ class Shares:
 
 @dataclass(frozen=True, order=True)
 class Candidate:
-    """A document that may change sides, in the order in which it would: by how near its hash is to the other side."""
+    """A document that may change sides, ordered by the distance of its hash to the other side."""
 
     distance: float
     index: int
@@ -77,10 +77,10 @@ class Candidate:
 
 
 class Nearest:
-    """The documents nearest to changing sides, as many as make up FEWEST_HELDOUT_BYTES, in one pass."""
+    """Collects, in one pass, the documents nearest to changing sides, up to FEWEST_HELDOUT_BYTES."""
 
     def __init__(self) -> None:
-        self.heap: list[tuple[float, int, Candidate]] = []  # the farthest on top
+        self.heap: list[tuple[float, int, Candidate]] = []  # the farthest first
         self.bytes = 0
 
     def offer(self, candidate: Candidate) -> None:
@@ -95,9 +95,10 @@ class Nearest:
 
 
 def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None) -> Shares:
-    """About `max_train_bytes` of training text, in the proportions of the weights, and held-out text in measure.
+    """Shares for about `max_train_bytes` of training text, in proportion to the weights, and held-out text to match.
 
-    A source that has less than its due is kept whole; every source keeps a share that should hold a few documents.
+    A source that has less than its share of them is kept whole; every source keeps a share that should contain a few
+    documents.
     """
     if not config.max_train_bytes or surveyed is None:
         return Shares((1.0,) * len(parts), 1.0)
@@ -120,7 +121,7 @@ def choose_shares(config: DataConfig, parts: list[Part], surveyed: Survey | None
 
 
 def choose_stretches(config: DataConfig, surveyed: Survey | None) -> Stretches | None:
-    """What chooses held-out text by the second rule; None where it is named, or chosen by the first."""
+    """The chooser of held-out text by the second rule; None if that text is named, or chosen by the first rule."""
     if config.heldout or config.split == 1 or surveyed is None:
         return None
     wanted = config.heldout_fraction * surveyed.bytes
@@ -130,7 +131,7 @@ def choose_stretches(config: DataConfig, surveyed: Survey | None) -> Stretches |
 
 
 class Scan:
-    """The first reading. A context, because the decisions lie in a temporary file."""
+    """The first pass. A context manager, because the decisions are in a temporary file."""
 
     def __init__(
         self, config: DataConfig, parts: list[Part], shares: Shares, stretches: Stretches | None = None
@@ -154,10 +155,10 @@ class Scan:
         self.decisions.close()
 
     def run(self, moved: Callable[[int], None]) -> None:
-        """Read everything and decide.
+        """Read and decide about every document.
 
         Raises:
-            UserError: for a source without text, or if one side of the split would stay empty.
+            UserError: for a source without text, or if one side of the split would be empty.
         """
         seen, held = Digests(), Digests()
         tallies = [account.tally for account in self.accounts]
@@ -178,8 +179,8 @@ class Scan:
         self.check_sides()
 
     def check_parts(self) -> None:
-        """Every source has text. One among several, without a weight, may have none: a shell's pattern makes a source
-        of each file. It is counted then.
+        """Check that every source has text. One of several sources without weights may have none, since a shell
+        pattern makes each file a source: it is counted as unused.
 
         Raises:
             UserError: saying what was not used.
@@ -195,7 +196,7 @@ class Scan:
                 part.tally.leave_out("source", part.source.pattern, total_size(part.files), "it holds no text")
 
     def look(self, stretches: Stretches, number: int, document: bytes, digest: bytes, seen: Digests) -> bytes:
-        """What becomes of a document by the second rule, before it is known which pieces are held out."""
+        """The decision about a document by the second rule, before it is known which pieces are held out."""
         account, size = self.accounts[number], len(document)
         account.read.add(size)
         if not seen.add(digest):
@@ -215,7 +216,7 @@ class Scan:
         return CUT if possible else TRAIN
 
     def choose(self, stretches: Stretches) -> None:
-        """The held-out pieces, and which share of them goes with the share of the training text that is prepared."""
+        """Choose the held-out pieces, and the share of them that matches the share of training text prepared."""
         stretches.choose()
         if not stretches.held_pieces:
             return
@@ -223,7 +224,7 @@ class Scan:
         share = most / stretches.held
         if self.config.max_train_bytes and share * stretches.held_pieces >= FEWEST_PIECES:
             stretches.share = min(1.0, share)
-        self.accounts[0].heldout.add(stretches.held)  # until it is known of which source each piece is: see `kept`
+        self.accounts[0].heldout.add(stretches.held)  # counted by source in `kept`, when each piece's source is known
 
     def decide(self, number: int, document: bytes, digest: bytes, seen: Digests, held: Digests) -> bytes:
         part, account, size, seed = self.parts[number], self.accounts[number], len(document), self.config.seed
@@ -234,7 +235,7 @@ class Scan:
             account.in_heldout.add(size)
             return DROP
         share = self.shares.heldout if is_heldout else self.shares.train[number]
-        if part.heldout:  # all of it is known, so that none of it is trained on, sampled or not
+        if part.heldout:  # record all of it, so that none of it is trained on, sampled or not
             is_new = held.add(digest)
         if share < 1.0 and fraction(digest, "share", seed) >= share:
             (account.unsampled_heldout if is_heldout else account.unsampled).add(size)
@@ -253,11 +254,14 @@ class Scan:
         return TRAIN
 
     def fill_scant_side(self) -> None:
-        """Documents differ in size and a small corpus has few, so those whose hash falls below the held-out fraction
-        may be none, or hold far less than that fraction of the text: less than half of it, and of
-        FEWEST_HELDOUT_BYTES. Then the next ones by hash join them until that much is held out; none larger than what is
-        wanted, unless there would be nothing. (Such a document may go back to training when the corpus grows.) With
-        nothing left to train on, the held-out one with the largest hash goes there."""
+        """Move documents to a side that has too little.
+
+        Documents differ in size and a small corpus has few, so that there may be none whose hash falls below the
+        held-out fraction, or they may hold less than half of that fraction of the text and less than
+        FEWEST_HELDOUT_BYTES. Then the next documents by hash are held out until that much is; none larger than what is
+        wanted, unless nothing would be held out. (Such a document may return to training when the corpus grows.) If
+        nothing is left to train on, the held-out document with the largest hash is trained on.
+        """
         if self.config.heldout:
             return
         if not self.total("train").documents and self.total("heldout").documents > 1:
@@ -273,7 +277,7 @@ class Scan:
                 self.move(candidate, to_heldout=True)
 
     def move(self, candidate: Candidate, to_heldout: bool) -> None:
-        """Let a document change sides."""
+        """Move a document to the other side."""
         account = self.accounts[candidate.part]
         account.train.add(candidate.bytes, -1 if to_heldout else 1)
         account.heldout.add(candidate.bytes, 1 if to_heldout else -1)
@@ -330,10 +334,10 @@ class Scan:
         return Count(sum(count.documents for count in counts), sum(count.bytes for count in counts))
 
     def kept(self, moved: Callable[[int], None]) -> Iterator[tuple[int | None, bytes]]:
-        """Second reading: (number of the part, or None for held-out, document) of what stays.
+        """Second pass: (number of the part, or None for held-out, document) of what is kept.
 
         Raises:
-            UserError: if the corpus is no longer what was scanned.
+            UserError: if the corpus has changed since it was scanned.
         """
         self.decisions.seek(0)
         read = 0
@@ -363,7 +367,7 @@ class Scan:
 
 
 class Dealer:
-    """The second reading by the second rule: deals the pieces of documents to the two sides, and counts them."""
+    """The second pass by the second rule: assigns the pieces of documents to the two sides, and counts them."""
 
     def __init__(self, stretches: Stretches, accounts: list[Account]) -> None:
         self.stretches, self.accounts = stretches, accounts
@@ -372,7 +376,8 @@ class Dealer:
             account.train, account.heldout = Count(), Count()
 
     def deal(self, number: int, document: bytes, sampled: bool) -> Iterator[tuple[int | None, bytes]]:
-        """(number of the part, or None for held-out, text). `sampled`: what is not held out is trained on."""
+        """Yields (number of the part, or None for held-out, text). `sampled`: text that is not held out is trained
+        on."""
         account = self.accounts[number]
         for held, text, digest in self.stretches.sides(document):
             size = len(text)

@@ -1,4 +1,4 @@
-"""A quick look at the corpus before it is read: how much text, and what does it look like?"""
+"""Estimates the amount of text in a corpus, and samples it, before all of it is read."""
 
 import builtins
 import math
@@ -17,7 +17,7 @@ LOOKED_AT = 32  # files of a source
 
 @dataclass(frozen=True)
 class SourceSurvey:
-    """Estimates for one source, from the beginnings of a few of its files. Sizes in bytes of UTF-8 text."""
+    """Estimates for one source, from the first bytes of a few of its files. Sizes in bytes of UTF-8 text."""
 
     name: str
     files: int
@@ -54,7 +54,7 @@ def survey_sources(config: DataConfig) -> Survey:
 
 @dataclass
 class Look:
-    """What the beginning of one file, or of several, held: `text` of the sample, and sizes of all that was read."""
+    """What was read from the start of a file: `text` for the sample, and sizes of everything read."""
 
     text: list[bytes] = field(default_factory=list)
     text_bytes: int = 0
@@ -63,18 +63,18 @@ class Look:
 
 
 def look(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes]:
-    """Read the beginnings of a few files, spread over the list, and scale what they held up to the whole source."""
-    found = find_files(source)
-    if not found:
+    """Read the first bytes of a few files, spread over the list, and extrapolate to the whole source."""
+    all_files = find_files(source)
+    if not all_files:
         return SourceSurvey(source.name, 0, 0, 0, 0.0), b""
-    filled = [file for file in found if file.size] or found
+    filled = [file for file in all_files if file.size] or all_files
     chosen = filled[:: math.ceil(len(filled) / LOOKED_AT)]
     looks = [beginning(file, how, READ_BYTES // len(chosen)) for file in chosen]
     disk, text = sum(one.disk_bytes for one in looks), sum(one.text_bytes for one in looks)
-    size = total_size(found)
+    size = total_size(all_files)
     described = SourceSurvey(
         name=source.name,
-        files=len(found),
+        files=len(all_files),
         bytes_on_disk=size,
         text_bytes=round(text / disk * size) if disk else 0,
         document_bytes=text / max(sum(one.documents for one in looks), 1),
@@ -86,7 +86,7 @@ def look(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes
 def beginning(file: SourceFile, how: Reading, wanted: int) -> Look:
     """Read at least `wanted` bytes of text, or the whole file.
 
-    The place on disk is known only between blocks, so text is counted up to the last block that was read to its end.
+    The position on disk is known only between blocks, so text is counted up to the last complete block.
     """
     read, place = Look(), [0]
     block = 0

@@ -1,8 +1,8 @@
-"""Byte-level BPE whose round trip is exact, around the `tokenizers` library.
+"""A tokenizer with an exact round trip, around the `tokenizers` library.
 
-Three origins: trained here; GPT-2's merges, from which alone its 50,257 ids follow; any tokenizer.json that gives text
-back as it was. Text never becomes the end-of-text id: a literal `<|endoftext|>` in a document is ordinary characters,
-and only the data step puts the real one between documents.
+It is trained here, built from GPT-2's merges (which determine its 50,257 ids), or read from any tokenizer.json that
+decodes text exactly. Text is never encoded as the end-of-text id: a literal `<|endoftext|>` in a document is ordinary
+characters, and only data preparation puts the real id between documents.
 """
 
 import json
@@ -33,11 +33,11 @@ from isoflop.untrusted import foreign, parse_json, read_bytes
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
 LIKELY_SPECIAL = re.compile(r"<\|?[A-Za-z_][^<>]*\|?>|\[[A-Z_]+\]|</[a-z_]+>")
 MARK = "end_of_text"  # in the entry of an added token
-PLAIN_STRETCH = 4096  # characters that are looked up together, or left to the library together
+PLAIN_STRETCH = 4096  # characters that are looked up, or passed to the library, at once
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-MOST_UNUSED = 100_000  # ids without an entry, beside as many as there are entries
-MOST_GROWTH = 64  # times that a tokenizer's rules may lengthen a text; SentencePiece's own: 3
+MOST_UNUSED = 100_000  # ids without an entry, in addition to as many as there are entries
+MOST_GROWTH = 64  # factor by which a tokenizer's rules may lengthen a text; SentencePiece's: 3
 PROBE = (
     "Ab  c\n\n\tdé\r\n\r \x00\x7f  naïve 中文 \U0001f600 \ufeff e\u0301\u0301 \u0378\U000e0fff \ud7ff\uffff 12,345!  "
 )
@@ -46,13 +46,13 @@ PROBE = (
 class Tokenizer:
     """Text <-> ids. `eot` is the id that ends a document; `vocab_size` is the largest id plus one.
 
-    `end_of_text` is the name of the token that ends a document, where it is not among EOT_NAMES.
+    `end_of_text` is the name of the token that ends a document, if it is not one of EOT_NAMES.
 
-    `start` is the id that a model reads before a document: the tokenizer's own token for it where its encoding with
-    special tokens begins with one (`begins`), as LLaMA's do; else `eot`, which ended the document before.
+    `start` is the id that a model reads before a document: the tokenizer's own start token if its encoding with special
+    tokens begins with one (`begins`), as LLaMA's does; else `eot`, which ended the document before.
 
     Raises:
-        UserError: if the tokenizer has no known end-of-text token or does not give a probe text back exactly.
+        UserError: if the tokenizer has no known end-of-text token or does not decode a probe text exactly.
     """
 
     def __init__(self, inner: tokenizers.Tokenizer, origin: str = "tokenizer", end_of_text: str = "") -> None:
@@ -60,28 +60,32 @@ class Tokenizer:
         inner.no_padding()
         inner.encode_special_tokens = True  # special tokens written in the text are text
         self._inner = inner
+
         self.vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
         self.vocab_size = max(self.vocabulary.values(), default=-1) + 1
         if self.vocab_size > 2 * len(self.vocabulary) + MOST_UNUSED:
             raise UserError(f"{origin} has an id {self.vocab_size - 1} and only {len(self.vocabulary)} entries")
+
         self.end_of_text = end_of_text
         self.eot = find_eot(self.vocabulary, origin, end_of_text)
-        around = list(inner.encode("", add_special_tokens=True).ids)  # what is put around a text
+        around = list(inner.encode("", add_special_tokens=True).ids)  # the special tokens around a text
         self.begins = bool(around)
         self.start: int = around[0] if around else self.eot
         if not 0 <= self.start < self.vocab_size:
             raise UserError(f"{origin} begins texts with the id {self.start}, which is none of its own")
+
         self._pieces = self._bytes_of_ids()
         self._strips_space = not self._byte_level and self._joined(self.encode("a")) == b" a"
         self._probe(origin)
+
         added = inner.get_added_tokens_decoder().values()
-        self._splits_at_spaces = (  # GPT-2's pattern: no piece goes on from a letter into a space
+        self._splits_at_spaces = (  # GPT-2's pattern: no piece contains a letter followed by a space
             isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel)
             and inner.pre_tokenizer.use_regex
             and inner.normalizer is None
             and all(token.special for token in added)
         )
-        by_piece = (  # a piece has the same ids wherever it stands
+        by_piece = (  # a piece has the same ids in every position
             self._splits_at_spaces and not inner.pre_tokenizer.add_prefix_space and not inner.model.dropout
         )
         self._remembered = Remembered(self._ids_of) if by_piece else None
@@ -138,7 +142,7 @@ class Tokenizer:
             UserError: if it is malformed, lossy or has no end-of-text token.
         """
         described = parse_json(text, f"{origin} is not a tokenizer.json: it")
-        # What follows reads a stranger's rules with a library that raises bare Exceptions, and panics.
+        # the rules are untrusted, and the library raises bare Exceptions, and panics
         with foreign(f"{origin} is not a tokenizer.json"):
             if growth(described) > MOST_GROWTH:
                 raise ValueError("its rules make a text longer without bound")
@@ -147,15 +151,13 @@ class Tokenizer:
                     end_of_text = end_of_text or added["content"]
                 added["special"] = added["special"] or added["content"] in (*EOT_NAMES, end_of_text)
             inner = tokenizers.Tokenizer.from_str(json.dumps(described))
-            if end_of_text and end_of_text in inner.get_vocab(
-                with_added_tokens=False
-            ):  # an entry that no text may become
+            if end_of_text and end_of_text in inner.get_vocab(with_added_tokens=False):  # no text may be encoded as it
                 inner.add_special_tokens([AddedToken(end_of_text, special=True, normalized=False)])
             return cls(inner, origin, end_of_text)
 
     @classmethod
     def from_file(cls, path: Path | str, end_of_text: str = "") -> "Tokenizer":
-        """A tokenizer.json or GPT-2's merges, told apart by content."""
+        """A tokenizer.json or GPT-2's merges, distinguished by content."""
         text = read_text(Path(path))
         if text.lstrip().startswith("{"):
             return cls.from_json(text, str(path), end_of_text)
@@ -167,8 +169,8 @@ class Tokenizer:
         return None if setting in TOKENIZERS else cls.from_file(setting, end_of_text)
 
     def to_json(self) -> str:
-        """What `from_json` reads. A token that ends documents under a name of its own is marked there, in a field that
-        the library and its other readers pass over."""
+        """The JSON that `from_json` reads. An end-of-text token with an uncommon name is marked in it, in a field that
+        the library and its other readers ignore."""
         text = str(self._inner.to_str())
         return marked(text, self.eot) if self.end_of_text else text
 
@@ -184,8 +186,8 @@ class Tokenizer:
         return [np.array(ids, dtype=np.int64) for ids in self._ids_of(texts)]
 
     def stretches(self, text: str, length: int) -> list[str]:
-        """Cut a long text where it makes no difference to its ids: before a space that follows a letter, and only if
-        the tokenizer never joins those two. Stretches have about `length` characters; else the text stays whole."""
+        """Split a long text where that does not change its ids: before a space that follows a letter, and only if the
+        tokenizer never merges those two. The parts have about `length` characters; else the text is not split."""
         if len(text) <= length or not self._splits_at_spaces:
             return [text]
         parts, start = [], 0
@@ -195,20 +197,20 @@ class Tokenizer:
         return [*parts, text[start:]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. Special tokens and ids past the last are no text; bytes that are not UTF-8 become U+FFFD."""
+        """The text of ids. Special tokens and ids beyond the last give none; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], begins: bool = True) -> bytes:
         """The exact bytes of ids, which may begin or end within a character.
 
-        A SentencePiece tokenizer puts a space ahead of a text, which is not part of it and is taken off again; `begins`
-        is False for ids that go on from others.
+        A SentencePiece tokenizer adds a space before a text, which is removed here; `begins` is False for ids that
+        continue others.
         """
         joined = self._joined(ids)
         return joined[1:] if begins and self._strips_space and joined.startswith(b" ") else joined
 
     def token_bytes(self) -> np.ndarray:
-        """(vocab_size,) int64: the bytes of text that each id stands for; 0 for `eot` and other special tokens."""
+        """(vocab_size,) int64: the number of bytes of text of each id; 0 for `eot` and other special tokens."""
         return np.array([len(piece) for piece in self._pieces], dtype=np.int64)
 
     # Inside
@@ -239,7 +241,8 @@ class Tokenizer:
         return pieces
 
     def _probe(self, origin: str) -> None:
-        """A text with everything that tokenizers like to lose. (SentencePiece's own U+2581 is not in it.)"""
+        """Check the round trip of a text with everything that tokenizers tend to lose (except SentencePiece's own
+        U+2581)."""
         probe = PROBE + " ".join(
             ["x", *EOT_NAMES, *(t.content for t in self._inner.get_added_tokens_decoder().values())]
         )
@@ -308,16 +311,16 @@ def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> 
         if name in vocabulary:
             return vocabulary[name]
     likely = [name for name in vocabulary if LIKELY_SPECIAL.fullmatch(name)][:8]
-    there = f"; names like that in it: {', '.join(likely)}" if likely else ""
+    similar = f"; names like that in it: {', '.join(likely)}" if likely else ""
     if end_of_text:
-        raise UserError(f"{origin} has no token {end_of_text!r}, which data.end_of_text names{there}")
+        raise UserError(f"{origin} has no token {end_of_text!r}, which data.end_of_text names{similar}")
     example = likely[0] if likely else "NAME"
-    raise NoEndOfText(f"{origin} has no end-of-text token of a known name ({', '.join(EOT_NAMES)}){there}", example)
+    raise NoEndOfText(f"{origin} has no end-of-text token of a known name ({', '.join(EOT_NAMES)}){similar}", example)
 
 
 def growth(described: Any) -> float:
-    """How many times longer the rules of a tokenizer.json can make a text. Thirty rules that each write two letters
-    for one would make a gigabyte of a letter."""
+    """The factor by which the rules of a tokenizer.json can lengthen a text. Thirty rules that each replace one letter
+    by two would turn a letter into a gigabyte."""
     factor = 1.0
     for part in ("normalizer", "decoder"):
         steps = [described.get(part)]
@@ -329,9 +332,9 @@ def growth(described: Any) -> float:
                 steps += step[name] if isinstance(step.get(name), list) else []
             content, pattern = step.get("content"), step.get("pattern")
             if step.get("type") == "Replace" and isinstance(content, str):
-                found = pattern.get("String") if isinstance(pattern, dict) else None
-                length = len(found) if isinstance(found, str) else 0
-                # in bytes of UTF-8; a pattern that matches nothing writes between any two of them
+                replaced = pattern.get("String") if isinstance(pattern, dict) else None
+                length = len(replaced) if isinstance(replaced, str) else 0
+                # in bytes of UTF-8; a pattern that matches the empty string inserts between any two of them
                 factor *= max(1.0, len(content.encode()) / length if length else 1.0 + len(content.encode()))
     return factor
 

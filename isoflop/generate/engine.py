@@ -1,10 +1,10 @@
-"""Generation: prompts through the model at once (prefill), then one token of each at a time from the cache (decode).
+"""Generation: whole prompts through the model (prefill), then one token per row at a time with the cache (decode).
 
 texts -> prefill ─> logits ─> choose ─> tokens ─> texts, piece by piece
                       ^                   │
                       └───── decode <─────┘
 
-What is done side by side is in batch.py; here are the doors.
+These are the entry points; batch.py has the batching.
 """
 
 import contextlib
@@ -42,17 +42,17 @@ def generate(
     """Continue a prompt.
 
     The model reads the prompt as the beginning of a document, after the tokenizer's `start` (for our own tokenizers an
-    end of text, as in training); an empty prompt leaves that token alone. A prompt longer than the context is read from
-    its end.
+    end-of-text token, as in training); with an empty prompt it reads that token only. Of a prompt longer than the
+    context it reads the end.
 
     Args:
-        tokens: the most tokens to write.
+        tokens: the maximum number of tokens to generate.
         temperature: 0 is greedy; see rules.Sampling for this, `top_k`, `top_p`, `min_p` and `repetition_penalty`.
         seed: the same arguments on the same machine give the same text.
-        stop_at_eot: end where the model ends the document; else an end of text is written as nothing.
-        on_text: is given each piece of the text as soon as it is complete UTF-8.
-        stops: strings before the first of which the text ends.
-        until: is asked after each token, and ends the text there if it says so.
+        stop_at_eot: stop when the model ends the document; else end-of-text tokens are omitted from the text.
+        on_text: called with each piece of the text as soon as it is complete UTF-8.
+        stops: stop strings: the text ends before the first of them.
+        until: called after each token; the text ends there if it returns True.
 
     Returns:
         The continuation, without the prompt: the pieces joined. Bytes that are not UTF-8 read as U+FFFD.
@@ -83,14 +83,14 @@ def generate_all(
     slots: int = 0,
     until: Callable[[], bool] | None = None,
 ) -> list[str]:
-    """Continue prompts of any number and lengths, as many side by side as `slots` says (0: as memory allows, 256 at
-    most). Arguments and results as for each in `generate`; prompt i has the seed `seed + i`, and `on_text` is given the
-    pieces of all."""
+    """Continue any number of prompts of any lengths, `slots` of them in a batch (0: as many as memory allows, at most
+    256). Arguments and results as in `generate`; prompt i has the seed `seed + i`, and `on_text` receives the pieces of
+    all."""
     further = {"min_p": min_p, "repetition_penalty": repetition_penalty}
     check_stops(stops)
     for i, prompt in enumerate(prompts):
         check_arguments(prompt, tokens, temperature, top_k, top_p, seed + i, **further)
-    # only the first token of a text can have a space in front that is not part of it
+    # only the first token of a text can have a leading space that is not part of the text
     texts = [Text(tokenizer, begins=not prompt, on_text=on_text, stops=stops) for prompt in prompts]
     sampling = Sampling(temperature, top_k, top_p, **further)
     orders = [
@@ -120,7 +120,7 @@ def stream(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
 ) -> Iterator[int]:
-    """`generate` by token ids: yields up to `tokens` new ones after a prompt of at least one."""
+    """`generate` on token ids: yields up to `tokens` new ones after a prompt of at least one id."""
     further: Any = {"min_p": min_p, "repetition_penalty": repetition_penalty}
     for _, token in stream_all(model, [prompt], tokens, temperature, top_k, top_p, seed, **further):
         yield token
@@ -140,14 +140,14 @@ def stream_all(
     repetition_penalty: float = 1.0,
     slots: int = 0,
 ) -> Iterator[tuple[int, int]]:
-    """Several prompts side by side: yields (number of the prompt, new token), up to `tokens` a prompt or its `stop`.
+    """Several prompts in a batch: yields (number of the prompt, new token), up to `tokens` per prompt or its `stop`.
 
-    Prompts of any lengths are read in a pass each or together, what they share at the beginning once, and each row
-    stands at a position of its own. What a row writes depends on no other row.
+    Prompts of any lengths are read in one pass each or together, a shared prefix once, and each row has its own
+    position. A row's output does not depend on the other rows.
 
-    Where a row's context is full, the last half of it is read anew from position 0 and generation goes on from there:
-    so learned positions stay within their table, and on average a token sees three quarters of a context. The draws
-    come from a generator a row, seeded `seed` + its number, and leave torch's global one alone.
+    When a row's context is full, the last half of it is read again from position 0 and generation continues from there:
+    learned positions stay within their table, and a token sees three quarters of a context on average. Each row draws
+    from its own random generator, seeded with `seed` + its number; torch's global one is not used.
     """
     if tokens < 1:
         return
@@ -158,7 +158,7 @@ def stream_all(
 
 
 def steps(batch: Batch) -> Generator[tuple[list[int], list[int]]]:
-    """A batch's steps, in evaluation mode."""
+    """The steps of a batch, in evaluation mode."""
     training = batch.model.training
     batch.model.eval()
     try:
@@ -168,10 +168,10 @@ def steps(batch: Batch) -> Generator[tuple[list[int], list[int]]]:
 
 
 def prefill(model: GPT, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-    """Read T tokens after those in the cache, and give the logits (B, V) of the one that follows."""
+    """Process T tokens after those in the cache; return the logits (B, V) of the next token."""
     return next_logits(model, tokens_BT, cache)
 
 
 def decode(model: GPT, tokens_B: Tensor, cache: KVCache) -> Tensor:
-    """Read one token a row and give the logits (B, V) of the next."""
+    """Process one token per row; return the logits (B, V) of the next."""
     return next_logits(model, tokens_B.unsqueeze(1), cache)
