@@ -1,11 +1,11 @@
-"""Real weights, both ways. Reading knows the format from the path; writing checks itself before it is done.
+"""Import and export of weights. Reading detects the format from the path; writing reads its result back and compares.
 
-formats        what can be written, and where a configuration can go     fit     which configurations a format can hold
-anatomy        what a model is, in the words that all formats share      names   what each format calls our tensors
-architectures  Hugging Face's, one row each, and their config.json       bundle  what goes in and out
+formats        the formats, and which of them a configuration fits       fit     which configurations a format can hold
+anatomy        a model in the terms that all formats share               names   each format's names of our tensors
+architectures  Hugging Face's, one row each, and their config.json       bundle  configuration, weights and tokenizer
 huggingface    folders of config.json and safetensors                    gguf    llama.cpp's models
-llama2c        llama2.c's .bin                                           gguf_file, gguf_tokenizer  what they are in
-vocabulary     tokenizers in and out of their forms                      rope    Llama 3's scaling in GGUF
+llama2c        llama2.c's .bin                                           gguf_file, gguf_tokenizer  parts of a GGUF file
+vocabulary     conversion of tokenizers                                  rope    Llama 3's RoPE scaling in GGUF
 fields         a header's values, checked
 """
 
@@ -30,14 +30,14 @@ def read(path: Path, tokenizer: str = "", context: int = 0, end_of_text: str = "
     """The model at a path: a Hugging Face folder, a .gguf, or a llama2.c .bin.
 
     Args:
-        tokenizer: a file to take the tokenizer from, in place of the model's own: tokenizer.json, GPT-2's vocab.bpe, or
-            llama2.c's tokenizer.bin, which is looked for beside a .bin.
-        context: positions to keep; 0: all, or 8,192 where positions are rotary.
-        end_of_text: the token that ends a document; "": the first of the names in use, else the one that the model's
+        tokenizer: a file with the tokenizer to use instead of the model's own: tokenizer.json, GPT-2's vocab.bpe, or
+            llama2.c's tokenizer.bin, which is also looked for next to a .bin.
+        context: positions to keep; 0: all, but at most 8,192 with rotary positions.
+        end_of_text: the token that ends a document; "": the first of the common names, else the one that the model's
             own files name.
 
     Raises:
-        UserError: for what is not there, is none of these, or cannot be expressed by our blocks.
+        UserError: if the path does not exist, is none of these, or the model cannot be expressed with our blocks.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; name a Hugging Face folder, a .gguf or a llama2.c .bin")
@@ -71,9 +71,9 @@ def read_kind(path: Path, tokenizer: str, context: int) -> Bundle:
             return read_gguf(path, tokenizer, context)
     if path.suffix != ".bin":
         raise UserError(f"{path} is neither a Hugging Face folder, a GGUF file nor a llama2.c .bin")
-    beside = path.with_name("tokenizer.bin")
-    if not tokenizer and beside.is_file() and beside != path:
-        tokenizer = read_pieces(beside)
+    adjacent = path.with_name("tokenizer.bin")
+    if not tokenizer and adjacent.is_file() and adjacent != path:
+        tokenizer = read_pieces(adjacent)
     return read_bin(path, tokenizer, context)
 
 
@@ -85,7 +85,7 @@ def read_tokenizer_file(path: Path) -> str:
 
 
 def check_target(target: str) -> None:
-    """Raises UserError for a format that is not among FORMATS."""
+    """Raise UserError for a format that is not one of FORMATS."""
     if target not in FORMATS:
         raise UserError(f"--to {target} is not one of {', '.join(FORMATS)}")
 
@@ -98,11 +98,11 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
         name: of the model.
 
     Returns:
-        The architecture that it was written as, and the largest difference of the logits read back, in units of the
-        largest logit.
+        The architecture that it was written as, and the largest difference between the logits before and after, in
+        units of the largest logit.
 
     Raises:
-        UserError: naming the block that the format has not; if what reads back is another model.
+        UserError: naming the block that the format cannot express; or if the model that is read back differs.
     """
     check_target(target)
     row = FORMATS[target]
@@ -112,7 +112,7 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
 
 
 def open_to_readers(folder: Path) -> None:
-    """Give every file in a folder the mode that new files have here: some libraries write for their owner alone."""
+    """Give every file in a folder the mode of new files: some libraries make files that only their owner can read."""
     probe = folder / f".{secrets.token_hex(4)}.tmp"
     probe.touch()
     mode = probe.stat().st_mode & 0o777

@@ -1,4 +1,4 @@
-"""What goes in and out: a configuration, its weights and its tokenizer, whatever the format."""
+"""A model as it is imported and exported: configuration, weights and tokenizer, independent of the format."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,18 +15,18 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import GPT
 from isoflop.parallel.state import model_tensors
 
-LONGEST_CONTEXT = 8192  # positions of an import that does not say: rotary tables cost memory in every layer
-SAME = 1e-4  # the largest difference of logits, in units of the largest logit, that a written model may show
+LONGEST_CONTEXT = 8192  # default limit of positions for an import: rotary tables cost memory in every layer
+SAME = 1e-4  # the largest difference of logits, in units of the largest logit, allowed for a written model
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A model apart from any run.
+    """A model without a run.
 
     Attributes:
-        weights: by our names, float32, a tied head not twice.
-        tokenizer: the text of a tokenizer.json; "" where there is none.
-        made_of: what was read, in a few words: "gguf llama".
+        weights: by our names, in float32, a tied head only once.
+        tokenizer: the text of a tokenizer.json; "" if there is none.
+        made_of: what it was read from, in a few words: "gguf llama".
     """
 
     config: ModelConfig
@@ -35,7 +35,7 @@ class Bundle:
     made_of: str = ""
 
     def model(self) -> GPT:
-        """The GPT with these weights, ready to be evaluated."""
+        """The GPT with these weights, in evaluation mode."""
         with torch.device("meta"):
             check_buffers(GPT(self.config), self.made_of)
         model = GPT(self.config)
@@ -51,16 +51,16 @@ def gather(
     origin: str,
     context: int = 0,
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Configuration and weights from tensors under the names of a format.
+    """Configuration and weights from tensors with a format's names.
 
     Args:
-        found: name -> shape of every tensor that the file has.
-        load: reads one; called only after all shapes are what the configuration says.
+        found: name -> shape of every tensor in the file.
+        load: reads one; called only after all shapes were checked against the configuration.
         origin: the file, for messages.
-        context: positions to keep; 0: all, or LONGEST_CONTEXT where positions are rotary.
+        context: positions to keep; 0: all, but at most LONGEST_CONTEXT with rotary positions.
 
     Raises:
-        UserError: for sizes that do not fit together, and tensors that are missing or unexpected.
+        UserError: for inconsistent sizes, and tensors that are missing or unexpected.
     """
     if anatomy.layers > len(found):
         raise UserError(f"{origin} says {anatomy.layers} layers and has {len(found)} tensors: it is damaged")
@@ -75,7 +75,7 @@ def gather(
 
 
 def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same model with fewer positions. A learned table loses the rows of the others.
+    """The same model with fewer positions. A learned table loses the remaining rows.
 
     Raises:
         UserError: for more positions than the model has.
@@ -91,8 +91,8 @@ def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tu
 
 
 def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
-    """The tensors of a bundle under the names and in the layout of a format. Gains and biases that the family has and
-    the model has not are ones and zeros."""
+    """The tensors of a bundle with the names and the layout of a format. Gains and biases that the family has and the
+    model lacks become ones and zeros."""
     weights = in_halves_of(bundle)
     with torch.device("meta"):
         wanted = weights_of(GPT(anatomy.to_config("this model")))
@@ -104,14 +104,15 @@ def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
 
 
 def in_halves_of(bundle: Bundle) -> dict[str, Tensor]:
-    """The weights as a half-split model has them."""
+    """The weights in the layout of a model with half-split rotary pairs."""
     if not dict(bundle.config.position.options).get("interleaved"):
         return bundle.weights
     return {name: halved(name, tensor, bundle.config.head_width) for name, tensor in bundle.weights.items()}
 
 
 def halved(name: str, tensor: Tensor, head_dim: int) -> Tensor:
-    """A tensor of an interleaved model as it is in a half-split one: queries, keys and their norms' gains."""
+    """A tensor of a model with interleaved rotary pairs in the layout of a half-split one: only queries, keys and their
+    norms' gains change."""
     part = name.rpartition(".")[0].rpartition("attention.")[2]
     return in_halves(tensor, head_dim) if part in ("q", "k", "q_norm", "k_norm") else tensor
 
@@ -121,16 +122,16 @@ def weights_of(model: GPT) -> dict[str, Tensor]:
 
 
 def compare(one: Bundle, other: Bundle, context: int = 64, ends: bool = True) -> float:
-    """The largest difference of two models' logits on the same made-up tokens, in units of the largest logit.
+    """The largest difference between two models' logits on the same random tokens, in units of the largest logit.
 
     Args:
-        one: what was written; its tensors must come back as they are. Logits alone would not show all of them: a head
-            that is still zero hides the rest, and rows of tokens and positions that were not asked for are not seen.
-        ends: the ids that begin and end a document are compared too.
+        one: the model that was written; its tensors must be read back unchanged. Logits alone do not show all of them:
+            a head that is still zero hides the rest, as do rows of tokens and positions that are not used.
+        ends: compare the ids that begin and end a document too.
 
     Raises:
-        UserError: if a tensor is another one, the difference is more than SAME, or their tokenizers give a probing text
-            other ids.
+        UserError: if a tensor differs, the logits differ by more than SAME, or the tokenizers encode a probe text
+            differently.
     """
     for name, tensor in in_halves_of(one).items():
         if name not in other.weights or not torch.equal(tensor.float(), other.weights[name].float()):

@@ -1,6 +1,6 @@
-"""FORMATS: what a run can be written as, and to which of them a configuration can go.
+"""FORMATS: the export formats, and which of them a configuration fits.
 
-Adding one is a line here; help, errors and the line of the plan follow.
+To add one, add a line here; help, errors and the line of the plan follow from it.
 """
 
 import json
@@ -19,15 +19,15 @@ from isoflop.model.config import ModelConfig
 
 @dataclass(frozen=True)
 class Format:
-    """A format that models are written in.
+    """An export format.
 
     Attributes:
-        words: what it is, for help.
-        limits: what it has of each family.
-        tokenizer: why a tokenizer.json cannot go with it; "" where it can.
-        write: (bundle, existing empty folder, name) -> the architecture; raises UserError for what it has not.
+        words: its description, for help.
+        limits: what it can express of each family.
+        tokenizer: why it cannot hold a tokenizer.json; "" if it can.
+        write: (bundle, existing empty folder, name) -> the architecture; raises UserError for what it cannot express.
         read: (folder, positions) -> what was written.
-        ends: it says which tokens begin and end a document; else its readers take them for granted.
+        ends: it records which tokens begin and end a document; else its readers assume them.
     """
 
     words: str
@@ -97,9 +97,9 @@ class Outlook:
     """Whether a model can be written in a format.
 
     Attributes:
-        architecture: as what; the nearest one where it cannot.
-        sets: assignments after which its configuration could be; empty where it can.
-        tokenizer: why its tokenizer cannot go along; "" where it can.
+        architecture: the one that it is written as; the nearest one if it cannot be written.
+        sets: assignments that would make its configuration possible; empty if it is.
+        tokenizer: why the format cannot hold its tokenizer; "" if it can.
     """
 
     architecture: str
@@ -112,13 +112,14 @@ class Outlook:
 
 
 def outlook(config: ModelConfig, tokenizer: str = "") -> dict[str, Outlook]:
-    """For each format whether a GPT of this configuration can be written in it.
+    """For each format, whether a GPT of this configuration can be written in it.
 
     Args:
-        tokenizer: the text of its tokenizer.json; "": whichever goes with the format.
+        tokenizer: the text of its tokenizer.json; "": one that the format can hold.
     """
-    found = {}
+    outlooks = {}
     for name, row in FORMATS.items():
         architecture, obstacles = nearest(config, row.limits())
-        found[name] = Outlook(architecture, tuple(sets_of(obstacles)), row.tokenizer(tokenizer) if tokenizer else "")
-    return found
+        obstacle = row.tokenizer(tokenizer) if tokenizer else ""
+        outlooks[name] = Outlook(architecture, tuple(sets_of(obstacles)), obstacle)
+    return outlooks

@@ -1,4 +1,4 @@
-"""Tokenizers in the header of a GGUF file, both ways: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+"""Reads and writes tokenizers in the header of a GGUF file: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
 
 import json
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from isoflop.export.vocabulary import (
 )
 
 NO_MERGES = "a tokenizer without merges, which llama.cpp does not load"
-# Which token ends a document where a tokenizer has its own name for it: "eos" alone may be the end of a turn.
+# The token that ends a document if it has an uncommon name: "eos" may be the end of a turn in a conversation.
 END_OF_TEXT = "isoflop.end_of_text_token_id"
 
 
 def read_tokenizer(fields: Fields) -> str:
-    """The tokenizer in the header as JSON, with its end-of-text token marked if that has a name of its own."""
+    """The tokenizer in the header as JSON, with its end-of-text token marked if that has an uncommon name."""
     text = read_pieces(fields)
     if (own := fields.get(END_OF_TEXT, None)) is None:
         end = fields.get("tokenizer.ggml.eos_token_id", None)
@@ -44,12 +44,14 @@ def read_pieces(fields: Fields) -> str:
     kinds = fields.list_of("tokenizer.ggml.token_type", int, [NORMAL] * len(pieces))
     if len(kinds) != len(pieces):
         raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(kinds)} types")
+
     while kinds and kinds[-1] == UNUSED:  # rows that pad the table
         pieces, kinds = pieces[:-1], kinds[:-1]
     begins = fields.flag("tokenizer.ggml.add_bos_token", kind == "llama")
     first = fields.get("tokenizer.ggml.bos_token_id", None) if begins else None
     if first is not None and (not isinstance(first, int) or not 0 <= first < len(pieces)):
         raise fields.wrong("tokenizer.ggml.bos_token_id", first, "the id of a token")
+
     if kind == "llama":
         if not fields.flag("tokenizer.ggml.add_space_prefix", True):
             raise UserError(f"{fields.origin}: its tokenizer puts no space ahead of a text, which ours of that kind do")
@@ -57,6 +59,7 @@ def read_pieces(fields: Fields) -> str:
         if len(scores) < len(pieces):
             raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(scores)} scores")
         return sentencepiece(pieces, scores, kinds, first, fields.origin)
+
     if kind != "gpt2":
         raise UserError(f"{fields.origin}: a tokenizer of kind {kind[:80]!r} is not read; gpt2 and llama are")
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
@@ -70,7 +73,7 @@ def read_pieces(fields: Fields) -> str:
 
 @dataclass(frozen=True)
 class TokenizerValues:
-    """What the header says of a tokenizer. `pieces` are as many as the model has rows."""
+    """A tokenizer's values in the header. There are as many `pieces` as the model has rows."""
 
     model: str
     cut: str
@@ -96,12 +99,12 @@ class TokenizerValues:
         writer.add_pad_token_id(self.eot)
         if self.own_name:
             writer.add_uint32(END_OF_TEXT, self.eot)
-        writer.add_add_bos_token(True)  # isoflop reads `start` ahead of every text
+        writer.add_add_bos_token(True)  # isoflop's models read `start` before every text
         writer.add_add_space_prefix(self.model == "llama")
 
 
 def tokenizer_values(text: str, rows: int) -> TokenizerValues:
-    """A tokenizer.json in GGUF's words, for a model of so many rows.
+    """A tokenizer.json as values of a GGUF header, for a model with `rows` rows.
 
     Raises:
         UserError: for a tokenizer that is neither byte-level BPE nor SentencePiece BPE with byte fallback.
@@ -111,6 +114,7 @@ def tokenizer_values(text: str, rows: int) -> TokenizerValues:
     model = described["model"]
     if model.get("type") != "BPE":
         raise UserError(f"a tokenizer of kind {model.get('type')} cannot be written as a GGUF model; BPE can")
+
     spelt = bool(model.get("byte_fallback"))
     special = {token["content"]: bool(token["special"]) for token in described.get("added_tokens") or []}
     pieces = [f"[PAD{i}]" for i in range(rows)]
@@ -122,6 +126,7 @@ def tokenizer_values(text: str, rows: int) -> TokenizerValues:
         kinds[i] = UNKNOWN if unknown else BYTE if byte else NORMAL
         if piece in special and not unknown:
             kinds[i] = CONTROL if special[piece] else USER_DEFINED
+
     if not spelt and not model["merges"]:
         raise UserError(f"{NO_MERGES}, cannot be written as a GGUF model; export --to hf")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]

@@ -1,4 +1,4 @@
-"""Hugging Face folders: config.json, safetensors (one file or sharded) and the tokenizer beside them."""
+"""Hugging Face folders: config.json, safetensors (one file or sharded) and the tokenizer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +26,11 @@ def read_folder(folder: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     """The model in a Hugging Face folder.
 
     Args:
-        tokenizer: a tokenizer's text to use in place of the one that lies there.
+        tokenizer: the text of a tokenizer to use instead of the folder's.
         context: see bundle.gather.
 
     Raises:
-        UserError: for a model that our blocks cannot express, or files that are damaged, missing or pickled.
+        UserError: for a model that cannot be expressed with our blocks, or files that are damaged, missing or pickled.
     """
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
     anatomy = read_config(fields)
@@ -50,10 +50,10 @@ def read_folder(folder: Path, tokenizer: str = "", context: int = 0) -> Bundle:
 
 
 def end_of_text(folder: Path, fields: Fields) -> str | int | None:
-    """The token that ends a text, by name or id, as the tokenizer's configuration or the model's has it."""
+    """The token that ends a text, by name or id, from the tokenizer's configuration or the model's."""
     path = folder / "tokenizer_config.json"
-    said = read_json(path).get("eos_token") if path.is_file() else None
-    named = said.get("content") if isinstance(said, dict) else said
+    eos = read_json(path).get("eos_token") if path.is_file() else None
+    named = eos.get("content") if isinstance(eos, dict) else eos
     if isinstance(named, str):
         return named
     number = fields.get("eos_token_id", None)
@@ -62,7 +62,7 @@ def end_of_text(folder: Path, fields: Fields) -> str | int | None:
 
 
 def theirs(name: str, found: dict[str, tuple[int, ...]], prefix: str) -> str:
-    """The full name of a tensor: OpenAI's own files leave the prefix away."""
+    """The full name of a tensor: OpenAI's own files omit the prefix."""
     bare = prefix and not any(other.startswith(prefix) for other in found)
     return prefix + name if bare and not name.startswith("lm_head.") else name
 
@@ -71,7 +71,7 @@ def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
     """name -> shape of every tensor in a folder's safetensors, and a function that reads one.
 
     Raises:
-        UserError: for no safetensors, a file that is not one, or a dtype that is no floating-point number of ours.
+        UserError: for a missing or invalid safetensors file, or a dtype that is not one of DTYPES.
     """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -88,6 +88,7 @@ def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
         )
     else:
         raise UserError(f"{folder} has no model.safetensors")
+
     found: dict[str, tuple[int, ...]] = {}
     where: dict[str, Path] = {}
     for file in files:
@@ -112,7 +113,7 @@ def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
 
 
 class opened:
-    """safetensors.safe_open, with one line for a file that is not one."""
+    """safetensors.safe_open, with a one-line error for an invalid file."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -137,24 +138,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_folder(bundle: Bundle, folder: Path) -> str:
-    """Write a bundle into an existing empty folder: configuration, weights, tokenizer, as transformers saves them.
+    """Write a bundle into an existing empty folder: configuration, weights and tokenizer, in transformers' layout.
 
     Returns:
         The architecture.
 
     Raises:
-        UserError: naming the block that no architecture of theirs has.
+        UserError: naming the block that none of its architectures has.
     """
     anatomy = anatomy_of(bundle.config, limits(), TITLE)
+    tensors = spread(bundle, anatomy, HUGGING_FACE[anatomy.family].names)
+    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
     tokenizer = Tokenizer.from_json(bundle.tokenizer)
     config = write_config(anatomy)
     start, eos = token(tokenizer, tokenizer.start), token(tokenizer, tokenizer.eot)
     ids = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.eot}
     begun = starting(bundle.tokenizer, start, tokenizer.start)
-    tensors = spread(bundle, anatomy, HUGGING_FACE[anatomy.family].names)
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     texts = {
-        # a padding token in the model's own configuration would get no gradient, and it is the end of text
+        # the padding token is the end of text, which would get no gradient if the model's configuration named it
         "config.json": to_json({**config, **ids, "pad_token_id": None}),
         "generation_config.json": to_json({**ids, "pad_token_id": tokenizer.eot}),
         "tokenizer.json": marked(begun, tokenizer.eot) if tokenizer.end_of_text else begun,
@@ -164,7 +166,7 @@ def write_folder(bundle: Bundle, folder: Path) -> str:
                 "bos_token": start,
                 "eos_token": eos,
                 "pad_token": eos,
-                "padding_side": "left",  # what is generated follows the last token of each row
+                "padding_side": "left",  # generated tokens follow the last token of each row
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": bundle.config.context,
             }
