@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from isoflop import screen as screens
+from isoflop.budget import parse_budget
 from isoflop.optim.schedules import Decision
 from isoflop.plan.advice import Choice
 from isoflop.records import BadSteps, read_run
@@ -97,7 +98,7 @@ def shown(monkeypatch):
 CHOICES = (
     ("device", "cpu, float32, 2 threads", "matrix products in bfloat16 run at 0.01 times float32's speed"),
     ("shape", "3 layers x 96, heads: 1", "the candidate that the budget feeds best; 20,844 tokens/s measured"),
-    ("tokens D", "3,637,248", "6.9 a parameter (about 20 are compute-optimal), 94% of the text"),
+    ("tokens D", "3,637,248", "6.9 N (about 20 N are compute-optimal), 94% of the text"),
     ("optimiser", "muon, lr 0.01, head lr 0.04, embedding lr 0.04, matrix lr 0.015", "measured, see LAB.md"),
 )
 
@@ -106,7 +107,8 @@ CHOICES = (
 def test_the_plan_on_a_screen_has_every_number_and_reason(shown, width):
     screen, out = shown(width)
     expected = SimpleNamespace(bits_per_byte=1.501, low=1.252, high=1.799, level=0.9, source="a prior of 37 runs")
-    show_plan(screen, SimpleNamespace(budget="3m", choices=[Choice(*row) for row in CHOICES], expected=expected))
+    choices = [Choice(*row) for row in CHOICES]
+    show_plan(screen, SimpleNamespace(budget=parse_budget("3m"), choices=choices, expected=expected))
     text = out.getvalue()
     for row in CHOICES:
         for word in " ".join(row).split():
