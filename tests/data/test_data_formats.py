@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from isoflop.data import corpus, decompress, json_records
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import describe
-from isoflop.data.encodings import to_utf8
+from isoflop.data.encodings import ICONV, to_utf8
 from isoflop.data.json_records import values
 from isoflop.data.prepare import documents, prepare
 from isoflop.data.readers import read_documents
@@ -499,7 +499,7 @@ def test_a_window_that_is_too_large_is_no_damage(tmp_path, monkeypatch):
         (b"7z\xbc\xaf\x27\x1c", "7z x"),
         (b"Rar!\x1a\x07", "unrar"),
         (b"LZIP\x01", "lzip -d"),
-        (b"\x1f\x9d\x90", "uncompress"),
+        (b"\x1f\x9d\x90", "gzip -dc"),
         (b"%PDF-1.5", "pdftotext"),
     ],
 )
@@ -541,7 +541,8 @@ def test_a_text_in_another_encoding_is_named_with_two_ways_out(tmp_path, encodin
     assert found == [] and tally.skipped_files == 1
     reason = tally.skipped[0].reason
     assert f"it seems to be {encoding}: read it with --set data.encoding={encoding}" in reason
-    assert f"iconv -f {encoding.upper()} -t UTF-8" in reason and ("gzip -dc FILE |" in reason) == bool(compression)
+    name = ICONV.get(encoding, encoding.upper())
+    assert f"iconv -f {name} -t UTF-8" in reason and ("gzip -dc FILE |" in reason) == bool(compression)
     assert read(path, Reading(encoding=encoding))[0] == [SAMPLES[encoding]]
 
 
