@@ -187,9 +187,16 @@ def open_wandb(state: RunState) -> tuple[Write, Close]:
         id=identity,
         resume="allow",
     )
-    # wandb's own step only ever rises, and drops what comes late; training lines come a step after held-out ones
+    # training lines come a step after held-out ones, and wandb's own step may only increase; without one that is given,
+    # each part of a run that was resumed offline would begin at 0 again
     run.define_metric("*", step_metric="step")
-    return (lambda values, step: run.log({"step": step, **values})), run.finish
+    told = [-1]
+
+    def write(values: dict[str, float], step: int) -> None:
+        told[0] = max(told[0] + 1, 2 * step)
+        run.log({"step": step, **values}, step=told[0])
+
+    return write, run.finish
 
 
 def open_mlflow(state: RunState) -> tuple[Write, Close]:

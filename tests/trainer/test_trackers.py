@@ -1,6 +1,8 @@
 """What TensorBoard, W&B and MLflow are told, with a service of our own in their place."""
 
 import functools
+import json
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,13 +73,20 @@ class Service:
         return [[step for told, step in points if told == name] for points in self.runs.values()]
 
 
+def log_rising(service, last, values, step):
+    """As wandb's: what comes with a step of its own that is not above the last one is dropped."""
+    if step > last[0]:
+        last[0] = step
+        service.log({k: v for k, v in values.items() if k != "step"}, values["step"])
+
+
 def fake_wandb(service):
     def init(*, project, name, dir, config, id, resume):
         assert resume == "allow" and config["seed"] >= 0
         service.open(id, name)
         return SimpleNamespace(
             define_metric=lambda *_, **__: None,
-            log=lambda values: service.log({k: v for k, v in values.items() if k != "step"}, values["step"]),
+            log=functools.partial(log_rising, service, [-1]),
             finish=lambda: None,
         )
 
@@ -206,3 +215,45 @@ def test_what_cannot_be_told_is_refused_before_anything_is_done(monkeypatch, cor
     with pytest.raises(UserError, match=says):
         isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=[*TINY, f'trackers=["{name}"]'])
     assert not (tmp_path / "run").exists()
+
+
+def offline_points(folder):
+    """(wandb's own step, our step, names) of every point in the logs of offline runs, by run: LevelDB's log format, a
+    record of wandb_internal.proto in each."""
+    protobuf = pytest.importorskip("wandb.proto.wandb_internal_pb2", reason="needs wandb: pip install wandb")
+    found = {}
+    for path in sorted(folder.rglob("*.wandb")):
+        data, at, part, run = path.read_bytes(), 7, b"", None
+        while at + 7 <= len(data):
+            if 32768 - at % 32768 < 7:  # no room for a header
+                at += 32768 - at % 32768
+            _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+            part += data[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind not in (1, 4):  # whole, or the last part
+                continue
+            record, part = protobuf.Record.FromString(part), b""
+            run = record.run.run_id or run
+            if record.HasField("history"):
+                items = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+                names = {name for name in items if "/" in name}
+                found.setdefault(run, []).append((record.history.step.num, items["step"], names))
+    return found
+
+
+def test_wandb_offline_has_one_run_and_each_point_once(corpus, tmp_path, monkeypatch):
+    """The real library, as it is without a network: `wandb sync` sends these logs later."""
+    pytest.importorskip("wandb", reason="needs wandb: pip install wandb")
+    for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path)), ("CONSOLE", "off")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    run, told = tmp_path / "run", [*TINY, 'trackers=["wandb"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=told), 9)
+    killed(functools.partial(isoflop.resume, run), 17)
+    isoflop.resume(run, quiet=True)
+
+    [points] = offline_points(run).values()
+    assert [step for _, step, names in points if "train/loss" in names] == list(range(1, 25))
+    heldout = [step for _, step, names in points if "heldout/heldout_loss" in names]
+    assert heldout == [line.step for line in read_run(run).heldout]
+    own = [own for own, _, _ in points]
+    assert own == sorted(set(own))  # else the parts of the run would overwrite one another
