@@ -20,7 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """Prepared data and ledger of each test in a folder of its own, lines of any length wherever pytest's own are shown,
+    """Prepared data and ledger of each test in a folder of its own, lines of any length whatever terminal pytest has,
     and one thread: tests share the machine."""
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path_factory.mktemp("home")))
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it for its workers
