@@ -168,46 +168,52 @@ def forecast(seen: Seen, schedule: Schedule, prior: Prior = PRIOR) -> Forecast |
     Returns:
         None where too little was seen: no held-out loss, or fewer than FEWEST training losses after the start.
     """
+    if not seen.steps_T.size or not seen.heldout_steps_H.size:
+        return None
+    now, last = float(max(seen.steps_T[-1], seen.heldout_steps_H[-1])), seen.heldout_steps_H[-1:]
+    path_P = np.linspace(now, schedule.end, AHEAD + 1)[1:]
+    found = ahead(seen, schedule, path_P, prior) if now < schedule.end else None
+    if found is None:
+        return None
+    value_P, deviation_P = found
+
+    # would half of what was seen have foreseen the present? if not, the law is not this run's, and less is known
+    surprise = 1.0
+    if (before := ahead(seen.until(now / 2), schedule, last, prior)) is not None:
+        missed = abs(float(seen.heldout_H[-1] - before[0][0]))
+        surprise = max(1.0, missed / (Z * float(before[1][0])))
+    wide_P = Z * surprise * deviation_P
+    if not np.isfinite(value_P).all() or not (value_P > 0).all():
+        return None
+    low_P, high_P = np.maximum(value_P - wide_P, 0.0), value_P + wide_P
+    path = tuple(zip(path_P.tolist(), value_P.tolist(), low_P.tolist(), high_P.tolist(), strict=True))
+    return Forecast(*path[-1][1:], path)
+
+
+def ahead(seen: Seen, schedule: Schedule, path_P: Floats, prior: Prior) -> tuple[Floats, Floats] | None:
+    """Mean and standard deviation of the held-out loss at the steps `path_P`, shapes (P,); None where too little was
+    seen."""
     known_T, known_H = np.isfinite(seen.losses_T), np.isfinite(seen.heldout_H)
     steps_T, losses_T = seen.steps_T[known_T], seen.losses_T[known_T]
     steps_H, heldout_H = seen.heldout_steps_H[known_H], seen.heldout_H[known_H]
     if not steps_T.size or not steps_H.size:
         return None
-    now = float(max(steps_T[-1], steps_H[-1]))
-    area_now = float(schedule.area(np.array([now]))[0])
-    if area_now <= 0 or now >= schedule.end:
+    area_T, area_H = schedule.area(steps_T), schedule.area(steps_H)
+    area_now = float(max(area_T[-1], area_H[-1]))
+    if area_now <= 0:
         return None
 
     # what the law is fitted to: the curve after its beginning
-    area_T, area_H = schedule.area(steps_T), schedule.area(steps_H)
-    late_T = area_T >= prior.window * area_now
-    late_H = area_H >= prior.window * area_now
+    late_T, late_H = area_T >= prior.window * area_now, area_H >= prior.window * area_now
     late_H[-1] = True
-    if late_T.sum() < FEWEST:
+    unit = float(heldout_H[-1])
+    if late_T.sum() < FEWEST or not unit > 0:
         return None
     bin_steps, bin_losses, bin_noise = binned(steps_T[late_T], losses_T[late_T], area_T[late_T])
-    steps_H, heldout_H = steps_H[late_H], heldout_H[late_H]
-    unit = float(heldout_H[-1])
-    if not unit > 0:
-        return None
-
-    path = np.linspace(now, schedule.end, AHEAD + 1)[1:]
-    value_P, deviation_P = posterior(
-        schedule,
-        area_now,
-        (bin_steps, bin_losses / unit, np.hypot(bin_noise / unit, prior.training_noise)),
-        (steps_H, heldout_H / unit),
-        path,
-        prior,
-    )
-    wide_P = Z * np.hypot(prior.widen * deviation_P, prior.least)
-    low_P, high_P = unit * (value_P - wide_P), unit * (value_P + wide_P)
-    value_P = unit * value_P
-    if not np.isfinite(value_P).all() or not (value_P > 0).all():
-        return None
-    points = zip(path.tolist(), value_P.tolist(), np.maximum(low_P, 0.0).tolist(), high_P.tolist(), strict=True)
-    path_told = tuple(points)
-    return Forecast(*path_told[-1][1:], path_told)
+    training = (bin_steps, bin_losses / unit, np.hypot(bin_noise / unit, prior.training_noise))
+    heldout = (steps_H[late_H], heldout_H[late_H] / unit)
+    value_P, deviation_P = posterior(schedule, area_now, training, heldout, path_P, prior)
+    return unit * value_P, unit * np.hypot(prior.widen * deviation_P, prior.least)
 
 
 def binned(steps_T: Floats, losses_T: Floats, area_T: Floats) -> tuple[Floats, Floats, Floats]:
