@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.files import disk_errors, write_text
-from isoflop.lab.run import Outcome
+from isoflop.lab.outcome import Outcome
 from isoflop.lab.wording import JUDGEMENTS, coloured, deciding, measured_words
 from isoflop.report.style import document, stack, table
 from isoflop.report.words import duration, text

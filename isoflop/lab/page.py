@@ -9,8 +9,8 @@ from pathlib import Path
 from isoflop.files import disk_errors, write_text
 from isoflop.lab import drawn, stats
 from isoflop.lab.claim import COSTS_TO
+from isoflop.lab.outcome import Outcome
 from isoflop.lab.procedures.table import PROCEDURES
-from isoflop.lab.run import Outcome
 from isoflop.lab.verdict import UNDECIDED, Finding
 from isoflop.lab.wording import UNITS, coloured, loss_words, p_words, plain, signed, verdict_line
 from isoflop.report import words

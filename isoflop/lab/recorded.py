@@ -2,7 +2,7 @@
 
 from isoflop.errors import UserError
 from isoflop.lab.claim import Claim, all_claims
-from isoflop.lab.run import Outcome
+from isoflop.lab.outcome import Outcome
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
 from isoflop.lab.verdict import decide

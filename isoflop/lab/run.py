@@ -8,142 +8,17 @@ Every run is on record when it ends and is not run again: ended at any moment, t
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from isoflop.lab import stats
-from isoflop.lab.arms import timed
 from isoflop.lab.claim import Claim
-from isoflop.lab.procedures.job import Job, Measured
+from isoflop.lab.course import Course, Say, announce, noise_told
+from isoflop.lab.outcome import Outcome
 from isoflop.lab.store import Store
-from isoflop.lab.study import NOISE_PAIRS, Study
-from isoflop.lab.verdict import EXIT_CODES, UNDECIDED, Decision, decide, number, pairs_for
+from isoflop.lab.study import Study
+from isoflop.lab.verdict import UNDECIDED, decide, number, pairs_for
 from isoflop.lab.workers import Workers
 
-Say = Callable[[str], None]
-ASSUMED_NOISE = (
-    0.011  # bits per byte between two runs of 3 x 96 that differ in their first weights, until it is measured
-)
 FEWEST = 5  # pairs of runs: a t interval of fewer is several times as wide
-OVERHEAD = 3.0  # seconds of a run beside its steps: reading, measuring, the curve
-
-
-PURPOSES = {"rate": "rates x {0.factor:g}", "noise": "seed {0.order} again", "pair": "seed {0.order}"}
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a claim.
-
-    Attributes:
-        pairs: that the verdict rests on.
-        seconds: that this call took.
-        fixed: when the claim was fixed, in Unix seconds.
-        looks: verdicts that were given before, with fewer pairs.
-    """
-
-    study: Study
-    decision: Decision
-    pairs: int
-    seconds: float
-    fixed: float
-    looks: int = 0
-
-    def in_family(self, comparisons: int) -> str:
-        """The verdict where Holm's correction is over so many comparisons, those of several claims together."""
-        measured = self.study.measured(self.pairs)
-        return decide(self.study.claim, measured, self.looks, comparisons).verdict
-
-    @property
-    def exit_code(self) -> int:
-        return EXIT_CODES[self.decision.verdict]
-
-    def to_dict(self) -> dict[str, Any]:
-        """For a program: the verdict, and what it rests on. `effect` and `interval` are those of the comparison that
-        decided it."""
-        claim, decision = self.study.claim, self.decision
-        deciding = next(one for one in decision.findings if one.verdict == decision.verdict)
-        needs = decision.needs
-        return {
-            "claim": claim.name,
-            "statement": claim.statement,
-            "hash": claim.hash,
-            "verdict": decision.verdict,
-            "exit_code": self.exit_code,
-            "measure": deciding.comparison.measure,
-            "effect": number(deciding.estimate.value),
-            "interval": [number(deciding.estimate.low), number(deciding.estimate.high)],
-            "smallest": deciding.comparison.smallest,
-            "error_spent": decision.error_spent,
-            "pairs": self.pairs,
-            "pairs_to_settle": needs if needs < stats.MOST_PAIRS else None,
-            "seconds": round(self.seconds, 1),
-            "cost": self.study.cost(self.pairs),
-            "rates": {
-                arm: {"factor": self.study.factors.get(arm, 1.0), "bracketed": self.study.bracketed(arm)}
-                for arm in self.study.trained
-            },
-            "comparisons": [finding.to_dict() for finding in decision.findings],
-        }
-
-
-class Course:
-    """One call of `run_claim`: its clock and its workers.
-
-    Args:
-        budget: seconds on the clock of the wall.
-        started: when they began, by time.monotonic().
-    """
-
-    def __init__(self, study: Study, workers: Workers, budget: float, started: float, say: Say) -> None:
-        self.study, self.workers, self.say = study, workers, say
-        self.started = started
-        self.budget, self.deadline = budget, self.started + budget
-        self.known: dict[str, float] = {}  # seconds of a run, by arm
-
-    def left(self) -> float:
-        return self.deadline - time.monotonic()
-
-    def seconds_of(self, arm: str) -> float:
-        return self.known.get(arm, 0.0)
-
-    def time_arms(self) -> None:
-        """About how long a run of each arm takes: by what is on record, else one is timed for a moment, and the others
-        take as many times as long as they have FLOPs. What is run corrects it."""
-        base = self.study.arm(self.study.trained[0]) if self.study.trained else None
-        for name in self.study.trained:
-            rows, arm = self.study.rows(name, 1), self.study.arm(name)
-            if rows:
-                self.known[name] = rows[0].seconds
-            elif base is not None and base.seconds and arm.flops:
-                self.known[name] = base.seconds * arm.flops / base.flops + OVERHEAD
-            else:
-                base = timed(arm)
-                self.known[name] = base.seconds + OVERHEAD
-
-    def carry_out(self, jobs: Iterator[Job]) -> None:
-        """Run what is not on record, each once, as long as the budget has room for one more."""
-        begun: set[str] = set()
-
-        def wanted() -> Iterator[Job]:
-            for job in jobs:
-                if self.study.store.find(job) is None and job.key not in begun:
-                    if self.seconds_of(job.arm) > self.left():
-                        return
-                    begun.add(job.key)
-                    yield job
-
-        self.workers.run(wanted(), self.done)
-
-    def done(self, job: Job, measured: Measured, seconds: float) -> None:
-        self.study.store.add(job, measured, seconds, self.study.claim.name)
-        if job.arm in self.study.trained and not measured.diverged:
-            self.known[job.arm] = seconds
-            bits = measured.measures["bits_per_byte"]
-            self.say(f"{job.arm:16} {PURPOSES[job.role].format(job):16} {bits:.4f} bits per byte  {seconds:.0f} s")
-        elif measured.diverged:
-            self.say(f"{job.arm:16} {PURPOSES[job.role].format(job):16} diverged, which counts as an outcome")
 
 
 def run_claim(
@@ -279,60 +154,3 @@ def needed_pairs(study: Study) -> tuple[int, dict[str, float | None]]:
         else:
             needed = max(needed, claim.setup.pairs)
     return needed, noise
-
-
-def noise_told(study: Study, pairs: int, needed: int) -> list[str]:
-    lines = []
-    for comparison in study.claim.comparisons:
-        sd, limit = stats.noise(study.noise_of(comparison))
-        if math.isfinite(sd):
-            family = len(study.claim.comparisons)
-            seen = stats.detectable(pairs, limit, study.claim.setup.alpha / family, study.claim.setup.power)
-            lines.append(
-                f"noise of {comparison.measure}: {sd:.4f} between runs that differ in their first weights alone "
-                f"({NOISE_PAIRS} A/A pairs); {pairs} pairs see a difference of {seen:.4f}"
-            )
-    if not lines:
-        lines.append("the budget ended before the noise was measured; the same command goes on from here")
-    elif needed > pairs:
-        lines.append(f"the smallest effects that the claim asks about need {needed} pairs: it may stay undecided")
-    return list(dict.fromkeys(lines))
-
-
-def announce(course: Course) -> None:
-    """Say what will be run, what it will take and which effect it can see, before anything is."""
-    study, claim, say = course.study, course.study.claim, course.say
-    setup = claim.setup
-    say(f"claim: {claim.statement}")
-    say(f"question: {claim.question}")
-    arms = ", ".join(claim.words(arm.name) for arm in study.arms)
-    equal = ", ".join(setup.equal) or "nothing but the seeds"
-    say(f"{len(study.arms)} arm{'s' if len(study.arms) > 1 else ''}: {arms}; held equal: {equal}")
-    if not study.trained:
-        say(f"{setup.pairs} seeds or cases of each; nothing is trained, and it takes seconds to a few minutes")
-        return
-
-    values, pairs = len(setup.rates), setup.pairs
-    tune = len(study.missing(list(study.tuning_jobs())))
-    each = sum(course.seconds_of(name) for name in study.trained)
-    longest = max(course.seconds_of(name) for name in study.trained)
-    before = tune * each / max(1, len(study.trained)) + NOISE_PAIRS * course.seconds_of(study.reference)
-    room = max(0, int((course.budget * course.workers.at_once - before) / each)) if each else pairs
-    said = f"rates: {values} to 5 values an arm; " if values > 1 else ""
-    most = tune + NOISE_PAIRS + min(room, pairs) * len(study.arms)
-    say(
-        f"{said}noise: {NOISE_PAIRS} A/A pairs; then up to {pairs} pairs, one seed each, as many as the noise asks "
-        f"for: some {most} runs"
-    )
-    say(
-        f"a run takes about {each / len(study.trained):.0f} s on one thread, {course.workers.at_once} at a time; of "
-        f"{course.budget / 60:g} min some {before / course.workers.at_once / 60:.0f} go to rates and noise, and "
-        f"{min(room, pairs)} pairs fit"
-    )
-    if longest > course.budget:
-        say("not even one run fits into that budget: what can be said is said, and the verdict is undecided")
-    bits = [c for c in claim.comparisons if c.measure == "bits_per_byte"]
-    if bits and min(room, pairs) >= 2:
-        alpha = setup.alpha / len(claim.comparisons)
-        seen = stats.detectable(min(room, pairs), ASSUMED_NOISE, alpha, setup.power)
-        say(f"with a noise of {ASSUMED_NOISE} bits per byte, until it is measured, they see an effect of {seen:.3f}")

