@@ -131,6 +131,17 @@ def exists(pattern: str) -> bool:
     return is_glob(pattern) and any(glob.iglob(expand(pattern), recursive=True))  # noqa: PTH207 - may be absolute
 
 
+def denied(path: str) -> bool:
+    """Whether nobody can tell if there is something at a path, because a folder above it is closed to this user."""
+    try:
+        os.lstat(path)  # noqa: PTH116 - not followed
+    except PermissionError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
 def is_glob(pattern: str) -> bool:
     return any(character in pattern for character in "*?[")
 
@@ -180,6 +191,8 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
     if os.path.lexists(path):
         return found_at(Path(path), tally, older)
     if not is_glob(source.pattern):
+        if denied(path):
+            raise UserError(f"{source.pattern} cannot be reached: a folder above it may not be entered")
         raise UserError(f"{source.pattern} does not exist; name a file, a folder, a glob or - for standard input")
 
     matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)  # noqa: PTH207 - may be absolute

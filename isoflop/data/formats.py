@@ -54,7 +54,12 @@ BINARY_STARTS = {
     b"\x5d\x00\x00": "compressed as .lzma; unpack it first: xz --format=lzma -dc FILE > NEW",
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a Microsoft Office document; save it as text",
     b"{\\rtf": "an RTF document; save it as text",
+    b"\x80\x02": "a Python pickle, which is never read",
+    b"\x80\x03": "a Python pickle, which is never read",
+    b"\x80\x04\x95": "a Python pickle, which is never read",
+    b"\x80\x05\x95": "a Python pickle, which is never read",
 }
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 TAR, TAR_AT = b"ustar", 257
 ARRAY = re.compile(r"\[\s*[{\"]")
@@ -62,6 +67,9 @@ OBJECT = re.compile(r"\{\s*\"(?:[^\"\\]|\\.)*\"\s*:")
 LONGEST_FIELD = 64 * 1024 * 1024  # characters of a table's field, and bytes of a record: a longer one is not read
 LOOKED_AT = 4 * PIECE  # bytes that decide between records and text
 LONGEST_HEADER = 200  # characters of a name in the first line of a table
+READ_AS_TEXT = "read as plain text although its name ends in"
+WRITE_RECORDS = "to use records, write one object per line, with its text in one column"
+WRITE_HEADER = "to use its rows, begin it with a line of column names"
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
         UserError: for a file named .parquet that is not one.
     """
     ending = ending_of(file.shown)
+    if first.startswith(LFS_POINTER):
+        return Format("text", reason="a pointer of Git LFS in place of the file; fetch the file with: git lfs pull")
     if how.format == AUTO:
         if first.startswith(b"PAR1"):
             return Format("parquet", promised=True)
@@ -234,13 +244,22 @@ def kind_of_objects(start: str, column: str, expected: bool) -> str:
             return "jsonl"
         return "jsonl" if isinstance(parsed(rest.lstrip().partition("\n")[0]), dict) else ""
     named = re.search(json_key(column), start) is not None
-    if not newline:  # longer than what was looked at
-        return "jsonl" if named and OBJECT.match(start) else ""
     value, end = first_value(start)
+    if not newline and not isinstance(value, dict):  # longer than what was looked at
+        return "jsonl" if named and OBJECT.match(start) else ""
     if isinstance(value, dict):
-        several = isinstance(first_value(start[end:].lstrip(" \t\r\n,"))[0], dict)
+        several = start[end:].lstrip(" \t\r\n,").startswith("{")
         return "json" if column in value or several or expected else ""
     return "json" if named and end < 0 and OBJECT.match(start) and not line.strip("{ \t\r") else ""
+
+
+def plain_text_note(ending: str) -> str:
+    """What is to be known of a text whose name promises records or rows; "" for any other name."""
+    if ending == ".json":
+        return f"{READ_AS_TEXT} .json, because it is neither records nor an array of them; {WRITE_RECORDS}"
+    if ending in TABLE_ENDINGS:
+        return f"{READ_AS_TEXT} {ending}, because its first line is no header that fits its rows; {WRITE_HEADER}"
+    return ""
 
 
 def is_array(start: str) -> bool:

@@ -99,6 +99,7 @@ class TextColumn:
 
     def refusal(self, named: bool = True) -> UserError:
         likely = max(self.columns, key=lambda name: self.columns[name], default="")
+        likely = likely if self.columns.get(likely) else ""
         return no_column(self.file, self.column, self.columns, likely, named)
 
 
@@ -106,14 +107,18 @@ def no_column(file: SourceFile, column: str, columns: Iterable[str], likely: str
     """A file of records without the text column.
 
     Args:
-        likely: the column that may be meant.
+        likely: the column that may be meant; "": none of them holds text.
         named: the message begins with the name of the file.
     """
     shown = ", ".join(list(columns)[:SHOWN_COLUMNS])
-    example = shlex.quote(f"{file.within or file.shown}@{likely or 'NAME'}")
     beginning = f"{file.shown} has no text column" if named else "they have no text column"
+    there = f"its columns are {shown}" if shown else "its records have no columns at all"
+    if not likely:
+        none = ", and none of them holds text" if shown else ""
+        return UserError(f"{beginning} {column!r}; {there}{none}: write the text of each record into one column first")
+    example = shlex.quote(f"{file.within or file.shown}@{likely}")
     return UserError(
-        f"{beginning} {column!r}; its columns are {shown}: name one with the source, as in {example}, "
+        f"{beginning} {column!r}; {there}: name one with the source, as in {example}, "
         "or for all sources with --set data.text_column=NAME"
     )
 

@@ -15,15 +15,17 @@ from isoflop.data.columnar import arrow_documents, parquet_documents, spooled
 from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import Peekable, compression_of, decompress, peekable
 from isoflop.data.encodings import to_utf8
-from isoflop.data.formats import Format, format_of
+from isoflop.data.formats import Format, ending_of, format_of, plain_text_note
 from isoflop.data.json_records import TextColumn, json_documents, jsonl_documents
-from isoflop.data.reading import Reading
+from isoflop.data.reading import AUTO, Reading
 from isoflop.data.tables import table_documents
 from isoflop.data.tally import Tally
 from isoflop.data.text import text_documents
 from isoflop.errors import DiskError, UserError
 
 Moved = Callable[[int], None] | None
+
+SEPARATES_TEXT = "each of its records is one document: data.document_separator splits plain text only"
 
 
 def read_or_skip(file: SourceFile, how: Reading, tally: Tally, moved: Moved = None) -> Iterator[bytes]:
@@ -108,6 +110,11 @@ def texts(stream: Iterator[bytes], file: SourceFile, found: Format, how: Reading
     """The documents of the formats that are written as text."""
     if found.encoding:
         tally.note(file.shown, f"it was read as {found.encoding}")
+    is_text = found.kind == "text" and not found.reason
+    if is_text and how.format == AUTO and (said := plain_text_note(ending_of(file.shown))):
+        tally.note(file.shown, said)
+    if how.separator and found.kind != "text":
+        tally.note(file.shown, SEPARATES_TEXT)
     records = TextColumn(file, how.column, tally, found.promised, found.hint)
     if found.kind == "jsonl":
         yield from jsonl_documents(stream, records)
@@ -122,6 +129,8 @@ def texts(stream: Iterator[bytes], file: SourceFile, found: Format, how: Reading
 def columns(
     whole: BinaryIO, file: SourceFile, found: Format, how: Reading, tally: Tally, moved: Moved
 ) -> Iterator[bytes]:
+    if how.separator:
+        tally.note(file.shown, SEPARATES_TEXT)
     if found.kind == "parquet":
         yield from parquet_documents(whole, file, how.column, tally, moved)
     else:

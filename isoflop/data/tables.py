@@ -20,14 +20,15 @@ class Lines:
     def __iter__(self) -> Iterator[str]:
         decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         held: list[str] = []
-        length, first = 0, True
+        length, first, end = 0, True, "\n"
         for block in self.blocks:
             text = decode(block)
             if first:
                 text, first = text.lstrip("\ufeff\r\n"), False
-            *whole, rest = text.split("\n")
+                end = "\r" if "\n" not in text and "\r" in text else end  # as older programs on a Mac end lines
+            *whole, rest = text.split(end)
             for line in whole:
-                yield self.counted("".join((*held, line, "\n")))
+                yield self.counted("".join((*held, line, end)))
                 held, length = [], 0
             held.append(rest)
             length += len(rest)
@@ -72,7 +73,8 @@ def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) ->
 
         if header:
             header = False
-            continue
+            if not reason:
+                continue
         if not reason and not row:
             continue
         if not reason and len(row) != width:
