@@ -49,15 +49,22 @@ __all__ = [
     "train",
 ]
 
+Texts = Sequence[str | Path] | Path  # one path, or several
+
+
+def several(given: Texts) -> tuple[str, ...]:
+    """What was given as a list of strings: one string or path is a list of one, not of its characters."""
+    return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+
 
 def pretrain(
-    sources: Sequence[str] = (),
+    sources: Texts = (),
     budget: str = "3m",
     out: Path | str | None = None,
     *,
     base: "RunConfig | None" = None,
     assignments: Sequence[str] = (),
-    heldout: Sequence[str] = (),
+    heldout: Texts = (),
     init: Path | str = "",
     strict: bool = False,
     task: str = "causal_lm",
@@ -68,8 +75,8 @@ def pretrain(
     """Pretrain the best GPT that `budget` buys on `sources`, and show on standard output how far it is.
 
     Args:
-        sources: files, folders, globs or "-", each as [NAME=]PATH[@COLUMN][:WEIGHT]; none: the running Python's
-            standard library.
+        sources: a file, folder, glob or "-", or several, each as [NAME=]PATH[@COLUMN][:WEIGHT]; none: the running
+            Python's standard library.
         budget: "90s", "3m", "2h", "1e15" (FLOPs), "5e6tok", "2000steps".
         out: the run folder, which must not hold a run; by default a new one in `runs/`.
         base: a configuration whose model and rates are kept, and only its length chosen.
@@ -94,12 +101,12 @@ def pretrain(
     with shown(listener, quiet) as screen:
         return screen.outcome(
             job.pretrain(
-                sources,
-                budget,
+                several(sources),
+                str(budget),
                 out,
                 base=base,
-                assignments=assignments,
-                heldout=heldout,
+                assignments=several(assignments),
+                heldout=several(heldout),
                 init=init,
                 strict=strict,
                 task=task,
@@ -139,8 +146,8 @@ def resume(
     out: Path | str,
     budget: str = "",
     *,
-    sources: Sequence[str] = (),
-    heldout: Sequence[str] = (),
+    sources: Texts = (),
+    heldout: Texts = (),
     assignments: Sequence[str] = (),
     quiet: bool = False,
     listener: "Listener | None" = None,
@@ -162,8 +169,8 @@ def resume(
     from isoflop.screen import shown
 
     with shown(listener, quiet) as screen:
-        moved = {"sources": sources, "heldout": heldout}
-        done = job.resume(out, budget, **moved, assignments=assignments, listener=screen.listener)
+        moved = {"sources": several(sources), "heldout": several(heldout)}
+        done = job.resume(out, budget, **moved, assignments=several(assignments), listener=screen.listener)
         return screen.outcome(done)
 
 
@@ -231,18 +238,18 @@ def sample(
         dtype=dtype,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stops=stops,
+        stops=several(stops),
     )
 
 
 def evaluate(
     run: Path | str,
-    sources: Sequence[str] = (),
+    sources: Texts = (),
     text_column: str = "",
     beam: int = 1,
     set: Sequence[str] = (),
-    moved: Sequence[str] = (),
-    heldout: Sequence[str] = (),
+    moved: Texts = (),
+    heldout: Texts = (),
     strict: bool = False,
 ) -> "HeldOut":
     """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`.
@@ -263,7 +270,9 @@ def evaluate(
     """
     from isoflop import job
 
-    return job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
+    return job.evaluate(
+        run, several(sources), text_column, beam, several(set), several(moved), several(heldout), strict
+    )
 
 
 def score(

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import isoflop
+from isoflop.errors import UserError
 from isoflop.job import Listener
 from small import TINY
 
@@ -125,3 +126,14 @@ def test_the_outcome_of_a_dry_run_is_its_plan(corpus, tmp_path, capsys):
     advice = isoflop.pretrain([str(corpus)], "6steps", tmp_path / "run", assignments=TINY, dry_run=True)
     assert advice.config.steps == 6 and "plan for 6steps" in capsys.readouterr().out
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("given", ["a.txt", Path("a.txt"), ["a.txt"], [Path("a.txt")]])
+def test_one_path_is_a_list_of_one_and_never_of_its_characters(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^a\.txt does not exist"):
+        isoflop.pretrain(given, budget="20steps", assignments="model.layers=1", quiet=True)
+
+
+def test_one_stop_is_no_list_of_letters():
+    assert isoflop.several("river") == ("river",) and isoflop.several(["a", Path("b")]) == ("a", "b")

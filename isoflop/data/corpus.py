@@ -134,7 +134,7 @@ def exists(pattern: str) -> bool:
 def denied(path: str) -> bool:
     """Whether nobody can tell if there is something at a path, because a folder above it is closed to this user."""
     try:
-        os.lstat(path)  # noqa: PTH116 - not followed
+        os.lstat(path)
     except PermissionError:
         return True
     except (OSError, ValueError):

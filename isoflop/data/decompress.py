@@ -1,7 +1,6 @@
 """Reads a file in blocks, decompressed if its first bytes are those of gzip, bzip2, xz or zstd."""
 
 import bz2
-import codecs
 import gzip
 import lzma
 import shlex
@@ -53,7 +52,7 @@ def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
     """
     found = compression_of(raw)
     promised = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
-    if promised and not found and not is_plain(raw):
+    if promised and not found:
         raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
 
     sips: Any = InSips(raw)
@@ -80,16 +79,6 @@ def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
 
 def damaged(file: SourceFile, found: str, error: Exception) -> UserError:
     return UserError(f"{file.shown} is damaged: its {found} data cannot be read ({error}); fetch it again")
-
-
-def is_plain(raw: Peekable) -> bool:
-    """Whether the following data is text: programs that fetch files often decompress them and keep their names."""
-    head = raw.peek(SIP)[:SIP]
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return bool(head) and 0 not in head
 
 
 class InSips:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from isoflop.errors import one_line
 from isoflop.records.record import Record, rare
 
 LARGE_SHARE = 0.01  # of the bytes found: above it, what was not used is a warning
@@ -174,7 +175,7 @@ def not_used(unused: Sequence[Unused], found_bytes: int, notes: Sequence[str] = 
     warning = ""
     if size > LARGE_SHARE * found_bytes:
         warning = f"warning: {size / found_bytes:.1%} of the bytes found were not used ({bytes_told(size)})"
-    return NotUsed(tuple(lines), warning, tuple(f"note: {note}" for note in notes))
+    return NotUsed(tuple(map(one_line, lines)), warning, tuple(one_line(f"note: {note}") for note in notes))
 
 
 def told(one: Unused, how: str, found_bytes: int) -> str:

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import sys
 import tarfile
 import tracemalloc
@@ -666,3 +667,106 @@ def test_the_note_reaches_the_account(tmp_path, story):
     assert account.notes and account.notes[0].startswith(f"{path}: its documents seem to be separated")
     split = prepare(DataConfig(sources=(str(path),), vocab_size=300, document_separator="<|endoftext|>")).account()
     assert split.notes is None and split.documents == 400
+
+
+# What seems to be records and is none, and what is taken for something else
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("wrapped.json", json.dumps({"version": 1, "data": records()}).encode()),
+        ("by_name.json", json.dumps({f"doc{n}": text for n, text in enumerate(TEXTS)}, indent=1).encode()),
+        ("numbers_first.json", json.dumps([0, *TEXTS]).encode()),
+        ("no_header.csv", b"0," + b"a long text " * 20 + b"\r\n" + table_text()),
+        ("line_of_excel.csv", b"sep=;\r\n" + table_text(";")),
+        ("comment.tsv", b"# made by hand\n" + table_text("\t")),
+    ],
+)
+def test_text_whose_name_promises_more_is_named(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    found, tally = read(path)
+    assert "".join(found).encode() == content
+    (note,) = tally.notes
+    assert path.suffix in note and "plain text" in note
+
+    assert not read(path, Reading(format="text"))[1].notes  # asked for
+
+
+@pytest.mark.parametrize("ending", [".txt", ".py", ""])
+def test_text_under_a_name_of_text_needs_no_note(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(b"one, two\nthree, four\n")
+    assert not read(path)[1].notes
+
+
+@pytest.mark.parametrize("between", ["", " ", "\r", ","])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt"])
+@pytest.mark.parametrize("times", [1, 6000])  # within what is looked at, and beyond it
+def test_objects_one_after_another_on_a_line(tmp_path, name, between, times):
+    path = tmp_path / name
+    path.write_text(between.join(json.dumps(record) for record in records() * times), newline="")
+    found, tally = read(path)
+    assert found == TEXTS * times and not tally.skipped_records
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", ";"])
+def test_a_table_whose_lines_end_as_on_an_old_mac(tmp_path, delimiter):
+    path = tmp_path / "a.csv"
+    texts = [text.replace("\n", " ") for text in TEXTS]
+    path.write_bytes(table_text(delimiter, texts=texts).replace(b"\r\n", b"\r"))
+    found, tally = read(path)
+    assert found == texts and tally.documents == len(texts)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt", "a"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    found, tally = read(path)
+    assert not found and "git lfs pull" in tally.skipped[0].reason and tally.skipped_files == 1
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_pickle_is_named(tmp_path, protocol):
+    path = tmp_path / "a.txt"
+    path.write_bytes(pickle.dumps(TEXTS, protocol=protocol))
+    found, tally = read(path)
+    assert not found and "pickle" in tally.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"messages": [{"role": "user", "content": "hello"}]}\n'),
+        ("a.jsonl", b'{"data": {"text": "hello"}}\n'),
+        ("a.jsonl", b"{}\n{}\n"),
+    ],
+)
+def test_no_column_is_advised_where_none_holds_text(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(UserError) as refused:
+        read(path)
+    assert "@" not in str(refused.value) and "text_column=" not in str(refused.value)
+    assert "write the text of each record into one column" in str(refused.value)
+
+
+def test_no_column_of_parquet_is_advised_where_none_holds_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"messages": pa.array([[{"role": "user"}]]), "id": [1]}), path)
+    with pytest.raises(UserError, match="none of them holds text: write") as refused:
+        read(path)
+    assert "@" not in str(refused.value)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
+def test_a_separator_that_splits_no_records_is_told(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pa.table({"text": TEXTS}), path)
+    else:
+        path.write_bytes({"jsonl": b'{"text": "a"}\n', "json": b'[{"text": "a"}]', "csv": b"id,text\n1,a\n"}[ending])
+    assert ["separator" in note for note in read(path, Reading(separator="<|endoftext|>"))[1].notes] == [True]
+    assert not read(path)[1].notes

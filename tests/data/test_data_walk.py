@@ -307,3 +307,20 @@ def test_any_tree_is_walked_to_its_end_and_every_file_is_found_once(made):
         assert lost == sum(kind == "dangling" for kind, *_ in made)
         assert meant <= sum(kind in ("link", "fifo", "hidden") for kind, *_ in made)
         assert [file.shown for file in find_files(source)] == [file.shown for file in found]
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mred.txt", "two\nlines.txt", "tab\t.txt", "back\u202ewards.txt"])
+def test_a_name_gives_no_orders_to_a_terminal(corpus, capsys, tmp_path, name):
+    (corpus / name).write_bytes(b"\xff\xfe\xfd" * 99)
+    assert cli(["prepare", str(corpus), "--out", str(tmp_path / "out"), "--set", "data.vocab_size=300"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not used")]
+    assert len(lines) == 1 and ".txt)" in lines[0] and lines[0].isprintable()
+
+
+def test_what_lies_below_a_closed_folder_is_not_said_to_be_missing(tmp_path, monkeypatch):
+    def closed(path, **_):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.lstat", closed)
+    with pytest.raises(UserError, match="cannot be reached"):
+        find_files(parse_sources([str(tmp_path / "closed" / "a.txt")])[0])
