@@ -144,7 +144,7 @@ def tar_of(content):
         (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "binary"),
         (b"%PDF-1.7\nplain looking", "binary"),
         ("naïve".encode("utf-16-le"), "utf-16-le"),
-        (b"\x04\x22\x4d\x18" + bytes(range(1, 200)), "lz4 -d FILE"),
+        (b"\x04\x22\x4d\x18" + bytes(range(1, 200)), "lz4 -dc FILE"),
         ("caf\xe9 latin".encode("latin-1"), "not valid UTF-8 at byte 3"),
         (b"surrogate \xed\xa0\x80", "not valid UTF-8 at byte 10"),
     ],
