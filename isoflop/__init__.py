@@ -290,7 +290,7 @@ def score(
         runs: run folders.
         suites: names of suites, such as "blimp", or paths of suite files.
         items: the folder or tar archive that holds the items; "": those of a suite of one's own lie next to its file.
-        limit: only the first so many items of each subset; 0: all.
+        limit: only so many items of each subset, evenly spaced; 0: all.
         contamination: look for the items in each run's training text, and score without those found too.
         say: is told how far it is, a line at a time.
 

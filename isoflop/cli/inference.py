@@ -74,7 +74,9 @@ def evaluate(
         ),
     ] = (),
     items: Annotated[str, tyro.conf.arg(metavar="PATH", help="the folder or tar archive with the suites' items")] = "",
-    limit: Annotated[int, tyro.conf.arg(help="only the first items of each subset of a suite; 0: all")] = 0,
+    limit: Annotated[
+        int, tyro.conf.arg(help="only so many items of each subset of a suite, evenly spaced; 0: all")
+    ] = 0,
     contamination: Annotated[
         bool, tyro.conf.arg(help="look for the suites' items in the training text, and score without those found too")
     ] = False,

@@ -63,7 +63,7 @@ def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int =
     Args:
         make: the method's (methods.py).
         place: the folder or tar archive that holds the files; None: the folder of the suite's own file.
-        limit: only the first so many of each subset; 0: all.
+        limit: only so many of each subset, evenly spaced; 0: all.
 
     Raises:
         UserError: if the files are not there, or naming the item and what is wrong with it.
@@ -81,18 +81,26 @@ def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int =
     if not records:
         raise UserError(f"suite {suite.name}: none of the items in {place} is wanted: where = {suite.where}")
 
-    found: list[Item] = []
-    taken: dict[str, int] = {}
     shots = Examples(suite, suite.shots, store, records, make) if suite.shots else None
-    for number, (record, where) in enumerate(records, 1):
-        at = f"{suite.name} item {number} ({where})"
-        item = make(suite, record, at, number)
-        if limit and taken.get(item.subset, 0) >= limit:
-            continue
-        taken[item.subset] = taken.get(item.subset, 0) + 1
+    places = [f"{suite.name} item {number} ({where})" for number, (_, where) in enumerate(records, 1)]
+    items = [make(suite, record, at, i) for i, ((record, _), at) in enumerate(zip(records, places, strict=True), 1)]
+    found: list[Item] = []
+    for item in spread(items, limit) if limit else items:
+        (record, _), at = records[item.number - 1], places[item.number - 1]
         before = fill(suite.before, record, at) + (shots.before(record, at) if shots else "")
         found.append(replace(item, shots=before))
     return found
+
+
+def spread(items: Sequence[Item], limit: int) -> list[Item]:
+    """So many items of each subset, evenly spaced in it, in their order: the first ones of a file are often of one
+    kind."""
+    subsets: dict[str, list[Item]] = {}
+    for item in items:
+        subsets.setdefault(item.subset, []).append(item)
+    chosen = [part[i * len(part) // limit] for part in subsets.values() for i in range(limit) if len(part) > limit]
+    whole = [item for part in subsets.values() if len(part) <= limit for item in part]
+    return sorted([*chosen, *whole], key=lambda item: item.number)
 
 
 class Examples:

@@ -124,7 +124,7 @@ def ask(name: str, place: Path | None = None, limit: int = 0) -> Asked:
     """A suite by name or path, with its items.
 
     Args:
-        place: the folder or archive that holds them; limit: only the first so many of each subset.
+        place: the folder or archive that holds them; limit: only so many of each subset.
 
     Raises:
         UserError: if the suite or one of its items is malformed, or the items are not there.

@@ -80,7 +80,10 @@ def test_a_suite_of_ones_own_is_one_file(write_suite, questions, model, tokenize
     assert said["items"] == 6 and said["low"] <= said["score"] <= said["high"]
     assert set(said["metrics"]) == set(METHODS["options"].metrics) and list(said["subsets"]) == ["c", "d", "f", "t"]
     assert sum(one["items"] for one in said["subsets"].values()) == 6
-    assert len(ask(str(path), limit=1).items) == 4  # one of each subset
+    assert [item.number for item in ask(str(path), limit=1).items] == [1, 2, 3, 6]  # one of each subset
+    plain = str(write_suite(questions, name="plain"))
+    assert [item.number for item in ask(plain, limit=3).items] == [1, 3, 5]  # evenly spaced
+    assert ask(plain, limit=6).items == ask(plain, limit=9).items == ask(plain).items
 
 
 def judged(name, suite, items, nats, tokens=None):
