@@ -150,7 +150,7 @@ def main() -> None:
             for part, pairs in (("train", prepared.train()), ("heldout", prepared.heldout())):
                 write_lines(Path(scratch) / f"{part}.txt", pairs, prepared.tokenizer)
             text, held = (str(Path(scratch) / f"{part}.txt") for part in ("train", "heldout"))
-            pretrain([text], given.budget, out / "gpt", heldout=[held], assignments=common)
+            pretrain([text], given.budget, out / "gpt", heldout=[held], assignments=common, pilots=False)
             gpt, words_tokenizer, _ = checkpoint.load_model(out / "gpt")
             found = rates(lambda words: answers_of_gpt(gpt, words_tokenizer, words), wanted, given.words)  # type: ignore[arg-type]
             report("GPT on lines of text, greedy", {**summary(out / "gpt"), **found})

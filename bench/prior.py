@@ -1,42 +1,80 @@
-"""Make the table behind the loss that a plan expects: isoflop/plan/prior.json.
+"""Make what the loss that a plan expects comes from, isoflop/plan/prior.json: runs, and what is estimated from them.
 
-    python bench/prior.py CORPUS=PATH [CORPUS=PATH ...] [--flops 5e11 2e12 6e12] [--seeds 0] [--threads N]
+    python bench/prior.py CORPUS=PATH [CORPUS=PATH ...]            all runs that are missing, then the estimates
+    python bench/prior.py CORPUS=PATH ... --hours                  which are missing, and about how long they take
+    python bench/prior.py CORPUS=PATH ... --only texts             how predictable each text is, measured anew
+    python bench/prior.py CORPUS=PATH ... --only pilots            pilots of the runs that have none
+    python bench/prior.py --only estimates                         what follows from the runs, without a run
+    python bench/prior.py --only study                             corpora left out one at a time, as a table
 
-Each corpus is pretrained on with each FLOPs budget and seed, exactly as `isoflop train --budget` would, and a row is
-written for each run: corpus, how predictable it is, N, D, FLOPs (6ND), unique tokens, vocabulary, seed and
-the held-out bits per byte reached. A row takes the place of the one with its corpus and seed and about its FLOPs; the
-others stay, so that the plan always has a table. Budgets are in FLOPs, so what else the machine does has no influence.
+Each corpus is pretrained on with each FLOPs budget and seed of GRID, exactly as `isoflop train --budget` would, its
+pilots first (plan/pilot.py), however small the budget. A row is written for each run as it ends: corpus, how
+predictable it is, N, D, FLOPs (6ND), unique tokens, vocabulary, seed, the held-out bits per byte reached, seconds, its
+pilots, and `made`, which changes with the recipe and with the rule that holds text out. A row of the same corpus and
+seed and about the same FLOPs is missing where its `made` is another, and gives way to the new one; until then it stays,
+so that the plan always has a table. The command goes on where it was stopped; several may run side by side with
+different corpora. Budgets are in FLOPs, so what else the machine does changes nothing but the time.
 CORPUS=stdlib is the default corpus.
 """
 
 import argparse
+import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+from isoflop.budget import Budget
+from isoflop.data.config import DataConfig
+from isoflop.data.excerpt import excerpt
+from isoflop.data.prepare import Prepared
+from isoflop.data.survey import SAMPLE_BYTES
 from isoflop.files import write_json
 from isoflop.job import pretrain
-from isoflop.records import read_run
+from isoflop.job.pilots import PilotMaker
+from isoflop.plan import pilot as pilot_rules
+from isoflop.plan.planner import plan
+from isoflop.plan.predictability import predictability
+from isoflop.plan.prior import calibrate, corpora_of, estimate, leave_out
+from isoflop.plan.recipe import recipe_of
+from isoflop.records import PilotRun, read_run
+from isoflop.trainer import RunConfig
 from isoflop.trainer.loop import RunResult
 
 TABLE = Path(__file__).parents[1] / "isoflop" / "plan" / "prior.json"
-COMMAND = "python bench/prior.py CORPUS=PATH ... --flops 5e11 2e12 6e12 2e13 6e13 --seeds 0 1"
-ALIKE = 0.1  # difference of the logarithms of two runs' FLOPs
+COMMAND = "python bench/prior.py CORPUS=PATH ..."
+ALIKE = 0.12  # difference of the logarithms of two runs' FLOPs: pilots take 5 % of a budget
+# FLOPs of a budget, its seeds, and the bytes of text that a corpus has to have for it
+GRID = ((5e11, (0, 1), 0.0), (2e12, (0, 1), 0.0), (6e12, (0,), 0.0), (2e13, (0,), 1e7), (6e13, (0,), 4e7))
+FEWEST_CORPORA = 4
+USUAL = 1.5e10  # FLOP/s that a thread is taken to reach where no row says
+
+
+def made() -> str:
+    """What a run hangs on besides its budget: a digest of the recipe and of the rules by which text is held out."""
+    decides = {"recipe": recipe_of(RunConfig()), "split": DataConfig().split, "held out": DataConfig().heldout_fraction}
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def assignments(seed: int, threads: int) -> list[str]:
+    return [f"seed={seed}", f"runtime.threads={threads}"]
+
+
+def sources_of(corpus: str, path: str) -> tuple[str, ...]:
+    return () if path == "stdlib" else (f"{corpus}={path}",)
 
 
 def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> dict[str, Any]:
-    """Train once and say what came of it."""
-    sources = () if path == "stdlib" else (f"{corpus}={path}",)
-    with tempfile.TemporaryDirectory() as folder:
-        result = pretrain(
-            sources,
-            f"{flops:g}flop",
-            Path(folder) / "run",
-            assignments=[f"seed={seed}", f"runtime.threads={threads}"],
-        )
+    """Train once, with pilots, and say what came of it."""
+    with tempfile.TemporaryDirectory() as folder, pilots_always():
+        began = time.monotonic()
+        out = Path(folder) / "run"
+        result = pretrain(sources_of(corpus, path), f"{flops:g}flop", out, assignments=assignments(seed, threads))
+        seconds = time.monotonic() - began
         assert isinstance(result, RunResult)
         run = read_run(result.folder)
     return {
@@ -50,7 +88,56 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
         "vocab_size": run.config["model"]["vocab_size"],
         "seed": seed,
         "bits_per_byte": round(run.result.heldout.bits_per_byte, 4),
+        "seconds": round(seconds),
+        "pilots": [pilot_row(one) for one in run.plan.pilots or ()],
+        "made": made(),
     }
+
+
+def pilot_row(one: PilotRun) -> dict[str, Any]:
+    return {
+        "parameters": one.parameters,
+        "tokens": one.tokens,
+        "flops": one.flops,
+        "unique_tokens": one.unique_tokens,
+        "steps": one.steps,
+        "bits_per_byte": round(one.bits_per_byte or math.nan, 4),
+    }
+
+
+@contextlib.contextmanager
+def pilots_always():
+    """Within this, pilots are made for every budget in FLOPs."""
+    before, pilot_rules.FROM = pilot_rules.FROM, {"flops": 0.0}
+    try:
+        yield
+    finally:
+        pilot_rules.FROM = before
+
+
+def planned(corpus: str, path: str, flops: float, seed: int, threads: int, maker: PilotMaker | None):
+    """The plan of such a run and its data, without the run."""
+    from isoflop.plan.asked import Asked
+    from isoflop.trainer.config import DataConfig as Data
+
+    asked = Asked.of(assignments(seed, threads))
+    config = asked.apply(RunConfig(data=Data(sources=sources_of(corpus, path))))
+    with pilots_always():
+        return plan(Budget("flops", flops), config, asked, say=print, make_pilots=maker)
+
+
+def add_pilots(row: dict[str, Any], path: str, threads: int) -> dict[str, Any]:
+    """The row of a run that was made without pilots, with those that it would have had."""
+    advice, _ = planned(row["corpus"], path, row["flops"], row["seed"], threads, PilotMaker(print))
+    return {**row, "pilots": [pilot_row(one) for one in advice.pilots]}
+
+
+def measure_text(corpus: str, path: str, flops: float, threads: int) -> tuple[float, float]:
+    """How predictable a corpus is, as a run with so many FLOPs would find it."""
+    _, data = planned(corpus, path, flops, 0, threads, None)
+    assert isinstance(data, Prepared)
+    found = predictability(excerpt(data, SAMPLE_BYTES))
+    return round(found.ngram, 4), round(found.lzma, 4)
 
 
 def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -59,30 +146,135 @@ def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return alike and abs(math.log(one["flops"] / other["flops"])) < ALIKE
 
 
-def add_row(row: dict[str, Any]) -> None:
-    """Put a row into the table; two of these programs may run side by side."""
+def change_table(change: Any, estimated: bool = False) -> None:
+    """`change` the rows of the table; two of these programs may run side by side.
+
+    Args:
+        estimated: make the estimates anew too, which takes seconds; else they stay as they are until that is done.
+    """
     with TABLE.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = json.loads(TABLE.read_text(encoding="utf-8"))["runs"] if TABLE.exists() else []
-        others = [other for other in rows if not same_run(row, other)]
-        rows = sorted([*others, row], key=lambda r: (r["corpus"], r["flops"], r["seed"]))
-        write_json(TABLE, {"command": COMMAND, "runs": rows})
+        before = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
+        rows = change(before.get("runs", []))
+        rows.sort(key=lambda row: (row["corpus"], row["flops"], row["seed"]))
+        whole = {**before, "command": COMMAND, "recipe": recipe_of(RunConfig()), "runs": rows}
+        write_json(TABLE, {**whole, **(estimates(rows) if estimated else {})})
+
+
+def add_row(row: dict[str, Any]) -> None:
+    """Put a row into the table, in the place of the same run's."""
+    change_table(lambda rows: [*(one for one in rows if not same_run(row, one)), row])
+
+
+def read_rows() -> list[dict[str, Any]]:
+    return list(json.loads(TABLE.read_text(encoding="utf-8"))["runs"]) if TABLE.exists() else []
+
+
+def estimates(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What follows from the runs: how the laws of corpora differ, and by how much deviations fall short; nothing while
+    there are too few corpora to leave one out."""
+    if len({row["corpus"] for row in rows}) < FEWEST_CORPORA:
+        return {}
+    short = calibrate(leave_out(rows))
+    found = estimate(list(corpora_of(rows).values()))
+    return {"population": found.to_dict(), "calibration": {**vars(short)}}
+
+
+def missing(rows: list[dict[str, Any]], corpora: dict[str, str]) -> list[tuple[float, str, int]]:
+    """(FLOPs, corpus, seed) of what is to be run, the cheapest first."""
+    found = []
+    for flops, seeds, least in GRID:
+        for corpus, path in corpora.items():
+            size = math.inf if path == "stdlib" else text_bytes(corpus, path)
+            for seed in seeds:
+                wanted = {"corpus": corpus, "flops": flops, "seed": seed}
+                there = any(same_run(row, wanted) and row.get("made") == made() for row in rows)
+                if size >= least and not there:
+                    found.append((flops, corpus, seed))
+    return found
+
+
+def text_bytes(corpus: str, path: str) -> float:
+    from isoflop.data.prepare import survey
+
+    return float(survey(DataConfig(sources=(f"{corpus}={path}",))).bytes)
+
+
+def hours(todo: list[tuple[float, str, int]], rows: list[dict[str, Any]]) -> float:
+    """About how long, by the rows that say what they took."""
+    timed = [row for row in rows if row.get("seconds")]
+    speed = sum(row["flops"] for row in timed) / sum(row["seconds"] for row in timed) if timed else USUAL
+    return sum(flops for flops, _, _ in todo) / speed / 3600
+
+
+def show_study(rows: list[dict[str, Any]]) -> None:
+    """Each corpus left out in turn: how far off its runs are, from the text alone and with smaller runs on it."""
+    misses = leave_out(rows)
+    groups = {"from the text alone": [one for one in misses if one.decades is None]}
+    for low, high in ((2, 6), (6, 20), (20, 60), (60, 1e9)):
+        title = (
+            f"one run of {1 / high:.2g} to {1 / low:.2g} of its compute" if high < 1e9 else f"less than {1 / low:.2g}"
+        )
+        groups[title] = [
+            one for one in misses if one.decades is not None and not one.pilots and low <= 10**one.decades < high
+        ]
+    groups["its pilots"] = [one for one in misses if one.pilots]
+    print(f"{'':<40}{'runs':>6}{'off':>8}{'stated':>8}{'bias':>8}")
+    for title, some in groups.items():
+        if some:
+            off = math.sqrt(sum(one.off**2 for one in some) / len(some))
+            stated = math.sqrt(sum(one.deviation**2 for one in some) / len(some))
+            bias = sum(one.off for one in some) / len(some)
+            print(f"{title:<40}{len(some):>6}{off:>8.1%}{stated:>8.1%}{bias:>+8.1%}")
+    print(json.dumps(estimates(rows), indent=1))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpora", nargs="+", metavar="CORPUS=PATH")
-    parser.add_argument("--flops", nargs="+", type=float, default=[5e11, 2e12, 6e12])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("corpora", nargs="*", metavar="CORPUS=PATH")
+    parser.add_argument("--only", choices=["texts", "pilots", "estimates", "study"])
+    parser.add_argument("--hours", action="store_true", help="say what is missing and how long it takes")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--most", type=float, default=math.inf, help="FLOPs of the largest run that is looked at")
+    parser.add_argument("--least", type=float, default=0.0, help="and of the smallest one, for --only pilots")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the runs, for --only pilots")
     given = parser.parse_args()
-    for flops in given.flops:
-        for text in given.corpora:
-            corpus, _, path = text.partition("=")
-            for seed in given.seeds:
-                row = one_run(corpus, path, flops, seed, given.threads)
-                print(json.dumps(row), flush=True)
-                add_row(row)
+    corpora = dict(text.partition("=")[::2] for text in given.corpora)
+
+    if given.only == "study":
+        return show_study(read_rows())
+    if given.only == "estimates":
+        return change_table(lambda rows: rows, estimated=True)
+    if given.only == "texts":
+        for corpus, path in corpora.items():
+            ngram, lzma = measure_text(corpus, path, min(2e12, given.most), given.threads)
+            print(corpus, ngram, lzma, flush=True)
+            found = {"ngram": ngram, "lzma": lzma}
+            change_table(
+                lambda rows, corpus=corpus, found=found: [
+                    {**row, **found} if row["corpus"] == corpus else row for row in rows
+                ]
+            )
+        return change_table(lambda rows: rows, estimated=True)
+    if given.only == "pilots":
+        for row in read_rows():
+            wanted = row["corpus"] in corpora and row["seed"] in given.seeds and not row.get("pilots")
+            if wanted and given.least <= row["flops"] <= given.most:
+                done = add_pilots(row, corpora[row["corpus"]], given.threads)
+                print(json.dumps(done), flush=True)
+                change_table(lambda rows, row=row, done=done: [done if other == row else other for other in rows])
+        return change_table(lambda rows: rows, estimated=True)
+
+    todo = [one for one in missing(read_rows(), corpora) if one[0] <= given.most]
+    print(f"{len(todo)} runs are missing: about {hours(todo, read_rows()):.1f} hours, one after the other", flush=True)
+    for flops, corpus, seed in todo:
+        if given.hours:
+            print(f"  {corpus} {flops:.0e} FLOPs, seed {seed}")
+            continue
+        row = one_run(corpus, corpora[corpus], flops, seed, given.threads)
+        print(json.dumps(row), flush=True)
+        add_row(row)
+    return None if given.hours else change_table(lambda rows: rows, estimated=True)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def pretrain(
     strict: bool = False,
     task: str = "causal_lm",
     dry_run: bool = False,
+    pilots: bool = True,
     quiet: bool = False,
     listener: "Listener | None" = None,
 ) -> "RunResult | Advice":
@@ -86,6 +87,7 @@ def pretrain(
         strict: skipped files are errors.
         task: "causal_lm", or "seq2seq": an encoder-decoder on pairs, one per line.
         dry_run: return the plan and train nothing.
+        pilots: make tiny runs on the text first, within 5 % of the budget, where they make the forecast better.
         quiet: show nothing.
         listener: told what happens, in place of standard output.
 
@@ -111,6 +113,7 @@ def pretrain(
                 strict=strict,
                 task=task,
                 dry_run=dry_run,
+                pilots=pilots,
                 listener=screen.listener,
             )
         )

@@ -18,6 +18,7 @@ from isoflop.job.listener import Listener
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.launch import is_main
 from isoflop.plan.advice import Advice
+from isoflop.plan.pilot import no_forecast
 from isoflop.records import (
     BadSteps,
     DataAccount,
@@ -315,6 +316,9 @@ def show_plan(screen: Screen, advice: Advice) -> None:
             f"  expected: {e.bits_per_byte:.3f} bits per byte held-out, {e.low:.3f} to {e.high:.3f} ({e.level:.0%})"
         )
         screen.say(f"            {e.source}")
+    elif advice.differences:
+        screen.say(f"  expected: nothing is stated, as no such run was made yet: {'; '.join(advice.differences)}")
+        screen.say(f"            {no_forecast(advice)}")
     else:
         screen.say("  expected: nothing is stated; the prior knows GPTs from scratch with a planned model only")
 

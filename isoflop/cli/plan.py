@@ -1,4 +1,5 @@
-"""Scaling laws from tables of runs: `plan fit`, `predict`, `compare`. What to train on other machines: `advise`."""
+"""Scaling laws from tables of runs: `plan fit`, `predict`, `compare`. What to train on other machines: `advise`.
+Whether forecasts were right: `score`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ FitArgument = Annotated[
 
 def plan() -> None:
     """Fit scaling laws to a table of runs, and ask them what a budget buys, here or on other machines: plan fit, plan
-    predict, plan compare, plan advise."""
+    predict, plan compare, plan advise. Score the forecasts of your own runs: plan score."""
     raise UserError(f"plan needs a command: isoflop plan {', '.join(list(PLAN)[:-1])} or {list(PLAN)[-1]}")
 
 
@@ -249,4 +250,24 @@ def size_of(sources: tuple[str, ...]) -> float:
     return float(survey_sources(DataConfig(sources=sources)).bytes) if sources else float("inf")
 
 
-PLAN: dict[str, Callable[..., None]] = {"fit": fit, "predict": predict, "compare": compare, "advise": advise}
+def score(*, json: Json = False) -> None:
+    """Were the forecasts of your runs right? Coverage, width and bias of everything in $ISOFLOP_HOME/ledger.jsonl."""
+    from isoflop.files import home, to_json
+    from isoflop.plan.ledger import score as score_ledger
+    from isoflop.plan.ledger import to_lines
+    from isoflop.records.ledger import read_ledger
+
+    found = score_ledger(read_ledger(home() / "ledger.jsonl"))
+    if json:
+        print(to_json(found.to_dict()), end="")
+    else:
+        print("\n".join(to_lines(found)))
+
+
+PLAN: dict[str, Callable[..., None]] = {
+    "fit": fit,
+    "predict": predict,
+    "compare": compare,
+    "advise": advise,
+    "score": score,
+}

@@ -65,6 +65,7 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
+    no_pilots: Annotated[bool, tyro.conf.arg(help="forecast the loss without tiny runs on the text first")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     profile: Annotated[bool, tyro.conf.arg(help="profile a few steps and show the result in the report")] = False,
     diagnose: Annotated[
@@ -93,10 +94,12 @@ def train(
         screen = Screen(quiet=not is_main(), is_product=dry_run)
         watching = (*((Profile(),) if profile else ()), *((Diagnose(),) if diagnose else ()))
         listener = listener_for(screen, hooks=watching)
-        new = {"--recipe": recipe, "--config": config, "--init": init, "--strict": strict}
+        new = {"--recipe": recipe, "--config": config, "--init": init, "--strict": strict, "--no-pilots": no_pilots}
         if resume is not None:
             refuse_nothing("--resume", resume)
-            refuse_with_resume(resume, {"--like": like, "--out": out, **new, "--dry-run": dry_run})
+            refuse_with_resume(
+                resume, {"--like": like, "--out": out, **new, "--dry-run": dry_run, "--no-pilots": no_pilots}
+            )
         if like is not None:
             refuse_nothing("--like", like)
             refuse_with_like(like, {"--budget": budget, **new, "--task": task != "causal_lm" and task})
@@ -111,6 +114,7 @@ def train(
             strict=strict,
             task=task,
             dry_run=dry_run,
+            pilots=not no_pilots,
             resume=resume,
             like=like,
         )

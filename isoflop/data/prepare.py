@@ -18,6 +18,7 @@ from isoflop.config import to_dict
 from isoflop.data.config import DataConfig, check
 from isoflop.data.corpus import find_files, parse_sources, total_size
 from isoflop.data.encode import Encoders, batches
+from isoflop.data.excerpt import excerpt
 from isoflop.data.kinds import TOKENIZERS, find_kind, origin_of
 from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tokenizer
 from isoflop.data.parts import Part, list_parts
@@ -60,10 +61,8 @@ def survey(config: DataConfig) -> Survey:
         SourceSurvey(name, 0, sizes[name], sizes[name], sizes[name] / max(one.documents or 0, 1))
         for name, one in described.items()
     )
-    share = SAMPLE_BYTES // len(sources)
-    sample = b"\n".join(prepared.tokenizer.decode_bytes(prepared.train(name)[:share])[:share] for name in described)
     total = sum(one.text_bytes for one in sources)
-    return Survey(0, total, sources, prepared.heldout_bytes, sample[:SAMPLE_BYTES])
+    return Survey(0, total, sources, prepared.heldout_bytes, excerpt(prepared, SAMPLE_BYTES))
 
 
 def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:

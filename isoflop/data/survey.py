@@ -4,6 +4,7 @@ import builtins
 import math
 from dataclasses import dataclass, field, replace
 
+from isoflop.data.clean import digest_of
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import Source, SourceFile, find_files, parse_sources, total_size
 from isoflop.data.readers import read_or_skip
@@ -13,6 +14,7 @@ from isoflop.data.tally import Tally
 SAMPLE_BYTES = 1_000_000  # of text, over all sources
 READ_BYTES = 4_000_000  # of text of a source, to estimate the rest from
 LOOKED_AT = 32  # files of a source
+CHUNK = 4096  # bytes of the chunks that a sample is made of
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class SourceSurvey:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to train on. `sample` is at most 1 MB of UTF-8 text from all sources, for a compressor."""
+    """What there is to train on. `sample` is at most 1 MB of UTF-8 text from all sources, of what was read of them:
+    for a plan that does without preparing the text, whose sample is that of all of it (excerpt.py)."""
 
     files: int
     bytes: int  # of UTF-8 text, estimated
@@ -40,7 +43,11 @@ class Survey:
 def survey_sources(config: DataConfig) -> Survey:
     sources = parse_sources(config.sources)
     heldout = parse_sources(config.heldout) if config.heldout else ()
-    looks = [look(source, config.reading(source), SAMPLE_BYTES // len(sources)) for source in sources]
+    shares = [source.weight or 1 / len(sources) for source in sources]
+    looks = [
+        look(source, config.reading(source), int(share * SAMPLE_BYTES))
+        for source, share in zip(sources, shares, strict=True)
+    ]
     held = [look(source, config.reading(source), SAMPLE_BYTES)[0] for source in heldout]
     surveyed = tuple(one for one, _ in looks)
     return Survey(
@@ -79,8 +86,23 @@ def look(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes
         text_bytes=round(text / disk * size) if disk else 0,
         document_bytes=text / max(sum(one.documents for one in looks), 1),
     )
-    share = wanted // len(chosen)
-    return described, b"\n".join(b"\n".join(one.text)[:share] for one in looks)
+    return described, spread([document for one in looks for document in one.text], wanted)
+
+
+def spread(documents: list[bytes], wanted: int) -> bytes:
+    """At most `wanted` bytes of some documents: the chunks whose digests are smallest, so that a beginning counts no
+    more than what comes after it."""
+    chunks = [document[i : i + CHUNK] for document in documents for i in range(0, len(document), CHUNK)]
+    if sum(map(len, chunks)) <= wanted:
+        return b"\n".join(documents)
+    chosen: list[bytes] = []
+    held = 0
+    for chunk in sorted(chunks, key=digest_of):
+        held += len(chunk) + 1
+        if held > wanted:
+            break
+        chosen.append(chunk)
+    return b"\n".join(chosen)
 
 
 def beginning(file: SourceFile, how: Reading, wanted: int) -> Look:
@@ -95,7 +117,7 @@ def beginning(file: SourceFile, how: Reading, wanted: int) -> Look:
             if block and read.text_bytes >= wanted:
                 return replace(read, disk_bytes=block)
             block = place[0]
-        if read.text_bytes < SAMPLE_BYTES:
+        if read.text_bytes < wanted:
             read.text.append(document)
         read.text_bytes += len(document)
         read.documents += 1

@@ -57,7 +57,7 @@ class SecondThoughts(Hook):
     timed: bool = False
 
     def stepped(self, state: RunState) -> None:
-        budget = self.advice.budget.amount
+        budget = self.advice.seconds or self.advice.budget.amount
         stepping = state.seconds - state.aside
         if self.reason or state.signals is None or state.seconds > UNTIL * budget:
             return

@@ -35,6 +35,7 @@ class Command:
     strict: bool = False
     task: str = RunConfig.task
     dry_run: bool = False
+    pilots: bool = True
     resume: Path | str | None = None
     like: Path | str | None = None
 
@@ -83,6 +84,7 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
         task=command.task,
         dry_run=command.dry_run,
         listener=listener,
+        pilots=command.pilots,
     )
 
 

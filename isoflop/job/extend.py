@@ -7,7 +7,9 @@ from isoflop import checkpoint
 from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
+from isoflop.job.ledger import put_on_record
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.plan.pilot import seen_of
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
 from isoflop.records import Plan, Run, TrainingLine
@@ -77,6 +79,7 @@ def extend(
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)
         decision = Decision(at_step=at, steps=end, progress=progress, reason=reason)
         folder.append("decisions", decision.line(time.time(), seconds), durable=True)
+        longer = put_on_record(folder, longer, run.data, run.settings.seed, say, replaces=run.plan.forecast)
         write_json(folder.plan, longer.to_dict())
         folder.event("extended", step=at, budget=str(more), steps=total)
     if at < steps[-1]:
@@ -108,8 +111,10 @@ def extended_plan(plan: Plan, more: Budget, seconds: float, steps: int) -> Plan:
 
     seen = plan.predictability
     if plan.expected and tokens and plan.parameters and plan.unique_tokens and seen and seen.ngram and seen.lzma:
-        text = Predictability(seen.ngram, seen.lzma)
-        new = new.updated(expected=expect(plan.parameters, tokens, plan.unique_tokens, text))
+        text = Predictability(seen.ngram, seen.lzma, seen.doubt or 0.0)
+        pilots = seen_of(plan.pilots or ())
+        found = expect(plan.parameters, tokens, plan.unique_tokens, text, pilots, strange=bool(plan.recipe))
+        new = new.updated(expected=found)
     return new
 
 

@@ -9,10 +9,10 @@ from typing import Any
 from isoflop import checkpoint
 from isoflop.config import from_dict, to_dict
 from isoflop.data.manifest import Data
-from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json
+from isoflop.job.ledger import add_divergence, add_outcome, put_on_record
 from isoflop.job.listener import Listener, Phases
-from isoflop.job.outcome import FINAL_TOKENS, add_to_ledger, judge, mfu, pieces_of
+from isoflop.job.outcome import FINAL_TOKENS, judge, mfu, pieces_of
 from isoflop.measure import HeldOut
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.mesh import Group
@@ -28,6 +28,7 @@ from isoflop.trainer.diagnose import Diagnose
 from isoflop.trainer.guard import account, gaps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
+from isoflop.trainer.recovery import Diverged
 from isoflop.trainer.signals import Restarting
 from isoflop.trainer.suites import make_suites
 from isoflop.trainer.task import Task, make_task
@@ -114,6 +115,9 @@ class Job:
                 raise
             self.phases.seconds["abandoned"] = round(left.seconds, 2)
             return self.anew(self, left).run()
+        except Diverged:
+            add_divergence(read_run(self.folder.path), self.listener.say)
+            raise
         self.finish(result, self.measure())
         return result
 
@@ -133,6 +137,9 @@ class Job:
 
         if self.config.init and not self.resumed:
             self.measure_start()
+        if not self.resumed:
+            about = self.data.account()
+            self.plan = put_on_record(self.folder, self.plan, about, self.config.seed, self.listener.say)
         self.group.order(self.order())
         plan = self.plan.updated(phases=dict(self.phases.seconds))
         result = self.take_steps(told, plan=plan, environment={"peak": self.peak}, decided=self.decided)
@@ -188,10 +195,7 @@ class Job:
 
                 write_report([self.folder.path])
             run = self.write_result(result, reached)
-        try:
-            add_to_ledger(run)
-        except UserError as error:  # the run is done and written
-            self.listener.say(f"note: {error}")
+        add_outcome(run, self.listener.say)
 
     def write_result(self, result: RunResult, reached: HeldOut) -> Run:
         """Write result.json. Returns the run as it is on record now."""

@@ -10,6 +10,8 @@ from isoflop.plan.advice import Advice
 from isoflop.records import DataAccount
 from isoflop.trainer.hooks import Hook
 
+PILOTS = "pilots"  # the phase in which they are made
+
 
 def nothing(*_: Any) -> None:
     """A listener that does not listen."""
@@ -38,7 +40,8 @@ class Listener:
 
 @dataclass
 class Phases:
-    """Seconds by phase; preparation, calibration, the final measurement and the report are outside the budget."""
+    """Seconds by phase; preparation, calibration, the final measurement and the report are outside the budget, pilots
+    and training inside."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -60,5 +63,6 @@ class Stopwatch:
 
 
 def seconds_line(phases: Phases) -> str:
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items())
-    return f"outside the budget: {spent}"
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items() if name != PILOTS)
+    inside = f"; inside it: {PILOTS} {phases.seconds[PILOTS]:.1f} s" if PILOTS in phases.seconds else ""
+    return f"outside the budget: {spent}{inside}"

@@ -1,14 +1,12 @@
-"""What a model is judged by, and the ledger that later plans can learn from."""
+"""What a model is judged by."""
 
 import itertools
-import time
 from dataclasses import replace
 from typing import Any
 
-from isoflop.files import NAME_HOME, disk_errors, home
 from isoflop.measure import HeldOut
 from isoflop.parallel.mesh import ALONE, Group
-from isoflop.records import HeldOutPieces, LedgerLine, Run, RunFolder
+from isoflop.records import HeldOutPieces
 from isoflop.runtime import Runtime, utilisation
 from isoflop.trainer.config import RuntimeConfig
 from isoflop.trainer.task import Task
@@ -56,27 +54,3 @@ def mfu(flops_per_token: float | None, ran: RuntimeConfig, tokens_per_second: fl
         return None
     each = tokens_per_second / group.machines(ran.device)
     return utilisation(flops_per_token * each, ran.device, ran.dtype)
-
-
-def add_to_ledger(run: Run) -> None:
-    """Add prediction and outcome of a planned run to $ISOFLOP_HOME/ledger.jsonl, whence later plans can learn."""
-    if run.plan.expected is None:
-        return
-    line = LedgerLine(
-        run=str(run.folder.path.resolve()),
-        time=time.time(),
-        fingerprint=run.data.fingerprint,
-        predictability=run.plan.predictability,
-        unique_tokens=run.plan.unique_tokens,
-        parameters=run.plan.parameters,
-        tokens=run.result.tokens,
-        flops=run.result.flops,
-        seed=run.settings.seed,
-        expected=run.plan.expected,
-        reached_bits_per_byte=run.result.heldout.bits_per_byte,
-        verdict=run.result.verdict,
-    )
-    ledger = RunFolder(home())
-    with disk_errors(f"the ledger {home()}", instead=NAME_HOME):
-        ledger.path.mkdir(parents=True, exist_ok=True)
-        ledger.append("ledger", line)

@@ -15,7 +15,9 @@ from isoflop.errors import UserError
 from isoflop.files import disk_errors, home_note, try_folder
 from isoflop.job.attempts import SecondThoughts, make_ready, switch
 from isoflop.job.job import Job
-from isoflop.job.listener import Listener, Phases, seconds_line
+from isoflop.job.ledger import put_on_record
+from isoflop.job.listener import PILOTS, Listener, Phases, seconds_line
+from isoflop.job.pilots import PilotMaker
 from isoflop.job.reopen import reopen
 from isoflop.job.together import again, together
 from isoflop.model.config import ModelConfig
@@ -52,6 +54,7 @@ def pretrain(
     task: str = RunConfig.task,
     dry_run: bool = False,
     listener: Listener | None = None,
+    pilots: bool = True,
 ) -> RunResult | Advice:
     """Pretrain the best GPT that `budget` buys on `sources`.
 
@@ -67,6 +70,7 @@ def pretrain(
         strict: skipped files are errors.
         task: what is learned (trainer/task.py); "seq2seq" trains an encoder-decoder on pairs, one per line.
         dry_run: return the plan and train nothing.
+        pilots: make tiny runs on the text first, within the budget, where they make the forecast better.
 
     Returns:
         What the run came to, or the plan with `dry_run`.
@@ -96,7 +100,12 @@ def pretrain(
     if note := home_note():
         listener.say(note)
     keep = Keep(model=base is not None or bool(init), rates=base is not None)
-    advice, data = plan(allowance, config, asked, keep, group, listener.say, listener.progress, phases.time, dry_run)
+    maker = PilotMaker(listener.say)
+    told = (asked, keep, group, listener.say, listener.progress, phases.time)
+    advice, data = plan(allowance, config, *told, dry_run, maker if pilots else None)
+    in_pilots = maker.found.spent if maker.found else 0.0
+    if in_pilots:
+        phases.seconds[PILOTS] = round(in_pilots, 2)
     if data is not None:
         listener.prepared(data.account())
     listener.planned(advice)
@@ -114,9 +123,9 @@ def pretrain(
     def anew(first: Job, left: Restarting) -> Job:
         known.forget(first.runtime.device)
         forget_dtypes()
-        rest = Budget("seconds", allowance.amount - left.seconds)
+        rest = Budget("seconds", allowance.amount - in_pilots - left.seconds)
         try:
-            second, text = plan(rest, config, asked, keep, group, listener.say, listener.progress, phases.time)
+            second, text = plan(rest, config, *told, False, maker.again if maker.found else None)
             check_world(second.config, group)
         except UserError as error:  # what is left is too little, or such a batch cannot be divided
             listener.say(f"note: the run goes on as it was planned first: {error}")
@@ -126,6 +135,8 @@ def pretrain(
         listener.prepared(text.account())
         listener.planned(second)
         record = second.plan().updated(budget=str(allowance), phases=dict(phases.seconds))
+        about = text.account()
+        record = put_on_record(folder, record, about, config.seed, listener.say, replaces=first.plan.forecast)
         with disk_errors(f"the run folder {folder.path}"), folder.locked():
             make_ready(folder, second.config, record, text, thoughts.reason, left.seconds)
             switch(folder)

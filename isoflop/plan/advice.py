@@ -9,7 +9,7 @@ from isoflop.model.count import parameters
 from isoflop.plan.asked import Asked
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.predictability import Predictability
-from isoflop.records import Calibration, CandidateShape, Choice, Expectation, Plan, TextPredictability
+from isoflop.records import Calibration, CandidateShape, Choice, Expectation, PilotRun, Plan, TextPredictability
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
@@ -39,6 +39,7 @@ class Facts:
         vocab_size: ids of the tokenizer.
         bytes_per_token: of the prepared text.
         tokenizer: what it is, in words; tokenizer_json: its text.
+        sample: of the text, for a compressor; empty: the one that was taken before it was prepared.
         measured: on the prepared data; else estimated, for a dry run.
     """
 
@@ -48,13 +49,14 @@ class Facts:
     tokenizer: str = ""
     tokenizer_json: str = ""
     measured: bool = True
+    sample: bytes = b""
 
     @classmethod
-    def of(cls, data: Data) -> "Facts":
+    def of(cls, data: Data, sample: bytes = b"") -> "Facts":
         account = data.account()
         unique = sum(data.train_tokens(name) for name in data.sources)
         words, text = account.tokenizer or "", data.tokenizer.to_json()
-        return cls(unique, data.vocab_size, account.bytes_per_token or 0.0, words, text)
+        return cls(unique, data.vocab_size, account.bytes_per_token or 0.0, words, text, sample=sample)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Proposal:
         vocabulary: ids; train_bytes: of text that the budget can make use of.
         calibration, peak: what timing the machine found; see plan/machine.py and runtime.measure_peak.
         machines: like this one that train together.
+        whole: the budget that `budget` is what pilots leave of; None: it is the whole one.
     """
 
     budget: Budget
@@ -81,6 +84,7 @@ class Proposal:
     calibration: Calibration
     peak: dict[str, float]
     machines: int = 1
+    whole: Budget | None = None
 
     @property
     def data(self) -> DataConfig:
@@ -97,8 +101,11 @@ class Advice:
     """The plan: a configuration that is ready to train, what it should cost and reach, and why it is as it is.
 
     Attributes:
-        text, unique_tokens: what `expected` was made from; None where data are no text.
+        budget: the whole one; seconds: of it, those that the run itself has.
+        text, unique_tokens, pilots: what `expected` was made from; None where data are no text.
+        differences: what the recipe does otherwise than that of the prior's runs; without pilots nothing is expected.
         workload: the task on its data, as it was planned for.
+        proposal: what it was made of.
     """
 
     config: RunConfig
@@ -115,6 +122,9 @@ class Advice:
     text: Predictability | None = None
     unique_tokens: int | None = None
     workload: Workload | None = None
+    pilots: tuple[PilotRun, ...] = ()
+    differences: tuple[str, ...] = ()
+    proposal: Proposal | None = None
 
     def plan(self) -> Plan:
         """plan.json."""
@@ -135,5 +145,8 @@ class Advice:
         )
         if self.text is None:
             return plan
-        seen = TextPredictability(ngram=self.text.ngram, lzma=self.text.lzma)
-        return plan.updated(predictability=seen, unique_tokens=self.unique_tokens)
+        seen = TextPredictability(ngram=self.text.ngram, lzma=self.text.lzma, doubt=self.text.doubt or None)
+        plan = plan.updated(predictability=seen, unique_tokens=self.unique_tokens)
+        if self.differences:
+            plan = plan.updated(recipe=self.differences)
+        return plan.updated(pilots=self.pilots) if self.pilots else plan

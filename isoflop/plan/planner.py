@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 
 from isoflop.budget import Budget
+from isoflop.data.excerpt import excerpt
 from isoflop.data.manifest import Data
-from isoflop.data.prepare import Progress
+from isoflop.data.prepare import Prepared, Progress
+from isoflop.data.survey import SAMPLE_BYTES
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
 from isoflop.plan.asked import NOTHING, Asked
@@ -26,17 +29,21 @@ from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.explain import choices_of
 from isoflop.plan.fewer import for_ids, is_far, rescaled, with_ids
 from isoflop.plan.machine import choose_runtime
-from isoflop.plan.predictability import Predictability, predictability
+from isoflop.plan.pilot import NONE, Pilots, pays, seen_of, told, without_pilots
+from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import expect
+from isoflop.plan.recipe import differences, is_other
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import bytes_per_token_for, context_for, vocabulary_for, with_batch, with_length, with_rates
 from isoflop.plan.speeds import find_speeds
 from isoflop.plan.trials import calibration_seconds, first_trial, usual_speed
-from isoflop.records import CandidateShape
+from isoflop.records import CandidateShape, Choice, Expectation
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
 from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import Rung, Workload, matmul_weights
+
+Forecast = Callable[[float, float], Expectation]  # of N and D
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 PREPARED = 2.5e6  # bytes of text per second, about: for an estimate before it begins (bench/prepare.py)
@@ -55,6 +62,7 @@ def plan(
     progress: Progress | None = None,
     phase: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
     dry: bool = False,
+    make_pilots: Callable[[Advice, Data], Pilots] | None = None,
 ) -> tuple[Advice, Data | None]:
     """Time the machine, choose what to train, and prepare the data, in the order in which they need each other.
 
@@ -64,6 +72,7 @@ def plan(
         phase: is entered for each part, "prepare" or "calibrate", to time it.
         dry: nothing will be trained: text of which preparing would take long is not prepared, and what a plan needs to
             know of it is estimated. There are no data then.
+        make_pilots: makes pilots of a plan, on its data, where they pay (pilot.py); None: none are made.
 
     Raises:
         UserError: for data that cannot be used, or a budget that buys less than MIN_STEPS steps.
@@ -71,24 +80,44 @@ def plan(
     task = make_task(config)
     with phase("prepare"):
         workload = task.workload(config, progress)
+    piloted = make_pilots is not None and not keep.model and pays(budget, workload, is_other(config))
     with phase("calibrate"):
         machines, started = group.machines(resolve_runtime(config).runtime.device), time.perf_counter()
-        proposal = propose(budget, config, workload, asked, say, keep, machines)
+        rest = without_pilots(budget) if piloted else budget
+        proposal = replace(propose(rest, config, workload, asked, say, keep, machines), whole=budget)
         left = calibration_seconds(budget) - (time.perf_counter() - started)
     if workload.text is not None:
         size = min(workload.text.size, proposal.train_bytes)
         if dry and not config.data.path and size / PREPARED > DRY_SECONDS:
-            say(f"{size / 1e6:,.0f} MB of text are not prepared for a dry run: tokens and ids are estimated")
-            return finalize(proposal, estimated(proposal, size)), None
+            what = "tokens, ids and how predictable it is"
+            say(f"{size / 1e6:,.0f} MB of text are not prepared for a dry run: {what} are estimated")
+            advice = finalize(proposal, estimated(proposal, size))
+            return (with_told(advice) if piloted else advice), None
         how_long = f"up to {size / 1e6:,.3g} MB of text, about {size / PREPARED:,.0f} s if that was not done before"
         say(f"preparing {how_long}; measuring and preparing are outside the budget")
     with phase("prepare"):
         data = workload.data or task.prepare_data(proposal.data, progress)
-        facts = Facts.of(data)
+        facts = Facts.of(data, excerpt(data, SAMPLE_BYTES) if isinstance(data, Prepared) else b"")
     if is_far(proposal, facts.vocab_size):
         with phase("calibrate"):
             proposal = with_fewer_ids(proposal, facts.vocab_size, left, say)
-    return finalize(proposal, facts), data
+    advice = finalize(proposal, facts)
+    if not piloted or make_pilots is None:
+        return advice, data
+    if dry:
+        return with_told(advice), data
+
+    # pilots, and the run planned once more on what they left of the budget
+    pilots = make_pilots(advice, data)
+    if budget.kind == "seconds":
+        proposal = replace(proposal, budget=replace(budget, amount=budget.amount - pilots.spent))
+    return finalize(proposal, facts, pilots), data
+
+
+def with_told(advice: Advice) -> Advice:
+    """The plan of a dry run, with the pilots that it would have had."""
+    line = Choice(name="pilots", value=told(advice, bool(advice.differences)), reason="a dry run makes none")
+    return replace(advice, choices=(*advice.choices, line))
 
 
 def with_fewer_ids(proposal: Proposal, ids: int, left: float, say: Callable[[str], None]) -> Proposal:
@@ -222,8 +251,11 @@ def propose(
     )
 
 
-def finalize(proposal: Proposal, facts: Facts) -> Advice:
+def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NONE) -> Advice:
     """Choose among the candidates now that the tokens are counted, and state the loss to expect.
+
+    Args:
+        pilots: that were made on the text.
 
     Raises:
         UserError: if the budget buys less than MIN_STEPS steps.
@@ -250,24 +282,42 @@ def finalize(proposal: Proposal, facts: Facts) -> Advice:
 
     # what it costs and should reach
     count, tokens = matmul_weights(config), workload.tokens(config)
-    text = None if workload.text is None else predictability(workload.text.sample)
-    expected = None if text is None or keep.model else expect(count, tokens, facts.unique_tokens, text)
+    text = None if workload.text is None else predictability(facts.sample or workload.text.sample)
+    other, seen = () if text is None or keep.model else differences(config), seen_of(pilots.runs)
+    forecast: Forecast | None = None
+    if text is not None and not keep.model and (seen or not other):
+        forecast = partial(expect, unique_tokens=facts.unique_tokens, text=text, seen=seen, strange=bool(other))
+    choices = choices_of(proposal, facts, config, best, tokens)
+    if pilots.runs or pilots.note:
+        choices = (*choices, pilots_line(pilots))
     return Advice(
         config=config,
-        budget=budget,
+        budget=proposal.whole or budget,
         parameters=count,
         tokens=tokens,
         flops=float(tokens) * workload.flops_per_token(config),
         seconds=seconds or None,
-        expected=expected,
-        choices=choices_of(proposal, facts, config, best, tokens),
-        candidates=tuple(candidate_line(one, proposal, facts, text, one is best) for one in proposal.candidates),
+        expected=forecast(count, tokens) if forecast else None,
+        choices=choices,
+        candidates=tuple(candidate_line(one, proposal, forecast, one is best) for one in proposal.candidates),
         calibration=proposal.calibration,
         peak=proposal.peak,
         text=text,
         unique_tokens=facts.unique_tokens,
         workload=workload,
+        pilots=pilots.runs,
+        differences=other,
+        proposal=proposal,
     )
+
+
+def pilots_line(pilots: Pilots) -> Choice:
+    """The pilots among the choices of the plan."""
+    made = [f"{run.layers} x {run.d_model}: {run.bits_per_byte:.3f}" for run in pilots.runs]
+    took = f"{pilots.spent:.1f} s of the budget" if pilots.spent else "on record" if made else ""
+    if any(not run.reused for run in pilots.runs) and not pilots.spent:
+        took = "their share of the budget"
+    return Choice(name="pilots", value=", ".join(made) or "none", reason="; ".join(filter(None, [took, pilots.note])))
 
 
 def choose_vocabulary(config: RunConfig, workload: Workload, flops: float, asked: Asked, keep: Keep) -> int:
@@ -289,10 +339,8 @@ def in_passes(config: RunConfig, workload: Workload, machines: int) -> RunConfig
     return config if workload.data is not None else throughput.fitting(config, machines)
 
 
-def candidate_line(
-    candidate: Candidate, proposal: Proposal, facts: Facts, text: Predictability | None, chosen: bool
-) -> CandidateShape:
-    """A candidate as plan.json has it."""
+def candidate_line(candidate: Candidate, proposal: Proposal, forecast: Forecast | None, chosen: bool) -> CandidateShape:
+    """A candidate as plan.json has it, with what is expected of it where anything is."""
     tokens = candidate.tokens(proposal.budget)
     line = CandidateShape(
         layers=candidate.config.model.layers,
@@ -303,9 +351,8 @@ def candidate_line(
         chosen=chosen,
         extrapolated=candidate.extrapolated or None,
     )
-    if text is None:
+    if proposal.workload.text is None:
         return line.written_as("layers", "d_model", "parameters", "tokens_per_second", "tokens", "chosen")
-    if proposal.keep.model:
+    if forecast is None:
         return line
-    expected = expect(candidate.weights, tokens, facts.unique_tokens, text)
-    return line.updated(expected_bits_per_byte=expected.bits_per_byte)
+    return line.updated(expected_bits_per_byte=forecast(candidate.weights, tokens).bits_per_byte)

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from isoflop import processors
 from isoflop.plan.advice import Advice
+from isoflop.plan.pilot import seen_of
 from isoflop.plan.prior import expect
 from isoflop.plan.trials import STEEPEST
 from isoflop.runtime import keep_threads_and_random_state
@@ -42,14 +44,15 @@ def outlook(
         return None
 
     model = advice.config.model
-    onward = expect(advice.parameters, tokens + seconds * tokens_per_second, unique, text).bits_per_byte
+    forecast = partial(expect, text=text, seen=seen_of(advice.pilots), strange=bool(advice.differences))
+    onward = forecast(advice.parameters, tokens + seconds * tokens_per_second, unique).bits_per_byte
     all_of_it = max(unique, workload.text.size / BYTES_PER_TOKEN)
     flops = gain * tokens_per_second * advice.parameters  # 6 left out on both sides
     anew = []
     for rung in workload.ladder:
         size = workload.size(rung, advice.config)
         slower = min(1.0, rung[1] / model.d_model) ** STEEPEST  # narrower products fill the machine less
-        anew.append(expect(size, max(1.0, seconds * flops * slower / size), all_of_it, text).bits_per_byte)
+        anew.append(forecast(size, max(1.0, seconds * flops * slower / size), all_of_it).bits_per_byte)
     if onward is None:
         return None
     return Outlook(onward, min(value for value in anew if value is not None))
@@ -74,4 +77,5 @@ def gain_of_threads(config: RunConfig, seconds: float) -> float:
 
 def allows(advice: Advice) -> bool:
     """Whether a plan chose the shape itself, by a speed that can turn out to be wrong."""
-    return advice.budget.kind == "seconds" and advice.expected is not None and advice.text is not None
+    forecast = advice.expected is not None or bool(advice.differences)
+    return advice.budget.kind == "seconds" and forecast and advice.text is not None

@@ -26,7 +26,7 @@ This package is the only way to read a run; nothing else parses these files. Eac
 dataclass that its writer builds and its readers get:
 
 record        what they have in common: written with the same keys and order always, read back tolerantly
-plan · account · result · logs · suites · surroundings     the records themselves
+plan · account · result · logs · suites · surroundings     the records themselves   · ledger   what is kept of all runs
 lines         JSON-lines files   · folder   the names in a run folder, adding to it, its lock   · run   a run read back
 """
 
@@ -42,6 +42,7 @@ from isoflop.records.account import (
     not_used,
 )
 from isoflop.records.folder import Lock, RunFolder
+from isoflop.records.ledger import Ledger, LedgerForecast, LedgerLine, read_ledger
 from isoflop.records.lines import read_lines, read_object
 from isoflop.records.logs import (
     DecisionLine,
@@ -54,9 +55,18 @@ from isoflop.records.logs import (
     SuiteLine,
     TrainingLine,
 )
-from isoflop.records.plan import Calibration, CandidateShape, Choice, Expectation, Plan, TextPredictability
+from isoflop.records.plan import (
+    Calibration,
+    CandidateShape,
+    Choice,
+    Expectation,
+    Interval,
+    PilotRun,
+    Plan,
+    TextPredictability,
+)
 from isoflop.records.record import Record
-from isoflop.records.result import BadSteps, HeldOutFigures, HeldOutPieces, LedgerLine, Result
+from isoflop.records.result import BadSteps, HeldOutFigures, HeldOutPieces, Result
 from isoflop.records.run import Run, find_runs, read_run
 from isoflop.records.suites import CardSaid, Contamination, PartScore, PublishedScore, SuiteScore
 from isoflop.records.surroundings import Environment, ProfileSeen, Settings
@@ -79,10 +89,14 @@ __all__ = [
     "HeldOutFigures",
     "HeldOutLine",
     "HeldOutPieces",
+    "Interval",
+    "Ledger",
+    "LedgerForecast",
     "LedgerLine",
     "Lock",
     "NotUsed",
     "PartScore",
+    "PilotRun",
     "Plan",
     "PreparedSource",
     "ProfileSeen",
@@ -104,6 +118,7 @@ __all__ = [
     "Unused",
     "find_runs",
     "not_used",
+    "read_ledger",
     "read_lines",
     "read_object",
     "read_run",

@@ -11,14 +11,34 @@ LABELS = {"steps": "steps", "tokens": "tokens D"}
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval(Record):
+    """The bits per byte between which a run should end in `level` of all cases."""
+
+    level: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Expectation(Record):
-    """Bits per byte expected on held-out text, with the interval that should hold it in `level` of all cases."""
+    """Bits per byte expected on held-out text, with the interval that should hold it in `level` of all cases.
+
+    Attributes:
+        intervals: the same at several levels, that of `low` and `high` included.
+        source: what it was made from, in words.
+    """
 
     bits_per_byte: float | None = None
     low: float | None = None
     high: float | None = None
     level: float | None = None
     source: str | None = None
+    intervals: tuple[Interval, ...] | None = rare()
+
+    def between(self, level: float) -> Interval | None:
+        """The interval of a level; None if there is none."""
+        mine = Interval(level=self.level, low=self.low, high=self.high)
+        return next((one for one in (mine, *(self.intervals or ())) if one.level == level), None)
 
     def verdict(self, reached: float | None) -> str | None:
         """Where a reached loss lies: "inside" the interval, "better" (below it) or "worse" (above it); None if one of
@@ -90,6 +110,31 @@ class TextPredictability(Record):
 
     ngram: float | None = None
     lzma: float | None = None
+    doubt: float | None = rare()  # of a sample too small to say
+
+
+@dataclass(frozen=True, kw_only=True)
+class PilotRun(Record):
+    """A tiny complete run on the text of a larger one, made to forecast that one's loss.
+
+    Attributes:
+        parameters: N of 6ND; tokens: read; flops: 6ND.
+        unique_tokens: that its text has.
+        bits_per_byte: reached on held-out text.
+        seconds: that it took, with all that is around its steps.
+        reused: it was on record, and took nothing now.
+    """
+
+    parameters: int | None = None
+    tokens: int | None = None
+    flops: float | None = None
+    unique_tokens: int | None = None
+    bits_per_byte: float | None = None
+    layers: int | None = None
+    d_model: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    reused: bool | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +151,9 @@ class Plan(Record):
         parameters: N of 6ND (block and head weights); total_parameters: every weight.
         tokens: read in training; flops: 6ND; seconds: of training, None where the budget is not in seconds.
         peak: FLOP/s that this machine reached at best, by dtype.
-        predictability, unique_tokens: what the expectation was made from, to make it again for a larger budget.
+        predictability, unique_tokens, pilots: what the expectation was made from, to make it again for a larger budget.
+        recipe: what the recipe differs in from that of the prior's runs.
+        forecast: the name of the line in the ledger that says what was expected.
         phases: seconds by phase before training.
         init_bits_per_byte: of the weights that the run started from (--init), on what it holds out.
         source, format: where an imported model came from.
@@ -128,6 +175,9 @@ class Plan(Record):
     peak: dict[str, float] = field(default_factory=dict)
     predictability: TextPredictability | None = rare()
     unique_tokens: int | None = rare()
+    pilots: tuple[PilotRun, ...] | None = rare()
+    recipe: tuple[str, ...] | None = rare()
+    forecast: str | None = rare()
     phases: dict[str, float] | None = rare()
     init_bits_per_byte: float | None = rare()
     source: str | None = rare()

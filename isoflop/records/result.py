@@ -1,9 +1,8 @@
-"""result.json: what the finished run reached; and the line of the ledger, a prediction with its outcome."""
+"""result.json: what the finished run reached."""
 
 from dataclasses import dataclass, field
 
 from isoflop.records.account import DataRead
-from isoflop.records.plan import Expectation, TextPredictability
 from isoflop.records.record import Record, rare
 
 
@@ -88,26 +87,4 @@ class Result(Record):
     data: DataRead = field(default_factory=DataRead)
     guard: BadSteps = field(default_factory=BadSteps)
     phases: dict[str, float] = field(default_factory=dict)
-    verdict: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LedgerLine(Record):
-    """A line of $ISOFLOP_HOME/ledger.jsonl: what was expected of a planned run and what it reached.
-
-    Attributes:
-        run: its folder; fingerprint: of its data; time: Unix seconds.
-    """
-
-    run: str | None = None
-    time: float | None = None
-    fingerprint: str | None = None
-    predictability: TextPredictability | None = None
-    unique_tokens: int | None = None
-    parameters: int | None = None
-    tokens: int | None = None
-    flops: float | None = None
-    seed: int | None = None
-    expected: Expectation | None = None
-    reached_bits_per_byte: float | None = None
     verdict: str | None = None

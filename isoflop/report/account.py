@@ -186,6 +186,8 @@ def costs(facts: Facts) -> str:
     run = facts.run
     phases = {name: run.result.phases.get(name) for name in ("prepare", "calibrate", "train", "evaluate", "report")}
     colors = dict(zip(phases, ("run-2", "run-4", "train", "heldout", "mark"), strict=True))
+    if "pilots" in run.result.phases:  # within the budget, before the training
+        phases["pilots"], colors["pilots"] = run.result.phases["pilots"], "run-3"
     body = stack([(colors[name], seconds or 0.0, f"{name} {duration(seconds)}") for name, seconds in phases.items()])
     environment = run.environment.to_dict()
     facts_of = [

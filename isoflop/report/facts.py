@@ -92,6 +92,19 @@ class Facts:
         return None if budget.more else budget
 
     @property
+    def seconds_spent(self) -> float | None:
+        """Of a budget in seconds: training, and what came before it within the budget, pilots and an attempt that was
+        given up."""
+        before = [self.run.result.phases.get(name, 0.0) for name in ("pilots", "abandoned")]
+        return None if self.reached.seconds is None else self.reached.seconds + sum(before)
+
+    @property
+    def flops_spent(self) -> float | None:
+        """Of a budget in FLOPs: the run's, and its pilots'."""
+        before = [run.flops or 0.0 for run in self.run.plan.pilots or ()]
+        return None if self.reached.flops is None else self.reached.flops + sum(before)
+
+    @property
     def starts(self) -> int:
         """How many processes, or groups of them, have worked on the run one after another."""
         return max(1, sum(event.event in ("started", "resumed") for event in self.run.events))

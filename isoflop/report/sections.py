@@ -196,7 +196,9 @@ def source_of_expectation(facts: Facts) -> str:
     said = f"Planned for a budget of {text(made.budget)}. " if made.budget else ""
     if facts.expected.bits_per_byte is None:
         return said + "No loss was expected beforehand."
-    kind = "The expected loss is a prior, not a fit" if made.kind == "prior" else "The expected loss"
+    kind = (
+        "The expected loss is a prior, not a fit" if made.kind == "prior" and not made.pilots else "The expected loss"
+    )
     source = ((made.expected and made.expected.source) or "").removeprefix("a prior, not a fit: ")  # said already
     level = f"; the interval is meant to hold in {percent(facts.level, 0)} of runs" if facts.level is not None else ""
     return said + kind + (f" (from {text(source)})" if source else "") + level + "."

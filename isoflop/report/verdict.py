@@ -123,9 +123,9 @@ def budget_note(facts: Facts) -> list[str]:
         said = facts.run.plan.budget
         return [f"budget {text(said)}"] if said else []
     spent = {
-        "seconds": facts.reached.seconds,
+        "seconds": facts.seconds_spent,
         "tokens": facts.reached.tokens,
-        "flops": facts.reached.flops,
+        "flops": facts.flops_spent,
         "steps": facts.reached.steps,
     }
     amount = {"seconds": duration, "tokens": count, "flops": power, "steps": count}[budget.kind](budget.amount)

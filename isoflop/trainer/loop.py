@@ -33,7 +33,7 @@ from isoflop.trainer.pace import Pace
 from isoflop.trainer.processes import agree, check_world, seed_step
 from isoflop.trainer.recovery import diverged, log_bad_step, record_failure, roll_back
 from isoflop.trainer.result import RunResult, summarize
-from isoflop.trainer.saver import Saver
+from isoflop.trainer.saver import NotSaved, Saver
 from isoflop.trainer.signals import RESTART, Interrupted, Restarting, Signals
 from isoflop.trainer.state import RunState
 from isoflop.trainer.step import (
@@ -62,6 +62,7 @@ def train(
     resume: bool = False,
     group: Group = ALONE,
     decided: Sequence[Decision] = (),
+    saved: bool = True,
 ) -> RunResult:
     """Train `config` into the run folder `out`, or resume the run in it.
 
@@ -74,6 +75,7 @@ def train(
         resume: from the last checkpoint of `out` (from nothing if it has none yet).
         group: the processes that train it together; each calls this with the same arguments but for the hooks.
         decided: how the end moves on the way, of a run whose course is another one's; kept in decisions.jsonl.
+        saved: write checkpoints; without them a run that is stopped is lost.
 
     Raises:
         UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
@@ -106,7 +108,7 @@ def train(
         state = make_run(config, folder, task, prepared, batches, resume, group)
         state.signals, state.budget = signals, seconds_held_to(state)
 
-        saver = Saver(config.every, group)
+        saver = Saver(config.every, group) if saved else NotSaved(config.every, group)
         try:
             for hook in hooks:
                 hook.started(state)

@@ -118,6 +118,14 @@ class Saver:
             self._thread = None
 
 
+class NotSaved(Saver):
+    """For a run of which nothing is to stay: no checkpoint is written. In one of several processes that train alone for
+    a moment, writing one would wait for the others."""
+
+    def save(self, state: RunState) -> int:
+        return state.step
+
+
 def write_and_prune(
     pending: checkpoint.Pending,
     every: EveryConfig,

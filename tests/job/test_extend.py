@@ -50,7 +50,8 @@ def test_the_plan_of_the_longer_run(run):
     plan = extended_plan(run.plan, parse_budget("+24steps"), 0.0, 48)
     assert (plan.steps, plan.tokens) == (48, 2 * run.plan.tokens)
     assert plan.flops == pytest.approx(2 * run.plan.flops) and plan.budget == "48steps"
-    assert plan.expected.bits_per_byte < run.plan.expected.bits_per_byte
+    shorter = extended_plan(run.plan, parse_budget("+2steps"), 0.0, 26)
+    assert plan.expected.bits_per_byte < shorter.expected.bits_per_byte
     lines = {choice.name: choice for choice in plan.choices}
     assert lines["steps"].value == "48" and lines["steps"].reason == "with +24steps on top; 24 before"
     other = extended_plan(run.plan, parse_budget("+9s"), 20.0, 48)

@@ -2,10 +2,19 @@ import math
 import random
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
 
-from isoflop.plan.predictability import BLOCK, ORDER, UNKNOWN, Predictability, ngram_bits_per_byte, predictability
-from isoflop.plan.prior import expect, table
+from isoflop.plan.hierarchy import Corpus, Seen, estimate, log_law, predict, sizes
+from isoflop.plan.predictability import (
+    ORDER,
+    UNKNOWN,
+    Predictability,
+    block_of,
+    ngram_bits_per_byte,
+    predictability,
+)
+from isoflop.plan.prior import LEVELS, calibrate, corpora_of, expect, leave_out, population, table
 from isoflop.plan.repetition import excess, reducible_loss
 
 TEXT = {value: Predictability(value, value) for value in (2.5, 3.0)}
@@ -32,6 +41,78 @@ def test_the_interval_holds_the_value_and_widens_beyond_the_table():
     assert "prior" in far.source and "law" in far.source
 
 
+def test_what_is_stored_follows_from_the_runs_that_are_stored():
+    found = estimate(list(corpora_of(table()["runs"]).values())).to_dict()
+    for name, value in found.items():
+        assert np.allclose(value, table()["population"][name], rtol=1e-3, atol=1e-4), name
+
+
+@pytest.mark.slow
+def test_what_is_stored_of_corpora_left_out_follows_from_the_runs():
+    short = calibrate(leave_out(table()["runs"]))
+    assert vars(short) == pytest.approx(table()["calibration"], rel=1e-3, abs=1e-4)
+
+
+def test_intervals_of_several_levels_lie_in_one_another():
+    e = expect(1e5, 2e6, 1e9, TEXT[3.0])
+    bounds = [e.between(level) for level in LEVELS]
+    lows, highs = [one.low for one in bounds], [one.high for one in bounds]
+    assert lows == sorted(lows, reverse=True) and highs == sorted(highs)
+    assert (lows[-1], highs[-1]) == (e.low, e.high) and lows[0] < e.bits_per_byte < highs[0]
+
+
+def test_pilots_draw_the_forecast_to_themselves_and_narrow_it():
+    text, target = TEXT[2.5], (5e5, 5e6, 1e9)
+    alone = expect(*target, text)
+    theta = population().mean(text)
+    for shift in (-0.3, 0.3):  # a text a third easier or harder than its n-gram says
+        odd = theta + np.array([0.0, shift, 0.0])
+
+        def reached(n, d, odd=odd):
+            return float(np.exp(log_law(odd, *sizes([n], [d], [1e9]))[0][0]))
+
+        seen = [Seen(n, d, 1e9, reached(n, d)) for n, d in ((5e4, 5e5), (1e5, 1e6))]
+        found = expect(*target, text, seen)
+        assert abs(math.log(found.bits_per_byte / reached(5e5, 5e6))) < 0.35 * abs(shift)
+        assert found.high / found.low < alone.high / alone.low
+        assert "pilot" in found.source and "prior" not in found.source
+        assert expect(*target, text, seen, strange=True).high / expect(*target, text, seen, strange=True).low > (
+            found.high / found.low
+        )
+
+
+def test_a_text_too_small_to_judge_has_a_wider_interval():
+    known, unknown = expect(1e5, 2e6, 1e9, Predictability(2.4, 2.4)), expect(1e5, 2e6, 1e9, UNKNOWN)
+    assert unknown.high / unknown.low > known.high / known.low
+
+
+def test_the_estimate_recovers_how_corpora_differ():
+    generator = np.random.default_rng(0)
+    corpora = []
+    for _ in range(40):
+        text = Predictability(*np.exp(generator.normal(0.85, 0.1, 2)))
+        level = 0.5 + 1.5 * (math.log(text.ngram) - 0.85) + generator.normal(0, 0.08)
+        rate = -1.5 - 0.5 * (math.log(text.lzma) - 0.85) + generator.normal(0, 0.1)
+        theta = np.array([math.log(0.35 / 0.65), level, rate])
+        runs = []
+        for n, d in ((5e4, 1e6), (1e5, 2e6), (2e5, 4e6), (5e5, 1e7), (1e6, 2e7)):
+            value = log_law(theta, *sizes([n], [d], [1e9]))[0][0] + generator.normal(0, 0.01)
+            runs.append(Seen(n, d, 1e9, float(np.exp(value))))
+        corpora.append(Corpus.of(text, runs))
+    known, new = estimate(corpora[:15]), corpora[15:]
+    assert known.level[1] == pytest.approx(1.5, abs=0.6)
+    assert known.spread[0][0] ** 0.5 == pytest.approx(0.08, rel=0.5)
+    assert known.noise == pytest.approx(0.01, rel=0.4)
+
+    # a new corpus lies within what is stated about as often as stated: 90 % of 25
+    misses = [
+        one.target[-1] - value for one in new for value, _ in [predict(known, one.text, Seen(1e6, 2e7, 1e9, 0.0))]
+    ]
+    deviations = [predict(known, one.text, Seen(1e6, 2e7, 1e9, 0.0))[1] for one in new]
+    inside = sum(abs(miss) < 1.77 * deviation for miss, deviation in zip(misses, deviations, strict=True))
+    assert inside >= 17
+
+
 def test_a_verdict_says_on_which_side():
     e = expect(1e5, 2e6, 1e9, TEXT[3.0])
     assert [e.verdict(x) for x in (e.low * 0.9, e.bits_per_byte, e.high * 1.1)] == ["better", "inside", "worse"]
@@ -50,7 +131,8 @@ def test_repeated_text_is_worth_less_than_fresh():
 
 def naive(sample: bytes) -> float:
     """predictability.py's formula with dictionaries, byte by byte."""
-    blocks = [sample[i : i + BLOCK] for i in range(0, len(sample), BLOCK)]
+    size = block_of(len(sample))
+    blocks = [sample[i : i + size] for i in range(0, len(sample), size)]
     learned = b"".join(block for i, block in enumerate(blocks) if i % 4 != 3)
     held = b"".join(blocks[3::4])
     seen = [defaultdict(Counter) for _ in range(ORDER + 1)]

@@ -1,0 +1,181 @@
+"""Pilots before a run, and the forecast that goes on record before its first step."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from isoflop.errors import UserError
+from isoflop.files import home, spool
+from isoflop.job import Listener, pretrain, resume
+from isoflop.job.pilots import KEPT, PilotMaker
+from isoflop.plan.ledger import score
+from isoflop.records import read_lines, read_run
+from isoflop.records.ledger import DIVERGED, FINISHED, read_ledger
+from isoflop.trainer.recovery import Diverged
+from isoflop.trainer.signals import Interrupted
+from small import CutAt, PowerCut, write_texts
+
+SMALL = [
+    "model.layers=2",
+    "model.d_model=32",
+    "model.heads=2",
+    "data.vocab_size=320",
+    "data.workers=1",
+    "runtime.dtype=float32",
+    "runtime.threads=1",
+    "batch.sequences=2",
+    "every.sample=0",
+    "every.checkpoint=5",
+]
+BUDGET = "8e9flop"
+LEFT = "7.6e9flop"  # of it, with pilots
+
+
+@pytest.fixture(autouse=True)
+def small_pilots(monkeypatch):
+    monkeypatch.setattr("isoflop.plan.pilot.FROM", {"flops": 1e9})
+    monkeypatch.setattr("isoflop.plan.pilot.FROM_OTHER", {"flops": 1e9})
+    monkeypatch.setattr("isoflop.plan.pilot.FEWEST_STEPS", 1)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> str:
+    return str(write_texts(tmp_path_factory.mktemp("corpus") / "texts"))
+
+
+def run(texts: str, out: Path, budget: str = BUDGET, *more: str, **options):
+    return pretrain([texts], budget, out, assignments=[*SMALL, *more], **options)
+
+
+def ledger():
+    return read_ledger(home() / "ledger.jsonl")
+
+
+def test_a_run_with_pilots_is_forecast_by_them_and_spends_its_budget_once(texts, tmp_path):
+    result = run(texts, tmp_path / "one", BUDGET)
+    made = read_run(tmp_path / "one")
+    pilots = made.plan.pilots
+    assert pilots and "pilot" in made.plan.expected.source
+    assert result.flops + sum(one.flops for one in pilots) <= 8e9
+    assert all(one.bits_per_byte > 0 and one.seconds > 0 and one.steps >= 1 for one in pilots)
+    assert made.plan.budget == "8e+09flop"
+    assert not list(spool().glob("pilot-*"))
+
+    # on record before the first step, and what it came to after the last one
+    (forecast,) = ledger().forecasts.values()
+    assert forecast.id == made.plan.forecast and forecast.pilots == len(pilots)
+    assert forecast.expected == made.plan.expected and len(forecast.expected.intervals) == 3
+    assert forecast.plan and forecast.law and forecast.code and forecast.fingerprint == made.data.fingerprint
+    (outcome,) = ledger().outcomes
+    assert (outcome.forecast, outcome.status) == (forecast.id, FINISHED)
+    assert outcome.reached_bits_per_byte == made.result.heldout.bits_per_byte
+    assert outcome.time >= forecast.time
+
+    # the same once more: they are on record, and neither they nor making them changes a bit of the run
+    run(texts, tmp_path / "two", BUDGET)
+    again = read_run(tmp_path / "two")
+    assert all(one.reused for one in again.plan.pilots)
+    assert again.plan.expected.bits_per_byte == pytest.approx(made.plan.expected.bits_per_byte)
+    run(texts, tmp_path / "three", LEFT, pilots=False)
+    without = read_run(tmp_path / "three")
+    assert without.plan.pilots is None
+    for other in (again, without):
+        assert [line.loss for line in other.training] == [line.loss for line in made.training]
+    assert len(read_lines(home() / KEPT)) == len(pilots)
+
+
+def test_a_dry_run_makes_none_and_says_what_it_would_do(texts, tmp_path):
+    advice = run(texts, tmp_path / "none", BUDGET, dry_run=True)
+    (line,) = [choice for choice in advice.choices if choice.name == "pilots"]
+    assert "1 x 32" in line.value and "dry run" in line.reason
+    assert not (home() / KEPT).exists() and not ledger().forecasts
+
+
+def test_a_recipe_of_ones_own_is_forecast_by_its_pilots_or_not_at_all(texts, tmp_path):
+    other = ("model.wiring=post",)
+    run(texts, tmp_path / "none", LEFT, *other, pilots=False)
+    made = read_run(tmp_path / "none")
+    assert made.plan.expected is None and made.result.verdict is None and made.plan.recipe
+    assert not ledger().forecasts
+    run(texts, tmp_path / "some", BUDGET, *other)
+    made = read_run(tmp_path / "some")
+    assert made.plan.pilots and made.plan.expected and made.result.verdict in ("inside", "better", "worse")
+    assert {one.layers for one in made.plan.pilots} == {2}
+
+
+@pytest.mark.parametrize("error", [Diverged("step 3: no number"), UserError("no room")])
+def test_a_pilot_that_fails_leaves_the_prior(texts, tmp_path, monkeypatch, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr("isoflop.job.pilots.train_steps", fails)
+    run(texts, tmp_path / "run", BUDGET)
+    plan = read_run(tmp_path / "run").plan
+    assert plan.pilots is None and "prior" in plan.expected.source
+    assert any("ended early" in choice.reason for choice in plan.choices if choice.name == "pilots")
+
+
+def test_a_signal_in_a_pilot_ends_the_command_and_leaves_nothing(texts, tmp_path, monkeypatch):
+    def stopped(config, out, **_):
+        raise Interrupted(signal.SIGINT, 3, Path(out))
+
+    monkeypatch.setattr("isoflop.job.pilots.train_steps", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(texts, tmp_path / "run", BUDGET)
+    assert not (tmp_path / "run").exists() and not list(spool().glob("pilot-*")) and not ledger().forecasts
+
+
+def test_a_run_that_was_cut_off_is_unfinished_until_it_ends(texts, tmp_path):
+    cut = Listener(hooks=(CutAt(6),))
+    with pytest.raises(PowerCut):
+        run(texts, tmp_path / "run", LEFT, pilots=False, listener=cut)
+    assert (score(ledger()).unfinished, score(ledger()).whole.forecasts) == (1, 0)
+    resume(tmp_path / "run")
+    found = score(ledger())
+    assert (found.unfinished, found.whole.forecasts) == (0, 1) and len(ledger().forecasts) == 1
+
+
+class Diverges(CutAt):
+    def stepped(self, state):
+        if state.step == self.step:
+            raise Diverged("made up")
+
+
+def test_a_run_that_diverges_counts_as_such(texts, tmp_path):
+    with pytest.raises(Diverged):
+        run(texts, tmp_path / "run", LEFT, pilots=False, listener=Listener(hooks=(Diverges(6),)))
+    (outcome,) = ledger().outcomes
+    assert outcome.status == DIVERGED and outcome.reached_bits_per_byte is None and outcome.tokens > 0
+    assert score(ledger()).whole.diverged == 1
+
+
+def test_more_budget_is_another_forecast(texts, tmp_path):
+    run(texts, tmp_path / "run", "24steps", pilots=False)
+    resume(tmp_path / "run", "+12steps")
+    first, second = ledger().forecasts.values()
+    assert second.replaces == first.id and read_run(tmp_path / "run").plan.forecast == second.id
+    assert score(ledger()).whole.forecasts == 2
+
+
+def test_a_second_plan_of_a_run_takes_the_pilots_of_the_first():
+    from isoflop.plan.pilot import Pilots
+    from isoflop.records import PilotRun
+
+    maker = PilotMaker(print, Pilots((PilotRun(flops=1.0),), spent=2.0), of="text")
+
+    class Data:
+        fingerprint = "text"
+
+    class Other:
+        fingerprint = "other"
+
+    assert maker.again(None, Data()).runs and maker.again(None, Data()).spent == 0.0
+    assert not maker.again(None, Other()).runs
+
+
+def test_a_ledger_that_cannot_be_written_stops_no_run(texts, tmp_path, monkeypatch):
+    (home() / "ledger.jsonl").mkdir(parents=True)
+    said = []
+    run(texts, tmp_path / "run", "24steps", pilots=False, listener=Listener(say=said.append))
+    assert sum("ledger" in line for line in said) == 2 and read_run(tmp_path / "run").result.verdict
