@@ -279,8 +279,8 @@ def evaluate(
 
 
 def score(
-    runs: Sequence[Path | str],
-    suites: Sequence[str],
+    runs: Texts,
+    suites: Texts,
     *,
     items: Path | str = "",
     limit: int = 0,
@@ -290,8 +290,8 @@ def score(
     """Put evaluation suites (docs/evaluation.md) to runs, and compare them item by item.
 
     Args:
-        runs: run folders.
-        suites: names of suites, such as "blimp", or paths of suite files.
+        runs: run folders, or one.
+        suites: names of suites, such as "blimp", or paths of suite files, or one of them.
         items: the folder or tar archive that holds the items; "": those of a suite of one's own lie next to its file.
         limit: only so many items of each subset, evenly spaced; 0: all.
         contamination: look for the items in each run's training text, and score without those found too.
@@ -306,7 +306,7 @@ def score(
     """
     from isoflop import job
 
-    return job.score(runs, suites, items=items, limit=limit, contamination=contamination, say=say)
+    return job.score(several(runs), several(suites), items=items, limit=limit, contamination=contamination, say=say)
 
 
 def __getattr__(name: str) -> Any:

@@ -77,6 +77,7 @@ def test_two_runs_are_compared_item_by_item(golden, capsys, monkeypatch):
     code, out, _ = called(capsys, "eval", "words", "other", "--suite", "own.toml")
     assert code == 0 and ("McNemar, exact: not shown to be real" in out or "are alike" in out)
     scored = isoflop.score(["words", "other", "words/checkpoints/step-00000024"], ["own.toml"])
+    assert isoflop.score("words", "own.toml").to_dict()["runs"].keys() == {"words"}  # one is a list of one
     first, same, _ = scored.compared  # `same`: the run and its last checkpoint
     assert (first.first, first.second) == ("words", "other")
     assert same.found.p == 1.0 and not same.real and same.only_first == same.only_second == 0
