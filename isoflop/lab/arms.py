@@ -37,6 +37,7 @@ EVALUATE_TOKENS = 16_384
 WINDOW = 4  # values of a matched field that are looked at on either side
 NEAR = 0.03  # share by which the parameters of arms that are held equal may differ
 TURNS, TURN_SECONDS = 3, 1.5  # pairs of timings, of which the median counts
+OVERHEAD = 3.0  # seconds of a run next to its steps: reading, measuring, the curve
 GLANCE = 0.6  # seconds of steps that tell about how long a run takes
 
 

@@ -1,12 +1,13 @@
 """A question of one's own, from the command line: a base, arms that each change something, what is held equal."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 from isoflop.config import nearest, to_dict
 from isoflop.errors import UserError
 from isoflop.lab import arms as making
-from isoflop.lab.arms import timed
+from isoflop.lab.arms import OVERHEAD, timed
 from isoflop.lab.claim import LENGTHS, NAME, Arm, Claim, Comparison, Setup
 from isoflop.lab.store import Store
 from isoflop.model.config import ModelConfig
@@ -82,7 +83,7 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
     what = question.arms[0] if len(question.arms) == 1 else f"each of {', '.join(question.arms)}"
     claim = Claim(
         name=question.name or "-".join(["compare", *list(named)[1:]])[:80],
-        statement=f"{what[0].upper()}{what[1:]} makes the model better.",
+        statement=f"With {what} the model is better.",
         question=f"Does it lower held-out bits per byte by at least {question.smallest:g} at equal {question.equal}?",
         prediction="Each arm is better than the base.",
         setup=Setup(
@@ -122,12 +123,12 @@ def with_tokens(claim: Claim, budget: float, workers: int) -> Claim:
     each = timed(making.ReadyArm(BASE, first)).seconds  # of one step
     tuned = USUAL_RATES if len(claim.setup.rates) > 1 else 0
     runs = len(configs) * (tuned + USUAL_PAIRS) + NOISE_RUNS
-    steps = int(SHARE * budget * max(1, workers) / runs / each)
+    steps = int((SHARE * budget * max(1, workers) / runs - OVERHEAD) / each)
     if steps < SHORTEST:
-        needed = SHORTEST * each * runs / max(1, workers) / SHARE
+        needed = (SHORTEST * each + OVERHEAD) * runs / max(1, workers) / SHARE
         raise UserError(
-            f"in {budget:.0f} s there is room for {runs} runs of {max(steps, 0)} steps, too few to learn from: give "
-            f"a --budget of {needed / 60:.0f}m or more, fewer arms, --no-tune, or the length of a run as --tokens"
+            f"in {budget:.0f} s there is room for {runs} runs of {max(steps, 0)} steps, too few: give a --budget of "
+            f"{math.ceil(needed / 60)}m or more, fewer arms, --no-tune, or the length of a run as --tokens"
         )
     return replace(claim, setup=replace(claim.setup, tokens=float(steps * first.tokens_per_step)))
 

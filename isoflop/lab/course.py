@@ -5,14 +5,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from isoflop.lab import stats
-from isoflop.lab.arms import timed
+from isoflop.lab.arms import OVERHEAD, timed
 from isoflop.lab.procedures.job import Job, Measured
 from isoflop.lab.study import NOISE_PAIRS, Study
 from isoflop.lab.workers import Workers
 
 Say = Callable[[str], None]
 ASSUMED_NOISE = 0.011  # bits per byte between runs of 3 x 96 that differ in their first weights, until it is measured
-OVERHEAD = 3.0  # seconds of a run beside its steps: reading, measuring, the curve
 PURPOSES = {"rate": "rates x {0.factor:g}", "noise": "seed {0.order} again", "pair": "seed {0.order}"}
 
 

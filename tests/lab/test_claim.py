@@ -9,6 +9,7 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.lab import arms as making
+from isoflop.lab import compare
 from isoflop.lab.claim import all_claims, read_claim
 from isoflop.lab.compare import Question, label, spelled_out
 from isoflop.lab.compare import claim_of as asked
@@ -151,6 +152,23 @@ def test_a_question_is_a_claim_with_an_arm_for_each_change(tmp_path):
     for wrong, said in ({"arms": ()}, "--arm"), ({"equal": "second"}, "seconds"), ({"smallest": 0.0}, "above 0"):
         with pytest.raises(UserError, match=said):
             asked(replace(question, **wrong), 60.0, 1, Store(tmp_path))
+
+
+def test_a_question_that_was_asked_before_keeps_the_length_of_its_runs(tmp_path, monkeypatch):
+    question, store = Question(arms=("norm=layer",), equal="flops"), Store(tmp_path / "lab")
+
+    def step_takes(seconds):
+        monkeypatch.setattr(compare, "timed", lambda arm: replace(arm, seconds=seconds))
+
+    step_takes(0.01)
+    first = asked(question, 600.0, 2, store)
+    step_takes(0.02)
+    assert asked(question, 600.0, 2, store).setup.tokens < first.setup.tokens
+    store.fix(first)
+    assert asked(question, 600.0, 2, store).hash == first.hash
+    with pytest.raises(UserError, match="give a --budget of 2m or more"):
+        asked(replace(question, arms=("norm=batch",)), 30.0, 1, store)
+    assert asked(replace(question, arms=("norm=batch",)), 120.0, 1, store).setup.tokens > 0  # the advice works
 
 
 def test_a_recipe_s_rates_are_kept_and_it_runs_on_one_thread(tmp_path):
