@@ -48,6 +48,7 @@ def layers_by_step(
                     corner, size = (edges[step], row - 0.5), edges[step + 1] - edges[step]
                     alpha = round(float(strength[row, step]), 2)
                     axes.add_patch(Rectangle(corner, size, 1.0, facecolor=COLORS["train"], alpha=alpha, linewidth=0))
+        axes.grid(False)
         axes.set_xlim(float(edges[0]), float(edges[-1]))
         axes.set_ylim(-0.5, len(layers) - 0.5)
         every = max(1, math.ceil(len(layers) / MOST_LABELS))

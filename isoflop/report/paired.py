@@ -116,7 +116,8 @@ def by_seed(runs: Sequence[Facts]) -> Chance:
         bits = math.sqrt(sum(value**2 for value in apart) / len(apart))
         return Chance(bits, f"{len(apart)} {pairs} in the seed alone")
     base = runs[0]
-    if base.reached.bits_per_byte is None or not base.parameters or base.parameters > SEED_KNOWN_TO:
+    size = base.parameters or (base.reached.flops or 0.0) / (6 * (base.reached.tokens or math.inf))
+    if base.reached.bits_per_byte is None or not size or size > SEED_KNOWN_TO:
         return Chance(None, "not known at this size; train the same again with --like RUN --set seed=1")
     share = f"two seeds lie {100 * SEED_SHARE:.2g} % of the loss apart"
     return Chance(SEED_SHARE * base.reached.bits_per_byte, f"{share} in {SEED_PAIRS} pairs of small runs")

@@ -53,6 +53,8 @@ def test_what_a_seed_costs_is_taken_from_the_runs_if_they_say_it(make_run):
     facts = [read_facts(read_run(run)) for run in runs]
     known = paired.by_seed(facts)
     assert known.bits == pytest.approx(paired.SEED_SHARE * facts[0].reached.bits_per_byte)
+    unplanned = [replace(fact, parameters=None) for fact in facts]  # N from FLOPs and tokens
+    assert paired.by_seed(unplanned) == known
     large = [replace(fact, parameters=1e9) for fact in facts]
     assert paired.by_seed(large).bits is None and "--set seed=1" in paired.by_seed(large).source
 
