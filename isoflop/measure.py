@@ -1,4 +1,4 @@
-"""Held-out loss, perplexity and bits per byte: always plain cross-entropy, whatever the run was trained on."""
+"""Held-out loss, perplexity and bits per byte: always plain cross-entropy, whatever the training loss."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Found = tuple[float, int, int, tuple[Piece, ...]]  # those of a group of sequenc
 
 
 class Tokens(Protocol):
-    """A sequence of ids that is read a slice at a time: an array, or a file on disk."""
+    """A sequence of ids that is read in slices: an array, or a file on disk."""
 
     def __len__(self) -> int: ...
 
@@ -34,12 +34,12 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What a model makes of text that it was not trained on.
+    """The loss of a model on held-out text.
 
     Attributes:
-        nats: the summed cross-entropy of every token, the ends of documents included.
-        tokens: how many tokens that was, the ends of documents included.
-        bytes: how many bytes of text these tokens stand for; an end of document stands for none.
+        nats: the sum of the cross-entropy of all tokens, including ends of documents.
+        tokens: the number of tokens, including ends of documents.
+        bytes: the number of bytes of text of these tokens; an end of document has none.
         beside: what else the task is judged by, as names and numbers.
         unused: what of the text named was not used, and found_bytes: that and what was read.
         notes: what else the user should know of that text.
@@ -66,7 +66,7 @@ class HeldOut:
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits needed for a byte of text: comparable between tokenizers."""
+        """Bits per byte of text: comparable between tokenizers."""
         return self.nats / math.log(2) / max(1, self.bytes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -95,10 +95,10 @@ def measure(
 ) -> HeldOut:
     """Measure a model on a stream of documents, each followed by `eot`.
 
-    The stream is cut into windows of the model's context that do not overlap; every token is predicted once, from
+    The stream is split into windows of the model's context that do not overlap; every token is predicted once, from
     those before it in its window (the first of a window from the token before the window, the very first from `eot`).
-    A token early in a window is thus predicted from little, which makes the figure a little worse than with a sliding
-    window and comparable with the training loss.
+    A token early in a window is thus predicted from little context, which makes the result slightly worse than with a
+    sliding window, and comparable with the training loss.
 
     Args:
         tokens: ids, shape (n,).
@@ -130,7 +130,7 @@ def measure(
 
 
 def window_starts(count: int, context: int, max_tokens: int = 0) -> npt.NDArray[np.int64]:
-    """The first token of each window that is measured of a stream of `count` tokens, see `measure`."""
+    """The first token of each window to measure in a stream of `count` tokens, see `measure`."""
     starts = np.arange(0, count, context)
     if max_tokens and count > max_tokens:
         starts = starts[np.unique(np.linspace(0, len(starts) - 1, max(1, max_tokens // context)).astype(np.int64))]
@@ -152,13 +152,14 @@ def one_by_one(
 def shared_out(
     model: GPT | EncoderDecoder, groups: Sequence[Any], one: Callable[[Any], Found], group: Group
 ) -> HeldOut:
-    """Measure groups of sequences, each process every N-th one, with the model in evaluation. They are added up in
-    their own order, so that the sum does not depend on how many processes there are.
+    """Measure groups of sequences, each process every N-th one, with the model in evaluation mode. The results are
+    added in the order of the groups, so that the sum does not depend on the number of processes.
 
-    All measure as many, some the last one again: where the model is divided, a forward needs all of them.
+    All processes measure equally many groups, some of them the last one again: with a sharded model, a forward pass
+    needs all processes.
 
     Raises:
-        CutShort: in all, where the caller lets a signal end it (parallel/pause.py).
+        CutShort: in all processes, if the caller lets a signal end it (parallel/pause.py).
     """
     was_training = model.training
     model.eval()

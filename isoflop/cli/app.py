@@ -1,4 +1,4 @@
-"""All commands by name, their parser, and the exit code of each way in which one can end."""
+"""All commands by name, their parser, and their exit codes."""
 
 import shutil
 import signal
@@ -40,10 +40,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, or what the command makes of its result (`lab run`: 10 to 13); 2 for anything the user can
-        mend, told in one line; 1 for a run that diverged; 128 + signal for a run that was stopped and saved. Of several
-        processes under torchrun one says why, and all give the code; torchrun itself says more, and gives 1 for any of
-        them (parallel/failures.py).
+        The exit code: 0, or the command's own for its result (`lab run`: 10 to 13); 2 for an error that the user can
+        correct, with a one-line message; 1 for a run that diverged; 128 + signal for a run that was stopped and saved.
+        Of several processes under torchrun, one prints the reason and all return the code; torchrun itself prints more,
+        and returns 1 for any of them (parallel/failures.py).
     """
     commands, prog, words = COMMANDS, "isoflop", list(arguments)
     description: str | None = "Raw text and a compute budget in, the best GPT that the budget can buy out."
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
         if list(arguments) == ["--version"]:
             print(f"isoflop {__version__}")
             return 0
-        said = tyro.extras.subcommand_cli_from_dict(
+        result = tyro.extras.subcommand_cli_from_dict(
             dict(commands),
             prog=prog,
             description=description,
@@ -71,22 +71,22 @@ def run(arguments: Sequence[str]) -> int:
         return exit_code(error)
     except Exception as error:
         return stopped_run(error)
-    return said if isinstance(said, int) else 0
+    return result if isinstance(result, int) else 0
 
 
 def complain(text: str) -> None:
-    """One line on standard error, wrapped between words where that is a terminal."""
+    """Print one line on standard error, wrapped between words if that is a terminal."""
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
     print("\n".join(wrapped(f"isoflop: {text}", width)), file=sys.stderr)
 
 
 def stopped_run(error: Exception) -> int:
-    """The exit code of a run that ended early, said in one line; anything else is raised again."""
+    """Print one line about a run that ended early and return its exit code; raise any other exception again."""
     from isoflop.parallel.failures import FailedElsewhere, Lost
     from isoflop.trainer.recovery import Diverged
     from isoflop.trainer.signals import Interrupted, Signals
 
-    for number in Signals.CAUGHT:  # torchrun sends one to all when the first has left; the exit code is said already
+    for number in Signals.CAUGHT:  # torchrun sends one to all when the first process exits
         signal.signal(number, signal.SIG_IGN)
     if isinstance(error, FailedElsewhere):
         return error.exit_code

@@ -1,4 +1,4 @@
-"""What several commands share: the types of their arguments, and how one --set takes several assignments."""
+"""Argument types that several commands share, and several assignments after one --set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +24,10 @@ RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN",
 
 
 def spread_set(arguments: Sequence[str]) -> list[str]:
-    """Let one --set be followed by several assignments: `--set a.b=1 c.d=2` as `--set a.b=1 --set c.d=2`.
+    """Allow several assignments after one --set: `--set a.b=1 c.d=2` becomes `--set a.b=1 --set c.d=2`.
 
-    A word counts as an assignment if what is before its first "=" begins with a field of RunConfig; sources such as
-    `books=PATH` are left alone.
+    A word is an assignment if the part before its first "=" begins with a field of RunConfig; sources such as
+    `books=PATH` are not changed.
     """
     spread: list[str] = []
     open_set = False  # whether the last flag was --set and has its first assignment

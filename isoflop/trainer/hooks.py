@@ -1,9 +1,8 @@
-"""What may happen next to the steps of a run: measuring, sampling, reporting.
+"""Hooks: work between the steps of a run, such as evaluation, sampling and reporting.
 
-A hook is handed to `train` by whoever starts the run. It sees the run's state (state.py), may add lines to the run
-folder, and must not change the model, the generators or the schedule: a run with hooks has the same bits as one
-without. Where several processes train one model, a hook that measures or samples runs in each of them, and one that
-prints in the first alone.
+Hooks are passed to `train`. A hook reads the run's state (state.py), may add lines to the run folder, and must not
+change the model, the random generators or the schedule: a run with hooks has the same bits as one without. If several
+processes train one model, a hook that evaluates or samples runs on all of them, and one that prints on rank 0 only.
 """
 
 import time
@@ -17,7 +16,7 @@ from isoflop.parallel.failures import CutShort
 from isoflop.records import ForecastLine, HeldOutLine, SkipLine, read_lines
 from isoflop.trainer.state import RunState
 
-SAMPLES_SHARE = 0.03  # of the seconds that a run is held to, for samples, each time
+SAMPLES_SHARE = 0.03  # of a run's time limit, for each set of samples
 
 
 class Hook:
@@ -31,8 +30,8 @@ class Hook:
         """Before the first step of this process, after a checkpoint was loaded if there was one."""
 
     def gradients_ready(self, state: RunState) -> None:
-        """After the backward pass, before the gradients are clipped and before anyone has judged the step, which is
-        number `state.step + 1`: its gradients may be non-finite, and after a rollback the same number comes again.
+        """After the backward pass, before the gradients are clipped and before the guard has judged the step, which is
+        number `state.step + 1`: its gradients may be non-finite, and after a rollback the same number occurs again.
 
         `parameter.grad` is the gradient of the whole step's loss, over all passes and all processes:
 
@@ -40,23 +39,23 @@ class Hook:
             fsdp, hsdp    a DTensor: this process's shard of the sum
 
         `torch.nn.utils.get_total_norm` takes both; `state.layout.whole` makes its result the norm over all processes,
-        with the same bits in each. That may exchange messages, as any operation on a DTensor may: such a hook belongs
-        in every process of the group, and does the same in each. On a GPU nothing has been waited for: reading a number
-        here waits for the backward pass. The time counts as the step's.
+        with the same bits in each. That may communicate, as any operation on a DTensor may: such a hook must be on
+        every process of the group and do the same on each. On a GPU the backward pass may still be running: reading a
+        number here waits for it. The time counts as the step's.
         """
 
     def updated(self, state: RunState) -> None:
-        """After the optimiser's step, whose gradients have been freed, and after `state.step` has counted it; not after
-        a step that was discarded. Parameters lie over the processes as their gradients do."""
+        """After the optimiser's step, when the gradients are freed and `state.step` has counted it; not after a
+        discarded step. Parameters are sharded like their gradients."""
 
     def stepped(self, state: RunState) -> None:
-        """After each step, its update taken or discarded."""
+        """After each step, whether its update was taken or discarded."""
 
     def troubled(self, state: RunState, line: SkipLine) -> None:
-        """After a bad step was put on record (a line of skips.jsonl) and before anything is done about it."""
+        """After a bad step was recorded (a line of skips.jsonl), before it is handled."""
 
     def noticed(self, state: RunState, text: str) -> None:
-        """When there is something that a person should know: one line."""
+        """A one-line notice for the user."""
 
     def decided(self, state: RunState, decision: Decision) -> None:
         """After the clock moved the end of the run."""
@@ -65,15 +64,15 @@ class Hook:
         """After a held-out line was written."""
 
     def forecast(self, state: RunState, line: ForecastLine) -> None:
-        """After a line was written that says what the run is on course for."""
+        """After a line with a running forecast was written."""
 
     def ended(self, state: RunState) -> None:
-        """After the last step, or when the run stops early, whatever the reason."""
+        """After the last step, or when the run stops early for any reason."""
 
 
 def overriding(hooks: Iterable[Hook], moment: str) -> list[Hook]:
-    """The hooks that do something at a moment, found out once so that a moment within a step costs nothing where no
-    hook asks for it."""
+    """The hooks that override a method, determined once so that a call within a step costs nothing if no hook needs
+    it."""
     nothing = getattr(Hook, moment)
     return [hook for hook in hooks if getattr(getattr(hook, moment), "__func__", None) is not nothing]
 
@@ -84,12 +83,12 @@ WIDE_TIMES = 4  # times what each measurement reads, where that is more: a third
 
 
 class HeldOut(Hook):
-    """Measures held-out loss every `config.every.evaluate` steps and tells the other hooks. The line also has what the
-    model's parts say of the last held-out batch, such as a mixture's `load_entropy`. A measurement that a signal cut
-    short is made when the run goes on.
+    """Measures held-out loss every `config.every.evaluate` steps and notifies the other hooks. The line also has the
+    readings of the model's parts on the last held-out batch, such as a mixture's `load_entropy`. A measurement that a
+    signal interrupted is made when the run resumes.
 
-    These measurements read little of what is held out, always the same part. Once in a run, at the first of them from
-    WIDE_FROM on, more of it is read: how the part lies to the whole changes little while a model learns."""
+    These measurements read a small part of the held-out text, always the same. Once per run, at the first of them from
+    WIDE_FROM on, more of it is read: the difference between the part and the whole changes little during training."""
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
@@ -104,7 +103,7 @@ class HeldOut(Hook):
         more = wide_tokens(state)
         try:
             with state.may_be_cut_short():
-                found = self.measure(state, state.config.evaluate_tokens)
+                heldout = self.measure(state, state.config.evaluate_tokens)
                 readings = state.model.mean_readings()
                 wide = self.measure(state, more) if more else None
         except CutShort:
@@ -114,15 +113,15 @@ class HeldOut(Hook):
             tokens=state.tokens,
             seconds=round(state.seconds, 3),
             flops=state.flops,
-            heldout_loss=found.nats_per_token,
-            heldout_bits_per_byte=found.bits_per_byte,
+            heldout_loss=heldout.nats_per_token,
+            heldout_bits_per_byte=heldout.bits_per_byte,
             wide_loss=wide.nats_per_token if wide else None,
             wide_bits_per_byte=wide.bits_per_byte if wide else None,
             wide_tokens=wide.tokens if wide else None,
             others=readings,
         )
         state.folder.append("metrics", line)
-        state.heldout.append((state.step, found.nats_per_token))
+        state.heldout.append((state.step, heldout.nats_per_token))
         for listener in self.listeners:
             listener.measured(state, line)
 
@@ -140,19 +139,19 @@ def wide_tokens(state: RunState) -> int:
     before = (step - 1) // config.every.evaluate * config.every.evaluate
     if not timetable.progress(before) < WIDE_FROM <= timetable.progress(step) < 1.0:
         return 0
-    there = state.prepared.account().heldout.tokens or 0
+    available = state.prepared.account().heldout.tokens or 0
     most = max(WIDE_SHARE * state.batches.tokens(timetable.total_steps), WIDE_TIMES * config.evaluate_tokens)
-    wanted = min(there, int(most))
+    wanted = min(available, int(most))
     return wanted if 0 < config.evaluate_tokens < wanted else 0
 
 
 class Allowance:
-    """How long samples may take next to the steps of a run that is held to its seconds.
+    """The time that samples may take in a run with a time limit.
 
     Args:
-        seconds: for all of them; 0: as long as it takes.
-        parts: that share it.
-        agree: makes the first process's answer that of all.
+        seconds: for all of them; 0: no limit.
+        parts: number of samples that share it.
+        agree: broadcasts rank 0's answer.
     """
 
     def __init__(self, seconds: float, parts: int, agree: Callable[[bool], bool]) -> None:
