@@ -1,8 +1,8 @@
 """Figures of a report: plain arrays in, one SVG string out.
 
-An SVG here is meant to be put inside an HTML page. Its colours are CSS variables (`var(--heldout, #e8590c)`), so that
-the page decides on light or dark, with a middling colour to fall back on where the file stands alone. Its text is text,
-in the page's font. Same arrays, same bytes: no date, fixed ids, and whatever matplotlibrc the user has is left out.
+The SVGs are made for an HTML page. Their colours are CSS variables (`var(--heldout, #e8590c)`), so that the page can be
+light or dark, with a fallback colour for a file on its own. Text stays text, in the page's font. The same arrays give
+the same bytes: no date, fixed ids, and the user's matplotlibrc is ignored.
 
 Shapes: T training records, H held-out evaluations, C candidate shapes. Widths and heights are CSS pixels. NaN is a gap.
 """
@@ -36,7 +36,7 @@ from isoflop.report.drawing import (
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment on the curves: a thin upright line at `tokens`, labelled in our own words (never text from a run)."""
+    """An event on the curves: a thin vertical line at `tokens`, with a label of ours (never text from a run)."""
 
     tokens: float
     label: str
@@ -45,7 +45,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Interval:
-    """An expected value and its interval, in the unit of the axis it is drawn on."""
+    """An expected value and its interval, in the unit of its axis."""
 
     value: float
     low: float
@@ -96,11 +96,11 @@ def learning(
         bits_per_nat: held-out bits per byte for one nat per token; gives the axis on the right.
         expected: expected held-out loss in nats per token, drawn as a bar at the end.
         end_tokens: where the run is planned to end; the axis reaches at least there.
-        fan: held-out loss to come, rows of (tokens, nats per token, low, high), shape (P, 4).
+        fan: forecast held-out loss, rows of (tokens, nats per token, low, high), shape (P, 4).
 
     Returns:
-        The SVG, and how many of the T losses lie above the picture: the first steps fall so far that showing them whole
-        would flatten everything that comes after.
+        The SVG, and how many of the T losses are above its upper limit: the loss falls so far in the first steps that
+        showing all of it would flatten the rest.
     """
     x, loss, lr = floats(tokens_T), floats(loss_T), floats(lr_T)
     hx, held = floats(heldout_tokens_H), floats(heldout_loss_H)
@@ -109,12 +109,14 @@ def learning(
     fan_P4 = np.asarray(fan, dtype=np.float64).reshape(-1, 4)
     low, high = loss_limits(x, loss, smoothed, held, expected, right)
     low, high = min([low, *fan_P4[:, 2]]), max([high, *fan_P4[-1:, 3]])
+
     with drawing():
         narrow = width < 600
         figure = Figure(figsize=(width / 72, (430 if narrow else 520) / 72))
         left, room = (0.13, 0.73) if narrow else (0.065, 0.865)
         top = figure.add_axes((left, 0.31, room, 0.61))
         below = figure.add_axes((left, 0.09, room, 0.15), sharex=top)
+
         keep = thin(loss)
         top.plot(x[keep], loss[keep], color=COLORS["train"], linewidth=0.7, alpha=0.4)
         keep = thin(smoothed)
@@ -123,19 +125,11 @@ def learning(
         if fan_P4.size:
             top.fill_between(fan_P4[:, 0], fan_P4[:, 2], fan_P4[:, 3], color=COLORS["heldout"], alpha=0.2, linewidth=0)
             top.plot(fan_P4[:, 0], fan_P4[:, 1], "--", color=COLORS["heldout"], linewidth=1.4)
+
         top.set_xlim(0, 1.05 * right)
         top.set_ylim(low, high)
         if expected is not None:
-            at = (end_tokens or right) * 1.02
-            top.plot(
-                [at] * 2,
-                [expected.low, expected.high],
-                color=COLORS["expected"],
-                linewidth=12,
-                alpha=0.35,
-                solid_capstyle="butt",
-            )
-            top.plot([at], [expected.value], marker="_", markersize=18, markeredgewidth=3, color=COLORS["expected"])
+            draw_expected(top, (end_tokens or right) * 1.02, expected)
         draw_marks((top, below), marks, 1.05 * right, 1.02, narrow)
         if not narrow:
             top.set_ylabel("nats per token")
@@ -144,17 +138,30 @@ def learning(
         if bits_per_nat:
             add_bits_axis(top, bits_per_nat, narrow)
         top.tick_params(labelbottom=False)
-        keep = thin(lr)
-        below.plot(x[keep], lr[keep], color=COLORS["ink"], linewidth=1.5)
-        below.set_ylim(0, 1.15 * largest(lr, default=1.0))
-        below.yaxis.set_major_locator(MaxNLocator(2))
-        below.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-        below.text(0.0, 1.04, "learning rate", transform=below.transAxes, ha="left", va="bottom")
+
+        draw_rate(below, x, lr)
         token_axis(below, narrow)
         svg = to_svg(
             figure, f"learning-{width:.0f}", "Training and held-out loss against tokens read, and the learning rate"
         )
     return svg, int(np.sum(loss > high))
+
+
+def draw_expected(axes: Axes, at: float, expected: Interval) -> None:
+    """The expected interval as a bar, the expected value as a tick."""
+    color = COLORS["expected"]
+    axes.plot([at] * 2, [expected.low, expected.high], color=color, linewidth=12, alpha=0.35, solid_capstyle="butt")
+    axes.plot([at], [expected.value], marker="_", markersize=18, markeredgewidth=3, color=color)
+
+
+def draw_rate(axes: Axes, x: Floats, lr: Floats) -> None:
+    """The learning rate against tokens read."""
+    keep = thin(lr)
+    axes.plot(x[keep], lr[keep], color=COLORS["ink"], linewidth=1.5)
+    axes.set_ylim(0, 1.15 * largest(lr, default=1.0))
+    axes.yaxis.set_major_locator(MaxNLocator(2))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axes.text(0.0, 1.04, "learning rate", transform=axes.transAxes, ha="left", va="bottom")
 
 
 def trace(

@@ -93,15 +93,8 @@ def make_run(
     notices = [*notices, *changed]
     weights = None
     if config.init and last is None:
-        start = checkpoint.read(Path(config.init))
-        if start.tokenizer != prepared.tokenizer.to_json():
-            warning = f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"
-            notices = [*notices, warning]
-        if sharded:
-            checkpoint.check_weights(model, start.weights)
-            weights = start.weights
-        else:
-            checkpoint.load_weights(model, start.weights)
+        weights, warnings = initial_weights(config, prepared, model, sharded)
+        notices = [*notices, *warnings]
 
     # what training adds to the model, and how the model is distributed over the processes
     task.prepare(model)
@@ -130,11 +123,8 @@ def make_run(
     elif resume:
         require_same_beginning(folder, prepared.fingerprint)
     reached = check_logs(folder)
-    if last is None and (saved := saved_up_to(folder, config, reached)):
-        raise UserError(
-            f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
-            f"a disk not mounted?), or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
-        )
+    if last is None:
+        require_unsaved(folder, config, reached)
 
     progress = put_back(state, last)
     state.seconds, state.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
@@ -145,6 +135,22 @@ def make_run(
         happened["changed"] = changed
     folder.event("resumed" if resume else "started", **happened)
     return state
+
+
+def initial_weights(
+    config: RunConfig, prepared: Data, model: Model, sharded: bool
+) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
+    """Start from the weights of another run, `config.init`: they are loaded into the model or, if it is to be sharded,
+    checked and returned. Also returns warnings."""
+    start = checkpoint.read(Path(config.init))
+    warnings = []
+    if start.tokenizer != prepared.tokenizer.to_json():
+        warnings = [f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"]
+    if sharded:
+        checkpoint.check_weights(model, start.weights)
+        return start.weights, warnings
+    checkpoint.load_weights(model, start.weights)
+    return None, warnings
 
 
 def wrap(config: RunConfig, model: Model, task: Task) -> None:
@@ -165,6 +171,15 @@ def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
         raise UserError(
             f"the data of this run changed: it was begun on {begun_on[:12]}, the sources now give {fingerprint[:12]}; "
             f"bring the old text back, or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
+        )
+
+
+def require_unsaved(folder: RunFolder, config: RunConfig, reached: int) -> None:
+    """Raise UserError if a run without a checkpoint must have had one."""
+    if saved := saved_up_to(folder, config, reached):
+        raise UserError(
+            f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
+            f"a disk not mounted?), or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
 
