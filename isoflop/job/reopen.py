@@ -1,4 +1,4 @@
-"""A run that is there, made ready to go on: read once, refused where it cannot, its data opened, its end moved."""
+"""Prepares an existing run to continue: reads it, refuses what cannot continue, opens its data, extends its budget."""
 
 import shlex
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from isoflop.trainer.processes import check_world
 from isoflop.trainer.task import make_task
 
 RESUME = ("isoflop train --resume RUN", "SOURCE")
-MOVABLE = ("parallel", "runtime", "suite")  # the fields of RunConfig that may change while a run is on its way
+MOVABLE = ("parallel", "runtime", "suite")  # the fields of RunConfig that may change when a run resumes
 
 
 def reopen(
@@ -38,17 +38,17 @@ def reopen(
     sources: Sequence[str] = (),
     heldout: Sequence[str] = (),
 ) -> Job:
-    """The job of a run that goes on, with a `budget` such as "+1h" set back to before its decay.
+    """The job of a run that continues; with a `budget` such as "+1h" it restarts from before its decay.
 
     Args:
-        sources, heldout: where the run's text is now, and the held-out text that was named, if they were moved;
-            remembered once they are found to be the same.
+        sources, heldout: the new places of the run's text, and of named held-out text, if they were moved; stored once
+            they are known to be the same.
 
     Raises:
-        UserError: if there is no run, it cannot go on, or its data changed.
+        UserError: if there is no run, it cannot continue, or its data changed.
     """
     refuse_checkpoint(folder)
-    if (folder.attempts / "next").is_dir():  # it was killed while it began anew
+    if (folder.attempts / "next").is_dir():  # it was killed while it restarted with another plan
         with disk_errors(f"the run folder {folder.path}"), folder.locked():
             switch(folder)
     run = read_run(folder.path)
@@ -68,8 +68,8 @@ def reopen(
 
 
 def refuse_checkpoint(folder: RunFolder) -> None:
-    """Raises UserError if the folder is a checkpoint's, which has a config.json too and would be taken for a run that
-    just began."""
+    """Raise UserError if the folder is a checkpoint, which has a config.json too and would look like a run that has
+    just started."""
     out = folder.path
     if (out / checkpoint.MANIFEST).is_file():
         raise UserError(
@@ -79,7 +79,7 @@ def refuse_checkpoint(folder: RunFolder) -> None:
 
 
 def refuse_to_go_on(run: Run, budget: str) -> None:
-    """Raises UserError, with the way out, if a run is being trained, was imported, or is finished and gets no more."""
+    """Raise UserError, with advice, if a run is being trained, was imported, or is finished and gets no more budget."""
     out = run.folder.path
     if run.status == "running":
         raise UserError(f"{out} is being trained by another process")
@@ -94,7 +94,7 @@ def refuse_to_go_on(run: Run, budget: str) -> None:
 
 
 def movable(assignments: Sequence[str]) -> Sequence[str]:
-    """Assignments that may be made to a run on its way.
+    """The assignments, if all of them may change when a run resumes.
 
     Raises:
         UserError: naming one that may not.
@@ -116,14 +116,15 @@ def data_of(
     heldout: Sequence[str] = (),
     command: tuple[str, str] = RESUME,
 ) -> Data:
-    """The prepared data of a run: where it lay when the run began, if it still does, else prepared anew.
+    """The prepared data of a run: from the folder that it started with, if that still exists, else prepared again.
 
     Args:
-        sources, heldout: where the text is now, and the held-out text that was named, if they were moved.
-        command: what names the new place, and how, for the message where the text is not found; RUN is the run.
+        sources, heldout: the new places of the text, and of named held-out text, if they were moved.
+        command: the command, and its argument, that names the new place, for the message if the text is not found; RUN
+            stands for the run.
 
     Raises:
-        UserError: if the text is not there, or the sources hold another.
+        UserError: if the text is not found, or the sources hold other text.
     """
     task, account, out = make_task(config), run.data, run.folder.path
     named = bool(sources or heldout)
@@ -135,7 +136,7 @@ def data_of(
     data, copy = config.data, run.folder.tokenizer
     if heldout and not data.heldout:
         raise UserError(f"{out} held out a share of its own text, and none was named for that; leave --heldout out")
-    if find_kind(data.tokenizer) is None and copy.is_file():  # the run's own: the one named may be gone
+    if find_kind(data.tokenizer) is None and copy.is_file():  # the run's copy: the named file may be gone
         data = replace(data, tokenizer=str(copy))
     if is_prepared(sources):
         data = replace(data, path=str(Path(sources[0]).resolve()), sources=(), heldout=())
@@ -164,7 +165,7 @@ def data_of(
 
 
 def way(out: Path, data: DataConfig, command: tuple[str, str]) -> str:
-    """The command that names the new place of what is not where it was."""
+    """The command that names the new places of missing sources."""
     lost, lost_heldout = (missing(sources) for sources in (data.sources, data.heldout))
     parts = [command[0].replace("RUN", quoted(out))]
     parts += [command[1]] if lost or not lost_heldout else []
@@ -177,14 +178,14 @@ def missing(sources: Sequence[str]) -> bool:
 
 
 def is_prepared(sources: Sequence[str]) -> bool:
-    """Whether what is named is a folder of prepared data."""
+    """Whether the only source is a folder of prepared data."""
     return len(sources) == 1 and (Path(sources[0]) / MANIFEST).is_file()
 
 
 def moved_account(run: Run, data: Data, sources: Sequence[str], heldout: Sequence[str]) -> DataAccount:
-    """data.json of a run whose text is in another place now."""
+    """data.json of a run whose text was moved."""
     account, asked = data.account(), from_dict(RunConfig, run.config).data
-    if is_prepared(sources):  # which the account names already
+    if is_prepared(sources):  # the account names it already
         return account
     now = named_now(run, asked.sources, sources) if sources else run.data.moved_to
     held = named_now(run, asked.heldout, heldout) if heldout else run.data.heldout_moved_to
@@ -192,11 +193,11 @@ def moved_account(run: Run, data: Data, sources: Sequence[str], heldout: Sequenc
 
 
 def named_now(run: Run, texts: Sequence[str], sources: Sequence[str]) -> tuple[str, ...]:
-    """Sources as they are named now, under the names and with the columns and weights that they had: a run knows its
-    text by them. Paths are made whole, so that they are found from wherever the run is resumed next.
+    """The moved sources with the names, columns and weights that they had, by which a run identifies its text. Paths
+    are made absolute, so that the run can be resumed from any folder.
 
     Args:
-        texts: as the run's configuration has them.
+        texts: the sources in the run's configuration.
     """
     before = parse_sources(texts)
     given = parse_sources(sources)
@@ -217,5 +218,5 @@ def named_now(run: Run, texts: Sequence[str], sources: Sequence[str]) -> tuple[s
 
 
 def run_folder_of(path: Path) -> Path:
-    """The run that a path belongs to, be it the run's folder or one of its checkpoints."""
+    """The run folder of a path that is a run's folder or one of its checkpoints."""
     return path.parent.parent if path.parent.name == "checkpoints" else path

@@ -1,4 +1,4 @@
-"""What can be done with a run that is there: load it, let it write, measure it, list it."""
+"""Work with existing runs: load, sample, evaluate, list."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,11 +32,11 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task, task_named
 
 READ_AS = ("data.text_column", "data.encoding", "data.document_separator", "data.format", "data.strict")
-EVALUATE = ("isoflop eval RUN", "--moved SOURCE")  # says where the text of a run is now, if it was moved
+EVALUATE = ("isoflop eval RUN", "--moved SOURCE")  # names the new place of a run's text, if it was moved
 
 
 def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
-    """The model of a run's last checkpoint, ready to evaluate or sample, and its tokenizer.
+    """The model of a run's last checkpoint, in evaluation mode, and its tokenizer.
 
     Raises:
         UserError: if there is no run, it has no checkpoint yet, or its files are damaged.
@@ -63,16 +63,16 @@ def sample(
     repetition_penalty: float = 1.0,
     stops: Sequence[str] = (),
 ) -> str:
-    """Let a run's last checkpoint write: on from `prompt`, or (seq2seq) its output for `prompt`.
+    """Generate text with a run's last checkpoint: a continuation of `prompt`, or (seq2seq) the output for `prompt`.
 
     Args:
-        temperature, ...: see generate/engine.py; None is 0.8. An encoder-decoder writes the likeliest output that a
-            search with `beam` hypotheses finds, and takes none of them.
-        dtype: bfloat16: the weights that are multiplied are rounded, and a large model writes faster.
-        with_prompt: the text that is given back and shown begins with the prompt, where it goes on from it.
+        temperature, ...: see generate/engine.py; None is 0.8. An encoder-decoder returns the likeliest output that a
+            beam search with `beam` hypotheses finds, and takes none of these.
+        dtype: bfloat16: the weight matrices are rounded, and a large model generates faster.
+        with_prompt: a continuation is returned, and shown, with its prompt.
 
     Raises:
-        UserError: for a run that cannot be read, or an argument that its model has no use for.
+        UserError: for a run that cannot be read, or an argument that does not apply to its model.
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
@@ -92,18 +92,18 @@ def evaluate(
     heldout: Sequence[str] = (),
     strict: bool = False,
 ) -> HeldOut:
-    """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`; and what
-    its task is judged by beside that.
+    """Held-out loss of a run on its own held-out text, or on every document (seq2seq: pair) of `sources`; with the
+    task's other metrics.
 
     Args:
-        text_column: of records, holds the text; "": the one that the run was trained on.
+        text_column: the column of records that holds the text; "": the one that the run was trained on.
         beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
-        set: assignments to fields of `data` that say how the sources are read; otherwise they are as in the run.
-        moved, heldout: where the run's own text is now, and the held-out text that was named, if they were moved.
-        strict: what of the sources would be skipped is an error.
+        set: assignments to fields of `data` that determine how the sources are read; otherwise they are as in the run.
+        moved, heldout: the new places of the run's own text, and of named held-out text, if they were moved.
+        strict: raise an error for anything in the sources that would be skipped.
 
     Raises:
-        UserError: if there is no run or no text, for an assignment to anything else, or if `moved` is not the run's.
+        UserError: if there is no run or no text, for an assignment to another field, or if `moved` is other text.
     """
     path = Path(run)
     refuse_mixed(path, sources, {"--moved": moved, "--heldout": heldout}, {"--set": set, "--strict": strict})
@@ -111,6 +111,7 @@ def evaluate(
         raise only_for_sources("--text-column", path)
     if not sources and was_imported(path):
         raise UserError(f"{run} was imported and has no text of its own; name some: isoflop eval {quoted(run)} SOURCE")
+
     model, tokenizer, snapshot = checkpoint.load_model(path)
     run_as = from_dict(RunConfig, snapshot.config)
     task = make_task(run_as)
@@ -125,8 +126,8 @@ def evaluate(
 
 
 def refuse_mixed(run: Path, sources: Sequence[str], own: dict[str, Any], others: dict[str, Any]) -> None:
-    """Raises UserError for an option about the run's own text (`own`) with sources, or about sources (`others`) with
-    none."""
+    """Raise UserError for an option about the run's own text (`own`) with sources, or about sources (`others`) without
+    any."""
     for name, value in own.items():
         if value and sources:
             raise UserError(
@@ -146,8 +147,8 @@ def only_for_sources(name: str, run: Path) -> UserError:
 
 
 def trained_on(folder: Path, found: HeldOut) -> list[str]:
-    """A note if as many bytes were read as the run's own text has: whoever names its new place may expect a held-out
-    loss."""
+    """A note if the sources have as many bytes as the run's own text: a user who names its new place may expect a
+    held-out loss."""
     account = read_run(folder).data if RunFolder(folder).config.is_file() else DataAccount()
     if not found.found_bytes or found.found_bytes != account.found_bytes:
         return []
@@ -160,10 +161,10 @@ def trained_on(folder: Path, found: HeldOut) -> list[str]:
 
 
 def reading_of(trained: DataConfig, sources: Sequence[str], text_column: str, set: Sequence[str]) -> DataConfig:
-    """Sources that are read as a run's own text was.
+    """Sources that are read like a run's own text.
 
     Raises:
-        UserError: for an assignment to what does not say how text is read.
+        UserError: for an assignment to a field that does not determine how text is read.
     """
     named = DataConfig(
         sources=tuple(sources),
@@ -182,7 +183,7 @@ def reading_of(trained: DataConfig, sources: Sequence[str], text_column: str, se
 
 
 def list_runs(path: Path | str = "runs") -> list[dict[str, Any]]:
-    """One summary for each run below `path`: what `isoflop runs` shows."""
+    """One summary per run in `path`, as `isoflop runs` shows it."""
     rows = []
     for run in find_runs(path):
         last = run.heldout[-1] if run.heldout else HeldOutLine()

@@ -1,4 +1,4 @@
-"""The folder of a run: the names in it, adding to its logs, and the lock of its one writer."""
+"""The folder of a run: the names in it, appending to its logs, and the lock of its one writer."""
 
 import contextlib
 import errno
@@ -17,13 +17,13 @@ from isoflop.records.lines import append_line, ends_a_line, json_line, read_line
 from isoflop.records.logs import EventLine
 from isoflop.records.record import Record
 
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # what files.py leaves when it is killed
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # a temporary file of files.py, left by a killed process
 Line = TypeVar("Line", bound=Record)
 
 LOGS = ("metrics", "samples", "decisions", "skips", "events", "suites", "diagnostics")
-# what flock says where the file system has no locks
+# errors of flock on a file system without locks
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
-HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # and where somebody has it, or may have
+HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)  # and if another process holds the lock, or may hold it
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RunFolder:
     """A run's folder and the names in it.
 
     Attributes:
-        mine: False where another process of the same run writes here: what this one would write is left out.
+        mine: False if another process of the same run writes here: then this one writes nothing.
     """
 
     path: Path
@@ -75,17 +75,17 @@ class RunFolder:
 
     @property
     def attempts(self) -> Path:
-        """Attempts that were given up for another plan, and the next one while it is made ready (job/attempts.py)."""
+        """Attempts that were abandoned for another plan, and the next one while it is prepared (job/attempts.py)."""
         return self.path / "attempts"
 
     @property
     def card(self) -> Path:
-        """What a person said for the model card (records/suites.py)."""
+        """A person's notes for the model card (records/suites.py)."""
         return self.path / "card.json"
 
     @property
     def suites(self) -> Path:
-        """What the run came to on whole suites, a file each (records/suites.py)."""
+        """The run's scores on whole suites, one file each (records/suites.py)."""
         return self.path / "suites"
 
     @property
@@ -96,7 +96,7 @@ class RunFolder:
         return self.path / f"{name}.jsonl"
 
     def append(self, name: str, record: Record | Mapping[str, Any], durable: bool = False) -> None:
-        """Add one line to a log, see lines.append_line."""
+        """Append one line to a log, see lines.append_line."""
         if not self.mine:
             return
         value = record.to_dict() if isinstance(record, Record) else record
@@ -108,13 +108,13 @@ class RunFolder:
         return [kind.read(line) for line in read_lines(self.log(name))]
 
     def event(self, what: str, **details: Any) -> None:
-        """Add a line to events.jsonl; `details` are fields of EventLine and written in their order."""
+        """Append a line to events.jsonl; `details` are fields of EventLine, written in their order."""
         line = EventLine(event=what, time=time.time(), **details).written_as("event", "time", *details)
         self.append("events", line, durable=True)
 
     def forget_after(self, step: int, skips: bool = False) -> None:
-        """Drop the lines of steps after `step` from the logs: they are about to be made again. What a rollback passes
-        over stays so, and so do decisions that are replayed, unless `skips` forgets these as well."""
+        """Drop the lines of steps after `step` from the logs: these steps are about to be repeated. Lines of rollbacks,
+        whose data stay skipped, and replayed decisions are kept, unless `skips` drops these too."""
         if not self.mine:
             return
         by_step = dict.fromkeys(("metrics", "samples", "skips", "suites", "diagnostics"), "step")
@@ -127,15 +127,15 @@ class RunFolder:
                 write_text(path, "".join(json_line(line) + "\n" for line in kept))
 
     def settle(self) -> None:
-        """Wait until the disk has every line that was added so far, and the names of the logs."""
-        for name in ("metrics", "samples", "suites", "diagnostics"):  # to the others each line is added durably
+        """Wait until every line that was appended so far, and the names of the logs, are on disk."""
+        for name in ("metrics", "samples", "suites", "diagnostics"):  # lines of the others are appended durably
             with contextlib.suppress(FileNotFoundError), self.log(name).open("rb") as file:
                 os.fsync(file.fileno())
         sync_folder(self.path)
 
     def mend(self) -> None:
-        """Take a torn last line, which a power cut can leave, off every log, so that the next one begins a line; and
-        remove what is left of files that were being written."""
+        """Remove an incomplete last line, which a power cut can leave, from every log, so that the next append starts
+        on a new line; and remove temporary files."""
         if not self.mine:
             return
         for path in self.path.iterdir():
@@ -149,8 +149,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator["Lock"]:
-        """Hold the folder for one writer. The system drops the lock with the process, so none can be stale: what a
-        killed process left is only its number, in a file that nobody holds.
+        """Lock the folder for one writer. The operating system releases the lock when the process ends, so no lock is
+        stale: a killed process leaves only its number, in a file that is not locked.
 
         Raises:
             UserError: if another process holds it, or the file system has no locks.
@@ -178,10 +178,11 @@ class RunFolder:
             yield Lock(self.path, file)
 
     def refuse_used(self) -> None:
-        """Refuse a folder that cannot take a new run. What a kill left before config.json was written is no hindrance.
+        """Refuse a folder that cannot hold a new run. Files that a killed process left before it wrote config.json are
+        accepted.
 
         Raises:
-            UserError: if it is a file, holds a run, or holds anything that is not a run's.
+            UserError: if it is a file, holds a run, or holds anything else.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--out {self.path} is a file; name a folder")
@@ -209,14 +210,14 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Lock:
-    """The lock on a run's folder, for as long as its file is open; none where another process of the run holds it."""
+    """The lock on a run's folder, held while its file is open; no file if another process of the run holds it."""
 
     path: Path
     file: IO[str] | None = None
 
     def check(self) -> None:
-        """Find out whether what lies at the folder's path is still what was locked: a mount can vanish, and a folder be
-        moved or replaced, under a run that writes to it by name.
+        """Check that the folder at the path is still the one that was locked: a mount can vanish, and a folder can be
+        moved or replaced during a run.
 
         Raises:
             UserError: if not.
@@ -225,10 +226,10 @@ class Lock:
             return
         held = os.fstat(self.file.fileno())
         try:
-            there = (self.path / ".lock").stat()
+            current = (self.path / ".lock").stat()
         except OSError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
+            current = None
+        if current is None or (current.st_dev, current.st_ino) != (held.st_dev, held.st_ino):
             raise UserError(
                 f"the run folder {self.path} is gone from under the run (unmounted, moved or deleted); bring it back, "
                 f"then: isoflop train --resume {quoted(self.path)}"
@@ -236,8 +237,8 @@ class Lock:
 
 
 def itself(name: str, flags: int) -> int:
-    """Opens a file of a run folder and no link in its place, which in a stranger's folder may lead anywhere; a pipe is
-    not waited for."""
+    """An opener of files in a run folder that does not follow links, which may lead anywhere in an untrusted folder,
+    and does not wait for a pipe."""
     try:
         return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -251,12 +252,12 @@ def after(at: Any, step: int) -> bool:
 
 
 def stays(line: Mapping[str, Any]) -> bool:
-    """Whether a line is about steps that may be still to come."""
+    """Whether a line concerns steps that may still come."""
     return line.get("action") == "rollback" or line.get("replayed") is True
 
 
 def lock(file: IO[str]) -> None:
-    """Lock for writing. Whoever only asks whether a run is locked (is_locked) holds it for a moment, so try again."""
+    """Lock for writing. is_locked holds the lock for a moment, so try several times."""
     for _ in range(20):
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,11 +11,11 @@ class TrainingLine(Record):
 
     Attributes:
         step: steps done.
-        loss: what is trained on, auxiliary losses and smoothing and all, nats per token.
+        loss: the training loss, with auxiliary losses and smoothing, in nats per token.
         grad_norm: before clipping.
-        lr: of the parts that AdamW trains with optim.lr.
-        tokens, flops: so far, 6ND.
-        seconds: of training so far, time spent down left out.
+        lr: of the parameters that AdamW trains with optim.lr.
+        tokens, flops: so far; FLOPs are 6ND.
+        seconds: of training so far, without the time between an interruption and its resumption.
         tokens_per_second: over the last steps.
     """
 
@@ -31,12 +31,12 @@ class TrainingLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLine(Record):
-    """A held-out measurement, in metrics.jsonl: the lines with a `heldout_loss`. What the model's parts report, such as
-    `load_entropy`, is in `others`.
+    """A held-out measurement, in metrics.jsonl: the lines with a `heldout_loss`. Readings of the model's parts, such as
+    `load_entropy`, are in `others`.
 
     Attributes:
         heldout_loss: plain cross-entropy, nats per token.
-        wide_loss, wide_bits_per_byte, wide_tokens: the same model on more of the held-out text, once in a run.
+        wide_loss, wide_bits_per_byte, wide_tokens: the same model on more of the held-out text, once per run.
     """
 
     step: int | None = None
@@ -52,13 +52,13 @@ class HeldOutLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastLine(Record):
-    """What a run was on course for (trainer/course.py), in metrics.jsonl: the lines with a `forecast_bits_per_byte`.
+    """A running forecast (trainer/course.py), in metrics.jsonl: the lines with a `forecast_bits_per_byte`.
 
     Attributes:
         tokens, seconds: when it was made, as in a training line; end_step: of the schedule at that time.
-        forecast_bits_per_byte: held-out, at the end, on all that is held out; forecast_low, forecast_high: the interval
-            that should hold it in `forecast_level` of all cases.
-        fan: (tokens, bits per byte, low, high) at some moments from then to the end.
+        forecast_bits_per_byte: at the end of the run, on all held-out text; forecast_low, forecast_high: the interval
+            that should contain it in a share `forecast_level` of all cases.
+        fan: (tokens, bits per byte, low, high) at some steps from then to the end.
     """
 
     step: int | None = None
@@ -74,10 +74,10 @@ class ForecastLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnosticsLine(Record):
-    """What went on inside the model after a step, a line of diagnostics.jsonl (trainer/diagnose/measures.py).
+    """Measures of the model's inside after a step, a line of diagnostics.jsonl (trainer/diagnose/measures.py).
 
     Attributes:
-        by_layer: by measure the number of each layer, by the layer's name; whole: of the model.
+        by_layer: measure -> layer's name -> value; whole: values for the whole model.
     """
 
     step: int | None = None
@@ -88,11 +88,11 @@ class DiagnosticsLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleLine(Record):
-    """Text that the model wrote after a step, a line of samples.jsonl.
+    """Text that the model generated after a step, a line of samples.jsonl.
 
     Attributes:
-        reference: what it should have been (seq2seq).
-        cut: it was ended early, as the run is held to its seconds.
+        reference: a correct output (seq2seq).
+        cut: the text was ended early because of the run's time limit.
     """
 
     step: int | None = None
@@ -104,13 +104,13 @@ class SampleLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionLine(Record):
-    """What the clock or an extension decided, a line of decisions.jsonl: from `at_step` on, the run ends at `steps`
+    """A decision of the clock or an extension, a line of decisions.jsonl: from `at_step` on, the run ends at `steps`
     (optim.schedules.Decision).
 
     Attributes:
-        progress: at `at_step`, from 0 to 1; None keeps the one that the run had.
-        seconds: what an extension lets the run take in all; 0: it is not held to any.
-        replayed: it was another run's (`--like`), and known before the first step.
+        progress: at `at_step`, from 0 to 1; None keeps the run's own.
+        seconds: the run's total time limit after an extension; 0: none.
+        replayed: it was another run's (`--like`), known before the first step.
     """
 
     at_step: int | None = None
@@ -124,15 +124,15 @@ class DecisionLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SkipLine(Record):
-    """A step whose numbers went wrong and what was done, a line of skips.jsonl.
+    """A bad step and how it was handled, a line of skips.jsonl.
 
     Attributes:
-        step: that it would have been.
+        step: the number that it would have had.
         kind: "non-finite" or "spike".
         action: "keep", "skip", "rollback" or "stop".
-        loss, grad_norm: None where not finite.
-        tokens: left out or passed over.
-        first, sequences: the range of sequences that a rollback passes over (data/gaps.py).
+        loss, grad_norm: None if not finite.
+        tokens: the number of tokens skipped.
+        first, sequences: the range of sequences that a rollback skips (data/gaps.py).
     """
 
     step: int = 0
@@ -149,15 +149,15 @@ class SkipLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EventLine(Record):
-    """What happened to a run, a line of events.jsonl. Each event has some of the fields.
+    """An event of a run, a line of events.jsonl. Each event has some of the fields.
 
     Attributes:
         event: "started", "resumed", "extended", "rolled back", "stopped", "trained", "finished" and the like.
-        processes, hosts, mode, copies, launch: who trains from there on (trainer/processes.py).
-        taken_again: steps since the checkpoint that are done once more.
-        changed: what differs from how the run began, a line each.
+        processes, hosts, mode, copies, launch: the processes that train from there on (trainer/processes.py).
+        taken_again: steps since the checkpoint that are repeated.
+        changed: differences from the run's start, one line each.
         signal: the number of the signal that stopped it; a name in older files.
-        from_step: where a rollback went back from.
+        from_step: the step that a rollback started from.
         budget, steps: of an extension.
     """
 
@@ -185,14 +185,14 @@ class EventLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SuiteLine(Record):
-    """What the model came to on some items of a suite on the way, a line of suites.jsonl.
+    """A score on some items of a suite during training, a line of suites.jsonl.
 
     Attributes:
-        suite, metric: which, and what by (evaluate/methods.py).
-        score: over the items; chance: of one who guesses, None for a perplexity.
-        items: how many.
-        subset_scores, subset_items: by subset, where the suite has them.
-        spent: seconds of the run that suites took so far.
+        suite, metric: the suite and its metric (evaluate/methods.py).
+        score: over the items; chance: the score of random guesses, None for a perplexity.
+        items: their number.
+        subset_scores, subset_items: by subset, if the suite has subsets.
+        spent: seconds of the run that suites have taken so far.
     """
 
     step: int | None = None

@@ -1,4 +1,4 @@
-"""A run as read back, and the runs below a folder."""
+"""Reads a run folder, and finds the runs below a folder."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,15 +28,15 @@ from isoflop.records.surroundings import Environment, ProfileSeen, Settings
 
 @dataclass(frozen=True)
 class Run:
-    """A run as read back. Missing files read as empty: a run that is still training has no result yet.
+    """The contents of a run folder. Missing files are empty records: a run that is still training has no result yet.
 
     Attributes:
         config: a RunConfig as JSON.
         training, heldout, forecasts, diagnostics, samples, decisions, skips, events: the lines of the logs.
-        suite_lines: what the model came to on suites on the way (suites.jsonl); suites: on whole ones, afterwards.
-        profile: where the time of a few steps went (trainer/profile.py), if the run was watched.
-        pieces: the last held-out measurement, stretch by stretch.
-        status: "running", "finished", "stopped", "imported" for weights that came from elsewhere, or "damaged".
+        suite_lines: scores on suites during training (suites.jsonl); suites: on whole suites, afterwards.
+        profile: the time spent in a few steps (trainer/profile.py), if the run was profiled.
+        pieces: the last held-out measurement, by stretch of text.
+        status: "running", "finished", "stopped", "imported" for imported weights, or "damaged".
     """
 
     folder: RunFolder
@@ -61,7 +61,7 @@ class Run:
 
     @cached_property
     def settings(self) -> Settings:
-        """What is read of the configuration where the run is not to be built."""
+        """The part of the configuration that a report reads."""
         return Settings.read(self.config)
 
     @property
@@ -107,7 +107,7 @@ def read_run(path: Path | str) -> Run:
 
 
 def find_runs(path: Path | str) -> list[Run]:
-    """Every run at or below `path`, up to two folders deep, in order of name."""
+    """Every run in `path`, up to two folders deep, ordered by name."""
     top = Path(path)
     if not top.is_dir():
         raise UserError(f"{path} is not a folder; name the folder that holds your runs, as in `isoflop runs runs`")
@@ -116,7 +116,7 @@ def find_runs(path: Path | str) -> list[Run]:
 
 
 def read_or_say(path: Path) -> Run:
-    """A run, or one of the status "damaged" where its files cannot be read: one of many must not hide the others."""
+    """A run, with status "damaged" if its files cannot be read, so that one damaged run does not hide the others."""
     try:
         return read_run(path)
     except UserError:

@@ -1,4 +1,4 @@
-"""What figures stand on: the palette, matplotlib kept to itself, SVG fit for a page, arrays fit to draw."""
+"""Basics of figures: the palette, an isolated matplotlib, SVG for a page, and smoothing and thinning of arrays."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# The CSS variable and the colour without it. Each colour is unique: that is how it is found in the SVG again.
+# CSS variable -> fallback colour. Each colour is unique, so that it can be found in the SVG.
 COLORS = {
     "ink": "#59636e",
     "muted": "#8b949e",
@@ -69,11 +69,11 @@ MOST_POINTS = 1200
 def smooth(values_T: ArrayLike, share: float = 0.02) -> Floats:
     """A centred weighted mean over `share` of the records, narrower towards both ends.
 
-    Centred, so that it neither lags behind the fall at the start nor behind the decay at the end. NaN is left out.
+    Centred, so that it lags neither behind the fall at the start nor behind the decay at the end. NaN is ignored.
     """
     values = floats(values_T)
     half = min(max(1, round(share * values.size / 4)), values.size // 8)
-    return mean_around(mean_around(values, half), half)  # twice: one spike leaves a hill, not a box
+    return mean_around(mean_around(values, half), half)  # twice: a spike becomes a triangle, not a box
 
 
 def mean_around(values: Floats, half: int) -> Floats:
@@ -89,7 +89,7 @@ def mean_around(values: Floats, half: int) -> Floats:
 
 
 def thin(values_T: Floats) -> NDArray[np.int64]:
-    """Indices to draw: all, or of long runs the lowest and highest of each stretch, so that no spike is lost."""
+    """Indices to draw: all, or of long runs the minimum and maximum of each stretch, so that no spike is lost."""
     if values_T.size <= MOST_POINTS:
         return np.arange(values_T.size)
     keep = {0, values_T.size - 1}
@@ -109,7 +109,7 @@ def token_axis(axes: Axes, narrow: bool) -> None:
 
 
 def log_axis(axes: Axes, values: Floats) -> None:
-    """A logarithmic axis for the positive ones of `values`; where there are none it stays linear."""
+    """A logarithmic axis for the positive ones of `values`; if there are none it stays linear."""
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return
@@ -140,7 +140,7 @@ def largest(*arrays: ArrayLike, default: float) -> float:
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """matplotlib with its own defaults and our style, and everything as it was afterwards."""
+    """A context with matplotlib's own defaults and our style, which restores the user's settings."""
     kept_out = {"backend", "backend_fallback", "interactive", "toolbar", "timezone", "webagg.open_in_browser"}
     defaults: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in kept_out}
     with matplotlib.rc_context(defaults | STYLE):
@@ -148,14 +148,14 @@ def drawing() -> Iterator[None]:
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Write the figure as SVG and make it fit for a page: ids of its own, colours and fonts of the page's."""
+    """Write the figure as SVG for a page: with unique ids, and with the page's colours and fonts."""
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, dpi=72, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip()
-    # matplotlib's own style sheet would reach every element of the page.
+    # matplotlib's style sheet would apply to every element of the page
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"font: [^;\"]*?([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # before matplotlib 3.10
     svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)

@@ -1,4 +1,4 @@
-"""What happened to a run, in order: one run, however often it was killed, resized and gone on with."""
+"""The events of a run, in order, however often it was killed, resized and resumed."""
 
 import contextlib
 import signal
@@ -13,8 +13,8 @@ from isoflop.report.sections import tell
 from isoflop.report.style import section, table
 from isoflop.report.words import count, text
 
-WORLD = ("processes", "hosts", "mode", "copies", "launch")  # of an event: who trained from there on
-TOLD = ("event", "time", "step", "signal", "taken_again", *WORLD)  # fields that have words of their own
+WORLD = ("processes", "hosts", "mode", "copies", "launch")  # of an event: the processes that train from there on
+TOLD = ("event", "time", "step", "signal", "taken_again", *WORLD)  # fields with a wording of their own
 BEGINS, ENDS = (
     ("started", "resumed"),
     ("stopped", "abandoned", "failed", "diverged", "lost", "hung", "trained", "finished"),
@@ -56,7 +56,7 @@ def events(lines: Sequence[EventLine]) -> list[Row]:
 
 
 def details(event: EventLine) -> str:
-    """What an event says besides its name, in words where there are some."""
+    """An event's fields other than its name, in words where there are some."""
     said = [text(world(event))] if event.processes is not None else []
     if again := event.taken_again:
         said.append(f"{count(again)} step{'s' if again != 1 else ''} since the checkpoint taken again")
@@ -79,7 +79,7 @@ def signal_name(number_: Any) -> str:
 
 
 def world(event: EventLine) -> str:
-    """By how many processes a run went on, in words: "4 processes on 2 hosts, hsdp, 2 copies of the model"."""
+    """The processes that train a run, in words: "4 processes on 2 hosts, hsdp, 2 copies of the model"."""
     processes, hosts, copies = (value or 1 for value in (event.processes, event.hosts, event.copies))
     if processes == 1:
         return "1 process"
@@ -89,7 +89,7 @@ def world(event: EventLine) -> str:
 
 
 def bad_steps(lines: Sequence[SkipLine]) -> list[Row]:
-    """Bad steps and what was done about each; of many the first and the last, and those between counted."""
+    """Bad steps and how each was handled; of many, the first and the last, and the number of those between."""
     half = BAD_STEPS_SHOWN // 2
     many = len(lines) > BAD_STEPS_SHOWN
     shown = [*lines[:half], *lines[-half:]] if many else lines
@@ -103,6 +103,6 @@ def bad_steps(lines: Sequence[SkipLine]) -> list[Row]:
 
 
 def told(line: SkipLine) -> str:
-    """A bad step and what was done about it."""
+    """A bad step and how it was handled."""
     tokens = f", {count(line.tokens)} tokens" if line.action in ("skip", "rollback") else ""
     return f"{text(line.reason)}: {DONE.get(line.action, text(line.action))}{tokens}"

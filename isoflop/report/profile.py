@@ -1,4 +1,4 @@
-"""Where the time of a run's steps went: what `isoflop train --profile` saw, as a table and a flame graph."""
+"""The profile of `isoflop train --profile` as a table and a flame graph."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from isoflop.report.words import count, duration, fixed, percent, text
 
 ROWS = 16  # operations listed
 WIDTH, LINE = 980, 19  # of the flame graph, in pixels; a line holds one call
-LETTER = 6.2  # pixels of a letter at the size of the labels
+LETTER = 6.2  # width of a letter of the labels, in pixels
 COLORS = ("expected", "train", "heldout")  # our functions and modules, operations, what autograd runs
 
 
@@ -33,20 +33,20 @@ def profile(facts: Facts) -> str:
             )
     body = (
         f'<figure class="scroll">{flame(seen.tree, total)}</figure>\n'
-        "<h3>Operations, by the time in each itself</h3>\n"
-        + table(["operation", "calls a step", "a step", "of the whole"], rows, {1, 2, 3})
+        "<h3>Operations, by their own time</h3>\n"
+        + table(["operation", "calls per step", "per step", "share"], rows, {1, 2, 3})
         + '<p>Every call: <a href="profile/trace.json.gz">profile/trace.json.gz</a>, which ui.perfetto.dev and '
         "chrome://tracing open.</p>"
     )
     lead = (
-        f"{count(steps)} steps from step {count(seen.first_step)} on, {duration(step_ms / 1e3)} a step while watched, "
-        "which takes time itself. Width is time; what lies below a call happened inside it."
+        f"{count(steps)} steps from step {count(seen.first_step)} on, {duration(step_ms / 1e3)} per step while "
+        "profiled, which takes time itself. Width is time; the calls below a call happened inside it."
     )
     return section("Where the time goes", lead, body)
 
 
 def flame(tree: Sequence[Call], total: float) -> str:
-    """The tree of calls as an SVG: a rectangle a call, as wide as it took long, under the one that it happened in."""
+    """The tree of calls as an SVG: one rectangle per call, as wide as its time, below its caller."""
     cells: list[str] = []
     depth = draw(tree, 0.0, 0, WIDTH / total, total, cells)
     height = (depth + 1) * LINE
@@ -57,7 +57,7 @@ def flame(tree: Sequence[Call], total: float) -> str:
 
 
 def draw(nodes: Sequence[Call], left: float, depth: int, scale: float, total: float, cells: list[str]) -> int:
-    """Add the cells of some siblings from `left` (pixels) on, and of all below them; return the greatest depth."""
+    """Add the cells of siblings from `left` (pixels) on, and of all below them; return the greatest depth."""
     deepest = depth
     for node in nodes:
         took, name = node.microseconds, node.name

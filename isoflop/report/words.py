@@ -1,4 +1,4 @@
-"""Numbers and foreign text as words: what a reader wants to see, safe to put into HTML.
+"""Formats numbers and untrusted text for readers, safe to put into HTML.
 
 A missing number is `None` everywhere and reads as an en dash.
 """
@@ -17,10 +17,10 @@ MODEL_KINDS = {"causal_lm": "GPT", "seq2seq": "encoder-decoder"}
 
 
 def text(value: Any) -> str:
-    """Any value as HTML text: escaped, and with nothing invisible left in it.
+    """Any value as HTML text: escaped, and without invisible characters.
 
-    Samples hold whatever the model wrote. Control characters become their pictures (NUL is ␀), characters that turn the
-    direction of writing and lone surrogates become �; tabs and line feeds stay.
+    Samples hold whatever the model generated. Control characters become their symbols (NUL is ␀), characters that
+    change the direction of writing and lone surrogates become �; tabs and line feeds stay.
     """
     return html.escape("".join(map(visible, str(value))))
 
@@ -52,7 +52,7 @@ def count(value: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """Three digits, or as many as there are before the point; no zeros behind it that say nothing."""
+    """Three significant digits, or all of those before the point; without trailing zeros."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

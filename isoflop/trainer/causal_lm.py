@@ -1,4 +1,4 @@
-"""The task causal_lm: text in windows of tokens, a GPT, each token given those before it."""
+"""The task causal_lm: a GPT on windows of text, which predicts each token from those before it."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.workload import Rung, Text, Workload, matmul_weights
 
-CHUNK_TOKENS = 1_000_000  # tokens of other people's text that are measured at once
+CHUNK_TOKENS = 1_000_000  # tokens of a source that are measured at once
 
 # Each rung has about 1.3 to 1.8 times the parameters of the one before it. Width leads depth as in the GPT-2 and GPT-3
 # families; the loss is flat over a wide range of aspect ratios (Kaplan et al. 2020, figure 5).
@@ -71,7 +71,7 @@ LADDER: tuple[Rung, ...] = (
 
 
 class TextWorkload(Workload):
-    """Windows of `model.context` tokens of text that is not prepared yet."""
+    """Windows of `model.context` tokens, from text that is not prepared yet."""
 
     ladder = LADDER
     near = 4
@@ -100,7 +100,7 @@ class TextWorkload(Workload):
         return matmul_weights(config)
 
     def size(self, rung: Rung, config: RunConfig) -> float:
-        """12 L D^2 + V D: near enough, and no model has to be built for each rung."""
+        """12 L D^2 + V D: accurate enough, without building a model for each rung."""
         layers, d_model = rung
         return 12 * layers * d_model**2 + config.model.vocab_size * d_model
 
@@ -127,10 +127,10 @@ class CausalLM:
         return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()
 
     def workload(self, config: RunConfig, progress: Progress | None = None) -> TextWorkload:
-        found = survey(config.data)
-        if not found.bytes:  # say what is wrong with the text before anybody waits for the machine to be timed
+        surveyed = survey(config.data)
+        if not surveyed.bytes:  # report what is wrong with the text before the machine is timed
             prepare(config.data)
-        return TextWorkload(Text(found.bytes, found.sample), given_ids(config.data))
+        return TextWorkload(Text(surveyed.bytes, surveyed.sample), given_ids(config.data))
 
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
         return prepare(config, progress=progress)
@@ -161,7 +161,7 @@ class CausalLM:
         return measure(model, held, tokenizer.token_bytes(), end, runtime, max_tokens, group, pieces)
 
     def judge(self, model: GPT, data: Prepared, beam: int = 1) -> dict[str, Any]:
-        """Nothing but its loss."""
+        """No metrics other than the loss."""
         return {}
 
     def measure_sources(
@@ -178,7 +178,7 @@ class CausalLM:
     def samples(
         self, model: GPT, data: Prepared, config: RunConfig, until: Callable[[], bool] | None = None
     ) -> Iterator[SampleLine]:
-        """Continuations of the same prompts, drawn from a generator of their own."""
+        """Continuations of the same prompts, with a random generator of their own."""
         how = config.sample
         for prompt in how.prompts:
             text = generate(
@@ -223,7 +223,7 @@ class CausalLM:
 
 
 def given_ids(data: DataConfig) -> int:
-    """The ids of a tokenizer that is given; 0 if one is trained."""
+    """The number of ids of a given tokenizer; 0 if one is to be trained."""
     if data.path:
         return open_prepared(Path(data.path), verify_checksums=False).vocab_size
     given = Tokenizer.given(data.tokenizer, data.end_of_text)
@@ -231,7 +231,7 @@ def given_ids(data: DataConfig) -> int:
 
 
 def token_chunks(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> Iterator[npt.NDArray[np.int64]]:
-    """The tokens of every document of the sources, each followed by end-of-text, some CHUNK_TOKENS at a time."""
+    """The tokens of all documents of the sources, each followed by end-of-text, in chunks of about CHUNK_TOKENS."""
     held: list[npt.NDArray[np.int64]] = []
     count = 0
     for document in documents(config, tally):

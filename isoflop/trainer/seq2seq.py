@@ -1,4 +1,4 @@
-"""The task seq2seq: pairs in padded batches, an encoder-decoder, each token of an output given its input."""
+"""The task seq2seq: an encoder-decoder on padded batches of pairs, which predicts an output from its input."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -33,11 +33,11 @@ from isoflop.trainer.workload import Notes, Rung, Workload
 # (blocks of the encoder and of the decoder, d_model)
 LADDER: tuple[Rung, ...] = ((1, 64), (2, 64), (2, 128), (3, 192), (4, 256), (6, 384), (6, 512), (6, 768))
 HEAD_WIDTH = 16  # narrow, unlike a GPT's: 4 heads of 16 in place of 1 of 64 took a quarter off the error rate (LAB.md)
-SHOWN = 5  # held-out inputs whose outputs are written down along the way
+SHOWN = 5  # held-out inputs whose outputs are recorded as samples
 
 
 class Writer:
-    """A decoder at work on one source: what the losses of model/loss.py need of a model."""
+    """A decoder with an encoded source: the part of a model that the losses of model/loss.py use."""
 
     def __init__(self, model: EncoderDecoder, source: EncodedSource) -> None:
         self.model, self.source = model, source
@@ -48,8 +48,8 @@ class Writer:
 
 
 class PairWorkload(Workload):
-    """Pairs, which are prepared before the plan: their lengths are known and few, so that each candidate is timed on
-    its own first batches. Tokens are those of both sides."""
+    """Pairs, which are prepared before the plan: their lengths are known, so that each candidate is timed on its own
+    first batches. Tokens are those of both sides."""
 
     ladder = LADDER
     timed = 3
@@ -93,7 +93,7 @@ class Seq2Seq:
     not counted.
 
     Raises:
-        UserError: for a loss that needs a decoder-only model, and (batches) for a ramp or a prompt that does not fit.
+        UserError: for a loss that needs a decoder-only model, and (batches) for a ramp or a prompt that is too long.
     """
 
     static_shapes = False
@@ -104,10 +104,10 @@ class Seq2Seq:
             raise UserError(f"loss = {name_of(self.criterion)!r} is for task causal_lm; with seq2seq use cross_entropy")
 
     def prepare(self, model: EncoderDecoder) -> None:
-        """Nothing is added."""
+        """Adds nothing."""
 
     def compile(self) -> None:
-        """Nothing: nearly every batch has another shape, and each would be compiled anew."""
+        """Does nothing: nearly every batch has another shape, and each would be compiled again."""
 
     def loss(
         self,
@@ -144,7 +144,7 @@ class Seq2Seq:
         return pair_flops_per_token(config.model, *data.mean_lengths())
 
     def palm_flops_per_token(self, config: RunConfig) -> None:
-        """None: the convention is for sequences of one length."""
+        """None: the convention is for sequences of equal length."""
 
     def measure(
         self,
@@ -192,8 +192,8 @@ class Seq2Seq:
         config: RunConfig,
         until: Callable[[], bool] | None = None,
     ) -> Iterator[SampleLine]:
-        """Greedy outputs for a few held-out inputs, each with one of its references, and for the prompts given. They
-        are few, no longer than the context, and written side by side: no time limit ends them."""
+        """Greedy outputs for a few held-out inputs, each with one of its references, and for the given prompts. They
+        are few, no longer than the context, and generated in one batch: no time limit ends them."""
         pairs, tokenizer = data.heldout(), data.tokenizer
         shown = [i * len(pairs) // SHOWN for i in range(min(SHOWN, len(pairs)))]
         prompts = [prompt for prompt in config.sample.prompts if prompt]
@@ -204,7 +204,7 @@ class Seq2Seq:
             yield SampleLine(prompt=tokenizer.decode(source), text=tokenizer.decode(output), reference=reference)
 
     def write(self, model: EncoderDecoder, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
-        """The likeliest output for the prompt."""
+        """The most likely output for the prompt."""
         if request.dtype != "float32":
             raise UserError(
                 f"--dtype {request.dtype} is for runs that continue a text; leave it out for one of --task seq2seq"
