@@ -1,4 +1,4 @@
-"""data.json: what became of every byte that was found; and what of it a run read, a part of result.json."""
+"""data.json: the account of every byte that was found; and, in result.json, of what a run read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ class Unused(Record):
         what: "file", "record", "piece" (of a plain text), "link", "folder", "pair", "run folder" ...
         count, bytes: of them; a file counts with its size on disk.
         first: the first one's path.
-        meant: left out since it is no text of the user's, such as run folders and hidden files; else it was lost.
+        meant: excluded on purpose, such as run folders and hidden files; else it was lost.
     """
 
     what: str | None = None
@@ -46,8 +46,8 @@ class Side(Record):
         documents: pieces of documents, or pairs.
         inputs: different inputs of the pairs.
         bytes: of UTF-8, of pairs both sides; tokens include the ends.
-        how: the held-out text was chosen.
-        unsampled_bytes: held-out text that was left out.
+        how: the way in which the held-out text was chosen.
+        unsampled_bytes: held-out text that was not prepared.
     """
 
     documents: int | None = None
@@ -60,10 +60,10 @@ class Side(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedSource(Record):
-    """What was prepared of one source.
+    """The prepared part of one source.
 
     Attributes:
-        weight: its share of the training tokens, as asked for; None: in proportion to its size.
+        weight: its share of the training tokens, as set by the user; None: in proportion to its size.
     """
 
     pattern: str | None = None
@@ -80,20 +80,20 @@ class PreparedSource(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class DataAccount(Record):
-    """data.json. Bytes are of UTF-8 text, but for a file skipped whole, which counts with its size on disk.
+    """data.json. Bytes are of UTF-8 text, except those of a file that was skipped whole, which has its size on disk.
 
     Attributes:
-        bytes_per_token: of the training text, ends of documents included.
-        documents: found; pieces: what they were cut into; empty: left out as such.
-        in_heldout: documents that were left out of training since they are in the held-out text.
-        variants: further outputs of an input; too_long: pairs left out (seq2seq).
+        bytes_per_token: of the training text, including ends of documents.
+        documents: found; pieces: into which they were split; empty: documents without text.
+        in_heldout: documents removed from training because they are in the held-out text.
+        variants: other outputs of an input; too_long: pairs that were dropped (seq2seq).
         skipped: the first of the files and records that were not used.
-        unused: all that was not used, by kind; found_bytes: what of it was lost, and what was read.
-        sampled_share: of the training text that was prepared.
-        folder: where the prepared data lies; seconds: that preparing it took; reused: it was there already.
-        notes: what was noticed about the files that were read, and the user should know.
-        moved_to, heldout_moved_to: the sources and the held-out text, where they have been named anew since the run
-            began.
+        unused: everything that was not used, by kind; found_bytes: bytes lost and read.
+        sampled_share: the share of the training text that was prepared.
+        folder: of the prepared data; seconds: that preparing it took; reused: it existed already.
+        notes: what the user should know about the files that were read.
+        moved_to, heldout_moved_to: the new places of the sources and of the held-out text, if they were moved after the
+            run had started.
     """
 
     vocab_size: int | None = None
@@ -126,7 +126,7 @@ class DataAccount(Record):
     heldout_moved_to: tuple[str, ...] | None = rare()
 
     def not_used(self) -> "NotUsed":
-        """What was not used, in words; of an account written before there were kinds, from its counts."""
+        """What was not used, in words; for an account from before `unused` existed, from its counts."""
         notes = self.notes or ()
         if self.unused is not None:
             return not_used(self.unused, self.found_bytes or 0, notes)
@@ -140,11 +140,11 @@ class DataAccount(Record):
 
 @dataclass(frozen=True)
 class NotUsed:
-    """What was not used, in words: the same on the screen, in the report and wherever else it is said.
+    """What was not used, in words: the same on the screen, in the report and everywhere else.
 
     Attributes:
         lines: one per kind, lost things first; empty if everything was used.
-        warning: a sentence where more than LARGE_SHARE of the bytes were lost; else empty.
+        warning: a sentence if more than LARGE_SHARE of the bytes were lost; else empty.
         notes: what else the user should know of the files, one line each.
     """
 
@@ -158,11 +158,11 @@ class NotUsed:
 
 
 def not_used(unused: Sequence[Unused], found_bytes: int, notes: Sequence[str] = ()) -> NotUsed:
-    """What was not used in words: count, bytes, share and first example of each kind.
+    """What was not used, in words: count, bytes, share and first example of each kind.
 
     Args:
-        found_bytes: what was read and what was lost.
-        notes: what was noticed of files that were read.
+        found_bytes: bytes read and lost.
+        notes: about files that were read.
     """
     lost = [one for one in unused if not one.meant]
     meant = [one for one in unused if one.meant]

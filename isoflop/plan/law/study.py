@@ -1,4 +1,4 @@
-"""Everything that is said of one table of points, by one call: `study`. Stored as JSON, and read back to predict."""
+"""All results for one table of points, by one call: `study`. Stored as JSON, and read back to predict."""
 
 import json
 import math
@@ -24,21 +24,21 @@ FORMAT = "isoflop fit 1"
 CONSTANTS = ("E", "A", "B", "alpha", "beta", "a")
 ALL = ("E", "A", "B", "alpha", "beta", "gamma")
 LARGEST_FIT = 64 * 2**20  # bytes
-OTHERS = (Way("tied"), Way("kaplan"))  # rolled for comparison, not among those that are chosen from
+OTHERS = (Way("tied"), Way("kaplan"))  # evaluated for comparison, never chosen
 
 
 @dataclass(frozen=True)
 class Study:
-    """One table of points, studied.
+    """The results for one table of points.
 
     Attributes:
-        fitted, squared: approach 3 by Huber's and by squared error, all points.
+        fitted, squared: approach 3 with Huber's and with squared error, on all points.
         samples: the bootstrap of `fitted`.
-        approach_1, approach_2: exponents without a law; None where the table has no valleys for them.
-        rolled: each way with its held-out errors, PLAIN first.
-        way: how to predict, chosen by them.
-        basis: what `predict` needs: by `way`, and by PLAIN.
-        warnings: what the points cannot say.
+        approach_1, approach_2: exponents without a law; None if the table has no valleys for them.
+        rolled: each way to fit with its held-out errors, PLAIN first.
+        way: the way to predict, chosen by these errors.
+        basis, plain: the input of `predict`: by `way`, and by PLAIN.
+        warnings: what the points do not determine.
     """
 
     fitted: Fit
@@ -54,7 +54,7 @@ class Study:
 
 
 def study(points: Points, samples: int = SAMPLES, seed: int = 0) -> Study:
-    """Fit, doubt and compare.
+    """Fit the law, check it and compare the ways to fit it.
 
     Args:
         samples: of each bootstrap.
@@ -82,13 +82,13 @@ def study(points: Points, samples: int = SAMPLES, seed: int = 0) -> Study:
 
 
 def basis_by(way: Way, points: Points, samples: int = SAMPLES, seed: int = 0) -> Basis:
-    """What `predict` needs, by one way."""
+    """The input of `predict`, by one way."""
     drawn = bootstrap(way.fit(points), samples, seed)
     return Basis(drawn, roll(points, way).per_decade, float(points.flops.max()), str(way))
 
 
 def to_dict(found: Study) -> dict[str, Any]:
-    """The stored form: what people ask for at the top, what `predict` needs at the end."""
+    """The stored form: the main results first, the input of `predict` last."""
     fitted, points = found.fitted, found.fitted.points
     intervals = {name: found.samples.interval(lambda law, name=name: getattr(law, name)) for name in CONSTANTS}  # type: ignore[misc]
     return {
@@ -155,7 +155,7 @@ def basis_dict(basis: Basis) -> dict[str, Any]:
 
 
 def to_text(stored: dict[str, Any]) -> str:
-    """JSON in which each draw is one line."""
+    """JSON with one line per draw."""
     plain = {**stored}
     draws = {name: plain[name]["draws"] for name in ("prediction", "plain")}
     for name in draws:
@@ -168,19 +168,19 @@ def to_text(stored: dict[str, Any]) -> str:
 
 
 def read_basis(name: str, plain: bool = False) -> tuple[Basis, str]:
-    """What to predict from, as `read_counted` has it. With it, what its N counts, in words."""
+    """The basis of a prediction, see `read_counted`, and what its N counts, in words."""
     basis, counts = read_counted(name, plain)
     return basis, counts.words()
 
 
 def read_counted(name: str, plain: bool = False) -> tuple[Basis, Counts]:
-    """What to predict from: a stored fit, or a published law by name. With it, what its N and C count.
+    """The basis of a prediction, from a stored fit or a published law, and the conventions of its N and C.
 
     Args:
-        plain: the plain law of the stored fit, not the way that was chosen by holding out.
+        plain: use the plain law of the stored fit, not the way that was chosen by held-out error.
 
     Raises:
-        UserError: for what is neither, and for a file that `isoflop plan fit` did not write.
+        UserError: if the name is neither, or the file was not written by `isoflop plan fit`.
     """
     if name in PUBLISHED:
         one = PUBLISHED[name]
