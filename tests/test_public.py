@@ -137,3 +137,18 @@ def test_one_path_is_a_list_of_one_and_never_of_its_characters(tmp_path, monkeyp
 
 def test_one_stop_is_no_list_of_letters():
     assert isoflop.several("river") == ("river",) and isoflop.several(["a", Path("b")]) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"prompt": b"It"}, "prompt"),
+        ({"top_k": "3"}, "top_k"),
+        ({"temperature": "hot"}, "temper"),
+        ({"top_p": True}, "top_p"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_one_line(arguments, named):
+    run = Path(__file__).parent / "golden" / "words"
+    with pytest.raises(UserError, match=named):
+        isoflop.sample(run, **{"prompt": "It", "tokens": 1, **arguments})

@@ -1,6 +1,7 @@
 """Reads a file in blocks, decompressed if its first bytes are those of gzip, bzip2, xz or zstd."""
 
 import bz2
+import codecs
 import gzip
 import lzma
 import shlex
@@ -48,11 +49,11 @@ def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
     """The file's content in blocks, decompressed if its first bytes are those of a compressed file.
 
     Raises:
-        UserError: for a truncated or damaged file, or an ending of a compression that does not match the content.
+        UserError: for a truncated or damaged file, or one named as compressed that holds neither that nor text.
     """
     found = compression_of(raw)
     promised = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
-    if promised and not found:
+    if promised and not found and not is_text(raw.peek(SIP)[:SIP]):  # some downloads are unpacked and keep their names
         raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
 
     sips: Any = InSips(raw)
@@ -75,6 +76,15 @@ def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
         if found != "bzip2" or error.errno is not None:
             raise
         raise damaged(file, found, error) from None
+
+
+def is_text(start: bytes) -> bool:
+    """Whether a file begins with UTF-8 text; nothing is no text."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
+    except UnicodeDecodeError:
+        return False
+    return bool(start) and b"\0" not in start
 
 
 def damaged(file: SourceFile, found: str, error: Exception) -> UserError:

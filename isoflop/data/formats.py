@@ -116,8 +116,8 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
     if how.format == AUTO:
         if first.startswith(b"PAR1"):
             return Format("parquet", promised=True)
-        if ending == ".parquet":
-            raise UserError(f"{file.shown} is not a parquet file, whatever its name says")
+        if ending == ".parquet" and binary_reason(first):
+            raise UserError(f"{file.shown} is not a parquet file, whatever its name says; fetch it again")
         if first.startswith(b"ARROW1\0\0"):
             return Format("arrow", promised=True)
         if first.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(first[4:8], "little") < 1 << 28:
@@ -135,6 +135,11 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
     found = kind_of_text(beginning(first[:LOOKED_AT], encoding), ending, how.column, is_stream)
     if found.kind == "text" and reason:
         return Format("text", reason=f"{reason}, {hint}" if hint else reason)
+    if found.kind == "text" and ending == ".parquet":
+        raise UserError(
+            f"{file.shown} is not a parquet file, whatever its name says; to learn it as it stands: "
+            "--set data.format=text"
+        )
     return replace(found, encoding=encoding, hint=hint if "seems" in hint else "")
 
 

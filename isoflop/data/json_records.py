@@ -150,8 +150,9 @@ def jsonl_documents(blocks: Iterable[bytes], found: TextColumn) -> Iterator[byte
     found.finish()
 
 
-def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | None, str]:
-    """(record, ""), or (None, why it is not a record); (None, "") for an empty line."""
+def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | str | None, str]:
+    """(record, ""), or (None, why it is not a record); (None, "") for an empty line. A string is a text, as in
+    an array."""
     if size > LONGEST_LINE:
         return None, f"a record longer than {LONGEST_LINE >> 20} MiB"
     if not line:
@@ -162,7 +163,7 @@ def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | None, str]:
         return None, NOT_UTF8
     except (ValueError, RecursionError):
         return (None, "a line is not JSON") if line != codecs.BOM_UTF8 else (None, "")
-    return (record, "") if isinstance(record, dict) else (None, "a line is not a JSON object")
+    return (record, "") if isinstance(record, dict | str) else (None, "a line is not a JSON object")
 
 
 def lines(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:

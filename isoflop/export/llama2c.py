@@ -191,6 +191,7 @@ def write_llama2c(bundle: Bundle, folder: Path) -> str:
     Raises:
         UserError: naming the block, or the tokenizer, that llama2.c does not support.
     """
+    require_sentencepiece(bundle.tokenizer)  # first: no other setting helps a run without one
     anatomy = anatomy_of(bundle.config, LIMITS, TITLE)
     pieces = pieces_of(bundle.tokenizer, anatomy.vocab_size)
     tensors = spread(bundle, anatomy, LLAMA2C)
@@ -210,6 +211,16 @@ def write_llama2c(bundle: Bundle, folder: Path) -> str:
     return "llama"
 
 
+def require_sentencepiece(text: str) -> None:
+    """Raises UserError for a tokenizer.json of another kind than llama2.c's program has."""
+    model = json.loads(text)["model"]
+    if model.get("type") != "BPE" or not model.get("byte_fallback"):
+        raise UserError(
+            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one cuts "
+            "text before it merges; export --to gguf, or train with one of that kind: --set data.tokenizer=FILE"
+        )
+
+
 def pieces_of(text: str, rows: int) -> bytes:
     """A tokenizer.json as a tokenizer.bin.
 
@@ -217,12 +228,8 @@ def pieces_of(text: str, rows: int) -> bytes:
         UserError: for a tokenizer that is not SentencePiece's, has other special tokens or ids than the program
             assumes, or fewer pieces than the model has rows.
     """
-    tokenizer, model = Tokenizer.from_json(text), json.loads(text)["model"]
-    if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        raise UserError(
-            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one cuts "
-            "text before it merges; export --to gguf, or train with one of that kind: --set data.tokenizer=FILE"
-        )
+    require_sentencepiece(text)
+    tokenizer = Tokenizer.from_json(text)
     pieces = {number: piece for piece, number in tokenizer.vocabulary.items()}
     ordered = [pieces.get(i, f"[PAD{i}]") for i in range(rows)]
     if ordered[3:259] != [f"<0x{b:02X}>" for b in range(256)] or tokenizer.start != BEGIN:

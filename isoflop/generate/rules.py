@@ -1,6 +1,7 @@
 """Sampling settings of each row, and its random numbers: one generator per row."""
 
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class Sampling:
         """Raises:
         UserError: naming the option whose value makes no sense.
         """
+        for each in fields(self):  # from Python anything may come
+            value = getattr(self, each.name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise UserError(f"{each.name} = {value!r} is not a number")
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(
                 f"--temperature {self.temperature:g} is not a number from 0 up; 0 takes the likeliest token"

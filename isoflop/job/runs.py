@@ -74,6 +74,8 @@ def sample(
     Raises:
         UserError: for a run that cannot be read, or an argument that does not apply to its model.
     """
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt {prompt!r} is not a string; decode bytes first")
     if dtype not in DTYPES:
         raise UserError(f"--dtype {dtype} is not one of {', '.join(DTYPES)}")
     further = (min_p, repetition_penalty, tuple(stops))

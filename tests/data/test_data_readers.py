@@ -66,6 +66,31 @@ def test_compression_is_known_by_content_and_may_have_several_members(tmp_path, 
     assert read(path)[0] == ["first second"]
 
 
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.xz", "a.zst", "a.bz2"])
+def test_what_was_unpacked_on_its_way_and_kept_its_name_is_read(tmp_path, name):
+    (tmp_path / name).write_bytes("plain text, ä".encode())
+    assert read(tmp_path / name)[0] == ["plain text, ä"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet", "a.jsonl"])
+@pytest.mark.parametrize("line", ['{"text": "one %d"}', '{"text": "two", "n": %d}'])
+def test_records_are_read_whatever_their_name(tmp_path, name, line):
+    (tmp_path / name).write_text("".join(line % n + "\n" for n in range(3)))
+    assert len(read(tmp_path / name)[0]) == 3
+
+
+def test_lines_that_are_strings_are_documents(tmp_path):
+    (tmp_path / "a.jsonl").write_text('"one"\n"two"\n{"text": "three"}\n7\n')
+    found, _ = read(tmp_path / "a.jsonl")
+    assert found == ["one", "two", "three"]
+
+
+def test_text_named_parquet_is_refused_with_a_way_out_that_works(tmp_path):
+    (tmp_path / "a.parquet").write_text("nothing but words\n" * 9)
+    with pytest.raises(UserError, match=r"--set data\.format=text"):
+        read(tmp_path / "a.parquet")
+
+
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "nothing", "something else"])
@@ -76,7 +101,7 @@ def test_damaged_compression_is_one_line(tmp_path, compression, kind, harm):
         "truncated": whole[:-20],
         "flipped": whole[:middle] + bytes(b ^ 255 for b in whole[middle : middle + 40]) + whole[middle + 40 :],
         "nothing": b"",
-        "something else": b"plain text",
+        "something else": b"\x00\x01\x02 no text",
     }[harm]
     path = tmp_path / f"file.{kind}{compression}"
     path.write_bytes(harmed)
