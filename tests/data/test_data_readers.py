@@ -19,6 +19,7 @@ from isoflop.data.corpus import describe
 from isoflop.data.decompress import PIECE
 from isoflop.data.json_records import lines
 from isoflop.data.readers import read_documents
+from isoflop.data.reading import Reading
 from isoflop.data.tally import Tally
 from isoflop.data.text import cut_pieces
 from isoflop.errors import UserError
@@ -89,6 +90,7 @@ def test_text_named_parquet_is_refused_with_a_way_out_that_works(tmp_path):
     (tmp_path / "a.parquet").write_text("nothing but words\n" * 9)
     with pytest.raises(UserError, match=r"--set data\.format=text"):
         read(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", Reading(format="text"))[0] == ["nothing but words\n" * 9]
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
