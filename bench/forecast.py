@@ -106,7 +106,7 @@ def one_run(name: str, source: Path, budget: str, seed: int) -> dict[str, Any]:
         run = read_run(out)
         ledger = read_ledger(home() / LEDGER)
     forecast = ledger.forecasts[run.plan.forecast or ""]
-    first_step = run.events[0].time if run.events else None
+    first_step = next((event.time for event in run.events if event.time), None)  # one that began anew has none at first
     return {
         "study": identity(),
         "commit": commit(ROOT),
@@ -286,11 +286,17 @@ def main() -> None:
     parser.add_argument("--score", action="store_true", help="only show what is on record")
     given = parser.parse_args()
     study = json.loads(STUDY.read_text(encoding="utf-8"))
+    if given.folder is None and not given.score:
+        parser.error("name the folder of the corpora, or --score")
     names = [corpus["name"] for corpus in study["corpora"]][: given.corpora or None]
     for budget, name in [] if given.score else todo(study):
         done = {(line["budget"], line["corpus"]) for line in read_lines()}
         if (budget, name) in done or name not in names or parse_budget(budget).amount > given.most:
             continue
+        if not (given.folder / name).is_dir():
+            raise SystemExit(
+                f"{given.folder / name} is not there: python bench/forecast_corpora.py {given.folder} {name}"
+            )
         line = one_run(name, given.folder / name, budget, study["seed"])
         with RESULTS.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
