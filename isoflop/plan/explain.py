@@ -6,7 +6,7 @@ from isoflop.optim.table import rates
 from isoflop.plan.advice import Facts, Proposal
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.destinations import destinations
-from isoflop.plan.repetition import TOKENS_PER_PARAMETER
+from isoflop.plan.repetition import TOKENS_PER_PARAMETER, WORN_OUT
 from isoflop.records.plan import LABELS, Choice
 from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
@@ -133,12 +133,14 @@ def choices_of_size(
 
     sequences, epochs = config.batch.sequences, tokens / max(1, facts.unique_tokens)
     if workload.text is None:
-        read = f"{workload.notes.tokens}; {epochs:.1f} epochs of the {workload.sequences}"
+        read = f"{workload.notes.tokens}; {epochs:,.1f} epochs of the {workload.sequences}"
         per_step = sequences * workload.tokens_per_sequence(config)
         batch = f"{sequences} {workload.sequences} = {per_step:,.0f} tokens"
     else:
-        read = f"{tokens / count:.1f} N (about {TOKENS_PER_PARAMETER:.0f} N are compute-optimal)"
-        read += f", {epochs:.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
+        read = f"{tokens / count:,.1f} N (about {TOKENS_PER_PARAMETER:.0f} N are compute-optimal)"
+        read += f", {epochs:,.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
+        if epochs > WORN_OUT:
+            read += "; so many teach next to nothing: find more text, or spend less"
         batch = f"{sequences} x {model.context} = {config.tokens_per_step:,} tokens"
     return (
         line("shape", f"{workload.depth(model)} x {model.d_model}, heads: {model.heads}", shape),

@@ -55,6 +55,7 @@ def test_whence_the_vocabulary_comes():
 
 def test_how_often_the_text_is_read():
     assert lines(unique=100_000)["tokens D"].reason.endswith("epochs of the text")
+    assert lines(unique=1000)["tokens D"].reason.endswith("find more text, or spend less")
     assert lines(unique=10**9)["tokens D"].reason.endswith("0% of the text")
 
 
