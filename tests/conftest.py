@@ -12,6 +12,9 @@ from small import write_texts
 hypothesis.settings.register_profile("shared machine", deadline=None)
 hypothesis.settings.load_profile("shared machine")
 
+# Lines are as long as they are, whatever terminal pytest has: pytest-xdist gives its workers one of 80 columns.
+os.environ.pop("COLUMNS", None)
+
 # A shell has its background jobs ignore SIGINT, and processes hand that on to those they start: tests that send it
 # would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,11 +22,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 @pytest.fixture(autouse=True)
+def own_signals():
+    """What a command that is called here does with signals, as it ends, is over with the test."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """Prepared data and ledger of each test in a folder of its own, lines of any length whatever terminal pytest has,
-    and one thread: tests share the machine."""
+    """Prepared data and ledger of each test in a folder of its own, and one thread: tests share the machine."""
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.delenv("COLUMNS", raising=False)  # pytest-xdist sets it for its workers
     torch.set_num_threads(1)
 
 

@@ -53,8 +53,8 @@ def pretrain(
     strict: bool = False,
     task: str = RunConfig.task,
     dry_run: bool = False,
-    listener: Listener | None = None,
     pilots: bool = True,
+    listener: Listener | None = None,
 ) -> RunResult | Advice:
     """Pretrain the best GPT that `budget` buys on `sources`.
 

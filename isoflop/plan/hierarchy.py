@@ -35,6 +35,8 @@ N_0 = 2e5  # parameters, in the middle of the runs
 # standard deviation either way, is an assumption. It matters little within the runs' range and much far beyond it.
 IRREDUCIBLE = (math.log(0.35 / 0.65), 0.6)
 FEWEST_SPREAD = (0.02, 0.03)  # standard deviations of log B and log g between corpora, at least
+LEAST_BITS = 0.01  # bits per byte of a sample, for its logarithm
+FARTHEST = 3.0  # standard deviations of the corpora's features to which the lines are followed; the doubt grows on
 ROUNDS = 200  # of expectation maximisation, at most
 STEPS = 30  # of Gauss and Newton
 
@@ -94,13 +96,16 @@ class Population:
 
     def mean(self, text: Predictability) -> Array:
         """The log odds of s, log B and log g to be expected of a text, shape (3,)."""
-        level, rate = self.features(text)
+        ends = [FARTHEST * math.sqrt(square / self.corpora) for square in self.squares]
+        level, rate = (min(max(one, -end), end) for one, end in zip(self.features(text), ends, strict=True))
         return np.array(
             [IRREDUCIBLE[0], self.level[0] + self.level[1] * level, self.rate[0] + self.rate[1] * rate],
         )
 
     def features(self, text: Predictability) -> tuple[float, float]:
-        return math.log(text.ngram) - self.centre[0], math.log(text.lzma) - self.centre[1]
+        """The two logarithms less their means, each of a text that is predictable to the bit taken for 0.01."""
+        level, rate = (math.log(max(bits, LEAST_BITS)) for bits in (text.ngram, text.lzma))
+        return level - self.centre[0], rate - self.centre[1]
 
     def covariance(self, text: Predictability, strange: float = 1.0) -> Array:
         """Of the log odds of s, log B and log g of a text that is not among the corpora, shape (3, 3): the spread

@@ -36,6 +36,7 @@ WIDEN_PER_DECADE = 0.03
 # recipes were not run on several corpora.
 STRANGE = 2.0
 MOST_BITS = 8.0  # per byte: what random bytes need
+UNTRAINED = 16.0  # bits per byte that no model exceeds that learns at all: more is no end of an interval
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,8 @@ def stated(centre: float, deviation: float, freedom: int, source: str) -> Expect
     intervals = []
     for level in LEVELS:
         half = float(stdtrit(freedom, 0.5 + level / 2)) * deviation
-        intervals.append(Interval(level=level, low=value * math.exp(-half), high=value * math.exp(half)))
+        high = max(value, min(UNTRAINED, value * math.exp(min(half, 20.0))))
+        intervals.append(Interval(level=level, low=value * math.exp(-half), high=high))
     last = intervals[-1]
     return Expectation(
         bits_per_byte=value,

@@ -111,7 +111,7 @@ def test_without_permission_it_is_skipped_and_counted(for_anybody, story, what):
 
 def test_damaged_files_among_others_cost_themselves_only(corpus):
     (corpus / "cut.txt.gz").write_bytes(gzip.compress(os.urandom(9000))[:-500])
-    (corpus / "no.txt.gz").write_bytes(b"no gzip at all")
+    (corpus / "no.txt.gz").write_bytes(b"no gzip at all \x00\xff")
     (corpus / "other.jsonl").write_text('{"body": "no text column"}\n' * 3)
     (corpus / "bad.parquet").write_bytes(b"PAR1" + bytes(80))
     account = prepare(config_of(corpus)).account()
@@ -155,7 +155,7 @@ def test_a_source_among_several_may_hold_nothing_and_is_said(corpus, tmp_path):
 def test_pairs_come_from_the_files_that_have_some(tmp_path):
     (tmp_path / "a.tsv").write_text("".join(f"word{i}\tW {i}\n" for i in range(60)))
     (tmp_path / "readme").write_text("nothing\n")
-    (tmp_path / "x.tsv.gz").write_bytes(b"no gzip")
+    (tmp_path / "x.tsv.gz").write_bytes(b"no gzip \x00\xff")
     (tmp_path / "gone.tsv").symlink_to(tmp_path / "nothing")
     account = prepare_pairs(config_of(tmp_path)).account()
     assert account.documents == 60 and account.skipped_files == 3

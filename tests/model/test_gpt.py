@@ -139,7 +139,7 @@ def test_a_private_head_width_needs_no_division():
             {"value_embedding": 1, "attention": {"name": "alternating", "pattern": ["full", "none"]}},
             "adds to the values of layer 1, and model.attention = 'alternating' has none there",
         ),
-        ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern; did you mean gpt2?"),
+        ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern, xavier; did you mean gpt2?"),
     ],
 )
 def test_what_cannot_be_built_is_named(fields, message):

@@ -159,3 +159,13 @@ def test_predictability_is_the_interpolated_ngram_of_its_docstring():
     assert ngram_bits_per_byte(random.Random(1).randbytes(200_000)) > 7.9
     assert predictability(b"too little") == UNKNOWN
     assert predictability(sample).ngram == ngram_bits_per_byte(sample) > 0 < predictability(sample).lzma
+
+
+@pytest.mark.parametrize("ngram", [1e-9, 0.01, 0.3, 2.4, 8.0, 12.0])
+@pytest.mark.parametrize("lzma", [1e-6, 0.05, 2.4, 8.0])
+def test_texts_far_from_the_priors_have_finite_forecasts(ngram, lzma):
+    """Such as a text of one line, over and over."""
+    for n, d in ((1e3, 1e3), (4e4, 1e3), (1e6, 2e7), (1e11, 1e13)):
+        found = expect(n, d, min(d, 1e6), Predictability(ngram, lzma))
+        assert all(math.isfinite(value) for value in (found.bits_per_byte, found.low, found.high))
+        assert 0 <= found.low <= found.bits_per_byte <= found.high
