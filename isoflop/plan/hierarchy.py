@@ -36,7 +36,7 @@ N_0 = 2e5  # parameters, in the middle of the runs
 IRREDUCIBLE = (math.log(0.35 / 0.65), 0.6)
 FEWEST_SPREAD = (0.02, 0.03)  # standard deviations of log B and log g between corpora, at least
 LEAST_BITS = 0.01  # bits per byte of a sample, for its logarithm
-FARTHEST = 3.0  # standard deviations of the corpora's features to which the lines are followed; the doubt grows on
+FARTHEST = 5.0  # standard deviations of the corpora's features to which the lines are followed; the doubt grows on
 ROUNDS = 200  # of expectation maximisation, at most
 STEPS = 30  # of Gauss and Newton
 
