@@ -151,8 +151,8 @@ def hold_out(points: Points, kept: npt.NDArray[np.bool_], samples: int) -> Held:
         math.log10(near.flops.max() / rest.flops.max()),
         len(near),
         inside,
-        tuple(float(np.sqrt((one**2).mean())) for one in missed),  # type: ignore[arg-type]
-        tuple(float(abs(one[best])) for one in missed),  # type: ignore[arg-type]
+        tuple(float(np.sqrt((one**2).mean())) for one in missed),
+        tuple(float(abs(one[best])) for one in missed),
         regrets,
     )
 
@@ -210,13 +210,12 @@ def known_surface(rng: np.random.Generator, budgets: int, sizes: int) -> tuple[L
 def show_coverage(draws: int, samples: int) -> None:
     """The share of 90 % intervals that hold the truth, by design and loss function."""
     asked: dict[str, Callable[[Law], object]] = {
-        name: (lambda law, name=name: getattr(law, name))  # type: ignore[misc]
-        for name in ("E", "A", "B", "alpha", "beta", "a")
+        name: (lambda law, name=name: getattr(law, name)) for name in ("E", "A", "B", "alpha", "beta", "a")
     }
     for flops in (1e21, 1e22, 1e24):
-        asked[f"N* {flops:.0e}"] = lambda law, flops=flops: law.n_star(flops)  # type: ignore[misc]
-        asked[f"D* {flops:.0e}"] = lambda law, flops=flops: law.d_star(flops)  # type: ignore[misc]
-        asked[f"L* {flops:.0e}"] = lambda law, flops=flops: law.loss_star(flops)  # type: ignore[misc]
+        asked[f"N* {flops:.0e}"] = lambda law, flops=flops: law.n_star(flops)
+        asked[f"D* {flops:.0e}"] = lambda law, flops=flops: law.d_star(flops)
+        asked[f"L* {flops:.0e}"] = lambda law, flops=flops: law.loss_star(flops)
     for budgets, sizes in ((6, 7), (10, 25)):
         for words, delta in (("Huber", DELTA), ("squared", math.inf)):
             held = dict.fromkeys(asked, 0)
@@ -225,7 +224,7 @@ def show_coverage(draws: int, samples: int) -> None:
                 drawn = bootstrap(fit(points, delta=delta), samples, seed)
                 for name, of in asked.items():
                     interval = drawn.interval(of)
-                    held[name] += bool(interval.low <= float(of(law)) <= interval.high)  # type: ignore[arg-type]
+                    held[name] += bool(interval.low <= float(of(law)) <= interval.high)
             shown = ", ".join(f"{name} {count / draws:.1%}" for name, count in held.items())
             print(f"{budgets} budgets x {sizes} sizes, {words}, {draws} draws: {shown}", flush=True)
 

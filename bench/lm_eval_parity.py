@@ -1,4 +1,4 @@
-"""Our scores beside those of lm-eval with transformers, on the same weights: every choice of five suites.
+"""Our scores next to those of lm-eval with transformers, on the same weights: every choice of five suites.
 
     python bench/lm_eval_parity.py RUN --items FOLDER [--limit 300] [--suites ...] [--threads N] [--json]
     python bench/lm_eval_parity.py RUN --text FILE [--stride 512] [--threads N]
@@ -13,7 +13,7 @@ Of each item the option that each side chooses is compared, by every metric that
 themselves. A choice differs for nothing but rounding where the two best options are nearer to each other than the sides
 are: such items are listed with the gap. Seconds are those of one process each, one after the other, models loaded.
 
-With --text: strided perplexity beside the recipe of transformers' documentation ("Perplexity of fixed-length models"),
+With --text: strided perplexity next to the recipe of transformers' documentation ("Perplexity of fixed-length models"),
 with its weighing of windows, on transformers' model of the same weights.
 """
 
@@ -70,7 +70,7 @@ def cleaned(text: str) -> str:
 
 
 def prepared(name: str, record: dict[str, Any]) -> dict[str, Any]:
-    """An item with what lm-eval's task works out in Python."""
+    """An item with the fields that lm-eval's task computes in Python."""
     if name != "hellaswag":
         return record
     begun = f"{record['activity_label']}: {record['ctx_a']} {record['ctx_b'].capitalize()}"

@@ -41,7 +41,7 @@ def main() -> None:
         took = []
         for _ in range(given.rounds + 1):
             started = time.process_time()
-            written = sum(1 for _ in stream_all(model, prompts, given.tokens, **how))  # type: ignore[arg-type]
+            written = sum(1 for _ in stream_all(model, prompts, given.tokens, **how))
             took.append(time.process_time() - started)
             assert written == given.rows * given.tokens
         found[name] = round(given.rows * given.tokens / statistics.median(took[1:]))

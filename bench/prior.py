@@ -2,7 +2,7 @@
 
     python bench/prior.py CORPUS=PATH [CORPUS=PATH ...]            all runs that are missing, then the estimates
     python bench/prior.py CORPUS=PATH ... --hours                  which are missing, and about how long they take
-    python bench/prior.py CORPUS=PATH ... --only texts             how predictable each text is, measured anew
+    python bench/prior.py CORPUS=PATH ... --only texts             how predictable each text is, measured again
     python bench/prior.py CORPUS=PATH ... --only pilots            pilots of the runs that have none
     python bench/prior.py --only estimates                         what follows from the runs, without a run
     python bench/prior.py --only study                             corpora left out one at a time, as a table
@@ -150,7 +150,7 @@ def change_table(change: Any, estimated: bool = False) -> None:
     """`change` the rows of the table; two of these programs may run side by side.
 
     Args:
-        estimated: make the estimates anew too, which takes seconds; else they stay as they are until that is done.
+        estimated: recompute the estimates too, which takes seconds; otherwise they stay unchanged until then.
     """
     with TABLE.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

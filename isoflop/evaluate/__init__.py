@@ -1,4 +1,4 @@
-"""What a trained model can do, beside its loss.
+"""What a trained model can do, apart from its loss.
 
 suite          what a suite is, as a small TOML file says it; suites/ has those that come with isoflop
 templates      text from an item's fields

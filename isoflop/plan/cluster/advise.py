@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.errors import UserError
-from isoflop.parallel.cost import Mode
-from isoflop.plan.cluster.layouts import Row, Shape, Way, fastest, layouts
+from isoflop.plan.cluster.layouts import MODES, Row, Shape, Way, rows
 from isoflop.plan.cluster.machines import CLUSTERS
 from isoflop.plan.law.bootstrap import Interval
 from isoflop.plan.law.counting import Counts
@@ -148,16 +147,13 @@ def ladder() -> Iterator[tuple[int, int]]:
 
 def fastest_of_all(shape: Shape, job: Job, batch: float) -> tuple[Row, Way] | None:
     """The fastest of ddp, fsdp and hsdp, with and without recomputation; of equals the simplest. None: none fits."""
-    cluster, sequences = CLUSTERS[job.machine], max(1, round(batch / shape.context / job.gpus))
-    found: list[tuple[Row, Way]] = []
-    modes: tuple[Mode, ...] = ("ddp", "fsdp", "hsdp") if job.gpus > 1 else ("none",)
-    for way in (Way(job.share), Way(job.share, recompute=True)):
-        for mode in modes:
-            try:
-                choices = layouts(mode, job.gpus, cluster.node)
-                found.append((fastest(shape, cluster, choices, sequences, way), way))
-            except UserError:  # does not fit, or has no such layout
-                continue
+    modes = MODES if job.gpus > 1 else ("none",)
+    found = [
+        (row, way)
+        for way in (Way(job.share), Way(job.share, recompute=True))
+        for row in rows(shape, CLUSTERS[job.machine], job.gpus, batch, way, modes)
+        if isinstance(row, Row)
+    ]
     if not found:
         return None
     quickest = min(row.step.seconds for row, _ in found)

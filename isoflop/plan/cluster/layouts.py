@@ -5,13 +5,15 @@ summed after the last pass (until then fsdp holds them whole), and the model is 
 divided. hsdp shards within whole nodes, as many as are fastest.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from isoflop.errors import UserError
 from isoflop.parallel.cost import Mode, Parallelism, ProcessMemory, activation_bytes, memory
 from isoflop.plan.cluster.machines import Cluster
 from isoflop.plan.cluster.timing import USABLE, Step, Work, require_fits, step
+
+MODES: tuple[Mode, ...] = ("ddp", "fsdp", "hsdp")
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,11 @@ class Row:
         return self.layout.processes * self.sequences * self.passes * model.context / self.step.seconds
 
 
-def rows(model: Shape, cluster: Cluster, gpus: int, batch: float, way: Way) -> Iterator[Row | str]:
-    """The three modes on so many GPUs; the reason for one that cannot be."""
+def rows(
+    model: Shape, cluster: Cluster, gpus: int, batch: float, way: Way, modes: Sequence[Mode] = MODES
+) -> Iterator[Row | str]:
+    """The modes on so many GPUs; the reason for one that cannot be."""
     sequences = round(batch / model.context / gpus)
-    modes: tuple[Mode, ...] = ("ddp", "fsdp", "hsdp")
     for mode in modes:
         if sequences < 1:
             yield f"{mode:5} a batch of {batch:,.0f} tokens has fewer sequences than there are GPUs"
