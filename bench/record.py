@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,28 @@ def record(table: str, result: dict[str, Any], peers: dict[str, str] | None = No
         device: what it was measured on.
     """
     path = RESULTS / f"{table}.json"
-    about = {
-        "table": table,
+    write_json(path, {"table": table, **about(peers, device), **result})
+    print(f"recorded: {path.relative_to(ROOT)}")
+    return path
+
+
+def about(peers: dict[str, str] | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Where a figure comes from, see `record`."""
+    return {
         "command": command(),
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(ROOT),
         "machine": describe_machine(device),
         "peers": peers or {},
     }
-    write_json(path, {**about, **result})
-    print(f"recorded: {path.relative_to(ROOT)}")
-    return path
+
+
+def keep_row(table: str, row: dict[str, Any], keys: Sequence[str], peers: dict[str, str] | None = None) -> Path:
+    """Add a row to the `rows` of a record, in place of the one that has the same values of `keys`. Each row says
+    itself where it comes from: other calls made the others."""
+    rows = [one for one in read(table).get("rows", []) if any(one[key] != row[key] for key in keys)]
+    rows.append({**row, **about(peers)})
+    return record(table, {"rows": sorted(rows, key=lambda one: [one[key] for key in keys])}, peers)
 
 
 def command() -> str:
@@ -61,7 +73,7 @@ def version(folder: Path) -> str:
     if (folder / ".git").exists():
         return commit(folder)
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.glob("*.py")) or sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     return f"sha256 {digest.hexdigest()[:12]}"
 

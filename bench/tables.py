@@ -31,6 +31,7 @@ BEST_MODE = 1.2  # times those of its best mode
 PEAK_SHARE = {"S": 0.5, "M": 0.85, "L": 0.85}
 MEMORY = {"L": 0.75}  # of nanoGPT's
 RACE = 0.25  # of its seconds
+RACE_NANOCHAT = 0.5  # of nanochat's, tuned for the budget
 DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens per second, by batch
 BANDWIDTH = 0.7  # of what memory can be read at
 PREPARING = 0.9  # of encode_batch's megabytes per second
@@ -124,6 +125,52 @@ def race(result: dict[str, Any]) -> str:
     found = "not reached" if result["share"] is None else f"reached after {result['share']:.2f} of its seconds"
     said = f"Its held-out bits per byte: {found} (target {RACE}). {provenance(result)}"
     return lines(["run", "seconds", "held-out bits per byte", "of nanoGPT's seconds"], rows) + "\n\n" + said
+
+
+def race_nanochat(result: dict[str, Any]) -> str:
+    """For each text and budget nanochat's figures, and our seconds to them: medians over the seeds, and all of them."""
+    rows = []
+    for row in result["rows"]:
+        recipe, seeds = row["recipe"], row["seeds"]
+        took = [seed["nanochat"]["seconds"] for seed in seeds]
+        rows.append(
+            [
+                f"{row['text']}, {row['bytes']['train'] / 1e6:.0f} MB",
+                f"{recipe['depth']} x {recipe['width']}, context {recipe['context']}, {recipe['vocabulary']} ids, "
+                f"batches of {recipe['batch']}, rates times {recipe['rates']:.3g}, {recipe['dtype']}",
+                f"{median(took):.0f}",
+                *(spread([seed["nanochat"][figure] for seed in seeds], "{:.3f}") for figure in ("begun", "running")),
+                *(seconds_reached(row, figure) for figure in ("begun", "running")),
+                reached_share(row, "begun"),
+            ]
+        )
+    head = ["text", "nanochat", "seconds", "bits per byte, windows begun with BOS", "running windows"]
+    head += ["isoflop's seconds to the former", "to the latter", f"of nanochat's seconds (target {RACE_NANOCHAT})"]
+    said = list(dict.fromkeys(provenance(row) for row in result["rows"]))
+    note = "Medians over the seeds, in brackets the least and the most. isoflop is judged in running windows."
+    return "\n\n".join([lines(head, rows, after=2), " ".join([note, *said])])
+
+
+def spread(values: list[float], form: str) -> str:
+    """The median, and the least and the most if there are several."""
+    around = f" ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else ""
+    return form.format(median(values)) + around
+
+
+def seconds_reached(row: dict[str, Any], figure: str) -> str:
+    """Our seconds to a figure of nanochat's. "At most" where our shortest run was as good already."""
+    reached = [seed["seconds"][figure] for seed in row["seeds"]]
+    if None in reached:
+        return f"not reached by {reached.count(None)} of {len(reached)} seeds"
+    first = [seed["isoflop"][0]["bits_per_byte"] <= seed["nanochat"][figure] for seed in row["seeds"]]
+    return ("at most " if any(first) else "") + spread(reached, "{:.0f}")
+
+
+def reached_share(row: dict[str, Any], figure: str) -> str:
+    reached = [(seed["seconds"][figure], seed["nanochat"]["seconds"]) for seed in row["seeds"]]
+    if any(ours is None for ours, _ in reached):
+        return "not reached"
+    return spread([ours / theirs for ours, theirs in reached], "{:.2f}")
 
 
 def overhead(result: dict[str, Any]) -> str:
@@ -339,6 +386,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step-epyc": step,
     "race": race,
     "race-epyc": race,
+    "race-nanochat": race_nanochat,
     "overhead": overhead,
     "where": where,
     "where-bfloat16": where,
