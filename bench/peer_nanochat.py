@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inside_nanochat import TAG
+from inside_nanochat import SHARDS, TAG
 from isoflop.errors import UserError
 from isoflop.processors import cores
 
@@ -249,8 +249,9 @@ class Nanochat:
     def data(self, recipe: Recipe, seed: int) -> Path:
         """Its base folder: the tokenizer, and shards of pieces that fill its rows."""
         base = self.scratch / f"data-{recipe.vocabulary}-{recipe.context}-{seed}"
-        if not base.is_dir():
+        if not (base / SHARDS).is_dir():
             tokenizer = self.tokenizer(recipe.vocabulary)
+            shutil.rmtree(base, ignore_errors=True)  # what a failure left
             base.mkdir()
             (base / "tokenizer").symlink_to(tokenizer)
             words = ["pieces", str(self.texts), str(base), str(recipe.context), str(seed)]
