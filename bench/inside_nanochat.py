@@ -17,6 +17,7 @@ import random
 import runpy
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,10 @@ def pieces(texts: str, folder: str, context: str, seed: str) -> dict[str, int]:
     that does not fit. Of a book that would be nearly all of it.
     """
     tokenizer = own_tokenizer()
+    spelled = cache(tokenizer.decode_single_token_bytes)
     cut: list[str] = []
     for text in read_texts(texts, "train"):
-        tokens = [tokenizer.decode_single_token_bytes(number) for number in tokenizer.encode(text)]
-        cut += cut_into_pieces(text, tokens, int(context))
+        cut += cut_into_pieces(text, map(spelled, tokenizer.encode(text)), int(context))
     random.Random(int(seed)).shuffle(cut)
     return write_shards(Path(folder), cut, read_texts(texts, "heldout"))
 

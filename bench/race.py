@@ -17,10 +17,10 @@ recipe for a GPU. `--nanogpt FOLDER` is the same as `--peer nanogpt FOLDER`.
 
 nanochat is tuned for the budget first (peer_nanochat.py says how; --recipe names what an earlier call found, and tunes
 nothing), in the environment of --python (README.md says what that needs). Both have the same number of threads, and
-take turns: for each seed and budget nanochat's run, then ours. Both are judged in two kinds
-of windows of their context: `begun` ones, each with the id that begins a document in front, as nanochat is trained, and
-`running` ones through all documents, as ours is; the ends of documents count in the latter. Ours, in running windows,
-has to reach nanochat's figure in begun ones, and in running ones: seconds of either are told.
+take turns: for each seed and budget nanochat's run, then ours. Both are judged in two kinds of windows of their
+context: `begun` ones, each with the id that begins a document in front, as nanochat is trained, and `running` ones
+through all documents, as ours is; the ends of documents count in the latter. Ours, in running windows, has to reach
+nanochat's figure in begun ones, and in running ones: seconds of either are told.
 """
 
 import argparse
