@@ -137,7 +137,8 @@ def race_nanochat(result: dict[str, Any]) -> str:
             [
                 f"{row['text']}, {row['bytes']['train'] / 1e6:.0f} MB",
                 f"{recipe['depth']} x {recipe['width']}, context {recipe['context']}, {recipe['vocabulary']} ids, "
-                f"batches of {recipe['batch']}, rates times {recipe['rates']:.3g}, {recipe['dtype']}",
+                f"batches of {recipe['batch']}, rates times {recipe['rates']:.3g}, {recipe['dtype']}"
+                + (", compiled" if recipe["compile"] else ""),
                 f"{median(took):.0f}",
                 *(spread([seed["nanochat"][figure] for seed in seeds], "{:.3f}") for figure in ("begun", "running")),
                 *(seconds_reached(row, figure) for figure in ("begun", "running")),
