@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import random
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -41,14 +41,15 @@ def test_pieces_are_the_document_and_each_fills_a_row(alphabet):
         tokens = tokens_of(text, generator)
         pieces = list(cut_into_pieces(text, tokens, least))
         assert "".join(pieces) == text and all(pieces)
-        ends = set()
-        for token in tokens:
-            ends.add(max(ends, default=0) + len(token))
+        ends = list(accumulate(map(len, tokens)))
+        between = set(accumulate(len(character.encode()) for character in text))
         place = 0
         for piece in pieces[:-1]:
             first, place = place, place + len(piece.encode())
-            inside = sum(first < end <= place for end in ends)
-            assert place in ends and least <= inside <= least + SLACK + 3  # up to 3 more inside a character
+            inside = [end for end in ends if first < end <= place]
+            assert inside[-1] == place and place in between and len(inside) >= least
+            late = inside[least + SLACK - 1 : -1]  # where it could have ended at the latest, but for characters
+            assert not between & set(late)
 
 
 def test_a_short_document_stays_whole():
