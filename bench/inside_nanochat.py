@@ -3,7 +3,7 @@
     python bench/inside_nanochat.py lacking
     python bench/inside_nanochat.py documents TEXTS FOLDER
     python bench/inside_nanochat.py pieces TEXTS FOLDER CONTEXT SEED
-    python bench/inside_nanochat.py train SEED WORD ...
+    python bench/inside_nanochat.py train SEED true|false WORD ...
     python bench/inside_nanochat.py judge TEXTS FOLDER STEP CONTEXT
 
 TEXTS is a folder with train.jsonl and heldout.jsonl, FOLDER what nanochat calls NANOCHAT_BASE_DIR. The last line of
@@ -114,14 +114,23 @@ def own_tokenizer() -> Any:
     return get_tokenizer()
 
 
-def train(seed: str, *words: str) -> None:
-    """Its base_train, which always begins with the same random numbers: here `seed` is added to its seed."""
+def train(seed: str, compiled: str, *words: str) -> None:
+    """Its base_train. That always begins with the same random numbers: here `seed` is added to its seed. Unless
+    `compiled` is "true", torch.compile returns what it is given (torch's own switch refuses whole graphs, which its
+    optimiser asks for)."""
     import torch
 
     usual = torch.manual_seed
     torch.manual_seed = lambda number: usual(number + int(seed))
+    if compiled != "true":
+        torch.compile = as_it_is
     sys.argv = ["base_train", *words]
     runpy.run_module("scripts.base_train", run_name="__main__", alter_sys=True)
+
+
+def as_it_is(what: Any = None, **options: Any) -> Any:
+    """In place of torch.compile, called or as a decorator with options."""
+    return (lambda what: what) if what is None else what
 
 
 def judge(texts: str, folder: str, step: str, context: str) -> dict[str, float]:

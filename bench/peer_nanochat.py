@@ -213,7 +213,6 @@ class Nanochat:
 
     def environment(self, base: Path, recipe: Recipe | None = None) -> dict[str, str]:
         """Its folder to import from, its base folder, our number of threads, and what a recipe sets by variables."""
-        compiled = recipe is not None and recipe.compile
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")])),
@@ -223,7 +222,6 @@ class Nanochat:
             "NANOCHAT_DTYPE": recipe.dtype if recipe else "float32",
             "OMP_NUM_THREADS": str(cores()),
             "TORCHINDUCTOR_CACHE_DIR": str(self.scratch / "compiled"),
-            "TORCH_COMPILE_DISABLE": "0" if compiled else "1",
             "CUDA_VISIBLE_DEVICES": "",
             "WANDB_MODE": "disabled",
         }
@@ -277,7 +275,7 @@ class Nanochat:
         """Run base_train; the seconds of each of its steps. It is stopped on the way once these are `enough`."""
         base, took = self.data(recipe, seed), []
         log = self.scratch / "train.log"
-        command = [self.python, str(INSIDE), "train", str(seed), *recipe.command(steps)]
+        command = [self.python, str(INSIDE), "train", str(seed), str(recipe.compile).lower(), *recipe.command(steps)]
         environment = self.environment(base, recipe)
         with (
             log.open("wb") as errors,
