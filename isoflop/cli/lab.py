@@ -12,13 +12,29 @@ from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.lab.claim import Claim
+    from isoflop.lab.workers import Pool
 
 Json = Annotated[bool, tyro.conf.arg(help="print one JSON object; what happens goes to standard error")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="where runs, verdicts and pages are kept")]
 BudgetOption = Annotated[
     str, tyro.conf.arg(metavar="BUDGET", help_behavior_hint="(default: the claim's)", help="as in 90s, 30m or 2h")
 ]
-WorkersOption = Annotated[int, tyro.conf.arg(metavar="N", help="runs at a time, of one thread each")]
+WorkersOption = Annotated[
+    int | None,
+    tyro.conf.arg(
+        metavar="N",
+        help_behavior_hint="(default: 2; with --ray one per processor of the cluster)",
+        help="runs at a time, of one thread each",
+    ),
+]
+RayOption = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="auto|HOST:PORT|local",
+        help_behavior_hint="",
+        help="run on the machines of a Ray cluster: the one that this machine belongs to, or an address",
+    ),
+]
 
 
 def lab() -> None:
@@ -30,11 +46,11 @@ def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
     """List the claims that isoflop has, and the verdicts that are there."""
     from isoflop.files import to_json
     from isoflop.lab.claim import all_claims
-    from isoflop.lab.recorded import claims_there
+    from isoflop.lab.recorded import claims_there, state_of
     from isoflop.lab.store import Store
 
     store = Store(out)
-    there = {claim.name: store.notes(claim, "verdict")[-1].get("verdict") for claim in claims_there(store)}
+    there = {claim.name: state_of(claim, store) for claim in claims_there(store)}
     rows = [
         {
             "name": claim.name,
@@ -66,17 +82,22 @@ def run(
     *,
     budget: BudgetOption = "",
     full: Annotated[bool, tyro.conf.arg(help="as the claim's [full] section says: larger, and hours long")] = False,
-    workers: WorkersOption = 2,
+    workers: WorkersOption = None,
+    ray: RayOption = "",
     out: Folder = Path("lab"),
     dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
     json: Json = False,
     trust_code: Trusted = (),
 ) -> int:
     """Put a claim to the test. Exit code 10: supported, 11: refuted, 12: equivalent, 13: undecided."""
+    from isoflop.errors import quoted
     from isoflop.lab.claim import read_claim
 
     read = read_claim(claim).with_sources(sources)
-    return carry_out(read.as_full() if full else read, budget, workers, out, dry_run, json, trust_code)
+    command = ["isoflop lab run", quoted(claim), *(["--full"] if full else []), *map(quoted, sources)]
+    chosen = read.as_full() if full else read
+    pool = pool_of(workers, ray, json, trust_code)
+    return carry_out(chosen, " ".join(command), budget, pool, out, dry_run, json, trust_code)
 
 
 def compare(
@@ -110,14 +131,15 @@ def compare(
     rule: Annotated[str, tyro.conf.arg(metavar="fixed|anytime", help="anytime: look after every pair")] = "fixed",
     no_tune: Annotated[bool, tyro.conf.arg(help="take the planned learning rates for every arm")] = False,
     name: Annotated[str, tyro.conf.arg(help_behavior_hint="", help="what the comparison is called")] = "",
-    workers: WorkersOption = 2,
+    workers: WorkersOption = None,
+    ray: RayOption = "",
     out: Folder = Path("lab"),
     dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
     json: Json = False,
     trust_code: Trusted = (),
 ) -> int:
     """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference that matters, 13: undecided."""
-    from isoflop.lab.compare import Question, claim_of
+    from isoflop.lab.compare import Question, claim_of, command_of
     from isoflop.lab.store import Store
     from isoflop.model.registry import trust_code as trusting
     from isoflop.recipe import load_recipe
@@ -127,6 +149,7 @@ def compare(
         arms=arm,
         sources=sources,
         base=load_recipe("" if is_json else base, Path(base) if is_json else None),
+        base_words=base,
         set=set,
         equal=equal,
         tokens=tokens,
@@ -135,9 +158,10 @@ def compare(
         tune=not no_tune,
         name=name,
     )
+    pool = pool_of(workers, ray, json, trust_code)
     with trusting(*trust_code):
-        claim = claim_of(question, seconds_of(budget), workers, Store(out))
-    return carry_out(claim, budget, workers, out, dry_run, json, trust_code)
+        claim = claim_of(question, seconds_of(budget), pool.at_once, Store(out))
+    return carry_out(claim, command_of(question, claim), budget, pool, out, dry_run, json, trust_code)
 
 
 def seconds_of(budget: str) -> float:
@@ -156,10 +180,47 @@ def seconds_of(budget: str) -> float:
     return parsed.amount
 
 
+def speaker(json: bool) -> Callable[[str], None]:
+    """Prints a line of what happens; to standard error if the result is JSON."""
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if json else sys.stdout, flush=True)
+
+    return say
+
+
+def pool_of(workers: int | None, ray: str, json: bool, trusted: tuple[str, ...]) -> "Pool":
+    """Who runs the runs: processes of this machine, or a Ray cluster.
+
+    Raises:
+        UserError: for a negative number, or if there is no such cluster.
+    """
+    from isoflop.lab.cluster import Cluster
+    from isoflop.lab.workers import Workers
+
+    if workers is not None and workers < 0:
+        raise UserError(f"--workers {workers} is negative; 2 runs two at a time")
+    if ray:
+        return Cluster(ray, workers or 0, trusted, speaker(json))
+    return Workers(2 if workers is None else workers, trusted)
+
+
 def carry_out(
-    claim: "Claim", budget: str, workers: int, out: Path, dry_run: bool, json: bool, trusted: tuple[str, ...]
+    claim: "Claim",
+    command: str,
+    budget: str,
+    pool: "Pool",
+    out: Path,
+    dry_run: bool,
+    json: bool,
+    trusted: tuple[str, ...],
 ) -> int:
-    """Run a claim, write its page, print the verdict. Returns the exit code."""
+    """Run a claim, write its page, print the verdict. Returns the exit code.
+
+    Args:
+        command: that repeats it.
+        pool: who runs it.
+    """
     from isoflop.files import to_json
     from isoflop.lab.front import write_front
     from isoflop.lab.page import write_page
@@ -169,23 +230,17 @@ def carry_out(
     from isoflop.lab.wording import verdict_line
     from isoflop.model.registry import trust_code as trusting
 
-    if workers < 0:
-        raise UserError(f"--workers {workers} is negative; 2 runs two at a time")
-    store = Store(out)
-    heard = sys.stderr if json else sys.stdout
-
-    def say(text: str) -> None:
-        print(text, file=heard, flush=True)
-
+    store, say = Store(out), speaker(json)
     with trusting(*trusted):
         outcome = run_claim(
             claim,
             store,
             budget=seconds_of(budget),
-            workers=workers,
+            workers=pool,
             say=say,
             trusted=trusted,
             plan_only=dry_run,
+            command=" ".join([command, *(f"--trust-code {package}" for package in trusted)]),
         )
         if outcome is None:
             return 0
@@ -193,10 +248,9 @@ def carry_out(
         others = [found for one in claims_there(store) if (found := recorded(one, store))]
         write_front(others, out)
     say(verdict_line(outcome))
-    needs = outcome.to_dict()["pairs_to_settle"]
-    if needs:
-        more = "with a larger --budget" if claim.trains else f"with pairs = {needs} in the claim's file"
-        say(f"to settle it: about {needs} pairs; the same command {more} goes on from here")
+    if wanted := outcome.settle():
+        more = wanted["command"] if claim.trains else f"pairs = {wanted['pairs']} in the claim's file"
+        say(f"to settle it: about {wanted['pairs']} pairs, {wanted['more_pairs']} more: {more}")
     say(f"page: {page}")
     if json:
         print(to_json(outcome.to_dict()), end="")
@@ -213,9 +267,13 @@ def report(
     ] = (),
     *,
     out: Folder = Path("lab"),
+    json: Json = False,
     trust_code: Trusted = (),
 ) -> None:
-    """Write the pages of claims from what is on record, and the front page of all."""
+    """Write the pages of claims from what is on record, and the front page of all.
+
+    An unfinished claim's page shows how far it is, and an interval only if the claim's rule allows looking by then."""
+    from isoflop.files import to_json
     from isoflop.lab.front import write_front
     from isoflop.lab.page import write_page
     from isoflop.lab.recorded import claims_there, one_there, recorded
@@ -229,11 +287,16 @@ def report(
         if not there:
             raise UserError(f"{out} has no verdicts yet: run a claim first, as in `isoflop lab run linear`")
         outcomes = {claim.name: found for claim in there if (found := recorded(claim, store))}
-        for name in claims or tuple(outcomes):
-            named = Path(name).stem
-            one_there(named, store)
-            print(f"{named:22} {verdict_line(outcomes[named])}\n{'':22} {write_page(outcomes[named])}")
-        print(write_front(list(outcomes.values()), out))
+        named = [Path(name).stem for name in claims] or list(outcomes)
+        for name in named:
+            if name not in outcomes:
+                one_there(name, store)
+                raise UserError(f"{name} has nothing to report yet; its first runs are still being timed")
+            page = write_page(outcomes[name])
+            if not json:
+                print(f"{name:22} {verdict_line(outcomes[name])}\n{'':22} {page}")
+        front = write_front(list(outcomes.values()), out)
+        print(to_json([outcomes[name].to_dict() for name in named]) if json else f"{front}\n", end="")
 
 
 def new(

@@ -1,11 +1,12 @@
-"""A question of one's own, from the command line: a base, arms that each change something, what is held equal."""
+"""A comparison of the user's own, from the command line: a base, arms that each change something, what is equal."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 from isoflop.config import nearest, to_dict
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.lab import arms as making
 from isoflop.lab.arms import OVERHEAD, timed
 from isoflop.lab.claim import LENGTHS, NAME, Arm, Claim, Comparison, Setup
@@ -15,10 +16,14 @@ from isoflop.trainer import RunConfig
 
 BASE = "base"
 RATES = (0.5, 1.0, 2.0)
-USUAL_RATES, USUAL_PAIRS = 4, 8  # runs an arm that a budget is divided by: values tried, and pairs compared
+USUAL_RATES, USUAL_PAIRS = 4, 8  # runs per arm that a budget is divided by: values tried, and pairs compared
 NOISE_RUNS = 3
 SHARE = 0.85  # of the budget that the runs are planned for
 SHORTEST = 20  # steps of a run
+FIXED, ANYTIME = "fixed", "anytime"
+RULES = (FIXED, ANYTIME)
+VOCABULARY, IDS = "model.vocab_size", "data.vocab_size"
+LONGEST = 80  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class Question:
     Attributes:
         arms: each the assignments of one arm, divided by blanks; `norm=rms` is short for `model.norm=rms`.
         base: the configuration that they change; None: the lab's small one.
+        base_words: how the command named it.
         set: assignments for all.
         tokens: that a run of the base reads; 0: what the budget has room for.
         smallest: bits per byte that matter.
@@ -36,6 +42,7 @@ class Question:
     arms: tuple[str, ...]
     sources: tuple[str, ...] = ()
     base: RunConfig | None = None
+    base_words: str = ""
     set: tuple[str, ...] = ()
     equal: str = "seconds"
     tokens: float = 0.0
@@ -46,11 +53,11 @@ class Question:
 
 
 def claim_of(question: Question, budget: float, workers: int, store: Store) -> Claim:
-    """The question as a claim, the one of before if it was asked before: each arm is compared with the base in
-    held-out bits per byte, and `supported` means that it is better.
+    """The question as a claim: each arm is compared with the base in held-out bits per byte, and `supported` means that
+    it is better. If the same was asked before, it is the claim that was fixed then.
 
     Raises:
-        UserError: for what cannot be understood or built, or a budget that has no room for runs of any use.
+        UserError: for an assignment that cannot be built, or a budget without room for runs of any use.
     """
     if not question.arms:
         raise UserError("compare needs at least one --arm FIELD=VALUE, as in --arm norm=rms")
@@ -60,14 +67,16 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
         )
     if not question.smallest > 0:
         raise UserError(f"--smallest {question.smallest:g} is not above 0")
+    if question.rule not in RULES:
+        raise UserError(f"--rule {question.rule} is not one of {', '.join(RULES)}{nearest(question.rule, RULES)}")
 
     named = {BASE: Arm(words="the base")}
     for text in question.arms:
-        sets = tuple(spelled_out(word) for word in text.split())
+        sets = assignments(text.split())
         if not sets:
             raise UserError("an --arm is empty; say what it changes, as in --arm norm=rms")
         named[unused(label(text), named)] = Arm(set=sets, words=text)
-    given = tuple(spelled_out(word) for word in question.set)
+    given = assignments(question.set)
     comparisons = tuple(
         Comparison(
             measure="bits_per_byte",
@@ -82,7 +91,7 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
     )
     what = question.arms[0] if len(question.arms) == 1 else f"each of {', '.join(question.arms)}"
     claim = Claim(
-        name=question.name or "-".join(["compare", *list(named)[1:]])[:80],
+        name=question.name or name_of(question, list(named)[1:]),
         statement=f"With {what} the model is better.",
         question=f"Does it lower held-out bits per byte by at least {question.smallest:g} at equal {question.equal}?",
         prediction="Each arm is better than the base.",
@@ -93,7 +102,7 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
             tokens=question.tokens or 1.0,
             equal=(question.equal,),
             rates=RATES if question.tune else (),
-            rule="anytime" if question.rule == "anytime" else "fixed",
+            rule=ANYTIME if question.rule == ANYTIME else FIXED,
             pairs=64,
             minutes=budget / 60,
         ),
@@ -103,6 +112,26 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
     if question.tokens:
         return claim
     return asked_before(claim, store) or with_tokens(claim, budget, workers)
+
+
+def name_of(question: Question, arms: Sequence[str]) -> str:
+    """A name that says what is compared with what: the same arms on another base or size are another comparison."""
+    base = Path(question.base_words.rpartition(":")[2] or question.base_words).stem if question.base_words else ""
+    on = [label(text) for text in (base, " ".join(question.set)) if text]
+    return "-".join(["compare", *arms, *(["on", *on] if on else [])])[:LONGEST].rstrip("-_")
+
+
+def command_of(question: Question, claim: Claim) -> str:
+    """The command that repeats a comparison anywhere: with the length of its runs, which a budget decides only once."""
+    options: list[tuple[str, str]] = [("--arm", arm) for arm in question.arms]
+    options += [("--base", question.base_words)] if question.base_words else []
+    options += [("--set", one) for one in question.set]
+    options += [("--equal", question.equal), ("--tokens", f"{claim.setup.tokens:.0f}")]
+    options += [("--smallest", f"{question.smallest:g}"), ("--rule", question.rule)]
+    options += [("--name", question.name)] if question.name else []
+    said = [f"{option} {quoted(value)}" for option, value in options]
+    said += [] if question.tune else ["--no-tune"]
+    return " ".join(["isoflop lab compare", *map(quoted, question.sources), *said])
 
 
 def asked_before(claim: Claim, store: Store) -> Claim | None:
@@ -133,6 +162,16 @@ def with_tokens(claim: Claim, budget: float, workers: int) -> Claim:
     return replace(claim, setup=replace(claim.setup, tokens=float(steps * first.tokens_per_step)))
 
 
+def assignments(words: Sequence[str]) -> tuple[str, ...]:
+    """Words as assignments. A vocabulary is the tokenizer's and the model's: what sets one of them sets both."""
+    found = [spelled_out(word) for word in words]
+    for name, other in ((VOCABULARY, IDS), (IDS, VOCABULARY)):
+        values = [word.partition("=")[2] for word in found if word.startswith(f"{name}=")]
+        if values and not any(word.startswith(f"{other}=") for word in found):
+            found.append(f"{other}={values[-1]}")
+    return tuple(found)
+
+
 def spelled_out(word: str) -> str:
     """`norm=rms` as `model.norm=rms`; what names a field of the whole configuration stays.
 
@@ -154,7 +193,7 @@ def spelled_out(word: str) -> str:
 
 
 def label(text: str) -> str:
-    """A name for an arm, made of what it sets: "model.norm=rms" -> "norm-rms"."""
+    """A name made of what an arm sets: "model.norm=rms" -> "norm-rms"."""
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "_-") else "-" for c in text.replace("model.", ""))
     kept = kept.strip("-_")[:40]
     return kept if NAME.fullmatch(kept) else "arm"

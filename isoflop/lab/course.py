@@ -1,4 +1,4 @@
-"""One call of a claim on its way: its clock, its workers, and what is said of it."""
+"""One call of `run_claim`: its clock, its workers, and what it says."""
 
 import math
 import time
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 from isoflop.lab import stats
 from isoflop.lab.arms import OVERHEAD, timed
-from isoflop.lab.procedures.job import Job, Measured
+from isoflop.lab.procedures.job import Job
 from isoflop.lab.study import NOISE_PAIRS, Study
-from isoflop.lab.workers import Workers
+from isoflop.lab.workers import Performed, Pool
 
 Say = Callable[[str], None]
 ASSUMED_NOISE = 0.011  # bits per byte between runs of 3 x 96 that differ in their first weights, until it is measured
@@ -23,7 +23,7 @@ class Course:
         started: when they began, by time.monotonic().
     """
 
-    def __init__(self, study: Study, workers: Workers, budget: float, started: float, say: Say) -> None:
+    def __init__(self, study: Study, workers: Pool, budget: float, started: float, say: Say) -> None:
         self.study, self.workers, self.say = study, workers, say
         self.started = started
         self.budget, self.deadline = budget, self.started + budget
@@ -63,8 +63,9 @@ class Course:
 
         self.workers.run(wanted(), self.done)
 
-    def done(self, job: Job, measured: Measured, seconds: float) -> None:
-        self.study.store.add(job, measured, seconds, self.study.claim.name)
+    def done(self, job: Job, performed: Performed) -> None:
+        measured, seconds = performed.measured, performed.seconds
+        self.study.store.add(job, performed, self.study.claim.name)
         if job.arm in self.study.trained and not measured.diverged:
             self.known[job.arm] = seconds
             bits = measured.measures["bits_per_byte"]
@@ -74,7 +75,7 @@ class Course:
 
 
 def announce(course: Course) -> None:
-    """Say what will be run, what it will take and which effect it can see, before anything is."""
+    """Say what will be run, what it will take and which effect it can see, before anything is run."""
     study, claim, say = course.study, course.study.claim, course.say
     setup = claim.setup
     say(f"claim: {claim.statement}")
@@ -82,6 +83,9 @@ def announce(course: Course) -> None:
     arms = ", ".join(claim.words(arm.name) for arm in study.arms)
     equal = ", ".join(setup.equal) or "nothing but the seeds"
     say(f"{len(study.arms)} arm{'s' if len(study.arms) > 1 else ''}: {arms}; held equal: {equal}")
+    for arm in study.arms:
+        if unlike := study.unlike(arm.name):
+            say(f"not held equal: {claim.words(arm.name)} has {unlike}")
     if not study.trained:
         say(f"{setup.pairs} seeds or cases of each; nothing is trained, and it takes seconds to a few minutes")
         return
@@ -124,7 +128,7 @@ def noise_told(study: Study, pairs: int, needed: int) -> list[str]:
                 f"({NOISE_PAIRS} A/A pairs); {pairs} pairs see a difference of {seen:.4f}"
             )
     if not lines:
-        lines.append("the budget ended before the noise was measured; the same command goes on from here")
+        lines.append("the budget ended before the noise was measured; the same command resumes")
     elif needed > pairs:
         lines.append(f"the smallest effects that the claim asks about need {needed} pairs: it may stay undecided")
     return list(dict.fromkeys(lines))

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from isoflop.lab.verdict import Finding
+from isoflop.lab.verdict import SIGNS, Finding
 from isoflop.report.drawing import COLORS, RUN_COLORS, compact, drawing, log_axis, to_svg
 
 WIDTH = 760
@@ -50,6 +50,35 @@ def differences(findings: Sequence[Finding], labels: Sequence[str], name: str, u
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         axes.set_xlabel(unit)
         return to_svg(figure, name, "Differences between the arms, pair by pair, with their intervals")
+
+
+def strip(finding: Finding, color: str, label: str) -> str:
+    """One comparison as a small picture for a table: the mean difference with its interval, on a band that is what
+    counts as no difference. Turned so that the right side is what the claim expects; each has a scale of its own.
+
+    Args:
+        color: a CSS variable.
+        label: what it shows, as text for those who cannot see it.
+    """
+    sign, zone, one = SIGNS[finding.comparison.expect], finding.comparison.zone, finding.estimate
+    width, height, middle = 240, 34, 17
+    ends = [sign * end for end in (one.low, one.value, one.high)]
+    reach = 1.12 * max([zone, *(abs(end) for end in ends if math.isfinite(end))])
+
+    def x(value: float) -> float:
+        return round(width / 2 * (1 + max(-1.0, min(1.0, value / reach))), 1)
+
+    band = f'<rect x="{x(-zone)}" y="3" width="{x(zone) - x(-zone):.1f}" height="{height - 6}" fill="var(--grid)" '
+    parts = [band + 'opacity=".45"/>']
+    parts.append(f'<line x1="{x(0)}" y1="0" x2="{x(0)}" y2="{height}" stroke="var(--ink)" stroke-width="1.2"/>')
+    if one.pairs:
+        low, high = sorted((ends[0], ends[2]))
+        bar = f'<line x1="{x(low)}" y1="{middle}" x2="{x(high)}" y2="{middle}" stroke="var(--{color})" '
+        parts.append(bar + 'stroke-width="6" opacity=".5"/>')
+        if not math.isnan(ends[1]):
+            parts.append(f'<circle cx="{x(ends[1])}" cy="{middle}" r="6" fill="var(--{color})"/>')
+    opening = f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" style="width:{width}px" '
+    return opening + 'xmlns="http://www.w3.org/2000/svg">' + "".join(parts) + "</svg>"
 
 
 def limits_of(finding: Finding) -> list[float]:

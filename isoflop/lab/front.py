@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.files import disk_errors, write_text
+from isoflop.lab import drawn
 from isoflop.lab.outcome import Outcome
-from isoflop.lab.wording import JUDGEMENTS, coloured, deciding, measured_words
+from isoflop.lab.wording import JUDGEMENTS, coloured, deciding, judgement, measured_words, progress
 from isoflop.report.style import document, stack, table
 from isoflop.report.words import duration, text
 
@@ -16,34 +17,51 @@ def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:
     Raises:
         UserError: if it cannot be written.
     """
-    cards, tally = [], dict.fromkeys(JUDGEMENTS, 0)
-    family = sum(len(outcome.decision.findings) for outcome in outcomes)
-    for outcome in outcomes:
-        claim, decision = outcome.study.claim, outcome.decision
-        tally[decision.verdict] += 1
-        finding, more = deciding(outcome)
-        strict = outcome.in_family(family)
-        together = "the same" if strict == decision.verdict else JUDGEMENTS[strict][1].lower()
-        cards.append(
-            [
-                f'<a href="{text(claim.name)}/report.html">“{text(claim.statement)}”</a>',
-                coloured(decision.verdict),
-                f"{text(more)}{text(finding.comparison.sentence)}: {measured_words(finding)}",
-                together,
-                duration(sum(part["seconds"] for part in outcome.study.cost(outcome.pairs).values())),
-            ]
-        )
-    bar = stack([(JUDGEMENTS[verdict][0], float(number), f"{number} {verdict}") for verdict, number in tally.items()])
-    counted = ", ".join(f"{number} {verdict}" for verdict, number in tally.items() if number)
-    head = (
-        '<header>\n<div class="top"><h1>isoflop lab</h1></div>\n'
-        '<p class="story" style="font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px">'
-        "What each part of a transformer is for, put to the test.</p>\n"
-        f'<p class="lead">{counted}. Each verdict is by a rule that was fixed before the first run, and speaks of the '
-        "size that was run.</p>\n</header>"
-    )
-    body = table(["as people say it", "verdict", "what was found", f"under Holm over all {family}", "cost"], cards, {4})
     path = folder / "index.html"
     with disk_errors("the front page"):
-        write_text(path, document("isoflop lab", f"{head}\n{bar}\n{body}"))
+        write_text(path, document("isoflop lab", front(outcomes)))
     return path
+
+
+def front(outcomes: Sequence[Outcome]) -> str:
+    done = [outcome for outcome in outcomes if outcome.finished]
+    tally = {verdict: sum(one.decision.verdict == verdict for one in done) for verdict in JUDGEMENTS}
+    family = sum(len(outcome.decision.findings) for outcome in done)
+    bar = stack([(JUDGEMENTS[verdict][0], float(number), f"{number} {verdict}") for verdict, number in tally.items()])
+    counted = f"{len(done)} claim{'s' if len(done) != 1 else ''}"
+    more = f", {len(outcomes) - len(done)} not finished" if len(done) < len(outcomes) else ""
+    head = (
+        '<header>\n<div class="top"><h1>isoflop lab</h1></div>\n'
+        '<p class="story" style="font-size:2rem;font-weight:650;line-height:1.25;margin:18px 0 6px">'
+        "What each part of a transformer is for, put to the test</p>\n"
+        f'<p class="lead">{counted} with a verdict{more}. Each verdict is by a rule that was fixed before the first '
+        "run, and holds for the size, the text and the budget that were run.</p>\n</header>"
+    )
+    how = (
+        '<p class="lead" style="margin-top:14px">How to read the pictures: the dot is the mean difference, the bar its '
+        "interval, and grey is what counts as no difference. The right side is what the sentence predicts: a bar right "
+        "of the line supports it, a bar left of the line refutes it, and a bar inside the grey says that there is no "
+        "difference worth knowing, which some sentences predict. Each picture has a scale of its own.</p>"
+    )
+    heads = ["as people say it", "verdict", f"under Holm over all {family}", "cost"]
+    body = table(heads, [row(outcome, family) for outcome in outcomes], {3})
+    return f"{head}\n{bar}\n{how}\n{body}"
+
+
+def row(outcome: Outcome, family: int) -> list[str]:
+    """A claim's line of the table."""
+    claim, decision = outcome.study.claim, outcome.decision
+    finding, more = deciding(outcome)
+    color, said = judgement(outcome)
+    link = (
+        f'<a href="{text(claim.name)}/report.html" style="color:inherit;font-size:1.12rem;font-weight:600">'
+        f"“{text(claim.statement)}”</a>"
+    )
+    spent = duration(sum(part["seconds"] for part in outcome.study.cost(outcome.complete).values()))
+    if not outcome.finished:
+        return [link, f"{coloured((color, said))}<br><small>{progress(outcome)}</small>", "", spent]
+    strict = outcome.in_family(family)
+    together = "the same" if strict == decision.verdict else JUDGEMENTS[strict][1].lower()
+    found = f"{text(more)}{text(finding.comparison.sentence)}: {measured_words(finding)}"
+    picture = drawn.strip(finding, color, text(f"{said}: {measured_words(finding)}"))
+    return [f"{link}<br><small>{found}</small>", f"{coloured((color, said))}{picture}", together, spent]

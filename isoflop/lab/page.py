@@ -1,5 +1,8 @@
 """A page per claim: static HTML in the style of a run's report, for a student and for a reviewer.
 
+    statement · verdict · figure and table that decide · curves · arms     (here)
+    held equal · learning rates · rule and noise · limits · cost           (conditions.py)
+
 What comes from a claim's file goes through words.text.
 """
 
@@ -9,13 +12,26 @@ from pathlib import Path
 from isoflop.files import disk_errors, write_text
 from isoflop.lab import drawn, stats
 from isoflop.lab.claim import COSTS_TO
+from isoflop.lab.conditions import cost, held_equal, how_decided, how_far, rates
 from isoflop.lab.outcome import Outcome
-from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.verdict import UNDECIDED, Finding
-from isoflop.lab.wording import UNITS, coloured, loss_words, p_words, plain, signed, verdict_line
+from isoflop.lab.wording import (
+    EXPLAINED,
+    JUDGEMENTS,
+    coloured,
+    judgement,
+    p_words,
+    plain,
+    progress,
+    signed,
+    unit,
+    verdict_line,
+)
 from isoflop.report import words
 from isoflop.report.style import document, key, section, table
 from isoflop.report.words import count, duration, power, text
+
+LARGE = "font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px"
 
 
 def write_page(outcome: Outcome) -> Path:
@@ -35,99 +51,121 @@ def page(outcome: Outcome) -> str:
     claim = outcome.study.claim
     parts = [
         header(outcome),
-        predictions(outcome),
+        predictions(outcome) if outcome.finished or outcome.pairs else not_yet(outcome),
         curves(outcome),
         arms(outcome),
         held_equal(outcome),
         rates(outcome),
+        how_decided(outcome),
+        how_far(outcome),
         cost(outcome),
-        "<footer>Made by isoflop lab. Held-out text is never trained on; FLOPs as 6 N D.</footer>",
+        "<footer>Made by isoflop lab. Held-out text is never trained on; FLOPs are 6 N D.</footer>",
     ]
     return document(f"{claim.name}: isoflop lab", "\n".join(part for part in parts if part))
 
 
 def header(outcome: Outcome) -> str:
-    claim, decision = outcome.study.claim, outcome.decision
-    settle = ""
-    if decision.verdict == UNDECIDED:
-        needs = decision.needs
-        settle = (
-            f"<p>To settle it, about {count(needs)} pairs would be needed, by how these scatter.</p>"
-            if needs < stats.MOST_PAIRS
-            else "<p>Too little was measured to say how many pairs would settle it.</p>"
-        )
+    claim = outcome.study.claim
     return (
-        f'<header>\n<div class="top"><h1>{text(claim.name)}</h1></div>\n'
-        f'<p class="story" style="font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px">'
-        f"“{text(claim.statement)}”</p>\n"
-        f"{coloured(decision.verdict, 'p', 'font-size:2rem;font-weight:650;margin:14px 0 6px')}\n"
-        f'<p class="story">{text(verdict_line(outcome))}</p>\n{settle}'
-        f'<p class="lead" style="margin-top:14px"><b>Asked:</b> {text(claim.question)} '
-        f"<b>Expected:</b> {text(claim.prediction)}</p>\n</header>"
+        f'<header>\n<div class="top"><a href="../index.html" style="color:inherit">isoflop lab</a> / '
+        f"<h1>{text(claim.name)}</h1></div>\n"
+        f'<p class="story" style="{LARGE}">“{text(claim.statement)}”</p>\n'
+        f"{coloured(judgement(outcome), 'p', 'font-size:2rem;font-weight:650;margin:14px 0 6px')}\n"
+        f'<p class="story">{text(verdict_line(outcome))}</p>\n{settle(outcome)}{tiles(outcome)}'
+        f'<p class="lead" style="margin-top:22px"><b>Question:</b> {text(claim.question)} '
+        f"<b>Prediction:</b> {text(claim.prediction)}</p>\n</header>"
     )
+
+
+def settle(outcome: Outcome) -> str:
+    """What would settle an undecided verdict."""
+    if outcome.decision.verdict != UNDECIDED or not outcome.finished:
+        return ""
+    wanted = outcome.settle()
+    if wanted is None:
+        return "<p>Too little was measured to say how many pairs would settle it.</p>"
+    return (
+        f"<p>To settle it, about {count(wanted['pairs'])} pairs are needed, by how these scatter: "
+        f"{count(wanted['more_pairs'])} more, {duration(60 * wanted['process_minutes'])} of one process.</p>"
+    )
+
+
+def tiles(outcome: Outcome) -> str:
+    """The numbers that the verdict rests on."""
+    if not outcome.pairs:
+        return ""
+    claim, finding = outcome.study.claim, outcome.deciding
+    one, spent = finding.estimate, outcome.study.cost(outcome.complete)
+    runs = sum(part["runs"] for part in spent.values())
+    interval = f"{signed(one.low)} to {signed(one.high)}, " if one.pairs > 1 else ""
+    shown = [
+        ("difference", signed(one.value), f"{interval}{text(unit(finding.comparison.measure))}"),
+        ("worth knowing from", f"{finding.comparison.smallest:g}", "set before the first run"),
+        ("pairs", f"{outcome.pairs}", f"of runs with one seed each; error at most {outcome.decision.error_spent:g}"),
+        ("held equal", text(", ".join(claim.setup.equal) or "seeds"), "between the arms"),
+        ("cost", duration(sum(part["seconds"] for part in spent.values())), f"of one process, {runs} runs"),
+    ]
+    found = "".join(
+        f'<div class="tile"><dt>{name}</dt><dd>{value}</dd><dd class="note">{note}</dd></div>'
+        for name, value, note in shown
+    )
+    return f'<dl class="tiles">{found}</dl>'
+
+
+def not_yet(outcome: Outcome) -> str:
+    """In place of the result, while the rule does not allow looking."""
+    planned = f"all {outcome.planned} pairs" if outcome.planned else "all pairs"
+    lead = (
+        f"Nothing is shown yet: {progress(outcome)}. The rule of this claim is one look at {planned}; an earlier look "
+        "would make a wrong verdict more likely."
+        if outcome.study.claim.setup.rule == "fixed"
+        else f"Nothing is shown yet: {progress(outcome)}. An interval needs two pairs."
+    )
+    return section("What was found", lead, "")
 
 
 def predictions(outcome: Outcome) -> str:
     """The figure and the table that decide: one row for each prediction."""
     decision, claim = outcome.decision, outcome.study.claim
-    figures = ""
     by_measure: dict[str, list[Finding]] = {}
     for finding in decision.findings:
         by_measure.setdefault(finding.comparison.measure, []).append(finding)
+    figures = ""
     for index, (measure, findings) in enumerate(by_measure.items()):
-        if not any(finding.differences for finding in findings):
-            continue
-        labels = [finding.comparison.sentence for finding in findings]
-        svg = drawn.differences(findings, labels, f"differences-{index}", UNITS.get(measure, measure.replace("_", " ")))
-        figures += f"<figure>{svg}</figure>"
-    rows = []
-    for finding in decision.findings:
-        c, one = finding.comparison, finding.estimate
-        lost = (
-            f"<br><small>runs without a value: {finding.lost[0]} and {finding.lost[1]}</small>"
-            if any(finding.lost)
-            else ""
-        )
-        checks = (
-            [f"bootstrap {signed(finding.bootstrap[0])} to {signed(finding.bootstrap[1])}"] if one.pairs > 1 else []
-        )
-        checks += [f"sign-flip p {p_words(finding.signs)}"] if finding.signs is not None else []
-        rows.append(
-            [
-                f"{text(c.sentence)}{lost}",
-                coloured(finding.verdict),
-                signed(one.value),
-                f"{signed(one.low)} to {signed(one.high)}<br><small>{'; '.join(checks)}</small>",
-                f"{c.smallest:g}" + (f"<br><small>margin {c.margin:g}</small>" if c.margin else ""),
-                p_words(finding.p),
-                f"{one.pairs}",
-            ]
-        )
+        if any(finding.differences for finding in findings):
+            labels = [finding.comparison.sentence for finding in findings]
+            figures += f"<figure>{drawn.differences(findings, labels, f'differences-{index}', unit(measure))}</figure>"
+    rows = [found_row(finding, finished=outcome.finished) for finding in decision.findings]
     level = f"{100 * (1 - claim.setup.alpha):g} % interval"
     heads = ["prediction", "verdict", "difference", level, "worth knowing", "p (Holm)", "pairs"]
     key_words = (
-        "<figcaption>Small dots: pairs of runs with the same order of the data. Bar: the mean difference with its "
-        "interval. Grey band: what counts as no difference.</figcaption>"
+        "<figcaption>Small dots: the differences of single pairs, two runs that share their seed. Large dot and bar: "
+        "the mean difference and its interval. Grey band: what counts as no difference.</figcaption>"
     )
-    lead = rule_words(outcome)
+    lead = " ".join(EXPLAINED[measure] for measure in by_measure if measure in EXPLAINED)
     return section("What was found", lead, figures + key_words + table(heads, rows, {2, 3, 4, 5, 6}))
 
 
-def rule_words(outcome: Outcome) -> str:
-    setup, decision = outcome.study.claim.setup, outcome.decision
-    looks = "after every pair, by a test that allows it" if setup.rule == "anytime" else "once"
-    if decision.error_spent > setup.alpha:
-        looks += ", and again with more pairs by a test that allows it"
-    family = len(decision.findings)
-    holm = f", corrected by Holm over {family} predictions" if family > 1 else ""
-    return (
-        f"The rule was fixed before the first run: paired t-test{holm}; no difference where two one-sided tests put it "
-        f"inside the band. It was looked at {looks}; the chance of a wrong verdict adds up to {decision.error_spent:g}."
-    )
+def found_row(finding: Finding, finished: bool) -> list[str]:
+    c, one = finding.comparison, finding.estimate
+    lost = ""
+    if any(finding.lost):
+        lost = f"<br><small>runs without a value: {finding.lost[0]} and {finding.lost[1]}</small>"
+    checks = [f"bootstrap {signed(finding.bootstrap[0])} to {signed(finding.bootstrap[1])}"] if one.pairs > 1 else []
+    checks += [f"sign-flip p {p_words(finding.signs)}"] if finding.signs is not None else []
+    return [
+        f"{text(c.sentence)}{lost}",
+        coloured(JUDGEMENTS[finding.verdict]) if finished else words.MISSING,
+        signed(one.value),
+        f"{signed(one.low)} to {signed(one.high)}<br><small>{'; '.join(checks)}</small>",
+        f"{c.smallest:g}" + (f"<br><small>margin {c.margin:g}</small>" if c.margin else ""),
+        p_words(finding.p),
+        f"{one.pairs}",
+    ]
 
 
 def curves(outcome: Outcome) -> str:
-    """Held-out loss along the runs, or what the claim wants to be drawn."""
+    """Held-out loss along the runs, or what the claim's figure names."""
     study, wanted = outcome.study, outcome.study.claim.figure
     x, y = (wanted.x, wanted.y) if wanted.x else ("tokens", "heldout")
     x_words = wanted.x_words or {"tokens": "tokens read"}.get(x, x)
@@ -145,7 +183,8 @@ def curves(outcome: Outcome) -> str:
     if not found:
         return ""
     svg = drawn.lines(found, "curves", x_words, y_words, wanted.log)
-    return section("The runs", "", f"<figure>{svg}<figcaption>{''.join(legend)}</figcaption></figure>")
+    lead = "Thin: single runs. Thick: the mean over the seeds of an arm."
+    return section("The runs", lead, f"<figure>{svg}<figcaption>{''.join(legend)}</figcaption></figure>")
 
 
 def arms(outcome: Outcome) -> str:
@@ -167,84 +206,10 @@ def arms(outcome: Outcome) -> str:
         if study.trained:
             cells.append(count(arm.config.tokens) if arm.name in study.trained else words.MISSING)
             cells.append(power(arm.flops) if arm.flops else words.MISSING)
-        rows.append([f"<b>{text(study.claim.words(arm.name))}</b><br><code>{text(sets)}</code>", *cells])
+        setting = f'<code style="white-space:normal">{text(sets)}</code>'
+        rows.append([f"<b>{text(study.claim.words(arm.name))}</b><br>{setting}", *cells])
     heads = ["arm", *(text(name.replace("_", " ")) for name in measures)]
     heads += ["parameters"] if any(one.size for one in study.arms) else []
     heads += ["tokens", "FLOPs"] if study.trained else []
-    return section("Arms", "Means over seeds, with their intervals.", table(heads, rows, set(range(1, len(heads)))))
-
-
-def held_equal(outcome: Outcome) -> str:
-    claim = outcome.study.claim
-    equal = ", ".join(claim.setup.equal)
-    said = [f"Held equal: {text(equal)}." if equal else "Nothing is held equal but seeds and data."]
-    first = outcome.study.arms[0].config
-    builds = any(PROCEDURES[claim.procedure(arm)].builds for arm in claim.arms)
-    if builds:
-        model = first.model
-        said.append(
-            f"The base has {model.layers} layer{'s' if model.layers > 1 else ''} of width {model.d_model}, context "
-            f"{model.context} and "
-            f"{model.vocab_size:,} ids."
-        )
-    if claim.trains:
-        said.append(
-            "Arms of a pair read the same data in the same order where their batches are alike. The result is one of "
-            "this size; another size may give another verdict."
-        )
-    if claim.notes:
-        said.append(text(claim.notes))
-    literature = "".join(f"<li>{text(one)}</li>" for one in claim.literature)
-    body = "".join(f"<p>{one}</p>" for one in said) + (
-        f"<h3>Literature</h3><ul>{literature}</ul>" if literature else ""
-    )
-    return section("How far it goes", "", body)
-
-
-def rates(outcome: Outcome) -> str:
-    """Losses at the rates that were tried, arm by arm."""
-    study = outcome.study
-    tried = {arm: study.tried(arm) for arm in study.trained}
-    if not any(tried.values()):
-        return ""
-    factors = sorted({factor for found in tried.values() for factor in found})
-    rows = []
-    for arm, found in tried.items():
-        chosen = study.factors.get(arm)
-        cells = [
-            words.MISSING if factor not in found else bold(loss_words(found[factor]), factor == chosen)
-            for factor in factors
-        ]
-        rows.append([text(study.claim.words(arm)), *cells, "yes" if study.bracketed(arm) else "<b>no</b>"])
-    heads = ["arm", *(f"× {factor:g}" for factor in factors), "bracketed"]
-    lead = "Held-out bits per byte of one run at each factor of the planned learning rates, with a seed of its own."
-    return section("Learning rates", lead, table(heads, rows, set(range(1, len(heads)))))
-
-
-def bold(inner: str, chosen: bool) -> str:
-    return f"<b>{inner}</b>" if chosen else inner
-
-
-def cost(outcome: Outcome) -> str:
-    study, claim = outcome.study, outcome.study.claim
-    spent = study.cost(outcome.pairs)
-    rows = [
-        [name, f"{part['runs']}", duration(part["seconds"])]
-        for name, part in (("pairs", spent["pairs"]), ("rates", spent["rates"]), ("noise (A/A)", spent["noise"]))
-        if part["runs"]
-    ]
-    body = table(["", "runs", "seconds of one process"], rows, {1, 2})
-    earlier = sum(
-        row.time < outcome.fixed for arm in study.arms for row in study.rows(arm.name, outcome.pairs) if row.time
-    )
-    versions = len({one.hash for one in study.store.versions(claim.name)})
-    said = [f"Claim {claim.hash[:12]}, fixed {words.moment(outcome.fixed)} UTC, before its first run."]
-    if versions > 1:
-        said.append(f"{versions} versions of this claim were fixed in this folder; this is one of them.")
-    if earlier:
-        said.append(f"{earlier} of its runs were on record before, from another claim that has the same.")
-    name = claim.name.removesuffix("-full")
-    full = " --full" if claim.name.endswith("-full") else ""
-    command = f"isoflop lab run {name}{full}" + "".join(f" {source}" for source in claim.setup.sources)
-    body += "".join(f"<p>{one}</p>" for one in said) + f"<h3>To repeat it</h3><pre>{text(command)}</pre>"
-    return section("Cost", "", body)
+    lead = "Means over the seeds, each arm by itself. The verdict rests on the differences between arms, pair by pair."
+    return section("Arms", lead if outcome.pairs else "", table(heads, rows, set(range(1, len(heads)))))

@@ -3,20 +3,21 @@
     fix the claim ─> rates, arm by arm ─> A/A runs ─> how many pairs ─> the pairs ─> verdict ─> page
                      (3 to 5 values)      (noise)     (said and noted)   (looks only if the rule allows them)
 
-Every run is on record when it ends and is not run again: ended at any moment, the same command goes on.
+Every run is on record when it ends and is not run again: stopped at any moment, the same command resumes.
 """
 
 import math
 import time
 
 from isoflop.lab import stats
-from isoflop.lab.claim import Claim
+from isoflop.lab.claim import MOST_PAIRS, Claim
 from isoflop.lab.course import Course, Say, announce, noise_told
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
 from isoflop.lab.verdict import UNDECIDED, decide, number, pairs_for
-from isoflop.lab.workers import Workers
+from isoflop.lab.wording import measured_words
+from isoflop.lab.workers import Pool, Workers
 
 FEWEST = 5  # pairs of runs: a t interval of fewer is several times as wide
 
@@ -26,22 +27,24 @@ def run_claim(
     store: Store,
     *,
     budget: float = 0.0,
-    workers: int = 2,
+    workers: int | Pool = 2,
     say: Say = lambda text: None,
     trusted: tuple[str, ...] = (),
     plan_only: bool = False,
+    command: str = "",
 ) -> Outcome | None:
-    """Put a claim to the test, or go on where it was left.
+    """Put a claim to the test, or resume where it was left.
 
     Args:
         budget: seconds; 0: the claim's own.
-        workers: runs at a time, of one thread each; 0: one after the other in this process.
+        workers: runs at a time, of one thread each; 0: one after the other in this process; or who runs them.
         say: is given what happens, line by line.
         trusted: packages whose blocks the claim may name.
         plan_only: say what would be run, and run nothing.
+        command: that repeats it, for the page.
 
     Returns:
-        What came of it; None with `plan_only`.
+        The result; None with `plan_only`.
 
     Raises:
         UserError: for a claim that cannot be run, before its first run.
@@ -51,13 +54,14 @@ def run_claim(
     _ = study.fingerprints
     study.choose()
     budget = budget or 60 * claim.setup.minutes
-    with Workers(workers, trusted) as pool:
+    with Workers(workers, trusted) if isinstance(workers, int) else workers as pool:
         course = Course(study, pool, budget, started, say)
         course.time_arms()
         announce(course)
         if plan_only:
             return None
-        fixed = store.fix(claim)
+        fixed = store.fix(claim, command)
+        store.note_data(claim, study.fingerprints)
         say(f"fixed as {claim.hash[:12]}; results in {store.folder}/")
         pairs = collect(course)
 
@@ -65,7 +69,8 @@ def run_claim(
     decision = decide(claim, study.measured(pairs), len(looks))
     if pairs >= 2 and not any(look.get("pairs") == pairs for look in store.notes(claim, "verdict")):
         store.looked(claim, decision, pairs, cost=study.cost(pairs))
-    return Outcome(study, decision, pairs, time.monotonic() - course.started, fixed, len(looks))
+    seconds = time.monotonic() - course.started
+    return Outcome(study, decision, pairs, seconds, fixed, len(looks), complete=pairs)
 
 
 def collect(course: Course) -> int:
@@ -73,14 +78,14 @@ def collect(course: Course) -> int:
     study, claim = course.study, course.study.claim
     if not study.trained:
         course.carry_out(job for index in range(claim.setup.pairs) for job in study.pair(index))
-        return whole_pairs(study, claim.setup.pairs)
+        return study.complete(claim.setup.pairs)
 
     # the rates: rounds, since what is tried next depends on what came of the last
     while jobs := study.missing(list(study.tuning_jobs())):
         before = len(study.store.rows)
         course.carry_out(iter(jobs))
         if len(study.store.rows) == before:
-            course.say("the budget ended before all rates were tried; the same command goes on from here")
+            course.say("the budget ended before all rates were tried; the same command resumes")
             return 0
     study.choose()
     for name in study.trained:
@@ -96,7 +101,7 @@ def collect(course: Course) -> int:
     if claim.setup.rule == "anytime":
         return until_decided(course, wanted)
     course.carry_out(job for index in range(wanted) for job in study.pair(index))
-    return whole_pairs(study, wanted)
+    return study.complete(wanted)
 
 
 def until_decided(course: Course, most: int) -> int:
@@ -104,23 +109,23 @@ def until_decided(course: Course, most: int) -> int:
     study = course.study
     for index in range(most):
         course.carry_out(iter(study.pair(index)))
-        done = whole_pairs(study, index + 1)
+        done = study.complete(index + 1)
         if done <= index:
             return done
-        if done >= 2 and decide(study.claim, study.measured(done)).verdict != UNDECIDED:
-            return done
+        if done >= 2:
+            decision = decide(study.claim, study.measured(done))
+            for finding in decision.findings:
+                course.say(f"after {done} pairs: {finding.comparison.sentence}: {measured_words(finding)}")
+            if decision.verdict != UNDECIDED:
+                return done
     return most
 
 
-def whole_pairs(study: Study, most: int) -> int:
-    """How many of the first pairs all arms have, without a gap."""
-    return next((index for index in range(most) if study.missing(study.pair(index))), most)
-
-
 def wanted_pairs(course: Course) -> int:
-    """How many pairs are compared. By the noise, as far as the budget goes; noted before the first is looked at, and
-    kept: a run of the claim that was broken off goes on to the same number. After a verdict that left it open, the
-    number is set anew."""
+    """How many pairs are compared: as many as the noise asks for, as far as the budget goes. The number is noted before
+    the first pair is looked at, and kept: a stopped run of the claim resumes to the same number. After a verdict that
+    left it open it is set anew, up to what that verdict said would settle it, which may be more than the claim's own
+    limit."""
     study, claim, store = course.study, course.study.claim, course.study.store
     plans, verdicts = store.notes(claim, "plan"), store.notes(claim, "verdict")
     last = int(plans[-1].get("pairs", 0)) if plans else 0
@@ -129,10 +134,13 @@ def wanted_pairs(course: Course) -> int:
         return last
 
     needed, noise = needed_pairs(study)
+    settles = int(verdicts[-1].get("pairs_to_settle", 0)) if verdicts else 0
+    settles = settles if settles <= MOST_PAIRS else 0
+    most = max(claim.setup.pairs, last, settles)
     each = sum(course.seconds_of(name) for name in study.trained)
-    room = int(course.left() * course.workers.at_once / each) if each else claim.setup.pairs
-    there = whole_pairs(study, claim.setup.pairs)
-    pairs = min(max(needed, FEWEST), there + max(room, 0), max(claim.setup.pairs, last))
+    room = int(course.left() * course.workers.at_once / each) if each else most
+    there = study.complete(most)
+    pairs = min(max(needed, settles, FEWEST), there + max(room, 0), most)
     pairs = max(pairs, looked)
     if pairs >= 2:
         store.note(claim, "plan", pairs=pairs, needed=needed, affordable=there + room, noise=noise)

@@ -1,11 +1,11 @@
-"""What the lab keeps in its folder: every run once, by what decides it, and each claim as it was when it was fixed.
+"""What the lab stores in its folder: every run once, by what decides it, and each claim as it was when it was fixed.
 
-lab/runs.jsonl            one line a run, whatever claim it was for; found again by its key
-lab/speeds.jsonl          how fast arms train beside one another, where seconds are held equal
+lab/runs.jsonl            one line per run, whichever claim it was for; found again by its key
+lab/speeds.jsonl          how fast arms train next to one another, where seconds are held equal
 lab/NAME/fixed.jsonl      the claim with its hash and time, before its first run; a line more if it was changed
-lab/NAME/looks.jsonl      the plan made of the noise, and every verdict, with the pairs it rests on
-lab/NAME/report.html      the page (report.py)
-lab/index.html            all of them
+lab/NAME/looks.jsonl      the data's fingerprints, the plan made from the noise, and every verdict with its pairs
+lab/NAME/report.html      the page (page.py)
+lab/index.html            all of them (front.py)
 """
 
 import math
@@ -20,8 +20,9 @@ from typing import Any
 from isoflop.config import from_dict, to_dict
 from isoflop.files import disk_errors
 from isoflop.lab.claim import Claim
-from isoflop.lab.procedures.job import Job, Measured
+from isoflop.lab.procedures.job import Job
 from isoflop.lab.verdict import Decision, number
+from isoflop.lab.workers import Performed
 from isoflop.records.lines import append_line, ends_a_line, read_lines
 from isoflop.runtime import describe_machine
 
@@ -35,6 +36,7 @@ class Row:
     Attributes:
         seconds: of the whole job, on the clock of the wall.
         time: when it ended, in Unix seconds.
+        machine: where it ran, see Store.machine.
     """
 
     key: str
@@ -43,11 +45,13 @@ class Row:
     diverged: bool = False
     seconds: float = 0.0
     time: float = 0.0
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> "Row":
         measures = line.get("measures") if isinstance(line.get("measures"), dict) else {}
         lists = line.get("lists") if isinstance(line.get("lists"), dict) else {}
+        machine = line.get("machine")
         return cls(
             key=str(line.get("key", "")),
             measures={str(name): back(value) for name, value in (measures or {}).items()},
@@ -57,7 +61,13 @@ class Row:
             diverged=line.get("diverged") is True,
             seconds=back(line.get("seconds", 0.0)),
             time=back(line.get("time", 0.0)),
+            machine=machine if isinstance(machine, dict) else {},
         )
+
+
+def told(machine: Mapping[str, Any]) -> dict[str, Any]:
+    """What a line says of a machine."""
+    return {name: machine.get(name) for name in ("processor", "torch")}
 
 
 def back(value: Any) -> float:
@@ -78,16 +88,18 @@ class Store:
 
     @cached_property
     def machine(self) -> dict[str, Any]:
-        """What runs are made on, as far as results may depend on it."""
-        told = describe_machine("cpu")
-        return {name: told.get(name) for name in ("processor", "torch")}
+        """This machine, as far as results depend on it."""
+        return told(describe_machine("cpu"))
 
     def find(self, job: Job) -> Row | None:
         return self.rows.get(job.key)
 
-    def add(self, job: Job, measured: Measured, seconds: float, claim: str) -> Row:
+    def add(self, job: Job, performed: Performed, claim: str) -> Row:
         """Put a run on record."""
-        row = Row(job.key, measured.measures, measured.lists, measured.diverged, seconds, time.time())
+        measured, machine = performed.measured, performed.machine or self.machine
+        row = Row(
+            job.key, measured.measures, measured.lists, measured.diverged, performed.seconds, time.time(), machine
+        )
         line = {
             "key": row.key,
             "claim": claim,
@@ -100,9 +112,9 @@ class Store:
             "measures": {name: number(value) for name, value in measured.measures.items()},
             "lists": {name: [number(value) for value in values] for name, values in measured.lists.items()},
             "diverged": measured.diverged,
-            "seconds": round(seconds, 3),
+            "seconds": round(performed.seconds, 3),
             "time": row.time,
-            "machine": self.machine,
+            "machine": machine,
             "options": dict(job.options),
             "data": job.data,
             "config": to_dict(job.config),
@@ -111,15 +123,15 @@ class Store:
         self.rows[row.key] = row
         return row
 
-    def fix(self, claim: Claim) -> float:
-        """Write down a claim before its first run, with its hash; what is there already stays. Returns when it was
-        fixed."""
+    def fix(self, claim: Claim, command: str = "") -> float:
+        """Write down a claim before its first run, with its hash and the command that runs it; what is there already
+        stays. Returns when it was fixed."""
         path = self.folder / claim.name / "fixed.jsonl"
         for line in read_lines(path):
             if line.get("hash") == claim.hash:
                 return back(line.get("time"))
         now = time.time()
-        self.append(path, {"hash": claim.hash, "time": now, "claim": to_dict(claim)})
+        self.append(path, {"hash": claim.hash, "time": now, "command": command, "claim": to_dict(claim)})
         return now
 
     def fixings(self, claim: Claim) -> list[dict[str, Any]]:
@@ -143,6 +155,18 @@ class Store:
     def notes(self, claim: Claim, what: str) -> list[dict[str, Any]]:
         lines = read_lines(self.folder / claim.name / "looks.jsonl")
         return [line for line in lines if line.get("what") == what and line.get("hash") == claim.hash]
+
+    def note_data(self, claim: Claim, fingerprints: Mapping[str, str]) -> None:
+        """Note the fingerprints of what the arms read, unless they are the ones noted last: a report finds the runs by
+        them, without the text."""
+        if self.data_of(claim) != fingerprints:
+            self.note(claim, "data", fingerprints=dict(fingerprints))
+
+    def data_of(self, claim: Claim) -> dict[str, str]:
+        """By arm; empty if nothing was noted."""
+        noted = self.notes(claim, "data")
+        found = noted[-1].get("fingerprints") if noted else None
+        return {str(arm): str(value) for arm, value in found.items()} if isinstance(found, dict) else {}
 
     def looked(self, claim: Claim, decision: Decision, pairs: int, **said: Any) -> None:
         findings = [finding.to_dict() for finding in decision.findings]

@@ -1,7 +1,7 @@
 """A claim on its way: its arms, its jobs, and what the store has of them already."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -33,17 +33,19 @@ class Study:
     Attributes:
         arms: in the claim's order.
         factors: the rates' factor that was chosen for each arm that is trained.
+        known: fingerprints of the arms' data, if they are on record; nothing is prepared then.
     """
 
     claim: Claim
     store: Store
     arms: list[ReadyArm] = field(default_factory=list)
     factors: dict[str, float] = field(default_factory=dict)
+    known: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, claim: Claim, store: Store) -> "Study":
+    def of(cls, claim: Claim, store: Store, known: Mapping[str, str] | None = None) -> "Study":
         """Raises:
-        UserError: if what the claim wants cannot be made.
+        UserError: if the arms cannot be built.
         """
         speeds: dict[str, float] = {}
         if claim.setup.length == "seconds" and making.trained(claim):
@@ -51,7 +53,7 @@ class Study:
             speeds = known or making.speeds_of(claim)
             if known is None:
                 store.add_speeds(claim.hash, speeds)
-        return cls(claim, store, making.ready(claim, speeds))
+        return cls(claim, store, making.ready(claim, speeds), known=known or {})
 
     @cached_property
     def trained(self) -> list[str]:
@@ -60,6 +62,9 @@ class Study:
     @cached_property
     def fingerprints(self) -> dict[str, str]:
         """Of the data that each arm reads, which is prepared here, once; empty for an arm that reads none."""
+        if self.known.keys() >= {arm.name for arm in self.arms}:
+            return dict(self.known)
+
         found: dict[str, str] = {}
         known: dict[str, str] = {}
         for arm in self.arms:
@@ -109,6 +114,29 @@ class Study:
     def missing(self, jobs: Sequence[Job]) -> list[Job]:
         """Those that are not on record, each once."""
         return list({job.key: job for job in jobs if self.store.find(job) is None}.values())
+
+    def complete(self, most: int) -> int:
+        """How many of the first pairs all arms have, without a gap."""
+        return next((number for number in range(most) if self.missing(self.pair(number))), most)
+
+    def unlike(self, name: str) -> str:
+        """In which conditions a trained arm differs from the reference that nothing holds equal, in words; empty for
+        none. The loader numbers windows of the text by data, context and seed, whatever the batch is."""
+        if name not in self.trained or name == self.reference:
+            return ""
+        mine, theirs = self.arm(name).config, self.arm(self.reference).config
+        found = []
+        if mine.data.vocab_size != theirs.data.vocab_size:
+            found.append(
+                f"a vocabulary of {mine.data.vocab_size:,} ids, not {theirs.data.vocab_size:,}, so that as many tokens "
+                "are another amount of text"
+            )
+        if mine.tokens_per_step != theirs.tokens_per_step:
+            found.append(f"{mine.tokens_per_step:,} tokens per step, not {theirs.tokens_per_step:,}")
+        same_text = self.fingerprints[name] == self.fingerprints[self.reference]
+        if not same_text or mine.model.context != theirs.model.context:
+            found.append("another order of the data, so that its pairs share less and scatter more")
+        return "; ".join(found)
 
     # learning rates
 

@@ -1,19 +1,21 @@
 """Verdicts and numbers of the lab in words, safe to put into HTML."""
 
 import math
+from collections.abc import Sequence
 
 from isoflop.lab.claim import COSTS_TO
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.verdict import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, Finding
 from isoflop.report import words
 
-# verdict -> the CSS variable of its colour, and how it is said
+# verdict -> the CSS variable of its colour, and its name
 JUDGEMENTS = {
     SUPPORTED: ("good", "Supported"),
     REFUTED: ("bad", "Refuted"),
     EQUIVALENT: ("train", "No difference worth knowing"),
     UNDECIDED: ("muted", "Undecided"),
 }
+UNFINISHED = ("muted", "Not finished")
 SENTENCES = {
     SUPPORTED: "Supported: {}",
     REFUTED: "Refuted: it is not so that {}",
@@ -37,12 +39,23 @@ UNITS = {
     "unit_error_rate": "errors per unit",
     **{name: f"log2 of {name.removesuffix('_to')} to the target" for name in COSTS_TO},
 }
+# What a reader who meets a measure for the first time has to know.
+EXPLAINED = {
+    "bits_per_byte": "Bits per byte: what the model needs on average to encode a byte of text that it was not trained "
+    "on. Lower is better; it does not depend on the vocabulary.",
+    "nats_per_token": "Nats per token: the cross-entropy of held-out text. Lower is better.",
+    "failed": "A run fails if it diverges, or learns no more than how frequent each token is.",
+    **dict.fromkeys(COSTS_TO, "On a log2 scale, −1 is half the cost. A run that never reaches the target is infinite."),
+}
 
 
 def verdict_line(outcome: Outcome) -> str:
-    """The verdict in one line: what was found, how sure, with how much."""
-    decision = outcome.decision
+    """The verdict in one line: what was found, how sure, with how much. Of an unfinished claim how far it is."""
     finding, more = deciding(outcome)
+    if not outcome.finished:
+        seen = f" So far {finding.comparison.sentence}: {measured_words(finding)}." if outcome.pairs else ""
+        return f"Not finished: {progress(outcome)}.{seen}"
+    decision = outcome.decision
     said = (
         f"Supported: {more}{finding.comparison.sentence}"
         if more
@@ -51,27 +64,42 @@ def verdict_line(outcome: Outcome) -> str:
     return f"{said}: {measured_words(finding)}."
 
 
+def progress(outcome: Outcome) -> str:
+    """How far an unfinished claim is."""
+    if not outcome.planned:
+        return "learning rates or noise are being measured"
+    return f"{outcome.complete} of {outcome.planned} pairs"
+
+
 def deciding(outcome: Outcome) -> tuple[Finding, str]:
     """The first of the comparisons that made the verdict what it is; and, where several had to hold, that they do."""
-    findings, verdict = outcome.decision.findings, outcome.decision.verdict
-    count_of = len(findings)
+    verdict, count_of = outcome.decision.verdict, len(outcome.decision.findings)
     more = "both predictions hold; " if count_of == 2 else f"all {count_of} predictions hold; "
-    first = next(one for one in findings if one.verdict == verdict)
-    return first, more if verdict == SUPPORTED and count_of > 1 else ""
+    return outcome.deciding, more if verdict == SUPPORTED and count_of > 1 else ""
 
 
-def coloured(verdict: str, tag: str = "b", extra: str = "") -> str:
-    """The verdict as HTML, in its colour."""
-    color, said = JUDGEMENTS[verdict]
+def judgement(outcome: Outcome) -> tuple[str, str]:
+    """The CSS variable of a verdict's colour, and its name."""
+    return JUDGEMENTS[outcome.decision.verdict] if outcome.finished else UNFINISHED
+
+
+def coloured(judged: tuple[str, str], tag: str = "b", extra: str = "") -> str:
+    """A verdict as HTML, in its colour."""
+    color, said = judged
     return f'<{tag} style="color:var(--{color});{extra}">{said}</{tag}>'
 
 
+def unit(measure: str) -> str:
+    """The unit of a measure, in words."""
+    return UNITS.get(measure, measure.replace("_", " "))
+
+
 def measured_words(finding: Finding) -> str:
-    """+0.052 (0.041 to 0.063), 8 pairs"""
+    """+0.052 bits per byte (+0.041 to +0.063), 8 pairs"""
     one = finding.estimate
     if not one.pairs:
         return "nothing measured yet"
-    value = signed(one.value)
+    value = f"{signed(one.value)} {unit(finding.comparison.measure).partition(',')[0]}"
     interval = f" ({signed(one.low)} to {signed(one.high)})" if one.pairs > 1 else ""
     return f"{value}{interval}, {one.pairs} pair{'s' if one.pairs > 1 else ''}"
 
@@ -96,3 +124,13 @@ def p_words(p: float) -> str:
 
 def loss_words(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "diverged"
+
+
+def bold(inner: str, chosen: bool) -> str:
+    """HTML, in bold if it was chosen."""
+    return f"<b>{inner}</b>" if chosen else inner
+
+
+def items(said: Sequence[str]) -> str:
+    """Sentences of HTML, a paragraph each."""
+    return "".join(f'<p style="max-width:75ch;margin:6px 0">{one}</p>' for one in said)

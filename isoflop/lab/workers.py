@@ -1,4 +1,4 @@
-"""Jobs on several processes of one thread each, and what came of them in the order in which they end."""
+"""Runs jobs on several processes of one thread each, and reports each as it ends."""
 
 import multiprocessing
 import os
@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 import torch
 
@@ -17,21 +18,66 @@ from isoflop.lab.procedures.job import Job, Measured
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.model.registry import trust_code
 
-Done = Callable[[Job, Measured, float], None]
-ORPHAN = 2.0  # seconds between a worker's looks at whether the process that started it is still there
+ORPHAN = 2.0  # seconds between a worker's checks that the process that started it is still alive
 
 
-def perform(job: Job, trusted: tuple[str, ...] = ()) -> tuple[Measured, float]:
-    """Do one job. Returns what was measured, and the seconds that it took."""
+@dataclass(frozen=True)
+class Performed:
+    """A finished job.
+
+    Attributes:
+        seconds: that it took, on the clock of the wall.
+        machine: of the worker, if it was another one than this.
+    """
+
+    measured: Measured
+    seconds: float
+    machine: dict[str, Any] | None = None
+
+
+Done = Callable[[Job, Performed], None]
+
+
+class Pool(Protocol):
+    """Whoever runs jobs: the processes of this machine (Workers), or a cluster (cluster.py).
+
+    Used as a context: leaving it by an exception ends what is running.
+    """
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def at_once(self) -> int:
+        """Jobs that run at the same time, one at least."""
+
+    def run(self, jobs: Iterator[Job], done: Done) -> None:
+        """Run jobs as long as `jobs` gives any; each is asked for when there is room for it, so that what has ended by
+        then may decide whether there is one more. `done` gets each as it ends.
+
+        Raises:
+            UserError: if a job cannot be run, or its worker was lost.
+        """
+
+
+def perform(job: Job, trusted: tuple[str, ...] = ()) -> Performed:
+    """Run one job here.
+
+    Raises:
+        UserError: if it cannot be run.
+    """
     started = time.perf_counter()
     with trust_code(*trusted):
         measured = PROCEDURES[job.procedure].run(job)
-    return measured, time.perf_counter() - started
+    return Performed(measured, time.perf_counter() - started)
 
 
 def begin_worker(parent: int) -> None:
-    """A worker has one thread, is not reached by a Ctrl-C on the terminal, which its parent handles for all, and ends
-    when its parent is gone, by kill -9 too."""
+    """Give a worker one thread. It does not receive a Ctrl-C on the terminal (its parent handles it for all), and exits
+    when its parent has exited, even by kill -9."""
     torch.set_num_threads(1)
     os.setpgid(0, 0)
 
@@ -44,10 +90,7 @@ def begin_worker(parent: int) -> None:
 
 
 class Workers:
-    """Runs jobs, `count` at a time; 0: in this process, one after the other.
-
-    Used as a context: leaving it by an exception ends the workers at once.
-    """
+    """A Pool of processes on this machine, `count` of them; 0: this process runs one job after the other."""
 
     def __init__(self, count: int, trusted: tuple[str, ...] = ()) -> None:
         self.count, self.trusted = count, trusted
@@ -71,21 +114,18 @@ class Workers:
         return max(1, self.count)
 
     def run(self, jobs: Iterator[Job], done: Done) -> None:
-        """Do jobs as long as `jobs` gives any; each is asked for when there is room for it, so that what has ended by
-        then may decide whether there is one more.
-
-        Raises:
-            UserError: if a job cannot be done, or a worker was ended from outside.
-        """
+        """See Pool."""
         if self.count == 0:
             for job in jobs:
-                done(job, *perform(job, self.trusted))
+                done(job, perform(job, self.trusted))
             return
+
         if self.pool is None:
             self.pool = ProcessPoolExecutor(
                 self.count, multiprocessing.get_context("spawn"), begin_worker, (os.getpid(),)
             )
-        running: dict[Future[tuple[Measured, float]], Job] = {}
+
+        running: dict[Future[Performed], Job] = {}
         more = True
         while more or running:
             while more and len(running) < self.count:
@@ -97,9 +137,9 @@ class Workers:
             for future in ended:
                 job = running.pop(future)
                 try:
-                    done(job, *future.result())
+                    done(job, future.result())
                 except BrokenProcessPool:
                     raise UserError(
-                        f"a worker was ended from outside while it ran arm {job.arm} (was there too little memory?); "
-                        "the same command goes on from here, --workers 1 needs half of it"
+                        f"a worker was killed while it ran arm {job.arm} (out of memory?); the same command resumes, "
+                        "and --workers 1 needs half of the memory"
                     ) from None
