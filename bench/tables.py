@@ -24,6 +24,7 @@ PAGES = (
     ROOT / "docs" / "on-a-gpu.md",
     ROOT / "docs" / "recipe.md",
     ROOT / "docs" / "what-can-go-wrong.md",
+    ROOT / "docs" / "lab.md",
 )
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens per second at its CPU default
@@ -382,6 +383,55 @@ def recipe(result: dict[str, Any]) -> str:
     return f"{said}\n\n{lines(head, rows)}"
 
 
+def lab(result: dict[str, Any]) -> str:
+    """The verdict on each claim, with what decided it."""
+    rows = [
+        [
+            f"`{row['claim']}`",
+            f"**{row['verdict']}**",
+            f"{row['found']}: {row['said'].rpartition(', ')[0] or row['said']}",
+            f"{row['pairs']}",
+            f"{row['process_seconds'] / 60:.0f}" if row["process_seconds"] >= 60 else "< 1",
+        ]
+        for row in result["rows"]
+    ]
+    machines = ", ".join(sorted({machine for row in result["rows"] for machine in row["machines"]}))
+    said = f"Runs at commit {result['runs_at']} on {machines}. {provenance(result)}"
+    head = ["claim", "verdict", "what was found, with its 95 % interval", "pairs", "minutes of one process"]
+    return lines(head, rows, 3) + f"\n\n{said}"
+
+
+def lab_stats(result: dict[str, Any]) -> str:
+    """How often the lab's tests did what they promise, a column for each number of pairs."""
+    by_row: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for row in result["rows"]:
+        by_row.setdefault((row["what"], row["of"], row["promise"]), {})[row["pairs"]] = row
+    sizes = sorted({pairs for found in by_row.values() if len(found) > 1 for pairs in found})
+    rows, others = [], []
+    for (what, of, promise), found in by_row.items():
+        if found.keys() <= set(sizes) and len(found) > 1:
+            rows.append([what, of, promise, *(rate(found[pairs]) if pairs in found else "" for pairs in sizes)])
+        else:
+            others += [[what, of, promise, f"{pairs}", rate(row)] for pairs, row in found.items()]
+    tables = [lines(["studies in which", "differences", "promised", *(f"{size} pairs" for size in sizes)], rows, 3)]
+    tables += [lines(["studies in which", "differences", "promised", "pairs", "share"], others, 3)] if others else []
+    studies = max(row["studies"] for row in result["rows"])
+    pool = ""
+    if "noise" in result:
+        pool = (
+            f"The pool: {result['orders']} orders of the data, {result['per_order']} runs of each, "
+            f"{result['mean']:.3f} bits per byte on average; two runs of one order differ by {result['noise']:.4f} "
+            "(standard deviation). "
+        )
+    said = f"{pool}Up to {studies:,} studies, a twentieth of that where a study takes long. {provenance(result)}"
+    return "\n\n".join([*tables, said])
+
+
+def rate(row: dict[str, Any]) -> str:
+    """A share with its interval, in percent."""
+    return f"{100 * row['share']:.1f} % ({100 * row['low']:.1f} to {100 * row['high']:.1f})"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step,
     "step-epyc": step,
@@ -402,6 +452,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "recipe-3x96": recipe,
     "gpu": gpu,
     "card": card,
+    "lab": lab,
+    "lab_stats-pool": lab_stats,
+    "lab_stats-simulate": lab_stats,
 }
 
 

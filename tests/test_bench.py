@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import gpu
+import lab_stats
 import record
 import tables
 from ceilings import shapes_of
@@ -185,3 +186,23 @@ def test_a_run_of_the_prior_takes_the_place_of_the_same_run(tmp_path, monkeypatc
     rows = json.loads((tmp_path / "prior.json").read_text())["runs"]
     assert len(rows) == 4
     assert [row["bits_per_byte"] for row in rows if row["corpus"] == "books" and row["seed"] == 0] == [1.9, 2.0]
+
+
+def test_the_lab_s_tables_say_what_was_found_and_how_often():
+    about = {"command": "python bench/lab.py LAB", "commit": "0", "date": "today", "peers": {}}
+    about |= {"machine": describe_machine("cpu"), "runs_at": "abc"}
+    row = {"claim": "norms", "verdict": "refuted", "found": "it is worse", "said": "+0.1 bits (+0.0 to +0.2), 8 pairs"}
+    row |= {"pairs": 8, "process_seconds": 600.0, "machines": ["A"]}
+    said = tables.lab({**about, "rows": [row]})
+    assert (
+        "| `norms` | **refuted** | it is worse: +0.1 bits (+0.0 to +0.2) | 8 | 10 |" in said
+        and "commit abc on A" in said
+    )
+
+    share = lab_stats.share(1000, 20_000)
+    rows = [lab_stats.row("no effect: rejects", "normal", pairs, "5%", 1000, 20_000) for pairs in (6, 9)]
+    rows.append(lab_stats.row("found", "normal", 5, "at least 80%", 17_000, 20_000))
+    said = tables.lab_stats({**about, "rows": rows})
+    low, high = 100 * share["low"], 100 * share["high"]
+    assert f"| no effect: rejects | normal | 5% | {f'5.0 % ({low:.1f} to {high:.1f}) | ' * 2}".rstrip() in said
+    assert "| found | normal | at least 80% | 5 | 85.0 %" in said and "Up to 20,000 studies" in said

@@ -6,15 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from isoflop.data.config import DataConfig
+from isoflop.data.loader import Loader
+from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
 from isoflop.lab import arms as making
 from isoflop.lab import compare
 from isoflop.lab.claim import all_claims, read_claim
-from isoflop.lab.compare import Question, label, spelled_out
+from isoflop.lab.compare import Question, command_of, label, spelled_out
 from isoflop.lab.compare import claim_of as asked
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.store import Store
+from isoflop.lab.study import Study
+from small import write_texts
 
 TEXT = """
 statement = "B is better."
@@ -152,6 +158,64 @@ def test_a_question_is_a_claim_with_an_arm_for_each_change(tmp_path):
     for wrong, said in ({"arms": ()}, "--arm"), ({"equal": "second"}, "seconds"), ({"smallest": 0.0}, "above 0"):
         with pytest.raises(UserError, match=said):
             asked(replace(question, **wrong), 60.0, 1, Store(tmp_path))
+
+
+# what docs/recipe.md left open
+OPEN = (
+    "value_embedding=2",
+    "context=64 batch.sequences=32",
+    "context=64",
+    "init=gpt2",
+    "schedule.name=cosine",
+    "vocab_size=1024",
+    "tied_head=true",
+    "batch.sequences=8",
+)
+
+
+@pytest.mark.parametrize("size", [(), ("model.layers=2", "model.d_model=48", "model.heads=1")])
+def test_the_open_questions_of_the_recipe_can_be_asked_at_two_sizes(tmp_path, size):
+    question = Question(arms=OPEN, tokens=1e5, equal="tokens", set=size)
+    claim = asked(question, 60.0, 1, Store(tmp_path))
+    made = {arm.name: arm.config for arm in making.ready(claim, {})}
+    base, ids = made["base"], made["vocab_size-1024"]
+    assert (base.data.vocab_size, base.model.vocab_size) == (512, 512)
+    assert (ids.data.vocab_size, ids.model.vocab_size) == (1024, 1024)
+    assert made["context-64-batch-sequences-32"].tokens_per_step == base.tokens_per_step
+    assert made["batch-sequences-8"].tokens == pytest.approx(base.tokens, rel=0.02)
+    assert all(config != base for name, config in made.items() if name != "base")
+
+    study = Study(
+        claim, Store(tmp_path), making.ready(claim, {}), known={**dict.fromkeys(made, "x"), "vocab_size-1024": "y"}
+    )
+    unlike = {name: study.unlike(name) for name in made}
+    assert not any(unlike[name] for name in ("base", "value_embedding-2", "init-gpt2", "schedule-name-cosine"))
+    assert (
+        "order" not in unlike["batch-sequences-8"] and "1,024 tokens per step, not 2,048" in unlike["batch-sequences-8"]
+    )
+    assert unlike["context-64-batch-sequences-32"].startswith("another order")
+    assert "amount of text" in unlike["vocab_size-1024"] and "order" in unlike["vocab_size-1024"]
+
+
+def test_the_batch_does_not_change_the_order_of_the_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
+    prepared = prepare(DataConfig(sources=(str(write_texts(tmp_path / "texts", files=8)),), vocab_size=300))
+    one, other = (Loader(prepared, 32, sequences, seed=3) for sequences in (4, 8))
+    small = torch.cat([one.batch(step)[0] for step in range(4)])
+    assert torch.equal(small, torch.cat([other.batch(step)[0] for step in range(2)]))
+
+
+def test_a_comparison_says_how_it_is_repeated_and_is_named_by_its_base(tmp_path):
+    question = Question(arms=("norm=layer",), sources=("a b.txt",), tokens=1e5, equal="flops", set=("model.layers=2",))
+    claim = asked(question, 60.0, 1, Store(tmp_path))
+    assert claim.name == "compare-norm-layer-on-layers-2"
+    assert command_of(question, claim) == (
+        "isoflop lab compare 'a b.txt' --arm norm=layer --set model.layers=2 --equal flops --tokens 100000 "
+        "--smallest 0.02 --rule fixed"
+    )
+    assert asked(replace(question, set=()), 60.0, 1, Store(tmp_path)).name == "compare-norm-layer"
+    with pytest.raises(UserError, match="--rule anytim is not one of fixed, anytime; did you mean anytime"):
+        asked(replace(question, rule="anytim"), 60.0, 1, Store(tmp_path))
 
 
 def test_a_question_that_was_asked_before_keeps_the_length_of_its_runs(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -149,6 +150,24 @@ def test_with_the_anytime_rule_it_stops_when_it_is_decided(texts, tmp_path):
     assert found.decision.findings[0].estimate.test == "anytime t"
 
 
+def test_what_would_settle_an_undecided_claim_settles_it_or_says_more(texts, tmp_path):
+    """The advised command adds the pairs that it names, beyond the number that the claim has by itself."""
+    results = Store(tmp_path / "lab")
+    same = claim(texts, "again", "plain", pairs=2, tokens=1000)
+    narrow = replace(same, comparisons=(replace(same.comparisons[0], smallest=0.004),))
+    first = run_claim(narrow, results, workers=0, command="isoflop lab run same.toml")
+    wanted = first.settle()
+    assert first.decision.verdict == "undecided" and first.pairs == 2
+    if wanted is None:  # so noisy that ten thousand pairs would not do
+        return
+    assert wanted["pairs"] > 2 and wanted["more_pairs"] == wanted["pairs"] - 2
+    assert wanted["command"].startswith("isoflop lab run same.toml --budget ")
+    minutes = 4 * first.pair_seconds / 60  # of four pairs, however many are wanted
+    again = run_claim(narrow, results, workers=0, budget=60 * minutes)
+    assert again.pairs > 2 and again.looks == 1 and again.decision.error_spent == 0.1
+    assert "Looked at" in page(again)
+
+
 VOID = ("meta", "link", "br", "hr", "img")  # tags that are not closed
 
 
@@ -160,12 +179,39 @@ class Tags(HTMLParser):
         self.open, self.loads = [], []
 
     def handle_starttag(self, tag, attrs):
-        self.loads += [value for name, value in attrs if name in ("src", "href") and not str(value).startswith("#")]
+        wanted = ("src",) if tag == "a" else ("src", "href")  # a link loads nothing by itself
+        self.loads += [value for name, value in attrs if name in wanted and not str(value).startswith("#")]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
+
+
+def test_an_unfinished_claim_shows_what_its_rule_allows_and_no_more(texts, store):
+    """The store has pairs of these arms, but this claim was not looked at yet."""
+    fixed, anytime = (
+        claim(texts, "slow", "plain", name=f"half-{rule}", rule=rule, pairs=50) for rule in ("fixed", "anytime")
+    )
+    for one in (fixed, anytime):
+        store.fix(one)
+        store.note_data(one, recorded(claim(texts, "slow", "plain"), store).study.fingerprints)
+        store.note(one, "plan", pairs=50)
+
+    hidden, seen = recorded(fixed, store), recorded(anytime, store)
+    assert not hidden.finished and hidden.pairs == 0 and hidden.complete >= 4 and hidden.planned == 50
+    assert not any(finding.differences for finding in hidden.decision.findings)
+    shown = page(hidden)
+    assert f"{hidden.complete} of 50 pairs" in shown and "one look" in shown and "<svg" not in shown
+    result = hidden.to_dict()
+    assert result["verdict"] is None and result["effect"] is None and result["planned_pairs"] == 50
+
+    assert seen.pairs == seen.complete == hidden.complete
+    assert seen.decision.findings[0].estimate.test == "anytime t" and "So far" in verdict_line(seen)
+    front = write_front([hidden, seen], store.folder).read_text(encoding="utf-8")
+    assert "Not finished" in front and "Supported" not in front
+    for one in (fixed, anytime):
+        shutil.rmtree(store.folder / one.name)
 
 
 def test_the_pages_are_whole_and_load_nothing(texts, store):
@@ -197,9 +243,16 @@ def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monke
     code = command(["lab", "run", "mine.toml", str(texts), "--workers", "0", "--json"])
     said = json.loads(capsys.readouterr().out)
     assert code == said["exit_code"] and code in (10, 11, 12, 13)
-    assert {"verdict", "effect", "interval", "error_spent", "pairs", "seconds", "pairs_to_settle"} <= said.keys()
+    assert {"verdict", "effect", "interval", "error_spent", "pairs", "seeds", "seconds", "to_settle"} <= said.keys()
+    assert said["seeds"] == [0, 1] and said["pairs"] == 2 and said["error_spent"] == 0.05 and said["seconds"] > 0
+    assert said["interval"][0] <= said["effect"] <= said["interval"][1]
+    assert (said["to_settle"] is None) == (said["verdict"] != "undecided")
+    assert said["command"] == f"isoflop lab run mine.toml {texts}"
     assert (tmp_path / "lab" / "index.html").exists()
     assert command(["lab", "report"]) == 0 and "mine" in capsys.readouterr().out
+    assert command(["lab", "report", "--json"]) == 0
+    [again] = json.loads(capsys.readouterr().out)
+    assert {**again, "seconds": 0} == {**said, "seconds": 0}  # from what is on record alone
     assert command(["lab", "list"]) == 0 and said["verdict"] in capsys.readouterr().out
     assert command(["lab", "run", "mine.toml", "--budget", "3e9"]) == 2
     assert "flops" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from scipy import stats as scipy_stats
 
 import lab_stats
 from isoflop.lab import anytime, stats
+from small import write_texts
 
 STUDIES = 400  # so few that a rate is known to about 2 points
 
@@ -133,3 +134,35 @@ def test_values_that_do_not_depend_on_the_seed_are_decided_by_themselves():
 def test_a_pilot_s_noise_is_planned_with_from_above():
     sd, limit = stats.noise([0.01, -0.012, 0.008])
     assert sd == pytest.approx(math.sqrt((0.01**2 + 0.012**2 + 0.008**2) / 3)) and 1.2 * sd < limit < 2.5 * sd
+
+
+def by_what(rows):
+    return {(row["what"], row["pairs"]): row for row in rows}
+
+
+def test_runs_paired_again_and_again_are_told_apart_as_often_as_promised():
+    """On a made-up pool, whose noise is known: what bench/lab_stats.py does with real runs."""
+    generator = np.random.default_rng(4)
+    pool = 2.0 + 0.1 * generator.normal(size=(16, 1)) + 0.01 * generator.normal(size=(16, 4))
+    assert 0.007 < lab_stats.noise_of(pool) / math.sqrt(2) < 0.013
+    d = lab_stats.re_paired(pool, generator, 12)
+    assert d.shape == (12,) and np.abs(d).max() < 0.08  # of one order each: the orders' differences cancel
+
+    found = by_what(lab_stats.repaired(pool, 400, sizes=(9, 20)))
+    assert not any(pairs == 20 for _, pairs in found)  # more than there are orders
+    wrong, right = found["no effect: paired t rejects", 9], found["no effect: anytime t, every look rejects", 9]
+    assert 0.015 < wrong["share"] < 0.1 and right["share"] <= 0.075
+    assert found["the effect that so many pairs promise to find: found by paired t", 9]["share"] > 0.65
+    assert found["effect: the verdict is supported", 9]["share"] > 0.5
+    assert found["its opposite: the verdict is refuted", 9]["share"] > 0.5
+    assert found["effect: the verdict is refuted", 9]["share"] == 0.0
+
+
+def test_a_pool_of_runs_is_made_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
+    texts, out = write_texts(tmp_path / "texts"), tmp_path / "pool.jsonl"
+    for count in (2, 4):  # the second call runs what the first has not
+        lab_stats.make_runs(count, 2, out, 2048, 0, [str(texts)])
+    assert capsys.readouterr().out.count("bits per byte, ") == 4
+    pool = lab_stats.pool_of(out)
+    assert pool.shape == (2, 2) and lab_stats.noise_of(pool) > 0

@@ -1,0 +1,76 @@
+"""Records what a lab's folder says of its claims, for the table in docs/lab.md.
+
+    python bench/lab.py LAB [--at COMMIT] [--json]
+
+Prints a line per claim, from what is on record in LAB (`isoflop lab run` put it there): no run is repeated. `--at` is
+the commit that the runs were made at, if it is not this one.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import UserError
+from isoflop.lab.outcome import Outcome
+from isoflop.lab.recorded import claims_there, recorded
+from isoflop.lab.store import Store
+from isoflop.lab.verdict import number
+from isoflop.lab.wording import deciding, measured_words, unit, verdict_line
+from record import ROOT, commit, record
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """What the table says of a claim."""
+    claim, (finding, more) = outcome.study.claim, deciding(outcome)
+    one, spent = finding.estimate, outcome.study.cost(outcome.complete)
+    machines = {
+        str(row.machine.get("processor"))
+        for arm in outcome.study.arms
+        for row in outcome.study.rows(arm.name, outcome.pairs)
+        if row.machine
+    }
+    return {
+        "claim": claim.name,
+        "statement": claim.statement,
+        "verdict": outcome.decision.verdict,
+        "found": f"{more}{finding.comparison.sentence}",
+        "effect": number(one.value),
+        "interval": [number(one.low), number(one.high)],
+        "unit": unit(finding.comparison.measure),
+        "said": measured_words(finding),
+        "smallest": finding.comparison.smallest,
+        "pairs": outcome.pairs,
+        "predictions": len(outcome.decision.findings),
+        "runs": sum(part["runs"] for part in spent.values()),
+        "process_seconds": sum(part["seconds"] for part in spent.values()),
+        "error_spent": outcome.decision.error_spent,
+        "hash": claim.hash,
+        "machines": sorted(machines),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="LAB")
+    parser.add_argument("--at", default="", help="the commit of the runs")
+    parser.add_argument("--json", action="store_true", help="record it in bench/results/lab.json")
+    given = parser.parse_args()
+
+    store = Store(given.folder)
+    outcomes = []
+    for claim in claims_there(store):
+        try:
+            found = recorded(claim, store)
+        except UserError as error:
+            parser.error(str(error))
+        if found is not None and found.finished:
+            outcomes.append(found)
+            print(f"{claim.name:22} {verdict_line(found)}")
+    if not outcomes:
+        parser.error(f"{given.folder} has no verdict yet")
+    if given.json:
+        record("lab", {"runs_at": given.at or commit(ROOT), "rows": [summary(outcome) for outcome in outcomes]})
+
+
+if __name__ == "__main__":
+    main()
