@@ -36,8 +36,8 @@ class Course:
         return self.known.get(arm, 0.0)
 
     def time_arms(self) -> None:
-        """About how long a run of each arm takes: by what is on record, else one is timed for a moment, and the others
-        take as many times as long as they have FLOPs. What is run corrects it."""
+        """Estimate how long a run of each arm takes: from what is on record, else from a short timing of the first, and
+        of the others in proportion to their FLOPs. Each finished run corrects it."""
         base = self.study.arm(self.study.trained[0]) if self.study.trained else None
         for name in self.study.trained:
             rows, arm = self.study.rows(name, 1), self.study.arm(name)
@@ -96,7 +96,7 @@ def announce(course: Course) -> None:
     longest = max(course.seconds_of(name) for name in study.trained)
     before = tune * each / max(1, len(study.trained)) + NOISE_PAIRS * course.seconds_of(study.reference)
     room = max(0, int((course.budget * course.workers.at_once - before) / each)) if each else pairs
-    said = f"rates: {values} to 5 values an arm; " if values > 1 else ""
+    said = f"rates: {values} to 5 values per arm; " if values > 1 else ""
     most = tune + NOISE_PAIRS + min(room, pairs) * len(study.arms)
     say(
         f"{said}noise: {NOISE_PAIRS} A/A pairs; then up to {pairs} pairs, one seed each, as many as the noise asks "

@@ -105,20 +105,25 @@ def collect(course: Course) -> int:
 
 
 def until_decided(course: Course, most: int) -> int:
-    """Pair after pair, with a look after each, until the verdict is there or there are as many as may be."""
+    """As many pairs at a time as there are workers for, with a look after each time, until there is a verdict or the
+    most pairs that there may be. Returns how many are complete."""
     study = course.study
-    for index in range(most):
-        course.carry_out(iter(study.pair(index)))
-        done = study.complete(index + 1)
-        if done <= index:
-            return done
+    done = study.complete(most)
+    while True:
         if done >= 2:
             decision = decide(study.claim, study.measured(done))
             for finding in decision.findings:
                 course.say(f"after {done} pairs: {finding.comparison.sentence}: {measured_words(finding)}")
             if decision.verdict != UNDECIDED:
                 return done
-    return most
+        if done >= most:
+            return done
+
+        reach = min(most, done + max(1, course.workers.at_once // len(study.arms)))
+        course.carry_out(job for index in range(done, reach) for job in study.pair(index))
+        before, done = done, study.complete(reach)
+        if done == before:  # the budget ended
+            return done
 
 
 def wanted_pairs(course: Course) -> int:

@@ -1,4 +1,4 @@
-"""A claim on its way: its arms, its jobs, and what the store has of them already."""
+"""A claim's arms, its jobs, and which of them are on record."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -49,9 +49,9 @@ class Study:
         """
         speeds: dict[str, float] = {}
         if claim.setup.length == "seconds" and making.trained(claim):
-            known = store.speeds(claim.hash)
-            speeds = known or making.speeds_of(claim)
-            if known is None:
+            timed = store.speeds(claim.hash)
+            speeds = timed or making.speeds_of(claim)
+            if timed is None:
                 store.add_speeds(claim.hash, speeds)
         return cls(claim, store, making.ready(claim, speeds), known=known or {})
 
@@ -66,17 +66,17 @@ class Study:
             return dict(self.known)
 
         found: dict[str, str] = {}
-        known: dict[str, str] = {}
+        prepared: dict[str, str] = {}
         for arm in self.arms:
             if not PROCEDURES[self.claim.procedure(arm.name)].reads:
                 found[arm.name] = ""
                 continue
             key = to_json(to_dict(arm.config.data)) + arm.config.task
-            if key not in known:
-                if spoiled := self.claim.arms[arm.name].damage:
-                    damage.write(making.undamaged(self.claim, arm.name), spoiled)
-                known[key] = make_task(arm.config).prepare_data(arm.config.data).fingerprint
-            found[arm.name] = known[key]
+            if key not in prepared:
+                if damaged := self.claim.arms[arm.name].damage:
+                    damage.write(making.undamaged(self.claim, arm.name), damaged)
+                prepared[key] = make_task(arm.config).prepare_data(arm.config.data).fingerprint
+            found[arm.name] = prepared[key]
         return found
 
     def arm(self, name: str) -> ReadyArm:
