@@ -184,7 +184,7 @@ class Store:
         self.append(self.folder / "speeds.jsonl", {"key": key, "time": time.time(), "speeds": dict(speeds)})
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
-        """Add a line. What a kill left of one is taken away first: it was never read."""
+        """Add a line. An incomplete line that a kill left is removed first: it was never read."""
         with disk_errors(f"the lab's folder {self.folder}"):
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists() and not ends_a_line(path):

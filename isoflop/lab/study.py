@@ -19,7 +19,7 @@ from isoflop.lab.store import Row, Store
 from isoflop.lab.verdict import Values
 from isoflop.trainer.task import make_task
 
-# Seeds of their own for what is not compared, so that the pairs that decide are drawn anew.
+# Seeds of the runs that are not compared, so that the pairs that decide are independent of them.
 TUNING, AGAIN, ANOTHER = 700_000, 800_000, 900_000
 TUNED_BY = "bits_per_byte"
 NOISE_PAIRS = 3  # A/A pairs
@@ -141,8 +141,8 @@ class Study:
     # learning rates
 
     def tuning_jobs(self) -> Iterator[Job]:
-        """The next runs that the choice of rates needs; none when every arm's best rate lies between two others, or as
-        many values were tried as may be."""
+        """The next runs that the choice of rates needs; none when every arm's best rate lies between two others, or the
+        most values that may be tried were tried."""
         for name in self.trained:
             for factor in self.next_factors(name):
                 yield self.job(name, TUNING, factor=factor, role="rate")
@@ -197,8 +197,8 @@ class Study:
         return self.trained[0]
 
     def noise_jobs(self) -> list[Job]:
-        """A/A: pairs of runs that share the order of their data and differ in their first weights. One run of each is
-        the reference's own run with that seed, and is needed anyway."""
+        """A/A: pairs of runs that share the order of their data and differ in their first weights. The first run of each
+        is the reference's run with that seed, which is needed anyway."""
         name = self.reference
         again = [self.job(name, n, seed=AGAIN + n, role="noise") for n in range(NOISE_PAIRS)]
         return [*(self.job(name, n) for n in range(NOISE_PAIRS)), *again]
@@ -232,7 +232,7 @@ class Study:
         return list({row.key: row for row in rows if row is not None}.values())
 
     def cost(self, pairs: int) -> dict[str, Any]:
-        """What is on record for this claim came to: runs and their seconds, by what they were for."""
+        """Runs on record for this claim and their seconds, by purpose."""
         jobs = {
             "pairs": [job for number in range(pairs) for job in self.pair(number)],
             "rates": [
@@ -263,7 +263,7 @@ def best(found: dict[float, float]) -> float:
 
 
 def with_costs(row: Row, comparisons: Sequence[Comparison]) -> dict[str, float]:
-    """What a run measured, and log2 of what reaching the targets of the comparisons cost it; infinite for never."""
+    """What a run measured, and log2 of its cost to reach the targets of the comparisons; infinite for never."""
     found = dict(row.measures)
     for comparison in comparisons:
         if comparison.measure in COSTS_TO:
