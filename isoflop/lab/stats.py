@@ -230,9 +230,12 @@ def fewest(power_at: Callable[[int], float], effect: float, wanted: float) -> in
 
 
 def detectable(pairs: int, sd: float, alpha: float = 0.05, wanted: float = 0.8) -> float:
-    """The smallest true difference that so many pairs find with power `wanted`; infinite for fewer than two."""
+    """The smallest true difference that so many pairs find with power `wanted`; infinite for fewer than two, 0 for a
+    measure without noise, of which any difference is found."""
     if pairs < 2:
         return math.inf
+    if sd <= 0:
+        return 0.0
     low, high = 0.0, sd
     while power(pairs, high, sd, alpha) < wanted:
         low, high = high, 2 * high

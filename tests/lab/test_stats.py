@@ -131,6 +131,12 @@ def test_values_that_do_not_depend_on_the_seed_are_decided_by_themselves():
     assert stats.paired_t([0.5]).p == 1.0 and stats.equivalence([1e-16, 1e-16], 1e-9) == 0.0
 
 
+def test_a_measure_without_noise_needs_two_pairs_and_shows_any_difference():
+    sd, limit = stats.noise([0.0, 0.0, 0.0])  # as of runs none of which fails
+    assert sd == limit == stats.detectable(5, limit) == 0.0
+    assert stats.required_pairs(0.1, limit) == 2 and anytime.required_pairs(0.1, limit) == 5
+
+
 def test_a_pilot_s_noise_is_planned_with_from_above():
     sd, limit = stats.noise([0.01, -0.012, 0.008])
     assert sd == pytest.approx(math.sqrt((0.01**2 + 0.012**2 + 0.008**2) / 3)) and 1.2 * sd < limit < 2.5 * sd
