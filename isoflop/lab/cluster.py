@@ -20,6 +20,7 @@ from isoflop.lab.workers import Done
 
 LOCAL = "local"  # the address of a cluster that is this machine, started for this command
 ATTEMPTS = 3  # of a run whose worker is lost
+PATIENCE = 60.0  # seconds without a result after which the cluster is asked whether it still has processors
 INSTALL = "pip install 'isoflop[ray]'"
 
 
@@ -105,7 +106,9 @@ class Cluster:
             if not running:
                 break
 
-            ended, _ = self.ray.wait(list(running), num_returns=1)
+            ended, _ = self.ray.wait(list(running), num_returns=1, timeout=PATIENCE)
+            if not ended and not self.processors():
+                raise UserError("the Ray cluster has no processors left; the same command resumes on another one")
             for reference in ended:
                 job, attempt = running.pop(reference)
                 try:

@@ -106,12 +106,14 @@ class Ray:
 
     Args:
         losses: how many of the first tasks lose their worker.
+        gone: all machines leave while the first task runs.
     """
 
     exceptions = SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError)
 
-    def __init__(self, losses=0, processors=2.0, there=True):
-        self.losses, self.processors, self.there, self.stopped, self.most = losses, processors, there, False, 0
+    def __init__(self, losses=0, processors=2.0, there=True, gone=False):
+        self.losses, self.processors, self.there, self.gone = losses, processors, there, gone
+        self.stopped, self.most = False, 0
 
     def init(self, address, **options):
         if not self.there:
@@ -124,8 +126,11 @@ class Ray:
         assert (num_cpus, max_retries) == (1, 0)
         return lambda function: SimpleNamespace(remote=lambda *words: lambda: function(*words))
 
-    def wait(self, references, num_returns):
+    def wait(self, references, num_returns, timeout):
         self.most = max(self.most, len(references))
+        if self.gone:
+            self.processors = 0.0
+            return [], references
         return references[:num_returns], references[num_returns:]
 
     def put(self, value):
@@ -158,6 +163,9 @@ def test_a_lost_worker_s_run_is_run_again(job, monkeypatch):
 
     with_ray(monkeypatch, losses=ATTEMPTS)
     with Cluster("auto", count=1, say=told.append) as pool, pytest.raises(UserError, match="lost 3 times"):
+        pool.run(iter(jobs[:1]), lambda job, performed: None)
+    with_ray(monkeypatch, gone=True)
+    with Cluster("auto") as pool, pytest.raises(UserError, match="no processors left"):
         pool.run(iter(jobs[:1]), lambda job, performed: None)
 
 
