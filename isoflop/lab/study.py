@@ -197,8 +197,8 @@ class Study:
         return self.trained[0]
 
     def noise_jobs(self) -> list[Job]:
-        """A/A: pairs of runs that share the order of their data and differ in their first weights. The first run of each
-        is the reference's run with that seed, which is needed anyway."""
+        """A/A: pairs of runs that share the order of their data and differ in their first weights. The first of each is
+        the reference's run with that seed, which is needed anyway."""
         name = self.reference
         again = [self.job(name, n, seed=AGAIN + n, role="noise") for n in range(NOISE_PAIRS)]
         return [*(self.job(name, n) for n in range(NOISE_PAIRS)), *again]
