@@ -10,9 +10,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import UserError
 from isoflop.lab.outcome import Outcome
-from isoflop.lab.recorded import claims_there, recorded
+from isoflop.lab.recorded import all_recorded
 from isoflop.lab.store import Store
 from isoflop.lab.verdict import number
 from isoflop.lab.wording import deciding, measured_words, unit, verdict_line
@@ -56,16 +55,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="record it in bench/results/lab.json")
     given = parser.parse_args()
 
-    store = Store(given.folder)
-    outcomes = []
-    for claim in claims_there(store):
-        try:
-            found = recorded(claim, store)
-        except UserError as error:
-            parser.error(str(error))
-        if found is not None and found.finished:
-            outcomes.append(found)
-            print(f"{claim.name:22} {verdict_line(found)}")
+    outcomes = [one for one in all_recorded(Store(given.folder), print) if one.finished]
+    for one in outcomes:
+        print(f"{one.study.claim.name:22} {verdict_line(one)}")
     if not outcomes:
         parser.error(f"{given.folder} has no verdict yet")
     if given.json:

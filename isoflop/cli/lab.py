@@ -224,7 +224,7 @@ def carry_out(
     from isoflop.files import to_json
     from isoflop.lab.front import write_front
     from isoflop.lab.page import write_page
-    from isoflop.lab.recorded import claims_there, recorded
+    from isoflop.lab.recorded import all_recorded
     from isoflop.lab.run import run_claim
     from isoflop.lab.store import Store
     from isoflop.lab.wording import verdict_line
@@ -245,8 +245,7 @@ def carry_out(
         if outcome is None:
             return 0
         page = write_page(outcome)
-        others = [found for one in claims_there(store) if (found := recorded(one, store))]
-        write_front(others, out)
+        write_front(all_recorded(store, say), out)
     say(verdict_line(outcome))
     if wanted := outcome.settle():
         more = wanted["command"] if claim.trains else f"pairs = {wanted['pairs']} in the claim's file"
@@ -276,22 +275,21 @@ def report(
     from isoflop.files import to_json
     from isoflop.lab.front import write_front
     from isoflop.lab.page import write_page
-    from isoflop.lab.recorded import claims_there, one_there, recorded
+    from isoflop.lab.recorded import all_recorded, claims_there, one_there
     from isoflop.lab.store import Store
     from isoflop.lab.wording import verdict_line
     from isoflop.model.registry import trust_code as trusting
 
     store = Store(out)
     with trusting(*trust_code):
-        there = claims_there(store)
-        if not there:
+        if not claims_there(store):
             raise UserError(f"{out} has no verdicts yet: run a claim first, as in `isoflop lab run linear`")
-        outcomes = {claim.name: found for claim in there if (found := recorded(claim, store))}
+        outcomes = {found.study.claim.name: found for found in all_recorded(store, speaker(json))}
         named = [Path(name).stem for name in claims] or list(outcomes)
         for name in named:
             if name not in outcomes:
                 one_there(name, store)
-                raise UserError(f"{name} has nothing to report yet; its first runs are still being timed")
+                raise UserError(f"{name} has nothing to report: its arms are still being timed, or it cannot be read")
             page = write_page(outcomes[name])
             if not json:
                 print(f"{name:22} {verdict_line(outcomes[name])}\n{'':22} {page}")

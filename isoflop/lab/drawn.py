@@ -11,6 +11,7 @@ from isoflop.lab.verdict import SIGNS, Finding
 from isoflop.report.drawing import COLORS, RUN_COLORS, compact, drawing, log_axis, to_svg
 
 WIDTH = 760
+LONGEST_LABEL = 100  # characters of a label that fit the width at full size
 TEXT = {"supported": "expected", "refuted": "heldout", "equivalent": "train", "undecided": "muted"}
 
 
@@ -20,7 +21,8 @@ def differences(findings: Sequence[Finding], labels: Sequence[str], name: str, u
 
     Infinite differences are drawn at the edge of the picture.
     """
-    rows = len(findings)
+    rows, longest = len(findings), max(map(len, labels))
+    size = min(13.0, 13.0 * LONGEST_LABEL / longest)
     shown = [value for finding in findings for value in limits_of(finding)]
     low, high = min([0.0, *shown]), max([0.0, *shown])
     margin = 0.08 * max(high - low, 1e-9)
@@ -40,7 +42,7 @@ def differences(findings: Sequence[Finding], labels: Sequence[str], name: str, u
             axes.plot(ends, [y + 0.04] * 2, color=color, linewidth=6, alpha=0.45, solid_capstyle="butt")
             if math.isfinite(finding.estimate.value):
                 axes.plot([finding.estimate.value], [y + 0.04], "o", color=color, markersize=10)
-            axes.text(low, y + 0.47, label, ha="left", va="center", color=COLORS["ink"], fontsize=13)
+            axes.text(low, y + 0.47, label, ha="left", va="center", color=COLORS["ink"], fontsize=size)
         axes.axvline(0.0, color=COLORS["ink"], linewidth=1.2)
         axes.set_xlim(low, high)
         axes.set_ylim(-0.5, rows - 0.35)

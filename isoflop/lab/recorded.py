@@ -1,5 +1,7 @@
 """What is on record in a lab's folder, for its pages and lists: verdicts, and how far unfinished claims are."""
 
+from collections.abc import Callable
+
 from isoflop.errors import UserError
 from isoflop.lab.claim import Claim, all_claims
 from isoflop.lab.outcome import Outcome
@@ -32,6 +34,21 @@ def recorded(claim: Claim, store: Store) -> Outcome | None:
     shown = complete if claim.setup.rule == "anytime" and complete >= FEWEST else 0
     decision = decide(claim, study.measured(shown))
     return Outcome(study, decision, shown, 0.0, fixed, complete=complete, planned=planned, finished=False)
+
+
+def all_recorded(store: Store, say: Callable[[str], None]) -> list[Outcome]:
+    """What is on record of all claims of a folder. A claim that cannot be read any more, since it is of another version
+    or names code that is not there, does not hide the others: `say` is told."""
+    found = []
+    for claim in claims_there(store):
+        try:
+            one = recorded(claim, store)
+        except UserError as error:
+            say(f"{claim.name} is left out: {error}")
+            continue
+        if one is not None:
+            found.append(one)
+    return found
 
 
 def claims_there(store: Store) -> list[Claim]:

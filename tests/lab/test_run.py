@@ -18,7 +18,7 @@ from isoflop.lab import study as studies
 from isoflop.lab.claim import Comparison, claim_of, read_claim
 from isoflop.lab.front import write_front
 from isoflop.lab.page import page, write_page
-from isoflop.lab.recorded import claims_there, one_there, recorded
+from isoflop.lab.recorded import all_recorded, claims_there, one_there, recorded
 from isoflop.lab.run import run_claim
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
@@ -162,8 +162,7 @@ def test_what_would_settle_an_undecided_claim_settles_it_or_says_more(texts, tmp
         return
     assert wanted["pairs"] > 2 and wanted["more_pairs"] == wanted["pairs"] - 2
     assert wanted["command"].startswith("isoflop lab run same.toml --budget ")
-    minutes = 4 * first.pair_seconds / 60  # of four pairs, however many are wanted
-    again = run_claim(narrow, results, workers=0, budget=60 * minutes)
+    again = run_claim(narrow, results, workers=0, budget=4.0)  # seconds: some pairs, however many are wanted
     assert again.pairs > 2 and again.looks == 1 and again.decision.error_spent == 0.1
     assert "Looked at" in page(again)
 
@@ -226,6 +225,17 @@ def test_the_pages_are_whole_and_load_nothing(texts, store):
     assert "tiny/report.html" in front and "Supported" in front and "Refuted" in front
     with pytest.raises(UserError, match="no verdict on 'absent'"):
         one_there("absent", store)
+
+
+def test_a_claim_that_cannot_be_read_any_more_does_not_hide_the_others(texts, store):
+    strange = claim(texts, "slow", "plain", name="strange")
+    strange = replace(strange, setup=replace(strange.setup, set=(*strange.setup.set, "model.norm=gone:Away")))
+    store.fix(strange)
+    told = []
+    names = {outcome.study.claim.name for outcome in all_recorded(store, told.append)}
+    assert "tiny" in names and "strange" not in names
+    assert len(told) == 1 and told[0].startswith("strange is left out: ")
+    shutil.rmtree(store.folder / "strange")
 
 
 def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monkeypatch):
