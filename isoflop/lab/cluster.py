@@ -5,7 +5,6 @@ Ray is the extra `ray` and is imported when a cluster is asked for. It starts on
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from types import TracebackType
@@ -65,7 +64,6 @@ class Cluster:
         """
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == LOCAL:
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             quiet |= {"include_dashboard": False, "num_cpus": self.count or None}
         try:
             self.ray.init(address=address, **quiet)
