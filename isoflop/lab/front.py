@@ -6,9 +6,12 @@ from pathlib import Path
 from isoflop.files import disk_errors, write_text
 from isoflop.lab import drawn
 from isoflop.lab.outcome import Outcome
-from isoflop.lab.wording import JUDGEMENTS, coloured, deciding, judgement, measured_words, progress
+from isoflop.lab.verdict import Finding
+from isoflop.lab.wording import JUDGEMENTS, coloured, judgement, measured_words, progress
 from isoflop.report.style import document, stack, table
 from isoflop.report.words import duration, text
+
+GRID = "display:grid;grid-template-columns:minmax(0,1fr) 240px;gap:2px 18px;align-items:center;margin-top:4px"
 
 
 def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:
@@ -49,19 +52,23 @@ def front(outcomes: Sequence[Outcome]) -> str:
 
 
 def row(outcome: Outcome, family: int) -> list[str]:
-    """A claim's line of the table."""
+    """A claim's line of the table: the sentence, below it each prediction with its picture."""
     claim, decision = outcome.study.claim, outcome.decision
-    finding, more = deciding(outcome)
-    color, said = judgement(outcome)
     link = (
         f'<a href="{text(claim.name)}/report.html" style="color:inherit;font-size:1.12rem;font-weight:600">'
         f"“{text(claim.statement)}”</a>"
     )
     spent = duration(sum(part["seconds"] for part in outcome.study.cost(outcome.complete).values()))
     if not outcome.finished:
-        return [link, f"{coloured((color, said))}<br><small>{progress(outcome)}</small>", "", spent]
+        return [link, f"{coloured(judgement(outcome))}<br><small>{progress(outcome)}</small>", "", spent]
     strict = outcome.in_family(family)
     together = "the same" if strict == decision.verdict else JUDGEMENTS[strict][1].lower()
-    found = f"{text(more)}{text(finding.comparison.sentence)}: {measured_words(finding)}"
-    picture = drawn.strip(finding, color, text(f"{said}: {measured_words(finding)}"))
-    return [f"{link}<br><small>{found}</small>", f"{coloured((color, said))}{picture}", together, spent]
+    pictures = "".join(map(prediction, decision.findings))
+    return [f'{link}<div style="{GRID}">{pictures}</div>', coloured(judgement(outcome)), together, spent]
+
+
+def prediction(finding: Finding) -> str:
+    """A prediction with its numbers, and its picture next to it."""
+    color, said = JUDGEMENTS[finding.verdict]
+    words = f"{text(finding.comparison.sentence)}: {measured_words(finding)}"
+    return f"<small>{words}</small>{drawn.strip(finding, color, f'{said}: {words}')}"
