@@ -42,9 +42,10 @@ def front(outcomes: Sequence[Outcome]) -> str:
     )
     how = (
         '<p class="lead" style="margin-top:14px">How to read the pictures: the dot is the mean difference, the bar its '
-        "interval, and grey is what counts as no difference. The right side is what the sentence predicts: a bar right "
-        "of the line supports it, a bar left of the line refutes it, and a bar inside the grey says that there is no "
-        "difference worth knowing, which some sentences predict. Each picture has a scale of its own.</p>"
+        "interval, and grey is what counts as no difference. The right side is what is predicted: a bar right of the "
+        "line supports it, a bar left of the line refutes it, and a bar inside the grey says that there is no "
+        "difference worth knowing, which some claims predict. All predictions of a claim have to hold. Each picture "
+        "has a scale of its own.</p>"
     )
     heads = ["as people say it", "verdict", f"under Holm over all {family}", "cost"]
     body = table(heads, [row(outcome, family) for outcome in outcomes], {3})
