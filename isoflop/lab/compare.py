@@ -102,7 +102,7 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
             tokens=question.tokens or 1.0,
             equal=(question.equal,),
             rates=RATES if question.tune else (),
-            rule=ANYTIME if question.rule == ANYTIME else FIXED,
+            rule="anytime" if question.rule == ANYTIME else "fixed",
             pairs=64,
             minutes=budget / 60,
         ),

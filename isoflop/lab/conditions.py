@@ -6,7 +6,7 @@ from isoflop.files import to_json
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.study import NOISE_PAIRS
-from isoflop.lab.wording import bold, items, loss_words, plain, unit
+from isoflop.lab.wording import bold, equal_words, items, loss_words, plain, unit
 from isoflop.report import words
 from isoflop.report.style import section, table
 from isoflop.report.words import duration, text
@@ -15,7 +15,7 @@ from isoflop.report.words import duration, text
 def held_equal(outcome: Outcome) -> str:
     """What arms share, and what each does not."""
     study, claim = outcome.study, outcome.study.claim
-    said = [f"Held equal: {text(', '.join(claim.setup.equal))}." if claim.setup.equal else "Seeds are held equal."]
+    said = [f"Held equal: {text(equal_words(claim.setup.equal) or 'seeds')}."]
     first = study.arms[0].config
     if any(PROCEDURES[claim.procedure(arm)].builds for arm in claim.arms):
         model = first.model
@@ -25,8 +25,9 @@ def held_equal(outcome: Outcome) -> str:
             "ids."
         )
     if study.trained:
-        said.append("The runs of a pair share their seed: the same text in the same order, but for what is said here.")
-        said += [f"{text(claim.words(arm.name))}: {one}." for arm in study.arms if (one := study.unlike(arm.name))]
+        unlike = [f"{text(claim.words(arm.name))}: {one}." for arm in study.arms if (one := study.unlike(arm.name))]
+        said.append(f"The runs of a pair read the same text in the same order{', but for:' if unlike else '.'}")
+        said += unlike
     return section("What was held equal", "", items(said))
 
 

@@ -78,7 +78,8 @@ def strip(finding: Finding, color: str, label: str) -> str:
         bar = f'<line x1="{x(low)}" y1="{middle}" x2="{x(high)}" y2="{middle}" stroke="var(--{color})" '
         parts.append(bar + 'stroke-width="6" opacity=".5"/>')
         if not math.isnan(ends[1]):
-            parts.append(f'<circle cx="{x(ends[1])}" cy="{middle}" r="6" fill="var(--{color})"/>')
+            at = min(max(x(ends[1]), 7.0), width - 7.0)  # an infinite one is at the edge
+            parts.append(f'<circle cx="{at}" cy="{middle}" r="6" fill="var(--{color})"/>')
     opening = f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" style="width:{width}px" '
     return opening + 'xmlns="http://www.w3.org/2000/svg">' + "".join(parts) + "</svg>"
 

@@ -11,7 +11,10 @@ from isoflop.lab.wording import JUDGEMENTS, coloured, judgement, measured_words,
 from isoflop.report.style import document, stack, table
 from isoflop.report.words import duration, text
 
-GRID = "display:grid;grid-template-columns:minmax(0,1fr) 240px;gap:2px 18px;align-items:center;margin-top:4px"
+GRID = (
+    "display:grid;grid-template-columns:minmax(0,1fr) 240px;gap:4px 18px;align-items:center;margin-top:6px;"
+    "min-width:min(620px,80vw)"
+)
 
 
 def write_front(outcomes: Sequence[Outcome], folder: Path) -> Path:

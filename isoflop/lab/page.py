@@ -19,6 +19,7 @@ from isoflop.lab.wording import (
     EXPLAINED,
     JUDGEMENTS,
     coloured,
+    equal_words,
     judgement,
     p_words,
     plain,
@@ -98,11 +99,12 @@ def tiles(outcome: Outcome) -> str:
     one, spent = finding.estimate, outcome.study.cost(outcome.complete)
     runs = sum(part["runs"] for part in spent.values())
     interval = f"{signed(one.low)} to {signed(one.high)}, " if one.pairs > 1 else ""
+    equal = f", equal {text(equal_words(claim.setup.equal))}" if claim.setup.equal else ""
+    spent_error = outcome.decision.error_spent
     shown = [
         ("difference", signed(one.value), f"{interval}{text(unit(finding.comparison.measure))}"),
         ("worth knowing from", f"{finding.comparison.smallest:g}", "set before the first run"),
-        ("pairs", f"{outcome.pairs}", f"of runs with one seed each; error at most {outcome.decision.error_spent:g}"),
-        ("held equal", text(", ".join(claim.setup.equal) or "seeds"), "between the arms"),
+        ("pairs", f"{outcome.pairs}", f"of one seed each{equal}; wrong with a chance of {spent_error:g} at most"),
         ("cost", duration(sum(part["seconds"] for part in spent.values())), f"of one process, {runs} runs"),
     ]
     found = "".join(
@@ -199,7 +201,9 @@ def arms(outcome: Outcome) -> str:
             known = [value for value in values if math.isfinite(value)]
             one = stats.paired_t(known, study.claim.setup.alpha)
             spread = f"<br><small>{plain(one.low)} to {plain(one.high)}</small>" if len(known) > 1 else ""
-            cells.append(f"{plain(one.value)}{spread}" if known else words.MISSING)
+            lost = len(values) - len(known)
+            without = f"<br><small>{lost} of {len(values)} without a value</small>" if lost else ""
+            cells.append(f"{plain(one.value) if known else words.MISSING}{spread}{without}")
         sets = " ".join((*study.claim.arms[arm.name].set,)) or "as the base"
         if any(one.size for one in study.arms):
             cells.append(count(arm.size) if arm.size else words.MISSING)

@@ -126,6 +126,11 @@ def loss_words(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "diverged"
 
 
+def equal_words(names: Sequence[str]) -> str:
+    """What is held equal: parameters and FLOPs"""
+    return " and ".join({"flops": "FLOPs"}.get(name, name) for name in names)
+
+
 def bold(inner: str, chosen: bool) -> str:
     """HTML, in bold if it was chosen."""
     return f"<b>{inner}</b>" if chosen else inner
