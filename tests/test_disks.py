@@ -115,7 +115,7 @@ def test_a_mount_that_vanishes(config, disk, tmp_path):
     kept.mkdir()
     system("mount", "-o", "remount,size=30m", str(disk))
     system("mount", "--bind", str(disk), str(kept))  # so that the disk outlives its place
-    with pytest.raises(UserError, match=r"gone from under the run.*--resume"):
+    with pytest.raises(UserError, match=r"disappeared during the run.*--resume"):
         train(config, out, hooks=[At(6, "umount", "-l", str(disk))])
     assert list(disk.iterdir()) == []
     assert checkpoint.steps(kept / "run" / "checkpoints") == [4]
@@ -134,6 +134,6 @@ def test_a_folder_replaced_by_another_is_noticed(config, tmp_path):
                 out.mkdir()
                 (out / ".lock").write_text("")
 
-    with pytest.raises(UserError, match="gone from under the run"):
+    with pytest.raises(UserError, match="disappeared during the run"):
         train(config, out, hooks=[Replace()])
     assert checkpoint.steps(RunFolder(out).checkpoints) == []

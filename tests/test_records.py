@@ -24,7 +24,7 @@ def test_lines_after_a_step_are_forgotten(tmp_path):
     for step in range(1, 6):
         folder.append("metrics", {"step": step, "loss": 1.0})
     folder.append("decisions", {"at_step": 4})
-    folder.forget_after(3)
+    folder.drop_lines_after(3)
     assert [line["step"] for line in read_lines(folder.log("metrics"))] == [1, 2, 3]
     assert read_lines(folder.log("decisions")) == []
 
@@ -106,5 +106,5 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / ".metrics.jsonl.0123abcd.tmp").write_text("{")
     (tmp_path / ".notes.tmp").write_text("the user's")
-    folder.mend()
+    folder.repair()
     assert [p.name for p in tmp_path.iterdir()] == [".notes.tmp"]

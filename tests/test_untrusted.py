@@ -185,7 +185,7 @@ def test_lines_of_a_log_that_are_no_objects(tmp_path):
     run.log("metrics").write_text('{"step": 1}\n5\n{"step": 2}\n')
     assert "line 2" in refused(read_lines, run.log("metrics"))
     run.log("metrics").write_text('{"step": "x"}\n{"step": 3}\n')
-    run.forget_after(2)
+    run.drop_lines_after(2)
     assert read_lines(run.log("metrics")) == [{"step": "x"}]
 
 

@@ -86,7 +86,7 @@ def write(pending: Pending, then: str = "") -> Path:
         final.parent.mkdir(exist_ok=True)  # not its parents: a vanished mount must not be replaced by a folder
         if state.first():
             sweep(final.parent)
-            RunFolder(final.parent.parent).settle()  # the logs of the steps before it must be on disk first
+            RunFolder(final.parent.parent).sync_logs()  # the logs of the steps before it must be on disk first
 
         with state.folder_for_all(final) as (folder, finishes):
             (folder / "tensors").mkdir(exist_ok=True)

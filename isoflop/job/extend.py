@@ -73,7 +73,7 @@ def extend(
                 path.replace(ended / path.name)
         write_json(ended / folder.plan.name, run.plan.to_dict())
         write_text(ended / "metrics.jsonl", folder.log("metrics").read_text(encoding="utf-8"))
-        folder.forget_after(at, skips=True)
+        folder.drop_lines_after(at, drop_skips=True)
         reason = f"extended by {more}: goes on from step {at}, before the decay"
         end = max(at + 1, total)
         progress = min(config.batch.before(at) / config.batch.before(end), 0.999)

@@ -72,7 +72,7 @@ class Job:
     @classmethod
     def ordered(cls, group: Group, order: Mapping[str, Any]) -> "Job":
         """The same job in another process, of the order that the first one sent."""
-        config, folder = from_dict(RunConfig, order["config"]), RunFolder(Path(order["folder"]), mine=False)
+        config, folder = from_dict(RunConfig, order["config"]), RunFolder(Path(order["folder"]), is_writer=False)
         data = make_task(config).open_data(Path(order["data"]), verify_checksums=False)  # the first one did
         return cls(group, folder, config, data, resumed=order["resume"])
 

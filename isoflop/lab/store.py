@@ -23,7 +23,7 @@ from isoflop.lab.claim import Claim
 from isoflop.lab.procedures.job import Job
 from isoflop.lab.verdict import Decision, number
 from isoflop.lab.workers import Performed
-from isoflop.records.lines import append_line, ends_a_line, read_lines
+from isoflop.records.lines import append_line, ends_with_newline, read_lines
 from isoflop.runtime import describe_machine
 
 FOLDER = Path("lab")
@@ -187,7 +187,7 @@ class Store:
         """Add a line. An incomplete line that a kill left is removed first: it was never read."""
         with disk_errors(f"the lab's folder {self.folder}"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and not ends_a_line(path):
+            if path.exists() and not ends_with_newline(path):
                 whole = path.read_bytes().rfind(b"\n") + 1
                 os.truncate(path, whole)
             append_line(path, line, lambda name, flags: os.open(name, flags, 0o666), durable=True)

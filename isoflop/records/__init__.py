@@ -1,33 +1,33 @@
-"""The run folder: what its files are called, adding to them, and reading a finished or a running run back.
+"""The run folder: the names of its files, appending to them, and reading a finished or running run.
 
     RUN/
       config.json       the resolved RunConfig; runs again with `isoflop train --config`
       environment.json  machine, versions, threads, measured peak
-      plan.json         what was planned and why, and the loss expected
-      data.json         the data's account: documents, duplicates, skipped, tokens by source
+      plan.json         what was planned and why, and the expected loss
+      data.json         the account of the data: documents, duplicates, skipped files, tokens per source
       tokenizer.json
       metrics.jsonl     one JSON object per line; training lines have `step` and `loss`, held-out lines `heldout_loss`,
-                        forecasts on the way `forecast_bits_per_byte`
-      samples.jsonl     text written by the model along the way
-      decisions.jsonl   what the clock decided, each written before it took effect; replayed by --resume
-      diagnostics.jsonl with --diagnose: gradients, activations and the like by layer
-      skips.jsonl       steps whose numbers went wrong and what was done, written before it was done; replayed likewise
-      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and how many processes there are
-      suites.jsonl      with every.suite: what the model came to on suites along the way
-      card.json         with --card --licence: what a person said for the model card
-      suites/NAME.json  what it came to on a whole suite, as `isoflop eval RUN --suite NAME` keeps it
-      result.json       what the finished run reached
-      heldout.json      its held-out loss stretch by stretch, to compare runs on the same text
+                        running forecasts `forecast_bits_per_byte`
+      samples.jsonl     text generated during training
+      decisions.jsonl   changes of the run's end, each written before it takes effect; replayed by --resume
+      diagnostics.jsonl with --diagnose: gradients, activations and other measures by layer
+      skips.jsonl       bad steps and how they were handled, each written before it is handled; replayed by --resume
+      events.jsonl      started, resumed, stopped, finished, with the wall-clock time and the number of processes
+      suites.jsonl      with every.suite: scores on suites during training
+      card.json         with --card --licence: a person's notes for the model card
+      suites/NAME.json  the score on a whole suite, from `isoflop eval RUN --suite NAME`
+      result.json       the results of the finished run
+      heldout.json      its held-out loss by stretch of text, to compare runs on the same text
       checkpoints/step-00001000/
-      profile/          with --profile: where the time of a few steps went (trainer/profile.py)
+      profile/          with --profile: the time spent in a few steps (trainer/profile.py)
       report.html
 
 This package is the only way to read a run; nothing else parses these files. Each file has one definition, a frozen
-dataclass that its writer builds and its readers get:
+dataclass that its writer builds and its readers receive:
 
-record        what they have in common: written with the same keys and order always, read back tolerantly
-plan · account · result · logs · suites · surroundings     the records themselves   · ledger   what is kept of all runs
-lines         JSON-lines files   · folder   the names in a run folder, adding to it, its lock   · run   a run read back
+record        the base class: always writes the same keys in the same order, reads tolerantly
+plan · account · result · logs · suites · surroundings     the records   · ledger   forecasts and outcomes of all runs
+lines         JSON-lines files   · folder   a run folder: its names, appending, its lock   · run   reads a run folder
 """
 
 from isoflop.records.account import (
@@ -68,14 +68,14 @@ from isoflop.records.plan import (
 from isoflop.records.record import Record
 from isoflop.records.result import BadSteps, HeldOutFigures, HeldOutPieces, Result
 from isoflop.records.run import Run, find_runs, read_run
-from isoflop.records.suites import CardSaid, Contamination, PartScore, PublishedScore, SuiteScore
-from isoflop.records.surroundings import Environment, ProfileSeen, Settings
+from isoflop.records.suites import CardNotes, Contamination, PartScore, PublishedScore, SuiteScore
+from isoflop.records.surroundings import Environment, ProfileSummary, Settings
 
 __all__ = [
     "BadSteps",
     "Calibration",
     "CandidateShape",
-    "CardSaid",
+    "CardNotes",
     "Choice",
     "Contamination",
     "DataAccount",
@@ -99,7 +99,7 @@ __all__ = [
     "PilotRun",
     "Plan",
     "PreparedSource",
-    "ProfileSeen",
+    "ProfileSummary",
     "PublishedScore",
     "Record",
     "Result",

@@ -1,9 +1,9 @@
-"""The ledger, $ISOFLOP_HOME/ledger.jsonl: what was expected of each planned run, written before its first step, and
-what it reached, written after its last one.
+"""The ledger, $ISOFLOP_HOME/ledger.jsonl: the forecast of each planned run, written before its first step, and the
+outcome, written after its last.
 
-Lines are only ever added. A line of a forecast has a name (`id`) of its own; a line of an outcome names it. Lines of
-earlier versions, written at the end of a run, hold both and no name. Several processes may write at once, and a line
-that was torn by a power cut is passed over and counted by who reads.
+Lines are only ever appended. A forecast has an `id`, and the outcome refers to it. Lines of earlier versions, written
+at the end of a run, hold both and have no id. Several processes may write at once. A line that a power cut left
+incomplete is skipped and counted when the ledger is read.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ from isoflop.records.record import Record, rare
 from isoflop.untrusted import LARGEST_LOG, parse_json, read_bytes
 
 FORECAST, OUTCOME = "forecast", "outcome"
-FINISHED, DIVERGED = "finished", "diverged"  # how a run ended; one that did neither has no outcome
+FINISHED, DIVERGED = "finished", "diverged"  # how a run ended; a run that did neither has no outcome
 
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerForecast(Record):
-    """A forecast, before the first step that it is about.
+    """A forecast, recorded before the first step of its run.
 
     Attributes:
-        id: its name; replaces: that of the forecast that it takes the place of, of a run that began anew or got more
-            budget.
-        time: Unix seconds; run: its folder.
+        id: identifies the forecast; replaces: the id of the forecast that it replaces, if the run was restarted or
+            extended.
+        time: Unix seconds; run: the run folder.
         corpus: names of the sources; fingerprint: of the prepared data.
-        budget: as the command line takes it.
-        parameters, tokens, flops: N, D and 6ND, as planned; unique_tokens: that the text has.
-        expected: with its intervals.
-        pilots: how many runs on the same text it was made from.
-        recipe: what the run does otherwise than those of the prior.
-        plan, law: SHA-256 of the plan without this name, and of what the forecast was estimated from.
-        version, commit, code: of isoflop; the commit where it runs from a clone, and the SHA-256 of its source.
+        budget: as on the command line.
+        parameters, tokens, flops: N, D and 6ND, as planned; unique_tokens: tokens in the text.
+        expected: the expected loss with its intervals.
+        pilots: number of pilots that the forecast was made from.
+        recipe: how the run's recipe differs from that of the prior's runs.
+        plan, law: SHA-256 of the plan without this id, and of what the forecast was estimated from.
+        version, commit, code: of isoflop: its version, the commit of a clone, and the SHA-256 of its source.
     """
 
     kind: str = FORECAST
@@ -68,13 +68,13 @@ class LedgerForecast(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerLine(Record):
-    """What became of a planned run.
+    """The outcome of a planned run.
 
     Attributes:
-        kind: OUTCOME; forecast: the name of the forecast; both missing in lines of earlier versions.
+        kind: OUTCOME; forecast: the id of the forecast. Lines of earlier versions have neither.
         status: FINISHED or DIVERGED.
-        run: its folder; fingerprint: of its data; time: Unix seconds.
-        tokens, flops: that were read and spent.
+        run: the run folder; fingerprint: of its data; time: Unix seconds.
+        tokens: read; flops: spent.
     """
 
     run: str | None = None
@@ -99,9 +99,9 @@ class Ledger:
     """The lines of a ledger.
 
     Attributes:
-        forecasts: by name, in the order in which they were made.
-        outcomes: in the order in which they came.
-        broken: lines that could not be read.
+        forecasts: by id, in the order of the file.
+        outcomes: in the order of the file.
+        broken: number of lines that could not be read.
     """
 
     forecasts: dict[str, LedgerForecast]
@@ -110,20 +110,23 @@ class Ledger:
 
 
 def append(path: Path, line: Record) -> None:
-    """Add a line, whole and on the disk when this returns. After a line that was torn a new one begins.
+    """Append a line, durably: it is on disk when this returns. After an incomplete line it starts a new one.
 
     Raises:
-        OSError: if it cannot be written; nothing of it is left then.
+        OSError: if it cannot be written; the file is then left as it was.
     """
     make_folder(path.parent)
     with path.open("ab+", buffering=0) as file:
-        with contextlib.suppress(OSError):  # a file system without locks: a single write keeps lines apart
+        with contextlib.suppress(OSError):  # without locks (some file systems), a single write still keeps lines apart
             fcntl.flock(file, fcntl.LOCK_EX)
+
+        # the previous line may be incomplete, after a power cut
         end = file.seek(0, os.SEEK_END)
         torn = False
         if end:
             file.seek(-1, os.SEEK_END)
             torn = file.read(1) != b"\n"
+
         content = (b"\n" if torn else b"") + json_line(line.to_dict()).encode("utf-8", "backslashreplace") + b"\n"
         try:
             written = file.write(content)
@@ -139,7 +142,7 @@ def append(path: Path, line: Record) -> None:
 
 
 def read_ledger(path: Path) -> Ledger:
-    """Everything in a ledger that can be read; one that is not there is empty."""
+    """Read everything in a ledger that can be read. A missing file is an empty ledger."""
     forecasts: dict[str, LedgerForecast] = {}
     outcomes: list[LedgerLine] = []
     broken = 0

@@ -1,4 +1,4 @@
-"""JSON-lines files and JSON objects: appending a line, reading them back."""
+"""JSON-lines files and JSON objects: appending a line, reading."""
 
 import contextlib
 import errno
@@ -42,7 +42,7 @@ def append_line(path: Path, value: Mapping[str, Any], opener: Opener, durable: b
     return not end
 
 
-def ends_a_line(path: Path) -> bool:
+def ends_with_newline(path: Path) -> bool:
     """Whether a file is empty or its last byte ends a line, without reading all of it."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
@@ -71,11 +71,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         except UserError as error:
             if number < len(lines) - 1:
-                raise UserError(f"{error}; the file was changed by hand or damaged: take that line out of it") from None
+                raise UserError(f"{error}; the file was edited or damaged: remove that line") from None
     return records
 
 
 def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty if the file is missing or holds something else."""
     if not path.exists():
         return {}
     value = load_json(path)

@@ -1,4 +1,4 @@
-"""plan.json: what was planned and why, and the loss expected."""
+"""plan.json: what was planned and why, and the expected loss."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from isoflop.records.record import Record, rare
 
 VERDICTS = ("inside", "better", "worse")
-# What fields of the plan are called among its choices. A file says no more of a choice than its label.
+# field of the plan -> its label among the choices; in the file a choice is identified by its label only
 LABELS = {"steps": "steps", "tokens": "tokens D"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interval(Record):
-    """The bits per byte between which a run should end in `level` of all cases."""
+    """An interval of bits per byte that should contain the run's final loss in a share `level` of all cases."""
 
     level: float | None = None
     low: float | None = None
@@ -21,11 +21,11 @@ class Interval(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Expectation(Record):
-    """Bits per byte expected on held-out text, with the interval that should hold it in `level` of all cases.
+    """Expected bits per byte on held-out text, with the interval that should contain it in a share `level` of cases.
 
     Attributes:
-        intervals: the same at several levels, that of `low` and `high` included.
-        source: what it was made from, in words.
+        intervals: intervals of several levels, including that of `low` and `high`.
+        source: what the expectation is based on, in words.
     """
 
     bits_per_byte: float | None = None
@@ -37,12 +37,12 @@ class Expectation(Record):
 
     def between(self, level: float) -> Interval | None:
         """The interval of a level; None if there is none."""
-        mine = Interval(level=self.level, low=self.low, high=self.high)
-        return next((one for one in (mine, *(self.intervals or ())) if one.level == level), None)
+        main = Interval(level=self.level, low=self.low, high=self.high)
+        return next((interval for interval in (main, *(self.intervals or ())) if interval.level == level), None)
 
     def verdict(self, reached: float | None) -> str | None:
-        """Where a reached loss lies: "inside" the interval, "better" (below it) or "worse" (above it); None if one of
-        them is not known."""
+        """Where the reached loss lies: "inside" the interval, "better" (below it) or "worse" (above it); None if the
+        loss or the interval is unknown."""
         if reached is None or self.low is None or self.high is None:
             return None
         return "better" if reached < self.low else "worse" if reached > self.high else "inside"
@@ -50,7 +50,7 @@ class Expectation(Record):
 
 @dataclass(frozen=True)
 class Choice(Record):
-    """One line of the plan, for display only: what code needs of a plan has a field of its own."""
+    """One line of the plan, for display only: values that code needs have fields of their own."""
 
     name: str = ""
     value: Any = None
@@ -58,7 +58,7 @@ class Choice(Record):
 
     @classmethod
     def of(cls, field: str, value: Any, reason: str) -> "Choice":
-        """The line of a field of the plan that is also shown among the choices (LABELS)."""
+        """The choice that displays a field of the plan (one of LABELS)."""
         return cls(LABELS[field], value, reason)
 
 
@@ -68,10 +68,10 @@ class CandidateShape(Record):
 
     Attributes:
         parameters: N of 6ND.
-        tokens_per_second: as timed; None where nothing was timed (a budget not in seconds).
-        tokens: that the budget buys it.
-        expected_bits_per_byte: None where no loss is expected beforehand.
-        extrapolated: the speed was not timed but extrapolated from smaller shapes.
+        tokens_per_second: as timed; None if nothing was timed (a budget not in seconds).
+        tokens: D, the tokens that the budget allows.
+        expected_bits_per_byte: None if no loss is forecast.
+        extrapolated: the speed was extrapolated from smaller shapes, not timed.
     """
 
     layers: int | None = None
@@ -86,13 +86,13 @@ class CandidateShape(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Record):
-    """What timing the machine decided.
+    """The settings chosen by timing the machine.
 
     Attributes:
-        reason: of the dtype.
-        flops_per_second: 6ND, that steps of the shape with which threads were chosen reached.
-        doubt: what spoke against what was timed, such as another program's work; None: nothing did.
-        seconds: that it took; written by earlier versions.
+        reason: for the dtype.
+        flops_per_second: 6ND per second, of the shape that the number of threads was chosen with.
+        doubt: why the timings may be wrong, such as another program's load; None if there is no reason.
+        seconds: duration of the calibration; written by earlier versions.
     """
 
     reason: str | None = rare()
@@ -106,23 +106,27 @@ class Calibration(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TextPredictability(Record):
-    """How predictable the text is before any model has seen it (plan/predictability.py), in bits per byte."""
+    """How predictable the text is before any model has seen it (plan/predictability.py), in bits per byte.
+
+    Attributes:
+        doubt: uncertainty due to a small sample.
+    """
 
     ngram: float | None = None
     lzma: float | None = None
-    doubt: float | None = rare()  # of a sample too small to say
+    doubt: float | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)
 class PilotRun(Record):
-    """A tiny complete run on the text of a larger one, made to forecast that one's loss.
+    """A pilot: a tiny complete run on the text of a larger run, made to forecast the loss of that run.
 
     Attributes:
         parameters: N of 6ND; tokens: read; flops: 6ND.
-        unique_tokens: that its text has.
+        unique_tokens: tokens in its text.
         bits_per_byte: reached on held-out text.
-        seconds: that it took, with all that is around its steps.
-        reused: it was on record, and took nothing now.
+        seconds: its whole duration, including the work around its steps.
+        reused: it was on record from an earlier plan, and took no time now.
     """
 
     parameters: int | None = None
@@ -141,23 +145,24 @@ class PilotRun(Record):
 class Plan(Record):
     """plan.json.
 
-    A plan that was made for a budget has all keys; one of a configuration that is given (`kind` "given") and that of an
+    A plan that was made for a budget has all keys; that of a given configuration (`kind` "given") and that of an
     imported model ("imported") have few, see `given` and `imported`.
 
     Attributes:
-        budget: as the command line takes it, such as "3m"; what the plan was made for.
+        budget: what the plan was made for, as on the command line, such as "3m".
         kind: "prior", "given" or "imported".
         choices: for display only.
-        parameters: N of 6ND (block and head weights); total_parameters: every weight.
-        tokens: read in training; flops: 6ND; seconds: of training, None where the budget is not in seconds.
-        peak: FLOP/s that this machine reached at best, by dtype.
-        predictability, unique_tokens, pilots: what the expectation was made from, to make it again for a larger budget.
-        recipe: what the recipe differs in from that of the prior's runs.
-        forecast: the name of the line in the ledger that says what was expected.
-        phases: seconds by phase before training.
-        init_bits_per_byte: of the weights that the run started from (--init), on what it holds out.
+        parameters: N of 6ND (block and head weights); total_parameters: all weights.
+        tokens: read in training; flops: 6ND; seconds: of training, None if the budget is not in seconds.
+        peak: the machine's peak FLOP/s, by dtype.
+        predictability, unique_tokens, pilots: what the expectation is based on, to compute it again for a larger
+            budget.
+        recipe: how the run's recipe differs from that of the prior's runs.
+        forecast: the id of the forecast in the ledger.
+        phases: seconds per phase before training.
+        init_bits_per_byte: of the initial weights (--init), on the run's held-out text.
         source, format: where an imported model came from.
-        like: the run that this one repeats but for what was set (`--like`).
+        like: the run that this one repeats, except for what was set (`--like`).
     """
 
     budget: str | None = None
@@ -186,21 +191,21 @@ class Plan(Record):
 
     @classmethod
     def given(cls, steps: int, tokens: int, expected: Expectation | None = None) -> "Plan":
-        """The plan of a run whose configuration was decided elsewhere."""
+        """The plan of a run whose configuration was given."""
         plan = cls(kind="given", steps=steps, tokens=tokens, expected=expected)
         return plan.written_as("kind", "steps", "tokens", *(("expected",) if expected else ()))
 
     @classmethod
     def imported(cls, source: str, format: str, parameters: int, total_parameters: int) -> "Plan":
-        """The plan of a model from elsewhere, which was not trained here."""
+        """The plan of an imported model, which was not trained here."""
         plan = cls(
             kind="imported", source=source, format=format, parameters=parameters, total_parameters=total_parameters
         )
         return plan.written_as("kind", "source", "format", "parameters", "total_parameters")
 
     def shown(self, field: str, value: Any, reason: str) -> "Plan":
-        """The plan with another value and reason among its choices for a field in LABELS; a `{}` in the reason stands
-        for the value before."""
+        """The plan with another displayed value and reason for a field in LABELS; `{}` in the reason stands for the
+        previous value."""
         return self.updated(
             choices=tuple(
                 choice.updated(value=value, reason=reason.format(choice.value))

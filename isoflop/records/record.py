@@ -1,4 +1,4 @@
-"""The base of every record in a run folder: a frozen dataclass that is written as JSON and read tolerantly.
+"""The base class of all records in a run folder: a frozen dataclass that is written as JSON and read tolerantly.
 
 A record is one JSON object: a file such as plan.json, a part of one, or a line of a log. The writer and the readers use
 the same dataclass. Files are formats: the keys, their order and their values do not change. A file may be older than
@@ -21,7 +21,7 @@ Reader = Callable[[Any], Any]
 
 
 def rare(default: Any = None) -> Any:
-    """A field that is omitted from the JSON if it has its default; without this, None is written as null."""
+    """A field that is omitted from the JSON if it has its default. The None of other fields is written as null."""
     return field(default=default, metadata={"rare": True})
 
 
@@ -30,7 +30,7 @@ class Record:
     """One JSON object.
 
     Attributes:
-        others: values without a field, or that their field could not hold, by key; written back unchanged.
+        others: values without a field, or of a type that their field cannot hold, by key; written back unchanged.
         keys: the keys to write, in order; None: those of the class's fields, in order. A record that was read has
             those of its file.
     """
@@ -44,22 +44,22 @@ class Record:
         if not isinstance(value, Mapping):
             return cls.nothing()
         fields = cls._fields()
-        known: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         others: dict[str, Any] = {}
         for key, item in value.items():
-            one = fields.get(key)
-            if one is None:
+            field_ = fields.get(key)
+            if field_ is None:
                 others[key] = item
             elif item is None:
-                if one.default is not None:
+                if field_.default is not None:
                     others[key] = None
             else:
-                readable = one.read(item)
-                if readable is UNREADABLE:
+                converted = field_.read(item)
+                if converted is UNREADABLE:
                     others[key] = item
                 else:
-                    known[key] = readable
-        return cls(others=others, keys=tuple(value), **known)
+                    values[key] = converted
+        return cls(others=others, keys=tuple(value), **values)
 
     @classmethod
     def nothing(cls) -> Self:
@@ -80,8 +80,8 @@ class Record:
                     written[key] = plain(value)
 
         if self.keys is not None:
-            for key, one in fields.items():
-                if key not in written and (value := getattr(self, key)) != one.default:
+            for key, field_ in fields.items():
+                if key not in written and (value := getattr(self, key)) != field_.default:
                     written[key] = plain(value)
         for key, value in self.others.items():
             written.setdefault(key, value)
@@ -138,11 +138,11 @@ def fields_of(cls: Any) -> dict[str, Field]:
     """The fields of a record class that are keys, in order of definition."""
     hints = typing.get_type_hints(cls)
     fields: dict[str, Field] = {}
-    for one in dataclasses.fields(cls):
-        if one.name not in ("others", "keys"):
-            make = one.default_factory
-            default = one.default if make is dataclasses.MISSING else make()
-            fields[one.name] = Field(reader_of(hints[one.name]), default, "rare" in one.metadata)
+    for field_ in dataclasses.fields(cls):
+        if field_.name not in ("others", "keys"):
+            make = field_.default_factory
+            default = field_.default if make is dataclasses.MISSING else make()
+            fields[field_.name] = Field(reader_of(hints[field_.name]), default, "rare" in field_.metadata)
     return fields
 
 
@@ -150,7 +150,7 @@ def reader_of(kind: Any) -> Reader:
     """The function that converts a JSON value, not null, to a field's type; it returns UNREADABLE if it cannot."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        choices = [reader_of(one) for one in arguments if one is not type(None)]
+        choices = [reader_of(argument) for argument in arguments if argument is not type(None)]
         return choices[0] if len(choices) == 1 else lambda value: first_readable(choices, value)
     if origin is tuple:
         inner = reader_of(arguments[0])
@@ -161,7 +161,7 @@ def reader_of(kind: Any) -> Reader:
     if kind is Any:
         return lambda value: value
     if kind is int:
-        return read_whole
+        return read_integer
     if kind is float:
         return read_number
     if isinstance(kind, type) and issubclass(kind, Record):
@@ -170,7 +170,7 @@ def reader_of(kind: Any) -> Reader:
 
 
 def first_readable(choices: list[Reader], value: Any) -> Any:
-    return next((found for reader in choices if (found := reader(value)) is not UNREADABLE), UNREADABLE)
+    return next((converted for reader in choices if (converted := reader(value)) is not UNREADABLE), UNREADABLE)
 
 
 def read_number(value: Any) -> Any:
@@ -183,7 +183,7 @@ def read_number(value: Any) -> Any:
         return UNREADABLE
 
 
-def read_whole(value: Any) -> Any:
+def read_integer(value: Any) -> Any:
     """A finite number, rounded to an integer."""
     number = read_number(value)
     return number if number is UNREADABLE or isinstance(number, int) else round(number)
@@ -193,11 +193,11 @@ def read_items(inner: Reader, value: Any) -> Any:
     """The items of a list that can be read."""
     if not isinstance(value, (list, tuple)):
         return UNREADABLE
-    return tuple(found for item in value if (found := inner(item)) is not UNREADABLE)
+    return tuple(converted for item in value if (converted := inner(item)) is not UNREADABLE)
 
 
 def read_entries(inner: Reader, value: Any) -> Any:
     """The entries of an object that can be read."""
     if not isinstance(value, dict):
         return UNREADABLE
-    return {str(key): found for key, item in value.items() if (found := inner(item)) is not UNREADABLE}
+    return {str(key): converted for key, item in value.items() if (converted := inner(item)) is not UNREADABLE}

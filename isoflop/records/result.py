@@ -1,4 +1,4 @@
-"""result.json: what the finished run reached."""
+"""result.json: the results of a finished run."""
 
 from dataclasses import dataclass, field
 
@@ -8,12 +8,12 @@ from isoflop.records.record import Record, rare
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutFigures(Record):
-    """The last held-out measurement, plain cross-entropy, and what else the task is judged by.
+    """The final held-out measurement: plain cross-entropy, and the task's other metrics.
 
     Attributes:
-        tokens: ends of documents included; bytes: of text that they stand for.
-        unit_error_rate: edits over reference_units; exact_match: share of inputs with an output that is right as a
-            whole; inputs: decoded; unit: what is counted (all seq2seq).
+        tokens: including end-of-text; bytes: of the text that they encode.
+        unit_error_rate: edits / reference_units; exact_match: share of inputs whose whole output is correct; inputs:
+            number of inputs decoded; unit: what is counted (all seq2seq).
     """
 
     nats_per_token: float | None = None
@@ -31,12 +31,12 @@ class HeldOutFigures(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutPieces(Record):
-    """heldout.json: the last held-out measurement stretch by stretch, in the order of the text. Runs on the same data
-    have the same stretches where `fingerprint`, `tokens` and `bytes` are the same.
+    """heldout.json: the final held-out measurement by stretch of text, in the order of the text. Two runs have the same
+    stretches if `fingerprint`, `tokens` and `bytes` are equal.
 
     Attributes:
         fingerprint: of the data.
-        nats: summed cross-entropy of each stretch; tokens, bytes: of each.
+        nats: summed cross-entropy per stretch; tokens, bytes: per stretch.
     """
 
     fingerprint: str | None = None
@@ -47,8 +47,8 @@ class HeldOutPieces(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class BadSteps(Record):
-    """What went wrong in a run, counted. `left_out_tokens` were read and not learned from, `passed_over_tokens` are
-    those that rollbacks kept from being read."""
+    """The bad steps of a run, counted. `left_out_tokens` were read in discarded steps; `passed_over_tokens` were
+    skipped by rollbacks and not read."""
 
     spikes_kept: int = 0
     steps_left_out: int = 0
@@ -62,14 +62,15 @@ class Result(Record):
     """result.json.
 
     Attributes:
-        loss: mean of what was trained on over the last tenth of the steps logged, nats per token.
-        seconds: of training; aside_seconds: of these, spent next to the steps: on measuring, sampling, checkpoints.
+        loss: mean training loss over the last tenth of the steps logged, nats per token.
+        seconds: of training; aside_seconds: of these, those not spent on steps but on evaluation, samples and
+            checkpoints.
         tokens: read; flops: 6ND; tokens_per_second: of the steps alone.
-        peak_share: of the FLOP/s that this machine reached at best; mfu: of its data sheet (runtime.utilisation).
-        peak_flops: these FLOP/s, where the run's own steps were faster than what had been measured.
-        guard: bad steps, counted.
-        phases: seconds by phase.
-        verdict: "inside", "better" or "worse" than the interval expected; None without one.
+        peak_share: share of the machine's measured peak FLOP/s; mfu: share of its data sheet's (runtime.utilisation).
+        peak_flops: the peak FLOP/s, if the run's own steps were faster than the measured peak.
+        guard: counts of bad steps.
+        phases: seconds per phase.
+        verdict: "inside" the expected interval, or "better" or "worse"; None without an expectation.
     """
 
     step: int | None = None

@@ -23,7 +23,7 @@ from isoflop.records.logs import (
 from isoflop.records.plan import Plan
 from isoflop.records.result import HeldOutPieces, Result
 from isoflop.records.suites import SuiteScore
-from isoflop.records.surroundings import Environment, ProfileSeen, Settings
+from isoflop.records.surroundings import Environment, ProfileSummary, Settings
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Run:
     skips: list[SkipLine] = field(default_factory=list, repr=False)
     events: list[EventLine] = field(default_factory=list, repr=False)
     status: str = "stopped"
-    profile: ProfileSeen = field(default_factory=ProfileSeen.nothing, repr=False)
+    profile: ProfileSummary = field(default_factory=ProfileSummary.nothing, repr=False)
     suite_lines: list[SuiteLine] = field(default_factory=list, repr=False)
     suites: list[SuiteScore] = field(default_factory=list, repr=False)
     pieces: HeldOutPieces = field(default_factory=HeldOutPieces.nothing, repr=False)
@@ -70,19 +70,21 @@ class Run:
 
 
 def read_run(path: Path | str) -> Run:
-    """Read a run folder, finished or running.
+    """Read the folder of a finished or running run.
 
     Raises:
-        UserError: if there is no run in `path`.
+        UserError: if `path` holds no run.
     """
     folder = RunFolder(Path(path))
     if not folder.config.is_file():
         raise UserError(
             f"{path} holds no run: there is no config.json in it; `isoflop runs` lists the runs of a folder"
         )
+
     plan, result = Plan.read(read_object(folder.plan)), Result.read(read_object(folder.result))
-    done = "finished" if not result.missing else "imported" if plan.kind == "imported" else "stopped"
+    status_at_rest = "finished" if not result.missing else "imported" if plan.kind == "imported" else "stopped"
     metrics = read_lines(folder.log("metrics"))
+
     return Run(
         folder=folder,
         config=read_object(folder.config),
@@ -98,8 +100,8 @@ def read_run(path: Path | str) -> Run:
         decisions=folder.lines("decisions", DecisionLine),
         skips=folder.lines("skips", SkipLine),
         events=folder.lines("events", EventLine),
-        status="running" if folder.is_locked() else done,
-        profile=ProfileSeen.read(read_object(folder.profile / "profile.json")),
+        status="running" if folder.is_locked() else status_at_rest,
+        profile=ProfileSummary.read(read_object(folder.profile / "profile.json")),
         suite_lines=folder.lines("suites", SuiteLine),
         suites=[SuiteScore.read(read_object(path)) for path in sorted(folder.suites.glob("*.json"))],
         pieces=HeldOutPieces.read(read_object(folder.pieces)),
@@ -107,15 +109,19 @@ def read_run(path: Path | str) -> Run:
 
 
 def find_runs(path: Path | str) -> list[Run]:
-    """Every run in `path`, up to two folders deep, ordered by name."""
+    """All runs in `path`, up to two folders deep, ordered by path.
+
+    Raises:
+        UserError: if `path` is not a folder.
+    """
     top = Path(path)
     if not top.is_dir():
         raise UserError(f"{path} is not a folder; name the folder that holds your runs, as in `isoflop runs runs`")
-    found = sorted({p.parent for depth in ("", "*/", "*/*/") for p in top.glob(f"{depth}config.json")})
-    return [read_or_say(folder) for folder in found if (folder / "environment.json").is_file()]
+    folders = sorted({p.parent for depth in ("", "*/", "*/*/") for p in top.glob(f"{depth}config.json")})
+    return [read_or_damaged(folder) for folder in folders if (folder / "environment.json").is_file()]
 
 
-def read_or_say(path: Path) -> Run:
+def read_or_damaged(path: Path) -> Run:
     """A run, with status "damaged" if its files cannot be read, so that one damaged run does not hide the others."""
     try:
         return read_run(path)

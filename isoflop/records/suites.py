@@ -1,5 +1,5 @@
-"""suites/NAME.json: what a run came to on a whole suite, as `isoflop eval RUN --suite NAME` keeps it; card.json: what a
-person said for the model card."""
+"""suites/NAME.json: a run's score on a whole suite, from `isoflop eval RUN --suite NAME`; card.json: a person's notes
+for the model card."""
 
 from dataclasses import dataclass, field
 
@@ -8,7 +8,7 @@ from isoflop.records.record import Record, rare
 
 @dataclass(frozen=True, kw_only=True)
 class PartScore(Record):
-    """A score over some of the items, with the ends of its 95 % interval."""
+    """A score over some of the items, with its 95 % interval."""
 
     score: float | None = None
     low: float | None = None
@@ -21,7 +21,7 @@ class Contamination(Record):
     """Items that share 13 words in a row with the training text, and the score without them.
 
     Attributes:
-        too_short: items of fewer words, of which that cannot be told.
+        too_short: items of fewer than 13 words, which cannot be checked.
     """
 
     overlapping: int = 0
@@ -31,7 +31,7 @@ class Contamination(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedScore(Record):
-    """Another model's figure, by the suite's file."""
+    """A published score of another model, from the suite file."""
 
     model: str = ""
     metric: str = ""
@@ -46,10 +46,10 @@ class SuiteScore(Record):
 
     Attributes:
         step: of the checkpoint that was scored.
-        chance: of one who guesses; None for a perplexity.
-        seconds: that it took.
-        cut: items whose context was too long for the model.
-        metrics: by every metric; subsets: by the headline.
+        chance: the score of random guesses; None for a perplexity.
+        seconds: duration of scoring.
+        cut: number of items that were longer than the model's context.
+        metrics: by every metric; subsets: by the headline metric.
         source, licence: of the suite's items.
     """
 
@@ -72,11 +72,11 @@ class SuiteScore(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardSaid(Record):
-    """card.json: what nobody but a person knows.
+class CardNotes(Record):
+    """card.json: the facts of a model card that only a person knows.
 
     Attributes:
-        licence: of the model; sources: licences by source of its text.
+        licence: of the model; sources: the licence of each source of its text.
     """
 
     licence: str | None = None

@@ -7,12 +7,12 @@ from isoflop.records.record import Record, rare
 
 @dataclass(frozen=True, kw_only=True)
 class Environment(Record):
-    """environment.json: the machine and the versions when the run started (runtime.describe_machine). It has the fields
-    that code reads; the others are kept.
+    """environment.json: the machine and the versions when the run started (runtime.describe_machine). Only values that
+    code reads have fields; the others are kept.
 
     Attributes:
-        threads: of the CPU.
-        launch: the launch of torchrun that the run started in.
+        threads: CPU threads.
+        launch: identifies the launch of torchrun that the run started in.
         peak: the machine's peak FLOP/s, by dtype.
     """
 
@@ -34,7 +34,7 @@ class RuntimeSettings(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Record):
-    """The part of config.json that a report reads; trainer.RunConfig is the whole."""
+    """The part of config.json that a report reads; trainer.RunConfig has all of it."""
 
     task: str | None = None
     init: str | None = None
@@ -61,9 +61,8 @@ class Operation(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileSeen(Record):
-    """profile/profile.json: where the time of a few steps went (trainer/profile.py), `microseconds` in
-    total."""
+class ProfileSummary(Record):
+    """profile/profile.json: the time spent in a few steps (trainer/profile.py), `microseconds` in total."""
 
     first_step: int | None = None
     steps: int | None = None

@@ -11,7 +11,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
-from isoflop.records import CardSaid, SuiteScore, read_object, read_run
+from isoflop.records import CardNotes, SuiteScore, read_object, read_run
 from isoflop.report import words
 from isoflop.report.facts import Facts, machine, read_facts, source_table
 from isoflop.report.words import MISSING, count, duration, fixed, percent, power, size
@@ -38,7 +38,7 @@ def write_card(run: Path, out: Path | None = None, licences: Sequence[str] = ())
     """
     facts = read_facts(read_run(run))
     folder = facts.run.folder
-    said = CardSaid.read(read_object(folder.card))
+    said = CardNotes.read(read_object(folder.card))
     if licences:
         said = with_licences(said, licences, [name for name, _, _ in source_table(facts.run)])
         with disk_errors(f"the run folder {run}"):
@@ -51,7 +51,7 @@ def write_card(run: Path, out: Path | None = None, licences: Sequence[str] = ())
     return path
 
 
-def with_licences(said: CardSaid, given: Sequence[str], sources: Sequence[str]) -> CardSaid:
+def with_licences(said: CardNotes, given: Sequence[str], sources: Sequence[str]) -> CardNotes:
     """What is said of licences, with what is said now."""
     by_source = dict(said.sources)
     for one in given:
@@ -67,7 +67,7 @@ def with_licences(said: CardSaid, given: Sequence[str], sources: Sequence[str]) 
     return said.updated(sources=by_source)
 
 
-def card(facts: Facts, said: CardSaid) -> str:
+def card(facts: Facts, said: CardNotes) -> str:
     """The whole card."""
     parts = [
         front_matter(facts, said),
@@ -82,7 +82,7 @@ def card(facts: Facts, said: CardSaid) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(facts: Facts, said: CardSaid) -> str:
+def front_matter(facts: Facts, said: CardNotes) -> str:
     """What the ecosystem's sites read. Strings are written as JSON, which is YAML too."""
     about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["isoflop"]}
     if said.licence:
@@ -116,7 +116,7 @@ def about(facts: Facts) -> str:
     return f"{made}, pretrained with isoflop{origin}.{unfinished}"
 
 
-def data(facts: Facts, said: CardSaid) -> str:
+def data(facts: Facts, said: CardNotes) -> str:
     """Sources with licence and provenance. Of a path only the last part is told: a card is for others."""
     listed = source_table(facts.run)
     if not listed:

@@ -292,7 +292,7 @@ def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
     """
     progress = {} if last is None else checkpoint.load(last, state.model, state.optimizers, verified=True)
     state.step = progress.get("step", 0)
-    state.folder.forget_after(state.step)
+    state.folder.drop_lines_after(state.step)
     state.watch = Watch(state.config.guard, progress.get("recent", ()))
 
     group = state.layout.group

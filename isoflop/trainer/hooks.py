@@ -199,7 +199,7 @@ class Samples(Hook):
         try:
             with state.may_be_cut_short():
                 pass  # a signal that came to another process
-            if not (layout.forward_is_collective or state.folder.mine):
+            if not (layout.forward_is_collective or state.folder.is_writer):
                 return
             with state.may_be_cut_short(by_all=layout.forward_is_collective), torch.no_grad(), state.runtime.autocast():
                 for line in state.task.samples(state.model, state.prepared, state.config, enough):

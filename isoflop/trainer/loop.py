@@ -83,7 +83,7 @@ def train(
         Interrupted: a signal arrived; the run is saved, and `resume=True` continues it.
         Diverged: loss or gradient went wrong more often than config.guard allows.
     """
-    folder = RunFolder(Path(out), mine=group.first)
+    folder = RunFolder(Path(out), is_writer=group.first)
     if not resume and group.first:
         folder.refuse_used()
 
@@ -104,7 +104,7 @@ def train(
             launched = {"launch": group.launch} if group.launch else {}
             about = {**describe_machine(config.runtime.device), **launched, **(environment or {})}
             write_first_files(config, folder, prepared, plan or Plan.nothing(), about, decided)
-        folder.mend()
+        folder.repair()
         state = make_run(config, folder, task, prepared, batches, resume, group)
         state.signals, state.budget = signals, seconds_held_to(state)
 

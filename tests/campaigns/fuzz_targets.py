@@ -349,7 +349,7 @@ def resumed(folder: RunFolder, config: RunConfig) -> None:
     timetable = Timetable(config.schedule, config.steps, decisions, read=config.batch.before)
     assert timetable.warmup_steps and timetable.total_steps and timetable.scale(0) >= 0
     _ = timetable.decay_step
-    folder.forget_after(20)
+    folder.drop_lines_after(20)
 
 
 def read_report(folder: Path) -> None:

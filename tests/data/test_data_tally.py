@@ -13,7 +13,7 @@ from isoflop.data.pairs import prepare_pairs
 from isoflop.data.prepare import prepare
 from isoflop.data.tally import KINDS_KEPT, SKIPPED_KEPT, Tally, because, total_of
 from isoflop.records import DataAccount, Unused, not_used
-from isoflop.records.account import bytes_told
+from isoflop.records.account import format_bytes
 from small import TINY
 
 SMALL = [word for text in TINY for word in ("--set", text)]
@@ -56,7 +56,7 @@ def test_nothing_is_lost_in_the_count(first, second, used):
     assert len(said.lines) == len(unused) and bool(because(total)) == bool(unused)
     assert bool(said.warning) == (total.skipped_bytes > 0.01 * total.found_bytes)
     for kind, line in zip(unused, said.lines, strict=True):
-        assert f" {kind.count:,} {kind.what}" in line and bytes_told(kind.bytes) in line and "% of the bytes" in line
+        assert f" {kind.count:,} {kind.what}" in line and format_bytes(kind.bytes) in line and "% of the bytes" in line
         assert kind.first in line and kind.reason in line and "\n" not in line
 
 
@@ -81,7 +81,7 @@ def test_what_was_left_out_on_purpose_is_said_and_is_no_warning():
     ("size", "said"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (4100, "4.1 kB"), (3e9, "3.0 GB")]
 )
 def test_sizes_in_words(size, said):
-    assert bytes_told(size) == said
+    assert format_bytes(size) == said
 
 
 def test_an_account_of_before_has_words_too():

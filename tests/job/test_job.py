@@ -62,7 +62,7 @@ def test_those_who_follow_make_the_same_job_of_the_order(corpus, tmp_path):
     first = Job(ALONE, RunFolder(done.folder), config, data_of(run, config), resumed=True)
     other = Job.ordered(ALONE, first.order())
     assert other.config == first.config and other.resumed and other.data.fingerprint == first.data.fingerprint
-    assert not other.folder.mine and other.folder.path == first.folder.path.resolve()
+    assert not other.folder.is_writer and other.folder.path == first.folder.path.resolve()
 
 
 def test_one_call_for_the_three_ways_to_start(corpus, tmp_path):

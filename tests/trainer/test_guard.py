@@ -310,7 +310,7 @@ def test_a_torn_record_is_mended_and_a_full_disk_leaves_no_half_line(tmp_path):
     folder.append("skips", {"step": 1})
     with folder.log("skips").open("a") as file:
         file.write('{"st')
-    folder.mend()
+    folder.repair()
     folder.append("skips", {"step": 2})
     assert read_lines(folder.log("skips")) == [{"step": 1}, {"step": 2}]
 
