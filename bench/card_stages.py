@@ -266,7 +266,9 @@ def loop(stage: Stage) -> None:
     ):
         changed = override(config, fields)
         result = train(changed, stage.scratch / f"loop-{name.replace(' ', '-')}", prepared=tokens)
-        stage.row(name, round(1e3 * (result.seconds - result.aside) / result.step, 2), "ms per step", note="whole run")
+        stage.row(
+            name, round(1e3 * (result.seconds - result.aside_seconds) / result.step, 2), "ms per step", note="whole run"
+        )
 
     stage.row("launch of one operation, after these", round(1e6 * launch_seconds(stage), 2), "us")
     profile_command_line(stage, words)
@@ -307,14 +309,14 @@ def profile_command_line(stage: Stage, words: Sequence[str]) -> None:
 
 def fits(stage: Stage) -> None:
     """What the planner finds to fit in one pass of 124M against what runs, and the memory that preflight estimates."""
-    from isoflop.trainer.throughput import fitting
+    from isoflop.trainer.throughput import fit_micro_batches
 
     name = "124M" if stage.card else "tiny"
     size = CARD_SIZES[name]
     config = RunConfig(model=nanogpt_model(size), batch=BatchConfig(sequences=size.batch))
     config = override(config, [f"runtime.device={stage.device}", f"runtime.dtype={stage.dtype}", "optim.name=adamw"])
     started = time.monotonic()
-    found = fitting(config).batch.micro
+    found = fit_micro_batches(config).batch.micro
     stage.row("passes that the planner takes", found, "sequences", note=f"{time.monotonic() - started:.1f} s to find")
     if stage.card:
         torch.cuda.empty_cache()

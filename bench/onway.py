@@ -24,8 +24,8 @@ from isoflop.data.corpus import parse_sources
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.records import Run, read_run
 from isoflop.trainer import RunConfig
-from isoflop.trainer.course import Scale, schedule_of, seen_in
-from isoflop.trainer.curve import PRIOR, Prior, Schedule, Seen, forecast
+from isoflop.trainer.curve import PRIOR, Observed, Prior, Schedule, extrapolate
+from isoflop.trainer.running_forecast import BitsConversion, observed_losses, sample_schedule
 from record import record
 
 SHARES = (0.125, 0.25, 0.5, 0.75)
@@ -60,19 +60,19 @@ class Moment:
     run: str
     corpus: str
     share: float
-    seen: Seen
+    observed: Observed
     schedule: Schedule
-    scale: Scale
+    conversion: BitsConversion
     reached: float
 
     def error(self, prior: Prior = PRIOR) -> tuple[float, float] | None:
         """The forecast's error and half of its interval, both as shares of what was reached."""
-        found = forecast(self.seen, self.schedule, prior)
-        if found is None:
+        forecast = extrapolate(self.observed, self.schedule, prior)
+        if forecast is None:
             return None
-        found = found.doubted(self.scale.doubt)
-        bits = self.scale.bits
-        return bits * found.value / self.reached - 1, bits * (found.high - found.low) / 2 / self.reached
+        forecast = forecast.widened(self.conversion.deviation)
+        bits = self.conversion.bits
+        return bits * forecast.value / self.reached - 1, bits * (forecast.high - forecast.low) / 2 / self.reached
 
 
 def timetable_at(run: Run, config: RunConfig, step: int) -> Timetable:
@@ -96,10 +96,13 @@ def moments_of(path: Path) -> Iterator[Moment]:
         epochs = run.result.tokens / end * timetable.total_steps / unique if unique else 0.0
         training = [line for line in run.training if (line.step or 0) <= step]
         heldout = [line for line in run.heldout if (line.step or 0) <= step]
-        scale = Scale.of(heldout, config.evaluate_tokens, run.data.heldout.tokens or 0)
-        if scale is not None:
-            seen, schedule = seen_in(training, heldout), schedule_of(timetable, epochs, config.optim.entry.decay_worth)
-            yield Moment(run.name, corpus, share, seen, schedule, scale, reached)
+        conversion = BitsConversion.of(heldout, config.evaluate_tokens, run.data.heldout.tokens or 0)
+        if conversion is not None:
+            observed, schedule = (
+                observed_losses(training, heldout),
+                sample_schedule(timetable, epochs, config.optim.entry.decay_worth),
+            )
+            yield Moment(run.name, corpus, share, observed, schedule, conversion, reached)
 
 
 def summary(moments: Sequence[Moment], prior: Prior = PRIOR) -> list[dict[str, float]]:

@@ -50,7 +50,7 @@ def measure(sources: list[str], budget: str) -> dict[str, Any]:
         result = job.pretrain(sources, budget, Path(scratch) / "run")
         config = json.loads((Path(scratch) / "run" / "config.json").read_text())
     model = config["model"]
-    spent["checkpoints"] = max(0.0, result.aside - spent["evaluation"] - spent["samples"])
+    spent["checkpoints"] = max(0.0, result.aside_seconds - spent["evaluation"] - spent["samples"])
     return {
         "shape": f"{model['layers']} x {model['d_model']}, context {model['context']}",
         "steps": result.step,

@@ -583,7 +583,7 @@ TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it say
 FILES = {  # whose advice has tests of its own
     "job/like.py": "tests/job/test_like.py",
     "report/": "tests/report/test_report_page.py",
-    "trainer/course.py": "tests/trainer/test_course.py",
+    "trainer/running_forecast.py": "tests/trainer/test_running_forecast.py",
     "lab/": "tests/lab",
     "cli/lab.py": "tests/lab",
 }

@@ -58,7 +58,7 @@ class SecondThoughts(Hook):
 
     def stepped(self, state: RunState) -> None:
         budget = self.advice.seconds or self.advice.budget.amount
-        stepping = state.seconds - state.aside
+        stepping = state.seconds - state.aside_seconds
         if self.reason or state.signals is None or state.seconds > UNTIL * budget:
             return
         if self.marks and stepping - self.marks[-1][1] < LOOKS * budget:

@@ -23,12 +23,12 @@ from isoflop.runtime import make_runtime, peak_memory
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
 from isoflop.trainer.config import RuntimeConfig, resolve_runtime
-from isoflop.trainer.course import Course
 from isoflop.trainer.diagnose import Diagnose
-from isoflop.trainer.guard import account, gaps
+from isoflop.trainer.guard import count_bad_steps, gaps
 from isoflop.trainer.hooks import HeldOut as HeldOutHook
 from isoflop.trainer.hooks import Hook, Samples
 from isoflop.trainer.recovery import Diverged
+from isoflop.trainer.running_forecast import RunningForecast
 from isoflop.trainer.signals import Restarting
 from isoflop.trainer.suites import make_suites
 from isoflop.trainer.task import Task, make_task
@@ -128,7 +128,7 @@ class Job:
         if (asked or diagnosing) and not self.group.alone:
             self.listener.say("note: diagnostics are for a run of one process; none are taken")
         watching = [*make_trackers(self.config.trackers), *self.listener.hooks, *self.thoughts]
-        told = [Course(self.plan, watching, self.listener.say), *watching, *diagnosing]
+        told = [RunningForecast(self.plan, watching, self.listener.say), *watching, *diagnosing]
         if not self.resumed:
             for line in far_off(self.config):
                 self.listener.say(line)
@@ -209,7 +209,7 @@ class Job:
         ran = from_dict(RuntimeConfig, run.config["runtime"], "runtime")
         batches = self.task.batches(self.config, self.data, gaps(run.skips))
 
-        stepping = result.seconds - result.aside
+        stepping = result.seconds - result.aside_seconds
         flops_per_second = result.flops / stepping if stepping else 0.0
         tokens_per_second = result.tokens / stepping if stepping else 0.0
         machines = self.group.machines(ran.device)
@@ -223,13 +223,13 @@ class Job:
             seconds=result.seconds,
             tokens=result.tokens,
             flops=result.flops,
-            aside_seconds=result.aside,
+            aside_seconds=result.aside_seconds,
             tokens_per_second=tokens_per_second,
             peak_share=flops_per_second / machines / peak if peak else None,
             mfu=mfu(self.task.palm_flops_per_token(self.config), ran, tokens_per_second, self.group),
             peak_memory_bytes=peak_memory(ran.device),
             data=batches.account(result.step),
-            guard=account(run.skips),
+            guard=count_bad_steps(run.skips),
             phases=self.phases.seconds,
             verdict=expected.verdict(reached.bits_per_byte) if expected else None,
         )

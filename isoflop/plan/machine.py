@@ -108,7 +108,7 @@ def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until
     if before is not None and int(before) in counts and quiet(resolved.device):
         return Chosen(int(before))
 
-    counts = list(keeping_up(counts, throughput.time_products))
+    counts = list(keeping_up(counts, throughput.time_matmul))
     each = [
         Trial(replace(trial.config, runtime=replace(resolved, dtype="float32", threads=count)), trial.times)
         for count in counts
@@ -133,7 +133,7 @@ def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until
     return Chosen(best, reason, doubt, fastest)
 
 
-def keeping_up(counts: Sequence[int], time_products: Callable[[int], float]) -> Iterator[int]:
+def keeping_up(counts: Sequence[int], time_matmul: Callable[[int], float]) -> Iterator[int]:
     """The numbers of threads with which small matrix products are not much slower than with one thread. With the
     others, each of the hundreds of such products of a step would wait, and the step would take seconds.
 
@@ -141,9 +141,9 @@ def keeping_up(counts: Sequence[int], time_products: Callable[[int], float]) -> 
         counts: ascending, starting at 1.
         time_products: seconds of such a product with the given number of threads.
     """
-    alone = time_products(1) if len(counts) > 1 else 0.0
+    alone = time_matmul(1) if len(counts) > 1 else 0.0
     for count in counts:
-        if count == 1 or time_products(count) < STALLS * alone:
+        if count == 1 or time_matmul(count) < STALLS * alone:
             yield count
 
 

@@ -336,7 +336,7 @@ def resolved(config: RunConfig, like: RunConfig) -> RunConfig:
 
 def in_passes(config: RunConfig, workload: Workload, machines: int) -> RunConfig:
     """With as many sequences in a pass as a GPU's memory holds, which is tried with windows of random tokens."""
-    return config if workload.data is not None else throughput.fitting(config, machines)
+    return config if workload.data is not None else throughput.fit_micro_batches(config, machines)
 
 
 def candidate_line(candidate: Candidate, proposal: Proposal, forecast: Forecast | None, chosen: bool) -> CandidateShape:

@@ -49,7 +49,7 @@ def trial_of(config: RunConfig, workload: Workload, speed: float, most: float = 
         speed: an estimate of the FLOP/s that steps reach.
     """
     sequence = workload.flops_per_token(config) * workload.tokens_per_sequence(config)
-    timed = throughput.cut(config, sequence / speed, max(most, SLOWEST))
+    timed = throughput.limit_step(config, sequence / speed, max(most, SLOWEST))
     return None if timed is None else Trial(timed, config.batch.sequences / timed.batch.sequences)
 
 

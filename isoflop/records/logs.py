@@ -52,7 +52,7 @@ class HeldOutLine(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ForecastLine(Record):
-    """A running forecast (trainer/course.py), in metrics.jsonl: the lines with a `forecast_bits_per_byte`.
+    """A running forecast (trainer/running_forecast.py), in metrics.jsonl: the lines with a `forecast_bits_per_byte`.
 
     Attributes:
         tokens, seconds: when it was made, as in a training line; end_step: of the schedule at that time.

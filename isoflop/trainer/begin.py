@@ -30,19 +30,23 @@ from isoflop.trainer.processes import world_of
 from isoflop.trainer.state import RunState
 from isoflop.trainer.task import Task
 
-MOST = 1 << 53  # steps, tokens or sequences on record
-LEARNS_NOTHING = (
+LARGEST_COUNT = 1 << 53  # of steps, tokens or sequences in a log
+NO_EFFECT_ON_LEARNING = (
     "runtime",
     "parallel",
     "every",
     "sample",
     "suite",
     "trackers",
-)  # fields that do not decide what is learned
+)  # fields of RunConfig that do not affect what is learned
 
 
 def check_fits(config: RunConfig, prepared: Data) -> None:
-    """Check that the model has a row for every id of the tokenizer; more rows than ids are allowed (padding)."""
+    """Check that the model has a row for every id of the tokenizer. More rows than ids are allowed (padding).
+
+    Raises:
+        UserError: if there are too few rows.
+    """
     if config.model.vocab_size < prepared.vocab_size:
         raise UserError(
             f"model.vocab_size = {config.model.vocab_size} is less than the tokenizer's {prepared.vocab_size} ids; "
@@ -56,12 +60,12 @@ def write_first_files(
     prepared: Data,
     plan: Plan,
     environment: dict[str, Any],
-    decided: Sequence[Decision] = (),
+    decisions: Sequence[Decision] = (),
 ) -> None:
-    """What a run folder holds before the first step. config.json comes last: with it the folder is a run."""
-    folder.log("decisions").unlink(missing_ok=True)  # another run's, which was killed before it had a config.json
-    if decided:
-        lines = [one.line(time.time()).updated(replayed=True).to_dict() for one in decided]
+    """Write the files of a run folder before the first step. config.json comes last: with it the folder is a run."""
+    folder.log("decisions").unlink(missing_ok=True)  # of a run that was killed before it had a config.json
+    if decisions:
+        lines = [decision.line(time.time()).updated(replayed=True).to_dict() for decision in decisions]
         write_text(folder.log("decisions"), "".join(json_line(line) + "\n" for line in lines))
     write_json(folder.plan, plan.to_dict())
     write_json(folder.environment, environment)
@@ -79,24 +83,28 @@ def make_run(
     resume: bool,
     group: Group,
 ) -> RunState:
-    """Build model and optimisers, and load the last checkpoint if the run is resumed."""
-    asked = config.runtime
-    runtime = make_runtime(group.device(asked.device), asked.dtype, group.threads(asked.threads))
+    """Build model and optimisers, load the last checkpoint if the run is resumed, and record that it starts.
+
+    Raises:
+        UserError: if the checkpoints or the logs do not fit the run.
+    """
+    requested = config.runtime
+    runtime = make_runtime(group.device(requested.device), requested.dtype, group.threads(requested.threads))
     seed_everything(config.seed)
     sharded = config.parallel.resolve(group.size, group.hosts)[0] in DIVIDED
     with torch.device("meta") if sharded else runtime.device:
         model = build_model(config.task, config.model)
 
-    # initial weights: the run's last checkpoint, another run's weights, or freshly initialised
+    # initial weights: the run's last checkpoint, another run's weights, or random
     last, notices = last_checkpoint(folder, group) if resume else (None, [])
-    changed = [*other_settings(last, config), *other_machine(folder, config)] if resume else []
-    notices = [*notices, *changed]
+    changes = [*changed_settings(last, config), *changed_machine(folder, config)] if resume else []
+    notices = [*notices, *changes]
     weights = None
     if config.init and last is None:
         weights, warnings = initial_weights(config, prepared, model, sharded)
         notices = [*notices, *warnings]
 
-    # what training adds to the model, and how the model is distributed over the processes
+    # modules that only training needs, and the distribution of the model over the processes
     task.prepare(model)
     wrap(config, model, task)
     layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
@@ -117,31 +125,51 @@ def make_run(
         notices=notices,
     )
 
-    # the run folder's records must belong to this run and to the same data
+    # set the run to its first step, or to the one after the checkpoint
+    last_logged_step = require_own_records(state, last, resume)
+    progress = restore(state, last)
+    state.seconds, state.aside_seconds = progress.get("seconds", 0.0), progress.get("aside", 0.0)
+
+    details: dict[str, Any] = {"step": state.step, **world_of(config, group)}
+    if last_logged_step > state.step:
+        details["taken_again"] = last_logged_step - state.step
+    if changes:
+        details["changed"] = changes
+    folder.event("resumed" if resume else "started", **details)
+    return state
+
+
+def require_own_records(state: RunState, last: Path | None, resume: bool) -> int:
+    """Check that the checkpoint and the logs in the folder belong to this run and to the same data.
+
+    Args:
+        last: the checkpoint to resume from, if there is one.
+
+    Returns:
+        The last step in the logs.
+
+    Raises:
+        UserError: if they do not.
+    """
+    folder, prepared = state.folder, state.prepared
     if last is not None:
         checkpoint.require_same_data(last, prepared.fingerprint, prepared.tokenizer.to_json())
     elif resume:
-        require_same_beginning(folder, prepared.fingerprint)
-    reached = check_logs(folder)
+        require_same_start(folder, prepared.fingerprint)
+    last_logged_step = check_logs(folder)
     if last is None:
-        require_unsaved(folder, config, reached)
-
-    progress = put_back(state, last)
-    state.seconds, state.aside = progress.get("seconds", 0.0), progress.get("aside", 0.0)
-    happened: dict[str, Any] = {"step": state.step, **world_of(config, group)}
-    if reached > state.step:
-        happened["taken_again"] = reached - state.step
-    if changed:
-        happened["changed"] = changed
-    folder.event("resumed" if resume else "started", **happened)
-    return state
+        require_unsaved(folder, state.config, last_logged_step)
+    return last_logged_step
 
 
 def initial_weights(
     config: RunConfig, prepared: Data, model: Model, sharded: bool
 ) -> tuple[dict[str, torch.Tensor] | None, list[str]]:
-    """Start from the weights of another run, `config.init`: they are loaded into the model or, if it is to be sharded,
-    checked and returned. Also returns warnings."""
+    """Start from the weights of another run, `config.init`.
+
+    Returns:
+        The weights, checked, if the model is to be sharded; None if they were loaded into the model. And warnings.
+    """
     start = checkpoint.read(Path(config.init))
     warnings = []
     if start.tokenizer != prepared.tokenizer.to_json():
@@ -164,48 +192,48 @@ def wrap(config: RunConfig, model: Model, task: Task) -> None:
         task.compile()
 
 
-def require_same_beginning(folder: RunFolder, fingerprint: str) -> None:
+def require_same_start(folder: RunFolder, fingerprint: str) -> None:
     """Raise UserError unless a run that has no checkpoint yet was started on the data with this fingerprint."""
-    begun_on = DataAccount.read(read_object(folder.data)).fingerprint or fingerprint
-    if begun_on != fingerprint:
+    started_on = DataAccount.read(read_object(folder.data)).fingerprint or fingerprint
+    if started_on != fingerprint:
         raise UserError(
-            f"the data of this run changed: it was begun on {begun_on[:12]}, the sources now give {fingerprint[:12]}; "
-            f"bring the old text back, or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
+            f"the data of this run changed: it started on {started_on[:12]}, the sources are now {fingerprint[:12]}; "
+            f"restore the old text, or start again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
 
-def require_unsaved(folder: RunFolder, config: RunConfig, reached: int) -> None:
+def require_unsaved(folder: RunFolder, config: RunConfig, last_logged_step: int) -> None:
     """Raise UserError if a run without a checkpoint must have had one."""
-    if saved := saved_up_to(folder, config, reached):
+    if saved_step := saved_up_to(folder, config, last_logged_step):
         raise UserError(
-            f"{folder.checkpoints} holds no checkpoint, and the run was saved up to step {saved:,}: bring it back (is "
-            f"a disk not mounted?), or begin again: isoflop train --config {quoted(folder.config)} --out NEW"
+            f"{folder.checkpoints} holds no checkpoint, but the run was saved up to step {saved_step:,}: restore it "
+            f"(is a disk not mounted?), or start again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
 
-def saved_up_to(folder: RunFolder, config: RunConfig, reached: int) -> int:
+def saved_up_to(folder: RunFolder, config: RunConfig, last_logged_step: int) -> int:
     """A step that must have had a checkpoint, according to the logs; 0 if there may have been none. A checkpoint is
-    only taken once the one before it is written."""
-    saving = ("stopped", "resumed", "trained", "extended")
-    steps = [event.step for event in folder.lines("events", EventLine) if event.event in saving]
-    every = config.every.checkpoint
-    if every and reached > 2 * every and not read_lines(folder.log("skips")):
-        steps.append((reached - 1) // every * every - every)
+    taken only after the previous one is written."""
+    saving_events = ("stopped", "resumed", "trained", "extended")
+    steps = [event.step for event in folder.lines("events", EventLine) if event.event in saving_events]
+    interval = config.every.checkpoint
+    if interval and last_logged_step > 2 * interval and not read_lines(folder.log("skips")):
+        steps.append((last_logged_step - 1) // interval * interval - interval)
     return max((step for step in steps if step is not None), default=0)
 
 
-def other_settings(last: Path | None, config: RunConfig) -> list[str]:
+def changed_settings(last: Path | None, config: RunConfig) -> list[str]:
     """Notices of settings that differ from the checkpoint's because config.json was edited."""
     if last is None:
         return []
     trained_with = to_dict(from_dict(RunConfig, load_json(last / "config.json")))
-    changed = [
+    differences = [
         f"{name} = {new!r} (was {old!r})"
         for name, old, new in differing(trained_with, to_dict(config))
-        if name.partition(".")[0] not in LEARNS_NOTHING
+        if name.partition(".")[0] not in NO_EFFECT_ON_LEARNING
     ]
     warning = "warning: config.json is no longer what the checkpoint was trained with"
-    return [f"{warning}: {', '.join(changed)}"] if changed else []
+    return [f"{warning}: {', '.join(differences)}"] if differences else []
 
 
 def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]]:
@@ -217,15 +245,15 @@ def differing(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]
     return [] if one == other else [(name, one, other)]
 
 
-def other_machine(folder: RunFolder, config: RunConfig) -> list[str]:
+def changed_machine(folder: RunFolder, config: RunConfig) -> list[str]:
     """Notices of a machine or versions that differ from those that the run started with."""
-    began, here = read_object(folder.environment), describe_machine(config.runtime.device)
-    changed = [
-        f"{name} {here.get(name)} (was {began[name]})"
+    at_start, now = read_object(folder.environment), describe_machine(config.runtime.device)
+    differences = [
+        f"{name} {now.get(name)} (was {at_start[name]})"
         for name in ("processor", "gpu", "torch", "cuda")
-        if name in began and began[name] != here.get(name)
+        if name in at_start and at_start[name] != now.get(name)
     ]
-    return [f"note: what follows may differ in its last bits: {', '.join(changed)}"] if changed else []
+    return [f"note: what follows may differ in its last bits: {', '.join(differences)}"] if differences else []
 
 
 def check_logs(folder: RunFolder) -> int:
@@ -237,23 +265,24 @@ def check_logs(folder: RunFolder) -> int:
     Raises:
         UserError: naming the line and the field that is missing or invalid.
     """
-    reached = 0
+    last_step = 0
     for name in ("metrics", "skips"):
         for number, line in enumerate(read_lines(folder.log(name)), 1):
-            counted = ["step"]
+            required = ["step"]
             if name == "skips":
-                counted += ["tokens", *(("first", "sequences") if line.get("action") == "rollback" else ())]
-            wrong = [field for field in counted if type(line.get(field)) is not int or not 0 <= line[field] < MOST]
+                required += ["tokens", *(("first", "sequences") if line.get("action") == "rollback" else ())]
+            invalid = [
+                field for field in required if type(line.get(field)) is not int or not 0 <= line[field] < LARGEST_COUNT
+            ]
             if name == "skips" and line.get("action") not in ACTIONS:
-                wrong.append("action")
+                invalid.append("action")
             if type(line.get("heldout_loss", 0.0)) not in (int, float):
-                wrong.append("heldout_loss")
-            if wrong:
-                raise UserError(
-                    f"{folder.log(name)} record {number}: {wrong[0]} is missing or nothing that it could be"
-                )
-            reached = max(reached, line["step"])
-    return reached
+                invalid.append("heldout_loss")
+
+            if invalid:
+                raise UserError(f"{folder.log(name)} record {number}: {invalid[0]} is missing or invalid")
+            last_step = max(last_step, line["step"])
+    return last_step
 
 
 def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[str]]:
@@ -269,26 +298,26 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
     last, broken = checkpoint.last_whole(folder.checkpoints)
     if last is None and broken:
         raise UserError(
-            f"no checkpoint of {folder.path} is whole, of {len(broken)}: {broken[0][1]}; bring one back, or begin "
-            f"again: isoflop train --config {quoted(folder.config)} --out NEW"
+            f"none of the {len(broken)} checkpoints of {folder.path} is complete: {broken[0][1]}; restore one, or "
+            f"start again: isoflop train --config {quoted(folder.config)} --out NEW"
         )
 
     notices = []
-    for path, why in broken:
-        reason = why.partition("; delete that folder")[0]  # it need not be deleted
-        aside = checkpoint.set_aside(path)
-        folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=aside.name)
-        notices.append(f"warning: {reason}: set aside as {aside.name}, and the one before it is used")
+    for path, error in broken:
+        reason = error.partition("; delete that folder")[0]  # it need not be deleted
+        moved_to = checkpoint.set_aside(path)
+        folder.event("checkpoint set aside", step=checkpoint.step_of(path), reason=reason, kept_as=moved_to.name)
+        notices.append(f"warning: {reason}: set aside as {moved_to.name}, and the previous one is used")
     group.broadcast(str(last or ""))
     return last, notices
 
 
-def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
-    """Restore a run from a verified checkpoint, or set it to its start without one: weights, optimisers, random
-    generators, step, the statistics that steps are judged by, and the logs that are replayed.
+def restore(state: RunState, last: Path | None) -> dict[str, Any]:
+    """Restore a run from a verified checkpoint, or to its start without one: weights, optimisers, random generators,
+    step, the statistics that steps are judged by, and the logs that are replayed.
 
     Returns:
-        The checkpoint's other progress entries.
+        All progress entries of the checkpoint.
     """
     progress = {} if last is None else checkpoint.load(last, state.model, state.optimizers, verified=True)
     state.step = progress.get("step", 0)
@@ -306,8 +335,8 @@ def put_back(state: RunState, last: Path | None) -> dict[str, Any]:
 
 
 def replayed(folder: RunFolder) -> dict[str, Any]:
-    """The log entries that affect the rest of the run. Rank 0 reads them for all: on a network file system another
-    process could see an older file."""
+    """The log entries that affect the rest of the run. Rank 0 reads them for all processes: on a network file system
+    another one could see an older file."""
     measured = [line for line in read_lines(folder.log("metrics")) if "heldout_loss" in line]
     return {
         "skips": read_lines(folder.log("skips")),

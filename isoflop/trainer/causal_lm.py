@@ -28,7 +28,7 @@ from isoflop.runtime import Runtime
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.workload import Rung, Text, Workload, matmul_weights
 
-CHUNK_TOKENS = 1_000_000  # tokens of a source that are measured at once
+CHUNK_TOKENS = 1_000_000  # tokens of a source that are evaluated at once
 
 # Each rung has about 1.3 to 1.8 times the parameters of the one before it. Width leads depth as in the GPT-2 and GPT-3
 # families; the loss is flat over a wide range of aspect ratios (Kaplan et al. 2020, figure 5).
@@ -130,7 +130,7 @@ class CausalLM:
         surveyed = survey(config.data)
         if not surveyed.bytes:  # report what is wrong with the text before the machine is timed
             prepare(config.data)
-        return TextWorkload(Text(surveyed.bytes, surveyed.sample), given_ids(config.data))
+        return TextWorkload(Text(surveyed.bytes, surveyed.sample), existing_vocab_size(config.data))
 
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> Prepared:
         return prepare(config, progress=progress)
@@ -157,8 +157,8 @@ class CausalLM:
         pieces: bool = False,
     ) -> HeldOut:
         tokenizer = data.tokenizer
-        held, end = data.heldout(), tokenizer.eot
-        return measure(model, held, tokenizer.token_bytes(), end, runtime, max_tokens, group, pieces)
+        heldout, eot = data.heldout(), tokenizer.eot
+        return measure(model, heldout, tokenizer.token_bytes(), eot, runtime, max_tokens, group, pieces)
 
     def judge(self, model: GPT, data: Prepared, beam: int = 1) -> dict[str, Any]:
         """No metrics other than the loss."""
@@ -167,9 +167,9 @@ class CausalLM:
     def measure_sources(
         self, model: GPT, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
     ) -> HeldOut:
-        token_bytes, start, tally = tokenizer.token_bytes(), tokenizer.start, Tally(strict=config.strict)
+        token_bytes, boundary, tally = tokenizer.token_bytes(), tokenizer.start, Tally(strict=config.strict)
         chunks = token_chunks(config, tokenizer, tally)
-        parts = [measure(model, tokens, token_bytes, start, runtime) for tokens in chunks]
+        parts = [measure(model, tokens, token_bytes, boundary, runtime) for tokens in chunks]
         if not parts:
             raise UserError(f"there is no text in {' '.join(config.sources)}{because(tally)}")
         nats, tokens, size = (sum(getattr(part, name) for part in parts) for name in ("nats", "tokens", "bytes"))
@@ -178,17 +178,17 @@ class CausalLM:
     def samples(
         self, model: GPT, data: Prepared, config: RunConfig, until: Callable[[], bool] | None = None
     ) -> Iterator[SampleLine]:
-        """Continuations of the same prompts, with a random generator of their own."""
-        how = config.sample
-        for prompt in how.prompts:
+        """Continuations of the configured prompts, drawn with a random generator of their own."""
+        settings = config.sample
+        for prompt in settings.prompts:
             text = generate(
                 model,
                 data.tokenizer,
                 prompt,
-                how.tokens,
-                temperature=how.temperature,
-                top_k=how.top_k,
-                top_p=how.top_p,
+                settings.tokens,
+                temperature=settings.temperature,
+                top_k=settings.top_k,
+                top_p=settings.top_p,
                 seed=config.seed,
                 stop_at_eot=False,
                 until=until,
@@ -203,10 +203,11 @@ class CausalLM:
             )
         arrange: Callable[[GPT], Any] = narrow if request.dtype == "bfloat16" else lay_out
         arrange(model)
-        begun = prompt if request.with_prompt else ""
-        if begun:
-            request.show(begun)
-        return begun + generate(
+
+        shown_prompt = prompt if request.with_prompt else ""
+        if shown_prompt:
+            request.show(shown_prompt)
+        return shown_prompt + generate(
             model,
             tokenizer,
             prompt,
@@ -222,23 +223,23 @@ class CausalLM:
         )
 
 
-def given_ids(data: DataConfig) -> int:
+def existing_vocab_size(data: DataConfig) -> int:
     """The number of ids of a given tokenizer; 0 if one is to be trained."""
     if data.path:
         return open_prepared(Path(data.path), verify_checksums=False).vocab_size
-    given = Tokenizer.given(data.tokenizer, data.end_of_text)
-    return 0 if given is None else given.vocab_size
+    tokenizer = Tokenizer.given(data.tokenizer, data.end_of_text)
+    return 0 if tokenizer is None else tokenizer.vocab_size
 
 
 def token_chunks(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> Iterator[npt.NDArray[np.int64]]:
     """The tokens of all documents of the sources, each followed by end-of-text, in chunks of about CHUNK_TOKENS."""
-    held: list[npt.NDArray[np.int64]] = []
+    pending: list[npt.NDArray[np.int64]] = []
     count = 0
     for document in documents(config, tally):
-        held.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
-        count += len(held[-1])
+        pending.append(np.array([*tokenizer.encode(document), tokenizer.eot], dtype=np.int64))
+        count += len(pending[-1])
         if count >= CHUNK_TOKENS:
-            yield np.concatenate(held)
-            held, count = [], 0
-    if held:
-        yield np.concatenate(held)
+            yield np.concatenate(pending)
+            pending, count = [], 0
+    if pending:
+        yield np.concatenate(pending)

@@ -27,9 +27,9 @@ MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 class BatchConfig:
     """The sequences of one optimiser step, and of one forward and backward pass (gradient accumulation).
 
-    With a ramp the first steps have `ramp_from` sequences, then 2, 3, ... times as many, each for an equal share of
-    `ramp_sequences`: linear in the sequences read, as in GPT-3 (2005.14165, appendix B). The size of a step, and the
-    sequences before it, depend on its number and these fields only.
+    With a ramp, the first steps have `ramp_from` sequences, later ones 2, 3, ... times as many, each for an equal share
+    of `ramp_sequences`: linear in the sequences read, as in GPT-3 (2005.14165, appendix B). The size of a step, and the
+    number of sequences before it, depend on its number and these fields only.
 
     Raises:
         UserError: naming the field, for a value that is inconsistent with the others.
@@ -44,7 +44,7 @@ class BatchConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.sequences <= MOST_SEQUENCES:
-            raise UserError(f"batch.sequences = {self.sequences} is not a positive number that a step can have")
+            raise UserError(f"batch.sequences = {self.sequences} is not between 1 and {MOST_SEQUENCES:,}")
         if self.micro_sequences < 0 or (self.micro_sequences and self.sequences % self.micro_sequences):
             raise UserError(
                 f"batch.micro_sequences = {self.micro_sequences} does not divide batch.sequences = {self.sequences}"
@@ -70,37 +70,38 @@ class BatchConfig:
     @cached_property
     def levels(self) -> tuple[tuple[int, int, int], ...]:
         """(first step, sequences read before it, sequences of each step from it on), in order."""
-        levels, step, read = [], 0, 0
+        levels, step, sequences_read = [], 0, 0
         stages = self.sequences // self.ramp_from - 1 if self.ramp_from else 0
         for stage in range(1, stages + 1):
             size = stage * self.ramp_from
-            levels.append((step, read, size))
-            steps = max(1, -(-(self.ramp_sequences * stage - read * stages) // (size * stages)))
-            step, read = step + steps, read + steps * size
-        return (*levels, (step, read, self.sequences))
+            levels.append((step, sequences_read, size))
+            stage_steps = max(1, -(-(self.ramp_sequences * stage - sequences_read * stages) // (size * stages)))
+            step, sequences_read = step + stage_steps, sequences_read + stage_steps * size
+        return (*levels, (step, sequences_read, self.sequences))
 
     def before(self, step: int) -> int:
         """Sequences read before step `step` (from 0)."""
-        first, read, size = self.level(step)
-        return read + (step - first) * size
+        first, sequences_read, size = self.level(step)
+        return sequences_read + (step - first) * size
 
     def at(self, step: int) -> int:
         """Sequences that step `step` (from 0) reads."""
         return self.level(step)[2]
 
     def level(self, step: int) -> tuple[int, int, int]:
+        """The entry of `levels` that step `step` belongs to."""
         return self.levels[bisect.bisect_right(self.levels, step, key=lambda level: level[0]) - 1]
 
     def steps_for(self, sequences: float) -> int:
         """The fewest steps that read at least `sequences` sequences."""
         index = bisect.bisect_right(self.levels, max(sequences, 0), key=lambda level: level[1]) - 1
-        first, read, size = self.levels[index]
-        return first + math.ceil((sequences - read) / size)
+        first, sequences_read, size = self.levels[index]
+        return first + math.ceil((sequences - sequences_read) / size)
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """Where the run computes. A planned run has measured these; "auto" and 0 are resolved before the first step."""
+    """Where and how the run computes. A planned run has measured these; "auto" and 0 are resolved before step 1."""
 
     device: Annotated[str, "auto, cpu, cuda, cuda:N or mps"] = "auto"
     dtype: Annotated[str, "dtype of matrix products: auto, float32 or bfloat16; weights stay float32"] = "auto"
@@ -189,10 +190,10 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """The suites that are scored along the way, where every.suite says so (trainer/suites.py)."""
+    """The suites that are scored during training, if every.suite > 0 (trainer/suites.py)."""
 
     names: Annotated[tuple[str, ...], "suites by name, or paths of suite files (docs/evaluation.md)"] = ("blimp",)
-    items: Annotated[str, "the folder or tar archive with their items; empty: next to a suite file of one's own"] = ""
+    items: Annotated[str, "the folder or tar archive with their items; empty: next to your own suite file"] = ""
     share: Annotated[float, "of the run's seconds that suites may take"] = 0.02
 
     def __post_init__(self) -> None:
@@ -233,7 +234,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(f"steps = {self.steps} is not a positive number that a run can have")
+            raise UserError(f"steps = {self.steps} is not between 1 and {MOST_STEPS:,}")
         if self.seconds < 0:
             raise UserError(f"seconds = {self.seconds} is negative; 0 sets no limit")
         if self.seconds and self.batch.ramp_from:
@@ -269,8 +270,8 @@ class RunConfig:
 
 
 def resolve_runtime(config: RunConfig) -> RunConfig:
-    """`config` with this machine's values in place of "auto" and of 0 threads, so that config.json records them. The
-    only place where they are resolved, for the trainer, the planner and the jobs.
+    """`config` with this machine's values in place of "auto" and of 0 threads, so that config.json records them. This
+    is the only place where they are resolved, for the trainer, the planner and the jobs.
 
     Raises:
         UserError: for a missing device.

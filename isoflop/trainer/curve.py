@@ -1,21 +1,22 @@
-"""The loss that a run is on course for: its curve so far, carried on along the schedule that is left.
+"""Extrapolates the loss curve of a run to the end of its schedule, by Bayesian regression.
 
     held-out(t) = E + A (S(t) / S(now))^-alpha - (B + rho alpha A) D(t) + c R(t)
     training(t) = the same without R(t), + g + k log(S(t) / S(now))
 
-S   the area under the learning rate, as a share of its peak, in whole batches (Tissue et al. 2024, 2408.11029)
-D   what the rate's fall has brought so far, of 1 for a fall from the peak to 0: each bit of the fall sets in with the
-    area x that follows it as x / (x + tau), the multi-power law's form with one parameter (Luo et al. 2025, 2503.12811)
-R   epochs beyond the first: held-out text gains less from text that is read again than training text does
-g, k   how the training text lies to the held-out text, in level and in slope
+S   area under the learning rate, relative to its peak, in whole batches (Tissue et al. 2024, 2408.11029)
+D   effect so far of the decay of the learning rate, 1 for a full decay from the peak to 0. Each small decrease takes
+    effect over the area x that follows it, as x / (x + tau): the form of the multi-power law with one parameter (Luo et
+    al. 2025, 2503.12811)
+R   epochs after the first: repeated text lowers the held-out loss less than the training loss
+g, k   difference of the training loss from the held-out loss, in level and in slope
 
-For a given alpha this is linear in E, A, B, c, g and k, which have normal priors, so that the posterior is exact; alpha
-is summed over a grid by its evidence. What a run cannot show, such as the drop of a decay that has not begun, comes
-from the priors: PRIOR was fitted to runs on texts of several kinds, and its width to runs on texts that were left out
-(bench/onway.py). All of it is relative to the present loss.
+For a given alpha the model is linear in E, A, B, c, g and k, which have normal priors, so the posterior is exact. Alpha
+is integrated over a grid, weighted by its evidence. Where the data say nothing, such as about the effect of a decay
+that has not begun, the priors decide: PRIOR was fitted to runs on several kinds of text, and its width to runs on texts
+that were left out (bench/onway.py). All coefficients are relative to the present loss.
 
-Shapes: K points of the schedule, T training losses, B bins of them, H held-out losses, P points ahead, C coefficients,
-G values of alpha. Losses are in nats per token, steps count optimiser steps.
+Shapes: K points of the schedule, T training losses, B bins of them, H held-out losses, P future points, C coefficients,
+G values of alpha, N = B + H observations. Losses are in nats per token; steps count optimiser steps.
 """
 
 import math
@@ -27,27 +28,27 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-LEVEL = 0.9  # of the interval
-FEWEST = 24  # training losses in the window that a forecast is made from
-BINS = 40
-AHEAD = 8  # points of the path to the end
+LEVEL = 0.9  # probability of the interval
+FEWEST = 24  # training losses needed in the window that is fitted
+BINS = 40  # of the training losses
+PATH_POINTS = 8  # of the forecast, from the next to the last step
 Z = 1.645  # two-sided 90 % of the normal distribution
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is thought of a curve before it is seen. Coefficients are shares of the present loss.
+    """The prior of the coefficients, relative to the present loss: means, and standard deviations (`_width`).
 
     Attributes:
-        window: share of the area so far that is left out at the beginning: no power law holds there.
-        alpha, alpha_width: median, and standard deviation of the logarithm.
-        floor, floor_width: E. fall_width: A, whose mean is what E leaves.
-        drop, drop_width: B. steeper: rho, as the fall of the rate brings more where the loss falls faster.
+        window: share of the area so far that is not fitted, at the beginning, where no power law holds.
+        alpha, alpha_width: median of alpha, and standard deviation of its logarithm.
+        floor, floor_width: E. fall_width: of A, whose mean is 1 - floor.
+        drop, drop_width: B. steeper: rho; a decay has a larger effect while the loss falls faster.
         onset: tau, in whole batches.
-        repeat, repeat_width: c, for each epoch.
-        level_width, slope_width: g and k.
-        heldout_noise, training_noise: of one measurement, and of a bin beside the scatter inside it.
-        widen: standard deviations for one of the model's; least: what is left of it where nothing is ahead.
+        repeat, repeat_width: c, per epoch.
+        level_width, slope_width: of g and k, whose means are 0.
+        heldout_noise, training_noise: of one held-out measurement, and of a bin in addition to the scatter inside it.
+        widen: factor on the posterior's standard deviation; least: the smallest standard deviation of a forecast.
     """
 
     window: float = 0.31
@@ -75,24 +76,26 @@ PRIOR = Prior()
 
 @dataclass(frozen=True)
 class Schedule:
-    """A run's learning rate over all its steps, known at K of them, the first 0 and the last the end.
+    """The learning rate of a run over all its steps, at K of them from 0 to the last.
 
     Attributes:
         steps_K: increasing.
-        scale_K: the rate there, as a share of its peak.
-        read_K: what is read before each, in whole batches.
-        epochs: passes over the text in a whole batch.
-        worth: what a fall of the rate brings, next to PRIOR's: it depends on the optimizer (optim/table.py).
+        scale_K: the learning rate at these steps, relative to its peak.
+        read_K: sequences read before these steps, in whole batches.
+        epochs: passes over the text per whole batch.
+        decay_worth: effect of a decay of the learning rate, relative to PRIOR; depends on the optimizer
+            (optim/table.py).
     """
 
     steps_K: Floats
     scale_K: Floats
     read_K: Floats
     epochs: float = 0.0
-    worth: float = 1.0
+    decay_worth: float = 1.0
 
     @cached_property
     def area_K(self) -> Floats:
+        """S at `steps_K`, by the trapezoidal rule."""
         middle = 0.5 * (self.scale_K[1:] + self.scale_K[:-1])
         return np.concatenate([[0.0], np.cumsum(middle * np.diff(self.read_K))])
 
@@ -101,46 +104,47 @@ class Schedule:
         return float(self.steps_K[-1])
 
     def area(self, steps: Floats) -> Floats:
+        """S at some steps."""
         return np.asarray(np.interp(steps, self.steps_K, self.area_K), dtype=np.float64)
 
-    def fallen(self, steps: Floats, onset: float) -> Floats:
+    def decay_effect(self, steps: Floats, onset: float) -> Floats:
         """D at some steps."""
         fall = np.maximum(0.0, self.scale_K[:-1] - self.scale_K[1:])
-        begins = fall > 0
-        middle = 0.5 * (self.area_K[1:] + self.area_K[:-1])[begins]
-        since = np.maximum(0.0, self.area(steps)[:, None] - middle[None, :])
-        return np.asarray((since / (since + onset)) @ fall[begins] * self.worth, dtype=np.float64)
+        falls = fall > 0
+        middle = 0.5 * (self.area_K[1:] + self.area_K[:-1])[falls]
+        area_since = np.maximum(0.0, self.area(steps)[:, None] - middle[None, :])
+        return np.asarray((area_since / (area_since + onset)) @ fall[falls] * self.decay_worth, dtype=np.float64)
 
-    def repeated(self, steps: Floats) -> Floats:
+    def repeated_epochs(self, steps: Floats) -> Floats:
         """R at some steps."""
         read = np.interp(steps, self.steps_K, self.read_K)
         return np.asarray(np.maximum(0.0, read * self.epochs - 1.0), dtype=np.float64)
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a run has shown so far: losses after some steps, in order."""
+class Observed:
+    """The losses of a run so far, after some of its steps, in order."""
 
     steps_T: Floats
     losses_T: Floats
     heldout_steps_H: Floats
     heldout_H: Floats
 
-    def until(self, step: float) -> "Seen":
-        """What had been seen after `step` steps."""
-        there_T, there_H = self.steps_T <= step, self.heldout_steps_H <= step
-        return Seen(
-            self.steps_T[there_T], self.losses_T[there_T], self.heldout_steps_H[there_H], self.heldout_H[there_H]
+    def until(self, step: float) -> "Observed":
+        """The losses known after `step` steps."""
+        before_T, before_H = self.steps_T <= step, self.heldout_steps_H <= step
+        return Observed(
+            self.steps_T[before_T], self.losses_T[before_T], self.heldout_steps_H[before_H], self.heldout_H[before_H]
         )
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Held-out loss to come, in nats per token: of the end, and at some steps on the way there, the last of them.
+    """The future held-out loss, in nats per token unless stated otherwise.
 
     Attributes:
-        value, low, high: of the end, the interval of LEVEL.
-        path: (step, value, low, high), P of them.
+        value, low, high: at the end of the run, with the interval of LEVEL.
+        path: (step, value, low, high) at P future steps, the last one the end.
     """
 
     value: float
@@ -148,54 +152,57 @@ class Forecast:
     high: float
     path: tuple[tuple[float, float, float, float], ...]
 
-    def doubted(self, share: float) -> "Forecast":
-        """The forecast with a wider interval, by a further standard deviation of this share of the loss."""
+    def widened(self, share: float) -> "Forecast":
+        """The forecast with a wider interval, by an independent relative standard deviation `share`."""
 
-        def wider(value: float, low: float, high: float) -> tuple[float, float, float]:
+        def widen(value: float, low: float, high: float) -> tuple[float, float, float]:
             below, above = math.hypot(value - low, Z * share * value), math.hypot(high - value, Z * share * value)
             return value, value - below, value + above
 
-        path = tuple((step, *wider(value, low, high)) for step, value, low, high in self.path)
-        return Forecast(*wider(self.value, self.low, self.high), path)
+        path = tuple((step, *widen(value, low, high)) for step, value, low, high in self.path)
+        return Forecast(*widen(self.value, self.low, self.high), path)
 
 
-def forecast(seen: Seen, schedule: Schedule, prior: Prior = PRIOR) -> Forecast | None:
-    """The loss that a run is on course for at the end of its schedule.
+def extrapolate(observed: Observed, schedule: Schedule, prior: Prior = PRIOR) -> Forecast | None:
+    """Extrapolate the held-out loss of a run to the end of its schedule.
 
     Args:
-        seen: losses that are not finite are left out.
+        observed: non-finite losses are ignored.
 
     Returns:
-        None where too little was seen: no held-out loss, or fewer than FEWEST training losses after the start.
+        None if too little was observed: no held-out loss, or fewer than FEWEST training losses after the start.
     """
-    if not seen.steps_T.size or not seen.heldout_steps_H.size:
+    if not observed.steps_T.size or not observed.heldout_steps_H.size:
         return None
-    now, last = float(max(seen.steps_T[-1], seen.heldout_steps_H[-1])), seen.heldout_steps_H[-1:]
-    path_P = np.linspace(now, schedule.end, AHEAD + 1)[1:]
-    found = ahead(seen, schedule, path_P, prior) if now < schedule.end else None
-    if found is None:
+    now, last = float(max(observed.steps_T[-1], observed.heldout_steps_H[-1])), observed.heldout_steps_H[-1:]
+    path_P = np.linspace(now, schedule.end, PATH_POINTS + 1)[1:]
+    prediction = predict_losses(observed, schedule, path_P, prior) if now < schedule.end else None
+    if prediction is None:
         return None
-    value_P, deviation_P = found
+    value_P, deviation_P = prediction
 
-    # would half of what was seen have foreseen the present? if not, the law is not this run's, and less is known
+    # Would the first half of the run have predicted the present loss? If not, the law does not hold for this run, and
+    # the interval is widened.
     surprise = 1.0
-    if (before := ahead(seen.until(now / 2), schedule, last, prior)) is not None:
-        missed = abs(float(seen.heldout_H[-1] - before[0][0]))
-        surprise = max(1.0, missed / (Z * float(before[1][0])))
-    wide_P = Z * surprise * deviation_P
+    if (earlier := predict_losses(observed.until(now / 2), schedule, last, prior)) is not None:
+        error = abs(float(observed.heldout_H[-1] - earlier[0][0]))
+        surprise = max(1.0, error / (Z * float(earlier[1][0])))
+    margin_P = Z * surprise * deviation_P
     if not np.isfinite(value_P).all() or not (value_P > 0).all():
         return None
-    low_P, high_P = np.maximum(value_P - wide_P, 0.0), value_P + wide_P
+    low_P, high_P = np.maximum(value_P - margin_P, 0.0), value_P + margin_P
     path = tuple(zip(path_P.tolist(), value_P.tolist(), low_P.tolist(), high_P.tolist(), strict=True))
     return Forecast(*path[-1][1:], path)
 
 
-def ahead(seen: Seen, schedule: Schedule, path_P: Floats, prior: Prior) -> tuple[Floats, Floats] | None:
-    """Mean and standard deviation of the held-out loss at the steps `path_P`, shapes (P,); None where too little was
-    seen."""
-    known_T, known_H = np.isfinite(seen.losses_T), np.isfinite(seen.heldout_H)
-    steps_T, losses_T = seen.steps_T[known_T], seen.losses_T[known_T]
-    steps_H, heldout_H = seen.heldout_steps_H[known_H], seen.heldout_H[known_H]
+def predict_losses(
+    observed: Observed, schedule: Schedule, path_P: Floats, prior: Prior
+) -> tuple[Floats, Floats] | None:
+    """Mean and standard deviation of the held-out loss at the steps `path_P`, shapes (P,); None if too little was
+    observed."""
+    finite_T, finite_H = np.isfinite(observed.losses_T), np.isfinite(observed.heldout_H)
+    steps_T, losses_T = observed.steps_T[finite_T], observed.losses_T[finite_T]
+    steps_H, heldout_H = observed.heldout_steps_H[finite_H], observed.heldout_H[finite_H]
     if not steps_T.size or not steps_H.size:
         return None
     area_T, area_H = schedule.area(steps_T), schedule.area(steps_H)
@@ -203,30 +210,30 @@ def ahead(seen: Seen, schedule: Schedule, path_P: Floats, prior: Prior) -> tuple
     if area_now <= 0:
         return None
 
-    # what the law is fitted to: the curve after its beginning
+    # the law is fitted to the curve after its beginning
     late_T, late_H = area_T >= prior.window * area_now, area_H >= prior.window * area_now
     late_H[-1] = True
-    unit = float(heldout_H[-1])
-    if late_T.sum() < FEWEST or not unit > 0:
+    present = float(heldout_H[-1])
+    if late_T.sum() < FEWEST or not present > 0:
         return None
     bin_steps, bin_losses, bin_noise = binned(steps_T[late_T], losses_T[late_T], area_T[late_T])
-    training = (bin_steps, bin_losses / unit, np.hypot(bin_noise / unit, prior.training_noise))
-    heldout = (steps_H[late_H], heldout_H[late_H] / unit)
+    training = (bin_steps, bin_losses / present, np.hypot(bin_noise / present, prior.training_noise))
+    heldout = (steps_H[late_H], heldout_H[late_H] / present)
     value_P, deviation_P = posterior(schedule, area_now, training, heldout, path_P, prior)
-    return unit * value_P, unit * np.hypot(prior.widen * deviation_P, prior.least)
+    return present * value_P, present * np.hypot(prior.widen * deviation_P, prior.least)
 
 
 def binned(steps_T: Floats, losses_T: Floats, area_T: Floats) -> tuple[Floats, Floats, Floats]:
-    """Means of the losses in bins of equal width in log area: their steps, their values, and the standard deviation of
-    each mean by the scatter from one step to the next, shapes (B,)."""
+    """Mean losses in bins of equal width in log area: their steps, their values, and the standard deviation of each
+    mean, estimated from the scatter between successive steps; shapes (B,)."""
     position = np.log(area_T / area_T[0])
     width = position[-1] / BINS or 1.0
     index = np.minimum((position / width).astype(np.int64), BINS - 1)
     count = np.bincount(index, minlength=BINS)
-    there = count > 0
-    mean = [np.bincount(index, values, BINS)[there] / count[there] for values in (steps_T, losses_T)]
+    filled = count > 0
+    mean = [np.bincount(index, values, BINS)[filled] / count[filled] for values in (steps_T, losses_T)]
     scatter = float(np.median(np.abs(np.diff(losses_T)))) / (0.6745 * math.sqrt(2))  # robust against spikes
-    return mean[0], mean[1], scatter / np.sqrt(count[there])
+    return mean[0], mean[1], scatter / np.sqrt(count[filled])
 
 
 def posterior(
@@ -246,15 +253,15 @@ def posterior(
     (steps_B, values_B, noise_B), (steps_H, values_H) = training, heldout
     steps = np.concatenate([steps_B, steps_H, path_P])
     is_training = np.arange(steps.size) < steps_B.size
-    is_seen = np.arange(steps.size) < steps_B.size + steps_H.size
+    is_observed = np.arange(steps.size) < steps_B.size + steps_H.size
 
-    # the design: one row a value, one column a coefficient; only that of A depends on alpha
+    # the design matrix: one row per value, one column per coefficient; only the column of A depends on alpha
     relative = np.log(np.maximum(schedule.area(steps), 1e-9) / area_now)
     columns = np.zeros((alpha_G.size, steps.size, 6))
     columns[:, :, 0] = 1.0
-    columns[:, :, 2] = -schedule.fallen(steps, prior.onset)
+    columns[:, :, 2] = -schedule.decay_effect(steps, prior.onset)
     columns[:, :, 1] = np.exp(-alpha_G[:, None] * relative) + prior.steeper * alpha_G[:, None] * columns[0, :, 2]
-    columns[:, :, 3] = np.where(is_training, 0.0, schedule.repeated(steps))
+    columns[:, :, 3] = np.where(is_training, 0.0, schedule.repeated_epochs(steps))
     columns[:, :, 4] = is_training
     columns[:, :, 5] = np.where(is_training, relative, 0.0)
     mean_C = np.array([prior.floor, 1.0 - prior.floor, prior.drop, prior.repeat, 0.0, 0.0])
@@ -269,23 +276,23 @@ def posterior(
         ]
     )
 
-    # the posterior of the coefficients for each alpha, and how well that alpha explains what was seen
-    seen_GNC, ahead_GPC = columns[:, is_seen], columns[:, ~is_seen]
+    # the posterior of the coefficients for each alpha, and the evidence of that alpha
+    observed_GNC, future_GPC = columns[:, is_observed], columns[:, ~is_observed]
     values = np.concatenate([values_B, values_H])
     weight = np.concatenate([noise_B**-2, np.full(steps_H.size, prior.heldout_noise**-2)])
-    precision_GCC = np.diag(width_C**-2) + np.einsum("gnc,n,gnd->gcd", seen_GNC, weight, seen_GNC)
-    target_GC = mean_C * width_C**-2 + np.einsum("gnc,n->gc", seen_GNC, weight * values)
-    found_GC = np.linalg.solve(precision_GCC, target_GC[:, :, None])[:, :, 0]
-    missed = values - np.einsum("gnc,gc->gn", seen_GNC, found_GC)
-    cost_G = (weight * missed**2).sum(1) + (((found_GC - mean_C) / width_C) ** 2).sum(1)
+    precision_GCC = np.diag(width_C**-2) + np.einsum("gnc,n,gnd->gcd", observed_GNC, weight, observed_GNC)
+    target_GC = mean_C * width_C**-2 + np.einsum("gnc,n->gc", observed_GNC, weight * values)
+    coefficients_GC = np.linalg.solve(precision_GCC, target_GC[:, :, None])[:, :, 0]
+    residual_GN = values - np.einsum("gnc,gc->gn", observed_GNC, coefficients_GC)
+    cost_G = (weight * residual_GN**2).sum(1) + (((coefficients_GC - mean_C) / width_C) ** 2).sum(1)
     cost_G += np.linalg.slogdet(precision_GCC)[1] + np.linspace(-2.0, 2.0, 13) ** 2
     share_G = np.exp(-0.5 * (cost_G - cost_G.min()))
     share_G /= share_G.sum()
 
     # the mixture over alpha
-    mean_GP = np.einsum("gpc,gc->gp", ahead_GPC, found_GC)
-    spread = np.linalg.solve(precision_GCC, np.swapaxes(ahead_GPC, 1, 2))
-    variance_GP = np.einsum("gpc,gcp->gp", ahead_GPC, spread)
+    mean_GP = np.einsum("gpc,gc->gp", future_GPC, coefficients_GC)
+    spread = np.linalg.solve(precision_GCC, np.swapaxes(future_GPC, 1, 2))
+    variance_GP = np.einsum("gpc,gcp->gp", future_GPC, spread)
     mean_P = share_G @ mean_GP
     variance_P = share_G @ (variance_GP + (mean_GP - mean_P) ** 2)
     return mean_P, np.sqrt(np.maximum(variance_P, 0.0))

@@ -10,8 +10,8 @@ stop      end the run; the last checkpoint is from before
 
 All decisions are pure functions of plain numbers: loss and norm of the step, those of the good steps before it (kept in
 the checkpoint), and the recorded lines. Several processes have the same numbers, to the bit, so each makes the same
-decision by itself: the loss is a sum over all processes; the norm is one as well, or the first process's (Layout.whole
-in parallel/shard.py); the recorded lines are those that the first process read (begin.put_back).
+decision by itself: the loss is a sum over all processes; the norm is a sum too, or that of rank 0 (Layout.whole in
+parallel/shard.py); the recorded lines are those that rank 0 read (begin.restore).
 
 The host reads both numbers once per step, before the update. A GPU would be idle until then, so on a GPU the update is
 launched first (step.updates_ahead), with a flag on the device that makes the optimisers discard a non-finite step; the
@@ -56,9 +56,9 @@ def find_trouble(loss: float, norm: float, recent: Sequence[Numbers], config: Gu
     if len(recent) < config.window:
         return None
 
-    for name, value, before in zip(("loss", "gradient norm"), (loss, norm), zip(*recent, strict=True), strict=True):
-        mean = math.fsum(before) / len(before)
-        deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in before) / len(before))
+    for name, value, earlier in zip(("loss", "gradient norm"), (loss, norm), zip(*recent, strict=True), strict=True):
+        mean = math.fsum(earlier) / len(earlier)
+        deviation = math.sqrt(math.fsum((number - mean) ** 2 for number in earlier) / len(earlier))
         limit = mean + config.sigmas * deviation
         if value > limit:
             reason = f"{name} {value:.4g} is above {limit:.4g}, {config.sigmas:g} standard deviations over the mean"
@@ -72,12 +72,12 @@ def must_stop(trouble: Trouble, records: Sequence[SkipLine], config: GuardConfig
         return f"guard.{trouble.kind.replace('-', '_')} is stop"
     if trouble.action == "keep":
         return ""
-    bad = [record for record in records if record.action != "keep"]
-    row = in_a_row(bad)
-    if row >= config.in_a_row:
-        return f"{row} bad steps in a row are as many as guard.in_a_row = {config.in_a_row} allows"
-    if len(bad) >= config.in_all:
-        return f"{len(bad)} bad steps in all are as many as guard.in_all = {config.in_all} allows"
+    bad_steps = [record for record in records if record.action != "keep"]
+    run_length = in_a_row(bad_steps)
+    if run_length >= config.in_a_row:
+        return f"{run_length} bad steps in a row are as many as guard.in_a_row = {config.in_a_row} allows"
+    if len(bad_steps) >= config.in_all:
+        return f"{len(bad_steps)} bad steps in all are as many as guard.in_all = {config.in_all} allows"
     return ""
 
 
@@ -86,13 +86,13 @@ def in_a_row(bad: Sequence[SkipLine]) -> int:
     comes the next step of the run; after a rollback the same step again, with other data."""
     if not bad:
         return 0
-    up_to = sorted((r for r in bad if r.step <= bad[-1].step), key=lambda r: r.step)
-    row = 1
-    for before, after in zip(up_to[-2::-1], up_to[:0:-1], strict=True):
+    ordered = sorted((r for r in bad if r.step <= bad[-1].step), key=lambda r: r.step)
+    length = 1
+    for before, after in zip(ordered[-2::-1], ordered[:0:-1], strict=True):
         if after.step > before.step + (before.action == "skip"):
             break
-        row += 1
-    return row
+        length += 1
+    return length
 
 
 def gaps(records: Iterable[SkipLine]) -> tuple[tuple[int, int], ...]:
@@ -111,7 +111,7 @@ class Watch:
         self.config = config
         self.recent: deque[Numbers] = deque(((loss, norm) for loss, norm in recent), maxlen=config.window)
 
-    def look(self, loss: float, norm: float) -> Trouble | None:
+    def judge(self, loss: float, norm: float) -> Trouble | None:
         """The trouble of this step, or None. A spike that is kept counts as a good step."""
         trouble = find_trouble(loss, norm, self.recent, self.config)
         if trouble is None or trouble.action == "keep":
@@ -123,13 +123,13 @@ class Watch:
         return [list(numbers) for numbers in self.recent]
 
 
-def account(records: Sequence[SkipLine]) -> BadSteps:
+def count_bad_steps(records: Sequence[SkipLine]) -> BadSteps:
     """The counts of a run's bad steps."""
-    of = {action: [r for r in records if r.action == action] for action in ("keep", "skip", "rollback")}
+    by_action = {action: [r for r in records if r.action == action] for action in ("keep", "skip", "rollback")}
     return BadSteps(
-        spikes_kept=len(of["keep"]),
-        steps_left_out=len(of["skip"]),
-        left_out_tokens=sum(r.tokens for r in of["skip"]),
-        rollbacks=len(of["rollback"]),
-        passed_over_tokens=sum(r.tokens for r in of["rollback"]),
+        spikes_kept=len(by_action["keep"]),
+        steps_left_out=len(by_action["skip"]),
+        left_out_tokens=sum(r.tokens for r in by_action["skip"]),
+        rollbacks=len(by_action["rollback"]),
+        passed_over_tokens=sum(r.tokens for r in by_action["rollback"]),
     )

@@ -73,22 +73,25 @@ class Hook:
 def overriding(hooks: Iterable[Hook], moment: str) -> list[Hook]:
     """The hooks that override a method, determined once so that a call within a step costs nothing if no hook needs
     it."""
-    nothing = getattr(Hook, moment)
-    return [hook for hook in hooks if getattr(getattr(hook, moment), "__func__", None) is not nothing]
+    default = getattr(Hook, moment)
+    return [hook for hook in hooks if getattr(getattr(hook, moment), "__func__", None) is not default]
 
 
-WIDE_FROM = 0.125  # progress from which on the one measurement on more text is made
-WIDE_SHARE = 1 / 128  # of the run's tokens: a forward pass is a third of a step, so a quarter of a percent of its time
-WIDE_TIMES = 4  # times what each measurement reads, where that is more: a third of what all of them take
+WIDE_FROM = 0.125  # progress after which the one measurement on more text is made
+# Its tokens: a share of the run's (a forward pass is a third of a step, so this is a quarter of a percent of its time),
+# or this many times those of the other measurements, whichever is more.
+WIDE_SHARE = 1 / 128
+WIDE_TIMES = 4
 
 
 class HeldOut(Hook):
     """Measures held-out loss every `config.every.evaluate` steps and notifies the other hooks. The line also has the
-    readings of the model's parts on the last held-out batch, such as a mixture's `load_entropy`. A measurement that a
-    signal interrupted is made when the run resumes.
+    readings of the model's modules on the last held-out batch, such as the `load_entropy` of a mixture of experts. A
+    measurement that a signal interrupted is made when the run resumes.
 
     These measurements read a small part of the held-out text, always the same. Once per run, at the first of them from
-    WIDE_FROM on, more of it is read: the difference between the part and the whole changes little during training."""
+    WIDE_FROM on, a larger part is read as well: the difference between the two changes little during training.
+    """
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
@@ -100,14 +103,16 @@ class HeldOut(Hook):
     def stepped(self, state: RunState) -> None:
         if not state.due(state.config.every.evaluate):
             return
-        more = wide_tokens(state)
+
+        more_tokens = wide_tokens(state)
         try:
             with state.may_be_cut_short():
                 heldout = self.measure(state, state.config.evaluate_tokens)
                 readings = state.model.mean_readings()
-                wide = self.measure(state, more) if more else None
+                wide = self.measure(state, more_tokens) if more_tokens else None
         except CutShort:
             return
+
         line = HeldOutLine(
             step=state.step,
             tokens=state.tokens,
@@ -131,58 +136,58 @@ class HeldOut(Hook):
 
 
 def wide_tokens(state: RunState) -> int:
-    """Held-out tokens for the one measurement on more text, if it is due with the one after `state.step`; else 0.
+    """Held-out tokens of the one measurement on more text, if it is due after `state.step`; else 0.
 
     A function of the step and of the decisions before it, so that all processes and a resumed run agree.
     """
     config, timetable, step = state.config, state.timetable, state.step
-    before = (step - 1) // config.every.evaluate * config.every.evaluate
-    if not timetable.progress(before) < WIDE_FROM <= timetable.progress(step) < 1.0:
+    previous = (step - 1) // config.every.evaluate * config.every.evaluate
+    if not timetable.progress(previous) < WIDE_FROM <= timetable.progress(step) < 1.0:
         return 0
     available = state.prepared.account().heldout.tokens or 0
-    most = max(WIDE_SHARE * state.batches.tokens(timetable.total_steps), WIDE_TIMES * config.evaluate_tokens)
-    wanted = min(available, int(most))
-    return wanted if 0 < config.evaluate_tokens < wanted else 0
+    target = max(WIDE_SHARE * state.batches.tokens(timetable.total_steps), WIDE_TIMES * config.evaluate_tokens)
+    count = min(available, int(target))
+    return count if 0 < config.evaluate_tokens < count else 0
 
 
-class Allowance:
-    """The time that samples may take in a run with a time limit.
+class SampleTimeLimit:
+    """Limits the time that generating samples may take in a run with a time limit.
 
     Args:
-        seconds: for all of them; 0: no limit.
-        parts: number of samples that share it.
-        agree: broadcasts rank 0's answer.
+        seconds: for all samples; 0: no limit.
+        samples: number of samples that share it.
+        agree: broadcasts rank 0's answer to all processes.
     """
 
-    def __init__(self, seconds: float, parts: int, agree: Callable[[bool], bool]) -> None:
-        self.seconds, self.parts, self.agree = seconds, max(1, parts), agree
-        self.part, self.since, self.used_up = 0, time.monotonic(), False
+    def __init__(self, seconds: float, samples: int, agree: Callable[[bool], bool]) -> None:
+        self.seconds, self.samples, self.agree = seconds, max(1, samples), agree
+        self.sample, self.started, self.expired = 0, time.monotonic(), False
 
     def __call__(self) -> bool:
-        """Whether the part that is being written has to end."""
-        end = self.since + self.seconds * (self.part + 1) / self.parts
+        """Whether the sample that is being generated has to end."""
+        end = self.started + self.seconds * (self.sample + 1) / self.samples
         over = bool(self.seconds) and self.agree(time.monotonic() > end)
-        self.used_up |= over
+        self.expired |= over
         return over
 
     def next(self) -> bool:
-        """Whether the part that was written was ended; the next one begins."""
-        ended, self.used_up = self.used_up, False
-        self.part = min(self.part + 1, self.parts - 1)
+        """Begin the next sample. Returns whether the previous one was ended early."""
+        ended, self.expired = self.expired, False
+        self.sample = min(self.sample + 1, self.samples - 1)
         return ended
 
 
 class Samples(Hook):
-    """Writes what the model says to the same prompts every `config.every.sample` steps.
+    """Writes samples for the same prompts every `config.every.sample` steps.
 
-    A task draws its samples from a generator of their own, so that the run's own generators do not notice. Samples that
-    a signal cut short are drawn when the run goes on. Where the run is held to its seconds they take at most
-    SAMPLES_SHARE of them, each time: how long they take is not known before the first.
+    A task uses a random generator of its own for its samples, so the run's generators are not affected. Samples that a
+    signal interrupted are generated when the run resumes. In a run with a time limit they take at most SAMPLES_SHARE of
+    it each time, since their cost is unknown before the first.
     """
 
     def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
         self.listeners = listeners
-        self.told = False
+        self.noticed_early_end = False
 
     def started(self, state: RunState) -> None:
         group, lines = state.layout.group, state.folder.log("samples")
@@ -193,28 +198,30 @@ class Samples(Hook):
     def stepped(self, state: RunState) -> None:
         if not state.due(state.config.every.sample):
             return
+
         lines, layout = [], state.layout
         agree = layout.group.broadcast if layout.forward_is_collective else bool
-        enough = Allowance(SAMPLES_SHARE * state.budget, len(state.config.sample.prompts), agree)
+        time_limit = SampleTimeLimit(SAMPLES_SHARE * state.budget, len(state.config.sample.prompts), agree)
         try:
             with state.may_be_cut_short():
-                pass  # a signal that came to another process
+                pass  # raises CutShort in all processes if another one received a signal
             if not (layout.forward_is_collective or state.folder.is_writer):
                 return
             with state.may_be_cut_short(by_all=layout.forward_is_collective), torch.no_grad(), state.runtime.autocast():
-                for line in state.task.samples(state.model, state.prepared, state.config, enough):
-                    ended = {"cut": True} if enough.next() else {}
-                    lines.append(line.updated(step=state.step, **ended))
+                for line in state.task.samples(state.model, state.prepared, state.config, time_limit):
+                    cut_mark = {"cut": True} if time_limit.next() else {}
+                    lines.append(line.updated(step=state.step, **cut_mark))
                     layout.group.pause()
         except CutShort:
             return
+
         for line in lines:
             state.folder.append("samples", line)
-        if any(line.cut for line in lines) and not self.told:
-            self.told = True
+        if any(line.cut for line in lines) and not self.noticed_early_end:
+            self.noticed_early_end = True
             for listener in self.listeners:
                 listener.noticed(
                     state,
                     f"step {state.step:,}: samples are ended early, since they may take {SAMPLES_SHARE:.0%} of the "
-                    f"{state.budget:.0f} s each time; fewer tokens: --set sample.tokens=40, more seldom: every.sample",
+                    f"{state.budget:.0f} s each time; shorten them (--set sample.tokens=40) or raise every.sample",
                 )

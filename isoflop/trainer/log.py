@@ -14,7 +14,7 @@ class TrainingLog:
 
     def __init__(self, state: RunState) -> None:
         self.state = state
-        start = (state.tokens, state.seconds - state.aside)
+        start = (state.tokens, state.seconds - state.aside_seconds)
         self.marks: deque[tuple[int, float]] = deque([start], maxlen=RATE_LINES)
 
     def add(self, loss: float, norm: float, scale: float) -> None:
@@ -26,7 +26,7 @@ class TrainingLog:
             scale: the learning rates as a share of their peaks.
         """
         state = self.state
-        self.marks.append((state.tokens, state.seconds - state.aside))
+        self.marks.append((state.tokens, state.seconds - state.aside_seconds))
         state.line = TrainingLine(
             step=state.step,
             loss=loss,

@@ -1,11 +1,11 @@
-"""The training loop: begin.py builds the run, then one visible while loop trains it.
+"""The training loop: begin.py builds the run, then one while loop trains it.
 
-while step < end:  batch -> gradients -> judge -> update -> line -> hooks -> clock -> checkpoint -> signals
+while step < end:  batch -> gradients -> judge -> update -> log line -> hooks -> clock -> checkpoint -> signals
                                          └─> bad step: keep · skip · roll back · stop
 
 Under torchrun every process runs this loop on its part of each batch. Loss and gradient norm are reduced over all
-processes, so that all judge a step alike; rank 0's clock counts, and only rank 0 writes. What else they have to agree
-on is in processes.py; which process holds what is in isoflop/parallel.
+processes, so all judge a step alike; rank 0's clock counts, and only rank 0 writes. The other agreements between
+processes are in processes.py; the distribution of the model is in isoflop/parallel.
 """
 
 import time
@@ -33,7 +33,7 @@ from isoflop.trainer.pace import Pace
 from isoflop.trainer.processes import agree, check_world, seed_step
 from isoflop.trainer.recovery import diverged, log_bad_step, record_failure, roll_back
 from isoflop.trainer.result import RunResult, summarize
-from isoflop.trainer.saver import NotSaved, Saver
+from isoflop.trainer.saver import NoSaver, Saver
 from isoflop.trainer.signals import RESTART, Interrupted, Restarting, Signals
 from isoflop.trainer.state import RunState
 from isoflop.trainer.step import (
@@ -61,33 +61,33 @@ def train(
     environment: dict[str, Any] | None = None,
     resume: bool = False,
     group: Group = ALONE,
-    decided: Sequence[Decision] = (),
+    decisions: Sequence[Decision] = (),
     saved: bool = True,
 ) -> RunResult:
     """Train `config` into the run folder `out`, or resume the run in it.
 
     Args:
         hooks: called at the moments of the run (hooks.py), in order.
-        prepared: the data, if the caller has it open already; else `config.data` is prepared (or found prepared).
-        task: what is learned, if not just what `config.task` and `config.loss` name.
-        plan: kept in plan.json: what was expected of this run.
-        environment: kept in environment.json next to the machine's description.
-        resume: from the last checkpoint of `out` (from nothing if it has none yet).
-        group: the processes that train it together; each calls this with the same arguments but for the hooks.
-        decided: how the end moves on the way, of a run whose course is another one's; kept in decisions.jsonl.
+        prepared: the data, if the caller has opened them; otherwise `config.data` is prepared, or found prepared.
+        task: overrides the task and loss that `config.task` and `config.loss` name.
+        plan: written to plan.json.
+        environment: written to environment.json next to the machine's description.
+        resume: resume from the last checkpoint in `out`, or from the start if there is none yet.
+        group: the processes that train together; each calls this with the same arguments except for the hooks.
+        decisions: known moves of the run's end, for a run that repeats another one's; written to decisions.jsonl.
         saved: write checkpoints; without them a run that is stopped is lost.
 
     Raises:
-        UserError: the folder holds another run, the data does not match, a checkpoint is damaged.
+        UserError: the folder holds another run, the data do not match, or a checkpoint is damaged.
         Restarting: a hook asked for another plan; the run is saved.
         Interrupted: a signal arrived; the run is saved, and `resume=True` continues it.
-        Diverged: loss or gradient went wrong more often than config.guard allows.
+        Diverged: there were more bad steps than config.guard allows.
     """
     folder = RunFolder(Path(out), is_writer=group.first)
     if not resume and group.first:
         folder.refuse_used()
 
-    # every check that may refuse the run comes before anything is written
+    # all checks that may refuse the run come before anything is written
     config = resolve_runtime(config)
     check_world(config, group)
     task = task or make_task(config)
@@ -97,18 +97,22 @@ def train(
     if config.guard.preflight:
         require_memory(config, task, batches, group)
 
-    again = f"isoflop train --resume {quoted(folder.path)}"
+    resume_command = f"isoflop train --resume {quoted(folder.path)}"
     echo = 0.0 if group.alone else ECHO
-    with disk_errors(f"the run folder {folder.path}", then=again), folder.locked() as lock, Signals(echo) as signals:
+    with (
+        disk_errors(f"the run folder {folder.path}", then=resume_command),
+        folder.locked() as lock,
+        Signals(echo) as signals,
+    ):
         if group.first and not (resume and folder.config.exists()):
-            launched = {"launch": group.launch} if group.launch else {}
-            about = {**describe_machine(config.runtime.device), **launched, **(environment or {})}
-            write_first_files(config, folder, prepared, plan or Plan.nothing(), about, decided)
+            launch = {"launch": group.launch} if group.launch else {}
+            machine = {**describe_machine(config.runtime.device), **launch, **(environment or {})}
+            write_first_files(config, folder, prepared, plan or Plan.nothing(), machine, decisions)
         folder.repair()
         state = make_run(config, folder, task, prepared, batches, resume, group)
-        state.signals, state.budget = signals, seconds_held_to(state)
+        state.signals, state.budget = signals, time_limit(state)
 
-        saver = Saver(config.every, group) if saved else NotSaved(config.every, group)
+        saver = Saver(config.every, group) if saved else NoSaver(config.every, group)
         try:
             for hook in hooks:
                 hook.started(state)
@@ -131,26 +135,27 @@ def train(
 def run_steps(
     state: RunState, hooks: Sequence[Hook], signals: Signals, saver: Saver, lock: Lock, watchdog: Watchdog
 ) -> None:
-    """The loop. On return all planned steps are done and the last checkpoint is written or being written."""
+    """The loop. On return all planned steps are done, and the last checkpoint is written or being written."""
     config, group, runtime, optimizers = state.config, state.layout.group, state.runtime, state.optimizers
     with_gradients, with_update = overriding(hooks, "gradients_ready"), overriding(hooks, "updated")
-    ahead = updates_ahead(runtime, config.guard, state.layout, optimizers)
+    update_early = updates_ahead(runtime, config.guard, state.layout, optimizers)
     budget = state.budget
-    beside = {name: getattr(config.every, name) for name in ("evaluate", "sample", "suite", "checkpoint")}
-    pace = Pace(budget, beside) if budget and group.first else None
+    intervals = {name: getattr(config.every, name) for name in ("evaluate", "sample", "suite", "checkpoint")}
+    pace = Pace(budget, intervals) if budget and group.first else None
     log, statistics = TrainingLog(state), Statistics(state.model)
-    saved = state.step if state.step else -1
-    if saved < 0 and config.guard.may_roll_back:
-        saved = saver.save(state)
-    before = time.monotonic() - state.seconds
+
+    saved_step = state.step if state.step else -1
+    if saved_step < 0 and config.guard.may_roll_back:
+        saved_step = saver.save(state)
+    started = time.monotonic() - state.seconds  # of the run, if it had not been interrupted
     state.model.train()
     batch = None
 
     while not state.done:
         saver.check()
         lock.check()
-        if state.step == state.timetable.decay_step and saved != state.step:
-            saved = saver.save(state)  # an extended run resumes from here
+        if state.step == state.timetable.decay_step and saved_step != state.step:
+            saved_step = saver.save(state)  # an extended run resumes from here
 
         with step_span():
             # ---- batch ----
@@ -170,18 +175,18 @@ def run_steps(
                 hook.gradients_ready(state)
             device_norm = clip_gradients(state.model, config.optim.clip, state.layout.whole)
             numbers = runtime.fetch((device_loss, device_norm))
-            if ahead:
+            if update_early:
                 update(optimizers, scale, find_inf((device_loss, device_norm)))
             # read and send the next batch while the device computes
             batch = runtime.send(state.batches.batch(state.step + 1, group.rank, group.size))
             loss, norm = numbers()  # waits for the device
 
             # ---- judge and update ----
-            trouble = state.watch.look(loss, norm)
-            taken = trouble is None or trouble.action == "keep"
-            if taken and not ahead:
+            trouble = state.watch.judge(loss, norm)
+            update_taken = trouble is None or trouble.action == "keep"
+            if update_taken and not update_early:
                 update(optimizers, scale)
-            elif not taken:
+            elif not update_taken:
                 discard_step(optimizers, statistics)
             if trouble:
                 log_bad_step(state, hooks, trouble, loss, norm)
@@ -191,27 +196,27 @@ def run_steps(
                 if trouble.action == "rollback":
                     saver.wait()
                     roll_back(state, hooks)
-                    saved, batch, log = state.step, None, TrainingLog(state)
-                    pace = Pace(budget, beside) if pace else None
+                    saved_step, batch, log = state.step, None, TrainingLog(state)
+                    pace = Pace(budget, intervals) if pace else None
                     continue
             state.step += 1
-            state.seconds = time.monotonic() - before
-            if taken:
+            state.seconds = time.monotonic() - started
+            if update_taken:
                 log.add(loss, norm, scale)
 
         # ---- hooks ----
-        step_ended = time.monotonic()
-        due = [name for name, every in beside.items() if state.due(every)]
-        watchdog.at(state.step, "beside the steps")
-        for hook in with_update if taken else ():
+        step_end = time.monotonic()
+        due_now = [name for name, every in intervals.items() if state.due(every)]
+        watchdog.at(state.step, "between steps")
+        for hook in with_update if update_taken else ():
             hook.updated(state)
         for hook in hooks:
             hook.stepped(state)
 
         # ---- clock and signals, agreed on by all processes ----
-        state.seconds = time.monotonic() - before
-        aside = state.aside + time.monotonic() - step_ended
-        decision = pace.look(state.step, state.seconds, state.timetable, aside) if pace else None
+        state.seconds = time.monotonic() - started
+        aside_seconds = state.aside_seconds + time.monotonic() - step_end
+        decision = pace.check(state.step, state.seconds, state.timetable, aside_seconds) if pace else None
         signal, decision = agree(group, signals.received, decision)
         if decision:
             state.folder.append("decisions", decision.line(time.time()), durable=True)
@@ -220,24 +225,29 @@ def run_steps(
                 hook.decided(state, decision)
 
         # ---- checkpoint ----
-        if (state.due(config.every.checkpoint) and taken) or state.done:
-            saved = saver.save(state)
-        state.aside += time.monotonic() - step_ended
-        if pace and due:
-            pace.spent(due, time.monotonic() - step_ended)
-        state.seconds = time.monotonic() - before
+        if (state.due(config.every.checkpoint) and update_taken) or state.done:
+            saved_step = saver.save(state)
+        state.aside_seconds += time.monotonic() - step_end
+        if pace and due_now:
+            pace.record_cost(due_now, time.monotonic() - step_end)
+        state.seconds = time.monotonic() - started
         if signal is not None:  # also after the last step: the evaluation that follows may take long
-            if saved != state.step:
+            if saved_step != state.step:
                 saver.save(state)
             saver.wait()
-            if signal == RESTART:
-                state.folder.event("abandoned", step=state.step, seconds=state.seconds)
-                raise Restarting(state.step, state.seconds)
-            state.folder.event("stopped", step=state.step, signal=signal)
-            raise Interrupted(signal, state.step, state.folder.path)
+            raise stopped(state, signal)
 
 
-def seconds_held_to(state: RunState) -> float:
-    """The run's time limit in seconds: the configuration's, or that of its last extension; 0: none."""
-    extended = [line["seconds"] for line in read_lines(state.folder.log("decisions")) if "seconds" in line]
-    return float(convert(float, extended[-1], "decision.seconds")) if extended else state.config.seconds
+def stopped(state: RunState, signal: int) -> Restarting | Interrupted:
+    """Record that a saved run stops because of a signal, or of a request to restart it. Returns what to raise."""
+    if signal == RESTART:
+        state.folder.event("abandoned", step=state.step, seconds=state.seconds)
+        return Restarting(state.step, state.seconds)
+    state.folder.event("stopped", step=state.step, signal=signal)
+    return Interrupted(signal, state.step, state.folder.path)
+
+
+def time_limit(state: RunState) -> float:
+    """The run's limit of training seconds: the configuration's, or that of its last extension; 0: none."""
+    limits = [line["seconds"] for line in read_lines(state.folder.log("decisions")) if "seconds" in line]
+    return float(convert(float, limits[-1], "decision.seconds")) if limits else state.config.seconds

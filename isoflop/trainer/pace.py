@@ -1,8 +1,8 @@
 """Keeps a run within its budget in seconds: when the speed drifts from the calibration, the end of the run moves.
 
 The learning rate remains a pure function of the step and of the recorded decisions (optim/schedules.py); this module
-only makes the decisions. They depend on how long steps took, and on the work between them: evaluations, samples and
-checkpoints are expected to cost what they cost so far, as often as they are still due.
+only makes the decisions. They depend on the time that steps took, and on the work between steps: each evaluation, set
+of samples and checkpoint still due is expected to cost what it cost so far.
 """
 
 import bisect
@@ -13,9 +13,9 @@ from isoflop.optim.schedules import Decision, Timetable
 
 FIRST_LOOK = 0.05  # share of the run after which its own speed predicts better than the calibration
 LATE = 0.8  # share of the run after which little time is left to correct an error
-BETWEEN, BETWEEN_LATE = 0.05, 0.01  # share of the run between two checks: rare, so that noise causes no decisions
-TOLERANCE = 0.02  # of the budget; the promise is 5 %, and a late decision has less time to correct an error
-TOLERANCE_LATE = 0.01  # in the last fifth
+BETWEEN, BETWEEN_LATE = 0.05, 0.01  # share of the run between two checks: few, so that noise causes no decisions
+TOLERANCE = 0.02  # of the budget; we promise 5 %, and a late decision has less time to correct an error
+TOLERANCE_LATE = 0.01  # after LATE
 RECENT = 0.35  # share of the elapsed time over which speed is measured: long enough to be steady, short enough to adapt
 
 
@@ -25,7 +25,7 @@ class Pace:
 
     Attributes:
         seconds: the budget of training time.
-        every: work between steps by name: every how many steps (0: never); it is also done at the end.
+        every: kinds of work between steps, by name: the interval in steps (0: never). Each is also done at the end.
     """
 
     seconds: float
@@ -36,18 +36,18 @@ class Pace:
         self._next_look = 0.0
         self._costs: dict[str, float] = {}
 
-    def spent(self, due: Sequence[str], seconds: float) -> None:
-        """Record the work that was done after a step and its total time. The known cost of some of it is subtracted to
-        get that of the others."""
-        known = sum(self._costs.get(name, 0.0) for name in due)
-        new = [name for name in due if name not in self._costs]
+    def record_cost(self, due: Sequence[str], seconds: float) -> None:
+        """Record the kinds of work that were done after a step, and their total time. The known cost of some is
+        subtracted to get that of the others."""
+        known_cost = sum(self._costs.get(name, 0.0) for name in due)
+        unknown = [name for name in due if name not in self._costs]
         for name in due:
-            if name in new:
-                self._costs[name] = max(0.0, seconds - known) / len(new)
-            elif not new and known:
-                self._costs[name] *= 0.5 + 0.5 * seconds / known  # average of the old and the new cost
+            if name in unknown:
+                self._costs[name] = max(0.0, seconds - known_cost) / len(unknown)
+            elif not unknown and known_cost:
+                self._costs[name] *= 0.5 + 0.5 * seconds / known_cost  # average of the old and the new cost
 
-    def to_come(self, step: int, total: int) -> float:
+    def remaining_cost(self, step: int, total: int) -> float:
         """Seconds of all work between steps that is still due until the end at step `total`."""
         return sum(
             cost * (total // every - step // every + bool(total % every))
@@ -55,13 +55,13 @@ class Pace:
             if (every := self.every.get(name, 0))
         )
 
-    def look(self, step: int, elapsed: float, timetable: Timetable, aside: float = 0.0) -> Decision | None:
+    def check(self, step: int, elapsed: float, timetable: Timetable, aside_seconds: float = 0.0) -> Decision | None:
         """The decision that is due after `step` steps and `elapsed` seconds of training, if any.
 
         Args:
-            aside: those of these seconds that were not spent on steps.
+            aside_seconds: the part of `elapsed` that was not spent on steps.
         """
-        stepping = elapsed - aside
+        stepping = elapsed - aside_seconds
         self._marks.append((step, stepping))
         progress = timetable.progress(step)
         if step >= timetable.total_steps or progress < max(FIRST_LOOK, self._next_look):
@@ -70,37 +70,40 @@ class Pace:
         self._next_look = progress + (BETWEEN_LATE if late else BETWEEN)
 
         # recent speed
-        since = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * stepping)
-        if since[0] == step:
-            since = self._marks[0]
-        if since[0] == step:
+        start = next(mark for mark in self._marks if mark[1] >= (1 - RECENT) * stepping)
+        if start[0] == step:
+            start = self._marks[0]
+        if start[0] == step:
             return None
-        self._marks = [mark for mark in self._marks if mark[1] >= since[1]]
-        per_step = (stepping - since[1]) / (step - since[0])
+        self._marks = [mark for mark in self._marks if mark[1] >= start[1]]
+        per_step = (stepping - start[1]) / (step - start[0])
 
         # when does the run end at that speed?
-        to_come = self.to_come(step, timetable.total_steps)
-        ends = elapsed + (timetable.total_steps - step) * per_step + to_come
+        remaining_cost = self.remaining_cost(step, timetable.total_steps)
+        predicted_end = elapsed + (timetable.total_steps - step) * per_step + remaining_cost
         tolerance = TOLERANCE_LATE if late else TOLERANCE
-        if abs(ends - self.seconds) <= tolerance * self.seconds:
+        if abs(predicted_end - self.seconds) <= tolerance * self.seconds:
             return None
-        left = max(0.0, self.seconds - elapsed)
+        time_left = max(0.0, self.seconds - elapsed)
 
-        def takes(steps: int) -> float:
-            return (steps - step) * per_step + self.to_come(step, steps)
+        def seconds_until(steps: int) -> float:
+            return (steps - step) * per_step + self.remaining_cost(step, steps)
 
         # the last end within the budget, or the next one if it is nearer to the budget (it may have one more sample)
-        ends_at = range(step + 1, step + 2 + int(left / per_step))
-        first_late = max(bisect.bisect_right(ends_at, left, key=takes), 1)
-        steps = min(ends_at[first_late - 1], ends_at[first_late - 1] + 1, key=lambda steps: abs(takes(steps) - left))
+        candidates = range(step + 1, step + 2 + int(time_left / per_step))
+        within = max(bisect.bisect_right(candidates, time_left, key=seconds_until), 1)
+        steps = min(
+            candidates[within - 1], candidates[within - 1] + 1, key=lambda steps: abs(seconds_until(steps) - time_left)
+        )
         if steps == timetable.total_steps:
             return None
         return Decision(
             at_step=step,
             steps=steps,
-            reason=f"at {in_words(per_step)} per step it would have ended at {ends:.0f} s, not {self.seconds:.0f} s",
+            reason=f"at {format_seconds(per_step)} per step it would have ended at {predicted_end:.0f} s, "
+            f"not {self.seconds:.0f} s",
         )
 
 
-def in_words(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -22,10 +22,10 @@ def agree(group: Group, signal: int | None, decision: Decision | None) -> tuple[
     if group.alone:
         return signal, decision
 
-    number, decided = group.all_max([signal or 0, int(decision is not None)])
-    if decided:
+    first_signal, has_decision = group.all_max([signal or 0, int(decision is not None)])
+    if has_decision:
         decision = Decision.from_dict(group.broadcast(decision.to_dict() if decision else None))
-    return number or None, decision
+    return first_signal or None, decision
 
 
 def check_world(config: RunConfig, group: Group) -> None:
@@ -43,19 +43,19 @@ def check_world(config: RunConfig, group: Group) -> None:
     if group.alone:
         return
 
-    cards = torch.cuda.device_count()
-    if config.runtime.device.startswith("cuda") and cards < group.local_size:
+    gpus = torch.cuda.device_count()
+    if config.runtime.device.startswith("cuda") and gpus < group.local_size:
         raise UserError(
-            f"{group.local_size} processes on this host have {cards} GPUs: start as many processes as GPUs, or use "
+            f"{group.local_size} processes on this host have {gpus} GPUs: start as many processes as GPUs, or use "
             "--set runtime.device=cpu"
         )
 
     batch = config.batch
     for name, sequences in (("batch.sequences", batch.sequences), ("batch.ramp_from", batch.ramp_from)):
         if sequences % group.size:
-            above = -(-sequences // group.size) * group.size
+            next_multiple = -(-sequences // group.size) * group.size
             raise UserError(
-                f"{name} = {sequences} cannot be divided among {group.size} processes; use --set {name}={above}"
+                f"{name} = {sequences} cannot be divided among {group.size} processes; use --set {name}={next_multiple}"
             )
         rows = sequences // group.size
         if rows > batch.micro and rows % batch.micro:

@@ -1,9 +1,9 @@
 """Profiles a few steps of a run with torch.profiler.
 
-    RUN/profile/trace.json.gz   every operation and Python call, for ui.perfetto.dev or chrome://tracing
-    RUN/profile/profile.json    a summary: a table of operations and a tree of calls, drawn in the report
+    RUN/profile/trace.json.gz   all operations and Python calls, for ui.perfetto.dev or chrome://tracing
+    RUN/profile/profile.json    a summary: a table of operations and a tree of calls, shown in the report
 
-A profiled run has the same bits as one that is not.
+A profiled run has the same bits as one without a profiler.
 """
 
 import contextlib
@@ -24,48 +24,48 @@ from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 from isoflop.trainer.step import STEP_SPAN
 
-SETTLE = 3  # steps of this process before the first profiled one, which allocate memory and choose kernels
+WARM_UP = 3  # steps of this process before the first profiled one, which allocate memory and choose kernels
 STEPS = 3  # profiled steps
-SMALLEST = 0.002  # share of the total time below which a call is left out of the tree
-SHOWN = ("cpu_op", "user_annotation", "python_function", "kernel")
+SMALLEST = 0.002  # share of the total time; smaller calls are left out of the tree
+CATEGORIES = ("cpu_op", "user_annotation", "python_function", "kernel")  # of a Chrome trace, that are summarized
 
 
 class Profile(Hook):
     """Profiles STEPS steps after the first SETTLE ones of this process, or the last ones of a shorter run."""
 
-    def __init__(self, steps: int = STEPS, settle: int = SETTLE) -> None:
-        self.steps, self.settle = steps, settle
-        self.watch: Any = None
+    def __init__(self, steps: int = STEPS, warm_up: int = WARM_UP) -> None:
+        self.steps, self.warm_up = steps, warm_up
+        self.profiler: Any = None
         self.first = 0
 
     def started(self, state: RunState) -> None:
-        left = state.timetable.total_steps - state.step
-        self.first = state.step + max(0, min(self.settle, left - self.steps))
-        if self.first == state.step and left > 0:
+        remaining = state.timetable.total_steps - state.step
+        self.first = state.step + max(0, min(self.warm_up, remaining - self.steps))
+        if self.first == state.step and remaining > 0:
             self.begin(state)
 
     def stepped(self, state: RunState) -> None:
-        if self.watch is None and state.step == self.first and not state.done:
+        if self.profiler is None and state.step == self.first and not state.done:
             self.begin(state)
-        elif self.watch is not None and (state.step >= self.first + self.steps or state.done):
+        elif self.profiler is not None and (state.step >= self.first + self.steps or state.done):
             self.finish(state)
 
     def ended(self, state: RunState) -> None:
-        if self.watch is not None:
+        if self.profiler is not None:
             self.finish(state)
 
     def begin(self, state: RunState) -> None:
         activities = [ProfilerActivity.CPU]
         if state.runtime.device.type == "cuda":
             activities.append(ProfilerActivity.CUDA)
-        self.watch = torch.profiler.profile(activities=activities, with_stack=True)
-        self.watch.start()
+        self.profiler = torch.profiler.profile(activities=activities, with_stack=True)
+        self.profiler.start()
 
     def finish(self, state: RunState) -> None:
         """Stop the profiler and write its files; an interrupted run writes the steps so far."""
-        watch, self.watch = self.watch, None
+        profiler, self.profiler = self.profiler, None
         state.runtime.synchronize()
-        watch.stop()
+        profiler.stop()
         steps = state.step - self.first
         if steps < 1:
             return
@@ -73,14 +73,16 @@ class Profile(Hook):
         folder.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch, contextlib.suppress(FileNotFoundError):
             trace = Path(scratch) / "trace.json.gz"
-            watch.export_chrome_trace(str(trace))
+            profiler.export_chrome_trace(str(trace))
             with gzip.open(trace, "rt", encoding="utf-8", errors="replace") as file:
                 events = json.load(file)["traceEvents"]
             trace.replace(folder / "trace.json.gz")
-            write_json(folder / "profile.json", {"first_step": self.first + 1, "steps": steps, **in_short(events)})
+            write_json(
+                folder / "profile.json", {"first_step": self.first + 1, "steps": steps, **summarize_trace(events)}
+            )
 
 
-def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def summarize_trace(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The table and the tree of a Chrome trace, for the steps only (the spans named STEP_SPAN), without hooks and
     checkpoints between them. A trace without a step is summarised as a whole, with a warning.
 
@@ -89,30 +91,34 @@ def in_short(events: Iterable[dict[str, Any]]) -> dict[str, Any]:
         its callees, largest first (on a GPU: of its kernels). `tree`: nodes of `name`, `microseconds` with callees,
         `inside`.
     """
-    spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in SHOWN]
-    forest = nest(span for span in spans if span["cat"] != "kernel" and worth_showing(span))
+    spans = [event for event in events if event.get("ph") == "X" and event.get("cat") in CATEGORIES]
+    forest = nest(span for span in spans if span["cat"] != "kernel" and is_shown(span))
     tree = find_all(forest, STEP_SPAN)
     if not tree:
         warnings.warn(f"the profile has no span named {STEP_SPAN!r}: all that was recorded is shown", stacklevel=2)
         tree = forest
-    own: Counter[str] = Counter()
+
+    self_time: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     kernels = [node for span in spans if span["cat"] == "kernel" for node in nest([span])]
-    count_own(kernels or tree, own, calls)
+    add_self_times(kernels or tree, self_time, calls)
     total = sum(node["microseconds"] for node in tree)
-    rows = [{"name": name, "calls": calls[name], "microseconds": round(own[name], 1)} for name, _ in own.most_common()]
+    rows = [
+        {"name": name, "calls": calls[name], "microseconds": round(self_time[name], 1)}
+        for name, _ in self_time.most_common()
+    ]
     return {"microseconds": round(total, 1), "operations": rows, "tree": merge(tree, SMALLEST * total)}
 
 
 def find_all(nodes: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     """The topmost nodes with this name."""
-    found = []
+    matches = []
     for node in nodes:
-        found += [node] if node["name"] == name else find_all(node["inside"], name)
-    return found
+        matches += [node] if node["name"] == name else find_all(node["inside"], name)
+    return matches
 
 
-def worth_showing(span: dict[str, Any]) -> bool:
+def is_shown(span: dict[str, Any]) -> bool:
     """Whether a span is an operation, a module or a function of isoflop, not a function of torch or Python."""
     if span["cat"] != "python_function":
         return True
@@ -126,7 +132,7 @@ def nest(spans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     open_spans: dict[Any, list[tuple[float, dict[str, Any]]]] = {}
     for span in sorted(spans, key=lambda span: (span["ts"], -span["dur"])):
         start, end = float(span["ts"]), float(span["ts"]) + float(span["dur"])
-        node = {"name": called(str(span["name"])), "microseconds": float(span["dur"]), "inside": []}
+        node = {"name": display_name(str(span["name"])), "microseconds": float(span["dur"]), "inside": []}
         stack = open_spans.setdefault((span.get("pid"), span.get("tid")), [])
         while stack and stack[-1][0] <= start:
             stack.pop()
@@ -135,7 +141,7 @@ def nest(spans: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return roots
 
 
-def called(name: str) -> str:
+def display_name(name: str) -> str:
     """A span's name for readers: "isoflop/trainer/step.py take_step", "Linear", "aten::mm"."""
     if name.startswith("nn.Module:"):
         return name.removeprefix("nn.Module:").strip().rpartition("_")[0]
@@ -146,23 +152,27 @@ def called(name: str) -> str:
     return f"{path[path.rfind('isoflop/') :]} {function}"
 
 
-def count_own(nodes: list[dict[str, Any]], own: Counter[str], calls: Counter[str]) -> None:
+def add_self_times(nodes: list[dict[str, Any]], self_time: Counter[str], calls: Counter[str]) -> None:
     """Sum up each name's calls and its time without its children's."""
     for node in nodes:
         calls[node["name"]] += 1
-        own[node["name"]] += node["microseconds"] - sum(child["microseconds"] for child in node["inside"])
-        count_own(node["inside"], own, calls)
+        self_time[node["name"]] += node["microseconds"] - sum(child["microseconds"] for child in node["inside"])
+        add_self_times(node["inside"], self_time, calls)
 
 
 def merge(nodes: list[dict[str, Any]], least: float) -> list[dict[str, Any]]:
     """Merge siblings of the same name, in the order of their first call; leave out those below `least`."""
     by_name: dict[str, dict[str, Any]] = {}
     for node in nodes:
-        one = by_name.setdefault(node["name"], {"name": node["name"], "microseconds": 0.0, "inside": []})
-        one["microseconds"] += node["microseconds"]
-        one["inside"].extend(node["inside"])
+        merged = by_name.setdefault(node["name"], {"name": node["name"], "microseconds": 0.0, "inside": []})
+        merged["microseconds"] += node["microseconds"]
+        merged["inside"].extend(node["inside"])
     return [
-        {"name": one["name"], "microseconds": round(one["microseconds"], 1), "inside": merge(one["inside"], least)}
-        for one in by_name.values()
-        if one["microseconds"] >= least
+        {
+            "name": merged["name"],
+            "microseconds": round(merged["microseconds"], 1),
+            "inside": merge(merged["inside"], least),
+        }
+        for merged in by_name.values()
+        if merged["microseconds"] >= least
     ]

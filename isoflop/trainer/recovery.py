@@ -9,7 +9,7 @@ from isoflop import checkpoint
 from isoflop.errors import UserError
 from isoflop.parallel.failures import Lost
 from isoflop.records import Lock, RunFolder, SkipLine
-from isoflop.trainer.begin import last_checkpoint, put_back
+from isoflop.trainer.begin import last_checkpoint, restore
 from isoflop.trainer.guard import Trouble
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
@@ -45,11 +45,11 @@ def log_bad_step(state: RunState, hooks: Sequence[Hook], trouble: Trouble, loss:
 
 
 def roll_back(state: RunState, hooks: Sequence[Hook]) -> None:
-    """Load the last checkpoint. Data that is recorded as skipped is not read again. The clock is not set back: the time
+    """Load the last checkpoint. Data recorded as skipped are not read again. The clock is not set back, since the time
     was spent."""
     from_step = state.step
     last, notices = last_checkpoint(state.folder, state.layout.group)
-    put_back(state, last)
+    restore(state, last)
     state.model.train()
     state.folder.event("rolled back", step=state.step, from_step=from_step)
     for hook in hooks:
@@ -58,17 +58,21 @@ def roll_back(state: RunState, hooks: Sequence[Hook]) -> None:
 
 
 def diverged(state: RunState, trouble: Trouble, why: str) -> Diverged:
-    """The error that ends a run, with the checkpoints that can be trusted."""
+    """The error that ends a run. It names the last checkpoint, and the last one that a good step followed.
+
+    Args:
+        why: the rule of config.guard that stops the run (guard.must_stop).
+    """
     steps = checkpoint.steps(state.folder.checkpoints)
     bad = {line.step for line in state.skips if line.action != "keep"}
-    proven = [step for step in steps if not bad.issuperset(range(step + 1, state.step + 2))]
+    trusted = [step for step in steps if not bad.issuperset(range(step + 1, state.step + 2))]
 
     saved = "there is no checkpoint yet"
     if steps:
         saved = f"the last checkpoint, {checkpoint.at_step(state.folder.checkpoints, steps[-1])}, is from before that"
-        if steps[-1:] != proven[-1:]:
-            saved += ", but no step from it on was good and it may be what is wrong"
-            saved += f"; one from that of step {proven[-1]} on was" if proven else ""
+        if steps[-1:] != trusted[-1:]:
+            saved += ", but no step after it was good, so its weights may be at fault"
+            saved += f"; the one of step {trusted[-1]} was followed by a good step" if trusted else ""
     return Diverged(
         f"step {state.step + 1}: {trouble.reason}; {why}; {saved}: start again with a lower optim.lr and "
         "optim.matrix_lr"
@@ -76,18 +80,18 @@ def diverged(state: RunState, trouble: Trouble, why: str) -> Diverged:
 
 
 @contextlib.contextmanager
-def record_failure(folder: RunFolder, lock: Lock, at: Callable[[], int]) -> Iterator[None]:
-    """A context that records in the run's history why it ends early, if its folder still exists. Signals, and hanging
-    processes, are recorded where they are noticed.
+def record_failure(folder: RunFolder, lock: Lock, current_step: Callable[[], int]) -> Iterator[None]:
+    """A context that records in events.jsonl why the run ends early, if its folder still exists. Signals and hanging
+    processes are recorded where they are detected.
 
     Args:
-        at: returns the run's current step.
+        current_step: returns the run's current step.
     """
     try:
         yield
     except (Diverged, Lost, UserError, OSError) as error:
-        what = {Diverged: "diverged", Lost: "lost"}.get(type(error), "failed")
+        event = {Diverged: "diverged", Lost: "lost"}.get(type(error), "failed")
         with contextlib.suppress(UserError, OSError):
             lock.check()
-            folder.event(what, step=at(), reason=str(error))
+            folder.event(event, step=current_step(), reason=str(error))
         raise

@@ -18,7 +18,7 @@ class RunResult:
             token.
         heldout_loss: the last held-out loss during the run, nats per token; None if none was measured.
         seconds: of training, without the time between an interruption and its resumption.
-        aside: those of these seconds not spent on steps but on evaluation, samples and checkpoints.
+        aside_seconds: the part of `seconds` not spent on steps but on evaluation, samples and checkpoints.
         tokens: read in training.
         flops: 6 N D.
     """
@@ -28,7 +28,7 @@ class RunResult:
     loss: float
     heldout_loss: float | None
     seconds: float
-    aside: float
+    aside_seconds: float
     tokens: int
     flops: float
 
@@ -45,7 +45,7 @@ def summarize(state: RunState) -> RunResult:
         loss=sum(tail) / len(tail) if tail else float("nan"),
         heldout_loss=heldout[-1] if heldout else None,
         seconds=state.seconds,
-        aside=state.aside,
+        aside_seconds=state.aside_seconds,
         tokens=state.tokens,
         flops=state.flops,
     )

@@ -1,11 +1,11 @@
-"""Writes the checkpoints of a run while training continues, and decides which of them stay.
+"""Writes the checkpoints of a run while training continues, and decides which of them are kept.
 
-    save ─> copy in memory ─> a thread: write the checkpoint, then delete those that are no longer wanted
+    save ─> copy in memory ─> a thread: write the checkpoint, then delete those that are no longer needed
               training continues
 
 At most one is being written; the next save waits for it. A disk error in the thread is raised in the run, at the next
-step. The copy takes main memory: per parameter 4 bytes for the weights and 4 (Muon) or 8 (AdamW) for the optimiser,
-from the save until it is written. The files are bit for bit those of a write in the foreground.
+step. The copy takes main memory, from the save until it is written: per parameter 4 bytes for the weights and 4 (Muon)
+or 8 (AdamW) for the optimiser. The files are the same, bit for bit, as when written in the foreground.
 """
 
 import math
@@ -24,9 +24,9 @@ class Saver:
     """Writes checkpoints.
 
     Args:
-        every: which stay, and whether they are written in the background.
-        group: several processes write their shards, and the first one deletes old checkpoints. They never write in the
-            background: the collectives of writing would interfere with those of the steps.
+        every: which checkpoints are kept, and whether they are written in the background.
+        group: several processes write their shards, and rank 0 deletes old checkpoints. They never write in the
+            background, since the collectives of writing would interfere with those of the steps.
     """
 
     def __init__(self, every: EveryConfig, group: Group = ALONE) -> None:
@@ -35,9 +35,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def save(self, state: RunState) -> int:
-        """Write a checkpoint of the run, and delete those that are no longer wanted.
+        """Write a checkpoint of the run, and delete those that are no longer needed.
 
-        After a discarded step nothing is deleted: the weights may be at fault, and the older ones good.
+        After a discarded step nothing is deleted: the weights may be at fault, and older checkpoints good.
 
         Returns:
             The step that was saved.
@@ -52,7 +52,7 @@ class Saver:
             fingerprint=state.prepared.fingerprint,
             progress={
                 "seconds": state.seconds,
-                "aside": state.aside,
+                "aside": state.aside_seconds,
                 "tokens": state.tokens,
                 "recent": state.watch.state(),
             },
@@ -61,30 +61,30 @@ class Saver:
 
         doubtful = any(line.step == state.step and line.action != "keep" for line in state.skips)
         if doubtful:
-            self.wait()  # one that is still being written stays too
-            stay = checkpoint.steps(state.folder.checkpoints)
+            self.wait()  # one that is still being written is kept too
+            keep = checkpoint.steps(state.folder.checkpoints)
         else:
             decay = state.timetable.decay_step
-            stay = [] if decay is None else [decay]
-        self.write(pending, state.heldout, stay)
+            keep = [] if decay is None else [decay]
+        self.write(pending, state.heldout, keep)
         return state.step
 
-    def write(self, pending: checkpoint.Pending, heldout: Sequence[tuple[int, float]], also: Collection[int]) -> None:
-        """Write a checkpoint after the previous one is written, and delete those that are no longer wanted.
+    def write(self, pending: checkpoint.Pending, heldout: Sequence[tuple[int, float]], keep: Collection[int]) -> None:
+        """Write a checkpoint after the previous one is written, and delete those that are no longer needed.
 
         Args:
-            pending: its tensors must not change any more, if `background`.
+            pending: if `background`, its tensors must not change any more.
             heldout: (step, loss) of the evaluations so far.
-            also: steps whose checkpoints stay.
+            keep: further steps whose checkpoints are kept.
 
         Raises:
-            UserError: for a disk error with this one or the previous one.
+            UserError: for a disk error with this checkpoint or the previous one.
         """
         self.wait()
         if not self.background:
-            write_and_prune(pending, self.every, heldout, also)
+            write_and_prune(pending, self.every, heldout, keep)
             return
-        arguments = (pending, self.every, tuple(heldout), tuple(also))
+        arguments = (pending, self.every, tuple(heldout), tuple(keep))
         self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
         self._thread.start()
 
@@ -93,10 +93,10 @@ class Saver:
         pending: checkpoint.Pending,
         every: EveryConfig,
         heldout: Sequence[tuple[int, float]],
-        also: Collection[int],
+        keep: Collection[int],
     ) -> None:
         try:
-            write_and_prune(pending, every, heldout, also)
+            write_and_prune(pending, every, heldout, keep)
         except BaseException as error:  # raised again in the main thread, by `check`
             self._error = error
 
@@ -112,15 +112,14 @@ class Saver:
         self.check()
 
     def finish(self) -> None:
-        """`wait` for a run that ends for another reason: an error of the thread is not raised."""
+        """Like `wait`, for a run that ends for another reason: an error of the thread is not raised."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
 
-class NotSaved(Saver):
-    """For a run of which nothing is to stay: no checkpoint is written. In one of several processes that train alone for
-    a moment, writing one would wait for the others."""
+class NoSaver(Saver):
+    """Writes no checkpoints. For pilots, which rank 0 trains alone: writing one would wait for the other processes."""
 
     def save(self, state: RunState) -> int:
         return state.step
@@ -130,27 +129,27 @@ def write_and_prune(
     pending: checkpoint.Pending,
     every: EveryConfig,
     heldout: Sequence[tuple[int, float]],
-    also: Collection[int],
+    keep: Collection[int],
 ) -> None:
     folder = pending.final.parent
     checkpoint.write(pending, then=f"isoflop train --resume {quoted(folder.parent)}")
-    stay = wanted(checkpoint.steps(folder), every, heldout)
-    checkpoint.prune(folder, every.keep, keep={*stay, *also})
+    also_keep = checkpoints_to_keep(checkpoint.steps(folder), every, heldout)
+    checkpoint.prune(folder, every.keep, keep={*also_keep, *keep})
 
 
-def wanted(steps: Sequence[int], every: EveryConfig, heldout: Sequence[tuple[int, float]]) -> set[int]:
-    """The checkpoints that stay in addition to the last ones: the best, and every n-th.
+def checkpoints_to_keep(steps: Sequence[int], every: EveryConfig, heldout: Sequence[tuple[int, float]]) -> set[int]:
+    """The checkpoints kept in addition to the last ones: the best, and every `every.keep_every` steps.
 
-    The best has the lowest held-out loss, that of the last evaluation up to its step; of several the first.
+    The best has the lowest held-out loss in the last evaluation up to its step; of equal ones, the first.
     """
-    stay = {step for step in steps if every.keep_every and step % every.keep_every == 0}
-    losses = {step: at for step in steps if (at := loss_at(step, heldout)) is not None}
+    keep = {step for step in steps if every.keep_every and step % every.keep_every == 0}
+    losses = {step: loss for step in steps if (loss := loss_at(step, heldout)) is not None}
     if every.keep_best and losses:
-        stay.add(min(losses, key=lambda step: (losses[step], step)))
-    return stay
+        keep.add(min(losses, key=lambda step: (losses[step], step)))
+    return keep
 
 
 def loss_at(step: int, heldout: Sequence[tuple[int, float]]) -> float | None:
-    """The held-out loss last measured up to a step."""
-    before = [(at, loss) for at, loss in heldout if at <= step and math.isfinite(loss)]
-    return max(before)[1] if before else None
+    """The last held-out loss measured up to a step; None if there is none."""
+    earlier = [(measured_at, loss) for measured_at, loss in heldout if measured_at <= step and math.isfinite(loss)]
+    return max(earlier)[1] if earlier else None

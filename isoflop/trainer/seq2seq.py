@@ -32,8 +32,8 @@ from isoflop.trainer.workload import Notes, Rung, Workload
 
 # (blocks of the encoder and of the decoder, d_model)
 LADDER: tuple[Rung, ...] = ((1, 64), (2, 64), (2, 128), (3, 192), (4, 256), (6, 384), (6, 512), (6, 768))
-HEAD_WIDTH = 16  # narrow, unlike a GPT's: 4 heads of 16 in place of 1 of 64 took a quarter off the error rate (LAB.md)
-SHOWN = 5  # held-out inputs whose outputs are recorded as samples
+HEAD_WIDTH = 16  # narrower than a GPT's: 4 heads of 16 in place of 1 of 64 lowered the error rate by a quarter (LAB.md)
+SAMPLED_INPUTS = 5  # held-out inputs whose outputs are recorded as samples
 
 
 class Writer:
@@ -60,12 +60,12 @@ class PairWorkload(Workload):
         self.vocab_size, self.context = pairs.vocab_size, pairs.longest()
         self.lengths = pairs.mean_lengths()
         self.notes = Notes(
-            dtype="float32 on a CPU: products of short sequences are small",
-            device="products here are small",
-            tokenizer="by what the two sides look like",
-            shape=f"heads of {HEAD_WIDTH}, see LAB.md",
-            tokens="of inputs and outputs, no padding",
-            context="the longest side of a pair and its end",
+            dtype="float32 on a CPU: the matrix products of short sequences are small",
+            device="the matrix products are small",
+            tokenizer="chosen by the form of the two sides",
+            shape=f"heads of width {HEAD_WIDTH}, see LAB.md",
+            tokens="of inputs and outputs, without padding",
+            context="the longest side of a pair, with its end-of-text token",
         )
 
     def heads(self, d_model: int) -> int:
@@ -104,10 +104,10 @@ class Seq2Seq:
             raise UserError(f"loss = {name_of(self.criterion)!r} is for task causal_lm; with seq2seq use cross_entropy")
 
     def prepare(self, model: EncoderDecoder) -> None:
-        """Adds nothing."""
+        """Nothing to add."""
 
     def compile(self) -> None:
-        """Does nothing: nearly every batch has another shape, and each would be compiled again."""
+        """Does nothing: nearly every batch has another shape, and each would be compiled anew."""
 
     def loss(
         self,
@@ -131,7 +131,9 @@ class Seq2Seq:
 
     def batches(self, config: RunConfig, data: PreparedPairs, skipped: tuple[tuple[int, int], ...] = ()) -> PairLoader:
         if config.batch.ramp_from:
-            raise UserError(f"batch.ramp_from = {config.batch.ramp_from} is for text; steps of pairs are all alike")
+            raise UserError(
+                f"batch.ramp_from = {config.batch.ramp_from} is for text; pairs have no batch ramp: set it to 0"
+            )
         for prompt in config.sample.prompts:
             if (length := len(data.tokenizer.encode(prompt))) > config.model.context:
                 raise UserError(
@@ -181,9 +183,9 @@ class Seq2Seq:
                 f"the longest pair in {' '.join(config.sources)} takes {loose.pairs.longest} positions and the model "
                 f"has {model.config.context}: leave longer pairs out"
             )
-        found, judged = self.measure(model, loose, runtime), self.judge(model, loose, beam)
-        found = replace(found, beside=judged, unused=tally.unused(), found_bytes=tally.found_bytes)
-        return replace(found, notes=notes_of(tally))
+        heldout, metrics = self.measure(model, loose, runtime), self.judge(model, loose, beam)
+        heldout = replace(heldout, beside=metrics, unused=tally.unused(), found_bytes=tally.found_bytes)
+        return replace(heldout, notes=notes_of(tally))
 
     def samples(
         self,
@@ -195,12 +197,12 @@ class Seq2Seq:
         """Greedy outputs for a few held-out inputs, each with one of its references, and for the given prompts. They
         are few, no longer than the context, and generated in one batch: no time limit ends them."""
         pairs, tokenizer = data.heldout(), data.tokenizer
-        shown = [i * len(pairs) // SHOWN for i in range(min(SHOWN, len(pairs)))]
+        sampled = [i * len(pairs) // SAMPLED_INPUTS for i in range(min(SAMPLED_INPUTS, len(pairs)))]
         prompts = [prompt for prompt in config.sample.prompts if prompt]
-        sources = [pairs.source[i] for i in shown] + [np.array(tokenizer.encode(prompt)) for prompt in prompts]
+        sources = [pairs.source[i] for i in sampled] + [np.array(tokenizer.encode(prompt)) for prompt in prompts]
         outputs = transduce(model, sources, tokenizer.eot)
         for number, (source, output) in enumerate(zip(sources, outputs, strict=True)):
-            reference = tokenizer.decode(pairs.target[shown[number]]) if number < len(shown) else None
+            reference = tokenizer.decode(pairs.target[sampled[number]]) if number < len(sampled) else None
             yield SampleLine(prompt=tokenizer.decode(source), text=tokenizer.decode(output), reference=reference)
 
     def write(self, model: EncoderDecoder, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
@@ -225,6 +227,7 @@ class Seq2Seq:
                 )
         if not prompt:
             raise UserError("--prompt is empty; this run (--task seq2seq) needs an input, as in --prompt WORD")
+
         [ids] = transduce(model, tokenizer.encode_batch([prompt]), tokenizer.eot, request.beam)
         text = tokenizer.decode(ids)
         request.show(text)

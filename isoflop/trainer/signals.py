@@ -37,11 +37,11 @@ class Restarting(Exception):
     """The run ended between two steps, in all its processes, to start again with another plan (job/attempts.py).
 
     Attributes:
-        step, seconds: steps taken, and seconds of training.
+        step: optimiser steps done; seconds: of training.
     """
 
     def __init__(self, step: int, seconds: float) -> None:
-        super().__init__(f"begins anew after step {step}")
+        super().__init__(f"restarts with another plan after step {step}")
         self.step, self.seconds = step, seconds
 
 
@@ -61,27 +61,27 @@ class Signals:
 
     def __init__(self, echo: float = 0.0) -> None:
         self.received: int | None = None
-        self._echo, self._at = echo, 0.0
-        self._cuts = False
-        self._before: dict[int, Any] = {}
+        self._echo, self._received_at = echo, 0.0
+        self._cutting = False
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             caught = [number for number in self.CAUGHT if signal.getsignal(number) != signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._note) for number in caught}
+            self._previous_handlers = {number: signal.signal(number, self._note) for number in caught}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None and self.received != RESTART:
-            if time.monotonic() - self._at >= self._echo:
+            if time.monotonic() - self._received_at >= self._echo:
                 os._exit(128 + signum)
             return
-        self.received, self._at = signum, time.monotonic()
-        if self._cuts:
+        self.received, self._received_at = signum, time.monotonic()
+        if self._cutting:
             raise CutShort
 
     @contextlib.contextmanager
@@ -91,10 +91,10 @@ class Signals:
         Raises:
             CutShort: when a signal arrives, or on entering if one arrived before.
         """
-        self._cuts = True
+        self._cutting = True
         try:
             if self.received is not None:
                 raise CutShort
             yield
         finally:
-            self._cuts = False
+            self._cutting = False

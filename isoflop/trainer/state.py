@@ -26,16 +26,16 @@ class RunState:
     Attributes:
         step: optimiser steps done.
         seconds: of training so far, without the time between an interruption and its resumption.
-        budget: seconds of training that the run is held to; 0: none.
-        aside: of these seconds, those not spent on steps: on measuring, sampling, checkpoints.
+        budget: the limit of training seconds; 0: none.
+        aside_seconds: the part of `seconds` not spent on steps but on evaluation, samples and checkpoints.
         layout: how the model is distributed over the processes.
-        flops: 6 N D so far, N as in model/count.py's "6n", with what the loss adds to the model.
-        line: the newest training line; None before the first step. A step whose update was skipped has none.
+        flops: 6 N D so far, N as in model/count.py's "6n", with the modules that the loss adds to the model.
+        line: the newest training line; None before the first step. A step whose update was discarded has none.
         watch: judges each step's loss and gradient norm.
         skips: bad steps so far: the lines of skips.jsonl.
         heldout: (step, loss) of the held-out measurements so far.
         notices: lines for the user, before the first step.
-        signals: they interrupt measuring and sampling; None: nothing does.
+        signals: interrupt evaluation and sampling; None: nothing does.
     """
 
     config: RunConfig
@@ -52,7 +52,7 @@ class RunState:
     step: int = 0
     seconds: float = 0.0
     budget: float = 0.0
-    aside: float = 0.0
+    aside_seconds: float = 0.0
     line: TrainingLine | None = None
     watch: Watch = field(default_factory=lambda: Watch(GuardConfig()))
     skips: list[SkipLine] = field(default_factory=list)
@@ -73,12 +73,11 @@ class RunState:
         return self.step >= self.timetable.total_steps
 
     def may_be_cut_short(self, by_all: bool = True) -> contextlib.AbstractContextManager[None]:
-        """A context for long work of a hook that can be abandoned without a trace: a signal raises CutShort, at once
-        with one process (signals.Signals.cut_short), at the next pause between its parts with several
-        (parallel/pause.py).
+        """A context for long work of a hook that can be abandoned without a trace: a signal raises CutShort, with one
+        process at once (signals.Signals.cut_short), with several at the next pause in the work (parallel/pause.py).
 
         Args:
-            by_all: all processes enter this and do the same; else rank 0 does it alone.
+            by_all: all processes enter this context and do the same work; otherwise rank 0 does it alone.
         """
         signals, group = self.signals, self.layout.group
         if signals is None:

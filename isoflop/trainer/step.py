@@ -16,8 +16,6 @@ from isoflop.trainer.config import GuardConfig
 from isoflop.trainer.task import Task
 
 FOUND_INF = "found_inf"  # the attribute that torch's fused AdamW reads
-
-
 STEP_SPAN = "training step"  # the name of a step of the loop in a profiler's trace
 
 
@@ -74,17 +72,17 @@ def forward_backward(
         device.
     """
     layout = layout or Layout(model, task.loss)
-    counted = layout.sum((batch[-1] != IGNORED).sum())
+    targets = layout.sum((batch[-1] != IGNORED).sum())
     total = torch.zeros((), device=runtime.device)
     passes = list(zip(*(tensor.split(micro) for tensor in batch), strict=True))
 
-    for number, part in enumerate(passes, 1):
-        share = (part[-1] != IGNORED).sum() / counted
+    for number, micro_batch in enumerate(passes, 1):
+        weight = (micro_batch[-1] != IGNORED).sum() / targets
         with layout.last_pass(number == len(passes)):
             with runtime.autocast():
-                loss = layout.loss(*part)
-            (loss * share).backward()
-        total += loss.detach() * share
+                loss = layout.loss(*micro_batch)
+            (loss * weight).backward()
+        total += loss.detach() * weight
 
     return layout.sum(total)
 
@@ -131,8 +129,8 @@ class Statistics:
 
     def __init__(self, model: Model) -> None:
         # by identity: a sharded model has other parameters while it is gathered, as after an evaluation
-        kept = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
-        self.live = [tensor for tensor in kept.values() if not isinstance(tensor, nn.Parameter)]
+        by_id = {id(tensor): tensor for tensor in model.state_dict(keep_vars=True).values()}
+        self.live = [tensor for tensor in by_id.values() if not isinstance(tensor, nn.Parameter)]
         self.copies: list[torch.Tensor] = []
 
     def keep(self) -> None:

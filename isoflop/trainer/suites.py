@@ -1,10 +1,9 @@
-"""Suites on the way: what the model knows so far, scored every `config.every.suite` steps on as many items as there is
-time for.
+"""Suites during training: scored every `config.every.suite` steps, on as many items as there is time for.
 
-All that suites take of a run stays below `config.suite.share` of its seconds: how many items are scored follows from
-how long items took so far. Their order is drawn once, as many from each subset, so that each score is on the first of
-the same items. A score on fewer than FEWEST items a subset says little and waits until there is time for more; before
-anything is known of how long items take, until there is time for a step of training.
+Suites take at most `config.suite.share` of the run's seconds: the number of items follows from the time per item so
+far. The items are shuffled once, evenly over the subsets, and each score is on the first ones, so that scores are
+comparable. A score on fewer than FEWEST items per subset says little, and is put off until there is time for more. The
+first items, which measure the time per item, wait until there is time for one training step.
 """
 
 import time
@@ -23,23 +22,24 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
-FEWEST = 10  # items of each subset, and of a suite without subsets four times as many
-PROBE = 1  # items of each subset that are scored first, to find out how long they take
+FEWEST = 10  # items per subset; a suite without subsets needs four times as many
+PROBE = 1  # items per subset that are scored first, to measure the time per item
 
 
 class Suites(Hook):
-    """Scores suites on the way; a line of suites.jsonl for each. What a signal cut short is left out.
+    """Scores suites during training and writes a line of suites.jsonl for each. Scoring that a signal interrupted is
+    left out.
 
     Args:
-        asked: the suites with all their items.
-        share: of the run's seconds that they may take.
+        suites: the suites with all their items.
+        share: the share of the run's seconds that scoring may take.
     """
 
-    def __init__(self, asked: list[Asked], share: float, seed: int = 0) -> None:
-        self.asked = [in_order(one, seed) for one in asked]
+    def __init__(self, suites: list[Asked], share: float, seed: int = 0) -> None:
+        self.suites = [shuffle_evenly(suite_items, seed) for suite_items in suites]
         self.share = share
-        self.spent = 0.0  # seconds that scoring took, those before an interruption too
-        self.per_item: dict[str, float] = {}
+        self.spent = 0.0  # seconds of scoring, including those before an interruption
+        self.per_item: dict[str, float] = {}  # seconds, by suite
 
     def started(self, state: RunState) -> None:
         lines = read_lines(state.folder.log("suites")) if state.layout.group.first else []
@@ -51,90 +51,90 @@ class Suites(Hook):
             return
         try:
             with state.may_be_cut_short():
-                for one in self.asked:
-                    self.score(state, one)
+                for suite_items in self.suites:
+                    self.score(state, suite_items)
         except CutShort:
             return
 
-    def score(self, state: RunState, one: Asked) -> None:
-        """Score as many items as there is time for, if that is enough of them."""
-        parts = max(1, len(one.subsets))
-        fewest = min(len(one.items), parts * FEWEST if one.subsets else 4 * FEWEST)
-        if one.suite.name not in self.per_item:
-            a_step = (state.seconds - state.aside) / max(1, state.step)
-            if not self.agreed(state, self.allowed(state) > a_step):
+    def score(self, state: RunState, suite_items: Asked) -> None:
+        """Score as many items as there is time for, if they are enough."""
+        groups = max(1, len(suite_items.subsets))
+        fewest = min(len(suite_items.items), groups * FEWEST if suite_items.subsets else 4 * FEWEST)
+        if suite_items.suite.name not in self.per_item:
+            step_seconds = (state.seconds - state.aside_seconds) / max(1, state.step)
+            if not self.agreed(state, self.allowed(state) > step_seconds):
                 return
-            self.timed(state, first(one, min(fewest, max(8, parts * PROBE))))
-        there_is_time_for = self.allowed(state) / max(1e-9, self.per_item[one.suite.name])
-        count = self.agreed(state, min(len(one.items), max(0, int(there_is_time_for))))
+            self.score_timed(state, first_items(suite_items, min(fewest, max(8, groups * PROBE))))
+        affordable = self.allowed(state) / max(1e-9, self.per_item[suite_items.suite.name])
+        count = self.agreed(state, min(len(suite_items.items), max(0, int(affordable))))
         if count >= fewest:
-            found = self.timed(state, first(one, count))
-            state.folder.append("suites", line_of(state, found).updated(spent=round(self.spent, 3)))
+            scores = self.score_timed(state, first_items(suite_items, count))
+            state.folder.append("suites", line_of(state, scores).updated(spent=round(self.spent, 3)))
 
     def allowed(self, state: RunState) -> float:
         """Seconds that one suite may take now."""
-        return (self.share * state.seconds - self.spent) / len(self.asked)
+        return (self.share * state.seconds - self.spent) / len(self.suites)
 
     def agreed(self, state: RunState, number: int) -> int:
-        """The first process's number, in all: their clocks differ."""
+        """Rank 0's number, in all processes, since their clocks differ."""
         return int(state.layout.group.broadcast(int(number)))
 
-    def timed(self, state: RunState, asked: Asked) -> Scores:
-        """Scores, with what they took noted."""
+    def score_timed(self, state: RunState, suite_items: Asked) -> Scores:
+        """Score items and record the time that it took."""
         started = time.monotonic()
         model = state.model
-        assert isinstance(model, GPT)  # of the task, see make_suites
-        found = score(model, state.prepared.tokenizer, asked, state.runtime, state.layout.group)
-        took = time.monotonic() - started
-        self.spent += took
-        self.per_item[asked.suite.name] = took / len(asked.items)
-        return found
+        assert isinstance(model, GPT)  # see make_suites
+        scores = score(model, state.prepared.tokenizer, suite_items, state.runtime, state.layout.group)
+        seconds = time.monotonic() - started
+        self.spent += seconds
+        self.per_item[suite_items.suite.name] = seconds / len(suite_items.items)
+        return scores
 
 
 def make_suites(config: RunConfig) -> list[Suites]:
-    """The hook that a configuration asks for, none where `every.suite` is 0.
+    """The hook for the suites of a configuration; none if `every.suite` is 0.
 
     Raises:
-        UserError: if a suite or its items cannot be read, or the task's model does not continue texts.
+        UserError: if a suite or its items cannot be read, or the task's model is not a GPT.
     """
     if not config.every.suite:
         return []
     if MODELS[config.task].build is not GPT:
         raise UserError(f"every.suite = {config.every.suite} is for models that continue a text, not for {config.task}")
-    place = Path(config.suite.items) if config.suite.items else None
+    items = Path(config.suite.items) if config.suite.items else None
     try:
-        asked = [ask(name, place) for name in config.suite.names]
+        suites = [ask(name, items) for name in config.suite.names]
     except UserError as error:
-        said = str(error).replace("--items ", "--set suite.items=")
-        raise UserError(f"every.suite = {config.every.suite}: {said}") from None
-    return [Suites(asked, config.suite.share)] if asked else []
+        message = str(error).replace("--items ", "--set suite.items=")
+        raise UserError(f"every.suite = {config.every.suite}: {message}") from None
+    return [Suites(suites, config.suite.share)] if suites else []
 
 
-def in_order(asked: Asked, seed: int) -> Asked:
-    """The items in an order in which each beginning has as many of each subset, as near as there are."""
+def shuffle_evenly(suite_items: Asked, seed: int) -> Asked:
+    """The items in a random order in which any number of first items has about equally many of each subset."""
     generator = np.random.default_rng(seed)
-    keys = np.empty(len(asked.items))
-    for rows in asked.subsets.values() or [np.arange(len(asked.items))]:
+    keys = np.empty(len(suite_items.items))
+    for rows in suite_items.subsets.values() or [np.arange(len(suite_items.items))]:
         keys[rows] = generator.permutation(len(rows)) + generator.random(len(rows))
-    return Asked(asked.suite, tuple(asked.items[i] for i in np.argsort(keys, kind="stable")))
+    return Asked(suite_items.suite, tuple(suite_items.items[i] for i in np.argsort(keys, kind="stable")))
 
 
-def first(asked: Asked, count: int) -> Asked:
-    return Asked(asked.suite, asked.items[:count])
+def first_items(suite_items: Asked, count: int) -> Asked:
+    return Asked(suite_items.suite, suite_items.items[:count])
 
 
-def line_of(state: RunState, found: Scores) -> SuiteLine:
+def line_of(state: RunState, scores: Scores) -> SuiteLine:
     """A score as a line of suites.jsonl."""
-    subsets = found.asked.subsets
+    subsets = scores.asked.subsets
     return SuiteLine(
         step=state.step,
         tokens=state.tokens,
         seconds=round(state.seconds, 3),
-        suite=found.asked.suite.name,
-        metric=found.metric,
-        score=found.score().value,
-        chance=found.asked.chance if METRICS[found.metric].shares else None,
-        items=len(found.asked.items),
-        subset_scores={name: found.score(rows=rows).value for name, rows in subsets.items()},
+        suite=scores.asked.suite.name,
+        metric=scores.metric,
+        score=scores.score().value,
+        chance=scores.asked.chance if METRICS[scores.metric].shares else None,
+        items=len(scores.asked.items),
+        subset_scores={name: scores.score(rows=rows).value for name, rows in subsets.items()},
         subset_items={name: len(rows) for name, rows in subsets.items()},
     )

@@ -90,12 +90,19 @@ class Task(Protocol):
         group: Group = ALONE,
         pieces: bool = False,
     ) -> HeldOut:
-        """Held-out loss, shared out among the processes of `group`; `max_tokens` 0: on everything held out; `pieces`:
-        of each sequence too."""
+        """Held-out loss, computed by the processes of `group` together.
+
+        Args:
+            max_tokens: of the held-out text; 0: all.
+            pieces: also return the loss of each sequence.
+        """
 
     def judge(self, model: Any, data: Any, beam: int = 1) -> dict[str, Any]:
-        """Metrics of the model other than its held-out loss: names and numbers. `beam`: hypotheses kept if the model's
-        outputs are found by beam search; 1 is greedy."""
+        """Metrics of the model other than its held-out loss, by name.
+
+        Args:
+            beam: beam width, if outputs are found by beam search; 1 is greedy.
+        """
 
     def measure_sources(
         self, model: Any, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
@@ -109,10 +116,10 @@ class Task(Protocol):
     def samples(
         self, model: Any, data: Any, config: RunConfig, until: Callable[[], bool] | None = None
     ) -> Iterator[SampleLine]:
-        """What the model says now: lines with `prompt` and `text`.
+        """Text that the model generates now: lines with `prompt` and `text`.
 
         Args:
-            until: says when a text has to end where it is, since the run is held to its seconds.
+            until: returns whether the current text has to end early, because of the run's time limit.
         """
 
     def write(self, model: Any, tokenizer: Tokenizer, prompt: str, request: Request) -> str:

@@ -16,15 +16,15 @@ from isoflop.processors import Reading
 from isoflop.runtime import free_memory, make_runtime, seed_everything
 from isoflop.trainer.begin import wrap
 from isoflop.trainer.config import BatchConfig, RunConfig
-from isoflop.trainer.memory.estimate import guess
+from isoflop.trainer.memory.estimate import upper_bound_bytes
 from isoflop.trainer.step import find_inf, forward_backward, update, updates_ahead
 from isoflop.trainer.task import make_task
 from isoflop.trainer.turns import Timing, take_turns
 
-CYCLE = 16  # steps of pairs that are timed over and over: their lengths differ
-SHARE = 0.9  # of a GPU's memory for a trial: evaluation and fragmentation need the rest
-HALF = 0.5  # of the free memory for all models that are timed together
-SMALL = 1e-3  # of the peak learning rates: the models learn from random tokens, which does not matter
+CYCLE = 16  # steps of pairs that are timed in turn, since their lengths differ
+GPU_SHARE = 0.9  # share of a GPU's memory for a trial: evaluation and fragmentation need the rest
+FREE_SHARE = 0.5  # share of the free memory for all models that are timed together
+LR_SCALE = 1e-3  # times the peak learning rates; what the models learn from random tokens does not matter
 
 
 @dataclass(frozen=True)
@@ -64,17 +64,17 @@ def time_in_turns(
     Args:
         data: what each is trained on; empty: random tokens.
         clock, read, until: see turns.take_turns.
-        times: for each configuration, how many times its sequences a whole step has (see `cut`); by default 1. The
-            time of the passes is multiplied by this number, that of the update is not.
+        times: for each configuration, how many times as many sequences a whole step has (see `limit_step`); by default
+            1. The time of the passes is multiplied by this number, that of the update is not.
     """
     batches: Sequence[Batches | None] = data or [None] * len(configs)
     scales = times or [1.0] * len(configs)
     if len(configs) > 1 and not fit_together(configs):
-        found = []
+        results = []
         for i in range(len(configs)):
-            ends = clock() + (until - clock()) / (len(configs) - i)
-            found += time_in_turns([configs[i]], seconds, data[i : i + 1], clock, read, scales[i : i + 1], ends)
-        return found
+            deadline = clock() + (until - clock()) / (len(configs) - i)
+            results += time_in_turns([configs[i]], seconds, data[i : i + 1], clock, read, scales[i : i + 1], deadline)
+        return results
 
     steps = [make_step(*parts, clock) for parts in zip(configs, batches, scales, strict=True)]
     on_cpu = configs[0].runtime.device == "cpu"
@@ -94,72 +94,77 @@ def fit_together(configs: Sequence[RunConfig]) -> bool:
     """Whether memory holds all of them at once, with a margin. Otherwise they are timed one after the other, and a
     disturbance of the machine affects only some of them."""
     free = free_memory(configs[0].runtime.device)
-    return free is None or sum(guess(config) for config in configs) < HALF * free
+    return free is None or sum(upper_bound_bytes(config) for config in configs) < FREE_SHARE * free
 
 
-def cut(config: RunConfig, seconds_per_sequence: float, most: float) -> RunConfig | None:
-    """The configuration with fewer sequences per step, if needed, so that a step takes about `most` seconds and plainly
+def limit_step(config: RunConfig, seconds_per_sequence: float, max_seconds: float) -> RunConfig | None:
+    """The configuration with fewer sequences per step, if needed, so that a step takes about `max_seconds` and surely
     fits in the free memory. None if even a step of one sequence takes several times as long, or does not fit.
 
     Args:
-        seconds_per_sequence: an estimate, from before anything is timed.
+        seconds_per_sequence: an estimate, made before anything is timed.
     """
-    if seconds_per_sequence > 4 * most:
+    if seconds_per_sequence > 4 * max_seconds:
         return None
 
     batch = config.batch
-    sequences = max(1, min(batch.sequences, int(most / seconds_per_sequence)))
+    sequences = max(1, min(batch.sequences, int(max_seconds / seconds_per_sequence)))
     if sequences < batch.sequences:
         config = replace(config, batch=BatchConfig(sequences=sequences))
 
     free = free_memory(config.runtime.device)
-    while free is not None and guess(config) >= HALF * free:
+    while free is not None and upper_bound_bytes(config) >= FREE_SHARE * free:
         if config.batch.sequences == 1:
             return None
         config = replace(config, batch=BatchConfig(sequences=config.batch.sequences // 2))
     return config
 
 
-def time_products(threads: int, seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of a small matrix product on the CPU with `threads` threads, measured for about `seconds`. A step has
-    hundreds of such products, and one is large enough to be divided among threads."""
+def time_matmul(threads: int, seconds: float = 0.1, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds per small matrix product on the CPU with `threads` threads, measured for about `seconds`. A step has
+    hundreds of such products, and each is large enough to be divided among threads."""
     torch.set_num_threads(threads)
     a, b = torch.randn(256, 128), torch.randn(128, 256)
     a @ b  # starts the threads
-    started, taken = clock(), 0
-    while not taken or clock() - started < seconds:
+    started, products = clock(), 0
+    while not products or clock() - started < seconds:
         a @ b
-        taken += 1
-    return (clock() - started) / taken
+        products += 1
+    return (clock() - started) / products
 
 
-def fitting(config: RunConfig, processes: int = 1) -> RunConfig:
+def fit_micro_batches(config: RunConfig, processes: int = 1) -> RunConfig:
     """The configuration with micro-batches that fit in a GPU's memory: unless batch.micro_sequences is set, the largest
     with which a step of a new model succeeds. On a CPU nothing changes.
 
-    Tried without compilation, which needs more memory, in SHARE of the memory. `processes` share the step.
+    Tried without compilation, which needs more memory, in GPU_SHARE of the memory.
+
+    Args:
+        processes: number of processes that share the step.
     """
     batch = config.batch
     if not config.runtime.device.startswith("cuda") or batch.micro_sequences:
         return config
     rows = max(1, batch.sequences // processes)
     divisors = [n for n in range(rows, 0, -1) if rows % n == 0 and (batch.ramp_from or n) % n == 0]
-    most = next((n for n in divisors if holds(config, n)), 1)  # if none does, the run's preflight says what to do
-    return config if most == rows else replace(config, batch=replace(batch, micro_sequences=most))
+    largest = next(
+        (n for n in divisors if fits_on_device(config, n)), 1
+    )  # if none does, the run's preflight says what to do
+    return config if largest == rows else replace(config, batch=replace(batch, micro_sequences=largest))
 
 
-def holds(config: RunConfig, sequences: int) -> bool:
-    """Whether the device's memory holds a step with one pass of `sequences` sequences."""
+def fits_on_device(config: RunConfig, sequences: int) -> bool:
+    """Whether a step with one pass of `sequences` sequences fits in the device's memory. Tries it."""
     trial = replace(
         config,
         batch=BatchConfig(sequences=sequences),
         runtime=replace(config.runtime, compile=False),
     )
     free, device = free_memory(config.runtime.device), torch.device(config.runtime.device).index
-    if free is not None and guess(trial, fixed=True) > free:  # saves the trial
+    if free is not None and upper_bound_bytes(trial, fixed=True) > free:  # the weights alone do not fit
         return False
 
-    torch.cuda.set_per_process_memory_fraction(SHARE, device)
+    torch.cuda.set_per_process_memory_fraction(GPU_SHARE, device)
     try:
         step = make_step(trial)
         step()
@@ -178,8 +183,8 @@ class TimedStep:
 
     Args:
         batches: the data, of which the first CYCLE steps are used in turn; None: random tokens.
-        times: how many times these sequences a whole step has.
-        clock: in seconds.
+        times: how many times as many sequences a whole step has.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -209,14 +214,14 @@ class TimedStep:
         if batches is not None:
             self.read = lambda: batches.batch(next(numbers))
         self.batch = self.runtime.send(self.read())
-        self.updating = 0.0
+        self.update_seconds = 0.0
 
     def begin(self) -> None:
-        self.updating = 0.0
+        self.update_seconds = 0.0
         if self.threads and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
             self()  # new threads start slowly
-            self.updating = 0.0
+            self.update_seconds = 0.0
 
     def __call__(self) -> None:
         loss = forward_backward(
@@ -232,15 +237,15 @@ class TimedStep:
         norm = clip_gradients(self.model, self.config.optim.clip, self.layout.whole)
         numbers = self.runtime.fetch((loss, norm))
         if self.ahead:
-            update(self.optimizers, SMALL, find_inf((loss, norm)))
+            update(self.optimizers, LR_SCALE, find_inf((loss, norm)))
         ended = self.now()
 
         self.batch = self.runtime.send(self.read())
         numbers()  # waits for the device
-        late = self.now()
+        update_started = self.now()
         if not self.ahead:
-            update(self.optimizers, SMALL)
-        self.updating += ended - started + self.now() - late
+            update(self.optimizers, LR_SCALE)
+        self.update_seconds += ended - started + self.now() - update_started
 
     def now(self) -> float:
         """The time when all launched work is done, if parts of a step are timed separately; else 0 at once."""
@@ -254,7 +259,7 @@ class TimedStep:
 
     def whole(self, seconds: float) -> float:
         """The time of whole steps: the passes multiplied by `times`, plus the update."""
-        return (seconds - self.updating) * self.times + self.updating
+        return (seconds - self.update_seconds) * self.times + self.update_seconds
 
 
 def make_step(

@@ -2,9 +2,9 @@
 
 Each is an extra (`pip install isoflop[tensorboard]`), imported only when it is used.
 
-A resumed run continues the same run of the service. The steps after the checkpoint, repeated, have the same numbers as
+A resumed run continues the same run of the service. The repeated steps after the checkpoint have the same numbers as
 before: they are not logged twice, and TensorBoard is told to purge them. An extended run returns to before its decay
-and takes other steps from there on: W&B and MLflow get a new run for it, with the whole history, next to the old one.
+and its further steps differ: W&B and MLflow get a new run for it, with the whole history, next to the old one.
 """
 
 import importlib
@@ -25,8 +25,8 @@ from isoflop.trainer.state import RunState
 Write = Callable[[dict[str, float], int], None]
 Close = Callable[[], None]
 Open = Callable[[RunState], tuple[Write, Close]]
-KNOWN = "trackers.json"  # in a run folder: each service's id of the run
-FLUSHED = 1.0  # seconds between flushes: the most that a kill may cost TensorBoard
+IDS_FILE = "trackers.json"  # in a run folder: each service's id of the run
+FLUSH_INTERVAL = 1.0  # seconds between flushes: TensorBoard loses at most these if the process is killed
 
 
 class Tracker(Hook):
@@ -47,22 +47,22 @@ class Tracker(Hook):
 
     def started(self, state: RunState) -> None:
         self._started = True
-        known = told_up_to(state.folder, self.name)
+        logged = last_logged_step(state.folder, self.name)
         self._guarded(state, lambda: setattr(self, "_service", self._open(state)))
-        if self.name == "tensorboard" and known is not None:
-            known = min(known, state.step)  # later steps are purged there
-        if known is not None:
-            self._last = {"train": known, "heldout": known}
+        if self.name == "tensorboard" and logged is not None:
+            logged = min(logged, state.step)  # later steps are purged there
+        if logged is not None:
+            self._last = {"train": logged, "heldout": logged}
 
         # what the service missed, or the history of an extended run
-        early = {line.step for line in self._early}
+        early_steps = {line.step for line in self._early}
         for line in read_lines(state.folder.log("metrics")):
-            if "heldout_loss" in line and line["step"] not in early:
+            if "heldout_loss" in line and line["step"] not in early_steps:
                 self.measured(state, HeldOutLine.read(line))
             elif "loss" in line and "heldout_loss" not in line:
                 self._training(state, TrainingLine.read(line))
         for heldout in self._early:
-            self._write(state, numbers(heldout, "heldout"), state.step)
+            self._write(state, metrics_of(heldout, "heldout"), state.step)
             self._last["heldout"] = max(self._last["heldout"], state.step)
 
     def stepped(self, state: RunState) -> None:
@@ -74,7 +74,7 @@ class Tracker(Hook):
             self._early.append(line)
         elif line.step is not None and line.step > self._last["heldout"]:
             self._last["heldout"] = line.step
-            self._write(state, numbers(line, "heldout"), line.step)
+            self._write(state, metrics_of(line, "heldout"), line.step)
 
     def ended(self, state: RunState) -> None:
         if self._service is not None:
@@ -83,7 +83,7 @@ class Tracker(Hook):
     def _training(self, state: RunState, line: TrainingLine) -> None:
         if line.step is not None and line.step > self._last["train"]:
             self._last["train"] = line.step
-            self._write(state, numbers(line, "train"), line.step)
+            self._write(state, metrics_of(line, "train"), line.step)
 
     def _write(self, state: RunState, values: dict[str, float], step: int) -> None:
         if self._service is not None:
@@ -96,80 +96,82 @@ class Tracker(Hook):
         except Exception as error:  # no exception of a service may end a run
             self._service = None
             reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
-            warnings.warn(f"{self.name} failed and is told nothing more: {reason}", stacklevel=2)
+            warnings.warn(f"{self.name} failed, and nothing more is logged to it: {reason}", stacklevel=2)
             state.folder.event("tracker failed", step=state.step, tracker=self.name, reason=reason)
 
 
-def told_up_to(folder: RunFolder, name: str) -> int | None:
+def last_logged_step(folder: RunFolder, name: str) -> int | None:
     """The last step of this run that was logged to a service; None if the service has no run for it since its last
     extension."""
-    exists = (folder.path / "tensorboard").is_dir() if name == "tensorboard" else known_as(folder, name) is not None
+    exists = (folder.path / "tensorboard").is_dir() if name == "tensorboard" else stored_id(folder, name) is not None
     if not exists:
         return None
-    reached = 0
+    last_step = 0
     for event in folder.lines("events", EventLine):
         if event.event == "extended":
-            reached = 0
+            last_step = 0
         elif event.event in ("resumed", "stopped", "trained"):
-            reached = max(reached, (event.step or 0) + (event.taken_again or 0))
-    return reached
+            last_step = max(last_step, (event.step or 0) + (event.taken_again or 0))
+    return last_step
 
 
-def known_as(folder: RunFolder, name: str) -> str | None:
+def stored_id(folder: RunFolder, name: str) -> str | None:
     """A service's id of the run since its last extension, or None."""
-    entry = read_known(folder).get(name)
+    entry = read_ids(folder).get(name)
     if not isinstance(entry, dict) or entry.get("extensions") != extensions(folder):
         return None
     identity = entry.get("id")
     return identity if isinstance(identity, str) else None
 
 
-def remember(folder: RunFolder, name: str, identity: str) -> None:
+def store_id(folder: RunFolder, name: str, identity: str) -> None:
     """Store a service's id of the run, to continue it there on resume."""
-    known = read_known(folder)
-    write_json(folder.path / KNOWN, {**known, name: {"id": identity, "extensions": extensions(folder)}})
+    ids = read_ids(folder)
+    write_json(folder.path / IDS_FILE, {**ids, name: {"id": identity, "extensions": extensions(folder)}})
 
 
-def read_known(folder: RunFolder) -> dict[str, Any]:
-    path: Path = folder.path / KNOWN
+def read_ids(folder: RunFolder) -> dict[str, Any]:
+    """The services' ids of the run, by service, as stored in its folder."""
+    path: Path = folder.path / IDS_FILE
     try:
-        known = load_json(path)
+        ids = load_json(path)
     except UserError:  # none yet, or damaged: then a new run begins there
         return {}
-    return known if isinstance(known, dict) else {}
+    return ids if isinstance(ids, dict) else {}
 
 
 def extensions(folder: RunFolder) -> int:
+    """How often the run was extended."""
     return sum(event.event == "extended" for event in folder.lines("events", EventLine))
 
 
-def shown_name(folder: RunFolder) -> str:
-    """What a person finds the run by."""
+def display_name(folder: RunFolder) -> str:
+    """The name under which the services display the run."""
     number = extensions(folder)
     return folder.path.name + (f"-extended-{number}" if number else "")
 
 
-def numbers(line: Record, prefix: str) -> dict[str, float]:
-    """What a line measured, by name."""
-    said = line.to_dict().items()
-    return {f"{prefix}/{name}": value for name, value in said if name != "step" and isinstance(value, (int, float))}
+def metrics_of(line: Record, prefix: str) -> dict[str, float]:
+    """The numbers of a line except its step, by name with `prefix`."""
+    values = line.to_dict().items()
+    return {f"{prefix}/{name}": value for name, value in values if name != "step" and isinstance(value, (int, float))}
 
 
 def open_tensorboard(state: RunState) -> tuple[Write, Close]:
     from torch.utils.tensorboard import SummaryWriter
 
     folder = state.folder.path / "tensorboard"
-    # its readers forget what earlier files have from that step on
+    # TensorBoard then ignores the steps from this one on in earlier files
     purge = state.step + 1 if folder.is_dir() else None
     writer = SummaryWriter(str(folder), purge_step=purge)
-    flushed = [time.monotonic()]
+    last_flush = [time.monotonic()]
 
     def write(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             writer.add_scalar(name, value, step)
-        if state.due(state.config.every.checkpoint) or time.monotonic() - flushed[0] > FLUSHED:
-            writer.flush()  # what is before a checkpoint has to be there when the run is resumed from it
-            flushed[0] = time.monotonic()
+        if state.due(state.config.every.checkpoint) or time.monotonic() - last_flush[0] > FLUSH_INTERVAL:
+            writer.flush()  # the steps before a checkpoint must be there if the run resumes from it
+            last_flush[0] = time.monotonic()
 
     return write, writer.close
 
@@ -177,24 +179,24 @@ def open_tensorboard(state: RunState) -> tuple[Write, Close]:
 def open_wandb(state: RunState) -> tuple[Write, Close]:
     import wandb
 
-    identity = known_as(state.folder, "wandb") or secrets.token_hex(4)
-    remember(state.folder, "wandb", identity)
+    identity = stored_id(state.folder, "wandb") or secrets.token_hex(4)
+    store_id(state.folder, "wandb", identity)
     run = wandb.init(
         project="isoflop",
-        name=shown_name(state.folder),
+        name=display_name(state.folder),
         dir=str(state.folder.path),
         config=to_dict(state.config),
         id=identity,
         resume="allow",
     )
-    # training lines come a step after held-out ones, and wandb's own step may only increase; without one that is given,
-    # each part of a run that was resumed offline would begin at 0 again
+    # W&B's own step must increase, but a held-out line precedes the training line of its step. Without explicit steps,
+    # each part of a run that was resumed offline would start at 0 again.
     run.define_metric("*", step_metric="step")
-    told = [-1]
+    last_step = [-1]
 
     def write(values: dict[str, float], step: int) -> None:
-        told[0] = max(told[0] + 1, 2 * step)
-        run.log({"step": step, **values}, step=told[0])
+        last_step[0] = max(last_step[0] + 1, 2 * step)
+        run.log({"step": step, **values}, step=last_step[0])
 
     return write, run.finish
 
@@ -203,14 +205,14 @@ def open_mlflow(state: RunState) -> tuple[Write, Close]:
     import mlflow
 
     mlflow.set_experiment("isoflop")
-    identity = known_as(state.folder, "mlflow")
-    run = mlflow.start_run(run_id=identity) if identity else mlflow.start_run(run_name=shown_name(state.folder))
-    remember(state.folder, "mlflow", run.info.run_id)
+    identity = stored_id(state.folder, "mlflow")
+    run = mlflow.start_run(run_id=identity) if identity else mlflow.start_run(run_name=display_name(state.folder))
+    store_id(state.folder, "mlflow", run.info.run_id)
     mlflow.log_dict(to_dict(state.config), "config.json")
     return (lambda values, step: mlflow.log_metrics(values, step=step)), mlflow.end_run
 
 
-# name -> (the module that has to be there, how to open it)
+# name -> (the module that must be importable, the function that opens the service)
 TRACKERS: dict[str, tuple[str, Open]] = {
     "tensorboard": ("torch.utils.tensorboard", open_tensorboard),
     "wandb": ("wandb", open_wandb),

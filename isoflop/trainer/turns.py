@@ -1,4 +1,4 @@
-"""Timing several things in short alternating turns, so that another program disturbs a few turns of each of them.
+"""Timing several steps in short alternating turns, so that another program disturbs only a few turns of each.
 
 Each turn is timed, with the system's counters before and after it (isoflop/processors.py). A turn in which something
 else used the processors is discarded if enough others are left; the result is the upper quartile of the remaining
@@ -15,7 +15,7 @@ import numpy as np
 from isoflop.processors import Load, Reading
 
 TURNS = 8  # short ones: a program that runs for a second disturbs one or two
-LEAST = 1  # turns that are taken even if time is up
+LEAST = 1  # turns of each that are taken even if time is up
 ENOUGH = 3  # undisturbed turns that are needed to discard the disturbed ones
 WARM_UP = 2  # steps before the first turn, which allocate memory and create optimiser state
 QUANTILE = 0.75  # of the turns' speeds: the speed of the undisturbed machine, without its fastest moments
@@ -72,14 +72,14 @@ class Timing:
         quiet = [turn for turn, trouble in zip(turns, troubles, strict=True) if not trouble]
         counted = quiet if len(quiet) >= ENOUGH else turns
         speeds = [1 / max(turn.seconds, 1e-9) for turn in counted]
-        low, high = (float(np.quantile(speeds, q)) for q in (1 - QUANTILE, QUANTILE))
+        lower, upper = (float(np.quantile(speeds, q)) for q in (1 - QUANTILE, QUANTILE))
 
         trouble = ""
         if counted is turns:
             trouble = next((text for text in reversed(troubles) if text), "")
-        if not trouble and high > DISAGREE * low:
+        if not trouble and upper > DISAGREE * lower:
             trouble = f"equal steps took from {1 / max(speeds):.3g} to {1 / min(speeds):.3g} s"
-        return cls(1 / high, sum(turn.steps for turn in turns), trouble)
+        return cls(1 / upper, sum(turn.steps for turn in turns), trouble)
 
 
 def take_turns(
@@ -110,19 +110,19 @@ def take_turns(
     for turn in range(2 * TURNS):
         if turn >= LEAST and clock() > until:
             break
-        if turn == TURNS and not any(Timing.of(own, computing).trouble for own in turns):
+        if turn == TURNS and not any(Timing.of(step_turns, computing).trouble for step_turns in turns):
             break
-        for own, step in zip(turns, steps, strict=True):
-            own.append(take_turn(step, seconds / TURNS, clock, read))
-    return [Timing.of(own, computing) for own in turns]
+        for step_turns, step in zip(turns, steps, strict=True):
+            step_turns.append(take_turn(step, seconds / TURNS, clock, read))
+    return [Timing.of(step_turns, computing) for step_turns in turns]
 
 
 def take_turn(step: Step, seconds: float, clock: Callable[[], float], read: Callable[[], Reading]) -> Turn:
     """One turn of about `seconds`, at least one step."""
     step.begin()
-    before, started, taken = read(), clock(), 0
-    while not taken or clock() - started < seconds:
+    before, started, steps_taken = read(), clock(), 0
+    while not steps_taken or clock() - started < seconds:
         step()
-        taken += 1
+        steps_taken += 1
     step.wait()
-    return Turn(step.whole(clock() - started) / taken, taken, Load.between(before, read()))
+    return Turn(step.whole(clock() - started) / steps_taken, steps_taken, Load.between(before, read()))

@@ -69,9 +69,9 @@ from isoflop.optim.schedules import Decision, Timetable
 from isoflop.recipe import load_recipe
 from isoflop.records import RunFolder, SkipLine, find_runs, read_lines, read_run
 from isoflop.report.page import write_report
-from isoflop.trainer.begin import check_logs, other_machine, saved_up_to
+from isoflop.trainer.begin import changed_machine, check_logs, saved_up_to
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.guard import account, gaps, in_a_row
+from isoflop.trainer.guard import count_bad_steps, gaps, in_a_row
 
 TEXTS = [
     f"Once upon a time there was a small brown fox, number {n}, and it said {n * 7} things. " * 8 for n in range(40)
@@ -342,9 +342,9 @@ def resumed(folder: RunFolder, config: RunConfig) -> None:
     """The logs, replayed as trainer/begin.py replays them."""
     check_logs(folder)
     skips = [SkipLine.read(line) for line in read_lines(folder.log("skips"))]
-    assert Gaps.of(gaps(skips)).unbroken(10**6) >= 10**6 and in_a_row(skips) <= len(skips) and account(skips)
+    assert Gaps.of(gaps(skips)).unbroken(10**6) >= 10**6 and in_a_row(skips) <= len(skips) and count_bad_steps(skips)
     assert saved_up_to(folder, config, 40) >= 0
-    other_machine(folder, config)
+    changed_machine(folder, config)
     decisions = tuple(Decision.from_dict(line) for line in read_lines(folder.log("decisions")))
     timetable = Timetable(config.schedule, config.steps, decisions, read=config.batch.before)
     assert timetable.warmup_steps and timetable.total_steps and timetable.scale(0) >= 0

@@ -21,7 +21,7 @@ from isoflop.parallel.cost import Parallelism
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import RunFolder, read_run
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.guard import account
+from isoflop.trainer.guard import count_bad_steps
 from isoflop.trainer.hooks import HeldOut, Hook, Samples
 from isoflop.trainer.memory import estimate, portion
 from isoflop.trainer.recovery import Diverged
@@ -121,7 +121,7 @@ def trouble(folder, mode, group):
     train(config, folder / "run", task=bad, prepared=data, hooks=[told], group=group)
     found = said(folder / "run") | {
         "weights": weights(folder / "run"),
-        "account": account(read_run(folder / "run").skips).to_dict(),
+        "account": count_bad_steps(read_run(folder / "run").skips).to_dict(),
     }
     found["told"], found["bits"] = group.gather(told.lines), group.gather(told.weights)
 
@@ -162,7 +162,7 @@ def memory(folder, mode, group):
     config, data = setting(folder.parent / "texts", mode, group, ["every.evaluate=0", "steps=1", "model.layers=8"])
     task = CausalLM()
     need = portion.measure_footprint(config, task, task.batches(config, data), "cpu")
-    free = group.local_size * need.on_one(Parallelism("fsdp", group.size), 1, 4)
+    free = group.local_size * need.per_process(Parallelism("fsdp", group.size), 1, 4)
     known = estimate.free_memory, portion.free_memory
     estimate.free_memory = portion.free_memory = lambda device: free + 10**6 * group.rank  # the least counts
     try:

@@ -42,7 +42,7 @@ def timed(monkeypatch):
         return found
 
     monkeypatch.setattr(throughput, "time_in_turns", answer)
-    monkeypatch.setattr(throughput, "time_products", lambda threads: 1e-4)
+    monkeypatch.setattr(throughput, "time_matmul", lambda threads: 1e-4)
     monkeypatch.setattr(ceiling, "measure_peak", lambda device: dict(PEAK))
     monkeypatch.setattr(machine, "quiet", lambda device: True)
     monkeypatch.setattr(speeds, "quiet", lambda device: True)
@@ -140,7 +140,7 @@ def test_threads_are_chosen_by_measurement(timed, faster, threads):
 
 
 def test_threads_that_stall_are_not_tried_with_whole_steps(timed, monkeypatch):
-    monkeypatch.setattr(throughput, "time_products", lambda threads: 1e-4 if threads < 4 else 5e-3)
+    monkeypatch.setattr(throughput, "time_matmul", lambda threads: 1e-4 if threads < 4 else 5e-3)
     advice = plan()
     assert advice.config.runtime.threads < 4
     assert all(config.runtime.threads < 4 for configs, _ in timed for config in configs)
@@ -173,7 +173,7 @@ def test_nothing_larger_than_the_memory_is_built_and_no_step_takes_long(timed, m
         return
     for configs, times in timed:
         for config, scale in zip(configs, times, strict=True):
-            assert throughput.guess(config) < free / 2
+            assert throughput.upper_bound_bytes(config) < free / 2
             assert scale >= 1
             step = WORKLOAD.flops_per_token(config) * config.tokens_per_step
             assert step / (0.35 * PEAK["float32"]) < 1.4

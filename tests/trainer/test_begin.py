@@ -76,7 +76,7 @@ def test_where_checkpoints_are_gone_a_run_does_not_begin_again_in_silence(config
     folder = RunFolder(tmp_path / "run")
     folder.checkpoints.rename(tmp_path / "disk")
     folder.checkpoints.symlink_to(tmp_path / "not mounted")
-    with pytest.raises(UserError, match=r"holds no checkpoint, and the run was saved up to step 3: bring it back"):
+    with pytest.raises(UserError, match=r"holds no checkpoint, but the run was saved up to step 3: restore it"):
         train(config, folder.path, resume=True)
     assert len(read_run(folder.path).training) == 7
     folder.checkpoints.unlink()

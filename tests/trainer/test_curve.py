@@ -8,8 +8,8 @@ import pytest
 
 from isoflop.optim.config import ScheduleConfig
 from isoflop.optim.schedules import Decision, Timetable
-from isoflop.trainer.course import schedule_of
-from isoflop.trainer.curve import PRIOR, Schedule, Seen, forecast
+from isoflop.trainer.curve import PRIOR, Observed, Schedule, extrapolate
+from isoflop.trainer.running_forecast import sample_schedule
 
 STEPS = 1000
 WSD = ScheduleConfig(name="wsd", warmup=0.02, decay=0.3)
@@ -18,7 +18,7 @@ CONSTANT = ScheduleConfig(name="constant", warmup=0.02)
 
 
 def course(config: ScheduleConfig = WSD, steps: int = STEPS, epochs: float = 0.5) -> Schedule:
-    return schedule_of(Timetable(config, steps), epochs)
+    return sample_schedule(Timetable(config, steps), epochs)
 
 
 def losses_on(schedule: Schedule, steps, seed=0, noise=0.02, scale=3.0, alpha=0.4, repeat=0.0, gap=0.0):
@@ -26,18 +26,18 @@ def losses_on(schedule: Schedule, steps, seed=0, noise=0.02, scale=3.0, alpha=0.
     area, end = schedule.area(steps), schedule.area(np.array([schedule.end]))[0]
     fall = (np.maximum(area, 1e-9) / end) ** -alpha
     drop = PRIOR.drop + PRIOR.steeper * alpha * (1 - PRIOR.floor)
-    law = PRIOR.floor + (1 - PRIOR.floor) * fall - drop * schedule.fallen(steps, PRIOR.onset)
+    law = PRIOR.floor + (1 - PRIOR.floor) * fall - drop * schedule.decay_effect(steps, PRIOR.onset)
     law = law + repeat * schedule.repeated(steps) + gap
     return scale * (law + noise * np.random.default_rng(seed).normal(size=len(steps)))
 
 
-def seen_on(schedule: Schedule, seed=0, **law) -> Seen:
+def seen_on(schedule: Schedule, seed=0, **law) -> Observed:
     """Every step's training loss, and 12 held-out ones."""
     steps = np.arange(1.0, schedule.end + 1)
     measured = np.linspace(schedule.end / 12, schedule.end, 12).round()
     law = {"scale": 3.0, "alpha": 0.4, **law}
     training = losses_on(schedule, steps, seed, 0.02, gap=0.03, **{k: v for k, v in law.items() if k != "repeat"})
-    return Seen(steps, training, measured, losses_on(schedule, measured, seed + 1, 0.002, **law))
+    return Observed(steps, training, measured, losses_on(schedule, measured, seed + 1, 0.002, **law))
 
 
 @pytest.mark.parametrize("config", [WSD, COSINE, CONSTANT], ids=["wsd", "cosine", "constant"])
@@ -48,7 +48,7 @@ def test_a_curve_that_obeys_the_law_is_foreseen_and_the_interval_narrows(config)
         seen = seen_on(schedule, 10 * seed)
         truth = losses_on(schedule, np.array([schedule.end]), noise=0.0)[0]
         for share in widths:
-            found = forecast(seen.until(share * STEPS), schedule)
+            found = extrapolate(seen.until(share * STEPS), schedule)
             widths[share].append(found.high - found.low)
             held.append(found.low <= truth <= found.high)
             errors.append(abs(found.value / truth - 1))
@@ -61,29 +61,29 @@ def test_a_curve_that_obeys_the_law_is_foreseen_and_the_interval_narrows(config)
 def test_the_unit_of_the_loss_does_not_matter():
     schedule = course()
     seen = seen_on(schedule).until(400)
-    found = forecast(seen, schedule)
-    halved = forecast(replace(seen, losses_T=seen.losses_T / 2, heldout_H=seen.heldout_H / 2), schedule)
+    found = extrapolate(seen, schedule)
+    halved = extrapolate(replace(seen, losses_T=seen.losses_T / 2, heldout_H=seen.heldout_H / 2), schedule)
     assert (halved.value, halved.low, halved.high) == pytest.approx((found.value / 2, found.low / 2, found.high / 2))
 
 
 def test_the_decay_that_is_left_and_a_later_end_lower_the_forecast():
     wsd, constant = course(WSD), course(CONSTANT)
     seen = seen_on(wsd, alpha=0.1).until(500)
-    assert forecast(seen, wsd).value < forecast(seen, constant).value
+    assert extrapolate(seen, wsd).value < extrapolate(seen, constant).value
     later = Timetable(WSD, STEPS).decide(Decision(at_step=500, steps=2 * STEPS, progress=0.25))
-    assert forecast(seen, schedule_of(later, 1.0)).value < forecast(seen, wsd).value
+    assert extrapolate(seen, sample_schedule(later, 1.0)).value < extrapolate(seen, wsd).value
 
 
 def test_text_that_is_read_again_is_worth_less():
     once, often = course(epochs=0.9), course(epochs=6.0)
     seen = seen_on(once).until(150)
-    assert forecast(seen, often).value > forecast(seen, once).value
+    assert extrapolate(seen, often).value > extrapolate(seen, once).value
 
 
 def test_the_path_begins_where_the_run_is_and_ends_at_the_forecast():
     schedule = course()
     seen = seen_on(schedule).until(600)
-    found = forecast(seen, schedule)
+    found = extrapolate(seen, schedule)
     steps = [point[0] for point in found.path]
     assert steps == sorted(steps) and steps[0] > 600 and steps[-1] == schedule.end
     assert found.path[-1][1:] == (found.value, found.low, found.high)
@@ -95,36 +95,36 @@ def test_what_was_not_measured_is_passed_over_and_too_little_gives_nothing():
     seen = seen_on(schedule).until(300)
     losses = seen.losses_T.copy()
     losses[::17] = math.nan
-    assert forecast(replace(seen, losses_T=losses), schedule).value == pytest.approx(
-        forecast(seen, schedule).value, rel=0.02
+    assert extrapolate(replace(seen, losses_T=losses), schedule).value == pytest.approx(
+        extrapolate(seen, schedule).value, rel=0.02
     )
-    assert forecast(seen.until(10), schedule) is None
-    assert forecast(replace(seen, heldout_steps_H=np.zeros(0), heldout_H=np.zeros(0)), schedule) is None
-    assert forecast(replace(seen, losses_T=np.full_like(losses, math.nan)), schedule) is None
-    assert forecast(seen_on(schedule), schedule) is None  # at the end there is nothing to foresee
+    assert extrapolate(seen.until(10), schedule) is None
+    assert extrapolate(replace(seen, heldout_steps_H=np.zeros(0), heldout_H=np.zeros(0)), schedule) is None
+    assert extrapolate(replace(seen, losses_T=np.full_like(losses, math.nan)), schedule) is None
+    assert extrapolate(seen_on(schedule), schedule) is None  # at the end there is nothing to foresee
 
 
 def test_a_further_doubt_widens_the_interval_and_moves_nothing():
     schedule = course()
-    found = forecast(seen_on(schedule).until(300), schedule)
-    doubted = found.doubted(0.02)
+    found = extrapolate(seen_on(schedule).until(300), schedule)
+    doubted = found.widened(0.02)
     assert doubted.value == found.value and doubted.low < found.low and doubted.high > found.high
-    assert found.doubted(0.0).high == pytest.approx(found.high)
+    assert found.widened(0.0).high == pytest.approx(found.high)
 
 
 def test_the_fall_of_the_rate_sets_in_with_the_area_that_follows_it():
     schedule = course(WSD)
-    fallen = schedule.fallen(np.linspace(0, STEPS, 50), PRIOR.onset)
+    fallen = schedule.decay_effect(np.linspace(0, STEPS, 50), PRIOR.onset)
     assert fallen[0] == 0 and (np.diff(fallen) >= -1e-12).all() and 0 < fallen[-1] < 1
-    assert schedule.fallen(np.array([600.0]), PRIOR.onset)[0] == 0  # no decay yet
-    sooner = schedule.fallen(np.array([float(STEPS)]), PRIOR.onset / 10)[0]
+    assert schedule.decay_effect(np.array([600.0]), PRIOR.onset)[0] == 0  # no decay yet
+    sooner = schedule.decay_effect(np.array([float(STEPS)]), PRIOR.onset / 10)[0]
     assert sooner > fallen[-1]
 
 
 @pytest.mark.parametrize("decisions", [(), (Decision(300, 800),), (Decision(300, 2000), Decision(900, 1500))])
 def test_the_schedule_in_points_is_the_timetable(decisions):
     timetable = Timetable(COSINE, STEPS, decisions)
-    schedule = schedule_of(timetable, 1.0)
+    schedule = sample_schedule(timetable, 1.0)
     exact = np.cumsum([timetable.scale(step) for step in range(timetable.total_steps)])
     asked = np.array([60, 100, 500, timetable.total_steps - 1])
     assert schedule.area(asked + 1) == pytest.approx(exact[asked], rel=0.03)

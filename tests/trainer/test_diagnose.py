@@ -98,7 +98,7 @@ def test_sharpness_is_the_second_derivative_along_the_gradient():
     length = math.sqrt(sum(float(g.square().sum()) for g in gradients))
 
     def along(far):
-        with measures.moved(parameters, gradients, far / length), torch.no_grad():
+        with measures.shifted(parameters, gradients, far / length), torch.no_grad():
             return float(loss(model, *batch))
 
     step = 1e-3

@@ -269,11 +269,11 @@ def test_the_rule_for_a_spike():
 def test_a_bad_step_is_not_compared_with():
     watch = Watch(GuardConfig(spike="skip", window=3, sigmas=2))
     for loss in (1.0, 1.1, 0.9):
-        assert watch.look(loss, 1.0) is None
+        assert watch.judge(loss, 1.0) is None
     for _ in range(5):
-        assert watch.look(50.0, 1.0).kind == "spike"
-        assert watch.look(math.nan, 1.0).kind == "non-finite"
-    assert Watch(watch.config, watch.state()).look(1.05, 1.0) is None
+        assert watch.judge(50.0, 1.0).kind == "spike"
+        assert watch.judge(math.nan, 1.0).kind == "non-finite"
+    assert Watch(watch.config, watch.state()).judge(1.05, 1.0) is None
     assert watch.state() == [[1.0, 1.0], [1.1, 1.0], [0.9, 1.0]]
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from isoflop.config import override
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.hooks import Allowance, Hook, Samples, overriding
+from isoflop.trainer.hooks import Hook, Samples, SampleTimeLimit, overriding
 from isoflop.trainer.task import CausalLM
 from small import TINY, GradientNorms
 
@@ -130,7 +130,7 @@ def test_samples_of_a_run_that_is_held_to_its_seconds_are_ended(config, tmp_path
 def test_each_prompt_has_its_part_of_the_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("isoflop.trainer.hooks.time.monotonic", lambda: now[0])
-    enough = Allowance(6.0, 3, bool)
+    enough = SampleTimeLimit(6.0, 3, bool)
     seen = []
     for at in (1.0, 2.5):  # the first prompt may write up to 2 s
         now[0] = at
@@ -142,4 +142,4 @@ def test_each_prompt_has_its_part_of_the_time(monkeypatch):
     assert not enough()
     now[0] = 6.1
     assert enough() and enough.next()
-    assert not Allowance(0.0, 3, bool)()
+    assert not SampleTimeLimit(0.0, 3, bool)()

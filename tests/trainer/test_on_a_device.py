@@ -131,11 +131,13 @@ def test_a_good_step_has_the_same_bits_as_without_the_flag(name):
 
 def test_a_gpu_takes_the_most_sequences_at_once_that_its_memory_holds(monkeypatch):
     tried = []
-    monkeypatch.setattr(throughput, "holds", lambda config, n: tried.append(n) or n <= 5)
+    monkeypatch.setattr(throughput, "fits_on_device", lambda config, n: tried.append(n) or n <= 5)
     config = override(RunConfig(), ["batch.sequences=24"])
     on_a_card = replace(config, runtime=replace(config.runtime, device="cuda"))
-    assert throughput.fitting(on_a_card).batch.micro_sequences == 4
+    assert throughput.fit_micro_batches(on_a_card).batch.micro_sequences == 4
     assert tried == [24, 12, 8, 6, 4]
-    assert throughput.fitting(on_a_card, processes=8).batch.micro_sequences == 0  # 3 sequences of each are all held
+    assert (
+        throughput.fit_micro_batches(on_a_card, processes=8).batch.micro_sequences == 0
+    )  # 3 sequences of each are all held
     asked = override(on_a_card, ["batch.micro_sequences=12"])
-    assert throughput.fitting(asked) == asked and throughput.fitting(config) == config
+    assert throughput.fit_micro_batches(asked) == asked and throughput.fit_micro_batches(config) == config

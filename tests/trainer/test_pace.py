@@ -12,7 +12,7 @@ def drive(planned: int, budget: float, seconds_of_step):
         scales.append(timetable.scale(step))
         elapsed += seconds_of_step(step)
         step += 1
-        if decision := pace.look(step, elapsed, timetable):
+        if decision := pace.check(step, elapsed, timetable):
             timetable = timetable.decide(decision)
     return elapsed, timetable, scales
 
@@ -45,14 +45,14 @@ def drive_with_hooks(planned, budget, seconds_of_step, costs, shares):
     while step < timetable.total_steps:
         elapsed += seconds_of_step(step)
         step += 1
-        decision = pace.look(step, elapsed, timetable, aside)
+        decision = pace.check(step, elapsed, timetable, aside)
         timetable = timetable.decide(decision) if decision else timetable
         done = step >= timetable.total_steps
         due = [name for name in every if step % every[name] == 0 or done]
         spent = sum(costs[name] for name in due)
         elapsed, aside = elapsed + spent, aside + spent
         if due:
-            pace.spent(due, spent)
+            pace.record_cost(due, spent)
     return elapsed
 
 
@@ -72,7 +72,7 @@ def test_a_long_end_is_not_on_top_of_the_budget(sample):
 
 def test_costs_are_told_apart():
     pace = Pace(60.0, {"evaluate": 10, "sample": 20, "checkpoint": 0})
-    pace.spent(["evaluate"], 1.0)
-    pace.spent(["evaluate", "sample"], 4.0)
-    assert pace.to_come(20, 45) == pytest.approx(3 * 1.0 + 2 * 3.0)  # at 30, 40 and 45; at 40 and 45
-    assert pace.to_come(45, 45) == pytest.approx(1.0 + 3.0)  # the end itself
+    pace.record_cost(["evaluate"], 1.0)
+    pace.record_cost(["evaluate", "sample"], 4.0)
+    assert pace.remaining_cost(20, 45) == pytest.approx(3 * 1.0 + 2 * 3.0)  # at 30, 40 and 45; at 40 and 45
+    assert pace.remaining_cost(45, 45) == pytest.approx(1.0 + 3.0)  # the end itself

@@ -5,7 +5,7 @@ import pytest
 from isoflop.config import override
 from isoflop.parallel.cost import Parallelism
 from isoflop.trainer import RunConfig
-from isoflop.trainer.memory.portion import Footprint, ways_out
+from isoflop.trainer.memory.portion import Footprint, fitting_settings
 
 # 1,000 parameters in 4 units of 200 and 200 in none; AdamW
 WHOLE = Footprint(parameters=1000, unit=200, kept=400, state=8000, stack=0, sequence=500, cast=0)
@@ -13,20 +13,22 @@ MUON = Footprint(parameters=1000, unit=200, kept=400, state=6000, stack=1200, se
 
 
 def test_ddp_holds_what_one_process_does_and_fsdp_its_piece_and_what_is_gathered():
-    assert WHOLE.on_one(Parallelism("ddp", 4), 3, 1) == 16 * 1000 + 3 * 500
+    assert WHOLE.per_process(Parallelism("ddp", 4), 3, 1) == 16 * 1000 + 3 * 500
     gathered = 4 * (400 + 2 * 200) + 4 * 200  # and the gradients of one unit
-    assert WHOLE.on_one(Parallelism("fsdp", 4), 3, 1) == 16 * 250 + gathered + 3 * 500
+    assert WHOLE.per_process(Parallelism("fsdp", 4), 3, 1) == 16 * 250 + gathered + 3 * 500
     assert (
-        WHOLE.on_one(Parallelism("fsdp", 4), 3, 2) == 16 * 250 + gathered + 4 * 800 + 3 * 500
+        WHOLE.per_process(Parallelism("fsdp", 4), 3, 2) == 16 * 250 + gathered + 4 * 800 + 3 * 500
     )  # all gradients are whole
-    assert WHOLE.on_one(Parallelism("fsdp", 4), 3, 2, every=True) == WHOLE.on_one(Parallelism("fsdp", 4), 3, 1)
-    assert WHOLE.on_one(Parallelism("hsdp", 8, 2), 3, 1) == WHOLE.on_one(Parallelism("fsdp", 4), 3, 1)
+    assert WHOLE.per_process(Parallelism("fsdp", 4), 3, 2, every=True) == WHOLE.per_process(
+        Parallelism("fsdp", 4), 3, 1
+    )
+    assert WHOLE.per_process(Parallelism("hsdp", 8, 2), 3, 1) == WHOLE.per_process(Parallelism("fsdp", 4), 3, 1)
 
 
 def test_muon_works_on_its_part_of_a_stack_and_casts_are_kept():
     ddp = 14 * 1000 + 2 * 1000 + 3 * 1200 / 4 + 1200
-    assert MUON.on_one(Parallelism("ddp", 4), 0, 1) == ddp
-    assert MUON.on_one(Parallelism("fsdp", 4), 0, 1) == 14 * 250 + 4000 + 2 * 1000 + 5 * 1200 / 4
+    assert MUON.per_process(Parallelism("ddp", 4), 0, 1) == ddp
+    assert MUON.per_process(Parallelism("fsdp", 4), 0, 1) == 14 * 250 + 4000 + 2 * 1000 + 5 * 1200 / 4
 
 
 @pytest.mark.parametrize(
@@ -46,4 +48,4 @@ def test_muon_works_on_its_part_of_a_stack_and_casts_are_kept():
 def test_the_way_out_is_the_least_change_that_fits(mode, room, said):
     replicas = 2 if mode == "hsdp" else 0
     config = override(RunConfig(), ["batch.sequences=32", f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
-    assert next(ways_out(config, WHOLE, Parallelism(mode, 4, replicas), room), "") == said
+    assert next(fitting_settings(config, WHOLE, Parallelism(mode, 4, replicas), room), "") == said

@@ -12,7 +12,7 @@ from isoflop.model.build import build_model
 from isoflop.records import read_run
 from isoflop.runtime import available, free_memory, left_of, make_runtime
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.memory.estimate import RunMemory, estimate, kept_bytes, plainly_fits
+from isoflop.trainer.memory.estimate import RunMemory, estimate, plainly_fits, saved_bytes
 from isoflop.trainer.memory.preflight import check_memory
 from isoflop.trainer.task import CausalLM
 from small import TINY
@@ -79,7 +79,7 @@ def test_the_estimate_grows_as_what_the_backward_pass_really_keeps(config):
     batches = task.batches(config, task.prepare_data(config.data))
     need = estimate(config, task, batches, runtime)
     model = build_model(config.task, config.model)
-    really = kept_bytes(model, task, batches.largest(8), runtime)
+    really = saved_bytes(model, task, batches.largest(8), runtime)
     assert really <= 8 * need.sequence <= 1.3 * really
     parameters = sum(tensor.numel() for tensor in model.parameters())
     assert 12 * parameters <= need.fixed <= 24 * parameters and 8 * parameters <= need.copy <= 12 * parameters

@@ -13,7 +13,7 @@ from isoflop.files import write_json
 from isoflop.records import read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.profile import Profile, in_short
+from isoflop.trainer.profile import Profile, summarize_trace
 from isoflop.trainer.step import STEP_SPAN
 from small import TINY
 
@@ -66,7 +66,7 @@ def test_what_is_done_between_the_steps_is_left_out():
     def call(name, start, took, cat="python_function"):
         return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1}
 
-    found = in_short(
+    found = summarize_trace(
         [
             call("/home/me/isoflop/trainer/loop.py(7): train", 0, 100),
             call("/home/me/isoflop/trainer/loop.py(9): run_steps", 5, 90),
@@ -100,7 +100,7 @@ def test_time_in_a_call_is_not_counted_again_in_its_caller():
     def span(name, start, took, **more):
         return {"ph": "X", "cat": "cpu_op", "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1, **more}
 
-    found = in_short([span("b", 1, 4), span("a", 0, 10), span("b", 6, 2), span("c", 2, 1), span("a", 10, 5)])
+    found = summarize_trace([span("b", 1, 4), span("a", 0, 10), span("b", 6, 2), span("c", 2, 1), span("a", 10, 5)])
     assert found["microseconds"] == 15
     assert {row["name"]: (row["calls"], row["microseconds"]) for row in found["operations"]} == {
         "a": (2, 9),

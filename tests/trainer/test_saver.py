@@ -16,7 +16,7 @@ from isoflop.records import RunFolder, read_run
 from isoflop.screen import Screen
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.config import EveryConfig
-from isoflop.trainer.saver import Saver, wanted
+from isoflop.trainer.saver import Saver, checkpoints_to_keep
 from small import TINY, tree_of
 
 
@@ -101,11 +101,11 @@ def test_the_last_of_them_is_heard_too(tmp_path, monkeypatch):
 def test_the_last_the_best_and_every_nth_stay(config, tmp_path):
     held = [(2, 3.0), (4, 1.5), (6, 1.0), (8, 1.2), (10, float("nan"))]
     steps = [3, 6, 7, 9, 12]
-    assert wanted(steps, EveryConfig(), held) == {6}
-    assert wanted(steps, EveryConfig(keep_every=6), held) == {6, 12}
-    assert wanted(steps, EveryConfig(keep_best=False), held) == set()
-    assert wanted(steps, EveryConfig(), []) == set()
-    assert wanted(steps, EveryConfig(), held[:2]) == {6}  # nothing better was measured since: the first with that loss
+    assert checkpoints_to_keep(steps, EveryConfig(), held) == {6}
+    assert checkpoints_to_keep(steps, EveryConfig(keep_every=6), held) == {6, 12}
+    assert checkpoints_to_keep(steps, EveryConfig(keep_best=False), held) == set()
+    assert checkpoints_to_keep(steps, EveryConfig(), []) == set()
+    assert checkpoints_to_keep(steps, EveryConfig(), held[:2]) == {6}  # equal losses: the first
     few = override(config, ["every.checkpoint=1", "every.keep=1", "every.keep_every=5", "every.keep_best=false"])
     train(few, tmp_path / "run")
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [5, 9, 10, 12]  # 9: before the decay
@@ -134,7 +134,7 @@ def test_where_none_is_whole_nothing_is_touched(config, tmp_path):
     for step in checkpoint.steps(folder.checkpoints):
         flip(checkpoint.at_step(folder.checkpoints, step))
     before = tree_of(folder.checkpoints)
-    with pytest.raises(UserError, match=r"no checkpoint of .* is whole, of 4"):
+    with pytest.raises(UserError, match=r"none of the 4 checkpoints of .* is complete"):
         train(config, folder.path, resume=True)
     assert tree_of(folder.checkpoints) == before
 

@@ -17,7 +17,7 @@ from isoflop.records import RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig
 from isoflop.trainer import suites as module
-from isoflop.trainer.suites import Suites, first, in_order, make_suites
+from isoflop.trainer.suites import Suites, first_items, make_suites, shuffle_evenly
 from small import TINY
 
 PAIRS = [
@@ -90,7 +90,7 @@ def run_at(suite, monkeypatch, tmp_path):
             prepared=SimpleNamespace(tokenizer=None),
             runtime=None,
             seconds=seconds,
-            aside=0.0,
+            aside_seconds=0.0,
             step=step,
             tokens=step,
             due=lambda every: True,
@@ -129,12 +129,12 @@ def test_nothing_is_scored_before_there_is_time(run_at, suite, tmp_path):
 
 
 def test_each_beginning_has_as_many_of_each_subset(suite):
-    asked = in_order(ask(str(suite)), seed=0)
+    asked = shuffle_evenly(ask(str(suite)), seed=0)
     assert sorted(item.number for item in asked.items) == list(range(1, len(PAIRS) + 1))
     for count in range(2, 9):
-        there = [len(rows) for rows in first(asked, count).subsets.values()]
+        there = [len(rows) for rows in first_items(asked, count).subsets.values()]
         assert max(there) - min(there) <= 1
-    assert asked.items == in_order(ask(str(suite)), seed=0).items != ask(str(suite)).items
+    assert asked.items == shuffle_evenly(ask(str(suite)), seed=0).items != ask(str(suite)).items
 
 
 @pytest.mark.parametrize(

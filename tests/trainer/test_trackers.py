@@ -162,7 +162,7 @@ def test_what_is_known_of_services_may_be_damaged(monkeypatch, corpus, tmp_path)
     killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=told), 8)
     for content in ("", "[1]", '{"mlflow": 3}', '{"mlflow": {"id": 7, "extensions": 0}}'):
         (run / "trackers.json").write_text(content)
-        assert trackers.known_as(RunFolder(run), "mlflow") is None
+        assert trackers.stored_id(RunFolder(run), "mlflow") is None
     isoflop.resume(run, quiet=True)
     assert service.points("train/loss")[1] == list(range(1, 13))  # a new run, with the whole curve
 

@@ -90,7 +90,7 @@ def train(job: Job) -> Measured:
         "parameters": parameters,
         "tokens": float(result.tokens),
         "flops": result.flops,
-        "seconds": result.seconds - result.aside,
+        "seconds": result.seconds - result.aside_seconds,
         **{name: float(value) for name, value in beside.items() if name in MEASURES},
     }
     return Measured(measures, lists)

@@ -1,8 +1,8 @@
 """Estimates the memory of a run before anything large is allocated.
 
-Weights, gradients and the optimiser's state are counted on the meta device. The activations that the backward pass
-needs are measured on models of the same kind with at most four layers, on one and two sequences, and extrapolated
-linearly in layers and sequences.
+Weights, gradients and the optimiser's state are counted on the meta device. The activations that are saved for the
+backward pass are measured on models of the same kind with at most four layers, on one and two sequences, and
+extrapolated linearly in layers and sequences.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,10 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.task import Task
 
 FLOAT = 4  # bytes: weights, gradients and moments are float32
-GENEROUS = 64  # times the width: an upper bound of what a layer keeps per token; every block of ours needs half or less
-SPARE = 1.1  # factor on the kept activations, for temporary tensors of the backward pass
+WIDTHS_PER_TOKEN = (
+    64  # times the width: an upper bound of what a layer keeps per token; every block of ours needs half or less
+)
+TEMPORARY = 1.1  # factor on the kept activations, for temporary tensors of the backward pass
 
 
 @dataclass(frozen=True)
@@ -45,31 +47,39 @@ class RunMemory:
 
 
 def plainly_fits(config: RunConfig, sharing: int = 1, rows: int = 0) -> bool:
-    """Whether an upper bound for any blocks is less than half of the free memory. Then no trial is needed, which would
-    take a second of every start, and memory itself.
+    """Whether an upper bound that holds for all blocks is less than half of the free memory. Then no trial is needed,
+    which would take memory and a second of every start.
 
     Args:
-        sharing: processes that share this memory.
+        sharing: number of processes that share this memory.
         rows: sequences in a pass of each process; 0: as configured.
     """
     free = free_memory(config.runtime.device)
-    return free is not None and sharing * guess(config, rows) < free / 2
+    return free is not None and sharing * upper_bound_bytes(config, rows) < free / 2
 
 
-def guess(config: RunConfig, rows: int = 0, fixed: bool = False) -> int:
-    """An upper bound of a run's bytes, for any blocks.
+def upper_bound_bytes(config: RunConfig, rows: int = 0, fixed: bool = False) -> int:
+    """An upper bound of the bytes that a run needs, whatever its blocks.
 
     Args:
         rows: sequences in a pass; 0: as configured.
-        fixed: only what does not depend on the number of sequences: weights and gradients.
+        fixed: only weights and gradients, which do not depend on the number of sequences.
     """
     model = config.model
     weights = FLOAT * parameters(model, config.task).total
     if fixed:
         return 2 * weights
-    wide = GENEROUS * model.d_model + model.heads * model.context  # numbers kept per token and layer
-    kept = FLOAT * (rows or config.batch.micro) * model.context * (model.layers + model.encoder_layers + 1) * wide
-    return 8 * weights + kept
+    values_per_layer = (
+        WIDTHS_PER_TOKEN * model.d_model + model.heads * model.context
+    )  # numbers kept per token and layer
+    activations = (
+        FLOAT
+        * (rows or config.batch.micro)
+        * model.context
+        * (model.layers + model.encoder_layers + 1)
+        * values_per_layer
+    )
+    return 8 * weights + activations
 
 
 def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> RunMemory:
@@ -86,7 +96,7 @@ def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) 
 
 
 def count_bytes(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
-    """Bytes of a model's weights, of its optimisers' state, and of the largest stack of matrices in a step."""
+    """Bytes of a model's weights, of its optimisers' state, and of the largest stack of matrices in Muon's step."""
     entry, state = optim.entry, 0
     stacks: dict[torch.Size, int] = {}
     for group in split(model):
@@ -98,50 +108,56 @@ def count_bytes(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
 
 
 def bytes_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> int:
-    """Bytes that the backward pass needs per sequence of the largest shape."""
-    return round(SPARE * kept_per_sequence(config, task, batches, runtime))
+    """Bytes of activations per sequence of the largest shape, with temporary tensors of the backward pass."""
+    return round(TEMPORARY * activation_bytes_per_sequence(config, task, batches, runtime))
 
 
-def kept_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
-    """Bytes that the forward pass keeps per sequence of the largest shape, without what any pass keeps."""
+def activation_bytes_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> float:
+    """Bytes that the forward pass saves per sequence of the largest shape. What does not depend on the number of
+    sequences is not counted."""
     layers = config.model.layers + config.model.encoder_layers
-    few, more = (min(count, config.model.layers) for count in (2, 4))
-    found = []
-    for count in dict.fromkeys((few, more)):
-        model = replace(config.model, layers=count, encoder_layers=min(count, config.model.encoder_layers))
+    shallow, deep = (min(count, config.model.layers) for count in (2, 4))
+    measured = []
+    for count in dict.fromkeys((shallow, deep)):
+        trial = replace(config.model, layers=count, encoder_layers=min(count, config.model.encoder_layers))
         with runtime.device:
-            small = build_model(config.task, model)
+            small = build_model(config.task, trial)
         task.prepare(small)
         statistics = any(getattr(module, "keeps_statistics", False) for module in small.modules())
         fewest = 2 if statistics else 1  # there are no statistics over one sequence
-        one, two = (kept_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))
-        found.append((model.layers + model.encoder_layers, (two - one) / fewest))
+        first, second = (saved_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))
+        measured.append((trial.layers + trial.encoder_layers, (second - first) / fewest))
 
-    (depth, bytes_), (further, more_bytes) = found[0], found[-1]
-    if further == depth:
-        block = bytes_ / depth  # the trial had all layers, or only the encoder is deeper
+    (shallow_layers, shallow_bytes), (deep_layers, deep_bytes) = measured[0], measured[-1]
+    if deep_layers == shallow_layers:
+        block = shallow_bytes / shallow_layers  # the trial had all layers, or only the encoder is deeper
     else:
-        block = (more_bytes - bytes_) / (further - depth)
+        block = (deep_bytes - shallow_bytes) / (deep_layers - shallow_layers)
     if config.runtime.recompute:  # the input of each block, and the activations of one block at a time
-        return bytes_ - depth * block + block + layers * FLOAT * config.model.context * config.model.d_model
-    return bytes_ + (layers - depth) * block
+        return (
+            shallow_bytes
+            - shallow_layers * block
+            + block
+            + layers * FLOAT * config.model.context * config.model.d_model
+        )
+    return shallow_bytes + (layers - shallow_layers) * block
 
 
-def kept_bytes(model: Any, task: Task, batch: Sequence[torch.Tensor], runtime: Runtime) -> int:
-    """Bytes that a forward pass of `batch` keeps for its backward pass."""
-    kept: dict[int, int] = {}
+def saved_bytes(model: Any, task: Task, batch: Sequence[torch.Tensor], runtime: Runtime) -> int:
+    """Bytes that a forward pass of `batch` saves for the backward pass, without the parameters."""
+    by_storage: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        by_storage[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), runtime.autocast():
         loss = task.loss(model, *(tensor.to(runtime.device) for tensor in batch))
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+    parameters = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
     del loss
-    return sum(bytes_ for place, bytes_ in kept.items() if place not in own)
+    return sum(bytes_ for pointer, bytes_ in by_storage.items() if pointer not in parameters)
 
 
-def shown(bytes_: float) -> str:
+def format_bytes(bytes_: float) -> str:
     return f"{bytes_ / 1e9:,.1f} GB" if bytes_ >= 1e8 else f"{bytes_ / 1e6:,.1f} MB"

@@ -1,8 +1,8 @@
-"""Checks that each process's part of a run fits in memory, before the first step, and finds the setting that would.
+"""Checks that each process's part of a run fits in memory, before the first step; if not, finds a setting that fits.
 
-estimate.py counts a model and measures what its backward pass keeps; parallel/cost.py computes the part of one process
-in each mode. The first process estimates, and all refuse with the same message, for the least memory that is free on
-any of them. Processes on a host's CPUs share its memory, and each has the same part of it.
+estimate.py counts a model and measures its activations; parallel/cost.py computes the part of one process in each mode.
+Rank 0 estimates, and all processes refuse with the same message, for the least free memory of any of them. Processes
+that compute on a host's CPUs share its memory equally.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from isoflop.parallel.cost import Mode, Parallelism, memory
 from isoflop.parallel.mesh import Group
 from isoflop.runtime import free_memory, make_runtime
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.memory.estimate import FLOAT, bytes_per_sequence, count_bytes, plainly_fits, shown
+from isoflop.trainer.memory.estimate import FLOAT, bytes_per_sequence, count_bytes, format_bytes, plainly_fits
 from isoflop.trainer.task import Task
 
 CAST = 2  # bytes: autocast keeps a bfloat16 copy of every weight from forward to backward
@@ -31,7 +31,7 @@ class Footprint:
     Attributes:
         parameters: of the model.
         unit: parameters of the largest unit.
-        kept: parameters that stay gathered from forward to backward: those outside the units, and the last unit.
+        kept: parameters that remain gathered from forward to backward: those outside the units, and the last unit.
         state: bytes of the optimiser's state, for all parameters.
         stack: bytes of the largest stack in Muon's step, if Muon is used.
         sequence: bytes of activations per sequence in a pass.
@@ -46,13 +46,13 @@ class Footprint:
     sequence: int
     cast: int
 
-    def on_one(self, layout: Parallelism, rows: int, passes: int, every: bool = False) -> int:
+    def per_process(self, layout: Parallelism, rows: int, passes: int, every: bool = False) -> int:
         """Peak bytes on one process, in a step of `passes` passes with `rows` sequences each.
 
         Args:
             every: gradients are reduced after every pass (parallel.reduce), so that none are held unsharded.
         """
-        held = memory(
+        need = memory(
             layout,
             self.parameters,
             largest_unit=self.unit,
@@ -62,10 +62,10 @@ class Footprint:
             cast_bytes=self.cast,
             whole_gradients=passes > 1 and not every,
         )
-        # of a stack: the own matrices with their product and a square; with ddp also all results, else rows in both
-        # directions of the exchange
+        # Muon's step holds, of a stack: this process's matrices, their product and its square; with ddp also all
+        # results, otherwise the rows sent and received
         muon = self.stack * (3 / layout.processes + (1 if layout.shards == 1 else 2 / layout.shards))
-        return round(held.total + muon)
+        return round(need.total + muon)
 
 
 def measure_footprint(config: RunConfig, task: Task, batches: Batches, device: str) -> Footprint:
@@ -99,7 +99,7 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
     if not any(group.gather(not plainly_fits(config, sharing, min(batch.micro, rows)))):
         return
 
-    found = Footprint(
+    footprint = Footprint(
         **group.broadcast(asdict(measure_footprint(config, task, batches, device)) if group.first else None)
     )
     free = [bytes_ for bytes_ in group.gather(free_memory(device)) if bytes_ is not None]
@@ -108,30 +108,34 @@ def check_portion(config: RunConfig, task: Task, batches: Batches, group: Group)
 
     mode, copies = config.parallel.resolve(group.size, group.hosts)
     layout, micro = Parallelism(cast(Mode, mode), group.size, copies), min(batch.micro, rows)
-    need, room = found.on_one(layout, micro, rows // micro, config.parallel.reduce == "every"), min(free) // sharing
-    if need <= room:
+    need, available = (
+        footprint.per_process(layout, micro, rows // micro, config.parallel.reduce == "every"),
+        min(free) // sharing,
+    )
+    if need <= available:
         return
 
     where = f"on each of {group.size} devices" if sharing == 1 else f"for each of the {sharing} processes of a host"
-    way_out = next(ways_out(config, found, layout, room), "")
-    if not way_out:
-        way_out = "no mode and no size of a pass fits: use more devices or hosts with parallel.mode=fsdp, or a smaller "
-        way_out += "model, such as fewer --set model.layers"
+    advice = next(fitting_settings(config, footprint, layout, available), "")
+    if not advice:
+        advice = "no mode and no size of a pass fits: use more devices or hosts with parallel.mode=fsdp, or a smaller "
+        advice += "model, such as fewer --set model.layers"
     raise UserError(
-        f"this run needs about {shown(need)} of memory {where} (parallel.mode = {mode}) and {shown(room)} is free: "
-        f"{shown(need - found.sequence * micro)} for weights, gradients and optimiser, "
-        f"{shown(found.sequence * micro)} for a pass of {micro} sequences; {way_out}"
+        f"this run needs about {format_bytes(need)} of memory {where} (parallel.mode = {mode}) and "
+        f"{format_bytes(available)} is free: "
+        f"{format_bytes(need - footprint.sequence * micro)} for weights, gradients and optimiser, "
+        f"{format_bytes(footprint.sequence * micro)} for a pass of {micro} sequences; {advice}"
     )
 
 
-def ways_out(config: RunConfig, found: Footprint, layout: Parallelism, room: int) -> Iterator[str]:
-    """The settings that fit, the smallest change first: fewer sequences in a pass, then fsdp, then gradients reduced
-    after every pass."""
-    rows, least = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)
-    now, every = min(config.batch.micro, rows), config.parallel.reduce == "every"
-    fewer = [n for n in range(now - 1, 0, -1) if rows % n == 0 and (least // layout.processes) % n == 0]
+def fitting_settings(config: RunConfig, footprint: Footprint, layout: Parallelism, available: int) -> Iterator[str]:
+    """Settings that fit, the smallest change first: fewer sequences in a pass, then fsdp, then gradients reduced after
+    every pass."""
+    rows, smallest = config.batch.sequences // layout.processes, (config.batch.ramp_from or config.batch.sequences)
+    current, reduce_every = min(config.batch.micro, rows), config.parallel.reduce == "every"
+    fewer = [n for n in range(current - 1, 0, -1) if rows % n == 0 and (smallest // layout.processes) % n == 0]
     for n in fewer:
-        if found.on_one(layout, n, rows // n, every) <= room:
+        if footprint.per_process(layout, n, rows // n, reduce_every) <= available:
             yield f"use --set batch.micro_sequences={n}"
 
     divided, settings = layout, ""
@@ -139,6 +143,6 @@ def ways_out(config: RunConfig, found: Footprint, layout: Parallelism, room: int
         divided = Parallelism("fsdp", layout.processes)
         settings = " parallel.mode=fsdp" + (" parallel.replicas=0" if config.parallel.replicas else "")
     for reduce in ("", " parallel.reduce=every"):
-        for n in (now, *fewer):
-            if found.on_one(divided, n, rows // n, every or bool(reduce)) <= room:
-                yield f"use --set{settings}{reduce}" + (f" batch.micro_sequences={n}" if n != now else "")
+        for n in (current, *fewer):
+            if footprint.per_process(divided, n, rows // n, reduce_every or bool(reduce)) <= available:
+                yield f"use --set{settings}{reduce}" + (f" batch.micro_sequences={n}" if n != current else "")

@@ -1,11 +1,11 @@
 """Checks before the first step: the run fits in memory, and the largest batch succeeds.
 
-    plainly fits? else
-    estimate ─> more than is free? refused, with the setting that fits       nothing has been allocated yet
-    dry batch ─> forward and backward of the largest shape, no update        a failure comes now and not in an hour
+    plainly fits? otherwise
+    estimate ─> more than is free? refuse, naming a setting that fits      nothing has been allocated yet
+    dry batch ─> forward and backward of the largest shape, no update      a failure occurs now, not after an hour
 
-A run resumed on a smaller machine is refused likewise. portion.py has the check for several processes; all of them take
-the dry batch together.
+The same holds for a run resumed on a smaller machine. portion.py has the check for several processes; they take the dry
+batch together.
 """
 
 from dataclasses import replace
@@ -19,7 +19,7 @@ from isoflop.parallel.mesh import Group
 from isoflop.parallel.state import generator_tensors, set_generators
 from isoflop.runtime import free_memory, make_runtime
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.memory.estimate import RunMemory, estimate, plainly_fits, shown
+from isoflop.trainer.memory.estimate import RunMemory, estimate, format_bytes, plainly_fits
 from isoflop.trainer.memory.portion import check_portion
 from isoflop.trainer.state import RunState
 from isoflop.trainer.step import Statistics, discard_step, forward_backward
@@ -30,7 +30,7 @@ def require_memory(config: RunConfig, task: Task, batches: Batches, group: Group
     """Refuse a run that does not fit, in all processes, before anything large is allocated.
 
     Raises:
-        UserError: with the setting that would fit.
+        UserError: naming a setting that fits.
     """
     if not group.alone:
         check_portion(config, task, batches, group)
@@ -40,42 +40,42 @@ def require_memory(config: RunConfig, task: Task, batches: Batches, group: Group
 
 
 def check_memory(config: RunConfig, need: RunMemory, device: str) -> None:
-    """Compare the need with the free memory: on the device, and in main memory for the checkpoint's copy.
+    """Compare the need with the free memory: on the device, and in main memory for a checkpoint's copy.
 
     Raises:
-        UserError: with the setting that would fit.
+        UserError: naming a setting that fits.
     """
-    free, free_here = free_memory(device), free_memory("cpu")
+    free, free_main = free_memory(device), free_memory("cpu")
     on_device = need if device == "cpu" else replace(need, copy=0)
     if free is not None and on_device.total(config.batch.micro) > free:
         raise UserError(
-            f"this run needs about {shown(on_device.total(config.batch.micro))} of memory on {device} and "
-            f"{shown(free)} is free: {shown(need.fixed)} for weights, gradients and optimiser, "
-            f"{shown(need.sequence * config.batch.micro)} for a pass of {config.batch.micro} sequences"
-            + (f", {shown(on_device.copy)} for a checkpoint's copy" if on_device.copy else "")
-            + f"; {way_out(config, on_device, free)}"
+            f"this run needs about {format_bytes(on_device.total(config.batch.micro))} of memory on {device} and "
+            f"{format_bytes(free)} is free: {format_bytes(need.fixed)} for weights, gradients and optimiser, "
+            f"{format_bytes(need.sequence * config.batch.micro)} for a pass of {config.batch.micro} sequences"
+            + (f", {format_bytes(on_device.copy)} for a checkpoint's copy" if on_device.copy else "")
+            + f"; {fitting_setting(config, on_device, free)}"
         )
-    if free_here is not None and device != "cpu" and need.copy > free_here:
+    if free_main is not None and device != "cpu" and need.copy > free_main:
         raise UserError(
-            f"a checkpoint's copy needs {shown(need.copy)} of main memory and {shown(free_here)} is free; "
-            "use --set every.background=false"
+            f"a checkpoint's copy needs {format_bytes(need.copy)} of main memory and {format_bytes(free_main)} is "
+            "free; use --set every.background=false"
         )
 
 
-def way_out(config: RunConfig, need: RunMemory, free: int) -> str:
-    """The setting that fits, with the most sequences in a pass."""
+def fitting_setting(config: RunConfig, need: RunMemory, free: int) -> str:
+    """The setting that fits with the most sequences in a pass, in words."""
     batch = config.batch
     divisors = [
         rows
         for rows in range(batch.micro - 1, 0, -1)
         if batch.sequences % rows == 0 and (batch.ramp_from or batch.sequences) % rows == 0
     ]
-    for more, memory in (("", need), (" every.background=false", replace(need, copy=0))):
+    for extra, memory in (("", need), (" every.background=false", replace(need, copy=0))):
         for rows in divisors:
             if memory.total(rows) <= free:
-                return f"use --set batch.micro_sequences={rows}{more}"
-        if more and memory.total(batch.micro) <= free:
-            return f"use --set{more}"
+                return f"use --set batch.micro_sequences={rows}{extra}"
+        if extra and memory.total(batch.micro) <= free:
+            return f"use --set{extra}"
     return "no size of a pass fits: use a smaller model, such as fewer --set model.layers, or a larger machine"
 
 
@@ -84,7 +84,7 @@ def dry_batch(state: RunState) -> None:
     generators are restored, bit for bit.
 
     Raises:
-        UserError: if the device runs out of memory, with the setting that may fit.
+        UserError: if the device runs out of memory, naming a setting that may fit.
     """
     generators = generator_tensors()
     statistics = Statistics(state.model)

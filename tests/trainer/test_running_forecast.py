@@ -13,9 +13,9 @@ from isoflop.records import Expectation, HeldOutLine, Plan, RunFolder, read_line
 from isoflop.report.page import write_report
 from isoflop.screen import Screen
 from isoflop.trainer import RunConfig, train
-from isoflop.trainer.course import Course, Scale
 from isoflop.trainer.curve import Forecast
 from isoflop.trainer.hooks import HeldOut, Hook
+from isoflop.trainer.running_forecast import BitsConversion, RunningForecast
 from small import TINY, CutAt, PowerCut, write_texts
 
 STEPS = 80
@@ -40,12 +40,12 @@ def corpus_and_runs(tmp_path_factory):
         patch.setenv("ISOFLOP_HOME", str(folder / "home"))
         train(config, folder / "plain", hooks=[HeldOut()])
         told = Told()
-        course = Course(Plan.nothing(), [told], lambda text: None)
+        course = RunningForecast(Plan.nothing(), [told], lambda text: None)
         train(config, folder / "seen", hooks=[HeldOut((course,)), course])
         with pytest.raises(PowerCut):
-            cut = Course(Plan.nothing(), [], lambda text: None)
+            cut = RunningForecast(Plan.nothing(), [], lambda text: None)
             train(config, folder / "cut", hooks=[HeldOut((cut,)), cut, CutAt(57)])
-        again = Course(Plan.nothing(), [], lambda text: None)
+        again = RunningForecast(Plan.nothing(), [], lambda text: None)
         train(config, folder / "cut", hooks=[HeldOut((again,)), again], resume=True)
     return folder, told
 
@@ -85,12 +85,12 @@ def test_the_report_shows_them(corpus_and_runs):
 
 def test_a_part_of_the_held_out_text_leaves_a_doubt_and_more_of_it_a_smaller_one():
     line = HeldOutLine(step=10, heldout_loss=3.0, heldout_bits_per_byte=1.5)
-    part, whole = Scale.of([line], 8192, 50_000), Scale.of([line], 8192, 8192)
-    assert whole == Scale(0.5, 0.0) and part.bits == 0.5 and part.doubt > 0.01
+    part, whole = BitsConversion.of([line], 8192, 50_000), BitsConversion.of([line], 8192, 8192)
+    assert whole == BitsConversion(0.5, 0.0) and part.bits == 0.5 and part.deviation > 0.01
     wide = line.updated(wide_loss=3.1, wide_bits_per_byte=1.56, wide_tokens=40_000)
-    found = Scale.of([wide, line], 8192, 50_000)
-    assert found.bits == pytest.approx(0.52) and 0 < found.doubt < part.doubt
-    assert Scale.of([], 8192, 50_000) is None
+    found = BitsConversion.of([wide, line], 8192, 50_000)
+    assert found.bits == pytest.approx(0.52) and 0 < found.deviation < part.deviation
+    assert BitsConversion.of([], 8192, 50_000) is None
 
 
 def state_at(folder, step, schedule="wsd", seconds=0.0, planned=1000, steps=1000, epochs=0.5, skips=0):
@@ -115,10 +115,10 @@ def state_at(folder, step, schedule="wsd", seconds=0.0, planned=1000, steps=1000
     [
         (1.80, {}, r"on course for 1.80 .*worse than the plan's 1.40 to 1.60: .*--resume .* --budget \+3m"),
         (1.20, {}, r"on course for 1.20 .*better than the plan's 1.40 to 1.60: nothing is wrong"),
-        (1.80, {"skips": 20}, r"20 steps went wrong .*--set optim.lr=0.005 optim.matrix_lr=0.0075"),
+        (1.80, {"skips": 20}, r"20 bad steps were discarded; .*--set optim.lr=0.005 optim.matrix_lr=0.0075"),
         (1.80, {"seconds": 180.0, "planned": 2000}, r"1,000 of 2,000 planned steps fit into the time; .*\+3m"),
         (1.80, {"epochs": 9.0}, r"the text will be read 9 times; name more text"),
-        (1.80, {"schedule": "cosine"}, r"harder than the plan took them for; a larger --budget"),
+        (1.80, {"schedule": "cosine"}, r"harder than the plan assumed; a larger --budget"),
         (1.50, {}, None),
     ],
 )
@@ -126,7 +126,7 @@ def test_leaving_the_plan_is_said_once_with_what_to_do(tmp_path, forecast, state
     expected = Expectation(bits_per_byte=1.5, low=1.4, high=1.6, level=0.9)
     plan = Plan(budget="3m", steps=state.get("planned", 1000), expected=expected)
     lines = []
-    course = Course(plan, [], lines.append)
+    course = RunningForecast(plan, [], lines.append)
     found = Forecast(forecast, forecast - 0.05, forecast + 0.05, ())
     for step in (50, 150, 200, 300):
         course.compare(state_at(tmp_path, step, **state), found)
@@ -141,7 +141,7 @@ def test_leaving_the_plan_is_said_once_with_what_to_do(tmp_path, forecast, state
 def test_one_forecast_outside_is_not_believed(tmp_path):
     expected = Expectation(bits_per_byte=1.5, low=1.4, high=1.6, level=0.9)
     lines = []
-    course = Course(Plan(budget="3m", steps=1000, expected=expected), [], lines.append)
+    course = RunningForecast(Plan(budget="3m", steps=1000, expected=expected), [], lines.append)
     for step, value in ((200, 1.8), (300, 1.5), (400, 1.8), (500, 1.5)):
         course.compare(state_at(tmp_path, step), Forecast(value, value - 0.05, value + 0.05, ()))
     assert not lines
