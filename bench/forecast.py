@@ -33,7 +33,7 @@ from scipy import stats
 from isoflop.budget import parse_budget
 from isoflop.files import home
 from isoflop.job import pretrain
-from isoflop.job.ledger import LEDGER, code
+from isoflop.job.ledger import LEDGER, source_sha256
 from isoflop.plan.ledger import Scored, coverage
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect, table
@@ -110,7 +110,7 @@ def one_run(name: str, source: Path, budget: str, seed: int) -> dict[str, Any]:
     return {
         "study": identity(),
         "commit": commit(ROOT),
-        "code": code()[:16],
+        "code": source_sha256()[:16],
         "corpus": name,
         "budget": budget,
         "seconds": parse_budget(budget).amount,

@@ -34,7 +34,7 @@ import torch
 from isoflop.evaluate.likelihood import Request, likelihoods
 from isoflop.evaluate.perplexity import strided
 from isoflop.evaluate.scores import Asked, ask
-from isoflop.job.suites import scored_model
+from isoflop.job.suites import load_for_scoring
 from isoflop.job.transfer import export_model
 from isoflop.processors import cores
 from record import record
@@ -136,7 +136,7 @@ def ordered(samples: list[dict[str, Any]]) -> list[Any]:
 
 def ours(run: Path, asked: dict[str, Asked]) -> tuple[dict[str, list[Any]], float]:
     """The same by our code."""
-    model, tokenizer, _, runtime = scored_model(run)
+    model, tokenizer, _, runtime = load_for_scoring(run)
     started = time.perf_counter()
     found: dict[str, list[Any]] = {}
     for name, one in asked.items():
@@ -183,7 +183,7 @@ def perplexities(run: Path, folder: Path, text: str, stride: int) -> tuple[float
     mine = perplexity_of(run, text, stride)
     transformers = import_module("transformers")
     other = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    _, tokenizer, _, _ = scored_model(run)
+    _, tokenizer, _, _ = load_for_scoring(run)
     ids = torch.tensor([[tokenizer.start, *tokenizer.encode(text)]])
     length, count = other.config.max_position_embeddings, ids.shape[1]
     total, counted, before = 0.0, 0, 0
@@ -202,7 +202,7 @@ def perplexities(run: Path, folder: Path, text: str, stride: int) -> tuple[float
 
 
 def perplexity_of(run: Path, text: str, stride: int) -> float:
-    model, tokenizer, _, runtime = scored_model(run)
+    model, tokenizer, _, runtime = load_for_scoring(run)
     return float(strided(model, tokenizer, [text], stride, runtime).to_dict()["perplexity"])
 
 
@@ -234,7 +234,7 @@ def main() -> None:
         work = Path(temporary)
         export_model(arguments.run, "hf", work / "hf")
         (work / "tasks").mkdir()
-        how = (arguments.items, arguments.limit, work / "tasks", scored_model(arguments.run)[1].begins)
+        how = (arguments.items, arguments.limit, work / "tasks", load_for_scoring(arguments.run)[1].begins)
         their, their_seconds = theirs(work / "hf", arguments.suites, *how)
     our, our_seconds = ours(arguments.run, asked)
 

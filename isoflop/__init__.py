@@ -226,23 +226,23 @@ def sample(
         UserError: for a run that cannot be read, or an argument that its model has no use for.
     """
     from isoflop import job
+    from isoflop.generate.request import Request
 
-    return job.sample(
-        run,
-        prompt,
+    request = Request(
         tokens=tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
-        on_text=on_text,
-        with_prompt=with_prompt,
         beam=beam,
         dtype=dtype,
+        with_prompt=with_prompt,
+        on_text=on_text,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         stops=several(stops),
     )
+    return job.sample(run, prompt, request)
 
 
 def evaluate(

@@ -112,10 +112,10 @@ def test_the_threads_are_timed_once_when_the_machine_is_left_alone(timed, monkey
     monkeypatch.setattr(attempts, "gain_of_threads", lambda config, seconds: timings.append(seconds) or 1.7)
     load = Load(1.0, own=1.0, others=others, idle=3.0 - others, stolen=0.0)
     alone = SimpleNamespace(layout=SimpleNamespace(group=ALONE), config=RunConfig(seconds=60.0))
-    thoughts = attempts.SecondThoughts(few_threads(), lambda line: None, threads_are_ours=ours)
+    check = attempts.SpeedCheck(few_threads(), lambda line: None, planned_threads=ours)
     for _ in range(3):
-        thoughts.time_threads(alone, load)
-    assert timings == [attempts.TRIAL * 60.0] * calls and thoughts.gain == (1.7 if calls else 1.0)
+        check.time_threads(alone, load)
+    assert timings == [attempts.TRIAL_SHARE * 60.0] * calls and check.gain == (1.7 if calls else 1.0)
 
 
 def test_hardly_anything_left_is_better_spent_on_the_run_that_is_there(timed):
@@ -187,12 +187,12 @@ def test_a_kill_at_any_write_leaves_one_attempt(tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             kill_after(patch, operations)
             try:
-                attempts.switch(folder)
+                attempts.switch_to_next_attempt(folder)
                 finished = True
             except Killed:
                 finished = False
         assert (path / "config.json").is_file()  # at every moment it is a run
-        attempts.switch(folder)  # what resuming does first
+        attempts.switch_to_next_attempt(folder)  # what resuming does first
         assert json.loads((path / "config.json").read_text()) == {"attempt": 2}
         assert not (folder.attempts / "next").exists()
         kept = folder.attempts / "1"
@@ -211,7 +211,7 @@ def test_a_kill_at_any_write_leaves_one_attempt(tmp_path):
 def test_before_the_next_attempt_is_whole_the_first_one_is_what_goes_on(tmp_path):
     folder = first_attempt(tmp_path)
     (folder.attempts / ".next.0123abcd.tmp").mkdir(parents=True)  # what a kill leaves of it
-    attempts.switch(folder)
+    attempts.switch_to_next_attempt(folder)
     assert json.loads(folder.config.read_text()) == {"attempt": 1} and (tmp_path / "metrics.jsonl").is_file()
 
 
@@ -228,8 +228,8 @@ def words(tmp_path):
 @pytest.fixture
 def restless(timed, monkeypatch):
     """Looks after every step, and always finds that beginning anew is better."""
-    monkeypatch.setattr(attempts, "LOOKS", 0.0)
-    monkeypatch.setattr(attempts, "STEADY", math.inf)
+    monkeypatch.setattr(attempts, "CHECK_INTERVAL", 0.0)
+    monkeypatch.setattr(attempts, "STEADY_RATIO", math.inf)
     monkeypatch.setattr(attempts, "FROM", 0.0)
     monkeypatch.setattr(attempts, "UNTIL", 1.0)
     monkeypatch.setattr(attempts, "outlook", lambda *_: second.Outlook(onward=2.0, anew=1.0))
@@ -241,18 +241,18 @@ def test_a_run_begins_anew_once_and_keeps_its_first_attempt(words, tmp_path, res
     result = start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL, listener=listener)
     run = read_run(tmp_path / "run")
     assert run.status == "finished" and result.step == run.result.step
-    assert sum("begins anew" in line for line in said) == 1
+    assert sum("starts again" in line for line in said) == 1
     kept = read_run(tmp_path / "run" / "attempts" / "1")
     assert [event.event for event in kept.events][-1] == "abandoned"
     assert [event.event for event in run.events][:1] == ["restarted"]
-    assert "begins anew" in run.events[0].reason
+    assert "starts again" in run.events[0].reason
     assert run.config["seconds"] < kept.config["seconds"] == 3.0
     assert run.result.phases["abandoned"] == pytest.approx(3.0 - run.config["seconds"], abs=0.01)
     assert "restarted" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_killed_while_it_begins_anew_it_is_resumed_as_one_attempt(words, tmp_path, restless, monkeypatch):
-    monkeypatch.setattr(start, "switch", lambda folder: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(start, "switch_to_next_attempt", lambda folder: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL)
     assert (tmp_path / "run" / "attempts" / "next" / "config.json").is_file()
@@ -275,7 +275,7 @@ def test_where_too_little_is_left_for_another_plan_the_run_goes_on(words, tmp_pa
     start.pretrain([str(words)], "2s", tmp_path / "run", assignments=SMALL, listener=start.Listener(say=said.append))
     run = read_run(tmp_path / "run")
     assert run.status == "finished" and not (tmp_path / "run" / "attempts").exists()
-    assert any("goes on as it was planned first" in line for line in said)
+    assert any("continues with its first plan" in line for line in said)
     assert run.config["seconds"] == 2.0 and "abandoned" not in run.result.phases
 
 
@@ -296,7 +296,7 @@ def answer(configs, *_, **__):
     return [throughput.Throughput(c.tokens_per_step / r, r, 10, "busy") for c, r in zip(configs, rates)]
 
 throughput.time_in_turns = answer
-attempts.LOOKS, attempts.FROM, attempts.UNTIL, attempts.STEADY = 0.0, 0.0, 1.0, math.inf
+attempts.CHECK_INTERVAL, attempts.FROM, attempts.UNTIL, attempts.STEADY_RATIO = 0.0, 0.0, 1.0, math.inf
 attempts.outlook = lambda *_: second.Outlook(onward=2.0, anew=1.0)
 small = ["model.context=32", "runtime.threads=2", "runtime.dtype=float32", "data.vocab_size=300", "batch.sequences=4"]
 start.pretrain([sys.argv[1]], "4s", sys.argv[2], assignments=small)

@@ -34,29 +34,29 @@ def sample(
 ) -> None:
     """Continue a text with a trained model (seq2seq: write the output for an input)."""
     from isoflop import job
+    from isoflop.generate.request import Request
     from isoflop.model.registry import trust_code as trusting
 
     def show(piece: str) -> None:
         sys.stdout.write(piece)
         sys.stdout.flush()
 
+    request = Request(
+        tokens=tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        beam=beam,
+        dtype=dtype,
+        with_prompt=True,
+        on_text=show if stream else None,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stops=stop,
+    )
     with trusting(*trust_code):
-        text = job.sample(
-            run,
-            prompt,
-            tokens=tokens,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            stops=stop,
-            seed=seed,
-            on_text=show if stream else None,
-            with_prompt=True,
-            beam=beam,
-            dtype=dtype,
-        )
+        text = job.sample(run, prompt, request)
         print() if stream else print(text)
 
 

@@ -92,18 +92,25 @@ def train(
 
     with trusting(*trust_code):
         screen = Screen(quiet=not is_main(), is_product=dry_run)
-        watching = (*((Profile(),) if profile else ()), *((Diagnose(),) if diagnose else ()))
-        listener = listener_for(screen, hooks=watching)
-        new = {"--recipe": recipe, "--config": config, "--init": init, "--strict": strict, "--no-pilots": no_pilots}
+        hooks = (*((Profile(),) if profile else ()), *((Diagnose(),) if diagnose else ()))
+        listener = listener_for(screen, hooks=hooks)
+        new_run_options = {
+            "--recipe": recipe,
+            "--config": config,
+            "--init": init,
+            "--strict": strict,
+            "--no-pilots": no_pilots,
+        }
         if resume is not None:
-            refuse_nothing("--resume", resume)
+            refuse_empty("--resume", resume)
             refuse_with_resume(
-                resume, {"--like": like, "--out": out, **new, "--dry-run": dry_run, "--no-pilots": no_pilots}
+                resume,
+                {"--like": like, "--out": out, **new_run_options, "--dry-run": dry_run, "--no-pilots": no_pilots},
             )
         if like is not None:
-            refuse_nothing("--like", like)
-            refuse_with_like(like, {"--budget": budget, **new, "--task": task != "causal_lm" and task})
-        wanted = job.Command(
+            refuse_empty("--like", like)
+            refuse_with_like(like, {"--budget": budget, **new_run_options, "--task": task != "causal_lm" and task})
+        command = job.Command(
             sources=sources,
             budget=budget,
             out=out,
@@ -118,24 +125,24 @@ def train(
             resume=resume,
             like=like,
         )
-        done = job.carry_out(wanted, listener)
-    if isinstance(done, RunResult):
-        show_outcome(screen, done.folder)
-    elif isinstance(done, RunConfig):
-        screen.say(to_json(to_dict(done)), as_it_is=True)
+        outcome = job.run_command(command, listener)
+    if isinstance(outcome, RunResult):
+        show_outcome(screen, outcome.folder)
+    elif isinstance(outcome, RunConfig):
+        screen.say(to_json(to_dict(outcome)), as_it_is=True)
     if dry_run:
         screen.require_shown()
 
 
-def refuse_nothing(option: str, run: str) -> None:
+def refuse_empty(option: str, run: str) -> None:
     """Raises UserError for an empty name: a variable that is not set, most likely, and no run that begins is meant."""
     if not run:
         raise UserError(f"{option} is empty; name a run folder: `isoflop runs` lists them")
 
 
-def refuse_with_like(run: str, given: dict[str, Any]) -> None:
+def refuse_with_like(run: str, options: dict[str, Any]) -> None:
     """Raises UserError for an option that would make the run unlike the one that is named."""
-    for name, value in given.items():
+    for name, value in options.items():
         if value:
             raise UserError(
                 f"{name} does not go with --like: all that --set does not change is as in {run}, its text, tokenizer "
@@ -143,9 +150,9 @@ def refuse_with_like(run: str, given: dict[str, Any]) -> None:
             )
 
 
-def refuse_with_resume(run: str, given: dict[str, Any]) -> None:
+def refuse_with_resume(run: str, options: dict[str, Any]) -> None:
     """Raises UserError for an option that a run on its way has no use for, with what it may be meant for."""
-    for name, value in given.items():
+    for name, value in options.items():
         if value:
             raise UserError(
                 f"{name} does not go with --resume: a run resumes as its config.json says; to train on other text or "

@@ -1,20 +1,22 @@
-"""Whole jobs: raw text and a budget in, a trained GPT and its report out. The public door of everything below.
+"""Whole jobs: raw text and a budget in, a trained GPT and its report out. The public interface of the packages below.
 
-command       `isoflop train` as one call: which of the four ways to start it means
-start         pretrain: plan within a budget, and train; train: a configuration that is decided; resume: on with a run
-like          train_like: a run as another one, but for what is set
-reopen        a run that is there made ready to go on, with more budget from before its decay (extend)
-job           Job: train, measure, finish; what all of these come to
-together      several processes: the first one does the job, the others follow it into training
-runs          load, sample, evaluate, list_runs: what can be done with a run that is there
+command       `isoflop train` as one call: chooses one of the four ways to start a run
+start         pretrain: plan within a budget, and train; train: a given configuration; resume: continue a run
+like          train_like: repeat a run, except for the settings that are given
+reopen        reopens an existing run to continue it; extend: with more budget, from before its decay
+job           Job: train, measure, finish; used by all of the above
+attempts      a second attempt, if the machine's speed differs from the planned one
+pilots        tiny runs on the same text, made before a run to forecast its loss
+ledger        forecasts and outcomes of all runs
+distributed   several processes: rank 0 does the job, the others follow it into training
+runs          load, sample, evaluate, list_runs: work with existing runs
 suites        score, perplexity, lm_eval_model: suites, strided perplexity, a run as lm-eval's model
-transfer      import_model, export_model: models from elsewhere as runs, and back
-listener      who is told what while a job works
-ceiling       the machine's peak, remembered
-outcome       what a model is judged by, and the ledger
+transfer      import_model, export_model: other formats
+listener      progress reports of a job
+outcome       final evaluation of a model
 """
 
-from isoflop.job.command import Command, carry_out
+from isoflop.job.command import Command, run_command
 from isoflop.job.like import train_like
 from isoflop.job.listener import Listener
 from isoflop.job.runs import evaluate, list_runs, load, sample

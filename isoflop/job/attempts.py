@@ -1,11 +1,11 @@
-"""A run that begins anew, once, because its plan was made in a moment in which the machine ran at another speed.
+"""A second attempt: a run starts again, once, because the machine's speed differs from the one it was planned with.
 
-    a hook looks at the speed ─> worth it? ─> all processes leave between two steps ─> plan anew ─> switch ─> train
+    hook checks the speed ─> worth it? ─> all processes stop between two steps ─> plan ─> switch ─> train
 
-The switch leaves one attempt to resume, whenever it is killed. The next attempt's first files are made ready in
-`attempts/next`, which is there whole or not at all: without it the first attempt is what goes on. With it `switch` is
-all that is left to do, by whoever comes next: the first attempt's files go to `attempts/1`, config.json the last of
-them, then the next one's come in their place, config.json again the last.
+If the switch is killed at any point, one attempt is left to resume. The first files of the next attempt are written to
+`attempts/next`, completely or not at all: without that folder the first attempt continues. With it, the switch can be
+completed by any later process: the files of the first attempt move to `attempts/1`, config.json last, then those of the
+next one take their place, config.json last again.
 """
 
 import shutil
@@ -28,27 +28,33 @@ from isoflop.trainer.hooks import Hook
 from isoflop.trainer.signals import RESTART
 from isoflop.trainer.state import RunState
 
-LOOKS = 0.01  # share of the budget between two looks at the speed
-STEADY = 1.15  # times that the speeds of two looks may differ for the later one to be believed
-TRIAL, LONGEST_TRIAL = 0.02, 2.0  # share of the budget for timing steps with all threads, and seconds at most
+CHECK_INTERVAL = 0.01  # share of the budget between two checks of the speed
+STEADY_RATIO = 1.15  # largest ratio of the speeds of two checks for the later one to be used
+TRIAL_SHARE, TRIAL_SECONDS = 0.02, 2.0  # share of the budget for timing steps with all threads, and seconds at most
 
 
 @dataclass
-class SecondThoughts(Hook):
-    """Asks the run to begin anew, at most once, in the first fifth of its seconds, if more is to be expected of that.
+class SpeedCheck(Hook):
+    """Asks the run to start again with a new plan, at most once, in the first fifth of its seconds, if a lower loss is
+    expected of that.
 
-    Where the plan chose few threads next to another program, steps with all threads are timed, once, as soon as that
-    program rests: the speed of the run itself does not show what it lacks.
+    If the plan chose few threads because another program was running, steps with all threads are timed, once, as soon
+    as that program is idle: the speed of the run itself cannot show what more threads would gain.
 
     Attributes:
         advice: the plan that the run follows.
-        say: gets the reason, one line.
-        threads_are_ours: the user did not set their number.
+        say: called with the reason, one line.
+        planned_threads: the number of threads was planned, not set by the user.
+        reason: why the run is to start again; empty if it is not.
+        marks: (tokens, seconds of steps) at the checks so far.
+        rate: tokens per second between the last two checks.
+        reading: the system's counters at the last check.
+        gain: speed with all threads, relative to the run's, once timed.
     """
 
     advice: Advice
     say: Callable[[str], None]
-    threads_are_ours: bool = True
+    planned_threads: bool = True
     reason: str = ""
     marks: list[tuple[int, float]] = field(default_factory=list)
     rate: float = 0.0
@@ -61,71 +67,83 @@ class SecondThoughts(Hook):
         stepping = state.seconds - state.aside_seconds
         if self.reason or state.signals is None or state.seconds > UNTIL * budget:
             return
-        if self.marks and stepping - self.marks[-1][1] < LOOKS * budget:
+        if self.marks and stepping - self.marks[-1][1] < CHECK_INTERVAL * budget:
             return
+
+        # the speed since the last check; it must be steady to be used
         self.marks.append((state.tokens, stepping))
-        before_that, self.reading = self.reading, processors.read()
-        if len(self.marks) < 2 or before_that is None:
+        previous_reading, self.reading = self.reading, processors.read()
+        if len(self.marks) < 2 or previous_reading is None:
             return
         (tokens, seconds), (last_tokens, last_seconds) = self.marks[-2:]
-        before, self.rate = self.rate, (last_tokens - tokens) / max(last_seconds - seconds, 1e-9)
-        steady = before and max(before, self.rate) < STEADY * min(before, self.rate)
+        previous_rate, self.rate = self.rate, (last_tokens - tokens) / max(last_seconds - seconds, 1e-9)
+        steady = previous_rate and max(previous_rate, self.rate) < STEADY_RATIO * min(previous_rate, self.rate)
         if not steady or state.seconds < FROM * budget:
             return
 
-        self.time_threads(state, processors.Load.between(before_that, self.reading))
-        found = outlook(self.advice, self.rate, state.tokens, budget - state.seconds, self.gain)
-        if found is not None and found.anew < found.onward and state.signals.received is None:
+        self.time_threads(state, processors.Load.between(previous_reading, self.reading))
+        expected = outlook(self.advice, self.rate, state.tokens, budget - state.seconds, self.gain)
+        if expected is not None and expected.anew < expected.onward and state.signals.received is None:
             speed = f"steps run at {self.rate:,.0f} tokens/s, not as planned"
             if self.gain > 1:
                 speed = f"now that nothing else uses the processors, all threads are {self.gain:.1f} times as fast"
             self.reason = (
-                f"{speed}: {found.anew:.3f} bits per byte are to be "
-                f"expected of a run that begins anew on the {budget - state.seconds:.0f} s that are left, "
-                f"{found.onward:.3f} of this one"
+                f"{speed}: a run that starts again with the remaining {budget - state.seconds:.0f} s is expected to "
+                f"reach {expected.anew:.3f} bits per byte, this one {expected.onward:.3f}"
             )
             self.say(f"step {state.step:,}: {self.reason}")
             state.signals.received = RESTART
 
     def time_threads(self, state: RunState, load: processors.Load) -> None:
-        """Time steps with all threads, if that was not done yet and the machine was left alone for the last look."""
+        """Time steps with all threads, if they were not timed yet and no other program ran since the last check."""
         alone = state.layout.group.alone and not processors.busy_now(load)
-        if self.timed or not alone or not self.threads_are_ours or not may_have_too_few_threads(self.advice):
+        if self.timed or not alone or not self.planned_threads or not may_have_too_few_threads(self.advice):
             return
         self.timed = True
-        self.gain = max(1.0, gain_of_threads(self.advice.config, min(TRIAL * state.config.seconds, LONGEST_TRIAL)))
-        self.reading = None  # the next look begins after this
+        self.gain = max(
+            1.0, gain_of_threads(self.advice.config, min(TRIAL_SHARE * state.config.seconds, TRIAL_SECONDS))
+        )
+        self.reading = None  # the next interval starts after the trial
         self.marks.clear()
 
 
-def make_ready(folder: RunFolder, config: RunConfig, plan: Plan, data: Data, reason: str, seconds: float) -> None:
-    """Write the next attempt's first files, all of them or none."""
+def write_next_attempt(
+    folder: RunFolder, config: RunConfig, plan: Plan, data: Data, reason: str, seconds: float
+) -> None:
+    """Write the first files of the next attempt, all of them or none.
+
+    Args:
+        reason: why the run starts again; seconds: of training before that.
+    """
     event = EventLine(event="restarted", reason=reason, seconds=seconds).written_as("event", "reason", "seconds")
     with new_folder(folder.attempts / "next") as path:
-        ready = RunFolder(path)
-        write_json(ready.plan, plan.to_dict())
-        write_json(ready.environment, {**read_object(folder.environment), "peak": plan.peak})
-        write_json(ready.data, data.account().to_dict())
-        write_text(ready.tokenizer, data.tokenizer.to_json())
-        write_text(ready.log("events"), json_line(event.to_dict()) + "\n")
-        write_json(ready.config, to_dict(resolve_runtime(config)))
+        next_attempt = RunFolder(path)
+        write_json(next_attempt.plan, plan.to_dict())
+        write_json(next_attempt.environment, {**read_object(folder.environment), "peak": plan.peak})
+        write_json(next_attempt.data, data.account().to_dict())
+        write_text(next_attempt.tokenizer, data.tokenizer.to_json())
+        write_text(next_attempt.log("events"), json_line(event.to_dict()) + "\n")
+        write_json(next_attempt.config, to_dict(resolve_runtime(config)))
 
 
-def switch(folder: RunFolder) -> None:
-    """Do what is left to do of going over to the next attempt, if one is ready."""
-    ready, kept = folder.attempts / "next", folder.attempts / "1"
-    if not ready.is_dir():
+def switch_to_next_attempt(folder: RunFolder) -> None:
+    """Move the first attempt to `attempts/1` and the next one to its place, if one is ready. Completes an interrupted
+    switch."""
+    next_attempt, first_attempt = folder.attempts / "next", folder.attempts / "1"
+    if not next_attempt.is_dir():
         return
-    if not (kept / folder.config.name).exists() and (ready / folder.config.name).exists():
-        make_folder(kept)
+
+    if not (first_attempt / folder.config.name).exists() and (next_attempt / folder.config.name).exists():
+        make_folder(first_attempt)
         for path in sorted(folder.path.iterdir()):
-            stays = path.name in (".lock", folder.attempts.name, folder.config.name)
-            if not stays and not UNFINISHED.fullmatch(path.name):
-                path.replace(kept / path.name)
+            is_shared = path.name in (".lock", folder.attempts.name, folder.config.name)
+            if not is_shared and not UNFINISHED.fullmatch(path.name):
+                path.replace(first_attempt / path.name)
         sync_folder(folder.path)
-        write_text(kept / folder.config.name, folder.config.read_text(encoding="utf-8"))
-    for path in sorted(ready.iterdir(), key=lambda path: path.name == folder.config.name):
+        write_text(first_attempt / folder.config.name, folder.config.read_text(encoding="utf-8"))
+
+    for path in sorted(next_attempt.iterdir(), key=lambda path: path.name == folder.config.name):
         path.replace(folder.path / path.name)
         sync_folder(folder.path)
-    shutil.rmtree(ready)
+    shutil.rmtree(next_attempt)
     sync_folder(folder.attempts)

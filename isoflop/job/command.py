@@ -1,4 +1,4 @@
-"""`isoflop train` as one call: which of the four ways to start it means."""
+"""`isoflop train` as one call: chooses one of the four ways to start a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +14,14 @@ from isoflop.trainer import RunConfig, RunResult
 
 @dataclass(frozen=True)
 class Command:
-    """What was asked for, by the names of the command's options; see start.pretrain for most of them.
+    """The options of the command by name; see start.pretrain for most of them.
 
     Attributes:
-        base: the configuration of --recipe or --config, without what `assignments` (--set) change; None: neither.
-        budget: empty: 3 minutes, or the length that `base` has.
-        resume: a run to resume; None: a new one. `sources` and `heldout` then say where its text is now, if it was
+        base: the configuration of --recipe or --config, before `assignments` (--set) are applied; None: neither.
+        budget: empty: 3 minutes, or the length of `base`.
+        resume: a run to resume; None: a new run. `sources` and `heldout` are then the new places of its text, if it was
             moved.
-        like: a run to be repeated but for what `assignments` change; None: none. `sources` and `heldout` as with
-            `resume`.
+        like: a run to repeat, except for `assignments`; None: none. `sources` and `heldout` as with `resume`.
     """
 
     sources: Sequence[str] = ()
@@ -40,12 +39,11 @@ class Command:
     like: Path | str | None = None
 
 
-def carry_out(command: Command, listener: Listener | None = None) -> RunResult | Advice | RunConfig:
-    """Resume a run, repeat one with a change, train a configuration that is decided, or plan one within a budget and
-    train it.
+def run_command(command: Command, listener: Listener | None = None) -> RunResult | Advice | RunConfig:
+    """Resume a run, repeat one with changes, train a given configuration, or plan one within a budget and train it.
 
     Returns:
-        What the run came to; of a dry run the plan, or the configuration where nothing is planned.
+        The run's result; for a dry run the plan, or the configuration if nothing is planned.
 
     Raises:
         UserError: for anything that cannot be used, before anything is written.
@@ -59,6 +57,7 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
             assignments=command.assignments,
             listener=listener,
         )
+
     if command.like is not None:
         return train_like(
             command.like,
@@ -69,9 +68,11 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
             dry_run=command.dry_run,
             listener=listener,
         )
+
     if command.base is not None and not command.budget:
-        config = decided(command, command.base)
+        config = apply_options(command, command.base)
         return config if command.dry_run else train(config, command.out, listener=listener)
+
     return pretrain(
         command.sources,
         command.budget or "3m",
@@ -88,7 +89,7 @@ def carry_out(command: Command, listener: Listener | None = None) -> RunResult |
     )
 
 
-def decided(command: Command, base: RunConfig) -> RunConfig:
-    """A configuration as it is to be trained: on the text that is named, from the weights that are named."""
+def apply_options(command: Command, base: RunConfig) -> RunConfig:
+    """The configuration to train: `base` with the sources, the initial weights and the assignments of the command."""
     config = with_sources(base, command.sources, command.heldout, command.strict)
     return override(start_from(config, command.init) if command.init else config, command.assignments)

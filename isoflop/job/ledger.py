@@ -1,5 +1,5 @@
-"""What a planned run is expected to reach goes on record before its first step, and what it reached after its last one:
-two lines of $ISOFLOP_HOME/ledger.jsonl (records/ledger.py), which `isoflop plan score` compares."""
+"""Records the forecast of each planned run before its first step, and its outcome after the last: two lines of
+$ISOFLOP_HOME/ledger.jsonl (records/ledger.py), which `isoflop plan score` compares."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ from isoflop.records.ledger import DIVERGED, FINISHED, OUTCOME, append
 from isoflop.records.record import Record
 
 LEDGER = "ledger.jsonl"
-TOP = Path(__file__).resolve().parents[1]  # the package
+PACKAGE = Path(__file__).resolve().parents[1]  # the package
 
 
-def put_on_record(
+def record_forecast(
     folder: RunFolder,
     plan: Plan,
     data: DataAccount,
@@ -30,21 +30,22 @@ def put_on_record(
     say: Callable[[str], None],
     replaces: str | None = None,
 ) -> Plan:
-    """Add the forecast of a run that is about to begin, or to begin anew, to the ledger.
+    """Add the forecast of a run to the ledger, before its first step or before it starts again.
 
     Args:
         data: the account of the prepared data.
-        say: is told where the ledger cannot be written; the run goes on all the same.
-        replaces: the name of the forecast that this one takes the place of.
+        say: called with a note if the ledger cannot be written; the run continues all the same.
+        replaces: the id of the forecast that this one replaces.
 
     Returns:
-        The plan with the forecast's name; as it is where nothing is expected.
+        The plan with the forecast's id; unchanged if no loss is expected or the ledger cannot be written.
     """
     if plan.expected is None:
         return plan
-    name = secrets.token_hex(8)
+
+    forecast_id = secrets.token_hex(8)
     line = LedgerForecast(
-        id=name,
+        id=forecast_id,
         replaces=replaces,
         time=time.time(),
         run=str(folder.path.resolve()),
@@ -60,20 +61,23 @@ def put_on_record(
         expected=plan.expected,
         pilots=len(plan.pilots or ()),
         recipe=plan.recipe or None,
-        plan=digest(plan.to_dict()),
-        law=digest({name: table().get(name) for name in ("population", "calibration", "recipe")}),
-        version=version(),
-        commit=commit() or None,
-        code=code(),
+        plan=sha256_of(plan.to_dict()),
+        law=sha256_of(
+            {forecast_id: table().get(forecast_id) for forecast_id in ("population", "calibration", "recipe")}
+        ),
+        version=installed_version(),
+        commit=git_commit() or None,
+        code=source_sha256(),
     )
-    return plan.updated(forecast=name) if add(line, say) else plan
+
+    return plan.updated(forecast=forecast_id) if append_or_say(line, say) else plan
 
 
-def add_outcome(run: Run, say: Callable[[str], None]) -> None:
-    """Add what a planned run reached to the ledger."""
+def record_outcome(run: Run, say: Callable[[str], None]) -> None:
+    """Add the outcome of a planned run to the ledger."""
     if run.plan.expected is None:
         return
-    add(
+    append_or_say(
         outcome_of(run).updated(
             reached_bits_per_byte=run.result.heldout.bits_per_byte,
             verdict=run.result.verdict,
@@ -85,16 +89,17 @@ def add_outcome(run: Run, say: Callable[[str], None]) -> None:
     )
 
 
-def add_divergence(run: Run, say: Callable[[str], None]) -> None:
-    """Add to the ledger that a planned run diverged: that is an outcome too."""
+def record_divergence(run: Run, say: Callable[[str], None]) -> None:
+    """Add to the ledger that a planned run diverged, which is an outcome too."""
     if run.plan.expected is None:
         return
     last = run.training[-1] if run.training else None
-    read = (last.tokens, last.flops) if last else (0, 0.0)
-    add(outcome_of(run).updated(tokens=read[0], flops=read[1], status=DIVERGED), say)
+    reached = (last.tokens, last.flops) if last else (0, 0.0)
+    append_or_say(outcome_of(run).updated(tokens=reached[0], flops=reached[1], status=DIVERGED), say)
 
 
 def outcome_of(run: Run) -> LedgerLine:
+    """The part of an outcome that does not depend on how the run ended."""
     return LedgerLine(
         run=str(run.folder.path.resolve()),
         time=time.time(),
@@ -109,8 +114,8 @@ def outcome_of(run: Run) -> LedgerLine:
     )
 
 
-def add(line: Record, say: Callable[[str], None]) -> bool:
-    """Whether the line is on the disk; where it is not, the user is told why."""
+def append_or_say(line: Record, say: Callable[[str], None]) -> bool:
+    """Append a line to the ledger. Returns whether it is on disk; if not, the user is told why."""
     try:
         with disk_errors(f"the ledger {home() / LEDGER}", instead=NAME_HOME):
             append(home() / LEDGER, line)
@@ -120,44 +125,44 @@ def add(line: Record, say: Callable[[str], None]) -> bool:
     return True
 
 
-def digest(value: Any) -> str:
+def sha256_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @cache
-def code() -> str:
-    """The SHA-256 of isoflop's source: what a version or a commit leaves open is whether files were changed."""
-    found = hashlib.sha256()
-    for path in sorted(TOP.rglob("*.py")):
-        found.update(f"{path.relative_to(TOP)}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()
+def source_sha256() -> str:
+    """The SHA-256 of isoflop's source, since a version or a commit does not show whether files were edited."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
-def version() -> str | None:
-    """Of the isoflop that is installed; None where it runs from a folder that was not."""
+def installed_version() -> str | None:
+    """The version of the installed package; None if isoflop runs from a folder that is not installed."""
     try:
         return metadata.version("isoflop")
     except metadata.PackageNotFoundError:
         return None
 
 
-def commit() -> str:
-    """The commit that a clone is at, where isoflop runs from one; empty otherwise. Read from the files of git, which
-    need not be installed."""
-    top = TOP.parent
+def git_commit() -> str:
+    """The checked-out commit, if isoflop runs from a git clone; otherwise empty. Read from git's files, since git may
+    not be installed."""
+    root = PACKAGE.parent
     try:
-        git = top / ".git"
+        git = root / ".git"
         if git.is_file():  # a worktree: "gitdir: PATH"
-            git = (top / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
+            git = (root / git.read_text(encoding="utf-8").removeprefix("gitdir:").strip()).resolve()
         head = (git / "HEAD").read_text(encoding="utf-8").strip()
         if not head.startswith("ref:"):
             return head
         name = head.removeprefix("ref:").strip()
-        common = git / "commondir"
-        shared = (git / common.read_text(encoding="utf-8").strip()).resolve() if common.is_file() else git
-        if (shared / name).is_file():
-            return (shared / name).read_text(encoding="utf-8").strip()
-        packed = (shared / "packed-refs").read_text(encoding="utf-8").splitlines()
+        common_file = git / "commondir"
+        common = (git / common_file.read_text(encoding="utf-8").strip()).resolve() if common_file.is_file() else git
+        if (common / name).is_file():
+            return (common / name).read_text(encoding="utf-8").strip()
+        packed = (common / "packed-refs").read_text(encoding="utf-8").splitlines()
         return next((line.split()[0] for line in packed if line.endswith(f" {name}")), "")
     except (OSError, ValueError):
         return ""

@@ -1,4 +1,4 @@
-"""Who is told what while a job works, and what each of its phases took."""
+"""Progress reports of a job, and the duration of its phases."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,38 +10,38 @@ from isoflop.plan.advice import Advice
 from isoflop.records import DataAccount
 from isoflop.trainer.hooks import Hook
 
-PILOTS = "pilots"  # the phase in which they are made
+PILOTS = "pilots"  # the phase in which pilots are made
 
 
-def nothing(*_: Any) -> None:
-    """A listener that does not listen."""
+def ignore(*_: Any) -> None:
+    """Does nothing."""
 
 
 @dataclass
 class Listener:
-    """Who is told what while a job works.
+    """Receives the progress reports of a job.
 
     Attributes:
-        say: gets one line of text at a time.
-        progress: told how far the preparation of the data is.
-        prepared: gets the account of the data when they are prepared.
-        planned: gets the plan before it is carried out.
-        hooks: told of every step.
-        peak: told the machine's measured FLOP/s before training.
+        say: called with one line of text at a time.
+        progress: called with the progress of data preparation.
+        prepared: called with the account of the data once they are prepared.
+        planned: called with the plan before it is trained.
+        hooks: hooks of the training loop.
+        peak: called with the machine's peak FLOP/s before training.
     """
 
-    say: Callable[[str], None] = nothing
+    say: Callable[[str], None] = ignore
     progress: Progress | None = None
-    prepared: Callable[[DataAccount], None] = nothing
-    planned: Callable[[Advice], None] = nothing
+    prepared: Callable[[DataAccount], None] = ignore
+    planned: Callable[[Advice], None] = ignore
     hooks: Sequence[Hook] = ()
-    peak: Callable[[float], None] = nothing
+    peak: Callable[[float], None] = ignore
 
 
 @dataclass
 class Phases:
-    """Seconds by phase; preparation, calibration, the final measurement and the report are outside the budget, pilots
-    and training inside."""
+    """Seconds per phase. Pilots and training count towards the budget; preparation, calibration, the final evaluation
+    and the report do not."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -51,6 +51,8 @@ class Phases:
 
 @dataclass
 class Stopwatch:
+    """A context that adds its duration to a phase."""
+
     phases: Phases
     name: str
 
@@ -62,7 +64,8 @@ class Stopwatch:
         self.phases.seconds[self.name] = round(self.phases.seconds.get(self.name, 0.0) + spent, 2)
 
 
-def seconds_line(phases: Phases) -> str:
+def phases_line(phases: Phases) -> str:
+    """The durations of the phases before training, in words."""
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.seconds.items() if name != PILOTS)
     inside = f"; inside it: {PILOTS} {phases.seconds[PILOTS]:.1f} s" if PILOTS in phases.seconds else ""
     return f"outside the budget: {spent}{inside}"

@@ -1,4 +1,4 @@
-"""What a model is judged by."""
+"""The final evaluation of a model."""
 
 import itertools
 from dataclasses import replace
@@ -11,8 +11,8 @@ from isoflop.runtime import Runtime, utilisation
 from isoflop.trainer.config import RuntimeConfig
 from isoflop.trainer.task import Task
 
-FINAL_TOKENS = 4_000_000  # held-out tokens measured at the end; all of them where there are fewer
-MOST_PIECES = 256  # that are kept of them
+FINAL_TOKENS = 4_000_000  # held-out tokens of the final evaluation, or all if there are fewer
+MOST_PIECES = 256  # stretches in heldout.json
 
 
 def judge(
@@ -25,26 +25,31 @@ def judge(
     group: Group = ALONE,
     pieces: bool = False,
 ) -> HeldOut:
-    """Held-out loss of a model, of each sequence too where `pieces` asks for it, and what its task is judged by next to
-    it."""
-    found = task.measure(model, data, runtime, max_tokens, group, pieces)
-    return replace(found, beside=task.judge(model, data, beam)) if group.first else found
+    """Held-out loss of a model and, on rank 0, the other metrics of its task.
+
+    Args:
+        max_tokens: of the held-out text; 0: all.
+        beam: beam width, for tasks whose outputs are found by beam search.
+        pieces: also return the loss of each sequence.
+    """
+    heldout = task.measure(model, data, runtime, max_tokens, group, pieces)
+    return replace(heldout, beside=task.judge(model, data, beam)) if group.first else heldout
 
 
-def pieces_of(reached: HeldOut, fingerprint: str) -> HeldOutPieces:
-    """heldout.json: what was measured, in at most MOST_PIECES stretches of neighbouring sequences, so that runs on the
-    same text can be compared stretch by stretch."""
-    each, count = reached.pieces, min(MOST_PIECES, len(reached.pieces))
-    bounds = [round(index * len(each) / count) for index in range(count + 1)]
-    parts = [each[first:last] for first, last in itertools.pairwise(bounds)]
+def pieces_of(heldout: HeldOut, fingerprint: str) -> HeldOutPieces:
+    """heldout.json: the held-out loss in at most MOST_PIECES stretches of adjacent sequences, so that runs on the same
+    text can be compared stretch by stretch."""
+    sequences, count = heldout.pieces, min(MOST_PIECES, len(heldout.pieces))
+    bounds = [round(index * len(sequences) / count) for index in range(count + 1)]
+    parts = [sequences[first:last] for first, last in itertools.pairwise(bounds)]
     nats = tuple(round(sum(piece[0] for piece in part), 4) for part in parts)
     tokens, sizes = (tuple(sum(int(piece[index]) for piece in part) for part in parts) for index in (1, 2))
     return HeldOutPieces(fingerprint=fingerprint, nats=nats, tokens=tokens, bytes=sizes)
 
 
-def mfu(flops_per_token: float | None, ran: RuntimeConfig, tokens_per_second: float, group: Group) -> float | None:
-    """Model FLOPs utilisation as PaLM counts it (2204.02311, appendix B), of the GPUs' data sheet in bfloat16; None for
-    other devices and dtypes, for cards whose data sheet is not known, and for tasks that it does not apply to.
+def mfu(flops_per_token: float | None, runtime: RuntimeConfig, tokens_per_second: float, group: Group) -> float | None:
+    """Model FLOPs utilisation as defined for PaLM (2204.02311, appendix B), relative to the peak in bfloat16 on the
+    GPU's data sheet. None for other devices and dtypes, for unknown GPUs, and for tasks that it does not apply to.
 
     Args:
         flops_per_token: by PaLM's convention; None where the task has none (Task.palm_flops_per_token).
@@ -52,5 +57,5 @@ def mfu(flops_per_token: float | None, ran: RuntimeConfig, tokens_per_second: fl
     """
     if flops_per_token is None:
         return None
-    each = tokens_per_second / group.machines(ran.device)
-    return utilisation(flops_per_token * each, ran.device, ran.dtype)
+    per_device = tokens_per_second / group.machines(runtime.device)
+    return utilisation(flops_per_token * per_device, runtime.device, runtime.dtype)

@@ -1,8 +1,8 @@
-"""The pilots of a planned run, made: tiny complete runs on its prepared text, or those that are on record.
+"""Makes the pilots of a planned run: tiny complete runs on its prepared text. Uses recorded ones if there are any.
 
-They are made by the first process alone, before anything of the run itself exists, and leave nothing but a line each in
-$ISOFLOP_HOME/pilots.jsonl, by which a second plan for the same text and recipe finds them. What they took is part of
-the budget. A run's seeds are set when it begins, so that its bits do not depend on whether there were pilots.
+Rank 0 makes them alone, before anything of the run itself exists. Each leaves only a line in
+$ISOFLOP_HOME/pilots.jsonl, where a later plan for the same text and recipe finds it. Their time is part of the budget.
+The run sets its random seeds when it starts, so its bits do not depend on whether there were pilots.
 """
 
 import contextlib
@@ -34,106 +34,119 @@ from isoflop.trainer.state import RunState
 from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import matmul_weights
 
-KEPT = "pilots.jsonl"
-AS_LARGE = 0.5  # times the compute of the largest pilot meant that one on record must have to be used in its place
+PILOTS_FILE = "pilots.jsonl"
+REUSE_RATIO = 0.5  # compute of the largest recorded pilot, relative to the largest planned one, that suffices
 
 
 @dataclass
-class Measured(Hook):
-    """Measures the model at the end of the last step."""
+class FinalMeasurement(Hook):
+    """Measures the held-out loss after the last step."""
 
     tokens: int
     bits_per_byte: float = math.nan
 
     def ended(self, state: RunState) -> None:
         if state.done:
-            found = state.task.measure(state.model, state.prepared, state.runtime, self.tokens)
-            self.bits_per_byte = found.bits_per_byte
+            heldout = state.task.measure(state.model, state.prepared, state.runtime, self.tokens)
+            self.bits_per_byte = heldout.bits_per_byte
 
 
 @dataclass
 class PilotMaker:
-    """Makes the pilots of a plan, once: a run that begins anew takes those that were made for its first plan.
+    """Makes the pilots of a plan, once: a second plan reuses those of the first.
 
     Attributes:
-        say: gets one line of text at a time.
-        found: what came of them.
-        of: the fingerprint of the data that they were made on.
+        say: called with one line of text at a time.
+        pilots: the results; None before they are made.
+        fingerprint: of the data that they were made on.
     """
 
     say: Callable[[str], None]
-    found: Pilots | None = None
-    of: str = ""
+    pilots: Pilots | None = None
+    fingerprint: str = ""
 
     def __call__(self, advice: Advice, data: Data) -> Pilots:
-        if self.found is None:
-            self.found, self.of = make(advice, data, self.say), data.fingerprint
-        return self.found
+        if self.pilots is None:
+            self.pilots, self.fingerprint = make_pilots(advice, data, self.say), data.fingerprint
+        return self.pilots
 
-    def again(self, advice: Advice, data: Data) -> Pilots:
-        """Those of the first plan, where the second one has the same text; they take nothing more."""
-        known = self.found or Pilots()
-        return replace(known, spent=0.0) if self.of == data.fingerprint else Pilots()
+    @property
+    def seconds(self) -> float:
+        """The part of the budget that pilots took."""
+        return self.pilots.spent if self.pilots else 0.0
+
+    def reuse(self, advice: Advice, data: Data) -> Pilots:
+        """The pilots of the first plan, at no further cost, if the second plan has the same text; otherwise none."""
+        pilots = self.pilots or Pilots()
+        return replace(pilots, spent=0.0) if self.fingerprint == data.fingerprint else Pilots()
 
 
-def make(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilots:
-    """Find the pilots of a plan on record, or make them.
+def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilots:
+    """Find the pilots of a plan among the recorded ones, or make them.
 
     Raises:
-        KeyboardInterrupt: a signal came; nothing is left of them but the lines of those that ended.
+        KeyboardInterrupt: a signal arrived; only the lines of finished pilots remain.
     """
-    began, strange = time.monotonic(), bool(advice.differences)
-    meant = designs(advice, strange)
-    if not meant:
+    started, other_recipe = time.monotonic(), bool(advice.differences)
+    planned = designs(advice, other_recipe)
+    if not planned:
         return Pilots(note="the share of the budget that they may take is too small for a run")
-    key = recipe_key(advice.config)
-    largest = max(pilot.tokens * float(matmul_weights(pilot)) * 6 for pilot in meant)
-    known = on_record(data.fingerprint, key)
-    if known and max(run.flops or 0.0 for run in known) >= AS_LARGE * largest:
-        say(f"pilots: {len(known)} on this text are on record")
-        return Pilots(known)
 
-    say(f"pilots: {len(meant)} tiny runs on this text, at most {SHARE:.0%} of the budget")
-    timed = advice.budget.kind == "seconds"
-    ends = began + SHARE * advice.budget.amount if timed else math.inf
+    key = recipe_key(advice.config)
+    largest = max(pilot.tokens * float(matmul_weights(pilot)) * 6 for pilot in planned)
+    recorded = recorded_pilots(data.fingerprint, key)
+    if recorded and max(run.flops or 0.0 for run in recorded) >= REUSE_RATIO * largest:
+        say(f"pilots: {len(recorded)} on this text are on record")
+        return Pilots(recorded)
+
+    say(f"pilots: {len(planned)} tiny runs on this text, at most {SHARE:.0%} of the budget")
+    in_seconds = advice.budget.kind == "seconds"
+    deadline = started + SHARE * advice.budget.amount if in_seconds else math.inf
     runs: list[PilotRun] = []
     note = ""
-    for number, design in enumerate(meant):
-        last = number == len(meant) - 1
-        pilot = in_time(design, ends - time.monotonic(), last) if timed else design
+    for number, design in enumerate(planned):
+        last = number == len(planned) - 1
+        pilot = fit_to_time(design, deadline - time.monotonic(), last) if in_seconds else design
         if pilot is None:
-            note = "what the first one took left no time for another"
+            note = "the first one left no time for another"
             break
         try:
-            run = one_pilot(pilot, data, int(advice.unique_tokens or 0))
+            run = train_pilot(pilot, data, int(advice.unique_tokens or 0))
         except (Diverged, UserError) as error:
             note = f"one ended early ({error})"
             break
         runs.append(run)
-        keep(run, data.fingerprint, key)
-    return Pilots(tuple(runs), time.monotonic() - began if timed else 0.0, note)
+        record_pilot(run, data.fingerprint, key)
+    return Pilots(tuple(runs), time.monotonic() - started if in_seconds else 0.0, note)
 
 
-def in_time(pilot: RunConfig, left: float, last: bool) -> RunConfig | None:
-    """A pilot held to what is left of the time for them; None where that is too little for it."""
-    seconds = (1 - AROUND) * left if last else min(pilot.seconds, (1 - AROUND) * left)
+def fit_to_time(pilot: RunConfig, remaining: float, last: bool) -> RunConfig | None:
+    """A pilot shortened to fit the remaining seconds for pilots; None if they are too few.
+
+    Args:
+        last: it may use all of them.
+    """
+    seconds = (1 - AROUND) * remaining if last else min(pilot.seconds, (1 - AROUND) * remaining)
     if seconds < 0.5 * pilot.seconds:
         return None
     return replace(pilot, seconds=seconds, steps=max(1, round(pilot.steps * seconds / pilot.seconds)))
 
 
-def one_pilot(pilot: RunConfig, data: Data, unique_tokens: int) -> PilotRun:
-    """Train one and measure it.
+def train_pilot(pilot: RunConfig, data: Data, unique_tokens: int) -> PilotRun:
+    """Train and evaluate one pilot.
+
+    Args:
+        unique_tokens: tokens in its text.
 
     Raises:
         Diverged, UserError: it ended early.
-        KeyboardInterrupt: a signal came. Nothing of the run is there that could be resumed, so it ends what is going on
-            as it would anywhere else in planning.
+        KeyboardInterrupt: a signal arrived. There is nothing of the main run to resume yet, so the signal ends the
+            process as anywhere else in planning.
     """
-    began = time.monotonic()
-    hook = Measured(measured_tokens(pilot.tokens))
+    started = time.monotonic()
+    hook = FinalMeasurement(measured_tokens(pilot.tokens))
     try:
-        with scratch() as folder:
+        with scratch_folder() as folder:
             result = train_steps(
                 pilot,
                 folder / "run",
@@ -148,6 +161,7 @@ def one_pilot(pilot: RunConfig, data: Data, unique_tokens: int) -> PilotRun:
         raise KeyboardInterrupt from None
     if not math.isfinite(hook.bits_per_byte):
         raise UserError("its held-out loss is not finite")
+
     return PilotRun(
         parameters=matmul_weights(pilot),
         tokens=result.tokens,
@@ -157,18 +171,18 @@ def one_pilot(pilot: RunConfig, data: Data, unique_tokens: int) -> PilotRun:
         layers=pilot.model.layers,
         d_model=pilot.model.d_model,
         steps=result.step,
-        seconds=round(time.monotonic() - began, 3),
+        seconds=round(time.monotonic() - started, 3),
     )
 
 
 @contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A folder that is gone afterwards; what a kill left of earlier ones goes first."""
+def scratch_folder() -> Iterator[Path]:
+    """A temporary folder. Deletes those of earlier pilots whose process was killed, too."""
     top = spool()
-    for left in top.glob("pilot-*"):
+    for old in top.glob("pilot-*"):
         with contextlib.suppress(OSError):
-            if abandoned(left):
-                shutil.rmtree(left, ignore_errors=True)
+            if abandoned(old):
+                shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="pilot-", dir=top))
     try:
         with held(folder):
@@ -177,19 +191,20 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def on_record(fingerprint: str, key: str) -> tuple[PilotRun, ...]:
-    """The pilots that were made on a text with a recipe, the largest two; none where the file cannot be read."""
+def recorded_pilots(fingerprint: str, key: str) -> tuple[PilotRun, ...]:
+    """The largest recorded pilots of a text and recipe, at most as many as a plan makes; none if the file cannot be
+    read."""
     try:
-        lines = read_lines(home() / KEPT)
+        lines = read_lines(home() / PILOTS_FILE)
     except UserError:
         return ()
-    found = [PilotRun.read(line) for line in lines if (line.get("of"), line.get("recipe")) == (fingerprint, key)]
-    found = [run for run in found if run.flops and run.bits_per_byte]
-    largest = sorted(found, key=lambda run: run.flops or 0.0)[-len(PARTS) :]
+    runs = [PilotRun.read(line) for line in lines if (line.get("of"), line.get("recipe")) == (fingerprint, key)]
+    runs = [run for run in runs if run.flops and run.bits_per_byte]
+    largest = sorted(runs, key=lambda run: run.flops or 0.0)[-len(PARTS) :]
     return tuple(replace(run, others={}, keys=None, reused=True) for run in largest)
 
 
-def keep(run: PilotRun, fingerprint: str, key: str) -> None:
+def record_pilot(run: PilotRun, fingerprint: str, key: str) -> None:
     line = replace(run, others={"of": fingerprint, "recipe": key})
-    with contextlib.suppress(OSError):  # then it is made again the next time
-        append(home() / KEPT, line)
+    with contextlib.suppress(OSError):  # it is then made again by the next plan
+        append(home() / PILOTS_FILE, line)

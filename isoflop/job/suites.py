@@ -1,4 +1,4 @@
-"""Suites put to runs, and strided perplexity: what `isoflop eval RUN --suite` and `--stride` come to."""
+"""Scores runs on suites and by strided perplexity: `isoflop eval RUN --suite` and `--stride`."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,8 +19,8 @@ from isoflop.evaluate.perplexity import Strided, strided, texts_of
 from isoflop.evaluate.scores import Scores, ask
 from isoflop.evaluate.scores import score as score_suite
 from isoflop.files import disk_errors, write_json
-from isoflop.job.reopen import data_of, run_folder_of
-from isoflop.job.runs import reading_of, was_imported
+from isoflop.job.reopen import open_run_data, run_folder_of
+from isoflop.job.runs import config_for_sources, was_imported
 from isoflop.model.gpt import GPT
 from isoflop.records import RunFolder, SuiteScore, read_run
 from isoflop.runtime import Runtime, make_runtime
@@ -29,12 +29,12 @@ from isoflop.trainer import RunConfig
 
 @dataclass(frozen=True)
 class Scored:
-    """What runs came to on suites.
+    """The scores of runs on suites.
 
     Attributes:
-        runs: for each run, by its path as it was given, its scores on the suites in their order.
-        compared: every two runs on every suite.
-        notes: lines that a person should see.
+        runs: the scores of each run on the suites, in their order; by the run's path as given.
+        compared: comparisons of all pairs of runs on all suites.
+        notes: lines for the user.
     """
 
     runs: dict[str, list[Scores]]
@@ -43,8 +43,8 @@ class Scored:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "runs": {run: [scores.to_dict() for scores in found] for run, found in self.runs.items()},
-            "compared": [one.to_dict() for one in self.compared],
+            "runs": {run: [suite.to_dict() for suite in scores] for run, scores in self.runs.items()},
+            "compared": [comparison.to_dict() for comparison in self.compared],
             "notes": self.notes,
         }
 
@@ -58,15 +58,15 @@ def score(
     contamination: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Scored:
-    """Put suites to the last checkpoints of runs. What a run came to on a whole suite is kept in its folder, as
+    """Score the last checkpoints of runs on suites. The score on a whole suite is stored in the run's folder, as
     suites/NAME.json.
 
     Args:
-        suites: names of those that come with isoflop, or paths of suite files.
-        items: the folder or tar archive that holds the items; "": those of a suite of one's own lie next to its file.
-        limit: only so many items of each subset, evenly spaced; 0: all.
-        contamination: look for the items in each run's training text, and score without those found too.
-        say: is told how far it is, a line at a time.
+        suites: names of suites that come with isoflop, or paths of suite files.
+        items: the folder or tar archive with the items; "": next to the suite's own file.
+        limit: items per subset, evenly spaced; 0: all.
+        contamination: look for the items in each run's training text, and also score without those found.
+        say: called with one line of progress at a time.
 
     Raises:
         UserError: for a run that cannot be read or is no GPT, and for a malformed suite or item, before any model is
@@ -76,8 +76,8 @@ def score(
         raise UserError(f"--limit {limit} is negative; 0 is all items")
     if not runs or not suites:
         raise UserError("name at least one run and one suite, as in: isoflop eval RUN --suite blimp --items FOLDER")
-    asked = [ask(name, Path(items) if items else None, limit) for name in suites]
-    names = [one.suite.name for one in asked]
+    suite_items = [ask(name, Path(items) if items else None, limit) for name in suites]
+    names = [items_of_suite.suite.name for items_of_suite in suite_items]
     if repeated := next((name for name in names if names.count(name) > 1), ""):
         raise UserError(f"--suite names {repeated} twice")
     if contamination:
@@ -85,29 +85,29 @@ def score(
             if was_imported(Path(run)):
                 raise UserError(f"{run} was imported and has no training text to look in; leave out --contamination")
 
-    found: dict[str, list[Scores]] = {}
+    by_run: dict[str, list[Scores]] = {}
     notes: list[str] = []
     for run in runs:
-        model, tokenizer, snapshot, runtime = scored_model(Path(run))
+        model, tokenizer, snapshot, runtime = load_for_scoring(Path(run))
         scores: list[Scores] = []
-        for one in asked:
+        for items_of_suite in suite_items:
             if say is not None:
-                say(f"{run}: {one.suite.name}, {len(one.items):,} items")
-            scores.append(score_suite(model, tokenizer, one, runtime))
+                say(f"{run}: {items_of_suite.suite.name}, {len(items_of_suite.items):,} items")
+            scores.append(score_suite(model, tokenizer, items_of_suite, runtime))
         if contamination:
             scores = with_overlap(scores, Path(run), tokenizer)
         if not limit:
-            notes += [note for one in scores if (note := keep(Path(run), snapshot, one))]
-        found[str(run)] = scores
-    return Scored(found, compare(found) if len(found) > 1 else [], notes)
+            notes += [note for items_of_suite in scores if (note := store_score(Path(run), snapshot, items_of_suite))]
+        by_run[str(run)] = scores
+    return Scored(by_run, compare(by_run) if len(by_run) > 1 else [], notes)
 
 
-def scored_model(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Runtime]:
-    """The model of a run on this machine's device, in float32: in bfloat16 a likelihood is off by more than often lies
-    between two options.
+def load_for_scoring(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Runtime]:
+    """The model of a run on this machine's device, in float32: the error of a likelihood in bfloat16 is often larger
+    than the difference between two options.
 
     Raises:
-        UserError: if there is no run, or its model answers inputs and does not continue texts.
+        UserError: if there is no run, or its model is not a GPT.
     """
     model, tokenizer, snapshot = checkpoint.load_model(run)
     if not isinstance(model, GPT):
@@ -118,27 +118,30 @@ def scored_model(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Runtim
 
 
 def with_overlap(scores: Sequence[Scores], run: Path, tokenizer: Tokenizer) -> list[Scores]:
-    """Scores with what of each suite's items stands in the training text of a run."""
+    """The scores, with the overlap of each suite's items with the training text of a run."""
     record = read_run(run_folder_of(run))
-    data: Any = data_of(record, from_dict(RunConfig, record.config))
+    data: Any = open_run_data(record, from_dict(RunConfig, record.config))
 
     def training() -> Iterable[str]:
         for source in data.sources:
             yield from documents_of(data.train(source), tokenizer)
 
-    every = [item for one in scores for item in one.asked.items]
-    overlap = find_overlap(every, training())
-    marked, first = [], 0
-    for one in scores:
-        part = slice(first, first + len(one.asked.items))
-        marked.append(replace(one, overlaps=overlap.overlaps[part], short=overlap.short[part]))
-        first = part.stop
-    return marked
+    items = [item for suite_scores in scores for item in suite_scores.asked.items]
+    overlap = find_overlap(items, training())
+    with_overlaps, first = [], 0
+    for suite_scores in scores:
+        rows = slice(first, first + len(suite_scores.asked.items))
+        with_overlaps.append(replace(suite_scores, overlaps=overlap.overlaps[rows], short=overlap.short[rows]))
+        first = rows.stop
+    return with_overlaps
 
 
-def keep(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str:
-    """Keep the scores on a whole suite in the run's folder. Returns a note if that cannot be done; a folder that is not
-    a run's, or whose last checkpoint was not the one scored, keeps nothing."""
+def store_score(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str:
+    """Store the score on a whole suite in the run's folder, unless `run` is a checkpoint or no run folder.
+
+    Returns:
+        A note if it cannot be written; otherwise "".
+    """
     folder = RunFolder(run)
     if not folder.config.is_file() or (run / checkpoint.MANIFEST).is_file():
         return ""
@@ -149,33 +152,33 @@ def keep(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str:
             folder.suites.mkdir(exist_ok=True)
             write_json(folder.suites / f"{suite.name}.json", record.updated(step=snapshot.step).to_dict())
     except UserError as error:
-        return f"note: the score on {suite.name} is not kept: {error}"
+        return f"note: the score on {suite.name} is not stored: {error}"
     return ""
 
 
 def lm_eval_model(run: Path | str) -> Any:
-    """A run as lm-eval's model, so that its tasks can be put to it: lm_eval.simple_evaluate(model=..., tasks=[...]).
+    """A run as a model of lm-eval, to evaluate it on lm-eval's tasks: lm_eval.simple_evaluate(model=..., tasks=[...]).
 
     Raises:
         UserError: if the extra lm-eval is not installed, or for a run that `score` would refuse.
     """
-    model, tokenizer, _, runtime = scored_model(Path(run))
+    model, tokenizer, _, runtime = load_for_scoring(Path(run))
     return adapter(model, tokenizer, runtime, str(Path(run).resolve()))
 
 
 def whole_documents(config: DataConfig) -> Iterator[str]:
-    """The documents of sources. A long plain text is read in pieces, which the tally counts as one document: here they
-    are joined again."""
+    """The documents of sources. A long plain text is read in pieces, which the tally counts as one document; this joins
+    them."""
     tally = Tally(strict=config.strict)
-    held: list[str] = []
+    pieces: list[str] = []
     number = 0
     for piece in documents(config, tally):
-        if held and tally.documents != number:
-            yield "".join(held)
-            held = []
+        if pieces and tally.documents != number:
+            yield "".join(pieces)
+            pieces = []
         number = tally.documents
-        held.append(piece)
-    yield "".join(held)
+        pieces.append(piece)
+    yield "".join(pieces)
 
 
 def perplexity(
@@ -186,26 +189,27 @@ def perplexity(
     text_column: str = "",
     set: Sequence[str] = (),
 ) -> Strided:
-    """Strided perplexity of a run on every document of `sources`, or on what it held out itself.
+    """Strided perplexity of a run on each document of `sources`, or on its own held-out text.
 
     Args:
-        stride: tokens by which the window moves; 0: half the model's context.
+        stride: tokens by which the window slides; 0: half the model's context.
         text_column, set: how sources are read, as for `evaluate`.
 
     Raises:
-        UserError: as `evaluate`, and for a stride that is not below the context.
+        UserError: as for `evaluate`, and for a stride that is not below the context.
     """
     path = Path(run)
     if not sources and was_imported(path):
         raise UserError(
             f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE --stride N"
         )
-    model, tokenizer, snapshot, runtime = scored_model(path)
+
+    model, tokenizer, snapshot, runtime = load_for_scoring(path)
     config = from_dict(RunConfig, snapshot.config)
     if sources:
-        named = reading_of(config.data, sources, text_column, set)
-        texts: Iterable[str] = whole_documents(named)
+        data_config = config_for_sources(config.data, sources, text_column, set)
+        texts: Iterable[str] = whole_documents(data_config)
     else:
-        data: Any = data_of(read_run(run_folder_of(path)), config)
+        data: Any = open_run_data(read_run(run_folder_of(path)), config)
         texts = texts_of(data.heldout(), tokenizer)
     return strided(model, tokenizer, texts, stride or max(1, model.config.context // 2), runtime)

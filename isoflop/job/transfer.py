@@ -1,4 +1,4 @@
-"""Models from elsewhere as runs, and runs as models for elsewhere."""
+"""Imports models of other formats as runs, and exports runs to them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +19,14 @@ from isoflop.trainer.config import RunConfig, RuntimeConfig
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was read or written.
+    """The result of an import or export.
 
     Attributes:
-        folder: the new run, or the exported folder.
-        kind: the format and architecture.
+        folder: of the new run, or of the export.
+        kind: format and architecture.
         parameters: all weights.
-        difference: of the logits, written and read back, in units of the largest; None for an import.
+        difference: largest difference between the logits of the run and of the export read back, relative to the
+            largest logit; None for an import.
     """
 
     folder: Path
@@ -37,29 +38,31 @@ class Transfer:
 def import_model(
     path: Path | str, out: Path | str, *, tokenizer: str = "", context: int = 0, end_of_text: str = ""
 ) -> Transfer:
-    """Make a run of a model from elsewhere: a Hugging Face folder, a .gguf, a llama2.c .bin.
+    """Import a model as a run: a Hugging Face folder, a .gguf, or a llama2.c .bin.
 
-    It is a run like any other, with a checkpoint of step 0 and no training: it can be sampled, measured on text that is
-    named, listed, exported, and trained on from with --init.
+    The run has a checkpoint of step 0 and no training. It can be sampled, evaluated on text that is named, listed,
+    exported, and used as initial weights with --init.
 
     Args:
-        out: the run folder, which must not hold anything.
+        out: the run folder, which must be new or empty.
         tokenizer, context, end_of_text: see export.read.
 
     Raises:
-        UserError: for what cannot be used, before anything is written.
+        UserError: for anything that cannot be used, before anything is written.
     """
     final = Path(out)
     RunFolder(final).refuse_used()
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--out {final} is not empty; name a new folder")
+
     bundle = export.read(Path(path), tokenizer, context, end_of_text)
     model = bundle.model()
     parameters = count(model)
-    # its own tokenizer, so that config.json runs again as it is
+    # the run's own tokenizer, so that config.json can be trained as it is
     data = DataConfig(tokenizer=str((final / "tokenizer.json").resolve()))
     config = to_dict(RunConfig(model=bundle.config, data=data, runtime=RuntimeConfig(device="cpu", dtype="float32")))
     plan = Plan.imported(str(path), bundle.made_of, parameters.matmul, parameters.total)
+
     with disk_errors(f"the run folder {final}"), new_folder(final) as temporary:
         folder = RunFolder(temporary)
         checkpoint.write(
@@ -83,8 +86,8 @@ def import_model(
 
 
 def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
-    """Write the last checkpoint of a run in another format, whole or not at all, with its model card. What was written
-    is read back first, and its logits and token ids compared.
+    """Write the last checkpoint of a run in another format, with its model card, completely or not at all. The files
+    are read back before they are kept, and their logits and token ids compared with those of the run.
 
     Args:
         to: one of export.FORMATS.
@@ -101,7 +104,7 @@ def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
     if not isinstance(model, GPT):
         kind = MODELS[snapshot.task].kind
         raise UserError(
-            f"{run} is an {kind} (--task {snapshot.task}), which no format here has; a GPT comes of --task causal_lm"
+            f"{run} is an {kind} (--task {snapshot.task}), which no format supports; --task causal_lm trains a GPT"
         )
     bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
     with disk_errors(f"the export {final}"), new_folder(final) as temporary:

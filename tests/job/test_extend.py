@@ -35,7 +35,7 @@ def test_how_long_a_run_gets():
     assert length("+4000tok", last) == (0.0, 120)
     assert length("+5e8", last) == (0.0, 150)
     assert length("+25s", last) == (75.0, 150)  # half a second per step
-    assert length("+25s", last, seconds=60.0) == (85.0, 170)  # on top of what it was held to
+    assert length("+25s", last, seconds=60.0) == (85.0, 170)  # added to its limit
     assert length("+25s", last, decisions=(DecisionLine(seconds=70.0),)) == (95.0, 190)
     assert length("+1tok", last) == (0.0, 101)
 
@@ -53,7 +53,7 @@ def test_the_plan_of_the_longer_run(run):
     shorter = extended_plan(run.plan, parse_budget("+2steps"), 0.0, 26)
     assert plan.expected.bits_per_byte < shorter.expected.bits_per_byte
     lines = {choice.name: choice for choice in plan.choices}
-    assert lines["steps"].value == "48" and lines["steps"].reason == "with +24steps on top; 24 before"
+    assert lines["steps"].value == "48" and lines["steps"].reason == "extended by +24steps; 24 before"
     other = extended_plan(run.plan, parse_budget("+9s"), 20.0, 48)
     assert other.budget == "48steps" and other.seconds == 20.0  # kinds that do not add up
     assert extended_plan(Plan(kind="given"), parse_budget("+9s"), 9.0, 48) == Plan(kind="given")

@@ -8,10 +8,10 @@ import torch
 
 from isoflop.config import from_dict
 from isoflop.job import job as module
-from isoflop.job.command import Command, carry_out
+from isoflop.job.command import Command, run_command
 from isoflop.job.job import Job
 from isoflop.job.listener import Listener
-from isoflop.job.reopen import data_of
+from isoflop.job.reopen import open_run_data
 from isoflop.parallel.mesh import ALONE
 from isoflop.records import Plan, RunFolder, read_run
 from isoflop.trainer import RunConfig, RunResult
@@ -56,23 +56,23 @@ def test_what_is_on_record_or_planned_is_not_measured_again(gpu, tmp_path):
 
 def test_those_who_follow_make_the_same_job_of_the_order(corpus, tmp_path):
     wanted = Command([str(corpus)], "4steps", tmp_path / "run", assignments=TINY)
-    done = carry_out(wanted)
+    done = run_command(wanted)
     run = read_run(done.folder)
     config = from_dict(RunConfig, run.config)
-    first = Job(ALONE, RunFolder(done.folder), config, data_of(run, config), resumed=True)
-    other = Job.ordered(ALONE, first.order())
+    first = Job(ALONE, RunFolder(done.folder), config, open_run_data(run, config), resumed=True)
+    other = Job.from_order(ALONE, first.order())
     assert other.config == first.config and other.resumed and other.data.fingerprint == first.data.fingerprint
     assert not other.folder.is_writer and other.folder.path == first.folder.path.resolve()
 
 
 def test_one_call_for_the_three_ways_to_start(corpus, tmp_path):
-    planned = carry_out(Command([str(corpus)], "4steps", assignments=TINY, dry_run=True))
+    planned = run_command(Command([str(corpus)], "4steps", assignments=TINY, dry_run=True))
     assert planned.config.steps == 4 and planned.config.model.layers == 2
     base = planned.config
-    decided = carry_out(Command(base=base, assignments=["seed=7", "steps=3"], dry_run=True))
+    decided = run_command(Command(base=base, assignments=["seed=7", "steps=3"], dry_run=True))
     assert isinstance(decided, RunConfig) and (decided.seed, decided.steps) == (7, 3)
-    trained = carry_out(Command(base=base, out=tmp_path / "run", assignments=["seed=7"]))
+    trained = run_command(Command(base=base, out=tmp_path / "run", assignments=["seed=7"]))
     assert trained.step == 4 and read_run(trained.folder).plan.kind == "given"
-    assert carry_out(Command(budget="+2steps", resume=trained.folder)).step == 6
-    within = carry_out(Command(base=base, budget="5steps", out=tmp_path / "other"))
+    assert run_command(Command(budget="+2steps", resume=trained.folder)).step == 6
+    within = run_command(Command(base=base, budget="5steps", out=tmp_path / "other"))
     assert within.step == 5 and read_run(within.folder).plan.kind == "prior"

@@ -9,7 +9,7 @@ import isoflop
 from isoflop.cli import run as command
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
-from isoflop.job.reopen import named_now
+from isoflop.job.reopen import relocated
 from isoflop.records import read_run
 from small import TINY, write_texts
 
@@ -66,7 +66,7 @@ def test_the_command_line_takes_the_new_place(run, capsys):
     assert command(["eval", "run", "moved"]) == 0
     assert command(["eval", "run", "moved", "--moved", "moved"]) == 2
     assert command(["train", "--resume", "run", "moved", "--budget", "+5steps"]) == 0
-    assert "goes back to step" in capsys.readouterr().out
+    assert "returns to step" in capsys.readouterr().out
     assert command(["eval", "run"]) == 0
 
 
@@ -153,7 +153,7 @@ def test_several_sources_keep_their_names_weights_and_order(tmp_path, monkeypatc
     for name in ("2024", "b"):
         shutil.move(name, f"at-{name}")
     forget(monkeypatch, tmp_path)
-    assert named_now(read_run("run"), ["2024:0.3", "b:0.6"], ["b=at-b", "2024=at-2024"]) == (
+    assert relocated(read_run("run"), ["2024:0.3", "b:0.6"], ["b=at-b", "2024=at-2024"]) == (
         f"2024={tmp_path / 'at-2024'}:0.3",
         f"b={tmp_path / 'at-b'}:0.6",
     )
@@ -186,5 +186,8 @@ def test_an_extension_says_where_it_goes_back_to(corpus, tmp_path, capsys):
     isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=TINY, quiet=True)
     isoflop.resume(tmp_path / "run", "+10steps")
     out = capsys.readouterr().out
-    assert "extended by +10steps: goes back to step 15, before the decay of the learning rate, and on to step 30" in out
-    assert "what step 20 had reached is kept in" in out
+    assert (
+        "extended by +10steps: returns to step 15, before the decay of the learning rate, and continues to step 30"
+        in out
+    )
+    assert "the checkpoint of step 20 is kept in" in out

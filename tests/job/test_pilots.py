@@ -8,7 +8,7 @@ import pytest
 from isoflop.errors import UserError
 from isoflop.files import home, spool
 from isoflop.job import Listener, pretrain, resume
-from isoflop.job.pilots import KEPT, PilotMaker
+from isoflop.job.pilots import PILOTS_FILE, PilotMaker
 from isoflop.plan.ledger import score
 from isoflop.records import read_lines, read_run
 from isoflop.records.ledger import DIVERGED, FINISHED, read_ledger
@@ -82,14 +82,14 @@ def test_a_run_with_pilots_is_forecast_by_them_and_spends_its_budget_once(texts,
     assert without.plan.pilots is None
     for other in (again, without):
         assert [line.loss for line in other.training] == [line.loss for line in made.training]
-    assert len(read_lines(home() / KEPT)) == len(pilots)
+    assert len(read_lines(home() / PILOTS_FILE)) == len(pilots)
 
 
 def test_a_dry_run_makes_none_and_says_what_it_would_do(texts, tmp_path):
     advice = run(texts, tmp_path / "none", BUDGET, dry_run=True)
     (line,) = [choice for choice in advice.choices if choice.name == "pilots"]
     assert "1 x 32" in line.value and "dry run" in line.reason
-    assert not (home() / KEPT).exists() and not ledger().forecasts
+    assert not (home() / PILOTS_FILE).exists() and not ledger().forecasts
 
 
 def test_a_recipe_of_ones_own_is_forecast_by_its_pilots_or_not_at_all(texts, tmp_path):
@@ -162,7 +162,7 @@ def test_a_second_plan_of_a_run_takes_the_pilots_of_the_first():
     from isoflop.plan.pilot import Pilots
     from isoflop.records import PilotRun
 
-    maker = PilotMaker(print, Pilots((PilotRun(flops=1.0),), spent=2.0), of="text")
+    maker = PilotMaker(print, Pilots((PilotRun(flops=1.0),), spent=2.0), fingerprint="text")
 
     class Data:
         fingerprint = "text"
@@ -170,8 +170,8 @@ def test_a_second_plan_of_a_run_takes_the_pilots_of_the_first():
     class Other:
         fingerprint = "other"
 
-    assert maker.again(None, Data()).runs and maker.again(None, Data()).spent == 0.0
-    assert not maker.again(None, Other()).runs
+    assert maker.reuse(None, Data()).runs and maker.reuse(None, Data()).spent == 0.0
+    assert not maker.reuse(None, Other()).runs
 
 
 def test_a_ledger_that_cannot_be_written_stops_no_run(texts, tmp_path, monkeypatch):

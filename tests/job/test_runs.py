@@ -8,7 +8,8 @@ import torch
 
 from isoflop.config import from_dict
 from isoflop.errors import UserError
-from isoflop.job.reopen import data_of, run_folder_of
+from isoflop.generate.request import Request
+from isoflop.job.reopen import open_run_data, run_folder_of
 from isoflop.job.runs import evaluate, list_runs, load, sample
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
@@ -37,16 +38,16 @@ def test_a_model_is_loaded_ready_to_use_with_its_tokenizer(golden):
 
 def test_each_task_answers_in_its_own_way(golden):
     pieces: list[str] = []
-    text = sample("words", "ab", tokens=8, temperature=0.0, with_prompt=True, on_text=pieces.append)
+    text = sample("words", "ab", Request(tokens=8, temperature=0.0, with_prompt=True, on_text=pieces.append))
     assert text.startswith("ab") and "".join(pieces) == text
-    assert sample("words", "ab", tokens=8, temperature=0.0) == text.removeprefix("ab")
-    assert sample("pairs", "abc", beam=2) == sample("pairs", "abc", beam=2)
+    assert sample("words", "ab", Request(tokens=8, temperature=0.0)) == text.removeprefix("ab")
+    assert sample("pairs", "abc", Request(beam=2)) == sample("pairs", "abc", Request(beam=2))
     for refused in ({"beam": 2}, {"dtype": "float16"}):
         with pytest.raises(UserError, match=f"--{next(iter(refused))}"):
-            sample("words", "ab", **refused)
+            sample("words", "ab", Request(**refused))
     for refused in ({"temperature": 1.0}, {"dtype": "bfloat16"}):
         with pytest.raises(UserError, match=f"--{next(iter(refused))}"):
-            sample("pairs", "abc", **refused)
+            sample("pairs", "abc", Request(**refused))
 
 
 def test_measuring_on_its_own_text_and_on_another(golden):
@@ -63,9 +64,9 @@ def test_measuring_on_its_own_text_and_on_another(golden):
 def test_the_data_of_a_run_are_found_or_made_again(golden):
     run = read_run("words")
     config = from_dict(RunConfig, run.config)
-    assert data_of(run, config).fingerprint == run.data.fingerprint
+    assert open_run_data(run, config).fingerprint == run.data.fingerprint
     shutil.rmtree(golden / "prepared")
-    assert data_of(run, config).fingerprint == run.data.fingerprint
+    assert open_run_data(run, config).fingerprint == run.data.fingerprint
 
 
 def test_runs_are_listed_with_what_they_reached(golden):

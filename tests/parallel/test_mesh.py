@@ -5,7 +5,7 @@ import pytest
 from isoflop.config import override, to_dict
 from isoflop.errors import UserError
 from isoflop.files import write_json
-from isoflop.job.together import again
+from isoflop.job.distributed import was_restarted
 from isoflop.parallel.config import ParallelConfig
 from isoflop.parallel.launch import joined, read_environment
 from isoflop.parallel.mesh import ALONE, Group
@@ -89,6 +89,6 @@ def test_started_again_by_torchrun_a_run_knows_itself(tmp_path, started):
     write_json(folder.config, to_dict(RunConfig()))
     if started:
         folder.event("started", step=0, launch="job")
-    assert again(Group(0, 2, launch="job", restarts=1), folder)
-    assert not again(Group(0, 2, launch="another", restarts=1), folder)
-    assert not again(Group(0, 2), folder)  # no torchrun: somebody named a folder that is in use
+    assert was_restarted(Group(0, 2, launch="job", restarts=1), folder)
+    assert not was_restarted(Group(0, 2, launch="another", restarts=1), folder)
+    assert not was_restarted(Group(0, 2), folder)  # no torchrun: somebody named a folder that is in use

@@ -27,7 +27,7 @@ def losses_on(schedule: Schedule, steps, seed=0, noise=0.02, scale=3.0, alpha=0.
     fall = (np.maximum(area, 1e-9) / end) ** -alpha
     drop = PRIOR.drop + PRIOR.steeper * alpha * (1 - PRIOR.floor)
     law = PRIOR.floor + (1 - PRIOR.floor) * fall - drop * schedule.decay_effect(steps, PRIOR.onset)
-    law = law + repeat * schedule.repeated(steps) + gap
+    law = law + repeat * schedule.repeated_epochs(steps) + gap
     return scale * (law + noise * np.random.default_rng(seed).normal(size=len(steps)))
 
 

@@ -1,4 +1,4 @@
-"""A job on several processes: rank 0 does it, and the others follow it into training.
+"""A job on several processes: rank 0 does the job, and the others follow it into training.
 
 Rank 0 prepares the data, times the machine and plans while the others wait. It then sends them each training as an
 order: configuration, run folder, prepared data. They train and evaluate with it, and wait for the next order until
@@ -24,8 +24,8 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-def together(job: Callable[Concatenate[Group, Arguments], Result]) -> Callable[Arguments, Result]:
-    """A decorator: makes a job of rank 0, whose first argument is the group, one that all processes can call."""
+def on_all_processes(job: Callable[Concatenate[Group, Arguments], Result]) -> Callable[Arguments, Result]:
+    """Decorates a job of rank 0, whose first argument is the group, so that all processes can call it."""
 
     @functools.wraps(job)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
@@ -37,8 +37,8 @@ def together(job: Callable[Concatenate[Group, Arguments], Result]) -> Callable[A
             group.order(None)
             return result
 
-    whole = inspect.signature(job)  # the public signature has no group
-    run.__signature__ = whole.replace(parameters=list(whole.parameters.values())[1:])  # type: ignore[attr-defined]
+    signature = inspect.signature(job)  # the public signature has no group
+    run.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
     return run
 
 
@@ -55,12 +55,12 @@ def follow(group: Group) -> RunResult | None:
     return result
 
 
-def again(group: Group, folder: RunFolder) -> bool:
+def was_restarted(group: Group, folder: RunFolder) -> bool:
     """Whether a run that is about to start in a folder is the one that these processes trained before torchrun
     restarted them, so that it resumes from its last checkpoint."""
     if not (group.launch or group.restarts) or not folder.config.is_file() or folder.result.is_file():
         return False
     run = read_run(folder.path)
     launches = [event.launch for event in run.events if event.launch is not None]
-    last = launches[-1] if launches else run.environment.launch  # no event if it was killed early
-    return last == group.launch and (group.restarts > 0 or group.launch != "none")
+    last_launch = launches[-1] if launches else run.environment.launch  # no event if it was killed early
+    return last_launch == group.launch and (group.restarts > 0 or group.launch != "none")
