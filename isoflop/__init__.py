@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# classes by module, imported when first asked for, as what the functions below call is: `import isoflop` and
-# `isoflop --help` do not wait for torch
+# Classes by module. They are imported on first use, like everything that the functions below call, so that
+# `import isoflop` and `isoflop --help` do not wait for torch.
 CLASSES = {"ModelConfig": "isoflop.model.config", "RunConfig": "isoflop.trainer.config"}
 
 __all__ = [
@@ -52,9 +52,9 @@ __all__ = [
 Texts = Sequence[str | Path] | Path  # one path, or several
 
 
-def several(given: Texts) -> tuple[str, ...]:
-    """What was given as a list of strings: one string or path is a list of one, not of its characters."""
-    return (str(given),) if isinstance(given, str | Path) else tuple(map(str, given))
+def as_tuple(paths: Texts) -> tuple[str, ...]:
+    """Paths as a tuple of strings. A single string is one path, not a sequence of characters."""
+    return (str(paths),) if isinstance(paths, str | Path) else tuple(map(str, paths))
 
 
 def pretrain(
@@ -73,42 +73,42 @@ def pretrain(
     quiet: bool = False,
     listener: "Listener | None" = None,
 ) -> "RunResult | Advice":
-    """Pretrain the best GPT that `budget` buys on `sources`, and show on standard output how far it is.
+    """Pretrain the best GPT that `budget` buys on `sources`, with progress on standard output.
 
     Args:
         sources: a file, folder, glob or "-", or several, each as [NAME=]PATH[@COLUMN][:WEIGHT]; none: the running
             Python's standard library.
         budget: "90s", "3m", "2h", "1e15" (FLOPs), "5e6tok", "2000steps".
         out: the run folder, which must not hold a run; by default a new one in `runs/`.
-        base: a configuration whose model and rates are kept, and only its length chosen.
+        base: a configuration whose model and learning rates are kept; only its length is planned.
         assignments: "dotted.field=value" strings that overrule the plan, such as "model.norm=layer".
-        heldout: text to measure on, in place of a share of the sources.
+        heldout: held-out text, in place of a share of the sources.
         init: a run whose weights and tokenizer to start from.
-        strict: skipped files are errors.
+        strict: treat files that would be skipped as errors.
         task: "causal_lm", or "seq2seq": an encoder-decoder on pairs, one per line.
         dry_run: return the plan and train nothing.
-        pilots: make tiny runs on the text first, within 5 % of the budget, where they make the forecast better.
+        pilots: first make tiny runs on the text, within 5 % of the budget, if they improve the forecast.
         quiet: show nothing.
-        listener: told what happens, in place of standard output.
+        listener: receives progress reports, in place of standard output.
 
     Returns:
-        What the run came to, or the plan with `dry_run`.
+        The run's result, or the plan with `dry_run`.
 
     Raises:
         UserError: for anything that cannot be used, before anything is written.
     """
     from isoflop import job
-    from isoflop.screen import shown
+    from isoflop.screen import open_screen
 
-    with shown(listener, quiet) as screen:
+    with open_screen(listener, quiet) as screen:
         return screen.outcome(
             job.pretrain(
-                several(sources),
+                as_tuple(sources),
                 str(budget),
                 out,
                 base=base,
-                assignments=several(assignments),
-                heldout=several(heldout),
+                assignments=as_tuple(assignments),
+                heldout=as_tuple(heldout),
                 init=init,
                 strict=strict,
                 task=task,
@@ -127,21 +127,21 @@ def train(
     listener: "Listener | None" = None,
     expected: "Expectation | None" = None,
 ) -> "RunResult":
-    """Train a configuration as it is: a recipe, or a run's config.json.
+    """Train a given configuration: a recipe, or a run's config.json.
 
     Args:
         out: the run folder, which must not hold a run; by default a new one in `runs/`.
         quiet: show nothing.
-        listener: told what happens, in place of standard output.
+        listener: receives progress reports, in place of standard output.
         expected: the loss to compare with afterwards.
 
     Raises:
         UserError: for anything that cannot be used, before anything is written.
     """
     from isoflop import job
-    from isoflop.screen import shown
+    from isoflop.screen import open_screen
 
-    with shown(listener, quiet) as screen:
+    with open_screen(listener, quiet) as screen:
         return screen.outcome(job.train(config, out, listener=screen.listener, expected=expected))
 
 
@@ -158,23 +158,23 @@ def resume(
     """Resume a run from its last checkpoint; with a budget such as "+1h", from before its decay.
 
     Args:
-        sources: where the run's text is now, if it was moved; it has to be the same text.
-        heldout: where the held-out text is now that the run was given, if it was moved.
-        assignments: "parallel.mode=fsdp" and the like: where and by how many processes a run computes may change on its
-            way, as nothing that it learns depends on it.
+        sources: the new place of the run's text, if it was moved; it must be the same text.
+        heldout: the new place of the held-out text that was named, if it was moved.
+        assignments: such as "parallel.mode=fsdp": settings of where and by how many processes the run computes, which
+            do not affect what is learned.
         quiet: show nothing.
-        listener: told what happens, in place of standard output.
+        listener: receives progress reports, in place of standard output.
 
     Raises:
         UserError: if there is no run, it is finished and no budget is added, or its data changed.
     """
     from isoflop import job
-    from isoflop.screen import shown
+    from isoflop.screen import open_screen
 
-    with shown(listener, quiet) as screen:
-        moved = {"sources": several(sources), "heldout": several(heldout)}
-        done = job.resume(out, budget, **moved, assignments=several(assignments), listener=screen.listener)
-        return screen.outcome(done)
+    with open_screen(listener, quiet) as screen:
+        moved = {"sources": as_tuple(sources), "heldout": as_tuple(heldout)}
+        result = job.resume(out, budget, **moved, assignments=as_tuple(assignments), listener=screen.listener)
+        return screen.outcome(result)
 
 
 def load(run: Path | str, device: str = "cpu") -> "tuple[Model, Tokenizer]":
@@ -205,25 +205,25 @@ def sample(
     repetition_penalty: float = 1.0,
     stops: Sequence[str] = (),
 ) -> str:
-    """Let a run's last checkpoint continue `prompt`, or (seq2seq) write its output for `prompt`.
+    """Generate text with a run's last checkpoint: a continuation of `prompt`, or (seq2seq) the output for `prompt`.
 
     Args:
         prompt: text to continue; empty: a new document.
-        tokens: how many to write at most.
-        temperature: 0: the most likely token always; None is 0.8.
+        tokens: the most new tokens.
+        temperature: 0: always the most likely token; None: 0.8.
         top_k: only the k most likely tokens; 0: all.
-        top_p: only the most likely tokens that make up this share.
-        seed: the same seed writes the same text.
-        on_text: given each piece of text as it is made.
-        with_prompt: the text begins with the prompt.
-        beam: seq2seq: hypotheses kept; 1 is greedy. An encoder-decoder takes none of temperature, top_k and top_p.
-        dtype: "float32", or "bfloat16": rounded weights, with which a large model writes faster.
-        min_p: only tokens at least this many times as likely as the likeliest; 0: all.
-        repetition_penalty: makes tokens that are there already less likely, where it is above 1.
-        stops: texts at which the continuation ends.
+        top_p: only the most likely tokens that make up this share of probability.
+        seed: the same seed generates the same text.
+        on_text: called with each piece of text as it is generated.
+        with_prompt: the returned text begins with the prompt.
+        beam: seq2seq: beam width; 1 is greedy. An encoder-decoder takes none of temperature, top_k and top_p.
+        dtype: "float32", or "bfloat16": rounded weights, faster for large models.
+        min_p: only tokens at least this fraction as likely as the likeliest; 0: all.
+        repetition_penalty: the logits of tokens already in the text are divided by it; 1: no penalty.
+        stops: strings before which the text ends.
 
     Raises:
-        UserError: for a run that cannot be read, or an argument that its model has no use for.
+        UserError: for a run that cannot be read, or an argument that does not apply to its model.
     """
     from isoflop import job
     from isoflop.generate.request import Request
@@ -240,7 +240,7 @@ def sample(
         on_text=on_text,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        stops=several(stops),
+        stops=as_tuple(stops),
     )
     return job.sample(run, prompt, request)
 
@@ -255,18 +255,18 @@ def evaluate(
     heldout: Texts = (),
     strict: bool = False,
 ) -> "HeldOut":
-    """Held-out loss of a run on what it held out itself, or on every document (seq2seq: pair) of `sources`.
+    """Evaluate a run on its own held-out text, or on each document (seq2seq: pair) of `sources`.
 
     Args:
-        text_column: of records, holds the text; by default the one that the run was trained on.
-        beam: hypotheses kept in decoding (seq2seq); 1 is greedy.
-        set: how the sources are to be read, as "data.encoding=cp1252"; by default as the run's own.
-        moved: where the run's own text is now, if it was moved, to measure on what the run held out of it.
-        heldout: where the held-out text is now that the run was given, if it was moved.
-        strict: what of the sources would be skipped is an error.
+        text_column: the column of records that holds the text; by default as in training.
+        beam: beam width (seq2seq); 1 is greedy.
+        set: how the sources are read, such as "data.encoding=cp1252"; by default as in training.
+        moved: the new place of the run's own text, if it was moved.
+        heldout: the new place of the held-out text that was named, if it was moved.
+        strict: treat files that would be skipped as errors.
 
     Returns:
-        Nats per token, perplexity, bits per byte (measure.HeldOut), and for seq2seq error rates.
+        Nats per token, perplexity and bits per byte (measure.HeldOut); for seq2seq also error rates.
 
     Raises:
         UserError: if there is no run or no text.
@@ -274,7 +274,7 @@ def evaluate(
     from isoflop import job
 
     return job.evaluate(
-        run, several(sources), text_column, beam, several(set), several(moved), several(heldout), strict
+        run, as_tuple(sources), text_column, beam, as_tuple(set), as_tuple(moved), as_tuple(heldout), strict
     )
 
 
@@ -287,26 +287,26 @@ def score(
     contamination: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> "Scored":
-    """Put evaluation suites (docs/evaluation.md) to runs, and compare them item by item.
+    """Score runs on evaluation suites (docs/evaluation.md), and compare the runs item by item.
 
     Args:
-        runs: run folders, or one.
-        suites: names of suites, such as "blimp", or paths of suite files, or one of them.
-        items: the folder or tar archive that holds the items; "": those of a suite of one's own lie next to its file.
-        limit: only so many items of each subset, evenly spaced; 0: all.
-        contamination: look for the items in each run's training text, and score without those found too.
-        say: is told how far it is, a line at a time.
+        runs: one or several run folders.
+        suites: one or several suites, by name (such as "blimp") or by the path of a suite file.
+        items: the folder or tar archive with the items; "": next to the suite's own file.
+        limit: items per subset, evenly spaced; 0: all.
+        contamination: look for the items in each run's training text, and also score without those found.
+        say: called with one line of progress at a time.
 
     Returns:
-        `runs`: for each run its scores on the suites; `compared`: every two runs on every suite; `to_dict()`: all of it
-        as JSON. Scores are shares of 1 with 95 % intervals, or perplexities.
+        `runs`: the scores of each run on the suites; `compared`: comparisons of all pairs of runs on all suites;
+        `to_dict()`: both as JSON. Scores are shares between 0 and 1 with 95 % intervals, or perplexities.
 
     Raises:
         UserError: for a run that cannot be read or is no GPT, and for a malformed suite or item.
     """
     from isoflop import job
 
-    return job.score(several(runs), several(suites), items=items, limit=limit, contamination=contamination, say=say)
+    return job.score(as_tuple(runs), as_tuple(suites), items=items, limit=limit, contamination=contamination, say=say)
 
 
 def __getattr__(name: str) -> Any:

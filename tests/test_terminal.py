@@ -22,7 +22,7 @@ from isoflop.budget import parse_budget
 from isoflop.optim.schedules import Decision
 from isoflop.plan.advice import Choice
 from isoflop.records import BadSteps, read_run
-from isoflop.screen import Screen, bad_steps_told, show_plan, show_runs
+from isoflop.screen import Screen, describe_bad_steps, show_plan, show_runs
 from isoflop.terminal import fitted, listing, reasons, wrapped
 from small import TINY
 
@@ -143,7 +143,7 @@ def test_runs_stay_a_readable_list(shown, tmp_path, width):
 def test_what_a_model_wrote_is_shown_as_it_is(shown):
     screen, out = shown(40)
     sample = "def f(x):  return [bold]x[/bold] :smile: and more words than fit into forty columns\n    pass"
-    screen.say(sample, as_it_is=True)
+    screen.say(sample, verbatim=True)
     assert out.getvalue() == sample + "\n"
 
 
@@ -171,12 +171,12 @@ def test_an_end_that_moves_far_is_told_at_once(shown):
 
 
 def test_harmless_spikes_do_not_sound_like_damage():
-    told = bad_steps_told(BadSteps(spikes_kept=2))
-    assert told == "2 steps with an unusually high loss or gradient norm, trained on as usual"
+    told = describe_bad_steps(BadSteps(spikes_kept=2))
+    assert told == "2 steps with an unusually high loss or gradient norm, kept"
     assert not re.search("wrong|bad|error", told)
-    both = bad_steps_told(BadSteps(spikes_kept=1, steps_left_out=3, left_out_tokens=768))
-    assert both.startswith("bad steps: 3 steps left out (768 tokens); 1 step with")
-    assert bad_steps_told(BadSteps()) == ""
+    both = describe_bad_steps(BadSteps(spikes_kept=1, steps_left_out=3, left_out_tokens=768))
+    assert both.startswith("bad steps: 3 steps discarded (768 tokens); 1 step with")
+    assert describe_bad_steps(BadSteps()) == ""
 
 
 class Failing(io.StringIO):

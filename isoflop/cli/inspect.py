@@ -43,7 +43,7 @@ def runs(
     from isoflop import job
     from isoflop.screen import Screen, show_runs
 
-    screen = Screen(is_product=True)
+    screen = Screen(is_result=True)
     show_runs(screen, folder, job.list_runs(folder))
     screen.require_shown()
 

@@ -143,7 +143,7 @@ def evaluate_suites(
         unused: options that say how text is read, by name.
     """
     refuse(unused, "--suite")
-    screen = Screen(is_product=True)
+    screen = Screen(is_result=True)
     tell = screen.say if screen.live_bars else None
     scored = job.score(runs, split_names(suites), items=items, limit=limit, contamination=contamination, say=tell)
     if json:

@@ -91,7 +91,7 @@ def train(
     from isoflop.trainer.profile import Profile
 
     with trusting(*trust_code):
-        screen = Screen(quiet=not is_main(), is_product=dry_run)
+        screen = Screen(quiet=not is_main(), is_result=dry_run)
         hooks = (*((Profile(),) if profile else ()), *((Diagnose(),) if diagnose else ()))
         listener = listener_for(screen, hooks=hooks)
         new_run_options = {
@@ -129,7 +129,7 @@ def train(
     if isinstance(outcome, RunResult):
         show_outcome(screen, outcome.folder)
     elif isinstance(outcome, RunConfig):
-        screen.say(to_json(to_dict(outcome)), as_it_is=True)
+        screen.say(to_json(to_dict(outcome)), verbatim=True)
     if dry_run:
         screen.require_shown()
 

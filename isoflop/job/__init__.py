@@ -27,7 +27,6 @@ from isoflop.job.transfer import export_model, import_model
 __all__ = [
     "Command",
     "Listener",
-    "carry_out",
     "evaluate",
     "export_model",
     "import_model",
@@ -37,6 +36,7 @@ __all__ = [
     "perplexity",
     "pretrain",
     "resume",
+    "run_command",
     "sample",
     "score",
     "train",

@@ -153,9 +153,9 @@ def test_the_screen_says_it_next_to_the_loss(corpus_and_runs, monkeypatch):
     screen = Screen(quiet=True)
     state = SimpleNamespace(flops_per_token=1.0, tokens=1, prepared=SimpleNamespace(sources=[]))
     training = read_run(corpus_and_runs[0] / "seen").training[-1]
-    assert "on course" not in " ".join(screen._words(state, training))
+    assert "on course" not in " ".join(screen._status_parts(state, training))
     screen.forecast(state, line)
-    assert screen._words(state, training)[1] == "on course for 1.52 (1.50 to 1.54)"
+    assert screen._status_parts(state, training)[1] == "on course for 1.52 (1.50 to 1.54)"
     for width, wanted in ((120, "on course for 1.52 (1.50 to 1.54)"), (80, "on course for 1.52 ")):
         monkeypatch.setattr(type(screen.console), "width", width)
-        assert wanted in screen._training(state, training) + " "
+        assert wanted in screen._training_text(state, training) + " "
