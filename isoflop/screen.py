@@ -252,8 +252,8 @@ class JobScreen:
 
 @contextlib.contextmanager
 def open_screen(listener: Listener | None, quiet: bool) -> Iterator[JobScreen]:
-    """A context with the listener of a job called from Python: its own `listener`; otherwise a screen, unless `quiet` or
-    another process of the same job shows it."""
+    """A context with the listener of a job called from Python: its own `listener`; otherwise a screen, unless `quiet`
+    or another process of the same job shows it."""
     if listener is not None or quiet or not is_main():
         yield JobScreen(listener or Listener())
         return
@@ -321,7 +321,8 @@ def show_plan(screen: Screen, advice: Advice) -> None:
     if advice.expected:
         expected = advice.expected
         screen.say(
-            f"  expected: {expected.bits_per_byte:.3f} bits per byte held-out, {expected.low:.3f} to {expected.high:.3f} ({expected.level:.0%})"
+            f"  expected: {expected.bits_per_byte:.3f} bits per byte held-out, "
+            f"{expected.low:.3f} to {expected.high:.3f} ({expected.level:.0%})"
         )
         screen.say(f"            {expected.source}")
     elif advice.differences:

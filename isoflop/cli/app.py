@@ -43,13 +43,14 @@ def run(arguments: Sequence[str]) -> int:
         The exit code: 0, or the command's own for its result (`lab run`: 10 to 13); 2 for an error that the user can
         correct, with a one-line message; 1 for a run that diverged; 128 + signal for a run that was stopped and saved.
         Of several processes under torchrun, one prints the reason and all return the code; torchrun itself prints more,
-        and returns 1 for any of them (parallel/failures.py).
+        and returns 1 in all these cases (parallel/failures.py).
     """
-    commands, prog, words = COMMANDS, "isoflop", list(arguments)
+    commands, prog, rest = COMMANDS, "isoflop", list(arguments)
     description: str | None = "Raw text and a compute budget in, the best GPT that the budget can buy out."
-    if words and words[0] in GROUPS:
-        group, *words = words
+    if rest and rest[0] in GROUPS:
+        group, *rest = rest
         commands, prog, description = GROUPS[group], f"isoflop {group}", COMMANDS[group].__doc__
+
     try:
         if list(arguments) == ["--version"]:
             print(f"isoflop {__version__}")
@@ -58,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
             dict(commands),
             prog=prog,
             description=description,
-            args=spread_set(words),
+            args=spread_set(rest),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except UserError as error:

@@ -30,14 +30,14 @@ def spread_set(arguments: Sequence[str]) -> list[str]:
     `books=PATH` are not changed.
     """
     spread: list[str] = []
-    open_set = False  # whether the last flag was --set and has its first assignment
+    in_set = False  # whether the last flag was --set and has its first assignment
     for word in arguments:
-        if word.startswith("--") or not open_set:
-            open_set = False
+        if word.startswith("--") or not in_set:
+            in_set = False
         elif is_assignment(word):
             spread.append("--set")
         if spread and spread[-1] == "--set":
-            open_set = True
+            in_set = True
         spread.append(word)
     return spread
 

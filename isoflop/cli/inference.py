@@ -70,18 +70,16 @@ def evaluate(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(
             metavar="NAME[,NAME]",
-            help="score suites (docs/evaluation.md), or files of your own; sources are further runs then",
+            help="score suites (docs/evaluation.md), or files of your own; SOURCE then names further runs",
         ),
     ] = (),
     items: Annotated[str, tyro.conf.arg(metavar="PATH", help="the folder or tar archive with the suites' items")] = "",
-    limit: Annotated[
-        int, tyro.conf.arg(help="only so many items of each subset of a suite, evenly spaced; 0: all")
-    ] = 0,
+    limit: Annotated[int, tyro.conf.arg(help="items per subset of a suite, evenly spaced; 0: all")] = 0,
     contamination: Annotated[
-        bool, tyro.conf.arg(help="look for the suites' items in the training text, and score without those found too")
+        bool, tyro.conf.arg(help="look for the suites' items in the training text; also score without those found")
     ] = False,
     stride: Annotated[
-        int, tyro.conf.arg(help="perplexity by a window that slides by so many tokens; 0: windows side by side")
+        int, tyro.conf.arg(help="perplexity with a window that slides by this many tokens; 0: disjoint windows")
     ] = 0,
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: beam width; 1 is greedy")] = 1,
     text_column: Annotated[
@@ -113,25 +111,25 @@ def evaluate(
     from isoflop.records import not_used
 
     if suite or items or limit or contamination or stride:
-        from isoflop.cli import suites_shown
+        from isoflop.cli import show_suites
 
         reading = {"--text-column": text_column, "--set": set}
-        mixed = {"--beam": beam != 1, "--moved": moved, "--heldout": heldout, "--strict": strict}
+        conflicting = {"--beam": beam != 1, "--moved": moved, "--heldout": heldout, "--strict": strict}
         of_suites = {"--items": items, "--limit": limit, "--contamination": contamination}
         with trusting(*trust_code):
             if suite:
-                mixed |= {**reading, "--stride": stride}
-                suites_shown.evaluate_suites((run, *sources), suite, items, limit, contamination, json, mixed)
+                conflicting |= {**reading, "--stride": stride}
+                show_suites.evaluate_suites((run, *sources), suite, items, limit, contamination, json, conflicting)
             else:
-                suites_shown.evaluate_strided(run, sources, stride, text_column, set, json, mixed | of_suites)
+                show_suites.evaluate_strided(run, sources, stride, text_column, set, json, conflicting | of_suites)
         return
     with trusting(*trust_code):
-        found = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
+        measured = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
     if json:
-        print(to_json(found.to_dict()), end="")
+        print(to_json(measured.to_dict()), end="")
         return
-    for name, value in replace(found, unused=(), notes=()).to_dict().items():
-        shown = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
-        print(f"{name:>15}  {shown}")
-    for line in not_used(found.unused, found.found_bytes, found.notes).all():
+    for name, value in replace(measured, unused=(), notes=()).to_dict().items():
+        text = f"{value:,.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value
+        print(f"{name:>15}  {text}")
+    for line in not_used(measured.unused, measured.found_bytes, measured.notes).all():
         print(line)

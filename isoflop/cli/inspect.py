@@ -10,11 +10,11 @@ def report(
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help="run folders")],
     *,
     out: Annotated[Path | None, tyro.conf.arg(help="the file; default: in the first run's folder")] = None,
-    card: Annotated[bool, tyro.conf.arg(help="write a model card, README.md, which exports take along")] = False,
+    card: Annotated[bool, tyro.conf.arg(help="write a model card, README.md, which exports include")] = False,
     licence: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="[SOURCE=]LICENCE", help="with --card: of a source of the text, or of the model; kept"),
+        tyro.conf.arg(metavar="[SOURCE=]LICENCE", help="with --card: of a source of the text, or of the model"),
     ] = (),
 ) -> None:
     """Write the report of a run, which may still be training, or compare several runs; or write a model card."""
@@ -24,7 +24,7 @@ def report(
         from isoflop.report.card import write_card
 
         if len(runs) != 1:
-            raise UserError(f"--card is of one run, and {len(runs)} are named")
+            raise UserError(f"--card is for one run, and {len(runs)} are named")
         print(write_card(runs[0], out, licence))
         return
     if licence:

@@ -1,5 +1,5 @@
-"""Scaling laws from tables of runs: `plan fit`, `predict`, `compare`. What to train on other machines: `advise`.
-Whether forecasts were right: `score`."""
+"""The commands `plan fit`, `plan predict` and `plan compare` (scaling laws from tables of runs), `plan advise` (what to
+train on other machines) and `plan score` (were forecasts right?)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ FitArgument = Annotated[
 
 
 def plan() -> None:
-    """Fit scaling laws to a table of runs, and ask them what a budget buys, here or on other machines: plan fit, plan
+    """Fit scaling laws to a table of runs and predict what a budget buys, here or on other machines: plan fit, plan
     predict, plan compare, plan advise. Score the forecasts of your own runs: plan score."""
     raise UserError(f"plan needs a command: isoflop plan {', '.join(list(PLAN)[:-1])} or {list(PLAN)[-1]}")
 
@@ -53,8 +53,8 @@ def fit(
     seed: Annotated[int, tyro.conf.arg(help="of the bootstrap")] = 0,
     json: Json = False,
 ) -> None:
-    """Fit L(N, D) = E + A/N^alpha + B/D^beta to a table of runs, with intervals and what the table cannot say."""
-    from isoflop.cli.laws_shown import show_study
+    """Fit L(N, D) = E + A/N^alpha + B/D^beta to a table of runs, with intervals and warnings."""
+    from isoflop.cli.show_laws import show_study
     from isoflop.files import write_text
     from isoflop.plan.law.counting import Counts
     from isoflop.plan.law.points import Columns, read_points
@@ -64,9 +64,9 @@ def fit(
         raise UserError(f"--samples {samples} is too few for intervals: give at least 20")
     if out is not None and out.exists():
         raise UserError(f"{out} exists: name another file, or remove it")
-    counted = Counts(counts, "table" if flops else "6nd")
-    found = study(read_points(points, Columns(n, d, loss, flops, where), counted), samples, seed)
-    stored = to_dict(found)
+    counting = Counts(counts, "table" if flops else "6nd")
+    fitted = study(read_points(points, Columns(n, d, loss, flops, where), counting), samples, seed)
+    stored = to_dict(fitted)
     stored["columns"] = {"file": points.name, "n": n, "d": d, "loss": loss, "flops": flops, "where": list(where)}
     text = to_text(stored)
     if out is not None:
@@ -74,7 +74,7 @@ def fit(
     if json:
         print(text, end="")
     else:
-        show_study(found, points.name, out)
+        show_study(fitted, points.name, out)
 
 
 def predict(
@@ -88,12 +88,12 @@ def predict(
         tyro.conf.arg(metavar="LOSS [LOSS ...]", help_behavior_hint="", help="which budget do these need?"),
     ] = (),
     plain: Annotated[
-        bool, tyro.conf.arg(help="the law fitted to all runs, not the way that predicted held-out budgets best")
+        bool, tyro.conf.arg(help="use the law fitted to all runs, not the method that predicted held-out budgets best")
     ] = False,
     json: Json = False,
 ) -> None:
-    """What a budget buys, or which budget a loss needs, with intervals, next to D = 20 N."""
-    from isoflop.cli.laws_shown import needed_dict, prediction_dict, show_needed, show_prediction
+    """Predict what a budget buys, or which budget a loss needs, with intervals, compared with D = 20 N."""
+    from isoflop.cli.show_laws import needed_dict, prediction_dict, show_needed, show_prediction
     from isoflop.files import to_json
     from isoflop.plan.law.predict import budget_for
     from isoflop.plan.law.predict import predict as predict_budget
@@ -101,27 +101,33 @@ def predict(
 
     if not budget and not loss:
         raise UserError("plan predict needs --budget FLOPS or --loss LOSS, as in --budget 1e21")
-    basis, counted = read_basis(fit, plain)
+    basis, counting = read_basis(fit, plain)
     bought = [predict_budget(basis, flops_of(text)) for text in budget]
     needed = [budget_for(basis, value) for value in loss]
     if json:
-        words = {"way": basis.way, "counting": counted}
-        lists = {"budgets": [prediction_dict(one) for one in bought], "losses": [needed_dict(one) for one in needed]}
-        print(to_json({**words, **lists}), end="")
+        header = {"way": basis.way, "counting": counting}
+        budgets = [prediction_dict(prediction) for prediction in bought]
+        losses = [needed_dict(need) for need in needed]
+        print(to_json({**header, "budgets": budgets, "losses": losses}), end="")
         return
-    print(f"by {basis.way}\n{counted}")
-    for one in bought:
-        show_prediction(one, basis)
-    for asked in needed:
-        show_needed(asked, basis)
+    print(f"by {basis.way}\n{counting}")
+    for prediction in bought:
+        show_prediction(prediction, basis)
+    for need in needed:
+        show_needed(need, basis)
 
 
 def flops_of(text: str) -> float:
+    """The FLOPs of a budget.
+
+    Raises:
+        UserError: for a budget that is not in FLOPs.
+    """
     from isoflop.budget import parse_budget
 
     parsed = parse_budget(text)
     if parsed.kind != "flops" or parsed.more:
-        raise UserError(f"--budget {text} is in {parsed.kind}; a law knows FLOPs only, as in 1e21")
+        raise UserError(f"--budget {text} is in {parsed.kind}; a law takes only FLOPs, as in 1e21")
     return parsed.amount
 
 
@@ -137,21 +143,21 @@ def compare(
     ] = "besiroglu2024",
     json: Json = False,
 ) -> None:
-    """What size and tokens cost each run by a law, and what its compute could have bought: why Chinchilla won."""
+    """Compare runs by a law: the terms of size and tokens in their losses, and what their compute could have bought."""
     from dataclasses import asdict
 
-    from isoflop.cli.laws_shown import show_compared
+    from isoflop.cli.show_laws import show_compared
     from isoflop.files import to_json
     from isoflop.plan.law.predict import compare as compare_run
     from isoflop.plan.law.study import read_basis
 
-    basis, counted = read_basis(law, plain=True)
+    basis, counting = read_basis(law, plain=True)
     compared = [compare_run(*run_of(text), basis.law) for text in runs]
     if json:
-        found = {"law": basis.way, "counting": counted, "runs": [asdict(one) for one in compared]}
-        print(to_json(found), end="")
+        result = {"law": basis.way, "counting": counting, "runs": [asdict(run) for run in compared]}
+        print(to_json(result), end="")
     else:
-        show_compared(compared, basis.law, basis.way, counted)
+        show_compared(compared, basis.law, basis.way, counting)
 
 
 def run_of(text: str) -> tuple[str, float, float]:
@@ -169,6 +175,7 @@ def run_of(text: str) -> tuple[str, float, float]:
 
 
 def positive(text: str) -> float | None:
+    """A positive finite number; None for other text."""
     try:
         value = float(text)
     except ValueError:
@@ -177,14 +184,15 @@ def positive(text: str) -> float | None:
 
 
 def size_of_preset(name: str, text: str) -> float:
+    """The parameters of a preset. `text` is the whole argument, for the message."""
     from isoflop.config import nearest
     from isoflop.model.count import parameters
     from isoflop.model.presets import PRESETS
 
     if name not in PRESETS:
-        known = ", ".join(PRESETS)
+        presets = ", ".join(PRESETS)
         raise UserError(
-            f"{name!r} in {text!r} is neither a number of parameters nor a preset ({known}){nearest(name, PRESETS)}"
+            f"{name!r} in {text!r} is neither a number of parameters nor a preset ({presets}){nearest(name, PRESETS)}"
         )
     return float(parameters(PRESETS[name]()).total)
 
@@ -193,7 +201,7 @@ def advise(
     sources: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,
-        tyro.conf.arg(metavar="SOURCE", help="the text that there is, for its size; none: more than can be read"),
+        tyro.conf.arg(metavar="SOURCE", help="the available text, for its size; none: unlimited"),
     ] = (),
     *,
     machine: Annotated[str, tyro.conf.arg(metavar="8xh100", help="GPUS x NAME of h100, h200, b200 or a100, in nodes")],
@@ -204,16 +212,16 @@ def advise(
         float, tyro.conf.arg(metavar="2.5", help_behavior_hint="", help="dollars per GPU hour; without it no dollars")
     ] = 0.0,
     share: Annotated[
-        float, tyro.conf.arg(help="of its peak that one GPU reaches alone, as measured on one; 0: as isoflop does")
+        float, tyro.conf.arg(help="share of its peak that one GPU reaches alone, as measured; 0: isoflop's own")
     ] = 0.0,
     law: Annotated[
         str, tyro.conf.arg(metavar="FIT", help="a file of `isoflop plan fit`, or a published law")
     ] = "besiroglu2024",
     json: Json = False,
 ) -> None:
-    """What to train on machines that are not at hand: model, tokens, mode, speed, loss and dollars, calculated."""
+    """Advise what to train on other machines: model, tokens, mode, speed, loss and dollars, calculated."""
     from isoflop.budget import parse_budget
-    from isoflop.cli.cluster_shown import TIMES, advice_dict, show_advice
+    from isoflop.cli.show_cluster import TIMES, advice_dict, show_advice
     from isoflop.files import to_json
     from isoflop.plan.cluster.advise import SHARE, Job
     from isoflop.plan.cluster.advise import advise as advise_job
@@ -224,7 +232,7 @@ def advise(
     gpus, name = parse_machine(machine)
     time = parse_budget(budget)
     if time.kind != "seconds" or time.more:
-        raise UserError(f"--budget {budget} is no time: write 72h, or $1440@20/h; of FLOPs `plan predict` knows more")
+        raise UserError(f"--budget {budget} is no time: write 72h, or $1440@20/h; for FLOPs see `plan predict`")
     if not 0 <= price < float("inf"):
         raise UserError(f"--price {price:g} is not a number of dollars per GPU hour, as in 2.5")
     if not 0 <= share <= 1:
@@ -233,17 +241,17 @@ def advise(
     basis, counts = read_counted(law, plain=False)
     price = price or 3600 * time.dollars / (gpus * time.amount)
     job = Job(gpus, name, time.amount, price, share or SHARE, size_of(sources))
-    found = [advise_job(job.times(factor), basis, counts, PUBLISHED.get(law)) for factor in TIMES]
-    one = found[TIMES.index(1.0)]
+    by_factor = [advise_job(job.times(factor), basis, counts, PUBLISHED.get(law)) for factor in TIMES]
+    advice = by_factor[TIMES.index(1.0)]
     if json:
-        others = {"half": advice_dict(found[0]), "twice": advice_dict(found[-1])}
-        print(to_json({**advice_dict(one), "law": basis.way, "counting": counts.words(), **others}), end="")
+        others = {"half": advice_dict(by_factor[0]), "twice": advice_dict(by_factor[-1])}
+        print(to_json({**advice_dict(advice), "law": basis.way, "counting": counts.words(), **others}), end="")
     else:
-        show_advice(one, found, time.words(), basis.way)
+        show_advice(advice, by_factor, time.words(), basis.way)
 
 
 def size_of(sources: tuple[str, ...]) -> float:
-    """Bytes of text in some sources, estimated; infinite for none."""
+    """The estimated bytes of text in some sources; infinite for none."""
     from isoflop.data.config import DataConfig
     from isoflop.data.survey import survey_sources
 
@@ -251,17 +259,17 @@ def size_of(sources: tuple[str, ...]) -> float:
 
 
 def score(*, json: Json = False) -> None:
-    """Were the forecasts of your runs right? Coverage, width and bias of everything in $ISOFLOP_HOME/ledger.jsonl."""
+    """Score the forecasts of your runs: coverage, width and bias, from $ISOFLOP_HOME/ledger.jsonl."""
     from isoflop.files import home, to_json
     from isoflop.plan.ledger import score as score_ledger
     from isoflop.plan.ledger import to_lines
     from isoflop.records.ledger import read_ledger
 
-    found = score_ledger(read_ledger(home() / "ledger.jsonl"))
+    scores = score_ledger(read_ledger(home() / "ledger.jsonl"))
     if json:
-        print(to_json(found.to_dict()), end="")
+        print(to_json(scores.to_dict()), end="")
     else:
-        print("\n".join(to_lines(found)))
+        print("\n".join(to_lines(scores)))
 
 
 PLAN: dict[str, Callable[..., None]] = {

@@ -60,8 +60,7 @@ def train(
         tyro.conf.arg(
             metavar="RUN",
             help_behavior_hint="",
-            help="a new run with the shape, text, batch, dtype and steps of RUN, but for --set; with SOURCE if its "
-            "text was moved",
+            help="repeat RUN in a new run, except for --set; with SOURCE if its text was moved",
         ),
     ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
@@ -69,7 +68,7 @@ def train(
     strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
     profile: Annotated[bool, tyro.conf.arg(help="profile a few steps and show the result in the report")] = False,
     diagnose: Annotated[
-        bool, tyro.conf.arg(help="show in the report what goes on in each layer; every.diagnose says how often")
+        bool, tyro.conf.arg(help="show in the report gradients, activations and updates by layer; see every.diagnose")
     ] = False,
     set: Annotated[
         tuple[str, ...],
@@ -135,26 +134,26 @@ def train(
 
 
 def refuse_empty(option: str, run: str) -> None:
-    """Raises UserError for an empty name: a variable that is not set, most likely, and no run that begins is meant."""
+    """Raise UserError for an empty name, most likely a shell variable that is not set."""
     if not run:
         raise UserError(f"{option} is empty; name a run folder: `isoflop runs` lists them")
 
 
 def refuse_with_like(run: str, options: dict[str, Any]) -> None:
-    """Raises UserError for an option that would make the run unlike the one that is named."""
+    """Raise UserError for an option that cannot be combined with --like."""
     for name, value in options.items():
         if value:
             raise UserError(
-                f"{name} does not go with --like: all that --set does not change is as in {run}, its text, tokenizer "
-                "and steps too; leave one of the two out"
+                f"{name} does not go with --like: only --set changes anything, and text, tokenizer and steps are those "
+                f"of {run}; leave one of the two out"
             )
 
 
 def refuse_with_resume(run: str, options: dict[str, Any]) -> None:
-    """Raises UserError for an option that a run on its way has no use for, with what it may be meant for."""
+    """Raise UserError, with advice, for an option that cannot be combined with --resume."""
     for name, value in options.items():
         if value:
             raise UserError(
-                f"{name} does not go with --resume: a run resumes as its config.json says; to train on other text or "
-                f"with other settings from its weights: isoflop train SOURCE --init {quoted(run)}"
+                f"{name} does not go with --resume: a run resumes with its config.json; to train on other text or with "
+                f"other settings from its weights: isoflop train SOURCE --init {quoted(run)}"
             )

@@ -30,12 +30,12 @@ def import_model(
         str, tyro.conf.arg(metavar="TOKEN", help="the token that ends a document, if the model's files do not say")
     ] = "",
 ) -> None:
-    """Make a run of a model in another format."""
+    """Import a model of another format as a run."""
     from isoflop import job
 
-    made = job.import_model(path, out, tokenizer=tokenizer, context=context, end_of_text=end_of_text)
-    print(f"imported: {made.folder} ({made.kind}, {made.parameters:,} parameters)")
-    print(f"talk to it: isoflop sample {quoted(made.folder)} --prompt TEXT")
+    imported = job.import_model(path, out, tokenizer=tokenizer, context=context, end_of_text=end_of_text)
+    print(f"imported: {imported.folder} ({imported.kind}, {imported.parameters:,} parameters)")
+    print(f"talk to it: isoflop sample {quoted(imported.folder)} --prompt TEXT")
 
 
 def export_model(
@@ -50,11 +50,11 @@ def export_model(
     out: Annotated[Path, tyro.conf.arg(help="a new folder")],
     trust_code: Trusted = (),
 ) -> None:
-    """Write a model in another format, read it back and compare."""
+    """Export a model to another format, read it back and compare."""
     from isoflop import job
     from isoflop.model.registry import trust_code as trusting
 
     with trusting(*trust_code):
-        made = job.export_model(run, to, out)
-    print(f"exported: {made.folder} ({made.kind}, {made.parameters:,} parameters)")
-    print(f"read back: same token ids, logits within {made.difference:.1e} of the largest")
+        exported = job.export_model(run, to, out)
+    print(f"exported: {exported.folder} ({exported.kind}, {exported.parameters:,} parameters)")
+    print(f"read back: same token ids, logits within {exported.difference:.1e} of the largest")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.cli import run
-from isoflop.cli.laws_shown import count
+from isoflop.cli.show_laws import count
 from isoflop.plan.law.forms import PUBLISHED
 from isoflop.plan.law.points import Points
 from isoflop.plan.law.predict import budget_for, predict

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from isoflop.cli.laws_shown import show_needed, show_prediction, show_study
+from isoflop.cli.show_laws import show_needed, show_prediction, show_study
 from isoflop.errors import UserError
 from isoflop.plan.law.counting import Counts
 from isoflop.plan.law.doubts import doubts
