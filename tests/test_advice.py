@@ -382,13 +382,13 @@ def test_a_checkpoint_in_place_of_its_run(run, refused, works):
     checkpoint = next((Path(run) / "checkpoints").iterdir())
     said = refused("train", "--resume", checkpoint)
     works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
-    works(*command(said.partition(", or train on")[0]), "--budget", "+5steps")
+    works(*command(said.partition(", or start")[0]), "--budget", "+5steps")
 
 
 @pytest.mark.slow
 def test_what_does_not_go_with_resume(run, refused, works):
     said = refused("train", "--resume", run, "--budget", "+5steps", "--set", "optim.lr=1")
-    allowed = re.search(r"but for (\w+)\.\*", said)[1]
+    allowed = re.search(r"except for (\w+)\.\*", said)[1]
     works("train", "--resume", run, "--budget", "+5steps", "--set", f"{allowed}.mode=auto")
     said = refused("train", "--resume", run, "--out", "elsewhere")
     works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
@@ -545,7 +545,7 @@ TRIED = {  # what a message says -> the test that does it
     "would round the weights": test_a_batch_that_cannot_be_divided,
     "{} with --set {}": test_a_model_that_a_format_does_not_have,
     "holds another run": test_a_folder_that_holds_a_run,
-    "is finished; to train on": test_a_folder_that_holds_a_run,
+    "is finished; to continue": test_a_folder_that_holds_a_run,
     "is a checkpoint and no run": test_a_checkpoint_in_place_of_its_run,
     "does not go with --resume: a run resumes": test_what_does_not_go_with_resume,
     "isoflop train --resume RUN": test_text_that_is_gone_or_another,
@@ -557,18 +557,18 @@ TRIED = {  # what a message says -> the test that does it
     "--set {} does not go with --resume": test_what_does_not_go_with_resume,
     "is not the text that": test_text_that_is_gone_or_another,
     "the data of this run changed": test_text_that_changed_under_a_run,
-    "begin again: isoflop train": test_checkpoints_that_are_gone,
+    "start again: isoflop train": test_checkpoints_that_are_gone,
     "again: isoflop train --config": test_checkpoints_that_are_gone,
     "was imported and": test_a_run_of_elsewhere,
     "eval takes no --set": test_what_eval_does_not_take,
-    "itself is; leave it out": test_what_eval_does_not_take,
-    "says how text that is named": test_what_eval_does_not_take,
+    "itself; leave it out": test_what_eval_does_not_take,
+    "determines how sources are read": test_what_eval_does_not_take,
     "`isoflop runs` lists": test_what_is_no_run,
     "as in `isoflop runs": test_what_is_no_run,
     "no vocab.json with merges.txt": test_an_export_that_is_not_there,
     "--to {} is not one of": test_an_export_that_is_not_there,
     "make one by `isoflop plan fit": test_a_law_that_was_not_stored,
-    "ask it: isoflop plan predict": test_a_law_that_was_not_stored,
+    "predict with it: isoflop plan predict": test_a_law_that_was_not_stored,
 }
 TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it says
     "to learn it as it stands:": "tests/data/test_data_readers.py",
@@ -597,7 +597,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "is SentencePiece's own form": "needs sentencepiece",
     "train with one of that kind": "needs a tokenizer of SentencePiece's kind",
     "id 1 for the beginning of a text": "needs one with other ids",
-    "the run folder {} is gone": "the folder has to come back first",
+    "the run folder {} disappeared": "the folder has to come back first",
     "the environment has": "needs torchrun",
     "processes on this host have": "needs several GPUs",
     "such as fewer --set model.layers": "a direction, not a value",
@@ -614,12 +614,12 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "published law": "no advice",
     "is damaged ({}): make it anew": "the same command as for a file of something else",
     "plan needs a command": "a list of commands",
-    "a law knows FLOPs only": "a number as an example",
+    "a law takes only FLOPs": "a number as an example",
     "prepared data is kept in {}; set ISOFLOP_HOME": "a note; tests/test_home.py sets it",
     "--budget FLOPS or --loss": "placeholders",
     "talk to it:": "tests/test_docs.py",
     "samples are ended early": "tests/trainer/test_hooks.py",
-    "goes with --resume": "in tests/job/test_extend.py",
+    "adds to that of an existing run": "in tests/job/test_extend.py",
     "search wider with --beam 4": "in tests/test_seq2seq_story.py",
     "does not exist; name a run folder": "no command",
     "leave --task out": "an option to leave out",
@@ -627,7 +627,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "--set suite.items=": "a note on a run with a suite that takes long",
     "torchrun --nproc-per-node {} -m isoflop": "for machines that are not at hand",
     "train there:": "for machines that are not at hand",
-    "`plan predict` knows more": "a form",
+    "for FLOPs see `plan predict`": "a form",
 }
 
 

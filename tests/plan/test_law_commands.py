@@ -127,7 +127,7 @@ def test_no_gain_inside_the_noise_is_claimed(stored, capsys):
     [
         (["plan"], ""),
         (["plan", "predict", "FIT"], "needs --budget FLOPS or --loss LOSS"),
-        (["plan", "predict", "FIT", "--budget", "3m"], "a law knows FLOPs only"),
+        (["plan", "predict", "FIT", "--budget", "3m"], "a law takes only FLOPs"),
         (["plan", "predict", "FIT", "--budget", "-1e21"], "not understood"),
         (["plan", "predict", "FIT", "--loss", "0.5"], "irreducible loss is"),
         (["plan", "predict", "FIT", "--loss", "nan"], "not a positive number"),

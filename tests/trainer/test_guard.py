@@ -220,7 +220,7 @@ def test_it_stops_after_the_stated_number_with_the_last_good_checkpoint(
 def test_a_checkpoint_from_which_no_step_was_good_is_not_called_good(config, prepared, tmp_path):
     """The weights in it may be what is wrong, and then it is the one before that is needed."""
     config = override(config, ["every.checkpoint=2", "every.keep=3"])
-    with pytest.raises(Diverged, match=r"-00000009, .*it may be what is wrong; one from that of step 4 on"):
+    with pytest.raises(Diverged, match=r"-00000009, .*may be at fault; the one of step 4 was followed by a good step"):
         train(config, tmp_path / "run", task=Poisoned(config, prepared, range(6, STEPS)), prepared=prepared)
     page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
     assert "diverged" in page and f"{5 * config.tokens_per_step:,}" in page and "5 times" in page
