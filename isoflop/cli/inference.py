@@ -123,6 +123,7 @@ def evaluate(
             else:
                 show_suites.evaluate_strided(run, sources, stride, text_column, set, json, conflicting | of_suites)
         return
+
     with trusting(*trust_code):
         measured = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
     if json:

@@ -37,6 +37,7 @@ def show(scored: Scored, width: int | None, show_line: Print) -> None:
         ]
         for i, suite_scores in enumerate(suites)
     ]
+
     lines = listing(head, rows, width)
     for i, suite_scores in enumerate(suites):
         lines += subset_table(i, suite_scores, scored, width)

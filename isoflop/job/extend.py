@@ -23,11 +23,11 @@ def extend(
 ) -> Plan:
     """Return a run to before its decay, with a later end: it becomes the run that the larger budget would have made.
 
-    The steps after that, with their plan, are kept in the run's folder `ended/`.
+    The last checkpoint, the plan and the results so far are kept in `ended/` in the run folder.
 
     Args:
         fingerprint: of the data that the run would continue with.
-        say: called with one line about the steps after the decay.
+        say: called with one line that says from which step the run continues.
 
     Returns:
         The plan of the longer run, as written to plan.json.
@@ -160,7 +160,7 @@ def extended_length(run: Run, config: RunConfig, timetable: Timetable, extra: Bu
         case "tokens" | "flops":
             total = last.tokens if extra.kind == "tokens" else last.flops
             if not total or not last.step:
-                raise UserError(f"{run.folder.path} has no step on record yet; extend it by steps instead")
+                raise UserError(f"{run.folder.path} has no recorded step yet; extend it by steps instead")
             added = extra.amount / (total / last.step)
         case _:
             added = extra.amount

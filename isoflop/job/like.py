@@ -159,7 +159,7 @@ def describe_differences(run: Run, config: RunConfig) -> list[str]:
     name = run.folder.path
     if not settings:
         return [f"like {name} in every setting: the same run again; for another one of its kind: --set seed=1"]
-    lines = [f"like {name} but for {field} = {new} (there: {old})" for field, old, new in settings[:MOST_LISTED]]
+    lines = [f"like {name} except for {field} = {new} (there: {old})" for field, old, new in settings[:MOST_LISTED]]
     if len(settings) > MOST_LISTED:
         lines.append(f"and {len(settings) - MOST_LISTED} more settings; config.json has all")
     parameters_here, parameters_there = (parameters(c.model, c.task).total for c in (config, original))

@@ -53,7 +53,7 @@ def mfu(flops_per_token: float | None, runtime: RuntimeConfig, tokens_per_second
 
     Args:
         flops_per_token: by PaLM's convention; None where the task has none (Task.palm_flops_per_token).
-        ran: the run's resolved runtime.
+        runtime: the run's, resolved.
     """
     if flops_per_token is None:
         return None

@@ -246,6 +246,7 @@ def relocated(run: Run, texts: Sequence[str], sources: Sequence[str]) -> tuple[s
             f"{run.folder.path} was trained on {len(old_sources)} sources and {len(new_sources)} are named; name each, "
             f"in the order in which the run had them: {', '.join(source.name for source in old_sources)}"
         )
+
     by_name = {source.name: source for source in new_sources}
     ordered = (
         [by_name[old.name] for old in old_sources] if {old.name for old in old_sources} == set(by_name) else new_sources

@@ -1,4 +1,4 @@
-"""Training. The public door: `train`, `RunConfig`, `RunResult`, `throughput`."""
+"""Training. The public interface: `train`, `RunConfig`, `RunResult`, `throughput`."""
 
 from isoflop.trainer import throughput
 from isoflop.trainer.config import RunConfig

@@ -173,7 +173,7 @@ def initial_weights(
     start = checkpoint.read(Path(config.init))
     warnings = []
     if start.tokenizer != prepared.tokenizer.to_json():
-        warnings = [f"warning: init = {config.init} was trained with another tokenizer: its ids mean other text here"]
+        warnings = [f"warning: init = {config.init} was trained with another tokenizer: its ids stand for other text"]
     if sharded:
         checkpoint.check_weights(model, start.weights)
         return start.weights, warnings

@@ -1,4 +1,4 @@
-"""RunConfig: everything that decides a run. Frozen; derived values are properties (law 5)."""
+"""RunConfig: all settings of a run. Frozen; derived values are properties."""
 
 import bisect
 import math
@@ -119,12 +119,12 @@ class EveryConfig:
     log: Annotated[int, "steps between training lines in metrics.jsonl"] = 1
     evaluate: Annotated[int, "steps between held-out measurements"] = 100
     sample: Annotated[int, "steps between samples"] = 250
-    suite: Annotated[int, "steps between scores on the suites of suite.names, as far as suite.share allows"] = 0
+    suite: Annotated[int, "steps between scores on the suites of suite.names, if suite.share allows"] = 0
     checkpoint: Annotated[int, "steps between checkpoints"] = 250
-    diagnose: Annotated[int, "steps between diagnostics: gradients, activations and the like by layer"] = 0
-    keep: Annotated[int, "how many of the last checkpoints stay; the one before the decay stays too"] = 2
-    keep_best: Annotated[bool, "the checkpoint with the least held-out loss stays as well"] = True
-    keep_every: Annotated[int, "checkpoints of steps that this divides stay for good"] = 0
+    diagnose: Annotated[int, "steps between diagnostics: gradients, activations and other measures by layer"] = 0
+    keep: Annotated[int, "number of last checkpoints that are kept; the one before the decay is kept too"] = 2
+    keep_best: Annotated[bool, "also keep the checkpoint with the lowest held-out loss"] = True
+    keep_every: Annotated[int, "also keep the checkpoints of all multiples of this number of steps"] = 0
     background: Annotated[
         bool,
         Derived(lambda: f"checkpoints are written while training continues, from a copy in memory: {bytes_of_copy()}"),
@@ -183,7 +183,7 @@ class SampleConfig:
 
     prompts: Annotated[tuple[str, ...], "texts to continue; an empty one starts a new document"] = ("",)
     tokens: Annotated[int, "tokens per sample"] = 160
-    temperature: Annotated[float, "0: the most likely token always"] = 0.8
+    temperature: Annotated[float, "0: always the most likely token"] = 0.8
     top_k: Annotated[int, "only the k most likely tokens; 0: all"] = 0
     top_p: Annotated[float, "only the most likely tokens that make up this share of probability"] = 0.95
 
@@ -194,7 +194,7 @@ class SuiteConfig:
 
     names: Annotated[tuple[str, ...], "suites by name, or paths of suite files (docs/evaluation.md)"] = ("blimp",)
     items: Annotated[str, "the folder or tar archive with their items; empty: next to your own suite file"] = ""
-    share: Annotated[float, "of the run's seconds that suites may take"] = 0.02
+    share: Annotated[float, "share of the run's seconds that suites may take"] = 0.02
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -209,7 +209,7 @@ class RunConfig:
     trainer/task.py defines the parts of a task (data, model, loss, evaluation, samples)."""
 
     task: Annotated[str, "what is learned:", OneOf(MODELS)] = "causal_lm"
-    model: Annotated[ModelConfig, Named(PRESETS), "all of model at once, by a preset's name"] = field(
+    model: Annotated[ModelConfig, Named(PRESETS), "the whole model, by the name of a preset"] = field(
         default_factory=ModelConfig
     )
     data: DataConfig = field(default_factory=DataConfig)
@@ -227,9 +227,9 @@ class RunConfig:
     )
     steps: Annotated[int, "optimiser steps"] = 1000
     seconds: Annotated[float, "budget of training seconds, kept by moving the decay; 0: none"] = 0.0
-    seed: Annotated[int, "of the weights, the data order and dropout"] = 0
+    seed: Annotated[int, "seed of the initial weights, the data order and dropout"] = 0
     evaluate_tokens: Annotated[int, "held-out tokens per evaluation during the run; 0: all of them"] = 65536
-    init: Annotated[str, "a run or checkpoint whose weights this one starts from; empty: random weights"] = ""
+    init: Annotated[str, "a run or checkpoint whose weights the run starts from; empty: random weights"] = ""
     trackers: Annotated[tuple[str, ...], "also log to any of tensorboard, wandb, mlflow"] = ()
 
     def __post_init__(self) -> None:

@@ -1,6 +1,6 @@
 """Judges each step: a non-finite loss or gradient, or one far above those of the steps before (a loss spike).
 
-    (loss, gradient norm) of a step ─> look ─> nothing | Trouble ─> keep · skip · rollback · stop
+    (loss, gradient norm) of a step ─> judge ─> nothing | Trouble ─> keep · skip · rollback · stop
                                                           └─> a line of skips.jsonl, before any action
 
 skip      discard the update: weights, moments and the count of AdamW's bias correction are unchanged; schedule and data

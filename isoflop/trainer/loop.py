@@ -166,7 +166,7 @@ def run_steps(
             seed_step(group, config.seed, state.step)
             watchdog.at(state.step, "in the step")
             scale = state.timetable.scale(state.step)
-            statistics.keep()
+            statistics.save()
             micro = config.batch.micro_sequences or len(batch[0])
             device_loss = forward_backward(
                 state.model, state.task, batch, micro=micro, runtime=runtime, layout=state.layout

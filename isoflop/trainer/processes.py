@@ -1,7 +1,7 @@
 """Agreement between the processes of a run: which settings can be divided, when all stop, when the end moves.
 
-Decisions by clocks and signals are made between two steps, with one message that all exchange: the first process's
-clock counts, and a signal to any process stops all of them after the same step.
+Decisions by clocks and signals are made between two steps, with one collective: rank 0's clock counts, and a signal to
+any process stops all of them after the same step.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from isoflop.trainer.config import RunConfig
 
 def agree(group: Group, signal: int | None, decision: Decision | None) -> tuple[int | None, Decision | None]:
     """The signal and decision that apply to all processes after a step: a signal that any of them received, and the
-    decision of the first one's clock."""
+    decision of rank 0's clock."""
     if group.alone:
         return signal, decision
 
@@ -66,8 +66,8 @@ def check_world(config: RunConfig, group: Group) -> None:
 
     if any(not part.separate for part in parts_of(config)):
         raise UserError(
-            f"model.norm = {config.model.norm.name!r} takes statistics over the sequences of a pass, and a pass would "
-            f"be other sequences with {group.size} processes; use rms or layer, or one process"
+            f"model.norm = {config.model.norm.name!r} takes statistics over the sequences of a pass, and with "
+            f"{group.size} processes a pass has other sequences; use rms or layer, or one process"
         )
 
 

@@ -31,7 +31,7 @@ CATEGORIES = ("cpu_op", "user_annotation", "python_function", "kernel")  # of a 
 
 
 class Profile(Hook):
-    """Profiles STEPS steps after the first SETTLE ones of this process, or the last ones of a shorter run."""
+    """Profiles STEPS steps after the first WARM_UP ones of this process, or the last ones of a shorter run."""
 
     def __init__(self, steps: int = STEPS, warm_up: int = WARM_UP) -> None:
         self.steps, self.warm_up = steps, warm_up

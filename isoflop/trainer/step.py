@@ -133,10 +133,10 @@ class Statistics:
         self.live = [tensor for tensor in by_id.values() if not isinstance(tensor, nn.Parameter)]
         self.copies: list[torch.Tensor] = []
 
-    def keep(self) -> None:
+    def save(self) -> None:
         self.copies = [tensor.clone() for tensor in self.live]
 
-    def put_back(self) -> None:
+    def restore(self) -> None:
         for tensor, copy in zip(self.live, self.copies, strict=True):
             tensor.copy_(copy)
 
@@ -145,4 +145,4 @@ def discard_step(optimizers: Sequence[torch.optim.Optimizer], statistics: Statis
     """Free the gradients and restore the statistics; weights, moments and step counts were not changed."""
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
-    statistics.put_back()
+    statistics.restore()

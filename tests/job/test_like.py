@@ -60,7 +60,7 @@ def test_one_swap_is_one_difference(there, tmp_path, capsys):
     assert run.config["model"]["wiring"] != base.config["model"]["wiring"]
     assert {**run.config, "model": {**run.config["model"], "wiring": base.config["model"]["wiring"]}} == base.config
     assert run.result.tokens == base.result.tokens and run.data.fingerprint == base.data.fingerprint
-    assert "but for model.wiring" in capsys.readouterr().out
+    assert "except for model.wiring" in capsys.readouterr().out
 
     page = write_report([Path("base"), tmp_path / "swapped"], tmp_path / "both.html").read_text()
     assert "Not alike" not in page  # nothing but the swap

@@ -88,7 +88,7 @@ def dry_batch(state: RunState) -> None:
     """
     generators = generator_tensors()
     statistics = Statistics(state.model)
-    statistics.keep()
+    statistics.save()
 
     rows = min(state.config.batch.micro, state.config.batch.sequences // state.layout.group.size)
     try:
