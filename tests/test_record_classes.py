@@ -189,7 +189,7 @@ WRITTEN = [
     (Plan.given(10, 640).updated(phases={}), "kind steps tokens phases"),
     (Plan.given(10, 640, Expectation()).updated(phases={}), "kind steps tokens expected phases"),
     (Plan.imported("a", "b", 1, 2), "kind source format parameters total_parameters"),
-    (Plan.nothing(), ""),
+    (Plan.blank(), ""),
     (Expectation(), "bits_per_byte low high level source"),
     (Choice(), "name value reason"),
     (CandidateShape(), "layers d_model parameters tokens_per_second tokens expected_bits_per_byte chosen"),

@@ -61,7 +61,7 @@ class Job:
     folder: RunFolder
     config: RunConfig
     data: Data
-    plan: Plan = field(default_factory=Plan.nothing)
+    plan: Plan = field(default_factory=Plan.blank)
     listener: Listener = field(default_factory=Listener)
     phases: Phases = field(default_factory=Phases)
     resumed: bool = False

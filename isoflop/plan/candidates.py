@@ -88,7 +88,7 @@ def rough_flops(budget: Budget, peak: dict[str, float], device: str, machines: i
 def nearest_rungs(workload: Workload, target: float, shaped: Callable[[Rung], RunConfig]) -> list[Rung]:
     """The rungs of the workload's ladder to consider: those nearest to `target` parameters, nearest first."""
     ordered = sorted(workload.ladder, key=lambda rung: abs(math.log(workload.size(rung, shaped(rung)) / target)))
-    return ordered[: workload.near or None]
+    return ordered[: workload.considered or None]
 
 
 def different(configs: Iterable[RunConfig]) -> list[RunConfig]:

@@ -46,9 +46,9 @@ def batch_tokens_for(tokens: float) -> float:
 def with_batch(config: RunConfig, tokens: float, workload: Workload, asked: Asked = NOTHING) -> RunConfig:
     """The batch for a run of `tokens` tokens, in whole sequences, in one pass."""
     on_gpu = config.runtime.device.startswith("cuda")
-    multiple = max(workload.multiple, ON_A_GPU if on_gpu else 1)
+    multiple = max(workload.sequences_multiple, ON_A_GPU if on_gpu else 1)
     wanted = batch_tokens_for(tokens) / workload.tokens_per_sequence(config)
-    sequences = max(workload.fewest, multiple * round(wanted / multiple))
+    sequences = max(workload.min_sequences, multiple * round(wanted / multiple))
     return asked.choose(config, "batch", sequences=sequences, micro_sequences=0)
 
 

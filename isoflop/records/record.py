@@ -42,7 +42,7 @@ class Record:
     def read(cls, value: Any) -> Self:
         """A record from any JSON value: anything but an object reads as an empty record."""
         if not isinstance(value, Mapping):
-            return cls.nothing()
+            return cls.blank()
         fields = cls._fields()
         values: dict[str, Any] = {}
         others: dict[str, Any] = {}
@@ -62,7 +62,7 @@ class Record:
         return cls(others=others, keys=tuple(value), **values)
 
     @classmethod
-    def nothing(cls) -> Self:
+    def blank(cls) -> Self:
         """The record of a missing file."""
         return cls(keys=())
 

@@ -41,10 +41,10 @@ class Run:
 
     folder: RunFolder
     config: dict[str, Any] = field(default_factory=dict)
-    environment: Environment = field(default_factory=Environment.nothing)
-    plan: Plan = field(default_factory=Plan.nothing)
-    data: DataAccount = field(default_factory=DataAccount.nothing)
-    result: Result = field(default_factory=Result.nothing)
+    environment: Environment = field(default_factory=Environment.blank)
+    plan: Plan = field(default_factory=Plan.blank)
+    data: DataAccount = field(default_factory=DataAccount.blank)
+    result: Result = field(default_factory=Result.blank)
     training: list[TrainingLine] = field(default_factory=list, repr=False)
     heldout: list[HeldOutLine] = field(default_factory=list, repr=False)
     forecasts: list[ForecastLine] = field(default_factory=list, repr=False)
@@ -54,10 +54,10 @@ class Run:
     skips: list[SkipLine] = field(default_factory=list, repr=False)
     events: list[EventLine] = field(default_factory=list, repr=False)
     status: str = "stopped"
-    profile: ProfileSummary = field(default_factory=ProfileSummary.nothing, repr=False)
+    profile: ProfileSummary = field(default_factory=ProfileSummary.blank, repr=False)
     suite_lines: list[SuiteLine] = field(default_factory=list, repr=False)
     suites: list[SuiteScore] = field(default_factory=list, repr=False)
-    pieces: HeldOutPieces = field(default_factory=HeldOutPieces.nothing, repr=False)
+    pieces: HeldOutPieces = field(default_factory=HeldOutPieces.blank, repr=False)
 
     @cached_property
     def settings(self) -> Settings:

@@ -74,10 +74,10 @@ class TextWorkload(Workload):
     """Windows of `model.context` tokens, from text that is not prepared yet."""
 
     ladder = LADDER
-    near = 4
+    considered = 4
     timed = 4
-    fewest = 4
-    multiple = 1
+    min_sequences = 4
+    sequences_multiple = 1
     static_shapes = True
     rates_by_width = True
 

@@ -107,7 +107,7 @@ def train(
         if group.first and not (resume and folder.config.exists()):
             launch = {"launch": group.launch} if group.launch else {}
             machine = {**describe_machine(config.runtime.device), **launch, **(environment or {})}
-            write_first_files(config, folder, prepared, plan or Plan.nothing(), machine, decisions)
+            write_first_files(config, folder, prepared, plan or Plan.blank(), machine, decisions)
         folder.repair()
         state = make_run(config, folder, task, prepared, batches, resume, group)
         state.signals, state.budget = signals, time_limit(state)

@@ -43,13 +43,13 @@ class Workload:
 
     Attributes:
         ladder: (layers, d_model) of the shapes to choose from, in ascending order of size.
-        near: how many rungs are considered, those nearest to the budget's size; 0: all.
-        timed: how many different shapes are timed, the nearest of those considered.
+        considered: number of rungs that are considered, those nearest to the budget's size; 0: all.
+        timed: number of different shapes that are timed, the nearest of those considered.
         text: the text, if the plan comes before its preparation.
         data: the prepared data, if they come before the plan. Exactly one of the two is set.
         vocab_size: ids of an existing tokenizer; 0: one is trained, with the plan's number of ids.
         context: positions that the data need; 0: the plan chooses.
-        fewest, multiple: the least number of sequences in a batch, and the number that it is a multiple of.
+        min_sequences: the smallest number of sequences in a batch; sequences_multiple: it is a multiple of this.
         static_shapes: whether all batches have the same shape, so that compiling pays and nothing is padded.
         rates_by_width: whether to set the learning rates of plan/settings.py, which were measured on GPTs.
         sequences: the name of a batch's elements.
@@ -57,14 +57,14 @@ class Workload:
     """
 
     ladder: Sequence[Rung]
-    near: int = 0
+    considered: int = 0
     timed: int = 3
     text: Text | None = None
     data: Data | None = None
     vocab_size: int = 0
     context: int = 0
-    fewest: int = 8
-    multiple: int = 8
+    min_sequences: int = 8
+    sequences_multiple: int = 8
     static_shapes: bool = False
     rates_by_width: bool = False
     sequences: str = "sequences"

@@ -59,7 +59,7 @@ def test_the_rungs_looked_at_are_the_nearest():
 
     target = WORKLOAD.size((4, 128), shaped((4, 128)))
     rungs = nearest_rungs(WORKLOAD, target, shaped)
-    assert rungs[0] == (4, 128) and len(rungs) == WORKLOAD.near
+    assert rungs[0] == (4, 128) and len(rungs) == WORKLOAD.considered
     assert set(rungs) <= set(LADDER[LADDER.index((4, 128)) - 4 : LADDER.index((4, 128)) + 5])
 
 

@@ -40,12 +40,12 @@ def corpus_and_runs(tmp_path_factory):
         patch.setenv("ISOFLOP_HOME", str(folder / "home"))
         train(config, folder / "plain", hooks=[HeldOut()])
         told = Told()
-        course = RunningForecast(Plan.nothing(), [told], lambda text: None)
+        course = RunningForecast(Plan.blank(), [told], lambda text: None)
         train(config, folder / "seen", hooks=[HeldOut((course,)), course])
         with pytest.raises(PowerCut):
-            cut = RunningForecast(Plan.nothing(), [], lambda text: None)
+            cut = RunningForecast(Plan.blank(), [], lambda text: None)
             train(config, folder / "cut", hooks=[HeldOut((cut,)), cut, CutAt(57)])
-        again = RunningForecast(Plan.nothing(), [], lambda text: None)
+        again = RunningForecast(Plan.blank(), [], lambda text: None)
         train(config, folder / "cut", hooks=[HeldOut((again,)), again], resume=True)
     return folder, told
 
