@@ -1,5 +1,6 @@
 """The public names of the package: there whatever was imported before, with signatures, telling how far they are."""
 
+import dataclasses
 import inspect
 import pkgutil
 import pydoc
@@ -69,11 +70,15 @@ def test_what_is_passed_on_has_the_same_names_and_defaults(name):
     """The public functions only add `quiet` to those of isoflop.job."""
     inner = getattr(import_module("isoflop.job"), name)
     taken = {k: p.default for k, p in inspect.signature(getattr(isoflop, name)).parameters.items() if k != "quiet"}
-    given = dict(inspect.signature(inner).parameters)
-    assert list(taken) == list(given)
+    given = {k: p.default for k, p in inspect.signature(inner).parameters.items()}
+    if request := given.pop("request", None):  # bundles the settings of a generation
+        given |= {field.name: field.default for field in dataclasses.fields(request)}
+        assert sorted(taken) == sorted(given)
+    else:
+        assert list(taken) == list(given)
     for parameter, default in taken.items():
         if (name, parameter) != ("sample", "prompt"):
-            assert default == given[parameter].default
+            assert default == given[parameter]
 
 
 def test_the_docs_list_every_public_name_and_every_dependency():
