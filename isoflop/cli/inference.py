@@ -113,15 +113,16 @@ def evaluate(
     if suite or items or limit or contamination or stride:
         from isoflop.cli import show_suites
 
-        reading = {"--text-column": text_column, "--set": set}
         conflicting = {"--beam": beam != 1, "--moved": moved, "--heldout": heldout, "--strict": strict}
-        of_suites = {"--items": items, "--limit": limit, "--contamination": contamination}
         with trusting(*trust_code):
             if suite:
-                conflicting |= {**reading, "--stride": stride}
-                show_suites.evaluate_suites((run, *sources), suite, items, limit, contamination, json, conflicting)
+                of_text = {"--text-column": text_column, "--set": set, "--stride": stride}
+                show_suites.refuse(conflicting | of_text, "--suite")
+                show_suites.evaluate_suites((run, *sources), suite, items, limit, contamination, json)
             else:
-                show_suites.evaluate_strided(run, sources, stride, text_column, set, json, conflicting | of_suites)
+                of_suites = {"--items": items, "--limit": limit, "--contamination": contamination}
+                show_suites.refuse(conflicting | of_suites, "--stride")
+                show_suites.evaluate_strided(run, sources, stride, text_column, set, json)
         return
 
     with trusting(*trust_code):

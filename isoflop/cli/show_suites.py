@@ -148,14 +148,8 @@ def evaluate_suites(
     limit: int,
     contamination: bool,
     json: bool,
-    unused: Mapping[str, Any],
 ) -> None:
-    """`isoflop eval RUN [RUN ...] --suite NAME`.
-
-    Args:
-        unused: options that do not apply to suites, by name.
-    """
-    refuse(unused, "--suite")
+    """`isoflop eval RUN [RUN ...] --suite NAME`."""
     screen = Screen(is_result=True)
     say = screen.say if screen.live_bars else None
     scored = job.score(runs, split_names(suites), items=items, limit=limit, contamination=contamination, say=say)
@@ -172,14 +166,8 @@ def evaluate_strided(
     text_column: str,
     set: Sequence[str],
     json: bool,
-    unused: Mapping[str, Any],
 ) -> None:
-    """`isoflop eval RUN [SOURCE ...] --stride N`.
-
-    Args:
-        unused: options that do not apply to strided perplexity, by name.
-    """
-    refuse(unused, "--stride")
+    """`isoflop eval RUN [SOURCE ...] --stride N`."""
     measured = job.perplexity(run, sources, stride, text_column=text_column, set=set).to_dict()
     if json:
         print(to_json(measured), end="")

@@ -31,8 +31,8 @@ def on_all_processes(job: Callable[Concatenate[Group, Arguments], Result]) -> Ca
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         with joined() as group:
             if not group.first:
-                followed: Any = follow(group)
-                return followed
+                last_result: Any = follow(group)
+                return last_result
             result = job(group, *args, **kwargs)
             group.order(None)
             return result

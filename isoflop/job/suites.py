@@ -112,8 +112,8 @@ def load_for_scoring(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Ru
     model, tokenizer, snapshot = checkpoint.load_model(run)
     if not isinstance(model, GPT):
         raise UserError(f"{run} is an encoder-decoder; suites and --stride are for models that continue a text")
-    run_as = from_dict(RunConfig, snapshot.config).runtime
-    runtime = make_runtime("auto", "float32", run_as.threads)
+    settings = from_dict(RunConfig, snapshot.config).runtime
+    runtime = make_runtime("auto", "float32", settings.threads)
     return model.to(runtime.device), tokenizer, snapshot, runtime
 
 

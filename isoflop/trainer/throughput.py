@@ -80,8 +80,8 @@ def time_in_turns(
     on_cpu = configs[0].runtime.device == "cpu"
     timings = take_turns(steps, seconds, clock, read, until, computing=on_cpu)
     return [
-        throughput(config, some, scale, timing)
-        for config, some, scale, timing in zip(configs, batches, scales, timings, strict=True)
+        throughput(config, source, scale, timing)
+        for config, source, scale, timing in zip(configs, batches, scales, timings, strict=True)
     ]
 
 
