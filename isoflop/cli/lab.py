@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from isoflop.lab.claim import Claim
     from isoflop.lab.workers import Pool
 
-Json = Annotated[bool, tyro.conf.arg(help="print one JSON object; what happens goes to standard error")]
-Folder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="where runs, verdicts and pages are kept")]
+Json = Annotated[bool, tyro.conf.arg(help="print one JSON object; progress goes to standard error")]
+Folder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="the folder of runs, verdicts and pages")]
 BudgetOption = Annotated[
     str, tyro.conf.arg(metavar="BUDGET", help_behavior_hint="(default: the claim's)", help="as in 90s, 30m or 2h")
 ]
@@ -38,12 +38,12 @@ RayOption = Annotated[
 
 
 def lab() -> None:
-    """Put claims about transformers to the test: lab list, run, report, new, compare, account."""
+    """Test claims about transformers by experiment: lab list, run, report, new, compare, account."""
     raise UserError("lab needs a command: isoflop lab list, run, report, new, compare or account")
 
 
 def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
-    """List the claims that isoflop has, and the verdicts that are there."""
+    """List the claims that come with isoflop, and the verdicts so far."""
     from isoflop.files import to_json
     from isoflop.lab.claim import all_claims
     from isoflop.lab.recorded import claims_there, state_of
@@ -125,11 +125,11 @@ def compare(
     budget: Annotated[str, tyro.conf.arg(metavar="BUDGET", help="for all runs together")] = "30m",
     tokens: Annotated[
         float,
-        tyro.conf.arg(help_behavior_hint="", help="that a run of the base reads; by default as the budget allows"),
+        tyro.conf.arg(help_behavior_hint="", help="tokens of a run of the base; by default as the budget allows"),
     ] = 0.0,
-    smallest: Annotated[float, tyro.conf.arg(help="bits per byte that are worth knowing")] = 0.02,
+    smallest: Annotated[float, tyro.conf.arg(help="the smallest difference that matters, in bits per byte")] = 0.02,
     rule: Annotated[str, tyro.conf.arg(metavar="fixed|anytime", help="anytime: look after every pair")] = "fixed",
-    no_tune: Annotated[bool, tyro.conf.arg(help="take the planned learning rates for every arm")] = False,
+    no_tune: Annotated[bool, tyro.conf.arg(help="use the planned learning rates for all arms")] = False,
     name: Annotated[str, tyro.conf.arg(help_behavior_hint="", help="what the comparison is called")] = "",
     workers: WorkersOption = None,
     ray: RayOption = "",
@@ -299,10 +299,10 @@ def report(
 
 def new(
     name: Annotated[
-        str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="of the claim; NAME.toml is written")
+        str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME", help="name of the claim; writes NAME.toml")
     ],
 ) -> None:
-    """Write a claim to fill in."""
+    """Write the template of a claim, to be filled in."""
     from isoflop.files import disk_errors, write_text
     from isoflop.lab.claim import CLAIMS, NAME
     from isoflop.untrusted import read_text
@@ -324,7 +324,7 @@ def account(
     *,
     json: Json = False,
 ) -> None:
-    """What each stage of a chain of runs took, and the share of pretraining, next to published cases."""
+    """Show the cost of each stage of a chain of runs and the share of pretraining, next to published cases."""
     from isoflop.files import to_json
     from isoflop.lab.account import PUBLISHED, chain, shares
     from isoflop.report.words import duration, percent
