@@ -119,8 +119,8 @@ def show_prediction(prediction: Prediction, basis: Basis) -> None:
         line("  by the law alone", loss_text(prediction.law.value), prediction.law, loss_text, basis)
     if prediction.beyond > 0:
         say(
-            f"  {10**prediction.beyond:,.3g} times the largest budget fitted; the error on held-out budgets grows by "
-            f"{basis.per_decade:.2%} per factor of ten",
+            f"  {10**prediction.beyond:,.3g} times the largest budget fitted; the law's own error, from held-out "
+            f"budgets, is {basis.per_decade:.2%} per factor of ten",
             "  ",
         )
     gain, rule_loss = prediction.gain, loss_text(prediction.rule_loss.value)
