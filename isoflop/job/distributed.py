@@ -46,7 +46,7 @@ def follow(group: Group) -> RunResult | None:
     """Train what rank 0 orders until there are no more orders. Returns the last run's result."""
     result = None
     while (order := group.order()) is not None:
-        job = Job.ordered(group, order)
+        job = Job.from_order(group, order)
         try:
             result = job.take_steps([])
         except Restarting:  # the next order is the same run's next attempt
