@@ -61,7 +61,7 @@ PRELOADED = (
 # Keys of the records that hold times, speeds, memory or places, by file.
 VOLATILE = {
     "metrics.jsonl": {"seconds", "tokens_per_second", "wide_loss", "wide_bits_per_byte", "wide_tokens"},
-    "plan.json": {"phases"},
+    "plan.json": {"phases", "forecast"},
     "config.json": {"diagnose"},
     "samples.jsonl": set(),
     "events.jsonl": {"time", "seconds", "launch"},
