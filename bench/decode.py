@@ -1,12 +1,12 @@
-"""Our decoding beside transformers' `generate`: GPT-2's 124M shape, greedy, with a cache, in turns in one run.
+"""Our decoding next to transformers' `generate`: GPT-2's 124M shape, greedy, with a cache, in turns in one run.
 
     python bench/decode.py [--batches 1 16] [--prompt 64] [--tokens 64] [--rounds 5] [--threads N] [--json]
 
 needs the extra `bench` (transformers). Both continue the same random prompts by the same number of tokens from random
 weights (no text comes of it, and no end of text ends it), reading the prompt included. transformers is tried in float32
 and bfloat16 and ours is held to the dtype in which it is faster; a dtype more than five times slower than the other in
-a short trial is left out, and said to be. In a round ours, theirs and the machine's read bandwidth take turns, which
-is that of `sum` over 512 MB with the same threads; figures are medians over rounds.
+a short trial is left out, and a line says so. In a round ours, theirs and the machine's read bandwidth take turns (that
+of `sum` over 512 MB with the same threads); figures are medians over rounds.
 
 Bytes a token: every weight that it is multiplied by, once a step, and the keys and values held at the middle of what is
 written; share: those bytes a second over the read bandwidth of the same round. What ours does in each dtype is given

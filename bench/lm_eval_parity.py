@@ -11,7 +11,8 @@ front of a text that has a context.
 
 Of each item the option that each side chooses is compared, by every metric that both have, and the likelihoods
 themselves. A choice differs for nothing but rounding where the two best options are nearer to each other than the sides
-are: such items are listed with the gap. Seconds are those of one process each, one after the other, models loaded.
+are: such items are listed with the gap. The sides take turns suite by suite, models loaded; with --json the record is
+written after each suite, so that an interrupted comparison keeps what it has.
 
 With --text: strided perplexity next to the recipe of transformers' documentation ("Perplexity of fixed-length models"),
 with its weighing of windows, on transformers' model of the same weights.
@@ -39,7 +40,7 @@ from isoflop.job.transfer import export_model
 from isoflop.processors import cores
 from record import record
 
-SUITES = ("blimp", "hellaswag", "piqa", "arc_easy", "winogrande")
+SUITES = ("blimp", "winogrande", "piqa", "arc_easy", "hellaswag")  # those that cost least first
 FILES = {
     "blimp": "blimp/*.jsonl",
     "hellaswag": "hellaswag_validation.jsonl",
@@ -81,15 +82,25 @@ def prepared(name: str, record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def theirs(
-    folder: Path, names: list[str], items: Path, limit: int, work: Path, begins: bool = False
-) -> tuple[dict[str, list[Any]], float]:
-    """For each suite the likelihoods of each item's options by lm-eval, and the seconds that all took.
+def their_model(folder: Path, begins: bool = False) -> Any:
+    """lm-eval's model of an exported folder.
 
     Args:
         begins: whether the tokenizer itself writes an id in front of each text, as LLaMA's does. (transformers 5 puts
             one in front of any text where the exported tokenizer names one, unless it is told not to.)
     """
+    return import_module("lm_eval.models.huggingface").HFLM(
+        pretrained=str(folder),
+        tokenizer=str(folder),
+        device="cpu",
+        dtype="float32",
+        batch_size=16,
+        add_bos_token=begins,
+    )
+
+
+def theirs(model: Any, names: list[str], items: Path, limit: int, work: Path) -> tuple[dict[str, list[Any]], float]:
+    """For each suite the likelihoods of each item's options by lm-eval, and the seconds that all took."""
     lm_eval, manager = import_module("lm_eval"), import_module("lm_eval.tasks").TaskManager
     for name in names:
         lines = []
@@ -108,16 +119,8 @@ def theirs(
             **TASKS[name],
         }
         (work / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")  # JSON is YAML
-    model = import_module("lm_eval.models.huggingface").HFLM(
-        pretrained=str(folder),
-        tokenizer=str(folder),
-        device="cpu",
-        dtype="float32",
-        batch_size=16,
-        add_bos_token=begins,
-    )
     started = time.perf_counter()
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=model,
         tasks=[f"local_{name}" for name in names],
         task_manager=manager(include_path=str(work), include_defaults=False),
@@ -125,7 +128,7 @@ def theirs(
         bootstrap_iters=0,
     )
     seconds = time.perf_counter() - started
-    return {name: ordered(found["samples"][f"local_{name}"]) for name in names}, seconds
+    return {name: ordered(results["samples"][f"local_{name}"]) for name in names}, seconds
 
 
 def ordered(samples: list[dict[str, Any]]) -> list[Any]:
@@ -134,11 +137,11 @@ def ordered(samples: list[dict[str, Any]]) -> list[Any]:
     return [[float(pair[0]) for pair in by_item[i]["filtered_resps"]] for i in range(len(by_item))]
 
 
-def ours(run: Path, asked: dict[str, Asked]) -> tuple[dict[str, list[Any]], float]:
-    """The same by our code."""
-    model, tokenizer, _, runtime = load_for_scoring(run)
+def ours(scored: tuple[Any, ...], asked: dict[str, Asked]) -> tuple[dict[str, list[Any]], float]:
+    """The same by our code, given what `load_for_scoring` returns."""
+    model, tokenizer, _, runtime = scored
     started = time.perf_counter()
-    found: dict[str, list[Any]] = {}
+    by_suite: dict[str, list[Any]] = {}
     for name, one in asked.items():
         requests = [
             Request(item.shots + context, text)
@@ -146,8 +149,8 @@ def ours(run: Path, asked: dict[str, Asked]) -> tuple[dict[str, list[Any]], floa
             for context, text in zip(item.contexts, item.continuations, strict=True)
         ]
         nats = iter(likelihoods(model, tokenizer, requests, runtime))
-        found[name] = [[next(nats).nats for _ in item.contexts] for item in one.items]
-    return found, time.perf_counter() - started
+        by_suite[name] = [[next(nats).nats for _ in item.contexts] for item in one.items]
+    return by_suite, time.perf_counter() - started
 
 
 def limited(asked: Asked, name: str, limit: int) -> Asked:
@@ -230,31 +233,41 @@ def main() -> None:
         parser.error("name the items with --items, or a text with --text")
 
     asked = {name: limited(ask(name, arguments.items), name, arguments.limit) for name in arguments.suites}
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        export_model(arguments.run, "hf", work / "hf")
-        (work / "tasks").mkdir()
-        how = (arguments.items, arguments.limit, work / "tasks", load_for_scoring(arguments.run)[1].begins)
-        their, their_seconds = theirs(work / "hf", arguments.suites, *how)
-    our, our_seconds = ours(arguments.run, asked)
-
-    rows = [compared(name, asked[name], our[name], their[name]) for name in arguments.suites]
-    items = sum(row["items"] for row in rows)
-    speeds = {"ours": items / our_seconds, "lm_eval": items / their_seconds}
-    if arguments.json:
-        told = {"threads": arguments.threads, "rows": rows, "items_per_second": speeds}
-        record("lm_eval_parity", told, {name: version(name) for name in ("lm-eval", "transformers")})
+    scored = load_for_scoring(arguments.run)
+    torch.set_num_threads(arguments.threads)  # after the model, which sets those that it was trained with
+    rows: list[dict[str, Any]] = []
+    seconds = {"ours": 0.0, "lm_eval": 0.0}
     print("suite        items   ours  lm-eval   choices that differ: likelihood, per character   furthest (nats)")
-    for row in rows:
-        differ = [len(row["differing"][metric]) for metric in COMMON]
-        print(
-            f"{row['suite']:12} {row['items']:5}  {row['ours']:.3f}  {row['lm_eval']:.3f}   "
-            f"{differ[0]:3}, {differ[1]:3}   {row['furthest_nats']:.2e}"
-        )
-        for metric, items_ in row["differing"].items():
-            for one in items_:
-                print(f"    item {one['item']}: by {metric} the two best options are {one['gap']:.2e} apart")
-    print(f"items per second: ours {speeds['ours']:.1f}, lm-eval {speeds['lm_eval']:.1f}")
+    with tempfile.TemporaryDirectory() as temporary:
+        export_model(arguments.run, "hf", Path(temporary) / "hf")
+        model = their_model(Path(temporary) / "hf", scored[1].begins)
+        for name in arguments.suites:
+            work = Path(temporary) / name
+            work.mkdir()
+            their, their_seconds = theirs(model, [name], arguments.items, arguments.limit, work)
+            our, our_seconds = ours(scored, {name: asked[name]})
+            rows.append(compared(name, asked[name], our[name], their[name]))
+            seconds = {"ours": seconds["ours"] + our_seconds, "lm_eval": seconds["lm_eval"] + their_seconds}
+            show(rows[-1])
+            if arguments.json:
+                result = {"threads": arguments.threads, "rows": rows, "seconds": seconds}
+                record("lm_eval_parity", result, {name: version(name) for name in ("lm-eval", "transformers")})
+
+    items = sum(row["items"] for row in rows)
+    speeds = ", ".join(f"{side} {items / took:.1f}" for side, took in seconds.items())
+    print(f"items per second: {speeds}")
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line for a suite, and one for each choice that differs."""
+    differ = [len(row["differing"][metric]) for metric in COMMON]
+    print(
+        f"{row['suite']:12} {row['items']:5}  {row['ours']:.3f}  {row['lm_eval']:.3f}   "
+        f"{differ[0]:3}, {differ[1]:3}   {row['furthest_nats']:.2e}"
+    )
+    for metric, choices in row["differing"].items():
+        for one in choices:
+            print(f"    item {one['item']}: by {metric} the two best options are {one['gap']:.2e} apart", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ PAGES = (
     ROOT / "docs" / "recipe.md",
     ROOT / "docs" / "what-can-go-wrong.md",
     ROOT / "docs" / "lab.md",
+    ROOT / "docs" / "decoding.md",
+    ROOT / "docs" / "evaluation.md",
 )
 PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: (?P=name) -->)", re.DOTALL)
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens per second at its CPU default
@@ -34,6 +36,7 @@ MEMORY = {"L": 0.75}  # of nanoGPT's
 RACE = 0.25  # of its seconds
 RACE_NANOCHAT = 0.5  # of nanochat's, tuned for the budget
 DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens per second, by batch
+MANY = 10.0  # times the tokens per second of the engine before
 BANDWIDTH = 0.7  # of what memory can be read at
 PREPARING = 0.9  # of encode_batch's megabytes per second
 SECOND_START = 5.0  # seconds
@@ -230,6 +233,56 @@ def decode(result: dict[str, Any]) -> str:
     head = ["GPT-2 124M's shape", "tokens/s", "transformers'", "ratio (target)", "of the read bandwidth (target)"]
     head.append("in our faster dtype")
     return lines(head, rows) + f"\n\n{provenance(result)}"
+
+
+def many(result: dict[str, Any]) -> str:
+    rows = [
+        [way, f"{one['ours']:,.0f}", f"{one['previous']:,.0f}", f"{one['ratio']:.1f} ({MANY:.0f})"]
+        for way, one in result["ways"].items()
+    ]
+    head = ["256 prompts", "tokens/s", "before", "ratio (target)"]
+    clock = ", processor seconds on a busy machine" if result["clock"] == "processor" else ""
+    return lines(head, rows) + f"\n\n{provenance(result).removesuffix('.')}{clock}."
+
+
+def lm_eval_parity(result: dict[str, Any]) -> str:
+    """Accuracy of both, and the choices that differ."""
+    rows = [
+        [
+            row["suite"],
+            f"{row['items']:,}",
+            f"{100 * row['ours']:.1f} %",
+            f"{100 * row['lm_eval']:.1f} %",
+            ", ".join(str(len(items)) for items in row["differing"].values()),
+            f"{row['furthest_nats']:.1e}",
+        ]
+        for row in result["rows"]
+    ]
+    metrics = " and ".join(name.replace("_", " ") for name in result["rows"][0]["differing"])
+    head = ["suite", "items", "ours", "lm-eval", f"choices that differ, by {metrics}", "furthest, nats"]
+    return lines(head, rows) + f"\n\n{provenance(result)}"
+
+
+def suites(result: dict[str, Any]) -> str:
+    """Each suite's score with its 95 % interval, a column per run, next to chance and to a published figure."""
+    names = list(result["runs"])
+    rows = []
+    for suite in result["suites"]:
+        row = [
+            suite["suite"] + ("" if suite["whole"] else f", {suite['items']:,} items"),
+            suite["metric"].replace("_", " "),
+        ]
+        row += [scored(suite["scores"][name]) for name in names]
+        row += ["" if suite["chance"] is None else f"{100 * suite['chance']:.0f} %", suite["published"]]
+        rows.append(row)
+    return lines(["suite", "metric", "items", *names, "chance", "published"], rows, 2) + f"\n\n{provenance(result)}"
+
+
+def scored(interval: dict[str, float]) -> str:
+    value, low, high = (interval[name] for name in ("score", "low", "high"))
+    if value > 1:  # a perplexity
+        return f"{value:,.0f} ({low:,.0f} to {high:,.0f})"
+    return f"{100 * value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def fastest(by_dtype: dict[str, float]) -> str:
@@ -443,6 +496,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "where-bfloat16": where,
     "decode": decode,
     "decode-epyc": decode,
+    "many": many,
+    "lm_eval_parity": lm_eval_parity,
+    "suites": suites,
     "prepare": prepare,
     "start": start,
     "start-plan": start,

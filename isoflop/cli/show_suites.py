@@ -106,7 +106,7 @@ def contamination(scores: Scores) -> list[str]:
 
 def comparison_text(compared: Compared) -> str:
     """A comparison as a sentence."""
-    value = compared.found.difference
+    value = compared.measured.difference
     shares = METRICS[compared.metric].shares
     if not compared.better:
         return f"{compared.suite}: {compared.first} and {compared.second} are equal"
@@ -126,7 +126,7 @@ def comparison_text(compared: Compared) -> str:
         )
         only = f", alone right on {right:,} items against {wrong:,}"
     verdict = "a real difference" if compared.real else "not shown to be real"
-    test = f"p = {compared.found.p:.2g}, {compared.found.test}"
+    test = f"p = {compared.measured.p:.2g}, {compared.measured.test}"
     return f"{compared.suite}: {compared.better} is better than {worse} {margin}{only}; {test}: {verdict}"
 
 

@@ -16,7 +16,7 @@ class Compared:
 
     Attributes:
         first, second: what they are called.
-        found: what the second has more than the first, in shares, or in nats per item where the metric is a perplexity.
+        measured: the second less the first, in shares, or in nats per item where the metric is a perplexity.
         only_first, only_second: items on which only the one, or only the other, is right; None for a perplexity.
         real: the difference is real, after Holm over all that are compared together.
     """
@@ -25,7 +25,7 @@ class Compared:
     metric: str
     first: str
     second: str
-    found: Difference
+    measured: Difference
     only_first: int | None
     only_second: int | None
     real: bool
@@ -33,23 +33,23 @@ class Compared:
     @property
     def better(self) -> str:
         """The one that is better by what was measured, real or not; "" where they are alike."""
-        more = self.found.difference.value * (-1 if METRICS[self.metric].lower else 1)
+        more = self.measured.difference.value * (-1 if METRICS[self.metric].lower else 1)
         return self.second if more > 0 else self.first if more < 0 else ""
 
     def to_dict(self) -> dict[str, Any]:
-        found = self.found
+        measured = self.measured
         return {
             "suite": self.suite,
             "metric": self.metric,
             "first": self.first,
             "second": self.second,
-            "difference": found.difference.value,
-            "low": found.difference.low,
-            "high": found.difference.high,
+            "difference": measured.difference.value,
+            "low": measured.difference.low,
+            "high": measured.difference.high,
             "only_first": self.only_first,
             "only_second": self.only_second,
-            "p": found.p,
-            "test": found.test,
+            "p": measured.p,
+            "test": measured.test,
             "real": self.real,
         }
 
@@ -65,10 +65,10 @@ def compare(scores: Mapping[str, Sequence[Scores]]) -> list[Compared]:
         for first, second in combinations(scores, 2)
         for a, b in zip(scores[first], scores[second], strict=True)
     ]
-    found = [paired(a.values[a.metric], b.values[b.metric], METRICS[a.metric].shares) for _, _, a, b in pairs]
-    real = holm([one.p for one in found])
+    measured = [paired(a.values[a.metric], b.values[b.metric], METRICS[a.metric].shares) for _, _, a, b in pairs]
+    real = holm([one.p for one in measured])
     compared = []
-    for (first, second, a, b), difference, is_real in zip(pairs, found, real, strict=True):
+    for (first, second, a, b), difference, is_real in zip(pairs, measured, real, strict=True):
         more = b.values[b.metric] - a.values[a.metric]
         shares = METRICS[a.metric].shares
         only_first, only_second = (int((more < 0).sum()), int((more > 0).sum())) if shares else (None, None)

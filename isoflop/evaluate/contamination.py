@@ -2,8 +2,8 @@
 appendix C; lm-eval's decontamination).
 
 Words are runs of letters and digits in lower case; white space and punctuation do not count. An item overlaps if any 13
-words in a row, of a context with one of its options, stand anywhere in one document of the training text. An item whose
-texts have fewer than 13 words cannot be told, and is counted as that.
+words in a row, of a context with one of its options, occur anywhere in one document of the training text. An item whose
+texts have fewer than 13 words is counted as too short to say.
 
 The 13-grams of the items are held as 64-bit hashes (Python's of each word, and a polynomial over the row); those of the
 training text are compared as they come, so that memory does not grow with it. Two different 13-grams with one hash are
@@ -63,8 +63,8 @@ def find_overlap(items: Sequence[Item], documents: Iterable[str]) -> Overlap:
 
 def hashes_of(text: str) -> Hashes:
     """A number for each word of a text, in their order."""
-    found = WORD.findall(text.lower())
-    return np.fromiter(map(hash, found), dtype=np.int64, count=len(found)).view(np.uint64)
+    words = WORD.findall(text.lower())
+    return np.fromiter(map(hash, words), dtype=np.int64, count=len(words)).view(np.uint64)
 
 
 def rows_of(hashes: Hashes) -> Hashes:

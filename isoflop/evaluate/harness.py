@@ -49,8 +49,8 @@ def adapter(model: GPT, tokenizer: Tokenizer, runtime: Runtime, name: str) -> An
             texts = [tokenizer.encode_batch([request.args[0]])[0] for request in requests]
             begins = np.array([tokenizer.start], dtype=np.int64)
             pieces = [rolling(np.concatenate([begins, ids]), model.config.context) for ids in texts]
-            found = iter(read(model, [window for one in pieces for window in one], runtime))
-            return [sum(next(found)[0] for _ in one) for one in pieces]
+            scored = iter(read(model, [window for one in pieces for window in one], runtime))
+            return [sum(next(scored)[0] for _ in one) for one in pieces]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             texts: dict[int, str] = {}
@@ -63,8 +63,8 @@ def adapter(model: GPT, tokenizer: Tokenizer, runtime: Runtime, name: str) -> An
 
 
 def rolling(ids: Ids, context: int) -> list[Window]:
-    """Windows that predict each id but the first once, as lm-eval cuts a text: side by side, the last one with as much
-    before it as fits."""
+    """Windows that predict each id but the first once, as lm-eval cuts a text: one after the other, the last one
+    with as much before it as fits."""
     if len(ids) < 2:
         return []
     *windows, last = windows_over(ids, 1, context + 1, context)
@@ -73,21 +73,21 @@ def rolling(ids: Ids, context: int) -> list[Window]:
 
 def alike(arguments: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], list[int]]]:
     """Requests with the same arguments of generation, in our words."""
-    found: list[tuple[dict[str, Any], list[int]]] = []
+    groups: list[tuple[dict[str, Any], list[int]]] = []
     for number, given in enumerate(arguments):
         until = given.get("until") or []
-        drawn = bool(given.get("do_sample", False))
+        sampled = bool(given.get("do_sample", False))
         how = {
             "tokens": int(given.get("max_gen_toks", given.get("max_new_tokens", TOKENS))),
             "stops": tuple([until] if isinstance(until, str) else until),
-            "temperature": float(given.get("temperature", 1.0)) if drawn else 0.0,
-            "top_k": int(given.get("top_k", 0)) if drawn else 0,
-            "top_p": float(given.get("top_p", 1.0)) if drawn else 1.0,
+            "temperature": float(given.get("temperature", 1.0)) if sampled else 0.0,
+            "top_k": int(given.get("top_k", 0)) if sampled else 0,
+            "top_p": float(given.get("top_p", 1.0)) if sampled else 1.0,
         }
-        for other, numbers in found:
+        for other, numbers in groups:
             if other == how:
                 numbers.append(number)
                 break
         else:
-            found.append((how, [number]))
-    return found
+            groups.append((how, [number]))
+    return groups

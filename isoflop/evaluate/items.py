@@ -9,6 +9,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +21,7 @@ from isoflop.untrusted import foreign, open_regular, parse_json, read_bytes
 LARGEST_FILE = 2**30  # bytes of one file of items
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-Found = list[tuple[str, bytes]]  # names and contents of files
+Files = list[tuple[str, bytes]]  # names and contents of files
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Item:
         continuations: what is scored: the options with what joins them to their contexts.
         answer: the right option, from 0.
         expected: of an answer that is written: what it should be.
-        shots: what stands in front of every context: the suite's `before` and its examples.
+        shots: what precedes every context: the suite's `before` and its examples.
     """
 
     number: int
@@ -84,12 +85,12 @@ def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int =
     shots = Examples(suite, suite.shots, store, records, make) if suite.shots else None
     places = [f"{suite.name} item {number} ({where})" for number, (_, where) in enumerate(records, 1)]
     items = [make(suite, record, at, i) for i, ((record, _), at) in enumerate(zip(records, places, strict=True), 1)]
-    found: list[Item] = []
+    complete: list[Item] = []
     for item in spread(items, limit) if limit else items:
         (record, _), at = records[item.number - 1], places[item.number - 1]
         before = fill(suite.before, record, at) + (shots.before(record, at) if shots else "")
-        found.append(replace(item, shots=before))
-    return found
+        complete.append(replace(item, shots=before))
+    return complete
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
@@ -107,7 +108,7 @@ class Examples:
     """Solved examples, chosen for each item: the first so many that are not the item itself."""
 
     def __init__(
-        self, suite: Suite, shots: Shots, store: dict[str, Found], records: Sequence[tuple[Any, str]], make: Make
+        self, suite: Suite, shots: Shots, store: dict[str, Files], records: Sequence[tuple[Any, str]], make: Make
     ) -> None:
         self.suite, self.shots, self.make = suite, shots, make
         own = not shots.files and not shots.where
@@ -118,7 +119,7 @@ class Examples:
             )
 
     def before(self, record: dict[str, Any], at: str) -> str:
-        """The examples of an item, each with its answer, and what stands between them and the item."""
+        """The examples of an item, each with its answer, and the separator before the item."""
         same = fill(self.shots.same, record, at)
         chosen: list[str] = []
         for other, where in self.records:
@@ -133,7 +134,7 @@ class Examples:
 
 
 def wanted(
-    suite: Suite, store: dict[str, Found], patterns: Sequence[str], where: dict[str, Any]
+    suite: Suite, store: dict[str, Files], patterns: Sequence[str], where: dict[str, Any]
 ) -> Iterator[tuple[dict[str, Any], str]]:
     """The items of files that a suite asks for, each with where it is: "arc_easy.jsonl line 12"."""
     for pattern in patterns:
@@ -171,7 +172,7 @@ def records_of(name: str, content: bytes) -> Iterator[tuple[int, dict[str, Any]]
             yield number, record
 
 
-def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Found]:
+def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Files]:
     """The files that each pattern matches, in the order of their names.
 
     Raises:
@@ -179,37 +180,50 @@ def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Fo
     """
     if not place.exists():
         raise UserError(f"--items {place} does not exist")
-    found = in_folder(patterns, place) if place.is_dir() else in_archive(patterns, place)
+    files = in_folder(patterns, place) if place.is_dir() else in_archive(patterns, place)
     for pattern in patterns:
-        if not found[pattern]:
+        if not files[pattern]:
             raise UserError(f"suite {suite}: no file {pattern} in {place}; name the folder that holds it with --items")
-        folders = sorted({str(PurePosixPath(name).parent) for name, _ in found[pattern]})
+        folders = sorted({str(PurePosixPath(name).parent) for name, _ in files[pattern]})
         if len(folders) > 1:
             raise UserError(
                 f"suite {suite}: {pattern} is in {folders[0]} and in {folders[1]} of {place}; name one of them: --items"
             )
-    return found
+    return files
 
 
-def in_folder(patterns: Sequence[str], place: Path) -> dict[str, Found]:
-    found: dict[str, Found] = {pattern: [] for pattern in patterns}
-    for pattern in found:
+def in_folder(patterns: Sequence[str], place: Path) -> dict[str, Files]:
+    matching: dict[str, Files] = {}
+    for pattern in patterns:
         paths = [path for path in place.rglob(PurePosixPath(pattern).name) if path.match(pattern)]
-        found[pattern] = [
+        matching[pattern] = [
             (path.relative_to(place).as_posix(), read_bytes(path, LARGEST_FILE)) for path in sorted(paths)
         ]
-    return found
+    return matching
 
 
-def in_archive(patterns: Sequence[str], place: Path) -> dict[str, Found]:
-    found: dict[str, Found] = {pattern: [] for pattern in patterns}
+def in_archive(patterns: Sequence[str], place: Path) -> dict[str, Files]:
+    with foreign(f"--items {place} is no folder and no tar archive"):
+        about = place.stat()
+    return unpacked(tuple(patterns), place, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def unpacked(patterns: tuple[str, ...], place: Path, size: int, changed: int) -> dict[str, Files]:
+    """The files of an archive that each pattern matches. The last few results are kept: a run reads its suites
+    twice, once to check them before anything is done, and decompressing takes seconds.
+
+    Args:
+        size, changed: of the archive, in bytes and nanoseconds, so that another one of the same name is read anew.
+    """
+    matching: dict[str, Files] = {pattern: [] for pattern in patterns}
     with (
         foreign(f"--items {place} is no folder and no tar archive"),
         open_regular(place) as raw,
         tarfile.open(fileobj=raw, mode="r|*") as archive,
     ):
         for member in archive:
-            matched = [pattern for pattern in found if PurePosixPath(member.name).match(pattern)]
+            matched = [pattern for pattern in matching if PurePosixPath(member.name).match(pattern)]
             if not member.isfile() or not matched:
                 continue
             if member.size > LARGEST_FILE:
@@ -217,8 +231,8 @@ def in_archive(patterns: Sequence[str], place: Path) -> dict[str, Found]:
             file = archive.extractfile(member)
             content = file.read() if file is not None else b""
             for pattern in matched:
-                found[pattern].append((member.name, content))
-    return {pattern: sorted(files) for pattern, files in found.items()}
+                matching[pattern].append((member.name, content))
+    return {pattern: sorted(files) for pattern, files in matching.items()}
 
 
 def replaced(suite: Suite, text: str) -> str:

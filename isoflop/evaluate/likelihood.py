@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]  # sequences read, of so many
 
 
 class Tokenizer(Protocol):
-    """What scoring needs of a tokenizer (isoflop.data.tokenizer has the real one)."""
+    """The interface of a tokenizer to scoring (isoflop.data.tokenizer implements it)."""
 
     @property
     def start(self) -> int: ...
@@ -51,7 +51,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """What became of a request.
+    """The result of a request.
 
     Attributes:
         nats: ln p(continuation | context), at most 0.
@@ -95,9 +95,9 @@ def likelihoods(
         pieces, cut = cut_to_fit(ids, scored, model.config.context)
         parts.append((range(len(windows), len(windows) + len(pieces)), scored, cut))
         windows += pieces
-    found = read(model, windows, runtime, group, progress)
+    results = read(model, windows, runtime, group, progress)
     scores = {
-        request: Likelihood(sum(found[i][0] for i in span), tokens, all(found[i][1] for i in span), cut)
+        request: Likelihood(sum(results[i][0] for i in span), tokens, all(results[i][1] for i in span), cut)
         for request, (span, tokens, cut) in zip(distinct, parts, strict=True)
     }
     return [scores[request] for request in requests]
@@ -177,13 +177,13 @@ def read(
         model.train(training)
 
     everyone = group.gather(mine)
-    found: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
+    results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
     for turn, rows in enumerate(batches):
         nats, greedy = everyone[turn % group.size][turn // group.size]
         numbers = [number for row in rows for number in row]
         for number, one, first_choice in zip(numbers, nats, greedy, strict=True):
-            found[number] = (one, first_choice)
-    return found
+            results[number] = (one, first_choice)
+    return results
 
 
 Rows = list[list[int]]  # for each row of a batch the windows that read it
@@ -204,7 +204,7 @@ def make_batches(windows: Sequence[Window], most: int) -> list[Rows]:
 
 
 def read_batch(model: GPT, windows: Sequence[Window], rows: Rows, runtime: Runtime) -> tuple[list[float], list[bool]]:
-    """What `read` says of each window of a batch, row by row."""
+    """The results of `read` for each window of a batch, row by row."""
     longest = len(windows[rows[0][0]].ids) - 1
     tokens_BT = np.zeros((len(rows), longest), dtype=np.int64)
     places: list[Ids] = []  # of all scored ids: where in the batch they are predicted,

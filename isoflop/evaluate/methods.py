@@ -61,7 +61,7 @@ FREE = ("likelihood", "per_token", "per_character", "per_byte")  # that cost no 
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a suite's items: for each metric a value per item, and of how many items a context was cut."""
+    """The results of a suite: for each metric a value per item, and the number of items with a context that was cut."""
 
     values: Mapping[str, Values]
     cut: int = 0
@@ -125,25 +125,25 @@ class Options:
         wanted = metrics_of(suite)
         alone = [Request("", text) for item in items for text in item.continuations]
         unconditional = "unconditional" in wanted
-        found = score([*asked, *alone] if unconditional else asked)
-        baseline = [one.nats for one in found[len(asked) :]] if unconditional else [0.0] * len(asked)
+        scored = score([*asked, *alone] if unconditional else asked)
+        baseline = [one.nats for one in scored[len(asked) :]] if unconditional else [0.0] * len(asked)
 
         values: dict[str, list[float]] = {name: [] for name in wanted}
         first, cut = 0, 0
         for item in items:
             part = slice(first, first + len(item.options))
             first = part.stop
-            nats = np.array([one.nats for one in found[part]])
+            nats = np.array([one.nats for one in scored[part]])
             lengths = {
                 "likelihood": np.ones(len(nats)),
-                "per_token": np.array([one.tokens for one in found[part]]),
+                "per_token": np.array([one.tokens for one in scored[part]]),
                 "per_character": np.array([len(option) for option in item.options]),
                 "per_byte": np.array([len(option.encode()) for option in item.options]),
             }
             for name in wanted:
-                standing = nats - baseline[part] if name == "unconditional" else nats / np.maximum(1, lengths[name])
-                values[name].append(float(np.argmax(standing) == item.answer))
-            cut += any(one.cut for one in found[part])
+                compared = nats - baseline[part] if name == "unconditional" else nats / np.maximum(1, lengths[name])
+                values[name].append(float(np.argmax(compared) == item.answer))
+            cut += any(one.cut for one in scored[part])
         return Judged({name: np.array(one) for name, one in values.items()}, cut)
 
 
@@ -195,12 +195,12 @@ class LastWord:
         return 0.0
 
     def judge(self, suite: Suite, items: Sequence[Item], score: Score, write: Write) -> Judged:
-        found = score([Request(item.shots + item.contexts[0], item.continuations[0]) for item in items])
+        scored = score([Request(item.shots + item.contexts[0], item.continuations[0]) for item in items])
         values = {
-            "first_choice": np.array([float(one.greedy) for one in found]),
-            "perplexity": np.array([-one.nats for one in found]),
+            "first_choice": np.array([float(one.greedy) for one in scored]),
+            "perplexity": np.array([-one.nats for one in scored]),
         }
-        return Judged(values, sum(one.cut > 0 for one in found))
+        return Judged(values, sum(one.cut > 0 for one in scored))
 
 
 class ExactMatch:
@@ -284,10 +284,10 @@ def subset_of(suite: Suite, record: dict[str, Any], at: str) -> str:
 
 
 def extracted(suite: Suite, text: str) -> str:
-    """What of an answer is compared: the first group of `extract` where it is last found, else all of it; without what
+    """What of an answer is compared: the first group of `extract` where it last matches, else all of it; without what
     `ignore` leaves out, and without blanks around."""
-    if suite.extract and (found := list(compiled(suite.extract, "extract").finditer(text))):
-        text = found[-1][1] if found[-1].re.groups else found[-1][0]
+    if suite.extract and (matches := list(compiled(suite.extract, "extract").finditer(text))):
+        text = matches[-1][1] if matches[-1].re.groups else matches[-1][0]
     for pattern in suite.ignore:
         text = compiled(pattern, "ignore").sub("", text)
     return text.strip()

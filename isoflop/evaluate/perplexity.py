@@ -25,11 +25,11 @@ MOST_IDS = 2_000_000  # of documents whose windows are held at once
 
 @dataclass(frozen=True)
 class Strided:
-    """What a model makes of texts, a window sliding over each.
+    """Strided perplexity of texts.
 
     Attributes:
         nats: the sum of -ln p over all tokens.
-        tokens, words, bytes: how many there were; words are what stands between white space.
+        tokens, words, bytes: how many there were; words are separated by white space.
         stride, context: by which, and how many ids a window has.
         documents: how many texts.
     """
@@ -79,7 +79,7 @@ def strided(model: GPT, tokenizer: Tokenizer, texts: Iterable[str], stride: int,
     nats, tokens, words, size, documents = 0.0, 0, 0, 0, 0
     for group in groups(tokenizer, texts):
         windows = [window for _, ids in group for window in windows_over(ids, 1, context, stride)]
-        nats -= sum(found for found, _ in read(model, windows, runtime))
+        nats -= sum(window_nats for window_nats, _ in read(model, windows, runtime))
         for text, ids in group:
             tokens += len(ids) - 1
             words += len(text.split())

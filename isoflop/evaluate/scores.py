@@ -1,4 +1,4 @@
-"""Suites scored: what a model is asked, what came of it, how sure that is."""
+"""The scores of a model on a suite, with intervals."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from isoflop.runtime import Runtime
 
 @dataclass(frozen=True)
 class Asked:
-    """A suite with its items, ready to be put to a model."""
+    """A suite with its items, ready to be scored."""
 
     suite: Suite
     items: tuple[Item, ...]
@@ -53,13 +53,13 @@ class Asked:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model came to on a suite.
+    """The scores of a model on a suite.
 
     Attributes:
-        asked: what it was asked.
+        asked: the suite and its items.
         values: for each metric a value per item (N,).
         cut: items of which a context was too long for the model, and read from its middle on.
-        seconds: that it took.
+        seconds: of scoring.
         overlaps: per item whether its text shares 13 words in a row with the training text; None: not looked for.
         short: per item whether it is too short to say.
     """
@@ -86,7 +86,7 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """As JSON; the values per item are not in it."""
         suite = self.asked.suite
-        said: dict[str, Any] = {
+        record: dict[str, Any] = {
             "suite": suite.name,
             "metric": self.metric,
             **plain(self.score()),
@@ -97,23 +97,23 @@ class Scores:
             "metrics": {name: plain(self.score(name)) for name in self.values},
         }
         if self.asked.subsets:
-            said["subsets"] = {
+            record["subsets"] = {
                 name: {**plain(self.score(rows=rows)), "items": len(rows)} for name, rows in self.asked.subsets.items()
             }
         if self.overlaps is not None and self.short is not None:
             rest = np.flatnonzero(~self.overlaps)
-            said["contamination"] = {
+            record["contamination"] = {
                 "overlapping": int(self.overlaps.sum()),
                 "too_short": int(self.short.sum()),
                 "without": {**plain(self.score(rows=rest)), "items": len(rest)} if len(rest) else None,
             }
         if suite.reference:
-            said["references"] = [
+            record["references"] = [
                 {"model": one.model, "metric": one.metric or self.metric, "score": one.score, "source": one.source}
                 | ({"note": one.note} if one.note else {})
                 for one in suite.reference
             ]
-        return said
+        return record
 
 
 def plain(interval: Interval) -> dict[str, float]:
@@ -142,7 +142,7 @@ def score(
     group: Group = ALONE,
     progress: Progress | None = None,
 ) -> Scores:
-    """Put a suite to a model.
+    """Score a model on a suite.
 
     Raises:
         UserError: if the model's likelihoods are not finite.
@@ -150,10 +150,10 @@ def score(
     started = time.perf_counter()
 
     def likelihood(requests: Sequence[Request]) -> list[Likelihood]:
-        found = likelihoods(model, tokenizer, requests, runtime, group, progress)
-        if not all(np.isfinite(one.nats) for one in found):
+        results = likelihoods(model, tokenizer, requests, runtime, group, progress)
+        if not all(np.isfinite(one.nats) for one in results):
             raise UserError(f"suite {asked.suite.name}: the model gives no finite likelihood; are its weights damaged?")
-        return found
+        return results
 
     judged: Judged = asked.method.judge(asked.suite, asked.items, likelihood, writer(model, tokenizer))
     values = {name: judged.values[name] for name in metrics_of(asked.suite)}
@@ -161,7 +161,7 @@ def score(
 
 
 def writer(model: GPT, tokenizer: Tokenizer) -> Write:
-    """Greedy answers, written side by side, and how many prompts are longer than the model's context."""
+    """Greedy answers, generated as one batch, and how many prompts are longer than the model's context."""
 
     def write(prompts: Sequence[str], tokens: int, stops: Sequence[str]) -> tuple[list[str], int]:
         cut = sum(len(ids) >= model.config.context for ids in tokenizer.encode_batch(prompts))

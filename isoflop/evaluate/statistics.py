@@ -86,7 +86,7 @@ class Difference:
     """What a second model has more than a first, on the same items, with its interval.
 
     Attributes:
-        p: chance of such a difference where there is none. test: by which it was found.
+        p: the chance of such a difference where there is none. test: the test that gave p.
     """
 
     difference: Interval
@@ -103,12 +103,12 @@ def paired(first_N: Values, second_N: Values, shares: bool) -> Difference:
     differences = second_N - first_N
     means = resampled_means(differences)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = Interval(float(differences.mean()), float(low), float(high))
+    interval = Interval(float(differences.mean()), float(low), float(high))
     if shares:
         p = mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))
-        return Difference(found, p, "McNemar, exact")
+        return Difference(interval, p, "McNemar, exact")
     beyond = min((means <= 0).sum(), (means >= 0).sum())
-    return Difference(found, min(1.0, 2 * float(beyond + 1) / (DRAWS + 1)), "bootstrap")
+    return Difference(interval, min(1.0, 2 * float(beyond + 1) / (DRAWS + 1)), "bootstrap")
 
 
 def holm(ps: Sequence[float], level: float = 1 - LEVEL) -> list[bool]:

@@ -1,4 +1,4 @@
-"""A suite: a small TOML file that says what its items are asked and how the answers are judged.
+"""A suite: a small TOML file with the questions and the scoring.
 
     name = "arc_easy"                        what it is called
     about = "..."                            one line
@@ -24,7 +24,7 @@ from isoflop.evaluate.templates import check_template
 from isoflop.untrusted import foreign, read_text
 
 BUILT_IN = Path(__file__).parent / "suites"
-LISTED = " (`isoflop config` lists all)"  # what an unknown field of a run's configuration is told
+LISTED = " (`isoflop config` lists all)"  # part of the message about an unknown field of a run's configuration
 LARGEST_SUITE = 2**20  # bytes of a suite file
 
 
@@ -56,7 +56,7 @@ class Shots:
         files, where: as of the suite; without `files` they come from the suite's own, and an item is never its own
             example.
         same: an example has the same text by this template as the item, such as its subject.
-        between: what stands between two examples, and between the last one and the item.
+        between: the separator of two examples, and of the last one and the item.
     """
 
     count: int
@@ -68,7 +68,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class Suite:
-    """What a suite file says. Templates are filled from an item's fields (templates.py).
+    """The fields of a suite file. Templates are filled from an item's fields (templates.py).
 
     Attributes:
         folder: of the file; the items of a suite of one's own lie in or below it.
@@ -76,7 +76,7 @@ class Suite:
         where: only items in which each of these fields has the value, or one of the values.
         subset: template of the subset that an item counts to; "": there are none. names: subsets under other names.
         replace: [pattern, replacement] pairs, regular expressions applied to contexts and options in their order.
-        before: what stands in front of all examples and the item.
+        before: the text in front of all examples and the item.
         context: template of what is read.
         delimiter: between context and option; it belongs to the option, as in lm-eval.
         options: of `options`: the field that holds them, or a template for each.
@@ -86,8 +86,8 @@ class Suite:
         answer: template of the right answer.
         answer_is: "number" of the option from 0, "letter", or its "text".
         metric: the headline; also: further metrics.
-        extract: of `exact_match`: a pattern whose first group, where it is last found, is the answer; in the expected
-            answer too, if it is found there. ignore: patterns left out of both before they are compared.
+        extract: of `exact_match`: a pattern whose first group, where it last matches, is the answer; in the expected
+            answer too, if it matches there. ignore: patterns left out of both before they are compared.
         stops, tokens: where an answer that is written ends.
     """
 
@@ -124,7 +124,7 @@ class Suite:
 
 
 ANSWERS = ("number", "letter", "text")
-OWN = ("folder", "built_in")  # fields that no file says
+OWN = ("folder", "built_in")  # fields that are not in a file
 TEMPLATES = ("subset", "before", "context", "continuation", "good", "bad", "answer")
 
 
@@ -157,12 +157,12 @@ def read_suite(path: Path) -> Suite:
         UserError: in one line that names the file and the field, or the line where it is no TOML.
     """
     with foreign(f"{path} is no TOML"):
-        said = tomllib.loads(read_text(path, LARGEST_SUITE))
+        fields = tomllib.loads(read_text(path, LARGEST_SUITE))
     for name in OWN:
-        if name in said:
+        if name in fields:
             raise UserError(f"{path}: unknown field {name}")
     try:
-        suite = from_dict(Suite, {**said, "folder": str(path.resolve().parent)})
+        suite = from_dict(Suite, {**fields, "folder": str(path.resolve().parent)})
         check_fields(suite)
     except UserError as error:
         raise UserError(f"{path}: {str(error).removesuffix(LISTED)}") from None

@@ -49,13 +49,13 @@ def fill(template: str, record: Mapping[str, Any], where: str) -> str:
 def look_up(record: Mapping[str, Any], field: str, index: str | None, where: str) -> Any:
     if field not in record:
         raise UserError(f"{where} has no field {field!r}; its fields: {', '.join(map(str, record)) or 'none'}")
-    found = record[field]
+    value = record[field]
     if index is None:
-        return found
-    if not isinstance(found, list) or int(index) >= len(found):
-        there = f"a list of {len(found)}" if isinstance(found, list) else "no list"
+        return value
+    if not isinstance(value, list) or int(index) >= len(value):
+        there = f"a list of {len(value)}" if isinstance(value, list) else "no list"
         raise UserError(f"{where}: {field}[{index}] is not there, as {field} is {there}")
-    return found[int(index)]
+    return value[int(index)]
 
 
 def plain_text(value: Any, name: str, where: str) -> str:

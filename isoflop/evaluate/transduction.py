@@ -87,8 +87,8 @@ def judge(write: Write, wanted: Mapping[str, Sequence[str]], most: int = 0) -> T
     split = units_of([reference for text in inputs for reference in wanted[text]])
     edits = units = exact = 0
     for text, output in zip(inputs, write(inputs), strict=True):
-        found, references = split(output), [split(reference) for reference in wanted[text]]
-        distances = [edit_distance(found, reference) for reference in references]
+        units_written, references = split(output), [split(reference) for reference in wanted[text]]
+        distances = [edit_distance(units_written, reference) for reference in references]
         best = min(range(len(references)), key=lambda i: distances[i] / max(1, len(references[i])))
         edits += distances[best]
         units += len(references[best])
@@ -101,11 +101,11 @@ def units_of(texts: Sequence[str]) -> Callable[[str], list[str]]:
     return str.split if 2 * sum(" " in text for text in texts) > len(texts) else list
 
 
-def edit_distance(found: Units, wanted: Units) -> int:
+def edit_distance(output: Units, wanted: Units) -> int:
     """The smallest number of insertions, deletions and substitutions that turn one into the other (Levenshtein 1966),
     in O(nm) time and O(m) memory."""
     row = list(range(len(wanted) + 1))
-    for i, one in enumerate(found, 1):
+    for i, one in enumerate(output, 1):
         diagonal, row[0] = row[0], i
         for j, other in enumerate(wanted, 1):
             diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (one != other))

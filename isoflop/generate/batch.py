@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from isoflop.generate.cache import KVCache
+from isoflop.generate.fused import FusedStep, fusible
 from isoflop.generate.memory import READ_AT_ONCE, not_ragged, slots_for
-from isoflop.generate.prefix import Family, families
+from isoflop.generate.prefix import families
 from isoflop.generate.rules import Draws, Rules, Sampling
 from isoflop.generate.sample import choose
 from isoflop.model.gpt import GPT
@@ -76,6 +77,7 @@ class Batch:
         if self.slots >= len(orders) and not come_and_go:
             spare = 0
         self.cache = KVCache(positions, self.slots, spare)
+        self.fused = FusedStep(model, self.slots) if fusible(model) else None
 
         # state of each slot
         self.number = np.zeros(self.slots, np.int64)
@@ -95,7 +97,7 @@ class Batch:
         self.again: list[int] = []  # slots whose context is full
         self.rows = np.zeros(0, np.int64)  # the slot of each row of the cache
         self.rules_of_rows: Rules | None = None
-        self.waiting = in_order(families(self.prompts))
+        self.waiting = families(self.prompts)
 
     def run(self) -> Iterator[Step]:
         """Generate all rows. Yields each step: the numbers of rows, and the new token of each."""
@@ -107,10 +109,15 @@ class Batch:
                 if not self.waiting and not self.again:
                     return
                 continue
-            last_B = self.window[self.rows, self.length[self.rows] - 1]
-            logits_BV = next_logits(self.model, torch.from_numpy(last_B).unsqueeze(1).to(self.device), self.cache)
-            yield self.give(self.rows, logits_BV)
+            yield self.give(self.rows, self.decoded())
             self.settle()
+
+    def decoded(self) -> Tensor:
+        """The logits (B, V) after the last token of each row."""
+        last_B = torch.from_numpy(self.window[self.rows, self.length[self.rows] - 1]).to(self.device)
+        if self.fused is not None:
+            return self.fused(last_B, self.cache)
+        return next_logits(self.model, last_B.unsqueeze(1), self.cache)
 
     def end(self, number: int) -> None:
         """End a row that just got a token."""
@@ -232,27 +239,22 @@ class Batch:
             self.rules_of_rows = None
 
 
-def in_order(found: list[Family]) -> list[Family]:
-    """Copies whose members can be removed one by one."""
-    return [Family(list(family.members), family.shared) for family in found]
-
-
 def groups(lengths: list[int]) -> list[list[int]]:
     """The rows of each prefill pass: of nearly equal length, and not too many tokens."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    found: list[list[int]] = []
+    passes: list[list[int]] = []
     real = 0
     for i in order:
-        if found:
-            T, rows = lengths[found[-1][0]], len(found[-1]) + 1
+        if passes:
+            T, rows = lengths[passes[-1][0]], len(passes[-1]) + 1
             padding = rows * T - real - lengths[i]
             if padding <= max(WORTH_A_PASS, PADDING * rows * T) and rows * T <= READ_AT_ONCE:
-                found[-1].append(i)
+                passes[-1].append(i)
                 real += lengths[i]
                 continue
-        found.append([i])
+        passes.append([i])
         real = lengths[i]
-    return found
+    return passes
 
 
 @torch.inference_mode()

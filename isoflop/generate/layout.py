@@ -2,14 +2,23 @@
 
 A product with one vector is bound by reading its weights from memory, which is fastest in long contiguous runs. W (out,
 in) of a Linear is stored row by row, in runs of `in`; if `out` is larger, storing it column by column is faster in
-float32: 19 to 25 GB/s against 12.5 for GPT-2's widest products, one thread of an EPYC of 2019. Only the order in memory
-changes, not shapes, values or names; training, saving and loading see no difference but `is_contiguous()`. In bfloat16
-rows are better, and `product` (model/blocks/part.py) reads them.
+float32: 19 to 25 GB/s against 12.5 for GPT-2's widest products, one thread of an EPYC of 2019. In bfloat16 rows are
+better, and `product` (model/blocks/part.py) reads them.
+
+Weights that multiply the same vector (queries, keys and values; gate and up) are stored next to each other, so that a
+decoding step multiplies by all of them at once (fused.py).
+
+Only the order in memory changes, not shapes, values or names; training, saving and loading see no difference but
+`is_contiguous()`.
 """
 
-import torch
-from torch import nn
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor, nn
+
+from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.feed_forward import Gated
 from isoflop.model.blocks.moe import Experts
 from isoflop.model.gpt import GPT
 
@@ -17,11 +26,20 @@ from isoflop.model.gpt import GPT
 @torch.no_grad()
 def lay_out(model: GPT) -> None:
     """Store every weight whose output is at least as wide as its input column by column, the head's too, unless it is
-    in bfloat16. On a CPU only; it takes as long as copying those weights once."""
+    in bfloat16, and those of one input next to each other. On a CPU only; it takes as long as copying those weights
+    once."""
+    groups = same_input(model)
+    joint = {id(weight) for group in groups for weight in group}
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    for weight in (*linear, model.head_weight):
-        if weight.device.type == "cpu" and weight.dtype != torch.bfloat16 and weight.shape[0] >= weight.shape[1]:
-            weight.data = weight.data.t().contiguous().t()
+    groups += [[weight] for weight in (*linear, model.head_weight) if id(weight) not in joint]
+
+    for group in groups:
+        if group[0].device.type != "cpu":
+            continue
+        out, width = sum(len(weight) for weight in group), group[0].shape[1]
+        by_columns = group[0].dtype != torch.bfloat16 and out >= width
+        if by_columns or len(group) > 1:
+            put_together(group, by_columns)
 
 
 @torch.no_grad()
@@ -32,3 +50,41 @@ def narrow(model: GPT) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding, Experts)) and not name.endswith("router"):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16)
+    for group in same_input(model):
+        if group[0].device.type == "cpu":
+            put_together(group, by_columns=False)
+
+
+def same_input(model: nn.Module) -> list[list[nn.Parameter]]:
+    """The weights (out, in) of a model that multiply the same vector, group by group."""
+    groups: list[list[nn.Parameter]] = []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            groups.append([module.q.weight, module.k.weight, module.v.weight])
+        elif isinstance(module, Gated):
+            groups.append([module.gate.weight, module.up.weight])
+    return groups
+
+
+def put_together(weights: Sequence[nn.Parameter], by_columns: bool) -> None:
+    """Store weights (out, in) as one matrix of all their rows, by columns or by rows."""
+    data = [weight.data for weight in weights]
+    one = torch.cat(data) if len(data) > 1 else data[0]
+    if by_columns:
+        one = one.t().contiguous().t()
+    begin = 0
+    for weight in weights:
+        weight.data = one[begin : begin + len(weight)]
+        begin += len(weight)
+
+
+def joined(weights: Sequence[Tensor]) -> Tensor | None:
+    """All rows of weights (out, in) as one matrix without a copy; None if they do not lie next to each other."""
+    first, rows = weights[0], 0
+    for weight in weights:
+        same_memory = weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        behind = weight.storage_offset() == first.storage_offset() + rows * first.stride(0)
+        if not same_memory or not behind or weight.stride() != first.stride() or weight.dtype != first.dtype:
+            return None
+        rows += len(weight)
+    return first.as_strided((rows, first.shape[1]), first.stride(), first.storage_offset())

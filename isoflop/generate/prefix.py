@@ -33,7 +33,7 @@ def families(prompts: Sequence[Ids]) -> list[Family]:
     """
     plain = [prompt.tolist() for prompt in prompts]
     order = sorted(range(len(prompts)), key=plain.__getitem__)
-    found: list[Family] = []
+    grouped: list[Family] = []
     loose: list[int] = []
 
     at = 0
@@ -47,14 +47,14 @@ def families(prompts: Sequence[Ids]) -> list[Family]:
             members.append(following)
             shared = common
         if (len(members) - 1) * shared >= LEAST_SAVED:
-            found.append(Family(sorted(members), shared))
+            grouped.append(Family(sorted(members), shared))
         else:
             loose += members
         at += len(members)
 
     if loose:
-        found.append(Family(sorted(loose), 0))
-    return sorted(found, key=lambda family: family.members[0])
+        grouped.append(Family(sorted(loose), 0))
+    return sorted(grouped, key=lambda family: family.members[0])
 
 
 def in_common(one: Ids, other: Ids) -> int:

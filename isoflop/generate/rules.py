@@ -87,8 +87,8 @@ class Rules:
         """One of the fields as (B, 1)."""
         if name not in self.known:
             self.known[name] = torch.from_numpy(getattr(self, name)).unsqueeze(1).to(device)
-        found: Tensor = self.known[name]
-        return found
+        column: Tensor = self.known[name]
+        return column
 
     def parts(self) -> list[tuple[str, Rows]]:
         """Which rows are greedy, which sample from all ids, and which from the likeliest ones (top-k, top-p)."""
@@ -97,8 +97,8 @@ class Rules:
             ranked = ~greedy & ((self.top_k > 0) | (self.top_p < 1.0))
             ways = {"greedy": greedy, "all": ~greedy & ~ranked, "likeliest": ranked}
             self.known["parts"] = [(name, mask.nonzero()[0]) for name, mask in ways.items() if mask.any()]
-        found: list[tuple[str, Rows]] = self.known["parts"]
-        return found
+        parts: list[tuple[str, Rows]] = self.known["parts"]
+        return parts
 
 
 class Draws:
@@ -120,6 +120,6 @@ class Draws:
             numbers = torch.rand(AT_A_TIME, generator=self.generators[slot], dtype=torch.float64)
             self.ready[slot] = 1.0 - numbers.numpy()
             self.used[slot] = 0
-        found = self.ready[slots, self.used[slots]]
+        drawn = self.ready[slots, self.used[slots]]
         self.used[slots] += 1
-        return torch.from_numpy(found)
+        return torch.from_numpy(drawn)

@@ -6,6 +6,7 @@ and sorts everything only if it has to.
 """
 
 from collections.abc import Iterator
+from copy import copy
 
 import numpy as np
 import torch
@@ -28,36 +29,92 @@ def choose(logits_BV: Tensor, rules: Rules, drawn_B: Tensor, seen_BV: Tensor | N
         seen_BV: True for the ids in a row's prompt or output, to which a repetition penalty applies.
     """
     tokens_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)
-    for rows_b, kept_bN, ids_bN in kept(logits_BV, rules, seen_BV):
-        if kept_bN.shape[1] == 1 and ids_bN is not None:
-            found_b = ids_bN[:, 0]
+    for rows_b, kept_bN, ids in kept(logits_BV, rules, seen_BV):
+        if isinstance(ids, Tensor):
+            chosen_b = ids[:, 0]
         else:
-            columns_b1 = reached(kept_bN, drawn_B if rows_b is None else drawn_B[rows_b.cpu()]).unsqueeze(1)
-            found_b = (columns_b1 if ids_bN is None else ids_bN.gather(1, columns_b1)).squeeze(1)
+            chosen_b = reached(kept_bN, drawn_B if rows_b is None else drawn_B[rows_b.cpu()])
+            chosen_b = chosen_b if ids is None else ids.at(chosen_b)
         if rows_b is None:
-            return found_b
-        tokens_B[rows_b] = found_b
+            return chosen_b
+        tokens_B[rows_b] = chosen_b
     return tokens_B
 
 
 def probabilities(logits_BV: Tensor, **how: float) -> Tensor:
     """The distribution to sample from, (B, V) in float32, given the fields of a `Sampling` for all rows."""
     rules = Rules.for_rows([Sampling(**{"temperature": 1.0, **how})] * len(logits_BV))  # type: ignore[arg-type]
-    found_BV = torch.zeros_like(logits_BV, dtype=torch.float32)
-    for rows_b, weights_bN, ids_bN in kept(logits_BV, rules):
+    p_BV = torch.zeros_like(logits_BV, dtype=torch.float32)
+    for rows_b, weights_bN, ids in kept(logits_BV, rules):
         rows_bN = torch.arange(len(logits_BV)) if rows_b is None else rows_b
-        ids_bN = torch.arange(logits_BV.shape[1]).expand_as(weights_bN) if ids_bN is None else ids_bN
-        found_BV[rows_bN.unsqueeze(1), ids_bN] = weights_bN / weights_bN.sum(dim=-1, keepdim=True)
-    return found_BV
+        if ids is None:
+            ids_bN = torch.arange(logits_BV.shape[1]).expand_as(weights_bN)
+        else:
+            ids_bN = ids if isinstance(ids, Tensor) else ids.all()
+        p_BV[rows_bN.unsqueeze(1), ids_bN] = weights_bN / weights_bN.sum(dim=-1, keepdim=True)
+    return p_BV
 
 
-Kept = tuple[Tensor | None, Tensor, Tensor | None]
+class Largest:
+    """The N largest logits of each row in descending order, and their ids, of equal logits the lower id first (on a
+    CPU).
+
+    On a CPU only the numbers are sorted, which numpy does with vector instructions, and the one id per row that is
+    wanted is looked up by its logit; torch's topk sorts pairs.
+
+    Attributes:
+        values_BN: the logits.
+    """
+
+    def __init__(self, logits_BV: Tensor, N: int) -> None:
+        self.logits_BV = logits_BV
+        self.ids_BN: Tensor | None = None
+        if logits_BV.device.type != "cpu":
+            self.values_BN, self.ids_BN = logits_BV.topk(N, dim=-1)
+            return
+        negative_BV = logits_BV.detach().neg().numpy()
+        if logits_BV.shape[1] > N:
+            negative_BV = np.partition(negative_BV, N - 1, axis=1)[:, :N]
+        self.values_BN = torch.from_numpy(np.sort(negative_BV, axis=1)).neg_()
+
+    def of(self, rows_b: Tensor) -> "Largest":
+        """Those of some rows."""
+        part = copy(self)
+        part.logits_BV, part.values_BN = self.logits_BV[rows_b], self.values_BN[rows_b]
+        part.ids_BN = None if self.ids_BN is None else self.ids_BN[rows_b]
+        return part
+
+    def at(self, columns_B: Tensor) -> Tensor:
+        """The ids (B,) in these columns."""
+        columns_B1 = columns_B.unsqueeze(1)
+        if self.ids_BN is not None:
+            return self.ids_BN.gather(1, columns_B1).squeeze(1)
+        value_B1 = self.values_BN.gather(1, columns_B1)
+        equal_BV = (self.logits_BV == value_B1).numpy()
+        ids_B = equal_BV.argmax(axis=1)
+
+        # where several ids have this logit
+        before_B = columns_B - (self.values_BN > value_B1).sum(dim=1)
+        rows = before_B.numpy().nonzero()[0]
+        if len(rows):
+            ids_B[rows] = (equal_BV[rows].cumsum(axis=1) > before_B.numpy()[rows, None]).argmax(axis=1)
+        return torch.from_numpy(ids_B)
+
+    def all(self) -> Tensor:
+        """The ids (B, N) of all columns."""
+        if self.ids_BN is not None:
+            return self.ids_BN
+        order_BV = self.logits_BV.sort(dim=-1, descending=True, stable=True).indices
+        return order_BV[:, : self.values_BN.shape[1]]
+
+
+Kept = tuple[Tensor | None, Tensor, Tensor | Largest | None]
 
 
 def kept(logits_BV: Tensor, rules: Rules, seen_BV: Tensor | None = None) -> Iterator[Kept]:
     """The candidates of each row, for parts of the batch, each row in one part. Yields the rows of a part (None: all),
     their weights in (b, N), float32, not normalised, and the ids of the weights (None: 0 ... V - 1). Greedy rows have
-    one candidate each."""
+    one candidate each, whose ids are a tensor (b, 1)."""
     logits_BV = logits_BV.float()
     if seen_BV is not None:
         logits_BV = penalised(logits_BV, seen_BV, rules.column("repetition_penalty", logits_BV.device))
@@ -70,12 +127,20 @@ def kept(logits_BV: Tensor, rules: Rules, seen_BV: Tensor | None = None) -> Iter
             rows_b = torch.from_numpy(rows).to(logits_BV.device)
             logits_bV, rules_b = logits_BV[rows_b], rules.of(rows)
         if way == "greedy":
-            ids_b1 = logits_bV.argmax(dim=-1, keepdim=True)
+            ids_b1 = likeliest(logits_bV).unsqueeze(1)
             yield rows_b, torch.ones_like(ids_b1, dtype=torch.float32), ids_b1
         elif way == "all":
             yield rows_b, kept_of_all(logits_bV, rules_b), None
         else:
             yield from kept_of_likeliest(logits_bV, rules_b, rows_b)
+
+
+def likeliest(logits_BV: Tensor) -> Tensor:
+    """The id of the largest logit of each row, (B,), the first of equal ones. numpy's argmax uses vector instructions,
+    torch's on a CPU does not."""
+    if logits_BV.device.type != "cpu":
+        return logits_BV.argmax(dim=-1)
+    return torch.from_numpy(logits_BV.detach().numpy().argmax(axis=1))
 
 
 def penalised(logits_BV: Tensor, seen_BV: Tensor, penalty_B1: Tensor) -> Tensor:
@@ -99,26 +164,26 @@ def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) ->
     V = logits_BV.shape[1]
     logits_BV = cooled(logits_BV, rules)
     nucleus = rules.top_k == 0
-    total_B1 = logits_BV.logsumexp(dim=-1, keepdim=True) if nucleus.any() else None
+    total_B1 = logits_BV.exp().sum(dim=-1, keepdim=True).log_() if nucleus.any() else None  # the largest is 0
     N = min(V, max(FIRST_LOOK if nucleus.any() else 1, int(rules.top_k.max())))
 
     while True:
-        logits_BN, ids_BN = descending(logits_BV, N)
-        kept_BN, sums_B = within(logits_BN, total_B1, rules)
+        largest = Largest(logits_BV, N)
+        kept_BN, sums_B = within(largest.values_BN, total_B1, rules)
         if N == V or total_B1 is None:
-            yield rows_B, kept_BN, ids_BN
+            yield rows_B, kept_BN, largest
             return
 
         short = (sums_B.cpu().numpy() < rules.top_p) & (rules.top_k == 0)
         if not short.any():
-            yield rows_B, kept_BN, ids_BN
+            yield rows_B, kept_BN, largest
             return
 
         device = logits_BV.device
         done, again = (torch.from_numpy(np.flatnonzero(mask)).to(device) for mask in (~short, short))
         rows_B = torch.arange(len(logits_BV), device=device) if rows_B is None else rows_B
         if len(done):
-            yield rows_B[done], kept_BN[done], ids_BN[done]
+            yield rows_B[done], kept_BN[done], largest.of(done)
         rows_B, logits_BV, total_B1, rules = rows_B[again], logits_BV[again], total_B1[again], rules.of(short)
         N = min(16 * N, V)
 
@@ -147,26 +212,6 @@ def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Te
     if rules.min_p.any():
         kept_BN = kept_BN.masked_fill(p_BN < rules.column("min_p", device) * p_BN[:, :1], 0.0)
     return kept_BN, sums_BN[:, -1]
-
-
-def descending(logits_BV: Tensor, N: int) -> tuple[Tensor, Tensor]:
-    """The N largest logits of each row and their ids, (B, N) each, descending; on a CPU the lower of equal ids first.
-
-    Args:
-        logits_BV: float32, none above 0.
-
-    On a CPU a number and its id are sorted as one integer: non-negative floats are ordered like their bits, and numpy
-    sorts integers with vector instructions, in a quarter of the time of torch's topk, which sorts pairs.
-    """
-    if logits_BV.device.type != "cpu":
-        return logits_BV.topk(N, dim=-1)
-
-    V = logits_BV.shape[1]
-    keys_BV = ((0.0 - logits_BV).view(torch.int32).long() << 32).add_(torch.arange(V)).numpy()
-    if N < V:
-        keys_BV = np.partition(keys_BV, N - 1, axis=1)[:, :N]
-    keys_BN = torch.from_numpy(np.sort(keys_BV, axis=1))
-    return -(keys_BN >> 32).int().view(torch.float32), keys_BN & 0xFFFFFFFF
 
 
 def cooled(logits_BV: Tensor, rules: Rules) -> Tensor:

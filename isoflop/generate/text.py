@@ -74,9 +74,9 @@ class Text:
             self.emit(piece)
             return
         text = self.held + piece
-        found = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
-        if found:
-            self.emit(text[: min(found)])
+        positions = [at for at in (text.find(stop) for stop in self.stops) if at >= 0]
+        if positions:
+            self.emit(text[: min(positions)])
             self.held, self.stopped = "", True
             return
         holding = max(beginning_at_end(text, stop) for stop in self.stops)

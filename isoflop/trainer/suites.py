@@ -3,7 +3,8 @@
 Suites take at most `config.suite.share` of the run's seconds: the number of items follows from the time per item so
 far. The items are shuffled once, evenly over the subsets, and each score is on the first ones, so that scores are
 comparable. A score on fewer than FEWEST items per subset says little, and is put off until there is time for more. The
-first items, which measure the time per item, wait until there is time for one training step.
+first items, which measure the time per item, wait until there is time for one training step and for
+PROBE_SECONDS; a score is planned to take at most PLANNED of what is allowed.
 """
 
 import time
@@ -24,6 +25,8 @@ from isoflop.trainer.state import RunState
 
 FEWEST = 10  # items per subset; a suite without subsets needs four times as many
 PROBE = 1  # items per subset that are scored first, to measure the time per item
+PROBE_SECONDS = 0.05  # that the first items are expected to take at most: the first pass of a process is slow
+PLANNED = 0.8  # of the seconds that are allowed
 
 
 class Suites(Hook):
@@ -62,10 +65,10 @@ class Suites(Hook):
         fewest = min(len(suite_items.items), groups * FEWEST if suite_items.subsets else 4 * FEWEST)
         if suite_items.suite.name not in self.per_item:
             step_seconds = (state.seconds - state.aside_seconds) / max(1, state.step)
-            if not self.agreed(state, self.allowed(state) > step_seconds):
+            if not self.agreed(state, self.allowed(state) > max(step_seconds, PROBE_SECONDS)):
                 return
             self.score_timed(state, first_items(suite_items, min(fewest, max(8, groups * PROBE))))
-        affordable = self.allowed(state) / max(1e-9, self.per_item[suite_items.suite.name])
+        affordable = PLANNED * self.allowed(state) / max(1e-9, self.per_item[suite_items.suite.name])
         count = self.agreed(state, min(len(suite_items.items), max(0, int(affordable))))
         if count >= fewest:
             scores = self.score_timed(state, first_items(suite_items, count))

@@ -44,8 +44,9 @@ def write_items(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_every_choice_is_lm_evals(corpus, tmp_path):
+    from isoflop.job.suites import scored_model
     from isoflop.job.transfer import export_model
-    from lm_eval_parity import COMMON, SUITES, compared, limited, ours, theirs
+    from lm_eval_parity import COMMON, SUITES, compared, limited, ours, their_model, theirs
 
     run, items = tmp_path / "run", write_items(tmp_path / "items")
     shape = [one for one in TINY if not one.startswith("model.")]
@@ -53,9 +54,9 @@ def test_every_choice_is_lm_evals(corpus, tmp_path):
     isoflop.pretrain([str(corpus)], "12steps", run, assignments=[*gpt2, *shape], quiet=True)
     export_model(run, "hf", tmp_path / "hf")
     (tmp_path / "tasks").mkdir()
-    their, _ = theirs(tmp_path / "hf", list(SUITES), items, 300, tmp_path / "tasks")
+    their, _ = theirs(their_model(tmp_path / "hf"), list(SUITES), items, 300, tmp_path / "tasks")
     asked = {name: limited(ask(name, items), name, 300) for name in SUITES}
-    our, _ = ours(run, asked)
+    our, _ = ours(scored_model(run), asked)
     for name in SUITES:
         row = compared(name, asked[name], our[name], their[name])
         assert row["furthest_nats"] < 1e-3

@@ -38,7 +38,8 @@ def suite(tmp_path) -> Path:
     return path
 
 
-def test_a_run_learns_the_same_with_suites_on_the_way(corpus, suite, tmp_path):
+def test_a_run_learns_the_same_with_suites_on_the_way(corpus, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)  # the run is shorter than that
     asked = ["every.suite=2", f"suite.names={json.dumps([str(suite)])}", "suite.share=0.9"]
     isoflop.pretrain([str(corpus)], "12steps", tmp_path / "plain", assignments=TINY, quiet=True)
     isoflop.pretrain([str(corpus)], "12steps", tmp_path / "scored", assignments=[*TINY, *asked], quiet=True)
@@ -120,6 +121,21 @@ def read_lines_of(folder):
     from isoflop.records.logs import SuiteLine
 
     return RunFolder(folder).lines("suites", SuiteLine)
+
+
+def test_a_run_of_seconds_spends_no_more_than_its_share(run_at, suite, tmp_path, monkeypatch):
+    """However early it ends, and if the first pass takes fifty times as long as later ones."""
+    hook, scored = Suites([ask(str(suite))], share=0.02), module.score
+
+    def slow_at_first(*how):
+        module.time.now += 0 if hook.per_item else 0.04
+        return scored(*how)
+
+    monkeypatch.setattr(module, "score", slow_at_first)
+    for step in range(1, 1500):
+        hook.stepped(run_at(step / 100, step=step))
+        assert hook.spent <= 0.02 * step / 100
+    assert hook.spent > 0 and read_lines_of(tmp_path)
 
 
 def test_nothing_is_scored_before_there_is_time(run_at, suite, tmp_path):
