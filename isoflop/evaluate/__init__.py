@@ -4,6 +4,7 @@ suite          a suite, read from a small TOML file; suites/ has those that come
 templates      text from an item's fields
 items          a suite's items, from files that the user has
 methods        how items are asked and judged: METHODS, METRICS
+batches        windows to score, in batches; a common beginning goes through the model once
 likelihood     how likely a continuation is after a context
 scores         the scores of a model on a suite
 statistics     intervals, and tests of differences   · compare   several models on the same items

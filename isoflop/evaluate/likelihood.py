@@ -5,9 +5,9 @@ together, the context once more alone, and what is left of the whole after as ma
 continuation. Blanks at the end of a context belong to the continuation. An empty context is the id that begins a
 document; no other context has one in front, unless the tokenizer always writes it.
 
-Sequences of nearly one length go through the model together, padded at the right, where nothing that counts sees it.
-Inputs that several requests share (options of one token) are read once, and only the tokens that are scored go through
-the head.
+Sequences of nearly one length go through the model together (batches.py), padded at the right, where nothing that
+counts sees it. Contexts and inputs that several requests share are computed once, and only the tokens that are scored
+go through the head.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +15,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from isoflop.evaluate.batches import Batch, Ids, Window, make_batches
+from isoflop.generate.cache import KVCache
+from isoflop.generate.memory import bytes_of_row, not_ragged
 from isoflop.model.gpt import GPT
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.runtime import Runtime
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}  # read at once
+CACHE_BYTES = {"cpu": 2**28, "cuda": 2**32}  # of the keys and values behind shared contexts
 CHUNK_LOGITS = 2**22  # logits held at once, in float32
-Ids = npt.NDArray[np.int64]
 Progress = Callable[[int, int], None]  # sequences read, of so many
 
 
@@ -64,15 +66,6 @@ class Likelihood:
     tokens: int
     greedy: bool
     cut: int = 0
-
-
-@dataclass(frozen=True)
-class Window:
-    """A piece of a sequence that goes through the model: `ids` (T + 1,), of which the last `scored` are predicted from
-    those before them."""
-
-    ids: Ids
-    scored: int
 
 
 def likelihoods(
@@ -163,7 +156,8 @@ def read(
     Several processes read every N-th batch each; all read as many, since where the model is divided a forward needs
     all.
     """
-    batches = make_batches(windows, BATCH_TOKENS.get(runtime.device.type, BATCH_TOKENS["cuda"]))
+    most = BATCH_TOKENS.get(runtime.device.type, BATCH_TOKENS["cuda"])
+    batches = make_batches(windows, most, positions_held(model, runtime, group), model.config.context)
     training = model.training
     model.eval()
     mine: list[tuple[list[float], list[bool]]] = []
@@ -186,48 +180,58 @@ def read(
     return results
 
 
-Rows = list[list[int]]  # for each row of a batch the windows that read it
+def positions_held(model: GPT, runtime: Runtime, group: Group) -> int:
+    """How many positions a cache of shared contexts may hold. 0, so that there is none, where a part of the model needs
+    all rows at one position, and with several processes, whose batches have to take as many passes."""
+    if group.size > 1 or not_ragged(model):
+        return 0
+    return CACHE_BYTES.get(runtime.device.type, CACHE_BYTES["cuda"]) // max(1, bytes_of_row(model, 1))
 
 
-def make_batches(windows: Sequence[Window], most: int) -> list[Rows]:
-    """Windows by what they read, the longest first, in batches of at most `most` tokens with their padding."""
-    alike: dict[bytes, list[int]] = {}
-    for number, window in enumerate(windows):
-        alike.setdefault(window.ids[:-1].tobytes(), []).append(number)
-    rows = sorted(alike.values(), key=lambda row: -len(windows[row[0]].ids))
-    batches: list[Rows] = []
-    for row in rows:
-        if not batches or (len(batches[-1]) + 1) * (len(windows[batches[-1][0][0]].ids) - 1) > most:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
-
-
-def read_batch(model: GPT, windows: Sequence[Window], rows: Rows, runtime: Runtime) -> tuple[list[float], list[bool]]:
+def read_batch(model: GPT, windows: Sequence[Window], batch: Batch, runtime: Runtime) -> tuple[list[float], list[bool]]:
     """The results of `read` for each window of a batch, row by row."""
-    longest = len(windows[rows[0][0]].ids) - 1
-    tokens_BT = np.zeros((len(rows), longest), dtype=np.int64)
-    places: list[Ids] = []  # of all scored ids: where in the batch they are predicted,
-    targets: list[Ids] = []  # what they are,
-    owners: list[Ids] = []  # and whose
-    for b, row in enumerate(rows):
-        inputs = windows[row[0]].ids[:-1]
-        tokens_BT[b, : len(inputs)] = inputs
+    # the inputs, and of all scored ids where they are predicted, what they are, and whose
+    rests = [windows[row[0]].ids[batch.skipped(b) : -1] for b, row in enumerate(batch.rows)]
+    longest = max(len(rest) for rest in rests)
+    tokens_BT = np.zeros((len(batch.rows), longest), dtype=np.int64)
+    places: list[Ids] = []
+    targets: list[Ids] = []
+    owners: list[Ids] = []
+    for b, (row, rest) in enumerate(zip(batch.rows, rests, strict=True)):
+        tokens_BT[b, : len(rest)] = rest
         for number in row:
             scored = windows[number].scored
-            places.append(b * longest + np.arange(len(inputs) - scored, len(inputs)))
+            places.append(b * longest + np.arange(len(rest) - scored, len(rest)))
             targets.append(windows[number].ids[-scored:])
             owners.append(np.full(scored, len(owners)))
     where, inverse = np.unique(np.concatenate(places), return_inverse=True)
+
     device = runtime.device
     with runtime.autocast():
-        h_BTD = model.hidden(torch.from_numpy(tokens_BT).to(device))
+        cache = cache_of(model, batch, longest, device) if batch.prefixes else None
+        h_BTD = model.hidden(torch.from_numpy(tokens_BT).to(device), cache)
         h_ND = h_BTD.flatten(0, 1)[torch.from_numpy(where).to(device)]
         nats_M, greedy_M = judge(model, h_ND, torch.from_numpy(inverse), torch.from_numpy(np.concatenate(targets)))
+
     owner = np.concatenate(owners)
     sums = np.bincount(owner, weights=nats_M.double().cpu().numpy(), minlength=len(owners))
     missed = np.bincount(owner, weights=(~greedy_M).cpu().numpy(), minlength=len(owners))
     return sums.tolist(), (missed == 0).tolist()
+
+
+def cache_of(model: GPT, batch: Batch, further: int, device: torch.device) -> KVCache:
+    """A cache of each row's prefix, with room for `further` positions. Each prefix goes through the model once."""
+    lengths = np.array([len(prefix) for prefix in batch.prefixes])
+    P = int(lengths.max())
+    tokens_FP = np.zeros((len(lengths), P), dtype=np.int64)
+    for f, prefix in enumerate(batch.prefixes):
+        tokens_FP[f, P - len(prefix) :] = prefix  # padding in front, which the cache masks
+
+    cache = KVCache(P + further, slots=len(batch.rows), windows=False)
+    cache.place(lengths - P)
+    model.hidden(torch.from_numpy(tokens_FP).to(device), cache)
+    cache.select(torch.tensor(batch.prefix_of, device=device))
+    return cache
 
 
 def judge(model: GPT, h_ND: Tensor, places_M: Tensor, targets_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.evaluate import likelihood
-from isoflop.evaluate.likelihood import Request, Window, likelihoods, make_batches, read, windows_over
+from isoflop.evaluate.batches import Window, make_batches
+from isoflop.evaluate.likelihood import Request, likelihoods, read, windows_over
 
 REQUESTS = [
     Request("The cat sat on", " the mat"),
@@ -135,8 +136,63 @@ def test_windows_predict_each_id_once(count, first, length, data):
 def test_batches_hold_every_window_and_no_more_tokens_than_they_may(sequences, most):
     windows = [Window(np.array(ids), 1) for ids in sequences]
     batches = make_batches(windows, most)
-    assert sorted(number for batch in batches for row in batch for number in row) == list(range(len(windows)))
+    assert sorted(number for batch in batches for row in batch.rows for number in row) == list(range(len(windows)))
     for batch in batches:
-        longest = max(len(windows[row[0]].ids) - 1 for row in batch)
-        assert len(batch) == 1 or len(batch) * longest <= most
-        assert all(len({windows[number].ids[:-1].tobytes() for number in row}) == 1 for row in batch)
+        longest = max(len(windows[row[0]].ids) - 1 for row in batch.rows)
+        assert len(batch.rows) == 1 or len(batch.rows) * longest <= most
+        assert all(len({windows[number].ids[:-1].tobytes() for number in row}) == 1 for row in batch.rows)
+        assert not batch.prefixes
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 12), st.integers(1, 4)), min_size=1, max_size=20),
+    st.integers(1, 60),
+    st.integers(1, 200),
+)
+def test_rows_with_a_common_beginning_are_all_there_and_begin_with_it(rows, most, held):
+    """Rows of four families with beginnings of 9 to 21 ids, and a rest of their own."""
+    windows = [
+        Window(np.array([*([kind] * (9 + extra)), *(100 * i + np.arange(scored + 1))]), scored)
+        for i, (kind, extra, scored) in enumerate(rows)
+    ]
+    context = max(len(window.ids) - 1 for window in windows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("isoflop.generate.prefix.LEAST_SAVED", 1)
+        batches = make_batches(windows, most, held, context)
+    assert sorted(number for batch in batches for row in batch.rows for number in row) == list(range(len(windows)))
+    for batch in batches:
+        inputs = [windows[row[0]].ids[:-1] for row in batch.rows]
+        if not batch.prefixes:
+            continue
+        longest = max(map(len, batch.prefixes))
+        rest = max(len(ids) - batch.skipped(b) for b, ids in enumerate(inputs))
+        assert longest + rest <= context and len(batch.prefix_of) == len(batch.rows)
+        assert len(batch.rows) == 1 or len(batch.rows) * rest <= most or len(set(batch.prefix_of)) == 1
+        assert len(batch.rows) == 1 or len(batch.rows) * (longest + rest) <= held
+        for b, (row, ids) in enumerate(zip(batch.rows, inputs, strict=True)):
+            assert ids[: batch.skipped(b)].tolist() == batch.prefixes[batch.prefix_of[b]].tolist()
+            assert batch.skipped(b) <= len(ids) - max(windows[number].scored for number in row)
+
+
+def test_a_shared_context_goes_through_the_model_once(model, tokenizer, runtime, monkeypatch):
+    """Options of different lengths after contexts of different lengths: the scores are those without sharing."""
+    requests = [
+        Request(f"The {noun} sat on the mat and the {noun} said", f" {text}")
+        for noun in ("cat", "small brown fox", "dog")
+        for text in ("it", "the fox ran to it", "nobody", "a mat")
+    ] + [Request("The c", "at")]
+    monkeypatch.setattr(likelihood, "CACHE_BYTES", {"cpu": 0, "cuda": 0})
+    alone = likelihoods(model, tokenizer, requests, runtime)
+    monkeypatch.setattr(likelihood, "CACHE_BYTES", {"cpu": 2**28, "cuda": 2**28})
+    monkeypatch.setattr("isoflop.generate.prefix.LEAST_SAVED", 1)
+    sizes, hidden = [], model.hidden
+
+    def counted(tokens, *rest):
+        sizes.append(tuple(tokens.shape))
+        return hidden(tokens, *rest)
+
+    monkeypatch.setattr(model, "hidden", counted)
+    shared = likelihoods(model, tokenizer, requests, runtime)
+    assert [one.nats for one in shared] == pytest.approx([one.nats for one in alone], rel=1e-5)
+    assert [one.greedy for one in shared] == [one.greedy for one in alone]
+    assert (3, 12) in [(sizes[i][0], sizes[i + 1][0]) for i in range(len(sizes) - 1)]
