@@ -1,4 +1,4 @@
-"""A suite's items: from the files that the user has to what a model is asked.
+"""A suite's items, from the user's files.
 
 Files are JSON lines, CSV or TSV with a header, in a folder or in a tar archive. A pattern is matched from the right of
 a path, so that `blimp/*.jsonl` is found however deep the folder lies.
@@ -26,7 +26,7 @@ Files = list[tuple[str, bytes]]  # names and contents of files
 
 @dataclass(frozen=True)
 class Item:
-    """What is asked, once a suite's templates are filled.
+    """An item, with the suite's templates filled.
 
     Attributes:
         number: from 1, among the suite's.

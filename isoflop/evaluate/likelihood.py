@@ -1,4 +1,4 @@
-"""How likely a model finds a continuation of a context: the sum of ln p over its tokens.
+"""The likelihood of a continuation given a context: the sum of ln p over its tokens.
 
 Context and continuation are cut as in lm-eval 0.4, so that the same weights give the same numbers: the two are encoded
 together, the context once more alone, and what is left of the whole after as many ids as the context has is the

@@ -1,10 +1,10 @@
-"""How a suite's items are asked and judged: METHODS, and what they are judged by: METRICS.
+"""How a suite's items are presented and scored: METHODS, and METRICS.
 
 options        the likelihood of each option after one context; the likeliest is chosen
 contexts       the likelihood of one continuation after each context (WinoGrande's partial evaluation)
 pairs          the likelihood of a good and of a bad sentence (BLiMP)
 last_word      the word that follows: whether it is the first choice, and its perplexity (LAMBADA)
-exact_match    an answer is written and compared with the one expected (GSM8K)
+exact_match    a generated answer is compared with the expected one (GSM8K)
 
 A method is a class with the methods of `Method` and a line in METHODS; a metric is a line in METRICS.
 """
@@ -29,10 +29,10 @@ Write = Callable[[Sequence[str], int, Sequence[str]], tuple[list[str], int]]  # 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a suite is judged by.
+    """A metric of a suite.
 
     Attributes:
-        words: what it is.
+        words: its description.
         shares: its values per item are 0 or 1, their mean is the score.
         of: the score from the mean over items.
         lower: less is better.
@@ -54,9 +54,9 @@ METRICS: dict[str, Metric] = {
     "unconditional": Metric("the likeliest against itself without the context is right", lm_eval="acc_mutual_info"),
     "first_choice": Metric("every token of the word is the first choice", lm_eval="acc"),
     "perplexity": Metric("of the word", shares=False, of=np.exp, lower=True, lm_eval="perplexity"),
-    "exact_match": Metric("the answer written is the one expected", lm_eval="exact_match"),
+    "exact_match": Metric("the generated answer is the expected one", lm_eval="exact_match"),
 }
-FREE = ("likelihood", "per_token", "per_character", "per_byte")  # that cost no further reading
+FREE = ("likelihood", "per_token", "per_character", "per_byte")  # that need no further forward pass
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Judged:
 
 
 class Method(Protocol):
-    """One way to ask.
+    """One way to present and score items.
 
     Attributes:
-        words: what it does.
-        needs: fields that a suite has to have; takes: further ones that it may have.
-        metrics: that it can be judged by, the default first.
+        words: its description.
+        needs: required fields of a suite; takes: optional ones.
+        metrics: the possible ones, the default first.
     """
 
     words: ClassVar[str]
@@ -89,10 +89,10 @@ class Method(Protocol):
         """
 
     def chance(self, item: Item) -> float:
-        """The share of right answers of one who guesses."""
+        """The expected score of a random choice."""
 
     def judge(self, suite: Suite, items: Sequence[Item], score: Score, write: Write) -> Judged:
-        """Ask a model."""
+        """Score a model on the items."""
 
 
 class Options:
@@ -204,7 +204,7 @@ class LastWord:
 
 
 class ExactMatch:
-    words: ClassVar[str] = "an answer is written and compared with the one expected"
+    words: ClassVar[str] = "a generated answer is compared with the expected one"
     needs: ClassVar[tuple[str, ...]] = ("context", "answer")
     takes: ClassVar[tuple[str, ...]] = ("delimiter", "extract", "ignore", "stops", "tokens")
     metrics: ClassVar[tuple[str, ...]] = ("exact_match",)
@@ -272,7 +272,7 @@ def method_of(suite: Suite) -> Method:
 
 
 def metrics_of(suite: Suite) -> list[str]:
-    """What a suite is judged by, the headline first: what it names, and what costs no further reading."""
+    """The metrics of a suite, the headline first: those that it names, and those that need no further forward pass."""
     possible = METHODS[suite.method].metrics
     free = [name for name in possible if name != "unconditional"]
     return list(dict.fromkeys([suite.metric or possible[0], *suite.also, *free]))
@@ -284,8 +284,8 @@ def subset_of(suite: Suite, record: dict[str, Any], at: str) -> str:
 
 
 def extracted(suite: Suite, text: str) -> str:
-    """What of an answer is compared: the first group of `extract` where it last matches, else all of it; without what
-    `ignore` leaves out, and without blanks around."""
+    """The part of an answer that is compared: the first group of `extract` where it last matches, else all of it; without
+    what `ignore` matches, and without blanks around."""
     if suite.extract and (matches := list(compiled(suite.extract, "extract").finditer(text))):
         text = matches[-1][1] if matches[-1].re.groups else matches[-1][0]
     for pattern in suite.ignore:

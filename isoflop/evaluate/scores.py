@@ -41,7 +41,7 @@ class Asked:
 
     @property
     def chance(self) -> float:
-        """The share of right answers of one who guesses."""
+        """The expected score of a random choice."""
         return float(np.mean([self.method.chance(item) for item in self.items]))
 
     @cached_property

@@ -36,6 +36,8 @@ from isoflop.model.gpt import GPT, Block
 COPIED = 2**19  # numbers: weights that are not next to each other are copied up to this size
 MANY_QUERIES = 32  # rows times heads from which two batched products are faster than the fused kernel
 
+Angles = tuple[float, ...]  # see angles_of
+
 IN_PLACE: dict[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] = {
     ACTIVATIONS["relu"]: torch.relu_,
     ACTIVATIONS["relu2"]: lambda x: x.relu_().square_(),
@@ -88,7 +90,7 @@ class FusedStep:
         self.layers = [Layer(block) for block in model.blocks]
         self.buffers: dict[str, Tensor] = {}
         self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
-        self.angles: dict[int, tuple[Tensor, Tensor]] = {}
+        self.angles: dict[Angles, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int, Tensor | None] = {}
 
     @torch.inference_mode()
@@ -170,10 +172,11 @@ class FusedStep:
         """Rotary.rotate for heads N of one position each."""
         K = x_RNK.shape[-1]
         first, second = (slice(0, K, 2), slice(1, K, 2)) if rotary.interleaved else (slice(K // 2), slice(K // 2, K))
-        if id(rotary) not in self.angles:
+        key = angles_of(rotary)
+        if key not in self.angles:
             cos_RTK, sin_RTK = (rows_at(table, start, 1).to(x_RNK.dtype) for table in (rotary.cos_TK, rotary.sin_TK))
-            self.angles[id(rotary)] = cos_RTK, sin_RTK[..., second]
-        cos_RTK, sin_RTF = self.angles[id(rotary)]
+            self.angles[key] = cos_RTK, sin_RTK[..., second]
+        cos_RTK, sin_RTF = self.angles[key]
 
         y_RNK = torch.mul(x_RNK, cos_RTK, out=self.room("rotated", *x_RNK.shape, like=x_RNK))
         y_RNK[..., first].addcmul_(x_RNK[..., second], sin_RTF, value=-1)
@@ -197,6 +200,12 @@ class FusedStep:
             return layer.activation(wide_RF)
         gate_RF, up_RF = wide_RF.chunk(2, dim=1)
         return torch.mul(layer.activation(gate_RF), up_RF, out=self.room("gated", *up_RF.shape, like=h_RD))
+
+
+def angles_of(rotary: Rotary) -> Angles:
+    """What the angles depend on: layers with the same look them up once per step."""
+    options = (rotary.base, rotary.factor, rotary.low_freq, rotary.high_freq, rotary.original)
+    return (*options, rotary.interleaved, *rotary.cos_TK.shape)
 
 
 class Layer:
