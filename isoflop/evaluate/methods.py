@@ -284,8 +284,8 @@ def subset_of(suite: Suite, record: dict[str, Any], at: str) -> str:
 
 
 def extracted(suite: Suite, text: str) -> str:
-    """The part of an answer that is compared: the first group of `extract` where it last matches, else all of it; without
-    what `ignore` matches, and without blanks around."""
+    """The part of an answer that is compared: the first group of `extract` where it last matches, else all of it, but
+    not what `ignore` matches, and without blanks around."""
     if suite.extract and (matches := list(compiled(suite.extract, "extract").finditer(text))):
         text = matches[-1][1] if matches[-1].re.groups else matches[-1][0]
     for pattern in suite.ignore:
