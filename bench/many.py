@@ -7,15 +7,20 @@ does. With --previous the same measurement of another checkout of isoflop takes 
 of its own, and the ratio is the median over rounds; `git worktree add ../before 7a96182` has the engine that fed rows
 token by token. Seconds of the clock, so that threads count; use it on a quiet machine. On a busy one --processor counts
 those of the process, with one thread.
+
+The floor is what no engine of this arithmetic can beat on the machine: the matrix products of each step alone, and one
+read of the keys and values that it attends to.
 """
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +56,30 @@ def measured(rows: int, tokens: int, processor: bool) -> dict[str, float]:
             took.append(clock() - started)
             assert count == rows * tokens
         speeds[name] = rows * tokens / statistics.median(took[1:])
+    speeds["floor"] = rows / floor(model.config, rows, statistics.mean(lengths) + tokens / 2, clock)
     return speeds
+
+
+def floor(config: ModelConfig, rows: int, length: float, clock: Callable[[], float]) -> float:
+    """Seconds of a step's matrix products alone, and of one read of keys and values of this mean length."""
+    D, layers = config.d_model, config.layers
+    shapes = [*[(D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)] * layers, (D, config.vocab_size)]
+    weights = [torch.randn(shape) for shape in shapes]
+    inputs = {width: torch.randn(rows, width) for width, _ in shapes}
+    results = {width: torch.empty(rows, width) for _, width in shapes}
+    held = torch.ones(math.ceil(2 * layers * rows * length * D))
+
+    def step() -> None:
+        for weight in weights:
+            torch.mm(inputs[weight.shape[0]], weight, out=results[weight.shape[1]])
+        held.sum()
+
+    took = []
+    for _ in range(50):
+        started = clock()
+        step()
+        took.append(clock() - started)
+    return statistics.median(took)
 
 
 def turn(checkout: Path, given: argparse.Namespace) -> dict[str, float]:
@@ -99,6 +127,9 @@ def main() -> None:
             line += f", previous {speeds['previous']:9,.0f}, ratio {speeds['ratio']:.2f}"
         result["ways"][way] = speeds
         print(line, flush=True)
+
+    result["floor"] = statistics.median(one["ours"]["floor"] for one in rounds)
+    print(f"floor    {result['floor']:9,.0f} tokens/s: products alone, and one read of keys and values")
 
     if given.json:
         peers = {"previous": commit(given.previous)} if given.previous else {}

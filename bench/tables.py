@@ -240,6 +240,7 @@ def many(result: dict[str, Any]) -> str:
         [way, f"{one['ours']:,.0f}", f"{one['previous']:,.0f}", f"{one['ratio']:.1f} ({MANY:.0f})"]
         for way, one in result["ways"].items()
     ]
+    rows.append(["products alone, and one read of keys and values", f"{result['floor']:,.0f}", "", ""])
     head = ["256 prompts", "tokens/s", "before", "ratio (target)"]
     clock = ", processor seconds on a busy machine" if result["clock"] == "processor" else ""
     return lines(head, rows) + f"\n\n{provenance(result).removesuffix('.')}{clock}."
