@@ -120,8 +120,9 @@ class FusedStep:
         """A view of a buffer, which is reused by everything of that name."""
         if (name, shape) not in self.views:
             numbers = math.prod(shape)
-            if name not in self.buffers or self.buffers[name].numel() < numbers:
-                most = numbers // shape[0] * max(shape[0], self.rows)
+            room = self.buffers[name].numel() if name in self.buffers else 0
+            if room < numbers:  # the scores grow with the length
+                most = max(2 * room, numbers // shape[0] * max(shape[0], self.rows))
                 self.buffers[name] = torch.empty(most, dtype=like.dtype, device=like.device)
                 self.views = {key: view for key, view in self.views.items() if key[0] != name}
             elif len(self.views) > 64:  # of numbers of rows and lengths that have passed
