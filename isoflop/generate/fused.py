@@ -15,8 +15,8 @@ Models with other parts are decoded by their modules (batch.py): `fusible` says 
 Letters: R rows, S positions in the cache, D d_model, H heads, G key-value heads, M = H / G, K head_dim.
 """
 
-import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.attention import Attention
 from isoflop.model.blocks.feed_forward import ACTIVATIONS, MLP, Gated
 from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
-from isoflop.model.blocks.part import Linear, Start, product, rows_at
+from isoflop.model.blocks.part import FEW_ROWS, Linear, Start, rows_at
 from isoflop.model.blocks.position import Position, Rotary
 from isoflop.model.blocks.wiring import PreNorm
 from isoflop.model.gpt import GPT, Block
@@ -86,10 +86,12 @@ class FusedStep:
     """
 
     def __init__(self, model: GPT, rows: int) -> None:
-        self.model, self.rows = model, rows
+        self.model = model
+        weight = model.head_weight
         self.layers = [Layer(block) for block in model.blocks]
-        self.buffers: dict[str, Tensor] = {}
-        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
+        self.room = {layer.shape: Room(layer, rows, weight) for layer in self.layers}
+        self.logits = weight.new_empty(rows, len(weight))
+        self.head = Product([weight.detach()], [None])
         self.angles: dict[Angles, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int, Tensor | None] = {}
 
@@ -102,87 +104,50 @@ class FusedStep:
         x_RD = model.embed(tokens_R.unsqueeze(1), start).squeeze(1)  # a copy, to which the layers add
 
         for layer in self.layers:
-            y_RC = self.attend(layer, self.normalised(layer.norms[0], x_RD), start, cache)
-            layer.out.add_to(x_RD, y_RC)
-            hidden_RF = self.widen(layer, self.normalised(layer.norms[1], x_RD))
-            layer.down.add_to(x_RD, hidden_RF)
+            room = self.room[layer.shape].of(R)
+            layer.qkv(normalised(layer.norms[0], x_RD, room.normalised_RD), room.qkv_RC)
+            layer.out.add_to(x_RD, self.attend(layer, room, start, cache))
+            layer.up(normalised(layer.norms[1], x_RD, room.normalised_RD), room.wide_RF)
+            layer.down.add_to(x_RD, activated(layer, room))
 
         cache.advance(1)
-        h_RD = x_RD if model.norm is None else self.normalised(model.norm, x_RD)
-        weight = model.head_weight
-        if weight.dtype == torch.bfloat16:
-            logits_RV = product(h_RD, weight)
-        else:
-            logits_RV = torch.mm(h_RD, weight.t(), out=self.room("logits", R, weight.shape[0], like=x_RD))
-        return soft_capped(logits_RV, model.logit_cap)
+        if model.norm is not None:
+            x_RD = normalised(model.norm, x_RD, torch.empty_like(x_RD))
+        return soft_capped(self.head(x_RD, self.logits[:R]), model.logit_cap)
 
-    def room(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """A view of a buffer, which is reused by everything of that name."""
-        if (name, shape) not in self.views:
-            numbers = math.prod(shape)
-            room = self.buffers[name].numel() if name in self.buffers else 0
-            if room < numbers:  # the scores grow with the length
-                most = max(2 * room, numbers // shape[0] * max(shape[0], self.rows))
-                self.buffers[name] = torch.empty(most, dtype=like.dtype, device=like.device)
-                self.views = {key: view for key, view in self.views.items() if key[0] != name}
-            elif len(self.views) > 64:  # of numbers of rows and lengths that have passed
-                self.views = {}
-            self.views[name, shape] = self.buffers[name][:numbers].view(shape)
-        return self.views[name, shape]
-
-    def normalised(self, norm: nn.Module, x_RD: Tensor) -> Tensor:
-        if not isinstance(norm, RMSNorm):
-            h_RD: Tensor = norm(x_RD)
-            return h_RD
-        return rms_norm(x_RD, norm.eps, norm.weight, self.room("normalised", *x_RD.shape, like=x_RD))
-
-    def attend(self, layer: "Layer", h_RD: Tensor, start: Start, cache: KVCache) -> Tensor:
-        """The attention's output before its last product, (R, H K)."""
-        R, H, G, K = len(h_RD), layer.heads, layer.kv_heads, layer.head_dim
-
-        # queries, keys and values; the first two in one tensor
-        qkv_RC = layer.qkv(h_RD, self.room("qkv", R, (H + 2 * G) * K, like=h_RD))
-        both_RNK = qkv_RC[:, : (H + G) * K].unflatten(1, (H + G, K))
-        v_RGTK = qkv_RC[:, (H + G) * K :].view(R, G, 1, K)
+    def attend(self, layer: "Layer", room: "Room", start: Start, cache: KVCache) -> Tensor:
+        """softmax(q k) v, (R, H K), of the queries, keys and values in `room.qkv_RC`."""
+        # queries and keys together
         if layer.qk_eps is not None:
-            both_RNK = rms_norm(both_RNK, layer.qk_eps, layer.qk_gain_NK, self.room("qk", R, H + G, K, like=h_RD))
+            rms_norm(room.heads_RNK, layer.qk_eps, layer.qk_gain_NK, room.unit_RNK)
         if layer.rotary is not None:
-            both_RNK = self.rotated(layer.rotary, both_RNK, start)
-        k_RGTK = both_RNK[:, H:].unsqueeze(2)
-        k_RGSK, v_RGSK = cache.append(layer.number, k_RGTK, v_RGTK, layer.window)
+            cos_RTK, sin_RTF = self.angles_at(layer.rotary, start)
+            torch.mul(room.straight_RNK, cos_RTK, out=room.rotated_RNK)
+            room.rotated_halves[0].addcmul_(room.straight_halves[1], sin_RTF, value=-1)
+            room.rotated_halves[1].addcmul_(room.straight_halves[0], sin_RTF)
+        k_RGSK, v_RGSK = cache.append(layer.number, room.k_RGTK, room.v_RGTK, layer.window)
         S = k_RGSK.shape[2]
-        hidden_R11S = self.hidden(cache, S, h_RD)
+        hidden_R11S = self.hidden(cache, S, k_RGSK)
 
-        # softmax(q k) v; the queries that share a head of keys are M rows of one product
-        if R * H < MANY_QUERIES or h_RD.dtype == torch.bfloat16:
-            q_RGMK = both_RNK[:, :H].unflatten(1, (G, H // G))
-            y_RGMK = F.scaled_dot_product_attention(q_RGMK, k_RGSK, v_RGSK, attn_mask=hidden_R11S)
-            return y_RGMK.reshape(R, H * K)
-        q_RHK = torch.mul(both_RNK[:, :H], K**-0.5, out=self.room("q", R, H, K, like=h_RD))
-        scores_RGMS = self.room("scores", R, G, H // G, S, like=h_RD)
-        y_RHK = self.room("y", R, H, K, like=h_RD)
-        scores_AMS = scores_RGMS.view(R * G, H // G, S)
-        torch.bmm(q_RHK.view(R * G, H // G, K), k_RGSK.flatten(0, 1).transpose(1, 2), out=scores_AMS)
+        # the queries that share a head of keys are M rows of one product
+        if not room.many:
+            y_RGMK = F.scaled_dot_product_attention(room.q_RGMK, k_RGSK, v_RGSK, attn_mask=hidden_R11S)
+            return y_RGMK.reshape(room.y_RC.shape)
+        torch.mul(room.q_RGMK, layer.head_dim**-0.5, out=room.scaled_RGMK)
+        scores_AMS = torch.bmm(room.scaled_AMK, k_RGSK.flatten(0, 1).transpose(1, 2))
         if hidden_R11S is not None:
-            scores_RGMS.add_(hidden_R11S)
-        torch.softmax(scores_AMS, dim=-1, out=scores_AMS)
-        torch.bmm(scores_AMS, v_RGSK.flatten(0, 1), out=y_RHK.view(R * G, H // G, K))
-        return y_RHK.view(R, H * K)
+            scores_AMS.view(*room.q_RGMK.shape[:3], S).add_(hidden_R11S)
+        torch.bmm(scores_AMS.softmax(dim=-1), v_RGSK.flatten(0, 1), out=room.y_AMK)
+        return room.y_RC
 
-    def rotated(self, rotary: Rotary, x_RNK: Tensor, start: Start) -> Tensor:
-        """Rotary.rotate for heads N of one position each."""
-        K = x_RNK.shape[-1]
-        first, second = (slice(0, K, 2), slice(1, K, 2)) if rotary.interleaved else (slice(K // 2), slice(K // 2, K))
+    def angles_at(self, rotary: Rotary, start: Start) -> tuple[Tensor, Tensor]:
+        """Cosines (R, 1, K) and sines (R, 1, K / 2) of one position per row, or (1, K) and (1, K / 2) of all rows'."""
         key = angles_of(rotary)
         if key not in self.angles:
-            cos_RTK, sin_RTK = (rows_at(table, start, 1).to(x_RNK.dtype) for table in (rotary.cos_TK, rotary.sin_TK))
-            self.angles[key] = cos_RTK, sin_RTK[..., second]
-        cos_RTK, sin_RTF = self.angles[key]
-
-        y_RNK = torch.mul(x_RNK, cos_RTK, out=self.room("rotated", *x_RNK.shape, like=x_RNK))
-        y_RNK[..., first].addcmul_(x_RNK[..., second], sin_RTF, value=-1)
-        y_RNK[..., second].addcmul_(x_RNK[..., first], sin_RTF)
-        return y_RNK
+            dtype = self.logits.dtype
+            cos_RTK, sin_RTK = (rows_at(table, start, 1).to(dtype) for table in (rotary.cos_TK, rotary.sin_TK))
+            self.angles[key] = cos_RTK, halves(sin_RTK, rotary.interleaved)[1]
+        return self.angles[key]
 
     def hidden(self, cache: KVCache, S: int, like: Tensor) -> Tensor | None:
         """What is added to the scores of the last S positions: minus infinity at padding. None: there is none."""
@@ -194,14 +159,6 @@ class FusedStep:
             self.masks[S] = mask
         return self.masks[S]
 
-    def widen(self, layer: "Layer", h_RD: Tensor) -> Tensor:
-        """The feed-forward network before its last product, (R, F)."""
-        wide_RF = layer.up(h_RD, self.room("wide", len(h_RD), layer.width, like=h_RD))
-        if not layer.gated:
-            return layer.activation(wide_RF)
-        gate_RF, up_RF = wide_RF.chunk(2, dim=1)
-        return torch.mul(layer.activation(gate_RF), up_RF, out=self.room("gated", *up_RF.shape, like=h_RD))
-
 
 def angles_of(rotary: Rotary) -> Angles:
     """What the angles depend on: layers with the same look them up once per step."""
@@ -209,73 +166,173 @@ def angles_of(rotary: Rotary) -> Angles:
     return (*options, rotary.interleaved, *rotary.cos_TK.shape)
 
 
+def halves(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
+    """The first and the second member of each pair that is rotated."""
+    if interleaved:
+        return x[..., 0::2], x[..., 1::2]
+    first, second = x.chunk(2, dim=-1)
+    return first, second
+
+
 class Layer:
     """The weights of a block as `FusedStep` uses them, and its shapes."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Any) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.norms = list(block.wiring.norms)
         self.number, self.window = attention.layer, attention.window
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.head_dim = attention.q.out_features // attention.heads
 
-        self.qkv = Product([attention.q, attention.k, attention.v])
-        self.out = Product([attention.out])
+        self.qkv = Product.of(attention.q, attention.k, attention.v)
+        self.out = Product.of(attention.out)
         self.qk_eps, self.qk_gain_NK = None, None
         if attention.q_norm is not None:
             self.qk_eps = attention.q_norm.eps
             if attention.q_norm.weight is not None:
                 gains = (attention.q_norm.weight, self.heads), (attention.k_norm.weight, self.kv_heads)
                 self.qk_gain_NK = torch.cat([gain.detach().expand(heads, -1) for gain, heads in gains])
-        self.rotary = attention.position if isinstance(attention.position, Rotary) else None
+        self.rotary: Rotary | None = attention.position if isinstance(attention.position, Rotary) else None
 
         self.gated = isinstance(feed_forward, Gated)
-        self.up = Product([feed_forward.gate, feed_forward.up] if self.gated else [feed_forward.up])
-        self.down = Product([feed_forward.down])
-        self.width = feed_forward.up.out_features * (2 if self.gated else 1)
+        self.up = Product.of(feed_forward.gate, feed_forward.up) if self.gated else Product.of(feed_forward.up)
+        self.down = Product.of(feed_forward.down)
+        self.d_model, self.width = feed_forward.up.in_features, feed_forward.up.out_features
         self.activation = IN_PLACE.get(feed_forward.activation, feed_forward.activation)
+
+        # layers with the same shape use the same buffers
+        interleaved = self.rotary is not None and self.rotary.interleaved
+        about_heads = (self.heads, self.kv_heads, self.head_dim, self.qk_eps is None, self.rotary is None, interleaved)
+        self.shape = (*about_heads, self.width, self.gated)
+
+
+class Room:
+    """The buffers of layers of one shape, and views of them for R rows.
+
+    Attributes:
+        heads_RNK, v_RGTK: of `qkv_RC`: queries and keys, and values.
+        unit_RNK, rotated_RNK: queries and keys after their norm, and after the rotation.
+        straight_RNK: what is rotated.
+        q_RGMK, k_RGTK: queries and keys as they are multiplied, and stored.
+        many: there are so many queries that two batched products are faster than torch's fused kernel.
+    """
+
+    def __init__(self, layer: Layer, rows: int, like: Tensor) -> None:
+        self.layer, self.R = layer, 0
+        heads = layer.heads + layer.kv_heads
+        widths = {
+            "normalised": (layer.d_model,),
+            "qkv": ((heads + layer.kv_heads) * layer.head_dim,),
+            "unit": (heads, layer.head_dim),
+            "rotated": (heads, layer.head_dim),
+            "scaled": (layer.heads * layer.head_dim,),
+            "y": (layer.heads * layer.head_dim,),
+            "wide": (layer.width * (2 if layer.gated else 1),),
+            "gated": (layer.width,),
+        }
+        self.buffers = {name: like.new_empty(rows, *width) for name, width in widths.items()}
+
+    def of(self, R: int) -> "Room":
+        """This, with views of R rows."""
+        if R == self.R:
+            return self
+        layer, self.R = self.layer, R
+        H, G, K = layer.heads, layer.kv_heads, layer.head_dim
+        rows = {name: buffer[:R] for name, buffer in self.buffers.items()}
+        self.normalised_RD, self.qkv_RC = rows["normalised"], rows["qkv"]
+
+        self.heads_RNK = self.qkv_RC[:, : (H + G) * K].unflatten(1, (H + G, K))
+        self.v_RGTK = self.qkv_RC[:, (H + G) * K :].unflatten(1, (G, 1, K))
+        self.unit_RNK, self.rotated_RNK = rows["unit"], rows["rotated"]
+        self.straight_RNK = self.heads_RNK if layer.qk_eps is None else self.unit_RNK
+        if layer.rotary is not None:
+            self.straight_halves = halves(self.straight_RNK, layer.rotary.interleaved)
+            self.rotated_halves = halves(self.rotated_RNK, layer.rotary.interleaved)
+        final_RNK = self.straight_RNK if layer.rotary is None else self.rotated_RNK
+        self.q_RGMK = final_RNK[:, :H].unflatten(1, (G, H // G))
+        self.k_RGTK = final_RNK[:, H:].unsqueeze(2)
+
+        self.many = R * H >= MANY_QUERIES
+        self.scaled_RGMK = rows["scaled"].view(R, G, H // G, K)
+        self.scaled_AMK = rows["scaled"].view(R * G, H // G, K)
+        self.y_RC, self.y_AMK = rows["y"], rows["y"].view(R * G, H // G, K)
+        self.wide_RF, self.gated_RF = rows["wide"], rows["gated"]
+        self.gate_and_up = self.wide_RF.chunk(2, dim=1) if layer.gated else ()
+        return self
+
+
+def activated(layer: Layer, room: Room) -> Tensor:
+    """The feed-forward network before its last product, (R, F), of the products in `room.wide_RF`."""
+    if not layer.gated:
+        return layer.activation(room.wide_RF)
+    gate_RF, up_RF = room.gate_and_up
+    return torch.mul(layer.activation(gate_RF), up_RF, out=room.gated_RF)
 
 
 class Product:
     """y = x W^T (+ b) with the weights of one or several layers on the same input: as one product where these lie next
     to each other or are small, else as one each."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        weights = [layer.weight.detach() for layer in layers]
-        biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
         one = joined(weights)
         if one is None and sum(weight.numel() for weight in weights) <= COPIED:
-            one = torch.cat(weights)
-        self.weights = weights if one is None else [one]
-        self.biases: Sequence[Tensor | None] = biases or [None] * len(layers)
+            one = torch.cat(list(weights))
+        self.weights = list(weights) if one is None else [one]
+        self.biases = list(biases)
         if one is not None:
-            self.biases = [torch.cat(biases) if biases else None]
+            given = [bias for bias in biases if bias is not None]
+            self.biases = [torch.cat(given) if given else None]
 
-    def __call__(self, x_RD: Tensor, room_RC: Tensor) -> Tensor:
-        """y, (R, C): in `room_RC`, or in memory of its own."""
-        if x_RD.dtype == torch.bfloat16:  # which `product` reads faster than mm
-            parts = [product(x_RD, *both) for both in zip(self.weights, self.biases, strict=True)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    @classmethod
+    def of(cls, *layers: nn.Linear) -> "Product":
+        biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
+        return cls([layer.weight.detach() for layer in layers], biases)
+
+    def __call__(self, x_RD: Tensor, y_RC: Tensor) -> Tensor:
+        """Write y to `y_RC` and return it."""
         begin = 0
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            end = begin + len(weight)
-            room = room_RC if len(self.weights) == 1 else room_RC[:, begin:end]
-            if bias is None:
-                torch.mm(x_RD, weight.t(), out=room)
+        for weight_CD, bias_C in zip(self.weights, self.biases, strict=True):
+            part_RC = y_RC if len(self.weights) == 1 else y_RC[:, begin : begin + len(weight_CD)]
+            begin += len(weight_CD)
+            if weight_first(weight_CD, x_RD):
+                part_RC.copy_(times(weight_CD, x_RD))
+                if bias_C is not None:
+                    part_RC.add_(bias_C)
+            elif bias_C is None:
+                torch.mm(x_RD, weight_CD.t(), out=part_RC)
             else:
-                torch.addmm(bias, x_RD, weight.t(), out=room)
-            begin = end
-        return room_RC
+                torch.addmm(bias_C, x_RD, weight_CD.t(), out=part_RC)
+        return y_RC
 
     def add_to(self, sum_RC: Tensor, x_RD: Tensor) -> None:
-        """Add y to a tensor. Of a product with one layer."""
-        weight, bias = self.weights[0], self.biases[0]
-        if x_RD.dtype == torch.bfloat16:
-            sum_RC.add_(product(x_RD, weight, bias))
-            return
-        if bias is not None:
-            sum_RC.add_(bias)
-        sum_RC.addmm_(x_RD, weight.t())
+        """Add y to `sum_RC`. Of a product with one layer."""
+        weight_CD, bias_C = self.weights[0], self.biases[0]
+        if bias_C is not None:
+            sum_RC.add_(bias_C)
+        if weight_first(weight_CD, x_RD):
+            sum_RC.add_(times(weight_CD, x_RD))
+        else:
+            sum_RC.addmm_(x_RD, weight_CD.t())
+
+
+def weight_first(weight_CD: Tensor, x_RD: Tensor) -> bool:
+    """Whether W x^T is faster than x W^T, as in `product` (model/blocks/part.py)."""
+    return weight_CD.dtype == torch.bfloat16 and len(x_RD) <= FEW_ROWS
+
+
+def times(weight_CD: Tensor, x_RD: Tensor) -> Tensor:
+    """(W x^T)^T, (R, C)."""
+    if len(x_RD) == 1:
+        return torch.mv(weight_CD, x_RD[0]).unsqueeze(0)
+    return torch.mm(weight_CD, x_RD.t()).t()
+
+
+def normalised(norm: nn.Module, x_RD: Tensor, out_RD: Tensor) -> Tensor:
+    """norm(x), in `out_RD` or in memory of its own."""
+    if isinstance(norm, RMSNorm):
+        return rms_norm(x_RD, norm.eps, norm.weight, out_RD)
+    y_RD: Tensor = norm(x_RD)
+    return y_RD
 
 
 def rms_norm(x: Tensor, eps: float, gain: Tensor | None, out: Tensor) -> Tensor:
