@@ -172,9 +172,9 @@ def read(
 
     everyone = group.gather(mine)
     results: list[tuple[float, bool]] = [(0.0, True)] * len(windows)
-    for turn, rows in enumerate(batches):
+    for turn, batch in enumerate(batches):
         nats, greedy = everyone[turn % group.size][turn // group.size]
-        numbers = [number for row in rows for number in row]
+        numbers = [number for row in batch.rows for number in row]
         for number, one, first_choice in zip(numbers, nats, greedy, strict=True):
             results[number] = (one, first_choice)
     return results
