@@ -55,9 +55,9 @@ def narrow(model: GPT) -> None:
             put_together(group, by_columns=False)
 
 
-def same_input(model: nn.Module) -> list[list[nn.Parameter]]:
+def same_input(model: nn.Module) -> list[list[Tensor]]:
     """The weights (out, in) of a model that multiply the same vector, group by group."""
-    groups: list[list[nn.Parameter]] = []
+    groups: list[list[Tensor]] = []
     for module in model.modules():
         if isinstance(module, Attention):
             groups.append([module.q.weight, module.k.weight, module.v.weight])
@@ -66,7 +66,7 @@ def same_input(model: nn.Module) -> list[list[nn.Parameter]]:
     return groups
 
 
-def put_together(weights: Sequence[nn.Parameter], by_columns: bool) -> None:
+def put_together(weights: Sequence[Tensor], by_columns: bool) -> None:
     """Store weights (out, in) as one matrix of all their rows, by columns or by rows."""
     data = [weight.data for weight in weights]
     one = torch.cat(data) if len(data) > 1 else data[0]

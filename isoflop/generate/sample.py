@@ -16,6 +16,7 @@ from isoflop.errors import UserError
 from isoflop.generate.rules import Rules, Sampling
 
 FIRST_LOOK = 256  # how many of the largest logits top-p sorts first
+SORTED_WHOLE = 4096  # a vocabulary of at most so many is sorted whole, which takes little longer
 
 
 @torch.inference_mode()
@@ -50,7 +51,7 @@ def probabilities(logits_BV: Tensor, **how: float) -> Tensor:
         if ids is None:
             ids_bN = torch.arange(logits_BV.shape[1]).expand_as(weights_bN)
         else:
-            ids_bN = ids if isinstance(ids, Tensor) else ids.all()
+            ids_bN = ids if isinstance(ids, Tensor) else ids.all()[:, : weights_bN.shape[1]]
         p_BV[rows_bN.unsqueeze(1), ids_bN] = weights_bN / weights_bN.sum(dim=-1, keepdim=True)
     return p_BV
 
@@ -105,7 +106,7 @@ class Largest:
         if self.ids_BN is not None:
             return self.ids_BN
         order_BV = self.logits_BV.sort(dim=-1, descending=True, stable=True).indices
-        return order_BV[:, : self.values_BN.shape[1]]
+        return order_BV[:, : self.values_BN.shape[1]]  # at least as many as there are weights
 
 
 Kept = tuple[Tensor | None, Tensor, Tensor | Largest | None]
@@ -166,6 +167,8 @@ def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) ->
     nucleus = rules.top_k == 0
     total_B1 = logits_BV.exp().sum(dim=-1, keepdim=True).log_() if nucleus.any() else None  # the largest is 0
     N = min(V, max(FIRST_LOOK if nucleus.any() else 1, int(rules.top_k.max())))
+    if nucleus.any() and V <= SORTED_WHOLE:
+        N = V
 
     while True:
         largest = Largest(logits_BV, N)
@@ -189,7 +192,8 @@ def kept_of_likeliest(logits_BV: Tensor, rules: Rules, rows_B: Tensor | None) ->
 
 
 def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Tensor, Tensor]:
-    """The weights of the N likeliest ids after top-k, top-p and min-p, and the total probability of the N.
+    """The weights of the N likeliest ids after top-k, top-p and min-p, up to the last column in which any row keeps an
+    id, and the total probability of the N.
 
     Args:
         logits_BN: descending.
@@ -203,20 +207,24 @@ def within(logits_BN: Tensor, total_B1: Tensor | None, rules: Rules) -> tuple[Te
         inside_B1 = logits_BN.logsumexp(dim=-1, keepdim=True)
         total_B1 = inside_B1 if total_B1 is None else torch.where(top_k_B1 > 0, inside_B1, total_B1)
     assert total_B1 is not None
-    p_BN = (logits_BN - total_B1).exp()
+    p_BN = (logits_BN - total_B1).exp_()
 
     kept_BN, sums_BN = p_BN, p_BN.cumsum(dim=-1)
     if (rules.top_p < 1.0).any():
         top_p_B1 = rules.column("top_p", device)
-        kept_BN = kept_BN.masked_fill((sums_BN - p_BN >= top_p_B1) & (top_p_B1 < 1.0), 0.0)
+        outside_BN = sums_BN - p_BN >= top_p_B1
+        if (rules.top_p == 1.0).any():
+            outside_BN &= top_p_B1 < 1.0
+        kept_BN = kept_BN.masked_fill(outside_BN, 0.0)
     if rules.min_p.any():
         kept_BN = kept_BN.masked_fill(p_BN < rules.column("min_p", device) * p_BN[:, :1], 0.0)
-    return kept_BN, sums_BN[:, -1]
+    columns = int(kept_BN.any(dim=0).sum())  # p descends, so that each row keeps its first ids
+    return kept_BN[:, : max(1, columns)], sums_BN[:, -1]
 
 
 def cooled(logits_BV: Tensor, rules: Rules) -> Tensor:
     """Logits divided by the temperature; the largest is subtracted first, so that a small one cannot overflow."""
-    return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / rules.column("temperature", logits_BV.device)
+    return (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).div_(rules.column("temperature", logits_BV.device))
 
 
 def reached(weights_BN: Tensor, drawn_B: Tensor) -> Tensor:
