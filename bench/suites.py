@@ -15,7 +15,7 @@ import torch
 
 from isoflop.evaluate.methods import METRICS
 from isoflop.evaluate.scores import Asked, ask, plain, score
-from isoflop.job.suites import scored_model
+from isoflop.job.suites import load_for_scoring
 from isoflop.processors import cores
 from record import record
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/suites.json")
     given = parser.parse_args()
     runs = dict(one.split("=", 1) for one in given.runs)
-    models = {name: scored_model(Path(run)) for name, run in runs.items()}
+    models = {name: load_for_scoring(Path(run)) for name, run in runs.items()}
     torch.set_num_threads(given.threads)
 
     rows: list[dict[str, Any]] = []

@@ -44,7 +44,7 @@ def write_items(folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_every_choice_is_lm_evals(corpus, tmp_path):
-    from isoflop.job.suites import scored_model
+    from isoflop.job.suites import load_for_scoring
     from isoflop.job.transfer import export_model
     from lm_eval_parity import COMMON, SUITES, compared, limited, ours, their_model, theirs
 
@@ -56,7 +56,7 @@ def test_every_choice_is_lm_evals(corpus, tmp_path):
     (tmp_path / "tasks").mkdir()
     their, _ = theirs(their_model(tmp_path / "hf"), list(SUITES), items, 300, tmp_path / "tasks")
     asked = {name: limited(ask(name, items), name, 300) for name in SUITES}
-    our, _ = ours(scored_model(run), asked)
+    our, _ = ours(load_for_scoring(run), asked)
     for name in SUITES:
         row = compared(name, asked[name], our[name], their[name])
         assert row["furthest_nats"] < 1e-3
