@@ -3,8 +3,8 @@
 Suites take at most `config.suite.share` of the run's seconds: the number of items follows from the time per item so
 far. The items are shuffled once, evenly over the subsets, and each score is on the first ones, so that scores are
 comparable. A score on fewer than FEWEST items per subset says little, and is put off until there is time for more. The
-first items, which measure the time per item, wait until there is time for one training step and for
-PROBE_SECONDS; a score is planned to take at most PLANNED of what is allowed.
+first items, which measure the time per item, wait until there is time for one training step and for PROBE_SECONDS. A
+score is planned to take at most PLANNED of what is allowed.
 """
 
 import time
