@@ -215,7 +215,8 @@ def workers_below(pid):
 @pytest.mark.slow  # a real cluster of two processors takes half a minute to start
 def test_ray_itself_runs_jobs_and_a_killed_worker_costs_its_run_only(job, monkeypatch):
     pytest.importorskip("ray")
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))  # the workers' isoflop is this one
+    here = str(Path(__file__).parents[2])  # the workers' isoflop is this one
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
     told, found, killed = [], [], []
     long = with_steps(job.config, 300)
     jobs = [replace(job, config=long, order=order) for order in range(3)]
