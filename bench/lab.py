@@ -14,14 +14,14 @@ from isoflop.lab.outcome import Outcome
 from isoflop.lab.recorded import all_recorded
 from isoflop.lab.store import Store
 from isoflop.lab.verdict import number
-from isoflop.lab.wording import deciding, measured_words, unit, verdict_line
+from isoflop.lab.wording import measured_words, verdict_line
 from record import ROOT, commit, record
 
 
 def summary(outcome: Outcome) -> dict[str, Any]:
     """What the table says of a claim."""
-    claim, (finding, more) = outcome.study.claim, deciding(outcome)
-    one, spent = finding.estimate, outcome.study.cost(outcome.complete)
+    claim, finding, spent = outcome.study.claim, outcome.deciding, outcome.study.cost(outcome.complete)
+    one = finding.estimate
     machines = {
         str(row.machine.get("processor"))
         for arm in outcome.study.arms
@@ -32,14 +32,19 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "claim": claim.name,
         "statement": claim.statement,
         "verdict": outcome.decision.verdict,
-        "found": f"{more}{finding.comparison.sentence}",
+        "measure": finding.comparison.measure,
         "effect": number(one.value),
         "interval": [number(one.low), number(one.high)],
-        "unit": unit(finding.comparison.measure),
-        "said": measured_words(finding),
         "smallest": finding.comparison.smallest,
         "pairs": outcome.pairs,
-        "predictions": len(outcome.decision.findings),
+        "predictions": [
+            {
+                "prediction": each.comparison.sentence,
+                "verdict": each.verdict,
+                "found": measured_words(each).rpartition(", ")[0] or measured_words(each),
+            }
+            for each in outcome.decision.findings
+        ],
         "runs": sum(part["runs"] for part in spent.values()),
         "process_seconds": sum(part["seconds"] for part in spent.values()),
         "error_spent": outcome.decision.error_spent,

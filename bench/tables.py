@@ -438,12 +438,15 @@ def recipe(result: dict[str, Any]) -> str:
 
 
 def lab(result: dict[str, Any]) -> str:
-    """The verdict on each claim, with what decided it."""
+    """The verdict on each claim, with what was found of each of its predictions."""
     rows = [
         [
             f"`{row['claim']}`",
             f"**{row['verdict']}**",
-            f"{row['found']}: {row['said'].rpartition(', ')[0] or row['said']}",
+            "<br>".join(
+                f"{one['prediction']}: {one['found']}" + (f", {one['verdict']}" if len(row["predictions"]) > 1 else "")
+                for one in row["predictions"]
+            ),
             f"{row['pairs']}",
             f"{row['process_seconds'] / 60:.0f}" if row["process_seconds"] >= 60 else "< 1",
         ]
@@ -451,7 +454,7 @@ def lab(result: dict[str, Any]) -> str:
     ]
     machines = ", ".join(sorted({machine for row in result["rows"] for machine in row["machines"]}))
     said = f"Runs at commit {result['runs_at']} on {machines}. {provenance(result)}"
-    head = ["claim", "verdict", "what was found, with its 95 % interval", "pairs", "minutes of one process"]
+    head = ["claim", "verdict", "each prediction, what was found and its 95 % interval", "pairs", "process minutes"]
     return lines(head, rows, 3) + f"\n\n{said}"
 
 

@@ -191,13 +191,12 @@ def test_a_run_of_the_prior_takes_the_place_of_the_same_run(tmp_path, monkeypatc
 def test_the_lab_s_tables_say_what_was_found_and_how_often():
     about = {"command": "python bench/lab.py LAB", "commit": "0", "date": "today", "peers": {}}
     about |= {"machine": describe_machine("cpu"), "runs_at": "abc"}
-    row = {"claim": "norms", "verdict": "refuted", "found": "it is worse", "said": "+0.1 bits (+0.0 to +0.2), 8 pairs"}
+    one = {"prediction": "it is worse", "verdict": "refuted", "found": "+0.1 bits (+0.0 to +0.2)"}
+    row = {"claim": "norms", "verdict": "refuted", "predictions": [one]}
     row |= {"pairs": 8, "process_seconds": 600.0, "machines": ["A"]}
-    said = tables.lab({**about, "rows": [row]})
-    assert (
-        "| `norms` | **refuted** | it is worse: +0.1 bits (+0.0 to +0.2) | 8 | 10 |" in said
-        and "commit abc on A" in said
-    )
+    said = tables.lab({**about, "rows": [row, {**row, "predictions": [one, {**one, "verdict": "supported"}]}]})
+    assert "| `norms` | **refuted** | it is worse: +0.1 bits (+0.0 to +0.2) | 8 | 10 |" in said and "abc on A" in said
+    assert "(+0.0 to +0.2), refuted<br>it is worse: +0.1 bits (+0.0 to +0.2), supported | 8 |" in said
 
     share = lab_stats.share(1000, 20_000)
     rows = [lab_stats.row("no effect: rejects", "normal", pairs, "5%", 1000, 20_000) for pairs in (6, 9)]

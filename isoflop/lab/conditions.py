@@ -92,7 +92,7 @@ def how_far(outcome: Outcome) -> str:
     claim = outcome.study.claim
     said = []
     if claim.trains:
-        said.append("The verdict is one of this size, this text and this budget; another size may give another one.")
+        said.append("The verdict holds for this size, this text and this budget; another size may give another one.")
     if claim.notes:
         said.append(text(claim.notes))
     literature = "".join(f"<li>{text(one)}</li>" for one in claim.literature)
