@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 import time
@@ -51,7 +52,7 @@ def keep_row(table: str, row: dict[str, Any], keys: Sequence[str], peers: dict[s
 
 def command() -> str:
     """How this process was started, with the folders of named paths left out: they are nobody else's."""
-    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    words = [re.sub(r"(^|=)/.*", lambda path: path[1] + Path(path[0]).name, word) for word in sys.argv[1:]]
     return " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
 
 

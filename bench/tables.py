@@ -269,13 +269,10 @@ def suites(result: dict[str, Any]) -> str:
     names = list(result["runs"])
     rows = []
     for suite in result["suites"]:
-        row = [
-            suite["suite"] + ("" if suite["whole"] else f", {suite['items']:,} items"),
-            suite["metric"].replace("_", " "),
-        ]
-        row += [scored(suite["scores"][name]) for name in names]
-        row += ["" if suite["chance"] is None else f"{100 * suite['chance']:.0f} %", suite["published"]]
-        rows.append(row)
+        items = f"{suite['items']:,}" + ("" if suite["whole"] else " of more")
+        chance = "" if suite["chance"] is None else f"{100 * suite['chance']:.0f}"
+        scores = [scored(suite["scores"][name]) for name in names]
+        rows.append([suite["suite"], suite["metric"].replace("_", " "), items, *scores, chance, suite["published"]])
     return lines(["suite", "metric", "items", *names, "chance", "published"], rows, 2) + f"\n\n{provenance(result)}"
 
 

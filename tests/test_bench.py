@@ -45,6 +45,10 @@ def test_the_command_on_record_names_no_folder_of_the_machine(monkeypatch):
         "sys.argv", ["/home/me/isoflop/bench/step.py", "--nanogpt", "/home/me/nanoGPT", "--rounds", "5"]
     )
     assert record.command() == "python bench/step.py --nanogpt nanoGPT --rounds 5"
+    monkeypatch.setattr(
+        "sys.argv", ["/home/me/isoflop/bench/suites.py", "ten=/home/me/runs/ten", "--items=/home/me/items"]
+    )
+    assert record.command() == "python bench/suites.py ten=ten --items=items"
 
 
 def test_the_ratio_is_the_median_of_the_rounds():
