@@ -254,25 +254,25 @@ def show(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
     way = ways()
     for title, some in groups.items():
         judged = scored(some, way["the plan"])
-        off = [one.off for one in judged if one.off is not None]
+        errors = [one.error for one in judged if one.error is not None]
         middle = coverage(judged, 0.8)
-        if not off or middle is None or middle.width is None:
+        if not errors or middle is None or middle.width is None:
             continue
         shares = ""
         for level in study["levels"]:
             found = coverage(judged, level)
             low, high = over_corpora(judged, level, study["bootstrap"], study["seed"])
             shares += f"{f'{found.share:.0%} ({low:.0%} to {high:.0%})' if found else '-':>18}"
-        error, bias = sum(map(abs, off)) / len(off), sum(off) / len(off)
+        error, bias = sum(map(abs, errors)) / len(errors), sum(errors) / len(errors)
         print(f"{title:<12}{len(some):>5}{error:>8.1%}{bias:>+8.1%}{middle.width / 2:>8.1%}{shares}")
 
     print(f"\n{'forecast by':<18}{'error':>8}{'bias':>8}{'width':>8}{'score':>8}{'inside 80 %':>13}")
     for title, one_way in way.items():
         judged = scored(lines, one_way)
-        off = [one.off for one in judged if one.off is not None]
+        errors = [one.error for one in judged if one.error is not None]
         found = coverage(judged, 0.8)
-        if off and found and found.score is not None and found.width is not None:
-            error, bias = sum(map(abs, off)) / len(off), sum(off) / len(off)
+        if errors and found and found.score is not None and found.width is not None:
+            error, bias = sum(map(abs, errors)) / len(errors), sum(errors) / len(errors)
             print(f"{title:<18}{error:>8.1%}{bias:>+8.1%}{found.width:>8.1%}{found.score:>8.1%}{found.share:>13.0%}")
     if len(lines) < total:
         print("\nthe study is not complete: these figures are no result")

@@ -39,7 +39,7 @@ from isoflop.job.pilots import PilotMaker
 from isoflop.plan import pilot as pilot_rules
 from isoflop.plan.planner import plan
 from isoflop.plan.predictability import predictability
-from isoflop.plan.prior import calibrate, corpora_of, estimate, leave_out
+from isoflop.plan.prior import calibrate, corpora_of, estimate, leave_corpora_out
 from isoflop.plan.recipe import recipe_of
 from isoflop.records import PilotRun, read_run
 from isoflop.trainer import RunConfig
@@ -171,13 +171,13 @@ def read_rows() -> list[dict[str, Any]]:
 
 
 def estimates(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What follows from the runs: how the laws of corpora differ, and by how much deviations fall short; nothing while
-    there are too few corpora to leave one out."""
+    """What is estimated from the runs: the distribution of corpora's laws, and the corrections of standard deviations;
+    empty if there are too few corpora to leave one out."""
     if len({row["corpus"] for row in rows}) < FEWEST_CORPORA:
         return {}
-    short = calibrate(leave_out(rows))
-    found = estimate(list(corpora_of(rows).values()))
-    return {"population": found.to_dict(), "calibration": {**vars(short)}}
+    calibration = calibrate(leave_corpora_out(rows))
+    population = estimate(list(corpora_of(rows).values()))
+    return {"population": population.to_dict(), "calibration": {**vars(calibration)}}
 
 
 def missing(rows: list[dict[str, Any]], corpora: dict[str, str]) -> list[tuple[float, str, int]]:
@@ -208,24 +208,24 @@ def hours(todo: list[tuple[float, str, int]], rows: list[dict[str, Any]]) -> flo
 
 
 def show_study(rows: list[dict[str, Any]]) -> None:
-    """Each corpus left out in turn: how far off its runs are, from the text alone and with smaller runs on it."""
-    misses = leave_out(rows)
-    groups = {"from the text alone": [one for one in misses if one.decades is None]}
+    """Print the errors of forecasts with each corpus left out in turn: from the text alone, and with smaller runs."""
+    errors = leave_corpora_out(rows)
+    groups = {"from the text alone": [one for one in errors if one.decades is None]}
     for low, high in ((2, 6), (6, 20), (20, 60), (60, 1e9)):
         title = (
             f"one run of {1 / high:.2g} to {1 / low:.2g} of its compute" if high < 1e9 else f"less than {1 / low:.2g}"
         )
         groups[title] = [
-            one for one in misses if one.decades is not None and not one.pilots and low <= 10**one.decades < high
+            one for one in errors if one.decades is not None and not one.pilots and low <= 10**one.decades < high
         ]
-    groups["its pilots"] = [one for one in misses if one.pilots]
-    print(f"{'':<40}{'runs':>6}{'off':>8}{'stated':>8}{'bias':>8}")
+    groups["its pilots"] = [one for one in errors if one.pilots]
+    print(f"{'':<40}{'runs':>6}{'error':>8}{'stated':>8}{'bias':>8}")
     for title, some in groups.items():
         if some:
-            off = math.sqrt(sum(one.off**2 for one in some) / len(some))
+            error = math.sqrt(sum(one.error**2 for one in some) / len(some))
             stated = math.sqrt(sum(one.deviation**2 for one in some) / len(some))
-            bias = sum(one.off for one in some) / len(some)
-            print(f"{title:<40}{len(some):>6}{off:>8.1%}{stated:>8.1%}{bias:>+8.1%}")
+            bias = sum(one.error for one in some) / len(some)
+            print(f"{title:<40}{len(some):>6}{error:>8.1%}{stated:>8.1%}{bias:>+8.1%}")
     print(json.dumps(estimates(rows), indent=1))
 
 

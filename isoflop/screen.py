@@ -18,7 +18,7 @@ from isoflop.job.listener import Listener
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.launch import is_main
 from isoflop.plan.advice import Advice
-from isoflop.plan.pilot import no_forecast
+from isoflop.plan.pilot import why_no_forecast
 from isoflop.records import (
     BadSteps,
     DataAccount,
@@ -327,7 +327,7 @@ def show_plan(screen: Screen, advice: Advice) -> None:
         screen.say(f"            {expected.source}")
     elif advice.differences:
         screen.say(f"  expected: no forecast, since the prior has no run like this: {'; '.join(advice.differences)}")
-        screen.say(f"            {no_forecast(advice)}")
+        screen.say(f"            {why_no_forecast(advice)}")
     else:
         screen.say("  expected: no forecast; the prior is only for planned GPTs with random initial weights")
 

@@ -17,7 +17,7 @@ from isoflop.config import override
 from isoflop.errors import UserError
 from isoflop.job import attempts, start
 from isoflop.parallel.mesh import ALONE
-from isoflop.plan import second
+from isoflop.plan import replan
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
 from isoflop.plan.planner import finalize, propose
@@ -59,21 +59,21 @@ def planned_speed(plan):
 def test_a_speed_as_planned_changes_nothing(timed):
     plan = advice()
     for factor in (0.8, 1.0, 1.25):
-        assert second.outlook(plan, factor * planned_speed(plan), 1e4, 55.0) is None
+        assert replan.outlook(plan, factor * planned_speed(plan), 1e4, 55.0) is None
 
 
 @pytest.mark.parametrize("factor", [30.0, 100.0])
 def test_a_run_that_is_far_faster_than_planned_is_better_begun_anew(timed, factor):
     plan = advice()
-    found = second.outlook(plan, factor * planned_speed(plan), 1e4, 55.0)
-    assert found is not None and found.anew < found.onward
+    found = replan.outlook(plan, factor * planned_speed(plan), 1e4, 55.0)
+    assert found is not None and found.replanned < found.continued
 
 
 def test_threads_that_were_not_used_are_a_reason_where_the_speed_is_as_planned(timed):
     plan = advice()
-    assert second.outlook(plan, planned_speed(plan), 1e4, 55.0, 1.2) is None
-    found = second.outlook(plan, planned_speed(plan), 1e4, 55.0, 2.0)
-    assert found is not None and found.anew < found.onward
+    assert replan.outlook(plan, planned_speed(plan), 1e4, 55.0, 1.2) is None
+    found = replan.outlook(plan, planned_speed(plan), 1e4, 55.0, 2.0)
+    assert found is not None and found.replanned < found.continued
 
 
 def few_threads(doubt="other programs used 1.5 processors", threads=1, device="cpu"):
@@ -83,21 +83,21 @@ def few_threads(doubt="other programs used 1.5 processors", threads=1, device="c
 
 
 def test_threads_are_timed_again_only_where_few_were_chosen_in_a_bad_moment(timed, monkeypatch):
-    monkeypatch.setattr(second.processors, "cores", lambda: 4)
-    assert second.may_have_too_few_threads(few_threads())
-    assert not second.may_have_too_few_threads(few_threads(doubt=None))
-    assert not second.may_have_too_few_threads(few_threads(threads=4))
-    assert not second.may_have_too_few_threads(few_threads(device="cuda:0"))
+    monkeypatch.setattr(replan.processors, "cores", lambda: 4)
+    assert replan.may_have_too_few_threads(few_threads())
+    assert not replan.may_have_too_few_threads(few_threads(doubt=None))
+    assert not replan.may_have_too_few_threads(few_threads(threads=4))
+    assert not replan.may_have_too_few_threads(few_threads(device="cuda:0"))
 
 
 def test_timing_the_threads_of_a_run_leaves_its_threads_and_random_numbers_alone(monkeypatch):
     config = override(RunConfig(), [*SMALL, "runtime.device=cpu", "model.layers=1", "model.d_model=32"])
-    monkeypatch.setattr(second.processors, "cores", lambda: 2)
+    monkeypatch.setattr(replan.processors, "cores", lambda: 2)
     torch.manual_seed(5)
     expected = torch.rand(3).tolist()
     torch.manual_seed(5)
     threads = torch.get_num_threads()
-    assert 0 < second.gain_of_threads(config, 0.1) < 100
+    assert 0 < replan.speedup_of_all_threads(config, 0.1) < 100
     assert torch.rand(3).tolist() == expected and torch.get_num_threads() == threads
 
 
@@ -108,8 +108,8 @@ def test_timing_the_threads_of_a_run_leaves_its_threads_and_random_numbers_alone
 )
 def test_the_threads_are_timed_once_when_the_machine_is_left_alone(timed, monkeypatch, others, ours, calls):
     timings = []
-    monkeypatch.setattr(second.processors, "cores", lambda: 4)
-    monkeypatch.setattr(attempts, "gain_of_threads", lambda config, seconds: timings.append(seconds) or 1.7)
+    monkeypatch.setattr(replan.processors, "cores", lambda: 4)
+    monkeypatch.setattr(attempts, "speedup_of_all_threads", lambda config, seconds: timings.append(seconds) or 1.7)
     load = Load(1.0, own=1.0, others=others, idle=3.0 - others, stolen=0.0)
     alone = SimpleNamespace(layout=SimpleNamespace(group=ALONE), config=RunConfig(seconds=60.0))
     check = attempts.SpeedCheck(few_threads(), lambda line: None, planned_threads=ours)
@@ -120,14 +120,14 @@ def test_the_threads_are_timed_once_when_the_machine_is_left_alone(timed, monkey
 
 def test_hardly_anything_left_is_better_spent_on_the_run_that_is_there(timed):
     plan = advice()
-    found = second.outlook(plan, 30 * planned_speed(plan), 55 * 30 * planned_speed(plan), 0.5)
-    assert found is not None and found.anew > found.onward
+    found = replan.outlook(plan, 30 * planned_speed(plan), 55 * 30 * planned_speed(plan), 0.5)
+    assert found is not None and found.replanned > found.continued
 
 
 @pytest.mark.parametrize("budget", ["1e12", "1e6tok", "300steps"])
 def test_only_a_plan_in_seconds_allows_it(timed, budget):
-    assert not second.allows(advice(budget))
-    assert second.allows(advice())
+    assert not replan.may_replan(advice(budget))
+    assert replan.may_replan(advice())
 
 
 # ---- the switch ----
@@ -232,7 +232,7 @@ def restless(timed, monkeypatch):
     monkeypatch.setattr(attempts, "STEADY_RATIO", math.inf)
     monkeypatch.setattr(attempts, "FROM", 0.0)
     monkeypatch.setattr(attempts, "UNTIL", 1.0)
-    monkeypatch.setattr(attempts, "outlook", lambda *_: second.Outlook(onward=2.0, anew=1.0))
+    monkeypatch.setattr(attempts, "outlook", lambda *_: replan.Outlook(continued=2.0, replanned=1.0))
 
 
 def test_a_run_begins_anew_once_and_keeps_its_first_attempt(words, tmp_path, restless):
@@ -288,7 +288,7 @@ def test_a_shape_that_was_asked_for_stays(words, tmp_path, restless, asked):
 TOGETHER = """
 import math, sys
 from isoflop.job import attempts, start
-from isoflop.plan import second
+from isoflop.plan import replan
 from isoflop.trainer import throughput
 
 def answer(configs, *_, **__):
@@ -297,7 +297,7 @@ def answer(configs, *_, **__):
 
 throughput.time_in_turns = answer
 attempts.CHECK_INTERVAL, attempts.FROM, attempts.UNTIL, attempts.STEADY_RATIO = 0.0, 0.0, 1.0, math.inf
-attempts.outlook = lambda *_: second.Outlook(onward=2.0, anew=1.0)
+attempts.outlook = lambda *_: replan.Outlook(continued=2.0, replanned=1.0)
 small = ["model.context=32", "runtime.threads=2", "runtime.dtype=float32", "data.vocab_size=300", "batch.sequences=4"]
 start.pretrain([sys.argv[1]], "4s", sys.argv[2], assignments=small)
 """

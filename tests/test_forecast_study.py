@@ -9,7 +9,7 @@ import pytest
 import forecast
 import forecast_corpora
 from isoflop.plan.predictability import Predictability
-from isoflop.plan.prior import expect, stated, table
+from isoflop.plan.prior import expect, expectation, table
 from isoflop.records import Expectation
 
 STUDY = json.loads(forecast.STUDY.read_text(encoding="utf-8"))
@@ -18,7 +18,7 @@ STUDY = json.loads(forecast.STUDY.read_text(encoding="utf-8"))
 def lines(count: int = 60, deviation: float = 0.05) -> list[dict]:
     generator, made = random.Random(0), []
     for number in range(count):
-        expected = stated(math.log(1.8), deviation, 1000, "made up")
+        expected = expectation(math.log(1.8), deviation, 1000, "made up")
         made.append(
             {
                 "study": forecast.identity(),

@@ -17,7 +17,7 @@ from isoflop.config import to_dict
 from isoflop.data.manifest import Data
 from isoflop.files import make_folder, new_folder, sync_folder, write_json, write_text
 from isoflop.plan.advice import Advice
-from isoflop.plan.second import FROM, UNTIL, gain_of_threads, may_have_too_few_threads, outlook
+from isoflop.plan.replan import FROM, UNTIL, may_have_too_few_threads, outlook, speedup_of_all_threads
 from isoflop.records import EventLine, RunFolder, read_object
 from isoflop.records.folder import UNFINISHED
 from isoflop.records.lines import json_line
@@ -83,13 +83,13 @@ class SpeedCheck(Hook):
 
         self.time_threads(state, processors.Load.between(previous_reading, self.reading))
         expected = outlook(self.advice, self.rate, state.tokens, budget - state.seconds, self.gain)
-        if expected is not None and expected.anew < expected.onward and state.signals.received is None:
+        if expected is not None and expected.replanned < expected.continued and state.signals.received is None:
             speed = f"steps run at {self.rate:,.0f} tokens/s, not as planned"
             if self.gain > 1:
                 speed = f"now that nothing else uses the processors, all threads are {self.gain:.1f} times as fast"
             self.reason = (
                 f"{speed}: a run that starts again with the remaining {budget - state.seconds:.0f} s is expected to "
-                f"reach {expected.anew:.3f} bits per byte, this one {expected.onward:.3f}"
+                f"reach {expected.replanned:.3f} bits per byte, this one {expected.continued:.3f}"
             )
             self.say(f"step {state.step:,}: {self.reason}")
             state.signals.received = RESTART
@@ -101,7 +101,7 @@ class SpeedCheck(Hook):
             return
         self.timed = True
         self.gain = max(
-            1.0, gain_of_threads(self.advice.config, min(TRIAL_SHARE * state.config.seconds, TRIAL_SECONDS))
+            1.0, speedup_of_all_threads(self.advice.config, min(TRIAL_SHARE * state.config.seconds, TRIAL_SECONDS))
         )
         self.reading = None  # the next interval starts after the trial
         self.marks.clear()

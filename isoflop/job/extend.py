@@ -10,7 +10,7 @@ from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
 from isoflop.job.ledger import record_forecast
 from isoflop.optim.schedules import Decision, Timetable
-from isoflop.plan.pilot import seen_of
+from isoflop.plan.pilot import observations
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
 from isoflop.records import Plan, Run, RunFolder, TrainingLine
@@ -138,9 +138,9 @@ def extended_plan(plan: Plan, extra: Budget, seconds: float, steps: int) -> Plan
     measured = plan.predictability
     if measured and measured.ngram and measured.lzma and plan.expected and tokens:
         text = Predictability(measured.ngram, measured.lzma, measured.doubt or 0.0)
-        pilots = seen_of(plan.pilots or ())
+        pilots = observations(plan.pilots or ())
         if plan.parameters and plan.unique_tokens:
-            expected = expect(plan.parameters, tokens, plan.unique_tokens, text, pilots, strange=bool(plan.recipe))
+            expected = expect(plan.parameters, tokens, plan.unique_tokens, text, pilots, other_recipe=bool(plan.recipe))
             new = new.updated(expected=expected)
     return new
 

@@ -17,7 +17,7 @@ from isoflop.measure import HeldOut
 from isoflop.optim.schedules import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.plan.ceiling import is_peak, machine_peak, raised
-from isoflop.plan.far import far_off
+from isoflop.plan.far import check_against_plan
 from isoflop.records import HeldOutFigures, Plan, Result, Run, RunFolder, read_run
 from isoflop.runtime import make_runtime, peak_memory
 from isoflop.trainer import RunConfig, RunResult
@@ -131,7 +131,7 @@ class Job:
         listening = [*make_trackers(self.config.trackers), *self.listener.hooks, *self.replan_hooks]
         rank_0_hooks = [RunningForecast(self.plan, listening, self.listener.say), *listening, *diagnosing]
         if not self.resumed:
-            for line in far_off(self.config):
+            for line in check_against_plan(self.config):
                 self.listener.say(line)
         peak = self.peak.get(self.runtime.dtype, 0.0) * self.group.machines(self.runtime.device)
         self.listener.peak(peak)

@@ -20,7 +20,7 @@ from isoflop.errors import UserError
 from isoflop.files import abandoned, held, home, spool
 from isoflop.parallel.mesh import ALONE
 from isoflop.plan.advice import Advice
-from isoflop.plan.pilot import AROUND, PARTS, SHARE, Pilots, designs, measured_tokens
+from isoflop.plan.pilot import OVERHEAD, PARTS, SHARE, Pilots, design_pilots, measured_tokens
 from isoflop.plan.recipe import recipe_key
 from isoflop.records import PilotRun
 from isoflop.records.ledger import append
@@ -88,7 +88,7 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
         KeyboardInterrupt: a signal arrived; only the lines of finished pilots remain.
     """
     started, other_recipe = time.monotonic(), bool(advice.differences)
-    planned = designs(advice, other_recipe)
+    planned = design_pilots(advice, other_recipe)
     if not planned:
         return Pilots(note="the share of the budget that they may take is too small for a run")
 
@@ -126,7 +126,7 @@ def fit_to_time(pilot: RunConfig, remaining: float, last: bool) -> RunConfig | N
     Args:
         last: it may use all of them.
     """
-    seconds = (1 - AROUND) * remaining if last else min(pilot.seconds, (1 - AROUND) * remaining)
+    seconds = (1 - OVERHEAD) * remaining if last else min(pilot.seconds, (1 - OVERHEAD) * remaining)
     if seconds < 0.5 * pilot.seconds:
         return None
     return replace(pilot, seconds=seconds, steps=max(1, round(pilot.steps * seconds / pilot.seconds)))

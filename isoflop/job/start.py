@@ -26,11 +26,11 @@ from isoflop.plan import known
 from isoflop.plan.advice import Advice, Keep
 from isoflop.plan.asked import Asked
 from isoflop.plan.destinations import destinations
-from isoflop.plan.fewer import with_ids
+from isoflop.plan.fewer_ids import with_ids
 from isoflop.plan.machine import forget_dtypes
 from isoflop.plan.pilot import Pilots
 from isoflop.plan.planner import plan
-from isoflop.plan.second import allows
+from isoflop.plan.replan import may_replan
 from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.processes import check_world
@@ -118,7 +118,7 @@ def pretrain(
     # train; a run that is much faster or slower than planned may be planned once more
     check_world(advice.config, group)
     job = Job(group, folder, advice.config, data, advice.plan(), listener, phases)
-    if not allows(advice) or asked.names("model.layers") or asked.names("model.d_model"):
+    if not may_replan(advice) or asked.names("model.layers") or asked.names("model.d_model"):
         return job.run()
     check = SpeedCheck(advice, listener.say, not asked.names("runtime.threads"))
     return replace(job, replan_hooks=(check,), next_attempt=SecondAttempt(planning, maker, check)).run()

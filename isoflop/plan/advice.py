@@ -1,4 +1,4 @@
-"""What a planner is told, what it proposes before a text is prepared, and what it advises in the end."""
+"""The planner's inputs (Keep, Facts), its proposal before the text is prepared (Proposal) and its result (Advice)."""
 
 from dataclasses import dataclass, field, replace
 
@@ -16,31 +16,31 @@ from isoflop.trainer.workload import Workload
 
 @dataclass(frozen=True)
 class Keep:
-    """What of the configuration that a plan begins with stays as it is.
+    """Parts of the initial configuration that the planner does not change.
 
     Attributes:
-        model: its model (--init, a recipe); no loss is expected beforehand then.
-        rates: its batch, learning rates and vocabulary too (a recipe).
+        model: the model (with --init, or a recipe); no loss is forecast then.
+        rates: batch, learning rates and vocabulary as well (a recipe).
     """
 
     model: bool = False
     rates: bool = False
 
 
-CHOOSE = Keep()  # nothing stays: all is chosen
+CHOOSE = Keep()  # the planner chooses everything
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the data once they are prepared.
+    """The properties of the prepared data that a plan depends on.
 
     Attributes:
-        unique_tokens: to train on.
-        vocab_size: ids of the tokenizer.
+        unique_tokens: the number of training tokens.
+        vocab_size: the number of the tokenizer's ids.
         bytes_per_token: of the prepared text.
-        tokenizer: what it is, in words; tokenizer_json: its text.
-        sample: of the text, for a compressor; empty: the one that was taken before it was prepared.
-        measured: on the prepared data; else estimated, for a dry run.
+        tokenizer: the kind of tokenizer, in words; tokenizer_json: the text of its tokenizer.json.
+        sample: a sample of the prepared text; empty: use the one that was taken before preparing.
+        measured: whether all this was measured on the prepared data; False: estimated, for a dry run.
     """
 
     unique_tokens: int
@@ -54,22 +54,29 @@ class Facts:
     @classmethod
     def of(cls, data: Data, sample: bytes = b"") -> "Facts":
         account = data.account()
-        unique = sum(data.train_tokens(name) for name in data.sources)
-        words, text = account.tokenizer or "", data.tokenizer.to_json()
-        return cls(unique, data.vocab_size, account.bytes_per_token or 0.0, words, text, sample=sample)
+        return cls(
+            unique_tokens=sum(data.train_tokens(name) for name in data.sources),
+            vocab_size=data.vocab_size,
+            bytes_per_token=account.bytes_per_token or 0.0,
+            tokenizer=account.tokenizer or "",
+            tokenizer_json=data.tokenizer.to_json(),
+            sample=sample,
+        )
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """What is known before a text is prepared.
+    """The choices that are made before a text is prepared.
 
     Attributes:
-        config: what the plan begins with, with what the user has set, and the runtime chosen.
-        flops: about as much compute as the budget is; exactly only where it is in FLOPs.
-        vocabulary: ids; train_bytes: of text that the budget can make use of.
-        calibration, peak: what timing the machine found; see plan/machine.py and runtime.measure_peak.
-        machines: like this one that train together.
-        whole: the budget that `budget` is what pilots leave of; None: it is the whole one.
+        budget: of the run itself.
+        config: the initial configuration with the user's settings and the chosen runtime.
+        flops: the compute of the budget, an estimate unless the budget is in FLOPs.
+        vocabulary: the number of ids to train a tokenizer with.
+        train_bytes: the bytes of text that the budget can use.
+        calibration, peak: timings of the machine, see plan/machine.py and runtime.measure_peak.
+        machines: the number of machines like this one that train together.
+        whole: the budget including pilots; None: there are no pilots, and `budget` is all of it.
     """
 
     budget: Budget
@@ -88,7 +95,7 @@ class Proposal:
 
     @property
     def data(self) -> DataConfig:
-        """What the data are to be prepared with: as configured, but for the vocabulary and the share of a text."""
+        """The settings for preparing the data: as configured, with the chosen vocabulary and at most `train_bytes`."""
         data, text = self.config.data, self.workload.text
         if text is None:
             return data
@@ -98,14 +105,16 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Advice:
-    """The plan: a configuration that is ready to train, what it should cost and reach, and why it is as it is.
+    """A plan: a configuration that is ready to train, its cost, the loss to expect, and the reasons for each choice.
 
     Attributes:
-        budget: the whole one; seconds: of it, those that the run itself has.
-        text, unique_tokens, pilots: what `expected` was made from; None where data are no text.
-        differences: what the recipe does otherwise than that of the prior's runs; without pilots nothing is expected.
-        workload: the task on its data, as it was planned for.
-        proposal: what it was made of.
+        parameters: N; tokens: D; flops: of training, by the workload's count.
+        budget: the whole budget; seconds: of the run itself, without pilots; None if the budget is not in seconds.
+        expected: the forecast; None if there is none.
+        text, unique_tokens, pilots: the inputs of the forecast; `text` is None if the data are not text.
+        differences: how the recipe differs from the prior's, in words; if it does, only pilots allow a forecast.
+        workload: the task on its data.
+        proposal: the proposal that the plan was made from.
     """
 
     config: RunConfig
@@ -127,7 +136,7 @@ class Advice:
     proposal: Proposal | None = None
 
     def plan(self) -> Plan:
-        """plan.json."""
+        """The record that is written as plan.json."""
         plan = Plan(
             budget=str(self.budget),
             kind="prior",
@@ -145,8 +154,9 @@ class Advice:
         )
         if self.text is None:
             return plan
-        seen = TextPredictability(ngram=self.text.ngram, lzma=self.text.lzma, doubt=self.text.doubt or None)
-        plan = plan.updated(predictability=seen, unique_tokens=self.unique_tokens)
+
+        text = TextPredictability(ngram=self.text.ngram, lzma=self.text.lzma, doubt=self.text.doubt or None)
+        plan = plan.updated(predictability=text, unique_tokens=self.unique_tokens)
         if self.differences:
             plan = plan.updated(recipe=self.differences)
         return plan.updated(pilots=self.pilots) if self.pilots else plan

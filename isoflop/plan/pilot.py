@@ -1,20 +1,18 @@
-"""Pilots: a few tiny complete runs on the prepared text, made before a run to forecast what it will reach.
+"""Pilots: one or two tiny complete runs on the prepared text, before a run, to forecast its loss. This file designs
+them; job/pilots.py runs them.
 
-A smaller run on the same text says far more than what can be known of a text without any training (prior.py has how
-much, and bench/prior.py the runs that say so). Pilots have the run's tokenizer, its recipe and its held-out pieces, and
-a smaller model that reads fewer tokens at about the same ratio of the two. They take SHARE of the budget at most, are
-inside it, and are made only where they pay. A budget in tokens or steps says how long the run itself is, so nothing is
-taken off it.
+A smaller run on the same text says far more than the predictability of the text (bench/prior.py measures how much).
+Pilots have the run's tokenizer, recipe and held-out pieces, a smaller model, and fewer tokens at about the same number
+of tokens per parameter. Together they take at most SHARE of the budget, and they are made only where they are worth
+that. A budget in tokens or steps fixes the length of the run itself, so that it has none.
 
-Where they pay was measured on the prior's own corpora (LAB.md). At 2e12 FLOPs, about a minute, pilots of 50 to 110
-steps told hardly more than the text alone. Runs of 5e11 FLOPs, which is what pilots of 2e13 FLOPs are, told more.
-Between the two nothing was measured. A recipe that is not the prior's has no forecast without pilots, so that it has
-them from a minute on.
+Where they are worth it was measured on the prior's corpora (LAB.md). At 2e12 FLOPs, about a minute, pilots of 50 to 110
+steps improved the forecast hardly at all. Runs of 5e11 FLOPs, the size of the pilots of a budget of 2e13, improved it
+more. Nothing was measured between the two. A recipe that is not the prior's has no forecast without pilots, so that it
+gets them from a minute on.
 
-What a pilot costs is the loss that its compute would have bought: at 5 % of the budget 0.05 times the slope of
-log(bits per byte) in log compute, which is 0.07 to 0.12 in the prior's table: about 0.5 %.
-
-Here is which runs to make; job/pilots.py makes them.
+A pilot costs the loss that its compute would have bought: with 5 % of the budget, 0.05 times the slope of log(bits per
+byte) in log compute, which is 0.07 to 0.12 in the prior's table, so about 0.5 %.
 """
 
 import math
@@ -25,7 +23,7 @@ from isoflop.budget import Budget
 from isoflop.errors import UserError
 from isoflop.parallel.config import ParallelConfig
 from isoflop.plan.advice import Advice, Proposal
-from isoflop.plan.hierarchy import Seen
+from isoflop.plan.hierarchy import Observation
 from isoflop.plan.settings import with_batch, with_rates
 from isoflop.plan.trials import STEEPEST
 from isoflop.records import PilotRun
@@ -33,103 +31,110 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.config import EveryConfig
 from isoflop.trainer.workload import Workload
 
-SHARE = 0.05  # of a budget, for all pilots together, with everything around their steps
-FROM = {"seconds": 600.0, "flops": 2e13}  # budgets from which pilots pay
-FROM_OTHER = {"seconds": 60.0, "flops": 2e12}  # for a recipe that is not the prior's
-PARTS = (0.3, 0.65)  # of that share for each pilot, the smaller one first; the rest is slack
-AROUND = 0.25  # of a pilot's seconds, for making it and for measuring what it reached
-FEWEST_STEPS = 40  # fewer are no run: warm-up and decay would be all of it
-SMALLER = 0.9  # of the run's parameters that a pilot may have at most
-BALANCE = (4.0, 60.0)  # tokens per parameter that a pilot has at least and at most
-WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)  # where the depth is kept
-MEASURED = 0.25  # of the tokens that a pilot reads, measured held out: a twelfth of its FLOPs
-FEWEST_MEASURED, MOST_MEASURED = 32_768, 1_000_000  # tokens
+SHARE = 0.05  # of a budget, for all pilots together, including everything outside their steps
+FROM = {"seconds": 600.0, "flops": 2e13}  # budgets from which on there are pilots
+FROM_OTHER = {"seconds": 60.0, "flops": 2e12}  # the same for a recipe that is not the prior's
+PARTS = (0.3, 0.65)  # of SHARE for each pilot, the smaller one first; the rest is slack
+OVERHEAD = 0.25  # of a pilot's seconds, for building it and measuring its held-out loss
+FEWEST_STEPS = 40  # with fewer, warm-up and decay would be most of the run
+SMALLER = 0.9  # a pilot has at most this share of the run's parameters
+BALANCE = (4.0, 60.0)  # tokens per parameter of a pilot, at least and at most
+WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)  # tried if the depth is fixed
+MEASURED = 0.25  # held-out tokens per training token of a pilot: a twelfth of its FLOPs
+FEWEST_MEASURED, MOST_MEASURED = 32_768, 1_000_000  # held-out tokens
 
 
 @dataclass(frozen=True)
 class Pilots:
-    """What came of them.
+    """The pilots of a run.
 
     Attributes:
-        runs: those that ended.
-        spent: seconds that they took now; 0 where they were on record.
-        note: why there are none, or fewer than meant; empty: as meant.
+        runs: those that finished.
+        spent: the seconds that they took; 0 if they were on record, or the budget is not in seconds.
+        note: why there are none, or fewer than designed; "" if there are as many.
     """
 
     runs: tuple[PilotRun, ...] = ()
     spent: float = 0.0
     note: str = ""
 
-    @property
-    def seen(self) -> tuple[Seen, ...]:
-        return seen_of(self.runs)
+
+NO_PILOTS = Pilots()
 
 
-NONE = Pilots()
-
-
-def seen_of(runs: Sequence[PilotRun]) -> tuple[Seen, ...]:
-    """Pilots as the forecast takes them; those whose records lack something are left out."""
+def observations(runs: Sequence[PilotRun]) -> tuple[Observation, ...]:
+    """Pilots as the input of a forecast, without those whose records are incomplete."""
     return tuple(
-        Seen(run.parameters, run.tokens, run.unique_tokens, run.bits_per_byte, pilot=True)
+        Observation(run.parameters, run.tokens, run.unique_tokens, run.bits_per_byte, pilot=True)
         for run in runs
         if run.parameters and run.tokens and run.unique_tokens and run.bits_per_byte
     )
 
 
-def pays(budget: Budget, workload: Workload, other: bool = False) -> bool:
-    """Whether pilots are made for a budget: it is large enough, and the task is one whose loss is forecast.
+def has_pilots(budget: Budget, workload: Workload, other_recipe: bool = False) -> bool:
+    """Whether pilots are made for a budget: it is large enough, and the loss of the task is forecast.
 
     Args:
-        other: the recipe is not the prior's.
+        other_recipe: whether the recipe differs from the prior's.
     """
-    least = (FROM_OTHER if other else FROM).get(budget.kind, math.inf)
+    least = (FROM_OTHER if other_recipe else FROM).get(budget.kind, math.inf)
     return workload.text is not None and budget.amount >= least
 
 
 def without_pilots(budget: Budget) -> Budget:
-    """What is left of a budget for the run itself."""
+    """The part of a budget that is left for the run itself."""
     return replace(budget, amount=(1 - SHARE) * budget.amount)
 
 
-def designs(advice: Advice, strange: bool) -> list[RunConfig]:
-    """The pilots of a planned run, the smaller one first. In a budget of seconds each is held to its part of them, and
-    how many steps that is, is a guess.
+def design_pilots(advice: Advice, other_recipe: bool) -> list[RunConfig]:
+    """The pilots of a planned run, the smaller one first. With a budget in seconds each stops after its part of them,
+    and its number of steps is an estimate.
 
     Args:
         advice: the plan; its budget is the whole one.
-        strange: the recipe is not the prior's: then depth, on which a recipe may hang, is the run's own.
+        other_recipe: whether the recipe differs from the prior's. Pilots then have the depth of the run, on which the
+            effect of a recipe may depend.
     """
     budget, proposal = advice.budget, advice.proposal
     if proposal is None:
         return []
-    found: list[RunConfig] = []
+
+    pilots: list[RunConfig] = []
     for part in reversed(PARTS):
         amount = part * SHARE * budget.amount
-        seconds = (1 - AROUND) * amount if budget.kind == "seconds" else 0.0
+        seconds = (1 - OVERHEAD) * amount if budget.kind == "seconds" else 0.0
         flops = amount / (1 + MEASURED / 3) if budget.kind == "flops" else seconds * flops_per_second(advice)
         try:
-            pilot = design(advice, proposal, flops, seconds, strange)
-        except UserError:  # blocks that do not go with a smaller shape
+            pilot = design_pilot(advice, proposal, flops, seconds, other_recipe)
+        except UserError:  # blocks that do not support a smaller shape
             pilot = None
-        if pilot is not None and all(pilot.model != other.model or 2 * pilot.steps < other.steps for other in found):
-            found.insert(0, pilot)
-    return found
+        if pilot is not None and all(pilot.model != other.model or 2 * pilot.steps < other.steps for other in pilots):
+            pilots.insert(0, pilot)
+    return pilots
 
 
 def flops_per_second(advice: Advice) -> float:
-    """6 N D per second of the plan's own shape; a smaller one is slower, see `design`."""
+    """The FLOP/s (6 N D) of the planned shape; a smaller shape is slower, see `design_pilot`."""
     chosen = next((one for one in advice.candidates if one.chosen), None)
     return 6.0 * advice.parameters * (chosen.tokens_per_second or 0.0) if chosen else 0.0
 
 
-def design(advice: Advice, proposal: Proposal, flops: float, seconds: float, strange: bool) -> RunConfig | None:
-    """A run of about so many FLOPs that is to the planned one as small is to large; None if it could have no more than
-    a few steps."""
+def design_pilot(
+    advice: Advice, proposal: Proposal, flops: float, seconds: float, other_recipe: bool
+) -> RunConfig | None:
+    """A pilot of about `flops` FLOPs, with about the tokens per parameter of the planned run; None if it would have
+    fewer than FEWEST_STEPS steps.
+
+    Args:
+        seconds: after which it stops; 0: it has no limit.
+        other_recipe: see `design_pilots`.
+    """
     config, target, workload, asked = advice.config, advice.config.model, proposal.workload, proposal.asked
+
+    # the shape whose size is nearest to the best one for the FLOPs
     ratio = min(max(advice.tokens / advice.parameters, BALANCE[0]), BALANCE[1])
     shapes = []
-    for layers, width in [(target.layers, width) for width in WIDTHS] if strange else workload.ladder:
+    for layers, width in [(target.layers, width) for width in WIDTHS] if other_recipe else workload.ladder:
         shape = {**workload.shape((layers, width), target.vocab_size, target.context)}
         slower = (min(1.0, width / target.d_model)) ** STEEPEST if seconds else 1.0
         model = replace(target, **shape)
@@ -140,10 +145,11 @@ def design(advice: Advice, proposal: Proposal, flops: float, seconds: float, str
         shapes.append((abs(math.log(size / best)), size, slower, model))
     if not shapes:
         return None
-    _, size, slower, model = min(shapes, key=lambda one: one[0])
+    _, size, slower, model = min(shapes, key=lambda entry: entry[0])
 
+    # its length, batch and learning rates
     tokens = flops * slower / (6 * size)
-    pilot = replace(config, model=model, optim=proposal.config.optim)  # with the rates that those of a width come from
+    pilot = replace(config, model=model, optim=proposal.config.optim)  # whose rates `with_rates` scales to the width
     pilot = with_batch(pilot, tokens, workload, asked)
     pilot = with_rates(pilot, asked) if workload.rates_by_width else pilot
     steps = int(tokens / pilot.tokens_per_step)
@@ -163,21 +169,21 @@ def design(advice: Advice, proposal: Proposal, flops: float, seconds: float, str
 
 
 def measured_tokens(tokens: float) -> int:
-    """Held-out tokens that a pilot is measured on."""
+    """The number of held-out tokens that a pilot of `tokens` training tokens is measured on."""
     return int(min(max(MEASURED * tokens, FEWEST_MEASURED), MOST_MEASURED))
 
 
-def told(advice: Advice, strange: bool) -> str:
-    """What pilots a dry run would have made, in words."""
-    made = designs(advice, strange)
-    if not made:
+def describe_pilots(advice: Advice, other_recipe: bool) -> str:
+    """The pilots that the run of a dry run's plan would have, in words."""
+    pilots = design_pilots(advice, other_recipe)
+    if not pilots:
         return "none: the share of the budget that they may take is too small for a run"
-    sizes = ", ".join(f"{one.model.layers} x {one.model.d_model} for about {one.steps:,} steps" for one in made)
-    return f"{len(made)} on this text, {sizes}"
+    sizes = ", ".join(f"{one.model.layers} x {one.model.d_model} for about {one.steps:,} steps" for one in pilots)
+    return f"{len(pilots)} on this text, {sizes}"
 
 
-def no_forecast(advice: Advice) -> str:
-    """Why nothing is expected of a recipe of somebody's own, and what would change that, in words."""
+def why_no_forecast(advice: Advice) -> str:
+    """Why the user's own recipe has no forecast, and how to get one, in words."""
     if any(choice.name == "pilots" for choice in advice.choices):
         return "its pilots say nothing: see their line"
     seconds, flops = FROM_OTHER["seconds"], FROM_OTHER["flops"]

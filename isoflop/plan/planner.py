@@ -1,12 +1,12 @@
-"""Budget -> parameters, tokens, shape, vocabulary, context, batch, learning rate, each with its reason.
+"""Budget -> parameters, tokens, shape, vocabulary, context, batch, learning rates, each with its reason.
 
-The first planner. It knows three things: how fast real steps of a few shapes run here (speeds.py), that
-about 20 tokens per parameter are compute-optimal (Hoffmann et al. 2022) unless they have to be repeated
-(repetition.py), and what our own runs reached (prior.py). What it plans for, a task on its data, it knows as a
-Workload. `plan` is in two parts, since the vocabulary has to be known before a text can be prepared:
+The planner uses three things: the measured speed of a few shapes on this machine (speeds.py), the compute-optimal ratio
+of about 20 tokens per parameter (Hoffmann et al. 2022), corrected for repeated data (repetition.py), and the losses of
+our own runs (prior.py). A task with its data reaches it as a Workload. `plan` has two parts, since the vocabulary has
+to be known before a text can be prepared:
 
-    proposal = propose(budget, ...)           machine timed, candidates listed, vocabulary and share of the text chosen
-    advice   = finalize(proposal, facts)      tokens known: shape, steps, batch, learning rates, expected loss
+    proposal = propose(budget, ...)           times the machine; lists candidates; chooses vocabulary and share of text
+    advice   = finalize(proposal, facts)      tokens are counted: chooses shape, steps, batch, rates; forecasts the loss
 """
 
 import math
@@ -27,12 +27,12 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
 from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.explain import choices_of
-from isoflop.plan.fewer import for_ids, is_far, rescaled, with_ids
+from isoflop.plan.fewer_ids import inputs_for_ids, needs_new_shapes, rescaled, with_ids
 from isoflop.plan.machine import choose_runtime
-from isoflop.plan.pilot import NONE, Pilots, pays, seen_of, told, without_pilots
+from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import expect
-from isoflop.plan.recipe import differences, is_other
+from isoflop.plan.recipe import differences, differs_from_prior
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import bytes_per_token_for, context_for, vocabulary_for, with_batch, with_length, with_rates
 from isoflop.plan.speeds import find_speeds
@@ -46,10 +46,10 @@ from isoflop.trainer.workload import Rung, Workload, matmul_weights
 Forecast = Callable[[float, float], Expectation]  # of N and D
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
-PREPARED = 2.5e6  # bytes of text per second, about: for an estimate before it begins (bench/prepare.py)
-DRY_SECONDS = 10.0  # of preparing text that a dry run may take
-LEAST_SECONDS = 1.5  # with less, shapes are not timed anew
-SURPRISE = 1.5  # times the peak that real steps reach: then what was chosen from it is chosen anew
+PREPARED = 2.5e6  # bytes of text prepared per second, roughly (bench/prepare.py): for an estimate beforehand
+DRY_SECONDS = 10.0  # a dry run prepares a text only if that takes at most so long
+LEAST_SECONDS = 1.5  # with less time left, shapes are not timed again
+SURPRISE = 1.5  # if real steps exceed the peak by this factor, the choices that depend on it are made again
 
 
 def plan(
@@ -64,90 +64,104 @@ def plan(
     dry: bool = False,
     make_pilots: Callable[[Advice, Data], Pilots] | None = None,
 ) -> tuple[Advice, Data | None]:
-    """Time the machine, choose what to train, and prepare the data, in the order in which they need each other.
+    """Time the machine, choose what to train, and prepare the data, in the order in which these depend on each other.
 
     Args:
-        config: whose shape, batch, rates and length are to be chosen, with what the user has set (`asked`).
-        group: the processes that will train it.
-        phase: is entered for each part, "prepare" or "calibrate", to time it.
-        dry: nothing will be trained: text of which preparing would take long is not prepared, and what a plan needs to
-            know of it is estimated. There are no data then.
-        make_pilots: makes pilots of a plan, on its data, where they pay (pilot.py); None: none are made.
+        budget: for the run and its pilots.
+        config: the initial configuration, which has the user's settings (`asked`).
+        asked: the user's settings.
+        keep: the parts of `config` that stay as they are.
+        group: the processes that will train.
+        say: receives messages, one line each.
+        progress: receives the progress of preparing the data.
+        phase: a context manager for each part, "prepare" or "calibrate", to time it.
+        dry: nothing will be trained. A text that would take long to prepare is not prepared; its tokens are estimated,
+            and no data are returned.
+        make_pilots: runs the pilots of a plan on its data, if the budget has any (pilot.py); None: no pilots.
 
     Raises:
-        UserError: for data that cannot be used, or a budget that buys less than MIN_STEPS steps.
+        UserError: for data that cannot be used, or a budget that buys fewer than MIN_STEPS steps.
     """
     task = make_task(config)
     with phase("prepare"):
         workload = task.workload(config, progress)
-    piloted = make_pilots is not None and not keep.model and pays(budget, workload, is_other(config))
+    piloted = make_pilots is not None and not keep.model and has_pilots(budget, workload, differs_from_prior(config))
+
+    # time the machine, and choose what the text is prepared with
     with phase("calibrate"):
         machines, started = group.machines(resolve_runtime(config).runtime.device), time.perf_counter()
-        rest = without_pilots(budget) if piloted else budget
-        proposal = replace(propose(rest, config, workload, asked, say, keep, machines), whole=budget)
+        run_budget = without_pilots(budget) if piloted else budget
+        proposal = replace(propose(run_budget, config, workload, asked, say, keep, machines), whole=budget)
         left = calibration_seconds(budget) - (time.perf_counter() - started)
+
+    # prepare the data
     if workload.text is not None:
         size = min(workload.text.size, proposal.train_bytes)
         if dry and not config.data.path and size / PREPARED > DRY_SECONDS:
             what = "tokens, ids and how predictable it is"
             say(f"{size / 1e6:,.0f} MB of text are not prepared for a dry run: {what} are estimated")
-            advice = finalize(proposal, estimated(proposal, size))
-            return (with_told(advice) if piloted else advice), None
+            advice = finalize(proposal, estimated_facts(proposal, size))
+            return (with_pilots_described(advice) if piloted else advice), None
         how_long = f"up to {size / 1e6:,.3g} MB of text, about {size / PREPARED:,.0f} s if that was not done before"
         say(f"preparing {how_long}; measuring and preparing are outside the budget")
     with phase("prepare"):
         data = workload.data or task.prepare_data(proposal.data, progress)
         facts = Facts.of(data, excerpt(data, SAMPLE_BYTES) if isinstance(data, Prepared) else b"")
-    if is_far(proposal, facts.vocab_size):
+    if needs_new_shapes(proposal, facts.vocab_size):
         with phase("calibrate"):
             proposal = with_fewer_ids(proposal, facts.vocab_size, left, say)
+
+    # choose what to train
     advice = finalize(proposal, facts)
     if not piloted or make_pilots is None:
         return advice, data
     if dry:
-        return with_told(advice), data
+        return with_pilots_described(advice), data
 
-    # pilots, and the run planned once more on what they left of the budget
+    # run the pilots, and plan again with what they left of the budget
     pilots = make_pilots(advice, data)
     if budget.kind == "seconds":
         proposal = replace(proposal, budget=replace(budget, amount=budget.amount - pilots.spent))
     return finalize(proposal, facts, pilots), data
 
 
-def with_told(advice: Advice) -> Advice:
-    """The plan of a dry run, with the pilots that it would have had."""
-    line = Choice(name="pilots", value=told(advice, bool(advice.differences)), reason="a dry run makes none")
+def with_pilots_described(advice: Advice) -> Advice:
+    """The plan of a dry run, with a line about the pilots that the run would have."""
+    pilots = describe_pilots(advice, bool(advice.differences))
+    line = Choice(name="pilots", value=pilots, reason="a dry run makes none")
     return replace(advice, choices=(*advice.choices, line))
 
 
 def with_fewer_ids(proposal: Proposal, ids: int, left: float, say: Callable[[str], None]) -> Proposal:
-    """Shapes and their speeds for a tokenizer that came out with far fewer ids than were planned.
+    """The proposal with new shapes and speeds, for a tokenizer that has far fewer ids than planned.
 
     Args:
-        left: seconds that may still be spent on timing; with too few the speeds are worked out.
+        ids: the number of the tokenizer's ids.
+        left: seconds that may still be spent on timing; with fewer than LEAST_SECONDS the speeds are calculated.
     """
     say(f"the text gives {ids:,} ids of {proposal.vocabulary:,} that were planned: shapes are chosen for these")
     if proposal.budget.kind == "seconds" and left < LEAST_SECONDS:
         return rescaled(proposal, ids)
-    begun = for_ids(proposal, ids)
-    anew = propose(
-        begun.budget,
-        begun.config,
-        begun.workload,
-        begun.asked,
+
+    inputs = inputs_for_ids(proposal, ids)
+    new = propose(
+        inputs.budget,
+        inputs.config,
+        inputs.workload,
+        inputs.asked,
         say,
-        begun.keep,
-        begun.machines,
-        known_peak=begun.peak,
+        inputs.keep,
+        inputs.machines,
+        known_peak=inputs.peak,
         allowed=max(left, LEAST_SECONDS),
     )
-    doubt = anew.calibration.doubt or proposal.calibration.doubt
+    doubt = new.calibration.doubt or proposal.calibration.doubt
     calibration = proposal.calibration.updated(doubt=doubt) if doubt else proposal.calibration
-    return replace(proposal, candidates=anew.candidates, calibration=calibration)
+    return replace(proposal, candidates=new.candidates, calibration=calibration)
 
 
-def estimated(proposal: Proposal, size: float) -> Facts:
-    """What is thought of `size` bytes of text that are not prepared."""
+def estimated_facts(proposal: Proposal, size: float) -> Facts:
+    """Estimates for `size` bytes of text that are not prepared."""
     per_token = bytes_per_token_for(proposal.vocabulary)
     return Facts(int(size / per_token), proposal.vocabulary, per_token, measured=False)
 
@@ -163,22 +177,25 @@ def propose(
     known_peak: dict[str, float] | None = None,
     allowed: float = 0.0,
 ) -> Proposal:
-    """Time the machine where the budget is in seconds, and choose what a text has to be prepared with.
+    """List the candidate shapes, time them if the budget is in seconds, and choose vocabulary and amount of text.
 
     Args:
-        config: whose shape, batch, rates and length are to be chosen, with what the user has set.
-        asked: the fields that the user has set; they hold in every candidate, so that what is timed is what will run.
-        machines: how many like this one train together; what they lose to one another, the clock finds out.
-        known_peak: FLOP/s by dtype where they are known; by default as remembered, or measured now.
-        allowed: seconds for timing; by default as many as go with the budget.
+        config: the initial configuration, which has the user's settings (`asked`).
+        asked: the user's settings; they hold in every candidate, so that the timed configuration is the one that runs.
+        machines: the number of machines like this one that train together. Their communication is not counted:
+            the run's pace accounts for it (trainer/pace.py).
+        known_peak: FLOP/s by dtype if they are known; None: as cached, or measured now.
+        allowed: seconds for timing; 0: calibration_seconds(budget).
 
     Raises:
-        UserError: if the budget buys less than MIN_STEPS steps.
+        UserError: if the budget buys fewer than MIN_STEPS steps.
     """
-    begun = config
+    initial = config
     device, allowed = resolve_runtime(config).runtime.device, allowed or calibration_seconds(budget)
     until = time.perf_counter() + allowed
     say(f"measuring this machine ({device}), for at most {allowed:.0f} s")
+
+    # about how much compute the budget is, and what follows from that
     peak = known_peak or machine_peak(device)
     flops = rough_flops(budget, peak, device, machines)
     vocabulary = choose_vocabulary(config, workload, flops, asked, keep)
@@ -187,22 +204,24 @@ def propose(
         config = with_ids(config, workload.vocab_size, asked, keep)
 
     def shaped(rung: Rung, tokens: float) -> RunConfig:
+        """The configuration of a rung, with a batch for so many tokens."""
         shape = {} if keep.model else workload.shape(rung, vocabulary, context)
-        made = asked.choose(config, "model", **shape)
-        return made if keep.rates else with_batch(made, tokens, workload, asked)
+        candidate = asked.choose(config, "model", **shape)
+        return candidate if keep.rates else with_batch(candidate, tokens, workload, asked)
 
-    # candidates: the shapes near to what the compute would feed at the best ratio of tokens and parameters
+    # candidates: the shapes near the compute-optimal size
     target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
     tokens = flops / (6 * target)
     rungs = nearest_rungs(workload, target, lambda rung: shaped(rung, 1e6))
 
     def descending(first: Rung) -> Iterator[RunConfig]:
-        """What can be timed in place of a shape that is too large, the shape itself first."""
+        """The shape of a rung, then those of all smaller rungs in descending order: one of them can be timed."""
         yield resolved(shaped(first, tokens), config)
         for rung in reversed(workload.ladder):
             if rung < first:
                 yield resolved(shaped(rung, tokens), config)
 
+    # the runtime: device, dtype, threads, compilation
     started = time.perf_counter()
     usual = usual_speed(device, "float32", peak)
     trial = None if workload.data is not None else first_trial(descending(rungs[0]), workload, usual)
@@ -210,6 +229,8 @@ def propose(
     first, calibration = choose_runtime(shaped(rungs[0], tokens), budget, peak, workload, asked, trial, half_time)
     usual = min(usual, calibration.flops_per_second or usual)
     config = replace(config, runtime=first.runtime)
+
+    # the speed of each candidate
     shapes = different(shaped(rung, tokens) for rung in rungs)[: workload.timed]
     shapes = [in_passes(one, workload, machines) for one in shapes]
     if budget.kind != "seconds":
@@ -224,15 +245,15 @@ def propose(
         calibration = calibration.updated(doubt=speeds.doubt or calibration.doubt)
         dtype, fastest = config.runtime.dtype, max(one.flops_per_second for one in speeds.each)
         if not known_peak and fastest > peak.get(dtype, fastest):
-            say(f"steps reached {fastest / peak[dtype]:.1f} times what was taken for this machine's peak: it is raised")
+            say(f"steps reached {fastest / peak[dtype]:.1f} times this machine's measured peak, which is raised")
             surprised = fastest > SURPRISE * peak[dtype]
             peak = raised(device, peak, dtype, fastest)
             if surprised:
-                return propose(budget, begun, workload, asked, say, keep, machines, known_peak=peak)
+                return propose(budget, initial, workload, asked, say, keep, machines, known_peak=peak)
     if calibration.doubt:
         say(f"note: this machine was not left alone while it was timed ({calibration.doubt}); nothing of it is kept")
 
-    if workload.text is not None:  # too small a budget is said before the text is prepared
+    if workload.text is not None:  # a budget that is too small is refused before the text is prepared
         min(candidates, key=lambda candidate: candidate.weights).steps(budget)
     most = max(candidate.tokens(budget) for candidate in candidates)
     return Proposal(
@@ -251,19 +272,19 @@ def propose(
     )
 
 
-def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NONE) -> Advice:
-    """Choose among the candidates now that the tokens are counted, and state the loss to expect.
+def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Advice:
+    """Choose among the candidates now that the tokens are counted, and forecast the loss.
 
     Args:
-        pilots: that were made on the text.
+        pilots: the pilots on this text.
 
     Raises:
-        UserError: if the budget buys less than MIN_STEPS steps.
+        UserError: if the budget buys fewer than MIN_STEPS steps.
     """
     budget, workload, asked, keep = proposal.budget, proposal.workload, proposal.asked, proposal.keep
     best = min(proposal.candidates, key=lambda candidate: candidate.score(budget, facts.unique_tokens))
 
-    # what was proposed, with the tokenizer that the data were given
+    # the candidate's configuration with the data's tokenizer
     config = best.config
     if workload.text is not None:
         config = with_ids(config, facts.vocab_size, asked, keep)
@@ -280,13 +301,16 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NONE) -> Advice:
     seconds = budget.amount if budget.kind == "seconds" else 0.0
     config = with_length(config, max(1, steps), seconds, asked)
 
-    # what it costs and should reach
+    # its cost and its forecast
     count, tokens = matmul_weights(config), workload.tokens(config)
     text = None if workload.text is None else predictability(facts.sample or workload.text.sample)
-    other, seen = () if text is None or keep.model else differences(config), seen_of(pilots.runs)
+    differ, observed = () if text is None or keep.model else differences(config), observations(pilots.runs)
     forecast: Forecast | None = None
-    if text is not None and not keep.model and (seen or not other):
-        forecast = partial(expect, unique_tokens=facts.unique_tokens, text=text, seen=seen, strange=bool(other))
+    if text is not None and not keep.model and (observed or not differ):
+        unique = facts.unique_tokens
+        forecast = partial(expect, unique_tokens=unique, text=text, pilots=observed, other_recipe=bool(differ))
+
+    # the plan, with its reasons
     choices = choices_of(proposal, facts, config, best, tokens)
     if pilots.runs or pilots.note:
         choices = (*choices, pilots_line(pilots))
@@ -306,22 +330,23 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NONE) -> Advice:
         unique_tokens=facts.unique_tokens,
         workload=workload,
         pilots=pilots.runs,
-        differences=other,
+        differences=differ,
         proposal=proposal,
     )
 
 
 def pilots_line(pilots: Pilots) -> Choice:
-    """The pilots among the choices of the plan."""
-    made = [f"{run.layers} x {run.d_model}: {run.bits_per_byte:.3f}" for run in pilots.runs]
-    took = f"{pilots.spent:.1f} s of the budget" if pilots.spent else "on record" if made else ""
+    """The line about pilots among the choices of a plan."""
+    reached = [f"{run.layers} x {run.d_model}: {run.bits_per_byte:.3f}" for run in pilots.runs]
+    took = f"{pilots.spent:.1f} s of the budget" if pilots.spent else "on record" if reached else ""
     if any(not run.reused for run in pilots.runs) and not pilots.spent:
         took = "their share of the budget"
-    return Choice(name="pilots", value=", ".join(made) or "none", reason="; ".join(filter(None, [took, pilots.note])))
+    reason = "; ".join(filter(None, [took, pilots.note]))
+    return Choice(name="pilots", value=", ".join(reached) or "none", reason=reason)
 
 
 def choose_vocabulary(config: RunConfig, workload: Workload, flops: float, asked: Asked, keep: Keep) -> int:
-    """Ids of the tokenizer that is there, or of the one to train."""
+    """The number of ids of the given tokenizer, or of the one to train."""
     if workload.vocab_size:
         return workload.vocab_size
     if keep.rates or asked.names("data.vocab_size"):
@@ -330,17 +355,17 @@ def choose_vocabulary(config: RunConfig, workload: Workload, flops: float, asked
 
 
 def resolved(config: RunConfig, like: RunConfig) -> RunConfig:
-    """A shape with a runtime that can be timed: what is left open as this machine has it."""
+    """A configuration with the runtime of `like`, each "auto" of which is resolved for this machine."""
     return resolve_runtime(replace(config, runtime=like.runtime))
 
 
 def in_passes(config: RunConfig, workload: Workload, machines: int) -> RunConfig:
-    """With as many sequences in a pass as a GPU's memory holds, which is tried with windows of random tokens."""
+    """A configuration with as many sequences per pass as fit in a GPU's memory, found by trying random tokens."""
     return config if workload.data is not None else throughput.fit_micro_batches(config, machines)
 
 
 def candidate_line(candidate: Candidate, proposal: Proposal, forecast: Forecast | None, chosen: bool) -> CandidateShape:
-    """A candidate as plan.json has it, with what is expected of it where anything is."""
+    """The record of a candidate for plan.json, with its expected loss if there is a forecast."""
     tokens = candidate.tokens(proposal.budget)
     line = CandidateShape(
         layers=candidate.config.model.layers,

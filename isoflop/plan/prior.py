@@ -1,15 +1,15 @@
-"""The loss to expect: a forecast from our own runs on other texts and, where there are some, from pilots on this one.
+"""The forecast of a run's loss, from our own runs on other texts (prior.json) and from pilots on this text.
 
-No published law reaches the sizes that minutes on a laptop buy: at half a million parameters they predict more than
-the entropy of single words. So `prior.json` holds runs of this very system (sizes, tokens, corpora, seeds, and the
-command that made them), and how the laws of its corpora differ (hierarchy.py), estimated from them. What a run on a
-new text should reach, and between which bounds, follows: from how predictable that text is before any model has seen
-it (predictability.py), and far more closely from small runs on it (pilot.py).
+Published laws do not extend to the sizes that minutes on a laptop buy: at half a million parameters they predict more
+than the entropy of single words. So `prior.json` holds runs of isoflop itself (sizes, tokens, corpora, seeds, and the
+command that made them) and the distribution of their corpora's laws (hierarchy.py), estimated from these runs. The
+forecast for a new text follows from its predictability (predictability.py) and, far more closely, from small runs on it
+(pilot.py).
 
-How wide the interval is was found by leaving corpora out: each in turn is forecast by the others, from its text alone
-and with its own smaller runs, and the standard deviations are multiplied by what they fell short (`calibration`).
-Beyond the runs' range nothing was measured: the interval widens with the distance, by an assumption. It is a prior,
-not a fit to the run's own course.
+The width of the interval comes from leaving corpora out: each corpus in turn is forecast from the others, by its text
+alone and with its own smaller runs, and the standard deviations are multiplied by the factor by which they were too
+small (`calibration`). Beyond the range of the runs nothing was measured: there the interval widens with the distance,
+by an assumption. The forecast is a prior, not a fit to the run's own loss curve (trainer/curve.py has that).
 """
 
 import json
@@ -22,32 +22,33 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from isoflop.plan.hierarchy import Corpus, Population, Seen, estimate, predict
+from isoflop.plan.hierarchy import Corpus, Observation, Population, estimate, predict
 from isoflop.plan.predictability import Predictability
 from isoflop.records import Expectation
 from isoflop.records.plan import Interval
 
-LEVELS = (0.5, 0.8, 0.9)  # of the intervals that are stated; the last is the one that is shown
+LEVELS = (0.5, 0.8, 0.9)  # of the recorded intervals; the last one is shown
 LEVEL = LEVELS[-1]
-# Added to the standard deviation of log(bits per byte) for each factor of ten in compute beyond the runs that it was
-# estimated from. An assumption: there are no runs there to measure it with.
+# Added to the standard deviation of log(bits per byte) per factor of ten in compute beyond the range of the prior's
+# runs. An assumption: there are no runs to measure it with.
 WIDEN_PER_DECADE = 0.03
-# How many times the spread between corpora is for a recipe of which there are pilots only. An assumption: other
-# recipes were not run on several corpora.
-STRANGE = 2.0
-MOST_BITS = 8.0  # per byte: what random bytes need
-UNTRAINED = 16.0  # bits per byte that no model exceeds that learns at all: more is no end of an interval
+# The factor on the spread between corpora for a recipe other than the prior's, of which there are only pilots. An
+# assumption: other recipes were not run on several corpora.
+OTHER_RECIPE = 2.0
+MOST_BITS = 8.0  # bits per byte of random bytes, the upper bound of an expected value
+UNTRAINED = 16.0  # bits per byte, the upper bound of an interval: no model that learns at all exceeds it
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """By how much standard deviations fell short when corpora were left out, and how many corpora say so.
+    """Corrections of stated standard deviations, from forecasts of corpora that were left out.
 
     Attributes:
-        alone: for forecasts from the text alone; piloted: with smaller runs on the same text.
-        per_decade: standard deviation of log(bits per byte) for each factor of ten in compute between the largest run
-            on the text and the one forecast, beside what the law says.
-        corpora: left out, one at a time: their number less 1 is the degrees of freedom of Student's t.
+        alone: the factor for forecasts from the text alone.
+        piloted: the factor for forecasts with smaller runs on the same text.
+        per_decade: standard deviation of log(bits per byte), in addition to the law's, per factor of ten in compute
+            between the largest run on the text and the run forecast.
+        corpora: the number of corpora, each left out once; minus 1, the degrees of freedom of Student's t.
     """
 
     alone: float
@@ -65,31 +66,34 @@ def table() -> dict[str, Any]:
 
 
 def corpora_of(runs: Sequence[dict[str, Any]]) -> dict[str, Corpus]:
-    """The runs of a table by corpus."""
-    found = {}
+    """The runs of a table, with their pilots, by corpus."""
+    corpora = {}
     for name in dict.fromkeys(run["corpus"] for run in runs):
-        mine = [run for run in runs if run["corpus"] == name]
-        text = Predictability(mine[0]["ngram"], mine[0]["lzma"])
-        found[name] = Corpus.of(text, [seen for run in mine for seen in (seen_of(run), *pilots_of(run))])
-    return found
+        own = [run for run in runs if run["corpus"] == name]
+        text = Predictability(own[0]["ngram"], own[0]["lzma"])
+        corpora[name] = Corpus.of(text, [one for run in own for one in (observation(run), *pilots_of(run))])
+    return corpora
 
 
-def seen_of(run: dict[str, Any], pilot: bool = False) -> Seen:
-    return Seen(run["parameters"], run["tokens"], run["unique_tokens"], run["bits_per_byte"], pilot)
+def observation(run: dict[str, Any], pilot: bool = False) -> Observation:
+    """A run of prior.json."""
+    return Observation(run["parameters"], run["tokens"], run["unique_tokens"], run["bits_per_byte"], pilot)
 
 
-def pilots_of(run: dict[str, Any]) -> list[Seen]:
-    return [seen_of(one, pilot=True) for one in run.get("pilots") or ()]
+def pilots_of(run: dict[str, Any]) -> list[Observation]:
+    """The pilots that were made for a run of prior.json."""
+    return [observation(pilot, pilot=True) for pilot in run.get("pilots") or ()]
 
 
 @cache
 def population() -> Population:
-    """How the laws of corpora differ, as stored with the runs that it was estimated from."""
+    """The distribution of corpora's laws, as stored in prior.json."""
     return Population.from_dict(table()["population"])
 
 
 @cache
 def calibration() -> Calibration:
+    """The corrections of standard deviations, as stored in prior.json."""
     return Calibration(**table()["calibration"])
 
 
@@ -98,42 +102,52 @@ def expect(
     tokens: float,
     unique_tokens: float,
     text: Predictability,
-    seen: Sequence[Seen] = (),
-    strange: bool = False,
+    pilots: Sequence[Observation] = (),
+    other_recipe: bool = False,
 ) -> Expectation:
-    """What a run of N parameters on D tokens, drawn from so many unique ones, should reach on text this predictable.
+    """The forecast of a run's held-out bits per byte.
 
     Args:
-        seen: pilots: runs on this very text with this very recipe.
-        strange: the recipe is another than that of the prior's runs; there are pilots then.
+        parameters, tokens: N and D of 6 N D.
+        unique_tokens: of the text; D may repeat them.
+        pilots: runs on the same text with the same recipe.
+        other_recipe: whether the recipe differs from that of the prior's runs; then there have to be pilots.
     """
-    target = Seen(parameters, tokens, unique_tokens, math.nan)
-    centre, deviation = predict(population(), text, target, seen, STRANGE if strange else 1.0)
+    target = Observation(parameters, tokens, unique_tokens, math.nan)
+    centre, deviation = predict(population(), text, target, pilots, OTHER_RECIPE if other_recipe else 1.0)
+
+    # widen the interval by what calibration found, and beyond the range of the prior's runs
     flops, all_flops = 6.0 * parameters * tokens, [run["flops"] for run in table()["runs"]]
     largest, smallest = max(all_flops), min(all_flops)
     decades = math.log10(max(flops / largest, smallest / flops, 1.0))
-
-    short = calibration()
-    if seen:
-        ahead = max(0.0, decades_to(flops, seen) or 0.0)
-        deviation = short.piloted * math.hypot(deviation, short.per_decade * ahead)
-        source = f"{len(seen)} pilots on this text, {10**-ahead:.2g} of the run's compute, and "
+    factors = calibration()
+    if pilots:
+        ahead = max(0.0, decades_to(flops, pilots) or 0.0)
+        deviation = factors.piloted * math.hypot(deviation, factors.per_decade * ahead)
+        source = f"{len(pilots)} pilots on this text, {10**-ahead:.2g} of the run's compute, and "
     else:
-        deviation, source = short.alone * deviation, "a prior, not a fit: "
+        deviation, source = factors.alone * deviation, "a prior, not a fit: "
     deviation = math.hypot(deviation, WIDEN_PER_DECADE * decades)
+
     where = "inside the table's range"
     if flops > largest:
         where = f"{flops / largest:.3g} times the table's largest run: a law goes on from there"
     elif flops < smallest:
         where = f"{smallest / flops:.3g} times below the table's smallest run"
-    source += f"{len(all_flops)} runs of our own on {short.corpora} other texts, {where}"
-    if strange:
+    source += f"{len(all_flops)} runs of our own on {factors.corpora} other texts, {where}"
+    if other_recipe:
         source += "; the recipe is not theirs"
-    return stated(centre, deviation, short.corpora - 1, source)
+    return expectation(centre, deviation, factors.corpora - 1, source)
 
 
-def stated(centre: float, deviation: float, freedom: int, source: str) -> Expectation:
-    """An expectation of log(bits per byte) with its standard deviation, as it is put on record."""
+def expectation(centre: float, deviation: float, freedom: int, source: str) -> Expectation:
+    """The record of a forecast: its value, and an interval of each of LEVELS by Student's t.
+
+    Args:
+        centre, deviation: of log(bits per byte).
+        freedom: degrees of freedom.
+        source: what the forecast was made from, in words.
+    """
     value = min(MOST_BITS, math.exp(centre))
     intervals = []
     for level in LEVELS:
@@ -153,69 +167,71 @@ def stated(centre: float, deviation: float, freedom: int, source: str) -> Expect
 
 # Estimation, by bench/prior.py
 
-SMALLER = 2.0  # times less compute than a run, at least, that another one of its corpus is forecast from
+SMALLER = 2.0  # a run is forecast from runs of the same corpus with at most 1/SMALLER of its compute
 
 
 @dataclass(frozen=True)
-class Miss:
-    """A run that was forecast by the runs of other corpora.
+class ForecastError:
+    """The error of a forecast that was made without the run's corpus.
 
     Attributes:
-        corpus: that it is of.
-        off: log(bits per byte) reached less what was expected.
-        deviation: that was stated with it.
-        decades: of compute between it and the largest run on its text that was known; None: none was.
-        pilots: what was known were its pilots, and not another run.
+        corpus: the corpus of the run.
+        error: log(bits per byte reached) - log(expected).
+        deviation: the standard deviation stated by the forecast.
+        decades: factors of ten in compute between the run and the largest known run on its text; None: none was known.
+        pilots: whether the known runs on its text were its pilots.
     """
 
     corpus: str
-    off: float
+    error: float
     deviation: float
     decades: float | None = None
     pilots: bool = False
 
 
-def leave_out(runs: Sequence[dict[str, Any]]) -> list[Miss]:
-    """Every run forecast without its corpus: from its text alone, from each run on its text that had less than half of
-    its compute, and from its pilots."""
-    found = []
+def leave_corpora_out(runs: Sequence[dict[str, Any]]) -> list[ForecastError]:
+    """The errors of forecasts of every run without its corpus: from its text alone, from each run on its text with less
+    than half of its compute, and from its pilots."""
+    errors = []
     for name in dict.fromkeys(run["corpus"] for run in runs):
-        known = estimate(list(corpora_of([run for run in runs if run["corpus"] != name]).values()))
-        mine = [run for run in runs if run["corpus"] == name]
-        text = Predictability(mine[0]["ngram"], mine[0]["lzma"])
-        for run in mine:
-            smaller = [[seen_of(other)] for other in mine if run["flops"] > SMALLER * other["flops"]]
+        others = estimate(list(corpora_of([run for run in runs if run["corpus"] != name]).values()))
+        own = [run for run in runs if run["corpus"] == name]
+        text = Predictability(own[0]["ngram"], own[0]["lzma"])
+        for run in own:
+            smaller = [[observation(other)] for other in own if run["flops"] > SMALLER * other["flops"]]
             pilots = [pilots_of(run)] if run.get("pilots") else []
-            for seen in ([], *smaller, *pilots):
-                value, deviation = predict(known, text, seen_of(run), seen)
-                off = math.log(run["bits_per_byte"]) - value
-                found.append(Miss(name, off, deviation, decades_to(run["flops"], seen), seen in pilots))
-    return found
+            for known in ([], *smaller, *pilots):
+                value, deviation = predict(others, text, observation(run), known)
+                error = math.log(run["bits_per_byte"]) - value
+                decades = decades_to(run["flops"], known)
+                errors.append(ForecastError(name, error, deviation, decades, known in pilots))
+    return errors
 
 
-def decades_to(flops: float, seen: Sequence[Seen]) -> float | None:
-    """Factors of ten in compute between the largest of some runs and another one; None if there are none."""
-    return math.log10(flops / max(6.0 * one.parameters * one.tokens for one in seen)) if seen else None
+def decades_to(flops: float, runs: Sequence[Observation]) -> float | None:
+    """Factors of ten in compute from the largest of `runs` to a run of `flops`; None if there are no runs."""
+    return math.log10(flops / max(6.0 * run.parameters * run.tokens for run in runs)) if runs else None
 
 
-def calibrate(misses: Sequence[Miss]) -> Calibration:
-    """What the stated standard deviations have to be multiplied by, each corpus counting alike; at least 1. What is
-    said of forecasts with pilots is from pilots where there are any, as their runs are shorter than all others."""
-    corpora = list(dict.fromkeys(miss.corpus for miss in misses))
+def calibrate(errors: Sequence[ForecastError]) -> Calibration:
+    """The factors by which stated standard deviations were too small, at least 1, all corpora weighing alike. The one
+    for forecasts with runs on the same text is from pilots where there are any: they are shorter than other runs."""
+    corpora = list(dict.fromkeys(one.corpus for one in errors))
 
     def root(chosen: Sequence[tuple[str, float]]) -> float:
-        """The root of the mean over corpora of their mean squares."""
+        """The root of the mean over corpora of their mean squares; `chosen` are pairs of a corpus and a value."""
         squares = [[value**2 for name, value in chosen if name == corpus] for corpus in corpora]
-        means = [sum(mine) / len(mine) for mine in squares if mine]
+        means = [sum(own) / len(own) for own in squares if own]
         return math.sqrt(sum(means) / len(means)) if means else 1.0
 
-    alone = [(one.corpus, one.off / one.deviation) for one in misses if one.decades is None]
-    far = [one for one in misses if one.decades is not None]
-    far = [one for one in far if one.pilots] or far
+    alone = [(one.corpus, one.error / one.deviation) for one in errors if one.decades is None]
+    known = [one for one in errors if one.decades is not None]
+    known = [one for one in known if one.pilots] or known
 
-    # the excess over what the law says, by least squares of its square against the square of the distance
-    top = sum((one.off**2 - one.deviation**2) * (one.decades or 0.0) ** 2 for one in far)
-    bottom = sum((one.decades or 0.0) ** 4 for one in far)
+    # the variance in excess of the law's, by least squares against the squared distance
+    top = sum((one.error**2 - one.deviation**2) * (one.decades or 0.0) ** 2 for one in known)
+    bottom = sum((one.decades or 0.0) ** 4 for one in known)
     per_decade = math.sqrt(max(0.0, top / bottom)) if bottom else 0.0
-    piloted = [(one.corpus, one.off / math.hypot(one.deviation, per_decade * (one.decades or 0.0))) for one in far]
+
+    piloted = [(one.corpus, one.error / math.hypot(one.deviation, per_decade * (one.decades or 0.0))) for one in known]
     return Calibration(max(1.0, root(alone)), max(1.0, root(piloted)), per_decade, len(corpora))

@@ -1,8 +1,8 @@
-"""What decides how good a run is besides its size, its length and its text: the recipe.
+"""A run's recipe (task, blocks, loss, optimiser, schedule), and how it differs from that of the prior's runs.
 
-The prior's runs were all made with one recipe (prior.json). What they say holds for runs that are made like them; a run
-with another wiring, optimiser or schedule can be far better or far worse, and no interval that was measured with the
-one recipe says by how much. Such a run has a forecast from pilots of its very recipe (pilot.py), or none.
+All runs of prior.json have one recipe, and forecasts from them hold for runs with this recipe. A run with another
+wiring, optimiser or schedule can be far better or far worse, and an interval measured with one recipe does not say by
+how much. Such a run is forecast from pilots with its own recipe (pilot.py), or not at all.
 """
 
 import hashlib
@@ -21,19 +21,20 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.task import task_named
 
 SIZES = ("vocab_size", "context", "layers", "encoder_layers", "d_model", "heads", "head_dim")  # of ModelConfig
-# How many times more or less than the plan's own choice a rate, the width of a head, the context or the batch may be.
-# Chosen and not measured.
+# The largest factor, up or down, between a learning rate, head width, context or batch and the plan's own choice with
+# which the recipe still counts as the prior's. Chosen, not measured.
 NEAR_RATE, NEAR_HEAD, NEAR_CONTEXT, NEAR_BATCH = 2.0, 2.0, 4.0, 4.0
 
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
-    """The recipe as JSON: task, blocks, loss, optimiser and schedule. Sizes, learning rates, which go with the size,
-    and what only decides where and how fast it is computed are not part of it."""
+    """The recipe as a JSON object: task, blocks, loss, optimiser and schedule. Not part of it: sizes, learning rates
+    (which depend on the size), and fields that decide only where and how fast a run is computed."""
     plain: dict[str, Any] = to_dict(config)
     model = {name: value for name, value in plain["model"].items() if name not in SIZES}
     optim = {name: value for name, value in plain["optim"].items() if name not in rates(config.optim.entry)}
     if "matrix_lr" not in rates(config.optim.entry):
-        optim.pop("matrix_lr", None)  # an optimiser that has no use for it
+        optim.pop("matrix_lr", None)  # not used by this optimiser
+
     return {
         "task": config.task,
         "model": model,
@@ -50,21 +51,22 @@ def prior_recipe() -> dict[str, Any]:
     return dict(table()["recipe"])
 
 
-def is_other(config: RunConfig) -> bool:
-    """Whether the recipe is not that of the prior's runs."""
+def differs_from_prior(config: RunConfig) -> bool:
+    """Whether task, blocks, loss, optimiser or schedule differ from those of the prior's runs. (`differences` compares
+    learning rates, head width, context and batch as well.)"""
     return recipe_of(config) != prior_recipe()
 
 
 def differences(config: RunConfig) -> tuple[str, ...]:
-    """What a run does otherwise than those of the prior, in words: settings with both values. Empty: nothing."""
-    mine, theirs = flat(recipe_of(config)), flat(prior_recipe())
-    found = [
-        f"{name} = {' and not '.join(told_apart(mine.get(name), theirs.get(name)))}"
-        for name in dict.fromkeys([*mine, *theirs])
-        if mine.get(name) != theirs.get(name)
+    """How a run's recipe differs from the prior's, one string per setting with both values; empty if it does not."""
+    own, prior = flat(recipe_of(config)), flat(prior_recipe())
+    settings = [
+        f"{name} = {' and not '.join(in_words(own.get(name), prior.get(name)))}"
+        for name in dict.fromkeys([*own, *prior])
+        if own.get(name) != prior.get(name)
     ]
-    if found:  # its rates have another rule, and what more there is to say is no news
-        return tuple(found)
+    if settings:  # learning rates follow another rule then, so that comparing them says nothing
+        return tuple(settings)
 
     planned = with_rates(replace(config, optim=OptimConfig(name=config.optim.name))).optim
     pairs = [
@@ -86,7 +88,7 @@ def differences(config: RunConfig) -> tuple[str, ...]:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested objects by dotted names. A block is one leaf: its name and settings belong together."""
+    """The leaves of nested objects by dotted name. A block counts as one leaf: its name and options belong together."""
     if isinstance(value, dict) and (not prefix or prefix in ("model", "optim", "schedule")):
         return {
             name: leaf
@@ -96,14 +98,14 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: value}
 
 
-def told_apart(mine: Any, theirs: Any) -> tuple[str, str]:
-    """Two values in words: blocks by their names, or in full where these are the same."""
-    named = [value.get("name", value) if isinstance(value, dict) else value for value in (mine, theirs)]
-    first, second = named if named[0] != named[1] else (mine, theirs)
+def in_words(own: Any, prior: Any) -> tuple[str, str]:
+    """Two different values in words: blocks by name, or in full if their names are equal."""
+    named = [value.get("name", value) if isinstance(value, dict) else value for value in (own, prior)]
+    first, second = named if named[0] != named[1] else (own, prior)
     return str(first), str(second)
 
 
 def recipe_key(config: RunConfig) -> str:
-    """A digest of the recipe and of what else is unlike the plan's own choice, for pilots of that very recipe."""
+    """A hash of the recipe and of `differences`, by which pilots with the same recipe are found on record."""
     whole = {**recipe_of(config), "differs": differences(config)}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

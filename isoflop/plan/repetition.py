@@ -2,9 +2,9 @@
 
 import math
 
-R_D = 15.39  # epochs after the first at which repeated data has lost 1 - 1/e of its value
-WORN_OUT = 40.0  # epochs after which a further one is worth less than a tenth of a first
-R_N = 5.31  # the same for parameters beyond those that are optimal for the unique tokens
+R_D = 15.39  # repetitions after which another one is worth 1/e of fresh data
+WORN_OUT = 40.0  # epochs after which another one is worth less than a tenth of fresh data
+R_N = 5.31  # the same for parameters in excess of the number that is optimal for the unique tokens
 EXPONENT = 0.3527  # their alpha = beta on C4
 TOKENS_PER_PARAMETER = 20.0  # compute-optimal on fresh text (Hoffmann et al. 2022)
 

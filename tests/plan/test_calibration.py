@@ -123,7 +123,7 @@ def test_steps_above_the_peak_raise_it_and_the_plan_is_made_anew(timed):
     timed.share = 4.0  # of what was taken for the peak: another program used the machine while that was measured
     said = []
     advice = plan(said=said)
-    assert any("4.0 times what was taken for this machine's peak" in line for line in said)
+    assert any("4.0 times this machine's measured peak" in line for line in said)
     assert advice.peak["float32"] == pytest.approx(4 * PEAK["float32"], rel=0.01)
     (entry,) = json.loads((files.home() / ceiling.FILE).read_text())
     assert entry["peak"]["float32"] == pytest.approx(4 * PEAK["float32"], rel=0.01)

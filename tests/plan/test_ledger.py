@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from isoflop.plan.ledger import score, share_between, to_lines
-from isoflop.plan.prior import stated
+from isoflop.plan.ledger import clopper_pearson, score, to_lines
+from isoflop.plan.prior import expectation
 from isoflop.records.ledger import DIVERGED, FINISHED, OUTCOME, LedgerForecast, LedgerLine, append, read_ledger
 
 
 def forecast(name: str, value: float = 2.0, deviation: float = 0.1, **more) -> LedgerForecast:
-    expected = stated(math.log(value), deviation, 1000, "made up")
+    expected = expectation(math.log(value), deviation, 1000, "made up")
     return LedgerForecast(id=name, corpus="books", fingerprint="f", flops=2e12, expected=expected, **more)
 
 
@@ -119,9 +119,9 @@ def test_several_processes_may_write_at_once(tmp_path):
 
 
 def test_between_which_a_share_lies():
-    low, high = share_between(8, 10)
+    low, high = clopper_pearson(8, 10)
     assert (low, high) == (pytest.approx(0.493, abs=0.001), pytest.approx(0.963, abs=0.001))  # published tables
-    assert share_between(0, 5)[0] == 0.0 and share_between(5, 5)[1] == 1.0
+    assert clopper_pearson(0, 5)[0] == 0.0 and clopper_pearson(5, 5)[1] == 1.0
 
 
 def test_the_command_says_so_plainly_where_there_is_nothing(tmp_path):

@@ -1,11 +1,11 @@
-"""A forecast knows its recipe: the prior speaks for runs that are made as its own were, and for no others."""
+"""The prior forecasts runs with its own recipe only; other recipes need pilots."""
 
 import pytest
 
 from isoflop.budget import parse_budget
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
-from isoflop.plan.pilot import BALANCE, FEWEST_STEPS, SHARE, SMALLER, Pilots, designs, pays, without_pilots
+from isoflop.plan.pilot import BALANCE, FEWEST_STEPS, SHARE, SMALLER, Pilots, design_pilots, has_pilots, without_pilots
 from isoflop.plan.planner import finalize, propose
 from isoflop.plan.recipe import differences, prior_recipe, recipe_key, recipe_of
 from isoflop.records import PilotRun
@@ -28,7 +28,7 @@ def plan(budget: str, *assignments: str, pilots: Pilots | None = None):
     return finalize(proposal, Facts(2_000_000, proposal.vocabulary, 2.5), pilots or Pilots())
 
 
-def test_the_recipe_as_it_is_now_is_the_one_of_the_priors_runs():
+def test_the_default_recipe_is_the_priors():
     assert recipe_of(RunConfig()) == prior_recipe()
     assert plan("1e12").expected is not None and plan("1e12").differences == ()
 
@@ -51,7 +51,7 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_another_recipe_has_no_forecast_unless_there_are_pilots_of_it(other):
+def test_another_recipe_has_a_forecast_only_with_pilots(other):
     advice = plan("1e12", other)
     assert advice.expected is None and advice.differences
     assert advice.plan().expected is None and advice.plan().recipe == advice.differences
@@ -66,25 +66,25 @@ def test_another_recipe_has_no_forecast_unless_there_are_pilots_of_it(other):
     "same",
     ["model.layers=2", "seed=3", "runtime.threads=1", "data.vocab_size=700", "optim.lr=0.012"],
 )
-def test_size_seed_and_place_are_no_part_of_the_recipe(same):
+def test_size_seed_and_machine_are_not_part_of_the_recipe(same):
     assert plan("1e12", same).expected is not None
     assert recipe_key(plan("1e12", same).config) == recipe_key(plan("1e12").config)
 
 
-def test_what_differs_is_said_by_name_and_value():
-    (said,) = differences(plan("1e12", "schedule.name=cosine").config)
-    assert said == "schedule.name = cosine and not wsd"
+def test_a_difference_is_named_with_both_values():
+    (difference,) = differences(plan("1e12", "schedule.name=cosine").config)
+    assert difference == "schedule.name = cosine and not wsd"
 
 
 @pytest.mark.parametrize("budget", ["1e13", "1e14"])
 @pytest.mark.parametrize("asked", [(), ("model.wiring=post",), ("optim.name=adamw",)])
 def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
     advice = plan(budget, *asked)
-    made = designs(advice, bool(advice.differences))
-    assert 1 <= len(made) <= 2
-    flops = sum(6.0 * matmul_weights(one) * one.tokens for one in made)
+    pilots = design_pilots(advice, bool(advice.differences))
+    assert 1 <= len(pilots) <= 2
+    flops = sum(6.0 * matmul_weights(one) * one.tokens for one in pilots)
     assert 0.3 * SHARE * advice.budget.amount < flops < SHARE * advice.budget.amount
-    for one in made:
+    for one in pilots:
         assert matmul_weights(one) <= SMALLER * advice.parameters and one.steps >= FEWEST_STEPS
         assert BALANCE[0] / 2 < one.tokens / matmul_weights(one) < 2 * BALANCE[1]
         assert one.model.vocab_size == advice.config.model.vocab_size and one.seed == advice.config.seed
@@ -93,9 +93,10 @@ def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
             assert one.model.layers == advice.config.model.layers
 
 
-def test_pilots_are_of_budgets_that_do_not_say_how_long_the_run_is():
-    assert pays(parse_budget("10m"), WORKLOAD) and pays(parse_budget("1e14"), WORKLOAD)
-    assert pays(parse_budget("90s"), WORKLOAD, other=True) and not pays(parse_budget("90s"), WORKLOAD)
+def test_budgets_in_steps_or_tokens_have_no_pilots():
+    assert has_pilots(parse_budget("10m"), WORKLOAD) and has_pilots(parse_budget("1e14"), WORKLOAD)
+    assert has_pilots(parse_budget("90s"), WORKLOAD, other_recipe=True)
+    assert not has_pilots(parse_budget("90s"), WORKLOAD)
     for small in ("5s", "1e9", "1000steps", "1e9tok"):
-        assert not pays(parse_budget(small), WORKLOAD)
+        assert not has_pilots(parse_budget(small), WORKLOAD)
     assert without_pilots(parse_budget("100s")).amount == pytest.approx(95.0)

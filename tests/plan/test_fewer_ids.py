@@ -10,7 +10,7 @@ from isoflop.budget import parse_budget
 from isoflop.config import override
 from isoflop.plan.advice import Facts, Keep
 from isoflop.plan.asked import Asked
-from isoflop.plan.fewer import is_far, with_ids
+from isoflop.plan.fewer_ids import needs_new_shapes, with_ids
 from isoflop.plan.planner import finalize, propose, with_fewer_ids
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig, throughput
@@ -46,7 +46,7 @@ def proposed(*assignments, budget="60s", keep=None, config=None):
 
 def test_shapes_are_timed_with_the_ids_that_there_are(timed):
     proposal, said = proposed("data.vocab_size=50000"), []
-    assert is_far(proposal, 611) and not is_far(proposal, 49_000)
+    assert needs_new_shapes(proposal, 611) and not needs_new_shapes(proposal, 49_000)
     timed.clear()
     anew = with_fewer_ids(proposal, 611, 5.0, said.append)
     assert {config.model.vocab_size for config in timed} == {611}
