@@ -15,11 +15,11 @@ def destinations(config: RunConfig, tokenizer: str = "") -> tuple[str, str]:
     trained = MODELS[config.task]
     if trained.build is not GPT:
         return "none", f"no format of `isoflop export` has an {trained.kind}"
-    found = outlook(config.model, tokenizer)
-    value = ", ".join(f"{name} ({one.architecture})" for name, one in found.items() if one.possible)
+    formats = outlook(config.model, tokenizer)
+    value = ", ".join(f"{name} ({outcome.architecture})" for name, outcome in formats.items() if outcome.possible)
     ways = [
-        f"{name}: {one.tokenizer}" if one.tokenizer else f"{name} with --set {' '.join(one.sets)}"
-        for name, one in found.items()
-        if not one.possible
+        f"{name}: {outcome.tokenizer}" if outcome.tokenizer else f"{name} with --set {' '.join(outcome.sets)}"
+        for name, outcome in formats.items()
+        if not outcome.possible
     ]
     return value or "none", "; ".join(ways) or "by `isoflop export`"

@@ -191,7 +191,7 @@ def summary(name: str, judged: Sequence[Scored]) -> Summary:
         diverged=sum(one.reached is None for one in judged),
         bias=mean(errors),
         error=mean(map(abs, errors)),
-        coverage=tuple(found for level in LEVELS if (found := coverage(judged, level)) is not None),
+        coverage=tuple(one for level in LEVELS if (one := coverage(judged, level)) is not None),
     )
 
 
@@ -200,7 +200,7 @@ def coverage(judged: Sequence[Scored], level: float) -> Coverage | None:
     held = [inside for one in judged if (inside := one.inside(level)) is not None]
     if not held:
         return None
-    scores = [found for one in judged if (found := one.score(level)) is not None]
+    scores = [pair for one in judged if (pair := one.score(level)) is not None]
     low, high = clopper_pearson(sum(held), len(held))
     return Coverage(
         level=level,

@@ -61,14 +61,14 @@ def convert(n: Any, source: str, target: str, *, embedding: Any, tied: bool) -> 
         UserError: for a convention that is unknown or unstated, and for counts smaller than their embeddings.
     """
     n, embedding = np.asarray(n, dtype=np.float64), np.asarray(embedding, dtype=np.float64)
-    beside = {"blocks": 0.0, "matmul": 1.0, "total": 1.0 if tied else 2.0}  # V d that count besides the blocks
+    extra = {"blocks": 0.0, "matmul": 1.0, "total": 1.0 if tied else 2.0}  # V d that count besides the blocks
     for name in (source, target):
-        if name not in beside:
-            raise UserError(f"no conversion from or to {name!r}: name one of {', '.join(beside)}")
-    blocks = n - beside[source] * embedding
+        if name not in extra:
+            raise UserError(f"no conversion from or to {name!r}: name one of {', '.join(extra)}")
+    blocks = n - extra[source] * embedding
     if (blocks <= 0).any():
         raise UserError(f"a model has fewer parameters than its embeddings: is its N counted as {source!r}?")
-    return np.asarray(blocks + beside[target] * embedding)
+    return np.asarray(blocks + extra[target] * embedding)
 
 
 @dataclass(frozen=True)

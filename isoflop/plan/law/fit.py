@@ -171,12 +171,12 @@ def project(problem: Problem, target: Array) -> list[Array]:
     tried = [(inner(np.array([alpha, beta]))[0], alpha, beta) for alpha in GRID for beta in GRID]
     tried.sort()
     bounds = [(0.02, 3.0)] * 2
-    found = []
+    starts = []
     for _, alpha, beta in spread_out(tried):
         done = minimize(inner, np.array([alpha, beta]), jac=True, method="L-BFGS-B", bounds=bounds)
         constants, _, _ = linear(problem, done.x, loss)
-        found.append((float(done.fun), np.array([*constants, *done.x, 1.0])))
-    return [theta for _, theta in sorted(found, key=lambda one: one[0])]
+        starts.append((float(done.fun), np.array([*constants, *done.x, 1.0])))
+    return [theta for _, theta in sorted(starts, key=lambda one: one[0])]
 
 
 def spread_out(tried: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:

@@ -62,11 +62,11 @@ def approach_2(points: Points, law: Law | None = None, near: int = NEAR) -> Expo
     valleys = tuple(
         valley for group in points.budgets() if (valley := parabola(points.select(group), near)) is not None
     )
-    found = line(valleys)
-    if found is None or law is None:
-        return found
+    exponent = line(valleys)
+    if exponent is None or law is None:
+        return exponent
     ideal = approach_2(points.with_loss(law.loss(points.n, points.d)), near=near)
-    return replace(found, bias=None if ideal is None else ideal.a - law.exponent)
+    return replace(exponent, bias=None if ideal is None else ideal.a - law.exponent)
 
 
 def parabola(points: Points, near: int = NEAR) -> Valley | None:
@@ -136,7 +136,7 @@ def approach_1(points: Points) -> Exponent | None:
         inside = 0 < lowest < len(covering) - 1
         valleys.append(Valley(float(np.exp(at)), covering[lowest][0], d, float(np.exp(losses[lowest])), inside))
 
-    found = line(tuple(valleys))
+    exponent = line(tuple(valleys))
     # a line through a staircase of fewer sizes is meaningless
     sizes = {valley.n for valley in valleys if valley.inside}
-    return found if found is not None and len(sizes) >= FEWEST_BUDGETS else None
+    return exponent if exponent is not None and len(sizes) >= FEWEST_BUDGETS else None

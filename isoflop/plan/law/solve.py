@@ -222,12 +222,12 @@ def solve_batch(problem: Problem, start: Array, target: Array, most_steps: int) 
         matrix = np.where(held[:, :, None] | held[:, None, :], np.eye(6), matrix)
         move = np.linalg.solve(matrix, np.where(held, 0.0, slope)[..., None])[..., 0]
         trial = problem.legal(theta[active] - move)
-        found = problem.residuals(trial, target[active])
-        value = problem.objective(found)
+        tried = problem.residuals(trial, target[active])
+        value = problem.objective(tried)
 
         better = value < objective[active]
         ours = active[better]
-        theta[ours], residuals[ours], objective[ours] = trial[better], found[better], value[better]
+        theta[ours], residuals[ours], objective[ours] = trial[better], tried[better], value[better]
         damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-12), damping[active] * 4)
     return Solution(theta, objective, gradient, step)
 

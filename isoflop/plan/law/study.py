@@ -87,10 +87,10 @@ def basis_by(way: Way, points: Points, samples: int = SAMPLES, seed: int = 0) ->
     return Basis(drawn, roll(points, way).per_decade, float(points.flops.max()), str(way))
 
 
-def to_dict(found: Study) -> dict[str, Any]:
+def to_dict(studied: Study) -> dict[str, Any]:
     """The stored form: the main results first, the input of `predict` last."""
-    fitted, points = found.fitted, found.fitted.points
-    intervals = {name: found.samples.interval(lambda law, name=name: getattr(law, name)) for name in CONSTANTS}  # type: ignore[misc]
+    fitted, points = studied.fitted, studied.fitted.points
+    intervals = {name: studied.samples.interval(lambda law, name=name: getattr(law, name)) for name in CONSTANTS}  # type: ignore[misc]
     return {
         "format": FORMAT,
         **{name: getattr(fitted.law, name) for name in CONSTANTS},
@@ -100,29 +100,29 @@ def to_dict(found: Study) -> dict[str, Any]:
         "huber_sum": fitted.objective,
         "delta": fitted.delta,
         "points_used": len(points),
-        "samples": len(found.samples),
+        "samples": len(studied.samples),
         "noise": fitted.noise,
-        "size_share": found.samples.size_share,
+        "size_share": studied.samples.size_share,
         "convergence": {**asdict(fitted.convergence), "reached": fitted.convergence.reached},
         "squared": {
-            **{name: getattr(found.squared.law, name) for name in CONSTANTS},
-            "sum_of_squares": 2 * found.squared.objective,
+            **{name: getattr(studied.squared.law, name) for name in CONSTANTS},
+            "sum_of_squares": 2 * studied.squared.objective,
         },
         "counting": {**asdict(points.counts), "cost": asdict(fitted.law.cost), "n_exponent": fitted.law.exponent},
         "ranges": {
             name: [float(values.min()), float(values.max())]
             for name, values in (("n", points.n), ("d", points.d), ("flops", points.flops), ("loss", points.loss))
         },
-        "approach_1": exponent_dict(found.approach_1),
-        "approach_2": exponent_dict(found.approach_2),
+        "approach_1": exponent_dict(studied.approach_1),
+        "approach_2": exponent_dict(studied.approach_2),
         "held_out": [
             {"way": str(one.way), "error": finite(one.size), "cuts": [asdict(cut) for cut in one.cuts]}
-            for one in found.rolled
+            for one in studied.rolled
         ],
-        "warnings": list(found.warnings),
-        "predicts_by": str(found.way),
-        "prediction": basis_dict(found.basis),
-        "plain": basis_dict(found.plain),
+        "warnings": list(studied.warnings),
+        "predicts_by": str(studied.way),
+        "prediction": basis_dict(studied.basis),
+        "plain": basis_dict(studied.plain),
     }
 
 
@@ -134,11 +134,11 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def exponent_dict(found: Exponent | None) -> dict[str, Any] | None:
-    if found is None:
+def exponent_dict(exponent: Exponent | None) -> dict[str, Any] | None:
+    if exponent is None:
         return None
-    inside = sum(valley.inside for valley in found.valleys)
-    return {"a": found.a, "error": found.error, "bias": found.bias, "budgets": inside}
+    inside = sum(valley.inside for valley in exponent.valleys)
+    return {"a": exponent.a, "error": exponent.error, "bias": exponent.bias, "budgets": inside}
 
 
 def basis_dict(basis: Basis) -> dict[str, Any]:
