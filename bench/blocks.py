@@ -1,9 +1,9 @@
-"""What each entry of each table costs: parameters, FLOPs and speed at one small shape, as a table for docs/blocks.md.
+"""The cost of each entry of each table at one small shape: parameters, FLOPs and speed, as a table for docs/blocks.md.
 
     python bench/blocks.py [--seconds 3] [--threads N] [--layers 4 --d-model 128 --context 256 --sequences 8]
 
-Entries of a slot take turns with the default in one run, so that a machine whose speed drifts does not decide; the last
-column is tokens/s over the default's. FLOPs are those of training, as executed (model/count.py).
+The entries of a slot and the default are timed in turns, so that a drifting machine speed affects all alike. The last
+column is an entry's tokens/s over the default's. FLOPs are those of training, as executed (model/count.py).
 """
 
 import argparse
@@ -44,9 +44,9 @@ def main() -> None:
     machine = describe_machine("cpu")
     print(
         f"{machine['processor']}, {given.threads} threads, torch {torch.__version__}; {given.layers} layers x "
-        f"{given.d_model}, context {given.context}, {given.sequences} sequences a step, float32, Muon\n"
+        f"{given.d_model}, context {given.context}, {given.sequences} sequences per step, float32, Muon\n"
     )
-    print("| slot | entry | parameters | FLOPs a token | tokens/s | of the default's |")
+    print("| slot | entry | parameters | FLOPs per token | tokens/s | over the default's |")
     print("|---|---|---:|---:|---:|---:|")
     for slot, table in SLOTS.items():
         default = getattr(ModelConfig(), slot).name

@@ -1,18 +1,19 @@
-"""All about one GPU in nine minutes: stages in order of value, each in a process of its own with its own time limit.
+"""Measure one GPU in nine minutes: stages in order of value, each in its own process with its own time limit.
 
     python bench/card.py --pack .card --out DIR [--minutes 9] [--stages about checks ...] [--device cuda]
 
-A card is at hand rarely, for minutes, on a bare machine: what a pack brings (bench/card_pack.py) is installed into a
-scratch folder, and each stage (bench/card_stages.py) writes its rows as it measures them. A stage that crashes, hangs
-or runs out of its time is recorded with the rows that it had and its last lines, and the next one runs. DIR receives
+A GPU may be available for minutes only, on a bare machine without a network. The wheels of a pack (bench/card_pack.py)
+are installed into a scratch folder, and each stage (bench/card_stages.py) writes its rows as it measures them. A stage
+that crashes, hangs or exceeds its time limit is recorded with its rows so far and its last lines, and the next stage
+runs. Files in DIR:
 
     card.json   rows of every stage, machine and versions; rewritten whenever a row arrives
     card.txt    the table that is printed last
     logs.txt    the last lines of every stage
 
-docs/on-a-gpu.md has its table from bench/results/card.json: `--record DIR [DIR ...]` puts that together, with no card,
-from the card.json of one or several calls (a stage's newest result that is done counts), each stage with its commit.
-`--device cpu` rehearses everything at tiny sizes on a computer without a card: its numbers mean nothing.
+The table in docs/on-a-gpu.md comes from bench/results/card.json. `--record DIR [DIR ...]` merges the card.json of
+one or several calls into it, without a GPU: the newest finished result of each stage, with its commit. `--device cpu`
+runs everything at tiny sizes on a computer without a GPU, as a rehearsal; its numbers mean nothing.
 """
 
 import argparse
@@ -43,12 +44,12 @@ MARGIN = 5.0  # seconds at the end of all that are left for writing
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: what it asks for.
+    """One stage.
 
     Attributes:
         limit: seconds after which it is stopped.
-        least: seconds without which it is not begun.
-        about: what it finds out, in a few words.
+        least: it is not started with fewer seconds left.
+        about: what it measures, in a few words.
     """
 
     limit: float
@@ -73,7 +74,7 @@ STAGES = {
 
 
 class Report:
-    """card.json, written whole whenever something is added."""
+    """card.json, rewritten whole whenever something is added."""
 
     def __init__(self, out: Path, about: dict[str, Any]) -> None:
         self.out, self.content = out, {**about, "stages": {}}
@@ -90,7 +91,7 @@ class Report:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all. (isoflop.files does it too, but may lack its own dependencies here.)"""
+    """Write a file whole or not at all. (isoflop.files does the same, but its dependencies may be missing here.)"""
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     part.replace(path)
@@ -100,7 +101,7 @@ def install(pack: Path | None, site: Path) -> list[str]:
     """Install into `site` the wheels of the pack whose distribution is missing here.
 
     Returns:
-        What was installed, and, for a wheel that pip refused, why.
+        What was installed, and pip's reason for each wheel that it refused.
     """
     said = []
     for wheel in sorted((pack / "wheels").glob("*.whl")) if pack else []:
@@ -118,7 +119,7 @@ def install(pack: Path | None, site: Path) -> list[str]:
 
 
 def run_stage(name: str, spec: dict[str, Any], limit: float, report: Report, scratch: Path, site: Path) -> None:
-    """Run one stage to its end or its limit, and keep its rows as they arrive."""
+    """Run one stage until it ends or reaches its limit, storing its rows as they arrive."""
     stage = report.begin(name)
     rows, log = scratch / f"{name}.jsonl", scratch / f"{name}.log"
     environment = {
@@ -161,7 +162,7 @@ def run_stage(name: str, spec: dict[str, Any], limit: float, report: Report, scr
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines that a stage has written so far."""
+    """The complete lines that a stage has written so far."""
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
@@ -174,7 +175,7 @@ def last_lines(log: Path) -> list[str]:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and all that it started, those in sessions of their own too (torchrun's workers have one)."""
+    """Stop a process and all its descendants, including those in other sessions (as torchrun's workers are)."""
     everyone = [process.pid, *descendants(process.pid)]
     for number in (signal.SIGTERM, signal.SIGKILL):
         for pid in everyone:
@@ -189,7 +190,7 @@ def end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below one, by /proc; empty where there is none."""
+    """The descendants of a process, from /proc; empty on systems without it."""
     parents: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -218,7 +219,7 @@ def show(name: str, stage: dict[str, Any]) -> None:
 
 
 def lines_of(stage: dict[str, Any]) -> Iterator[str]:
-    """A stage's rows as text, then what it said last if it failed."""
+    """A stage's rows as text, and its last line if it failed."""
     for row in stage["rows"]:
         yield f"{row['what']:<44} {shown(row)}"
     for line in stage.get("last_lines", []):
@@ -226,7 +227,7 @@ def lines_of(stage: dict[str, Any]) -> Iterator[str]:
 
 
 def shown(row: dict[str, Any]) -> str:
-    """A row's value with its unit, its target and its note."""
+    """A row's value with unit, target and note."""
     value = row["value"]
     text = (
         f"{value:,.4g}"
@@ -248,10 +249,10 @@ def is_number(value: object) -> bool:
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
-    """All stages that were asked for, as far as the time goes.
+    """Run the requested stages, as far as the time suffices.
 
     Returns:
-        What card.json holds.
+        The content of card.json.
     """
     deadline = time.monotonic() + 60 * given.minutes - MARGIN
     given.out.mkdir(parents=True, exist_ok=True)
@@ -300,20 +301,18 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="what bench/card_pack.py made")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go")
-    parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
+    parser.add_argument("--pack", type=Path, metavar="FOLDER", help="the folder made by bench/card_pack.py")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--minutes", type=float, default=9.0, help="for all stages together")
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--commit", default="", help="of this copy, where its git does not know it")
+    parser.add_argument("--commit", default="", help="the commit of this copy, if git does not know it")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a rehearsal at tiny sizes")
-    parser.add_argument(
-        "--record", nargs="+", type=Path, metavar="DIR", help="run nothing: put results together for the docs"
-    )
+    parser.add_argument("--record", nargs="+", type=Path, metavar="DIR", help="run nothing: merge results for the docs")
     return parser.parse_args(words)
 
 
 def wrong(given: argparse.Namespace) -> str:
-    """What does not fit in the arguments; empty if all does."""
+    """Why the arguments are not valid; "" if they are."""
     if given.record:
         missing = [str(folder) for folder in given.record if not (folder / "card.json").is_file()]
         return f"--record {missing[0]} has no card.json" if missing else ""
@@ -325,7 +324,7 @@ def wrong(given: argparse.Namespace) -> str:
 
 
 def put_together(folders: Sequence[Path]) -> dict[str, Any]:
-    """The results of several calls as one: of each stage the last that is done, else the last."""
+    """The merged results of several calls: for each stage the last finished result, else the last one."""
     content: dict[str, Any] = {}
     stages: dict[str, Any] = {}
     for folder in folders:

@@ -1,4 +1,4 @@
-"""Pack what a bare GPU machine lacks for bench/card.py: wheels, nanoGPT's folder and a cut of a text.
+"""Pack what bench/card.py needs on a bare GPU machine: wheels, nanoGPT's folder and a part of a text.
 
     python bench/card_pack.py books.jsonl.xz --nanogpt FOLDER [--out .card] [--text-mb 40]
 
@@ -8,7 +8,7 @@ Such a machine has Python 3.12, torch with CUDA and the usual scientific package
     nanogpt/         the Python files and configurations of a clone of karpathy/nanoGPT
     text.jsonl.xz    the first --text-mb megabytes of the source's documents, one {"text": ...} per line
 
-and must stay under LIMIT, which is what some machines accept. The folder is ignored by git: name it when you copy the
+and must stay below LIMIT, the most that some machines accept. Git ignores the folder: name it when you copy the
 repository (docs/on-a-gpu.md has the whole command line).
 """
 
@@ -54,10 +54,10 @@ def download_wheels(folder: Path, python: str = "3.12", constraints: Path | None
 
 
 def copy_nanogpt(source: Path, folder: Path) -> int:
-    """Copy what training needs of nanoGPT's clone.
+    """Copy the files of a clone of nanoGPT that training needs.
 
     Returns:
-        How many files.
+        The number of files.
 
     Raises:
         UserError: if `source` has no train.py.
@@ -73,7 +73,7 @@ def copy_nanogpt(source: Path, folder: Path) -> int:
 
 
 def cut_text(source: str, path: Path, most: float) -> tuple[int, int]:
-    """Write the first documents of a source, `most` bytes of text or a little more.
+    """Write the first documents of a source: at least `most` bytes of text, and at most one document more.
 
     Returns:
         (documents, bytes of text) written.
@@ -91,12 +91,12 @@ def cut_text(source: str, path: Path, most: float) -> tuple[int, int]:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """The size of all files below a folder, in bytes."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def pack(given: argparse.Namespace) -> dict[str, int]:
-    """Make the pack anew.
+    """Make the pack, replacing an existing one.
 
     Returns:
         Bytes by part.

@@ -1,7 +1,7 @@
-"""The stages of bench/card.py, each called in a process of its own: `python bench/card_stages.py NAME SPEC`.
+"""The stages of bench/card.py, each run in its own process: `python bench/card_stages.py NAME SPEC`.
 
 SPEC is JSON: device, pack (a folder or ""), scratch (a folder for the stages to share), rows (the file for the
-results), limit (seconds). A stage calls `row` for each thing that it finds out, as soon as it knows it.
+results), limit (seconds). A stage calls `row` for each result as soon as it is measured.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from turns import random_tokens, take_turns_alone
 
 
 class Stage:
-    """What every stage has: where it runs, what it may use, and a place for its rows."""
+    """The environment of a stage: device, pack, scratch folder, file for rows, time limit."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self.device: str = spec["device"]
@@ -56,7 +56,7 @@ class Stage:
         return self.deadline - time.monotonic()
 
     def row(self, what: str, value: Any, unit: str = "", target: str = "", note: str = "") -> None:
-        """Add a result: at once, so that it stays whatever comes."""
+        """Write a result at once, so that a later crash does not lose it."""
         line = {"what": what, "value": value, "unit": unit, "target": target, "note": note}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({key: text for key, text in line.items() if text != ""}) + "\n")
@@ -68,7 +68,7 @@ class Stage:
 
     @contextlib.contextmanager
     def carrying_on(self, what: str) -> Iterator[None]:
-        """A part of a stage whose failure is a result too, after which the stage goes on."""
+        """A context manager for a part of a stage: its failure is recorded as a result, and the stage continues."""
         try:
             yield
         except Exception as error:
@@ -77,7 +77,7 @@ class Stage:
 
 
 def about(stage: Stage) -> None:
-    """Versions, and what the card reaches: the largest product in bfloat16, and a copy within its memory."""
+    """Versions, and the GPU's two ceilings: a large matrix product in bfloat16, and a copy within its memory."""
     machine = describe_machine(stage.device)
     stage.row("machine", machine.get("gpu", machine["processor"]), note=f"{machine['cores']} cores")
     stage.row("versions", f"python {machine['python']}, torch {machine['torch']}, CUDA {machine.get('cuda')}")
@@ -99,7 +99,7 @@ def about(stage: Stage) -> None:
 
 
 def fastest(stage: Stage, call: Callable[[], object], calls: int = 20) -> float:
-    """The least seconds of a call, after two that warm up."""
+    """The shortest time of a call, in seconds, after two calls to warm up."""
     runtime = make_runtime(stage.device)
     took = []
     for _ in range(calls + 2):
@@ -112,7 +112,7 @@ def fastest(stage: Stage, call: Callable[[], object], calls: int = 20) -> float:
 
 
 def checks(stage: Stage) -> None:
-    """The tests with the marker `gpu`, run by pytest."""
+    """Run the tests with the marker `gpu`."""
     found = stage.scratch / "checks.xml"
     command = [sys.executable, "-m", "pytest", "tests/card", "-m", "gpu", "-p", "no:cacheprovider", "-q"]
     command += [f"--junitxml={found}", "-x" if not stage.card else "-q"]
@@ -129,7 +129,7 @@ def checks(stage: Stage) -> None:
 
 
 def main_job(stage: Stage) -> None:
-    """`isoflop train TEXT --budget 60s`, as a user would, and what it says of itself."""
+    """Run `isoflop train TEXT --budget 60s`, and record what its run folder says."""
     out, budget = stage.scratch / "main", "60s" if stage.card and stage.left > 100 else "25s" if stage.card else "20s"
     started = time.monotonic()
     words = ["train", stage.text(), "--budget", budget, "--out", str(out), "--profile"]
@@ -175,7 +175,7 @@ def main_job(stage: Stage) -> None:
 
 
 def speed(stage: Stage) -> None:
-    """GPT-2 124M as nanoGPT has it: ours compiled, nanoGPT's train.py, ours eager, in turns while the time goes."""
+    """GPT-2 124M with nanoGPT's settings: ours compiled, nanoGPT's train.py, ours eager, in turns, as time permits."""
     name = "124M" if stage.card else "tiny"
     specs = {"isoflop": ours(stage, name)}
     if stage.pack and (stage.pack / "nanogpt").is_dir():
@@ -204,7 +204,7 @@ def speed(stage: Stage) -> None:
 
 
 def ours(stage: Stage, name: str, **changed: Any) -> dict[str, Any]:
-    """What bench/contender.py is told of our trainer."""
+    """The specification of our trainer for bench/contender.py."""
     micro = {"124M": 48, "1.5B": 8, "tiny": 2}[name]
     spec = {"trainer": "isoflop", "size": name, "device": stage.device, "dtype": stage.dtype, "compile": stage.card}
     spec["tokens"] = str(random_tokens(stage.scratch, CARD_SIZES[name].vocabulary))
@@ -244,8 +244,8 @@ SMALL = (
 
 
 def loop(stage: Stage) -> None:
-    """The shape that a first run's plan took (6 x 192, 6,144 tokens per step, Muon): steps as calibration times them,
-    and the same steps in the loop; and where the host's time goes in it."""
+    """Compare the step time that calibration measures with that of the training loop, and profile the host in the loop,
+    for the shape of the first GPU run's plan (6 x 192, 6,144 tokens per step, Muon)."""
     from contender import Tokens
     from isoflop.trainer.loop import train
     from isoflop.trainer.throughput import time_steps
@@ -275,7 +275,7 @@ def loop(stage: Stage) -> None:
 
 
 def launch_seconds(stage: Stage, calls: int = 2000) -> float:
-    """Seconds of the host to launch an operation on a handful of numbers: what bounds the steps of a small model."""
+    """Host seconds to launch an operation on a few numbers, which bounds the speed of small models."""
     x = torch.zeros(8, device=stage.device)
     runtime = make_runtime(stage.device)
     for _ in range(calls // 10):
@@ -290,7 +290,7 @@ def launch_seconds(stage: Stage, calls: int = 2000) -> float:
 
 
 def profile_command_line(stage: Stage, words: Sequence[str]) -> None:
-    """The same shape by `isoflop train` under cProfile: milliseconds per step, and where the host's time went."""
+    """Run the same shape by `isoflop train` under cProfile: milliseconds per step, and where the host's time goes."""
     out, found = stage.scratch / "profiled", stage.scratch / "profiled.prof"
     steps = 150 if stage.card else 10
     command = [sys.executable, "-m", "cProfile", "-o", str(found), "-m", "isoflop", "train", stage.text()]
@@ -308,7 +308,8 @@ def profile_command_line(stage: Stage, words: Sequence[str]) -> None:
 
 
 def fits(stage: Stage) -> None:
-    """What the planner finds to fit in one pass of 124M against what runs, and the memory that preflight estimates."""
+    """Compare, at 124M, the sequences per pass that the planner finds to fit with what runs, and measured memory with
+    the estimate of preflight."""
     from isoflop.trainer.throughput import fit_micro_batches
 
     name = "124M" if stage.card else "tiny"
@@ -327,7 +328,7 @@ def fits(stage: Stage) -> None:
 
 
 def residual(stage: Stage) -> None:
-    """The residual stream in bfloat16 against float32: speed and memory at 124M, loss of a small model on the text."""
+    """The residual stream in bfloat16 next to float32: speed and memory at 124M, loss of a small model on the text."""
     name = "124M" if stage.card else "tiny"
     for who in ("float32", "bfloat16"):
         timed(
@@ -361,9 +362,9 @@ def residual(stage: Stage) -> None:
 
 
 def fsdp(stage: Stage) -> None:
-    """FSDP2 in a group of one process: NCCL starts, units are gathered and gradients reduced, and the losses are those
-    of the undivided model. (A run itself refuses FSDP in one process, where nothing is divided.)"""
-    import torch.distributed as dist  # noqa: TID251 - a group of one, which isoflop itself has no use for
+    """FSDP2 in a group of one process: NCCL starts, units are gathered, gradients are reduced, and the losses are those
+    of the unsharded model. (A run refuses FSDP in one process, where nothing is sharded.)"""
+    import torch.distributed as dist  # noqa: TID251 - a group of one process, which isoflop itself never uses
 
     from isoflop.model.build import build_model
     from isoflop.optim.build import build
@@ -410,7 +411,7 @@ def fsdp(stage: Stage) -> None:
                 micro=8,
                 runtime=runtime,
                 clip=1.0,
-                scale=0.01,  # so small a rate that what differs is rounding and not the way that training took
+                scale=0.01,  # a rate so small that differences are rounding and not another course of training
                 layout=layout,
             )
             losses.append(float(loss))
@@ -425,7 +426,7 @@ def fsdp(stage: Stage) -> None:
 
 
 def decode(stage: Stage) -> None:
-    """Greedy decoding of GPT-2 124M's shape in bfloat16 next to transformers' `generate`, random weights."""
+    """Compare greedy decoding in bfloat16 with transformers' `generate`: GPT-2 124M's shape, random weights."""
     from decode import bytes_a_step
     from decode import ours as our_writer
     from decode import theirs as their_writer
@@ -452,7 +453,7 @@ def decode(stage: Stage) -> None:
 
 
 def largest(stage: Stage) -> None:
-    """GPT-2 1.5B for a few steps of 48 sequences, in passes of 8."""
+    """Train GPT-2 1.5B for a few steps of 48 sequences, in passes of 8."""
     name = "1.5B" if stage.card else "tiny"
     sequences = 48 if stage.card else 4
     timed(
@@ -461,7 +462,7 @@ def largest(stage: Stage) -> None:
 
 
 def race(stage: Stage) -> None:
-    """Seconds to the held-out loss of nanoGPT's own recipe for a GPU, in the time that is left."""
+    """Seconds to the held-out loss that nanoGPT's own GPU recipe reaches in the time that is left."""
     if stage.pack is None or not (stage.pack / "nanogpt").is_dir():
         raise RuntimeError("the race needs a pack with nanoGPT's folder")
     seconds = max(5, int((stage.left - 60) / 3)) if stage.card else 5

@@ -1,12 +1,12 @@
-"""The machine's two ceilings: matrix products a second, and bytes of memory a second.
+"""The machine's two ceilings: FLOP/s of matrix products, and memory bandwidth.
 
     python bench/ceilings.py [--json]
 
-Matrix products: the best of 20 calls for each size, square ones from 512 to 4096 and those of the step's own shapes, in
-float32, and in bfloat16 where the processor has units for it (elsewhere such a product takes a hundred times as long,
-and all after the first are left out). Memory: the best of 20 passes over arrays of 256 MB, far beyond any cache: a
-copy, the sum of two into a third, and reading alone. Bytes are those that the program names; what a cache reads
-before it writes is not counted.
+Matrix products: the best of 20 calls per size, for squares from 512 to 4096 and the shapes of a training step, in
+float32, and in bfloat16 if the processor has units for it (elsewhere such a product takes a hundred times as long, and
+only the first is measured). Memory: the best of 20 passes over arrays of 256 MB, far larger than any cache: a copy, the
+sum of two arrays into a third, and reading alone. Bytes are those that the program reads and writes; a cache's own
+reads before writing are not counted.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def best_seconds(call: Callable[[], object], calls: int = CALLS) -> float:
 
 
 def product(n: int, k: int, m: int, dtype: torch.dtype, calls: int = CALLS, device: str = "cpu") -> float:
-    """FLOP/s of (n, k) x (k, m), the second matrix stored as a weight is: (m, k)."""
+    """FLOP/s of (n, k) x (k, m), with the second matrix stored like a weight, (m, k)."""
     a, b = torch.randn(n, k, device=device).to(dtype), torch.randn(m, k, device=device).to(dtype)
     out = torch.empty(n, m, dtype=dtype, device=device)
     runtime = Runtime(torch.device(device), dtype)
@@ -51,7 +51,7 @@ def product(n: int, k: int, m: int, dtype: torch.dtype, calls: int = CALLS, devi
 
 
 def shapes_of(size: Size) -> list[tuple[int, int, int]]:
-    """(n, k, m) of the products of a step's forward pass; the head's at the chunk that the loss takes."""
+    """(n, k, m) of the matrix products of a forward pass; the head's for one chunk of the loss."""
     n, d = size.tokens, size.d_model
     return [(n, d, d), (n, d, 4 * d), (n, 4 * d, d), (min(n, 512), d, size.vocabulary)]
 
@@ -59,7 +59,7 @@ def shapes_of(size: Size) -> list[tuple[int, int, int]]:
 def peaks(
     shapes: Iterable[tuple[int, int, int]], squares: Iterable[int] = SQUARES, device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
-    """FLOP/s by dtype and shape; a dtype that is hopeless here has only its first."""
+    """FLOP/s by dtype and shape; a dtype without units has only its first shape."""
     found: dict[str, dict[str, float]] = {}
     for name, dtype in DTYPES.items():
         found[name] = {}
@@ -74,12 +74,12 @@ def peaks(
 
 
 def units_for(peak: dict[str, dict[str, float]], dtype: str) -> bool:
-    """Whether it makes sense to train in a dtype here."""
+    """Whether this processor has units for a dtype, judged by speed."""
     return max(peak[dtype].values()) >= HOPELESS * max(peak["float32"].values())
 
 
 def bandwidth() -> dict[str, float]:
-    """Bytes a second by what is done with them."""
+    """Bytes per second by kind of memory access."""
     a, b, c = torch.zeros(ARRAY), torch.ones(ARRAY), torch.empty(ARRAY)
     size = a.element_size() * ARRAY
     return {

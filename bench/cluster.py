@@ -1,16 +1,16 @@
-"""What a cluster would make of a model: tokens/s, memory and where the time goes, for ddp, fsdp and hsdp.
+"""Calculate training on a cluster: tokens/s, memory and the parts of a step's time, for ddp, fsdp and hsdp.
 
     python bench/cluster.py --model gpt3-13b [--gpus 8 64 512] [--cluster h100] [--batch 2e6] [--share 0.45]
-    python bench/cluster.py --check      # published runs beside what the model says of them
-    python bench/cluster.py --fit        # its one fitted constant, anew
+    python bench/cluster.py --check      # published runs next to their predictions
+    python bench/cluster.py --fit        # fit its one constant again
 
-A calculation, not a measurement: isoflop/plan/cluster has the model, docs/many-machines.md says how far to trust it.
-`--batch` is tokens in an optimiser step, shared by all GPUs; each pass takes as many sequences as fit. `--share` is the
-share of the peak that the products reach with nobody to talk to: measure it on one node. hsdp shards within whole
-nodes, as many as are fastest. Parameters, gradients and moments are in float32, products in bfloat16 and sums in
-float32. By default a step is what isoflop/parallel/shard.py makes of it: parameters are gathered in float32, gradients
-are summed after the last pass (until then fsdp holds them whole), and the model is built whole on every GPU before it
-is divided; `--gather 2`, `--sum every` and `--pieces` say what the alternatives would give.
+A calculation, not a measurement: the model is in isoflop/plan/cluster, and docs/many-machines.md says how far to trust
+it. `--batch` is the number of tokens per optimiser step over all GPUs; each pass takes as many sequences as fit.
+`--share` is the share of the peak that a single GPU reaches without communication: measure it on one node. hsdp shards
+within whole nodes, as many as are fastest. Parameters, gradients and moments are in float32, matrix products in
+bfloat16, and reductions in float32. By default a step is that of isoflop/parallel/shard.py: parameters are gathered in
+float32, gradients are reduced after the last pass (until then fsdp holds them unsharded), and the model is built whole
+on every GPU before it is sharded. `--gather 2`, `--sum every` and `--pieces` calculate the alternatives.
 """
 
 import argparse
@@ -29,7 +29,7 @@ GPUS = [8, 16, 32, 64, 128, 256, 512, 1024]
 
 
 def shape_of(name: str) -> Shape:
-    """A preset as the calculation knows it."""
+    """The quantities of a preset that the calculation needs."""
     config = PRESETS[name]()
     model = build_on_meta(config)
     n = count(model)
@@ -46,7 +46,7 @@ def shape_of(name: str) -> Shape:
 def show(name: str, cluster: Cluster, sizes: list[int], batch: float, way: Way) -> None:
     model = shape_of(name)
     print(
-        f"{name}: {model.parameters / 1e9:.2f}e9 parameters, {batch:,.0f} tokens a step, context {model.context:,}, "
+        f"{name}: {model.parameters / 1e9:.2f}e9 parameters, {batch:,.0f} tokens per step, context {model.context:,}, "
         f"{way.share:.0%} of the peak when alone"
     )
     print("| GPUs | mode | shards | sequences x passes | tokens/s | MFU | step | compute | exposed | memory |")
@@ -73,7 +73,8 @@ def show(name: str, cluster: Cluster, sizes: list[int], batch: float, way: Way) 
 
 @dataclass(frozen=True)
 class Published:
-    """A run as published: tokens/s a GPU. `of` is the run that the share is taken from: the smallest of its kind."""
+    """A published run. `of`: the run from which the share of the peak is taken, the smallest of its kind; speeds are in
+    tokens/s per GPU."""
 
     source: str
     model: str
@@ -105,16 +106,16 @@ class Published:
         return self.work.tokens * self.passes / taken.seconds
 
     def share(self, paid: float = PAID) -> float:
-        """The share of the peak that this run's speed implies."""
+        """The share of the peak that follows from this run's speed."""
         return bisect(lambda share: self.predicted(share, paid) - self.speed, 0.01, 10.0)
 
 
-# torchtitan: H100 with 2.4 TB/s at 500 W, 400 Gb/s a GPU, FSDP2, Llama 3.1 8B at 8,192, selective recomputation (not
+# torchtitan: H100 with 2.4 TB/s at 500 W, 400 Gb/s per GPU, FSDP2, Llama 3.1 8B at 8,192, selective recomputation (not
 # counted here: it is small and in the share). benchmarks/llama3_h100_202412_torchtitan.md, tables 1 and 3, which the
 # paper has too (2410.06511). 8.03e9 parameters, 525e6 of them in the embedding.
 # MosaicML: github.com/mosaicml/llm-foundry, scripts/train/benchmarking/README.md, MPT at 2,048, FULL_SHARD; H100 80GB
-# BF16 ("amp_bf16, DEFAULT": sums in float32; its network is not given, 400 Gb/s a GPU is assumed), and A100 40GB
-# with 1600 Gb/s a node ("bf16, PURE": sums in bfloat16).
+# BF16 ("amp_bf16, DEFAULT": sums in float32; its network is not given, 400 Gb/s per GPU is assumed), and A100 40GB
+# with 1600 Gb/s per node ("bf16, PURE": sums in bfloat16).
 # Kempner: KempnerInstitute/KempnerForge, benchmarks/mfu_scaling/mfu_scaling_2026-04-05.md, H200 in nodes of 4, the
 # rows of the 7B with FSDP alone, compiled.
 # IBM: pytorch.org/blog/maximizing-training (2024-03-13), table 1, Llama 2 at 4,096 on 128 A100 with 400 Gb/s a
@@ -137,7 +138,7 @@ MPT = {  # layers, width, parameters
     "30b": (48, 7168, 29975214080),
     "70b": (80, 8192, 64862437376),
 }
-MPT_H100 = [  # model, GPUs, sequences, passes, recomputation, tokens/s a GPU
+MPT_H100 = [  # model, GPUs, sequences, passes, recomputation, tokens/s per GPU
     ("1b", 8, 14, 1, False, 45455),
     ("1b", 16, 20, 1, False, 46037),
     ("1b", 32, 20, 1, False, 45130),
@@ -220,8 +221,8 @@ FITTED = "MosaicML H100"
 def check() -> list[tuple[Published, float, float]]:
     """(run, share used, error of the prediction) of every published run.
 
-    The share is that of the first run of its kind, whose error is so 0; IBM's, which has no smaller run, is borrowed
-    from MosaicML's 7b on A100, another program on the same GPU.
+    The share is that of the first run of its kind, whose error is therefore 0. IBM's run has no smaller one: its share
+    is that of MosaicML's 7b on A100, another program on the same GPU.
     """
     first: dict[tuple[str, str], float] = {}
     found = []
@@ -234,7 +235,7 @@ def check() -> list[tuple[Published, float, float]]:
 
 
 def unfitted() -> list[tuple[Published, float]]:
-    """The runs that nothing was fitted to, and the error of each."""
+    """The runs that no constant was fitted to, and the error of each."""
     return [(run, error) for run, _, error in check() if run.source != FITTED and abs(error) > 1e-6]
 
 
@@ -247,11 +248,11 @@ def summary() -> str:
 
 
 def fit() -> tuple[float, float]:
-    """(PAID, root mean square error) with one share for each model on FITTED's rows: 7 constants, 17 rows."""
+    """(PAID, root mean square error), with one share per model on FITTED's rows: 7 constants, 17 rows."""
     runs = [run for run in PUBLISHED if run.source == FITTED]
 
     def misses(paid: float) -> float:
-        """Mean squared log error; the best share of a model makes its runs' errors cancel out."""
+        """Mean squared log error, with each model's share at its best, where the errors of its runs have mean 0."""
         total = 0.0
         for name in {run.model for run in runs}:
             mine = [run for run in runs if run.model == name]
@@ -265,7 +266,7 @@ def fit() -> tuple[float, float]:
 
 
 def bisect(f: Callable[[float], float], low: float, high: float) -> float:
-    """Where the rising f is 0."""
+    """The zero of an increasing function."""
     for _ in range(30):
         middle = math.sqrt(low * high)
         low, high = (low, middle) if f(middle) > 0 else (middle, high)
@@ -277,17 +278,17 @@ def main() -> None:
     parser.add_argument("--model", choices=list(PRESETS), default="gpt3-13b")
     parser.add_argument("--gpus", type=int, nargs="+", default=GPUS)
     parser.add_argument("--cluster", choices=list(CLUSTERS), default="h100")
-    parser.add_argument("--batch", type=float, default=2**21, help="tokens in an optimiser step")
+    parser.add_argument("--batch", type=float, default=2**21, help="tokens per optimiser step")
     parser.add_argument(
-        "--share", type=float, default=0.41, help="of the peak, with nobody to talk to (0.41: torchtitan's)"
+        "--share", type=float, default=0.41, help="share of the peak without communication (0.41: torchtitan's)"
     )
-    parser.add_argument("--recompute", action="store_true", help="work the blocks out again in the backward pass")
-    parser.add_argument("--gather", type=int, choices=[2, 4], default=4, help="bytes of a parameter on its way")
+    parser.add_argument("--recompute", action="store_true", help="recompute the blocks in the backward pass")
+    parser.add_argument("--gather", type=int, choices=[2, 4], default=4, help="bytes per gathered parameter")
     parser.add_argument(
-        "--sum", choices=["last", "every"], default="last", help="the pass after which gradients are summed"
+        "--sum", choices=["last", "every"], default="last", help="the pass after which gradients are reduced"
     )
-    parser.add_argument("--pieces", action="store_true", help="as if a model were not built whole before it is divided")
-    parser.add_argument("--network", type=float, help="Gb/s from a node to the others, all adapters together")
+    parser.add_argument("--pieces", action="store_true", help="as if the model were built sharded")
+    parser.add_argument("--network", type=float, help="Gb/s per node, all adapters together")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--fit", action="store_true")
     given = parser.parse_args()

@@ -1,9 +1,8 @@
-"""One trainer in a process of its own, which takes steps when it is told to (turns.py tells it).
+"""One trainer in its own process, which takes steps on request (from turns.py).
 
-Told a number on stdin it takes so many steps and answers with one JSON line: their seconds, the processor's seconds,
-the page faults and the most memory held so far. Each trainer runs its own loop as it stands, loader and logging
-included, and is held between two steps of it: ours in a hook; nanoGPT's train.py, which runs as its README says, where
-it prints a step's line.
+For each number on stdin it takes that many steps and answers with one JSON line: seconds, processor seconds, page
+faults, and the peak memory so far. Each trainer runs its own loop, unchanged, with loader and logging, and is paused
+between two steps: ours in a hook, nanoGPT's train.py (run as its README says) where it prints the line of a step.
 """
 
 import json
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-if TYPE_CHECKING:  # torch is imported after the allocator was told what to do, and by whom it is needed
+if TYPE_CHECKING:  # torch is imported after the allocator is configured, and only where it is needed
     import torch
 
     from isoflop.records import DataAccount
@@ -29,16 +28,16 @@ SEED = 1337
 
 
 class Gate:
-    """Stands between two steps: lets as many through as it is told, and answers how long they took.
+    """Called between two steps: lets the requested number of steps pass, and answers how long they took.
 
     Args:
-        device: whose memory counts.
+        device: whose memory is measured.
     """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
         self.answers = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # whatever a trainer prints must not get among the answers
+        os.dup2(2, 1)  # a trainer's own output must not mix with the answers
         self.wait()
 
     def wait(self) -> None:
@@ -50,7 +49,7 @@ class Gate:
         self.started = time.perf_counter()
 
     def step(self) -> None:
-        """A step was taken."""
+        """To be called after each step."""
         self.left -= 1
         if self.left:
             return
@@ -73,7 +72,7 @@ def peak_bytes(device: str) -> int:
 
 
 def isoflop(spec: dict[str, Any], gate: Gate) -> None:
-    """Our loop on the tokens that nanoGPT reads."""
+    """Our loop, on the same token file as nanoGPT."""
     if spec.get("keep", True):
         from isoflop.allocator import keep_freed_memory
 
@@ -115,8 +114,8 @@ def isoflop(spec: dict[str, Any], gate: Gate) -> None:
 
 
 def narrow_residual_stream() -> Any:
-    """A hook that makes the residual stream bfloat16 for a whole run: what the blocks read first is rounded, and under
-    autocast what their branches add is bfloat16 already. To measure what that costs and gains; no part of isoflop."""
+    """A hook that keeps the residual stream in bfloat16 for a whole run: it rounds the first block's input, and under
+    autocast the outputs of the branches are bfloat16 already. For measurements only; not part of isoflop."""
     import torch
 
     from isoflop.trainer.hooks import Hook
@@ -132,7 +131,7 @@ def narrow_residual_stream() -> Any:
 
 
 class Tokens:
-    """A file of 16-bit ids as data of a run."""
+    """A file of 16-bit ids as the data of a run."""
 
     class Tokenizer:
         def to_json(self) -> str:
@@ -161,14 +160,14 @@ class Tokens:
         return self.ids.take(range(start, start + length), mode="wrap")
 
     def account(self) -> "DataAccount":
-        """Nothing to say of random numbers."""
+        """An empty account: the tokens are random."""
         from isoflop.records import DataAccount
 
         return DataAccount.read({})
 
 
 class Printed:
-    """Stands in for stdout: a line that begins "iter" is the end of a step."""
+    """Replaces stdout: a line that begins with "iter" is the end of a step."""
 
     def __init__(self, gate: Gate, shown: TextIO) -> None:
         self.gate, self.shown = gate, shown
@@ -183,7 +182,7 @@ class Printed:
 
 
 def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
-    """nanoGPT's train.py, untouched, in a folder that links to its files and has its data where it looks for them."""
+    """nanoGPT's train.py, unchanged, in a folder with links to its files and with its data where it expects them."""
     from shapes import ALL_SIZES
 
     size, source = ALL_SIZES[spec["size"]], Path(spec["folder"])
@@ -217,7 +216,7 @@ def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
         ]
         if "dtype" in spec:
             words.append(f"--dtype={spec['dtype']}")
-        if size.vocabulary != 50_304:  # what train.py takes where no meta.pkl tells it another number
+        if size.vocabulary != 50_304:  # train.py's default vocabulary, without a meta.pkl
             (data / "meta.pkl").write_bytes(b"(dVvocab_size\nI%d\ns." % size.vocabulary)
             words.insert(0, "config/train_shakespeare_char.py")
         os.chdir(folder)
@@ -228,7 +227,7 @@ def nanogpt(spec: dict[str, Any], gate: Gate) -> None:
 
 
 def transformers(spec: dict[str, Any], gate: Gate) -> None:
-    """Hugging Face's GPT2LMHeadModel in a `plain_loop`: there is no loop of its own to run as simple as the others."""
+    """Hugging Face's GPT2LMHeadModel in `plain_loop`, since its own trainer is no loop as simple as the others."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -257,8 +256,8 @@ def transformers(spec: dict[str, Any], gate: Gate) -> None:
 
 
 def litgpt(spec: dict[str, Any], gate: Gate) -> None:
-    """litgpt's GPT and its loss in a `plain_loop`, without the Fabric that its pretrain.py puts around them. It has no
-    learned positions: a quarter of each head is rotated, as in Pythia; else the shape is nanoGPT's."""
+    """litgpt's GPT and its loss in `plain_loop`, without the Fabric that its pretrain.py wraps around them. It has no
+    learned positions: a quarter of each head is rotated, as in Pythia; otherwise the shape is nanoGPT's."""
     import torch
     from litgpt import GPT, Config
     from litgpt.utils import chunked_cross_entropy
@@ -276,11 +275,11 @@ def litgpt(spec: dict[str, Any], gate: Gate) -> None:
                 bias=False,
             )
         )
-        model.transformer.wte.weight = model.lm_head.weight  # as its tie_embeddings does
+        model.transformer.wte.weight = model.lm_head.weight  # like its tie_embeddings
         return model
 
     def loss(model: torch.nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = chunked_cross_entropy(model(inputs), targets, chunk_size=0)  # its pretrain.py's
+        found: torch.Tensor = chunked_cross_entropy(model(inputs), targets, chunk_size=0)  # as in its pretrain.py
         return found
 
     plain_loop(spec, gate, make, loss)
@@ -292,7 +291,7 @@ def plain_loop(
     make: Callable[["Size"], "torch.nn.Module"],
     loss_of: Callable[["torch.nn.Module", "torch.Tensor", "torch.Tensor"], "torch.Tensor"],
 ) -> None:
-    """Forward, backward, clip, fused AdamW, on random tokens, without end."""
+    """Forward, backward, clipping, fused AdamW, on random tokens, endlessly."""
     import torch
 
     from isoflop.runtime import make_runtime, seed_everything

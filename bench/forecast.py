@@ -1,18 +1,18 @@
-"""Are forecasts right on texts that no fit has seen? The study of forecasts: constants in bench/forecast.json.
+"""Study: are forecasts right on texts that no fit has seen? Its constants are in bench/forecast.json.
 
     python bench/forecast_corpora.py FOLDER                   fetch its corpora, once
     python bench/forecast.py FOLDER                           all runs that are missing, about four hours
     python bench/forecast.py FOLDER --most 90 --corpora 3     only the shortest runs, on the first corpora
-    python bench/forecast.py --score                          what they say, by budget
+    python bench/forecast.py --score                          the results, by budget
 
-One JSON line for each run goes into bench/results/forecast.jsonl as it ends, with its forecast, which is on record in
-the ledger before the first step; the command goes on where it was stopped. Lines of another study (other constants,
-another law, another version of the code that forecasts) are not counted. The budgets are in seconds, so the machine is
-to do nothing else meanwhile.
+Each run is a JSON line in bench/results/forecast.jsonl, written as it ends, with its forecast, which was in the ledger
+before the first step. Started again, the command continues with the missing runs. Lines of another study (other
+constants, another law, another version of the forecasting code) do not count. Budgets are in seconds: leave the machine
+to this study.
 
-Each run is forecast three ways: as the plan does; by the surface through the prior's runs that plans used before there
-were pilots; and by the nearest of these runs, in compute and in what an n-gram makes of the text. Both of the latter
-have intervals of the width that they need on the prior's own corpora, left out one at a time.
+Each run is forecast in three ways: as the plan does; by the surface through the prior's runs that plans used before
+there were pilots; and by the nearest of these runs, in compute and n-gram bits per byte. The intervals of the latter
+two have the width that they need on the prior's own corpora, left out one at a time.
 """
 
 import argparse
@@ -46,13 +46,13 @@ from record import commit
 STUDY = Path(__file__).parent / "forecast.json"
 RESULTS = Path(__file__).parent / "results" / "forecast.jsonl"
 ROOT = Path(__file__).parents[1]
-FORECASTS = ("plan/*.py", "plan/prior.json", "data/excerpt.py", "job/pilots.py")  # what a forecast hangs on
+FORECASTS = ("plan/*.py", "plan/prior.json", "data/excerpt.py", "job/pilots.py")  # on which a forecast depends
 
 Way = Callable[[dict[str, Any]], Expectation]
 
 
 def identity() -> str:
-    """What a line has to have been made with to count: the constants and all that forecasts are made by."""
+    """A hash of the constants and of everything that forecasts are made from; only lines with the same one count."""
     top = ROOT / "isoflop"
     files = sorted(path for pattern in FORECASTS for path in top.glob(pattern))
     found = hashlib.sha256(STUDY.read_bytes())
@@ -76,8 +76,8 @@ def read_lines() -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def own_home() -> Iterator[None]:
-    """Within this, prepared data, pilots and the ledger are in a folder of their own; what was timed of the machine is
-    kept where it always is."""
+    """A context in which prepared data, pilots and the ledger have their own folder. Cached timings of the machine stay
+    in their usual place."""
     before = os.environ.get("ISOFLOP_HOME")
     timed = {name: (home() / name) for name in ("peak.json", "timings.json", "dtype.json")}
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def own_home() -> Iterator[None]:
 
 
 def one_run(name: str, source: Path, budget: str, seed: int) -> dict[str, Any]:
-    """Train once, as a user would, and put together what was forecast and what came of it."""
+    """Train once, as a user would. Returns the line with the forecast and the outcome."""
     with own_home(), tempfile.TemporaryDirectory() as folder:
         began, out = time.time(), Path(folder) / "run"
         diverged = False
@@ -106,7 +106,7 @@ def one_run(name: str, source: Path, budget: str, seed: int) -> dict[str, Any]:
         run = read_run(out)
         ledger = read_ledger(home() / LEDGER)
     forecast = ledger.forecasts[run.plan.forecast or ""]
-    first_step = next((event.time for event in run.events if event.time), None)  # one that began anew has none at first
+    first_step = next((event.time for event in run.events if event.time), None)  # None: planned again
     return {
         "study": identity(),
         "commit": commit(ROOT),
@@ -145,7 +145,7 @@ def expectation(centre: float, deviation: float, freedom: int) -> Expectation:
 
 
 def left_out(guess: Callable[[list[dict[str, Any]], dict[str, Any]], float]) -> tuple[float, int]:
-    """The standard deviation of what a way of guessing misses on corpora that it does not know, each counting alike."""
+    """The standard deviation of a way's errors on corpora that were left out, all corpora weighing alike."""
     runs, squares = table()["runs"], []
     corpora = sorted({run["corpus"] for run in runs})
     for name in corpora:
@@ -156,8 +156,8 @@ def left_out(guess: Callable[[list[dict[str, Any]], dict[str, Any]], float]) -> 
 
 
 def nearest(runs: list[dict[str, Any]], target: dict[str, Any]) -> float:
-    """log(bits per byte) of the run that is nearest in compute and in n-gram bits; a factor of 10 in the one counts as
-    much as a tenth of the other, which is what each does to the loss."""
+    """log(bits per byte) of the run that is nearest in compute and in n-gram bits per byte. A factor of 10 in compute
+    counts as much as 10 % of the n-gram bits, as their effects on the loss are about equal."""
 
     def distance(run: dict[str, Any]) -> float:
         compute = math.log10(run["flops"] / target["flops"])
@@ -167,8 +167,8 @@ def nearest(runs: list[dict[str, Any]], target: dict[str, Any]) -> float:
 
 
 def surface(runs: list[dict[str, Any]], target: dict[str, Any]) -> float:
-    """log(bits per byte) = a + b log(n-gram) + (c + d log(LZMA)) log(C / 2e12), excess over the balanced run on fresh
-    text taken out, each corpus counting alike: the prior until there were pilots (plan/prior.py of then)."""
+    """log(bits per byte) = a + b log(n-gram) + (c + d log(LZMA)) log(C / 2e12), without the excess over the balanced run
+    on fresh text, all corpora weighing alike: the prior of earlier versions, before there were pilots."""
 
     def features(run: dict[str, Any]) -> list[float]:
         compute = math.log(run["flops"] / 2e12)
@@ -190,7 +190,7 @@ def surface(runs: list[dict[str, Any]], target: dict[str, Any]) -> float:
 
 
 def ways() -> dict[str, Way]:
-    """The ways in which each run is forecast."""
+    """The three ways to forecast a run, by name."""
     found: dict[str, Way] = {
         "the plan": lambda line: Expectation.read(line["expected"]),
         "the text alone": lambda line: expect(
@@ -205,7 +205,7 @@ def ways() -> dict[str, Way]:
     return found
 
 
-# What the lines say
+# Results
 
 
 def scored(lines: Sequence[dict[str, Any]], way: Way) -> list[Scored]:
@@ -216,7 +216,7 @@ def scored(lines: Sequence[dict[str, Any]], way: Way) -> list[Scored]:
 
 
 def over_corpora(judged: Sequence[Scored], level: float, samples: int, seed: int) -> tuple[float, float]:
-    """The 90 % interval of the coverage, by drawing corpora with replacement."""
+    """The 90 % interval of the coverage, by a bootstrap over corpora."""
     names = sorted({one.corpus for one in judged})
     held = {name: [bool(one.inside(level)) for one in judged if one.corpus == name] for name in names}
     generator = np.random.default_rng(seed)
@@ -229,7 +229,7 @@ def over_corpora(judged: Sequence[Scored], level: float, samples: int, seed: int
 
 
 def show(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """A table by budget, and one of the ways."""
+    """Print a table by budget, and one by way of forecasting."""
     if not lines:
         print("no run of this study is on record")
         return
@@ -281,9 +281,9 @@ def show(study: dict[str, Any], lines: list[dict[str, Any]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--most", type=float, default=math.inf, help="seconds of the longest budget that is run")
-    parser.add_argument("--corpora", type=int, default=0, help="only the first so many")
-    parser.add_argument("--score", action="store_true", help="only show what is on record")
+    parser.add_argument("--most", type=float, default=math.inf, help="seconds of the longest budget to run")
+    parser.add_argument("--corpora", type=int, default=0, help="number of corpora, the first ones; 0: all")
+    parser.add_argument("--score", action="store_true", help="run nothing, print the results so far")
     given = parser.parse_args()
     study = json.loads(STUDY.read_text(encoding="utf-8"))
     if given.folder is None and not given.score:

@@ -1,12 +1,12 @@
-"""Fetch the corpora of the study of forecasts (bench/forecast.json): documentation, manual pages and sources that no
-fit has seen, from Debian's packages and from npm, by their ordinary clients as this machine has them set up.
+"""Fetch the corpora of the forecast study (bench/forecast.json): documentation, manual pages and sources that no fit
+has seen, from Debian's packages and from npm, with their ordinary clients as configured on this machine.
 
     python bench/forecast_corpora.py FOLDER [NAME ...]     all of them, or some
-    python bench/forecast_corpora.py FOLDER --check        which packages are to be had, without fetching any
+    python bench/forecast_corpora.py FOLDER --check        whether the packages are available, without fetching any
 
-Each corpus becomes FOLDER/NAME, files as they were in the package, and a line in FOLDER/fetched.jsonl with the
-packages' versions and a digest of its files. One that is there already is left alone. Of more than `largest_bytes` the
-files whose digests are smallest are kept.
+Each corpus becomes FOLDER/NAME, with the files as they are in the package, and a line in FOLDER/fetched.jsonl with the
+packages' versions and a digest of the files. An existing corpus is left alone. If a corpus has more than
+`largest_bytes`, the files with the smallest digests are kept.
 """
 
 import argparse
@@ -28,7 +28,7 @@ STUDY = Path(__file__).with_suffix("").parent / "forecast.json"
 
 
 def run(*words: str, cwd: Path | None = None) -> str:
-    """A client's output; what it complains of is shown.
+    """A client's output; its error messages are printed.
 
     Raises:
         SystemExit: if it fails.
@@ -40,7 +40,7 @@ def run(*words: str, cwd: Path | None = None) -> str:
 
 
 def debian(package: str, into: Path) -> str:
-    """Unpack the newest package of that name. Returns its version."""
+    """Unpack the newest Debian package of a name. Returns its version."""
     with tempfile.TemporaryDirectory() as folder:
         run("apt-get", "download", "-q", package, cwd=Path(folder))
         (archive,) = Path(folder).glob("*.deb")
@@ -61,7 +61,7 @@ SOURCES = {"debian": debian, "npm": npm}
 
 
 def available(corpus: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """Whether each of its packages is to be had."""
+    """Whether all packages of a corpus are available."""
     for package in corpus["packages"]:
         if corpus["from"] == "debian":
             said = subprocess.run(["apt-cache", "policy", package], capture_output=True, text=True).stdout
@@ -79,7 +79,7 @@ def matching(folder: Path, patterns: list[str]) -> list[Path]:
 
 
 def fetch(corpus: dict[str, Any], top: Path, most: int) -> None:
-    """Fetch a corpus into top/NAME, whole or not at all."""
+    """Fetch a corpus into top/NAME, completely or not at all."""
     with tempfile.TemporaryDirectory() as unpacked:
         packed = Path(unpacked)
         versions = {name: SOURCES[corpus["from"]](name, packed) for name in corpus["packages"]}

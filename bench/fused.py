@@ -1,9 +1,9 @@
-"""Norms, feed-forward, attention and loss, forward and backward, beside torch's own one-call path: a table for
+"""Norms, feed-forward, attention and loss, forward and backward, next to torch's own function for each: a table for
 docs/blocks.md.
 
     python bench/fused.py [--rounds 20] [--threads N] [--width 128 --context 256 --sequences 8 --vocabulary 1024]
 
-The two take turns, and the smallest time of each counts: what is left when nothing else is in the way.
+The two are timed in turns, and the shortest time of each counts, as the one least disturbed.
 """
 
 import argparse
@@ -26,15 +26,15 @@ Path = Callable[[], Tensor]
 
 
 def seconds(path: Path) -> float:
-    """Of one forward and backward; gradients are made anew."""
+    """Seconds of one forward and backward pass, with new gradients."""
     started = time.perf_counter()
     y = path()
     y.backward(torch.ones_like(y))
     return time.perf_counter() - started
 
 
-def beside(ours: Path, theirs: Path, rounds: int) -> tuple[float, float]:
-    """The smallest seconds of each, in turns after a round that does not count."""
+def compare(ours: Path, theirs: Path, rounds: int) -> tuple[float, float]:
+    """The shortest time of each, in turns, after a round to warm up."""
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds + 1)][1:]
     return min(a for a, _ in pairs), min(b for _, b in pairs)
 
@@ -74,7 +74,7 @@ def main() -> None:
     print("| what | torch's own | ours, ms | torch's, ms | ours / torch's |")
     print("|---|---|---:|---:|---:|")
     for name, call, ours, theirs in rows:
-        one, other = beside(ours, theirs, given.rounds)
+        one, other = compare(ours, theirs, given.rounds)
         print(f"| {name} | `{call}` | {1e3 * one:.2f} | {1e3 * other:.2f} | {one / other:.2f} |", flush=True)
 
 

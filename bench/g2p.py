@@ -1,12 +1,11 @@
-"""Words to phonemes: an encoder-decoder beside a decoder-only GPT, given the same budget and the same pairs.
+"""Words to phonemes: an encoder-decoder next to a decoder-only GPT, with the same budget and the same pairs.
 
     python bench/g2p.py PAIRS [--budget 10m] [--words 0] [--beam 4] [--threads N] [--out DIR] [--only seq2seq|gpt]
 
-Both are what `isoflop train` makes of the budget by itself. The encoder-decoder is trained on PAIRS; the GPT on the
-same training pairs as text, one "word TAB phonemes" a line in an order drawn once, and is asked by prompting it with a
-new line, the word and a tab and letting it write its likeliest line. Both answer the same held-out words and are judged
-by the same count of edits (isoflop/evaluate/transduction.py), also with the digits that mark stress left out, as most
-of the literature counts.
+Both are planned by `isoflop train` for the budget. The encoder-decoder is trained on PAIRS, the GPT on the same
+training pairs as text, one line "word TAB phonemes" per pair, shuffled once. The GPT is prompted with a line end, the
+word and a tab, and completes the line greedily. Both answer the same held-out words and are scored by the same edit
+distance (isoflop/evaluate/transduction.py), also without the digits that mark stress, as most of the literature counts.
 """
 
 import argparse
@@ -32,12 +31,12 @@ from isoflop.job import pretrain
 from isoflop.model.gpt import GPT
 from isoflop.records import read_run
 
-AT_ONCE = 256  # words that a GPT answers at once
-LONGEST = 60  # tokens of a line
+AT_ONCE = 256  # words per batch of the GPT
+LONGEST = 60  # tokens per line, at most
 
 
 def answers_of_gpt(model: GPT, tokenizer: Tokenizer, words: Sequence[str]) -> list[str]:
-    """The likeliest line after "word TAB", decoded greedily; words whose prompts have one length go together."""
+    """The line after "word TAB" of each word, decoded greedily, in batches of prompts of equal length."""
     prompts = [tokenizer.encode(f"\n{word}\t") for word in words]
     order = sorted(range(len(words)), key=lambda i: len(prompts[i]))
     answers = [""] * len(words)
@@ -51,7 +50,7 @@ def answers_of_gpt(model: GPT, tokenizer: Tokenizer, words: Sequence[str]) -> li
 
 
 def lines_after(model: GPT, tokenizer: Tokenizer, prompts: list[list[int]]) -> list[list[int]]:
-    """What follows prompts of one length, up to a token with a line end in it."""
+    """Continuations of prompts of equal length, up to the first token that contains a line end."""
     pieces = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
     ends = torch.tensor([b"\n" in piece or i == tokenizer.eot for i, piece in enumerate(pieces)])
     cache = KVCache(model.config.context)
@@ -78,7 +77,7 @@ def without_stress(text: str) -> str:
 
 
 def rates(write: Callable[[Sequence[str]], list[str]], wanted: dict[str, list[str]], words: int) -> dict[str, Any]:
-    """Error rates as they are and without stress marks."""
+    """Error rates, with and without stress marks."""
     started = time.perf_counter()
     inputs = list(wanted)[: words or None]
     answers = dict(zip(inputs, write(inputs), strict=True))
@@ -119,12 +118,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pairs")
     parser.add_argument("--budget", default="10m")
-    parser.add_argument("--words", type=int, default=0, help="held-out words that are answered; 0: all")
+    parser.add_argument("--words", type=int, default=0, help="number of held-out words to answer; 0: all")
     parser.add_argument("--beam", type=int, default=4)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="where the two runs go; by default nowhere")
-    parser.add_argument("--only", choices=["seq2seq", "gpt"], help="train one of the two")
+    parser.add_argument("--out", type=Path, help="folder for the two runs; by default a temporary one")
+    parser.add_argument("--only", choices=["seq2seq", "gpt"], help="train only one of the two")
     parser.add_argument("--set", nargs="*", default=[], help="fields of both runs")
     given = parser.parse_args()
     common = [f"seed={given.seed}", f"runtime.threads={given.threads}", *given.set]

@@ -1,19 +1,19 @@
-"""The whole table of a card: how near our step comes to what it can do, and nanoGPT beside it.
+"""Training steps on a GPU: MFU and share of the measured peak, next to nanoGPT.
 
     python bench/gpu.py [--nanogpt FOLDER] [--text SOURCE --budget 10m] [--sizes 124M 1.5B] [--also muon eager]
                         [--rounds 5] [--json]
 
-For each size (GPT-2's 124M and 1.5B as nanoGPT has them, context 1,024, 480 sequences a step, AdamW, bfloat16, blocks
-compiled) first how many sequences go through at once: the most that the card's memory holds, or the next smaller
-number if that is faster. Then the trainers take turns, each with the card to itself: a process that compiles and warms
-up, some steps, and makes room; each round gives one ratio, printed are medians of the rounds. nanoGPT's train.py runs
-untouched, in passes of 12 as it comes, and in passes as large as ours. MFU is PaLM's count of operations (6 N +
-12 L H Q T a token) over the card's dense bfloat16 peak by its data sheet (isoflop/runtime.py, CARDS); beside it the
-same operations over the best matrix product measured in this run.
+For each size (GPT-2's 124M and 1.5B with nanoGPT's settings: context 1,024, 480 sequences per step, AdamW, bfloat16,
+compiled blocks) the number of sequences per pass is chosen first: the most that fit in the GPU's memory, or the next
+smaller number if that is faster. Then the trainers take turns, one process at a time on the GPU: it compiles, warms up,
+takes some steps and ends. Each round gives one ratio; the printed ones are medians over rounds. nanoGPT's train.py runs
+unchanged, in passes of 12 as by default, and in passes as large as ours. MFU is PaLM's count of operations (6 N +
+12 L H Q T per token) over the GPU's dense bfloat16 peak in its data sheet (isoflop/runtime.py, CARDS); next to it are
+the same operations over the best matrix product measured in this run.
 
-With --text, race.py's race follows on this card: seconds to the held-out loss that nanoGPT's recipe reaches.
+With --text, race.py's race is run on this GPU: seconds to the held-out loss that nanoGPT's recipe reaches.
 
---device cpu --sizes tiny tries all of it on a computer without a card: its numbers mean nothing.
+--device cpu --sizes tiny runs all of it on a computer without a GPU, as a rehearsal; its numbers mean nothing.
 """
 
 import argparse
@@ -34,15 +34,15 @@ from shapes import CARD_SIZES, Size, nanogpt_model
 from tables import CARD_MFU, CARD_RACE, CARD_SPEED
 from turns import Turns, random_tokens, ratio, take_turns_alone
 
-# Sequences in a pass that are tried, largest first; each divides the step's
+# Sequences per pass to try, largest first; each divides the sequences per step
 PASSES = {"124M": (96, 60, 40, 24, 12, 8, 4, 2, 1), "1.5B": (24, 16, 12, 8, 6, 4, 2, 1), "tiny": (4, 2)}
 NANOGPT_PASS = {"124M": 12, "1.5B": 12, "tiny": 2}  # train.py's own batch_size
-TRIED = 2  # sizes of a pass that fit and are timed
+TRIED = 2  # the number of sizes that fit and are timed
 ALSO = {"muon": {"optimizer": "muon"}, "eager": {"compile": False}, "recompute": {"recompute": True}}
 
 
 def ours(name: str, given: argparse.Namespace, tokens: Path) -> dict[str, Any]:
-    """What contender.py is told of our trainer, the size of a pass left out."""
+    """The specification of our trainer for contender.py, without the sequences per pass."""
     dtype, compiled = ("float32", False) if given.device == "cpu" else ("bfloat16", True)
     return {
         "trainer": "isoflop",
@@ -51,12 +51,12 @@ def ours(name: str, given: argparse.Namespace, tokens: Path) -> dict[str, Any]:
         "device": given.device,
         "dtype": dtype,
         "compile": compiled,
-        "preflight": False,  # what does not fit is tried all the same
+        "preflight": False,  # sizes that do not fit are tried all the same
     }
 
 
 def choose_pass(spec: dict[str, Any], passes: tuple[int, ...], steps: int, folder: Path) -> tuple[int, dict[int, str]]:
-    """The fastest of the TRIED largest passes that the card holds, and why larger ones did not run.
+    """The fastest of the TRIED largest passes that fit, and why larger ones did not run.
 
     Raises:
         UserError: if none runs.
@@ -77,14 +77,14 @@ def choose_pass(spec: dict[str, Any], passes: tuple[int, ...], steps: int, folde
 
 
 def last_line(text: str) -> str:
-    """What a process said last that says something, in short."""
+    """The last informative line of a process's output, shortened."""
     lines = [line for line in text.strip().splitlines() if line.strip()]
     told = [line for line in lines if "Error" in line] or lines
     return told[-1].strip()[:200]
 
 
 def contenders(name: str, given: argparse.Namespace, tokens: Path, micro: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, what contender.py is told) of each trainer; the first is ours as it comes."""
+    """(name, specification for contender.py) of each trainer; the first is ours with its defaults."""
     spec = {**ours(name, given, tokens), "micro": micro}
     yield "isoflop", spec
     for more in given.also:
@@ -116,7 +116,7 @@ def measure_size(name: str, given: argparse.Namespace, promised: float | None, r
 
 
 def one(size: Size, turns: Turns, flops: float, promised: float | None, reached: float, first: Turns) -> dict[str, Any]:
-    """What one trainer did."""
+    """The results of one trainer."""
     tokens = size.tokens / turns.median
     return {
         "tokens_per_second": round(tokens, 1),
@@ -144,11 +144,11 @@ def show(row: dict[str, Any]) -> None:
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Everything; what was not asked for is None."""
+    """Run everything that was requested; the rest is None."""
     card = torch.cuda.get_device_name(given.device) if given.device != "cpu" else None
     promised = card_peak(card) if card else None
     peak = measure_peak(given.device, given.seconds)
-    torch.cuda.empty_cache()  # this process keeps nothing of the card but its context
+    torch.cuda.empty_cache()  # this process holds no GPU memory but its context
     reached = max(peak.values())
     sheet = "no data sheet" if promised is None else f"{promised / 1e12:,.0f} TFLOP/s by the data sheet"
     print(f"{card or 'no card'}: {sheet}, {reached / 1e12:,.3g} in the best matrix product", flush=True)
@@ -170,9 +170,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of karpathy/nanoGPT")
     parser.add_argument("--sizes", nargs="+", choices=list(CARD_SIZES), default=["124M", "1.5B"])
-    parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these")
+    parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these options")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=0, help="of a turn; 0: 10 at 124M, 2 at 1.5B")
+    parser.add_argument("--steps", type=int, default=0, help="steps per turn; 0: 10 at 124M, 2 at 1.5B")
     parser.add_argument("--seconds", type=float, default=2.0, help="for the best matrix product")
     parser.add_argument("--text", metavar="SOURCE", help="run the race on this text, as race.py does")
     parser.add_argument("--budget", default="10m", help="of nanoGPT's steps in the race")

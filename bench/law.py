@@ -1,18 +1,18 @@
-"""Are fitted laws right, and do they predict?
+"""Tests of fitted scaling laws: coverage of their intervals, and errors on held-out budgets.
 
-    python bench/law.py coverage [--draws 200]       90 % intervals on surfaces that are known
-    python bench/law.py tables FOLDER [--cuts 2]     published tables, their largest budgets held out
+    python bench/law.py coverage [--draws 200]       coverage of 90 % intervals on known surfaces
+    python bench/law.py tables FOLDER [--cuts 2]     published tables, with their largest budgets held out
     python bench/law.py time                         250 points, 1,000 bootstrap samples
 
-`tables` reads tables of published studies. Of each, the largest budget, then the two largest are held out. Three
-predictors see the rest: ours (the way chosen by holding out once more, inside the rest), a Chinchilla fit converged by
-plain L-BFGS from 18 starts (scaled objective, tight tolerances), and the rule D = 20 N, which has a size and no loss.
+`tables` reads tables of published studies. The largest budget of each is held out, then the two largest. Three
+predictors use the rest: ours (the method chosen by holding out budgets within the rest), a Chinchilla fit converged by
+plain L-BFGS from 18 starts (scaled objective, tight tolerances), and the rule D = 20 N, which gives a size and no loss.
 
-    error     root mean square of log loss over the held-out runs near the valley (within 10 % of the best of no more
-              compute), and of the best of them alone
-    inside    how many of those runs lie in our 90 % interval for one run
-    regret    in the loss's unit, at the largest held-out budget where at least three sizes can be read off the table:
-              the loss at the chosen N, interpolated over log N, above the least one there
+    error     root mean square error of log loss over the held-out runs near the valley (within 10 % of the best run of
+              at most the same compute), and over the best of them alone
+    inside    the number of these runs inside our 90 % interval for one run
+    regret    in the loss's unit, at the largest held-out budget for which the table has at least three sizes: the loss
+              at the chosen N, interpolated over log N, minus the lowest loss there
 """
 
 import argparse
@@ -51,7 +51,7 @@ OLMO += ["ice", "m2d2_s2orc", "pile", "wikitext_103"]
 
 
 def tables(folder: Path) -> Iterator[tuple[str, str, Points]]:
-    """Study, table and points."""
+    """(study, table, points) of every table."""
     for hparams, warmup, decay, counted in PORIAN:
         where = (f"hparams={hparams}", f"warmup={warmup}", f"decay={decay}", f"param_count={counted}")
         columns = Columns("N", "D", "loss", "flops", where)
@@ -98,8 +98,8 @@ def plain_lbfgs(points: Points) -> Law:
 
 
 def valley_at(points: Points, flops: float) -> tuple[Callable[[float], float], float] | None:
-    """Loss as a function of N at one budget, read off a table, and its least; None where fewer than three sizes have
-    runs there or on either side."""
+    """The loss as a function of N at one budget, interpolated from a table, and its minimum; None if fewer than three
+    sizes have runs at that budget or on both sides of it."""
     at: list[tuple[float, float]] = []
     for size in np.unique(points.n):
         own = points.select(points.n == size)
@@ -117,7 +117,7 @@ def valley_at(points: Points, flops: float) -> tuple[Callable[[float], float], f
 
 @dataclass(frozen=True)
 class Held:
-    """What one cut showed: errors and regrets of ours, the plain fit and D = 20 N, and the runs inside our interval."""
+    """The results of one cut: errors and regrets of ours, the plain fit and D = 20 N, and coverage of our interval."""
 
     way: str
     decades: float
@@ -208,7 +208,7 @@ def known_surface(rng: np.random.Generator, budgets: int, sizes: int) -> tuple[L
 
 
 def show_coverage(draws: int, samples: int) -> None:
-    """The share of 90 % intervals that hold the truth, by design and loss function."""
+    """Print the coverage of 90 % intervals, by design and loss function."""
     asked: dict[str, Callable[[Law], object]] = {
         name: (lambda law, name=name: getattr(law, name)) for name in ("E", "A", "B", "alpha", "beta", "a")
     }

@@ -1,16 +1,16 @@
-"""What a program next to a run costs it: the same budget alone, and next to others.
+"""The cost of another program on the same machine: the same budget alone, and next to others.
 
     python bench/neighbours.py [SOURCE ...] [--budget 60] [--pairs 5] [--json]
 
-    alone     nothing else works on this machine
+    alone     no other program computes on this machine
     loop      a single-threaded loop
     torch     a torch program that computes with two threads
-    start     the same, from the moment in which the machine is measured, for a quarter of the budget (15 s of 60)
+    start     the same, from the start of calibration on, for a quarter of the budget (15 s of 60)
 
-A pair is one run alone and one of each of the others, from the same seed, each with a home of its own, so that nothing
-is known of the machine; the text is prepared for each. Of each kind the median over the pairs of the loss relative to
-the pair's run alone is shown. The last should be within 2 % of it: its plan was made in a bad moment, and the run
-begins anew. The machine must be quiet otherwise.
+A pair is one run alone and one run next to each of the other programs, with the same seed. Each run has its own
+ISOFLOP_HOME, so that it has no cached timings, and prepares its text. Printed is, for each program, the median over
+pairs of the loss relative to the run alone. The last should be within 2 %: its plan was made while the machine was
+busy, and the run is planned again. The machine must be idle otherwise.
 """
 
 import argparse
@@ -30,14 +30,14 @@ TORCH = (
     "import time, torch\ntorch.set_num_threads(2)\na = torch.randn(256, 256)\nend = time.time() + {seconds}\n"
     "while time.time() < end:\n    for _ in range(50): a @ a"
 )
-LONG = 10.0  # times the budget: longer than the whole run, with what is outside its budget
+LONG = 10.0  # times the budget: longer than the whole run, including everything outside its budget
 PROGRAMS = {"alone": None, "loop": (LOOP, LONG), "torch": (TORCH, LONG), "start": (TORCH, 0.25)}
 MEASURES = "measuring this machine"  # the line after which the neighbour of "start" begins
-WITHIN = 0.02  # of the loss alone: the promise for "start"
+WITHIN = 0.02  # the target for "start", relative to the loss alone
 
 
 def train(kind: str, sources: list[str], budget: float, seed: int, out: Path) -> Run:
-    """One run next to a program of a kind: from the run's beginning on, or from when it measures the machine."""
+    """One run next to a program, which starts with the run, or when the run begins to measure the machine."""
     command = [sys.executable, "-u", "-m", "isoflop", "train", *sources, "--budget", f"{budget:g}s", "--out", str(out)]
     home = {**os.environ, "ISOFLOP_HOME": str(out.with_suffix(".home"))}
     neighbours = [] if kind == "start" else start_neighbour(kind, budget)
@@ -60,7 +60,7 @@ def train(kind: str, sources: list[str], budget: float, seed: int, out: Path) ->
 
 
 def start_neighbour(kind: str, budget: float) -> list[subprocess.Popen[bytes]]:
-    """The program of a kind, as a list: "alone" has none."""
+    """Start the program of a kind; returns a list of processes, empty for "alone"."""
     program = PROGRAMS[kind]
     if program is None:
         return []
@@ -100,7 +100,7 @@ def measure(sources: list[str], budget: float, pairs: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="SOURCE")
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds of each run")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds per run")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/neighbours.json")
     given = parser.parse_args()

@@ -1,14 +1,14 @@
-"""How right are the forecasts that a run makes on its way, and how often do their intervals hold?
+"""Errors and coverage of the running forecasts that runs make of their final loss.
 
     python bench/onway.py RUN [RUN ...]             errors and coverage at 1/8, 1/4, 1/2 and 3/4 of finished runs
-    python bench/onway.py RUN [RUN ...] --each      with a line for each run
+    python bench/onway.py RUN [RUN ...] --each      with a line per run
     python bench/onway.py RUN [RUN ...] --fit 400   fit the prior of isoflop/trainer/curve.py, corpora left out in turn
 
-A forecast is made from the records up to a step as the run made it then: with the decisions that had been taken, and
-nothing of what came later. It is compared with the bits per byte that the finished run reached on all that it held out.
-A corpus is the name of a run's first source; runs on one corpus are left out together. `--fit N` draws N priors around
-the present one, makes every forecast with each, and takes for each corpus the one that is best for all others; then it
-prints the one that is best for all, which goes into curve.py by hand.
+A forecast is made again from the records up to a step, with the decisions taken by then and nothing later. It is
+compared with the bits per byte that the finished run reached on all of its held-out text. A corpus is the name of a
+run's first source; the runs of a corpus are left out together. `--fit N` draws N priors around the present one, makes
+every forecast with each, and takes for each corpus the prior that is best for all others. Then it prints the prior that
+is best for all corpora, which is copied into curve.py by hand.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from isoflop.trainer.running_forecast import BitsConversion, observed_losses, sa
 from record import record
 
 SHARES = (0.125, 0.25, 0.5, 0.75)
-# Fields of the prior that are drawn, with the standard deviation of the logarithm of the factor
+# The fields of the prior to draw, with the standard deviation of the logarithm of the factor
 DRAWN = {
     "window": 0.5,
     "alpha": 0.4,
@@ -46,15 +46,15 @@ DRAWN = {
     "heldout_noise": 0.4,
     "training_noise": 0.4,
 }
-TAIL = 4.0  # degrees of freedom of the score: a run that nobody could foresee does not decide the prior
+TAIL = 4.0  # degrees of freedom of the score, so that a single unpredictable run does not decide the prior
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A run at a share of its steps: all that a forecast is made from, and what came of it.
+    """A run at a share of its steps: the input of a forecast, and the outcome.
 
     Attributes:
-        reached: held-out bits per byte in the end.
+        reached: the final held-out bits per byte.
     """
 
     run: str
@@ -66,7 +66,7 @@ class Moment:
     reached: float
 
     def error(self, prior: Prior = PRIOR) -> tuple[float, float] | None:
-        """The forecast's error and half of its interval, both as shares of what was reached."""
+        """The forecast's error and the half-width of its interval, both relative to the outcome."""
         forecast = extrapolate(self.observed, self.schedule, prior)
         if forecast is None:
             return None
@@ -76,7 +76,7 @@ class Moment:
 
 
 def timetable_at(run: Run, config: RunConfig, step: int) -> Timetable:
-    """A run's timetable as it was after so many steps."""
+    """A run's timetable as of a step."""
     taken = [Decision.from_dict(line.to_dict()) for line in run.decisions if (line.at_step or 0) <= step]
     return Timetable(config.schedule, config.steps, tuple(taken), read=config.batch.before)
 
@@ -106,7 +106,7 @@ def moments_of(path: Path) -> Iterator[Moment]:
 
 
 def summary(moments: Sequence[Moment], prior: Prior = PRIOR) -> list[dict[str, float]]:
-    """A row for each share: mean and 80 % quantile of the absolute error, coverage, mean half-width."""
+    """One row per share: mean and 80 % quantile of the absolute error, coverage, mean half-width."""
     rows = []
     for share in SHARES:
         there = [moment for moment in moments if moment.share == share]
@@ -148,15 +148,15 @@ def show_each(moments: Sequence[Moment], prior: Prior = PRIOR) -> None:
 
 
 def drawn(prior: Prior, times: float, generator: np.random.Generator) -> Prior:
-    """A prior near another one."""
+    """A random prior near the given one."""
     factors = {name: math.exp(times * width * generator.normal()) for name, width in DRAWN.items()}
     values = {name: getattr(prior, name) * factor for name, factor in factors.items()}
     return replace(prior, **{**values, "window": min(values["window"], 0.6), "floor": min(values["floor"], 0.9)})
 
 
 def scores(moments: Sequence[Moment], prior: Prior) -> np.ndarray:
-    """Negative log-likelihood of each outcome under Student's t of TAIL degrees, shape (M,); what has no forecast
-    scores as one with a standard deviation of a tenth."""
+    """Negative log-likelihood of each outcome under Student's t with TAIL degrees of freedom, shape (M,). A missing
+    forecast scores like one with a standard deviation of a tenth."""
     found = [moment.error(prior) or (0.1, 0.16) for moment in moments]
     errors, halves = np.array(found).T
     deviation = halves / 1.645
@@ -164,13 +164,13 @@ def scores(moments: Sequence[Moment], prior: Prior) -> np.ndarray:
 
 
 def fit(moments: Sequence[Moment], count: int) -> None:
-    """Draw priors, judge them by corpora left out, and print the best."""
+    """Draw priors, score them with corpora left out, and print the best one."""
     generator, best = np.random.default_rng(0), PRIOR
     corpora = np.array([moment.corpus for moment in moments])
-    weight = np.array([1 / (corpora == corpus).sum() for corpus in corpora])  # each corpus counts alike
+    weight = np.array([1 / (corpora == corpus).sum() for corpus in corpora])  # all corpora weigh alike
     tried, table = [PRIOR], [scores(moments, PRIOR)]
     for number in range(count):
-        times = 1.0 if number < count / 2 else 0.4  # far at first, then near the best
+        times = 1.0 if number < count / 2 else 0.4  # first far from the present prior, then near the best
         tried.append(drawn(best if number >= count / 2 else PRIOR, times, generator))
         table.append(scores(moments, tried[-1]))
         best = tried[int(np.argmin(np.array(table) @ weight))]
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--each", action="store_true")
     parser.add_argument("--fit", type=int, default=0, metavar="N")
-    parser.add_argument("--json", action="store_true", help="leave a record in bench/results")
+    parser.add_argument("--json", action="store_true", help="record the result in bench/results/")
     given = parser.parse_args()
     moments = [moment for path in given.runs for moment in moments_of(path)]
     if given.each:

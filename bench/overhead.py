@@ -1,10 +1,10 @@
-"""What a run spends beside its steps: on the loader, on logging, on measuring and sampling, on checkpoints.
+"""The time that a run spends outside its steps: loader, logging, evaluation, samples, checkpoints.
 
     python bench/overhead.py [SOURCE ...] [--budget 3m] [--json]
 
-A whole run as `isoflop train` makes it, with the intervals that the plan chooses; the default corpus where no text is
-named. Each of these parts is timed where it happens; what a checkpoint costs is what is left of the time beside the
-steps. Shares are of the run's training seconds.
+A whole run by `isoflop train`, with the intervals that the plan chooses, on the default corpus if no text is named.
+Each part is timed where it happens; checkpoints are the remaining time outside the steps. Shares are of the run's
+training seconds.
 """
 
 import argparse

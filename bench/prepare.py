@@ -1,11 +1,11 @@
-"""Our preparing of text beside the `tokenizers` library alone: GPT-2's tokenizer, in turns, each turn a new process.
+"""Preparing text, next to the `tokenizers` library alone: GPT-2's tokenizer, in turns, each turn in a new process.
 
     python bench/prepare.py TEXT.jsonl[.xz] --tokenizer vocab.bpe [--megabytes 25] [--rounds 5] [--json]
 
-Ours is all of `isoflop prepare`: compressed jsonl on disk, read twice (duplicates and the split are decided in the
-first reading), encoded in parallel processes and written as shards with checksums. Theirs is `encode_batch` over the
-same documents, all of them in memory already, on all cores, and nothing is done with the ids. MB are of UTF-8 text;
-only the first so many of the file are used. Memory is the peak of our main process and of its largest encoding process.
+Ours is all of `isoflop prepare`: compressed JSON lines on disk, read twice (the first pass decides duplicates and the
+held-out split), encoded by parallel processes and written as shards with checksums. Theirs is `encode_batch` on all
+cores over the same documents in memory, whose ids are not used. MB are of UTF-8 text, the first --megabytes of the
+file. Memory is the peak of our main process and of its largest encoding process.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from record import record
 
 
 def beginning(path: Path, column: str, wanted: float, out: Path) -> int:
-    """Write the first documents, about `wanted` bytes of text, to a new .jsonl.xz; their bytes."""
+    """Write the first documents, about `wanted` bytes of text, to a new .jsonl.xz. Returns the bytes of text."""
     size = 0
     with lzma.open(out, "wt", encoding="utf-8") as file:
         for text in documents(DataConfig(sources=(str(path),), text_column=column)):

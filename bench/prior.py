@@ -1,20 +1,20 @@
-"""Make what the loss that a plan expects comes from, isoflop/plan/prior.json: runs, and what is estimated from them.
+"""Make isoflop/plan/prior.json, which forecasts are made from: runs, and the estimates from them.
 
     python bench/prior.py CORPUS=PATH [CORPUS=PATH ...]            all runs that are missing, then the estimates
-    python bench/prior.py CORPUS=PATH ... --hours                  which are missing, and about how long they take
-    python bench/prior.py CORPUS=PATH ... --only texts             how predictable each text is, measured again
-    python bench/prior.py CORPUS=PATH ... --only pilots            pilots of the runs that have none
-    python bench/prior.py --only estimates                         what follows from the runs, without a run
-    python bench/prior.py --only study                             corpora left out one at a time, as a table
+    python bench/prior.py CORPUS=PATH ... --hours                  which runs are missing, and about how long they take
+    python bench/prior.py CORPUS=PATH ... --only texts             measure the predictability of each text again
+    python bench/prior.py CORPUS=PATH ... --only pilots            make pilots of the runs that have none
+    python bench/prior.py --only estimates                         the estimates from the present runs
+    python bench/prior.py --only study                             errors with corpora left out one at a time, as a table
 
-Each corpus is pretrained on with each FLOPs budget and seed of GRID, exactly as `isoflop train --budget` would, its
-pilots first (plan/pilot.py), however small the budget. A row is written for each run as it ends: corpus, how
-predictable it is, N, D, FLOPs (6ND), unique tokens, vocabulary, seed, the held-out bits per byte reached, seconds, its
-pilots, and `made`, which changes with the recipe and with the rule that holds text out. A row of the same corpus and
-seed and about the same FLOPs is missing where its `made` is another, and gives way to the new one; until then it stays,
-so that the plan always has a table. The command goes on where it was stopped; several may run side by side with
-different corpora. Budgets are in FLOPs, so what else the machine does changes nothing but the time.
-CORPUS=stdlib is the default corpus.
+There is one run per corpus, FLOPs budget and seed of GRID, exactly as by `isoflop train --budget`, with its pilots
+first (plan/pilot.py), however small the budget. Each run is written as a row when it ends: corpus and its
+predictability, N, D, FLOPs (6 N D), unique tokens, vocabulary, seed, held-out bits per byte reached, seconds, pilots,
+and `made`, a digest of the recipe and of the rule for held-out text. A row with another `made` counts as missing. It
+stays until a new row of the same corpus, seed and about the same FLOPs replaces it, so that the planner always has a
+table. Started again, the command continues with the missing runs; several commands may run at once with different
+corpora. Budgets are in FLOPs, so that other programs on the machine change only the time. CORPUS=stdlib is the default
+corpus.
 """
 
 import argparse
@@ -51,11 +51,11 @@ ALIKE = 0.12  # difference of the logarithms of two runs' FLOPs: pilots take 5 %
 # FLOPs of a budget, its seeds, and the bytes of text that a corpus has to have for it
 GRID = ((5e11, (0, 1), 0.0), (2e12, (0, 1), 0.0), (6e12, (0,), 0.0), (2e13, (0,), 1e7), (6e13, (0,), 4e7))
 FEWEST_CORPORA = 4
-USUAL = 1.5e10  # FLOP/s that a thread is taken to reach where no row says
+USUAL = 1.5e10  # FLOP/s per thread, assumed if no row has a speed
 
 
 def made() -> str:
-    """What a run hangs on besides its budget: a digest of the recipe and of the rules by which text is held out."""
+    """A digest of what a run depends on besides its budget: the recipe, and the rules by which text is held out."""
     decides = {"recipe": recipe_of(RunConfig()), "split": DataConfig().split, "held out": DataConfig().heldout_fraction}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -69,7 +69,7 @@ def sources_of(corpus: str, path: str) -> tuple[str, ...]:
 
 
 def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> dict[str, Any]:
-    """Train once, with pilots, and say what came of it."""
+    """Train once, with pilots. Returns the row."""
     with tempfile.TemporaryDirectory() as folder, pilots_always():
         began = time.monotonic()
         out = Path(folder) / "run"
@@ -107,7 +107,7 @@ def pilot_row(one: PilotRun) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def pilots_always():
-    """Within this, pilots are made for every budget in FLOPs."""
+    """A context in which every budget in FLOPs has pilots."""
     before, pilot_rules.FROM = pilot_rules.FROM, {"flops": 0.0}
     try:
         yield
@@ -116,7 +116,7 @@ def pilots_always():
 
 
 def planned(corpus: str, path: str, flops: float, seed: int, threads: int, maker: PilotMaker | None):
-    """The plan of such a run and its data, without the run."""
+    """The plan of a run and its data, without the run."""
     from isoflop.plan.asked import Asked
     from isoflop.trainer.config import DataConfig as Data
 
@@ -127,13 +127,13 @@ def planned(corpus: str, path: str, flops: float, seed: int, threads: int, maker
 
 
 def add_pilots(row: dict[str, Any], path: str, threads: int) -> dict[str, Any]:
-    """The row of a run that was made without pilots, with those that it would have had."""
+    """The row of a run without pilots, with pilots added."""
     advice, _ = planned(row["corpus"], path, row["flops"], row["seed"], threads, PilotMaker(print))
     return {**row, "pilots": [pilot_row(one) for one in advice.pilots]}
 
 
 def measure_text(corpus: str, path: str, flops: float, threads: int) -> tuple[float, float]:
-    """How predictable a corpus is, as a run with so many FLOPs would find it."""
+    """The predictability of a corpus, as measured by a run with this FLOPs budget."""
     _, data = planned(corpus, path, flops, 0, threads, None)
     assert isinstance(data, Prepared)
     found = predictability(excerpt(data, SAMPLE_BYTES))
@@ -141,16 +141,16 @@ def measure_text(corpus: str, path: str, flops: float, threads: int) -> tuple[fl
 
 
 def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two rows are of one corpus, seed and budget: shapes differ, and with them the FLOPs by a little."""
+    """Whether two rows have the same corpus, seed and budget. Their FLOPs may differ a little, as their shapes do."""
     alike = one["corpus"] == other["corpus"] and one["seed"] == other["seed"]
     return alike and abs(math.log(one["flops"] / other["flops"])) < ALIKE
 
 
 def change_table(change: Any, estimated: bool = False) -> None:
-    """`change` the rows of the table; two of these programs may run side by side.
+    """Apply `change` to the rows of the table, safe if several of these programs run at once.
 
     Args:
-        estimated: recompute the estimates too, which takes seconds; otherwise they stay unchanged until then.
+        estimated: whether to recompute the estimates too, which takes seconds.
     """
     with TABLE.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -162,7 +162,7 @@ def change_table(change: Any, estimated: bool = False) -> None:
 
 
 def add_row(row: dict[str, Any]) -> None:
-    """Put a row into the table, in the place of the same run's."""
+    """Add a row to the table, replacing that of the same run."""
     change_table(lambda rows: [*(one for one in rows if not same_run(row, one)), row])
 
 
@@ -181,7 +181,7 @@ def estimates(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def missing(rows: list[dict[str, Any]], corpora: dict[str, str]) -> list[tuple[float, str, int]]:
-    """(FLOPs, corpus, seed) of what is to be run, the cheapest first."""
+    """(FLOPs, corpus, seed) of the missing runs, the cheapest first."""
     found = []
     for flops, seeds, least in GRID:
         for corpus, path in corpora.items():
@@ -201,7 +201,7 @@ def text_bytes(corpus: str, path: str) -> float:
 
 
 def hours(todo: list[tuple[float, str, int]], rows: list[dict[str, Any]]) -> float:
-    """About how long, by the rows that say what they took."""
+    """An estimate of the hours that runs will take, from the speeds of the rows."""
     timed = [row for row in rows if row.get("seconds")]
     speed = sum(row["flops"] for row in timed) / sum(row["seconds"] for row in timed) if timed else USUAL
     return sum(flops for flops, _, _ in todo) / speed / 3600
@@ -233,11 +233,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", nargs="*", metavar="CORPUS=PATH")
     parser.add_argument("--only", choices=["texts", "pilots", "estimates", "study"])
-    parser.add_argument("--hours", action="store_true", help="say what is missing and how long it takes")
+    parser.add_argument("--hours", action="store_true", help="print the missing runs and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--most", type=float, default=math.inf, help="FLOPs of the largest run that is looked at")
-    parser.add_argument("--least", type=float, default=0.0, help="and of the smallest one, for --only pilots")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the runs, for --only pilots")
+    parser.add_argument("--most", type=float, default=math.inf, help="FLOPs of the largest run to consider")
+    parser.add_argument("--least", type=float, default=0.0, help="FLOPs of the smallest run, for --only pilots")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the runs, for --only pilots")
     given = parser.parse_args()
     corpora = dict(text.partition("=")[::2] for text in given.corpora)
 
