@@ -167,8 +167,8 @@ def nearest(runs: list[dict[str, Any]], target: dict[str, Any]) -> float:
 
 
 def surface(runs: list[dict[str, Any]], target: dict[str, Any]) -> float:
-    """log(bits per byte) = a + b log(n-gram) + (c + d log(LZMA)) log(C / 2e12), without the excess over the balanced run
-    on fresh text, all corpora weighing alike: the prior of earlier versions, before there were pilots."""
+    """log(bits per byte) = a + b log(n-gram) + (c + d log(LZMA)) log(C / 2e12), minus the excess over the balanced
+    run on fresh text, all corpora weighing alike: the prior of earlier versions, before there were pilots."""
 
     def features(run: dict[str, Any]) -> list[float]:
         compute = math.log(run["flops"] / 2e12)

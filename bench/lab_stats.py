@@ -67,7 +67,7 @@ def rejects_at_any_time(d: np.ndarray) -> bool:
 
 
 def rejects_peeking(d: np.ndarray) -> bool:
-    """What the same looks do with a fixed-sample t-test: the mistake that the anytime rule is for."""
+    """What the same looks do with a fixed-sample t-test: what the anytime rule is for."""
     return any(stats.paired_t(d[:k]).p <= ALPHA for k in range(3, len(d) + 1))
 
 

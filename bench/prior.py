@@ -5,7 +5,7 @@
     python bench/prior.py CORPUS=PATH ... --only texts             measure the predictability of each text again
     python bench/prior.py CORPUS=PATH ... --only pilots            make pilots of the runs that have none
     python bench/prior.py --only estimates                         the estimates from the present runs
-    python bench/prior.py --only study                             errors with corpora left out one at a time, as a table
+    python bench/prior.py --only study                             errors with each corpus left out in turn, as a table
 
 There is one run per corpus, FLOPs budget and seed of GRID, exactly as by `isoflop train --budget`, with its pilots
 first (plan/pilot.py), however small the budget. Each run is written as a row when it ends: corpus and its

@@ -1,22 +1,20 @@
-"""What each part of the default recipe is worth: one thing changed at a time, at equal seconds, with seeds.
+"""The worth of each part of the default recipe: one change at a time, at equal seconds, with several seeds.
 
     python bench/recipe.py SOURCE ... --results FILE.jsonl [--set FIELD=VALUE ...] [--arms NAME ...] [--seeds 0 1 2]
                            [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show] [--json]
 
-The default, with the plan's rates for its width, is trained for `--tokens` tokens. An
-arm is trained for as many as it reads in the same seconds: its step and the default's are timed in turns, in the
-processor's seconds, and the ratio decides, so that neither a machine whose speed drifts nor what else runs on it does.
-What changes rates alone costs nothing and is not timed; `--equal tokens` times nothing at all. Every run ends its own
-decay.
+The default, with the plan's rates for its width, is trained for `--tokens` tokens. An arm is trained for as many tokens
+as it reads in the same seconds: its steps and the default's are timed in turns, in processor seconds, and the ratio
+decides, so that a drifting machine speed or other programs do not. Changes of rates alone cost no time and are not
+timed; with `--equal tokens` nothing is timed. Every run completes its own decay.
 
-What is compared is held-out bits per byte, which does not depend on the vocabulary. The difference from the default is
-taken seed by seed: one seed draws the same data in the same order for both, where the batch is the same. Its 95 %
-interval is Student's, with one variance for all arms, which is estimated from how the differences of each arm scatter
-around their mean: two seeds alone say nothing about their variance, and many arms together do (isoflop/lab/stats.py).
-One arm in twenty is outside such an interval by chance, so whatever wins has to win again at another size with other
-seeds.
+The measure is held-out bits per byte, which is comparable between vocabularies. The difference from the default is
+taken per seed: with equal batches, a seed gives both the same data in the same order. Its 95 % interval is Student's,
+with one variance for all arms, estimated from the scatter of each arm's differences around their mean: two seeds alone
+say little about their variance, many arms together do (isoflop/lab/stats.py). One arm in twenty lies outside such an
+interval by chance, so that an arm that wins has to win again at another size with other seeds.
 
-Results are added to FILE, one line a run; what is there already is not run again, and `--show` runs nothing.
+Results are appended to FILE, one line per run. Runs in it are not repeated, and `--show` runs nothing.
 """
 
 import argparse
@@ -49,14 +47,14 @@ from isoflop.trainer.task import make_task
 from record import record
 
 DEFAULT = "default"
-PAIRS_OF_TURNS = 3  # separate timings of an arm beside the default, of which the median counts
-SECONDS = 3.0  # of steps, for each side of one timing
+PAIRS_OF_TURNS = 3  # timings of an arm in turns with the default; the median counts
+SECONDS = 3.0  # seconds of steps per side of a timing
 
-# name -> what is set. FIELD*=FACTOR is so many times the default's. One thing each; where two fields say one thing (a
-# batch and its rates) both are arms of their own. AVERAGE=SHARE is no field: what is measured is the mean of the
-# weights that the run had over this last share of its steps.
+# name -> assignments. FIELD*=FACTOR multiplies the default's value. One change each; two fields that belong together (a
+# batch and its rates) have an arm together and arms of their own. AVERAGE=SHARE is not a field: it measures the mean of
+# the weights over this last share of the steps.
 AVERAGE = "average"
-POINTS = 10  # of which that mean is taken
+POINTS = 10  # checkpoints of which that mean is taken
 ARMS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
     # architecture
@@ -118,13 +116,13 @@ ARMS: dict[str, tuple[str, ...]] = {
     "averaged over the last 10 %": (f"{AVERAGE}=0.1",),
     "constant, averaged over 20 %": ("schedule.name=constant", f"{AVERAGE}=0.2"),
 }
-FREE = ("optim.", "schedule.", AVERAGE)  # what begins so changes no step's time; but for:
+FREE = ("optim.", "schedule.", AVERAGE)  # assignments that begin so do not change the time of a step; except for:
 TIMED = ("optim.name", "optim.clip")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run: an arm, a seed, and what it is trained on."""
+    """One run: an arm, a seed, and its data."""
 
     arm: str
     seed: int
@@ -138,22 +136,22 @@ class Job:
 
 
 def fields_of(arm: str) -> tuple[str, ...]:
-    """What an arm sets: one of ARMS by its name, or assignments as they are."""
+    """The assignments of an arm: those of ARMS by name, or the given ones."""
     return ARMS[arm] if arm in ARMS else tuple(arm.split())
 
 
 def averaged(arm: str) -> float:
-    """The share of a run's steps over which an arm's weights are averaged; 0: not at all."""
+    """The share of a run's steps over which an arm averages its weights; 0: none."""
     return sum(float(field.partition("=")[2]) for field in fields_of(arm) if field.startswith(AVERAGE))
 
 
 def costs_time(arm: str) -> bool:
-    """Whether an arm's step can take another time than the default's."""
+    """Whether the steps of an arm may take longer or shorter than the default's."""
     return any(not field.startswith(FREE) or field.startswith(TIMED) for field in fields_of(arm))
 
 
 def settle(config: RunConfig, field: str) -> str:
-    """FIELD*=FACTOR as FIELD=VALUE, beside what `config` has."""
+    """FIELD*=FACTOR as FIELD=VALUE, from the value in `config`."""
     name, times, factor = field.partition("*=")
     if not times:
         return field
@@ -162,7 +160,7 @@ def settle(config: RunConfig, field: str) -> str:
 
 
 def configure(sources: Sequence[str], common: Sequence[str], arm: str, train_bytes: int) -> RunConfig:
-    """The arm's configuration on prepared text: the fields that are common to all, then the arm's own."""
+    """An arm's configuration on prepared text: first the assignments common to all arms, then the arm's own."""
     fields = [
         "model.layers=4",
         "model.d_model=128",
@@ -181,7 +179,7 @@ def configure(sources: Sequence[str], common: Sequence[str], arm: str, train_byt
 
 
 def ratio_to_default(base: RunConfig, config: RunConfig) -> float:
-    """Tokens per second of `config` over those of `base`, seconds being the processor's."""
+    """Tokens per processor second of `config`, relative to `base`."""
     ratios = []
     for _ in range(PAIRS_OF_TURNS):
         first, second = throughput.time_in_turns([base, config], SECONDS, clock=time.process_time)
@@ -190,7 +188,7 @@ def ratio_to_default(base: RunConfig, config: RunConfig) -> float:
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Train once and measure all the held-out text up to 400,000 tokens."""
+    """Train once and measure the loss on up to 400,000 held-out tokens."""
     config = job.config
     if job.average:
         between = max(1, round(config.steps * job.average / POINTS))
@@ -214,7 +212,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def put_mean(model: nn.Module, checkpoints: Path) -> None:
-    """Give a model the mean of its weights in the checkpoints that are there."""
+    """Load the mean of the weights of all checkpoints into a model."""
     states = [checkpoint.read(checkpoint.at_step(checkpoints, step)).weights for step in checkpoint.steps(checkpoints)]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -230,8 +228,8 @@ def plan_jobs(
     path: Path,
     timed: bool,
 ) -> list[Job]:
-    """The runs that are not in the results yet; the speed of an arm that is there is taken from there. Not `timed`: all
-    arms read as much."""
+    """The runs that are not in the results yet. The speed of an arm with results is taken from them; unless `timed`,
+    all arms read the same number of tokens."""
     known = {(row["arm"], row["seed"]): row for row in read_rows(path)}
     ratios = {row["arm"]: row["ratio"] for row in known.values()}
     base = configure(sources, common, DEFAULT, int(tokens * 6))
@@ -254,7 +252,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def compare(rows: Sequence[dict[str, Any]]) -> list[tuple[str, float, float, float, int, str]]:
-    """(arm, speed, difference from the default, half its 95 % interval, seeds, verdict) from the best down."""
+    """(arm, speed, difference from the default, half-width of its 95 % interval, seeds, verdict), the best first."""
     by_arm: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:
         by_arm.setdefault(row["arm"], {})[row["seed"]] = row
@@ -286,13 +284,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+", metavar="SOURCE")
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="for all arms")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="assignments for all arms")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), help="of ARMS, or 'FIELD=VALUE ...'")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--tokens", type=float, default=3e6, help="that the default reads")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--tokens", type=float, default=3e6, help="tokens that the default reads")
+    parser.add_argument("--workers", type=int, default=2, help="runs at the same time, one thread each")
     parser.add_argument("--equal", choices=["seconds", "tokens"], default="seconds")
-    parser.add_argument("--show", action="store_true", help="only show what FILE has")
+    parser.add_argument("--show", action="store_true", help="run nothing, print the results in FILE")
     parser.add_argument("--json", action="store_true", help="record it in bench/results/recipe-LAYERSxWIDTH.json")
     given = parser.parse_args()
     if not given.show:
@@ -307,7 +305,7 @@ def main() -> None:
 
 
 def carry_out(given: argparse.Namespace) -> None:
-    """Run what is not in the results yet."""
+    """Make the runs that are not in the results yet."""
     arms = list(dict.fromkeys([DEFAULT, *given.arms]))
     timed = given.equal == "seconds"
     jobs = plan_jobs(given.sources, given.set, arms, given.seeds, given.tokens, given.results, timed)

@@ -1,4 +1,4 @@
-"""What a measurement leaves behind: one JSON file per table in bench/results/, which bench/tables.py writes out."""
+"""Records of measurements: one JSON file per table in bench/results/, from which bench/tables.py writes the tables."""
 
 import hashlib
 import json
@@ -18,12 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def record(table: str, result: dict[str, Any], peers: dict[str, str] | None = None, device: str = "cpu") -> Path:
-    """Write `result` with the machine, the versions, the commit, the date and the command that made it.
+    """Write `result` with machine, versions, commit, date and command.
 
     Args:
-        table: the file's name, without its ending.
-        peers: versions of what was measured beside us, by name.
-        device: what it was measured on.
+        table: the name of the file, without its suffix.
+        peers: versions of the other programs measured, by name.
+        device: the device measured on.
     """
     path = RESULTS / f"{table}.json"
     write_json(path, {"table": table, **about(peers, device), **result})
@@ -51,13 +51,13 @@ def keep_row(table: str, row: dict[str, Any], keys: Sequence[str], peers: dict[s
 
 
 def command() -> str:
-    """How this process was started, with the folders of named paths left out: they are nobody else's."""
+    """The command line of this process, with only the file names of paths."""
     words = [re.sub(r"(^|=)/.*", lambda path: path[1] + Path(path[0]).name, word) for word in sys.argv[1:]]
     return " ".join(["python", f"bench/{Path(sys.argv[0]).name}", *words])
 
 
 def commit(folder: Path) -> str:
-    """The commit that a folder is at, "+" behind it where files differ from it; "unknown" without git."""
+    """The commit of a folder, with "+" if files differ from it; "unknown" without git."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", "-C", str(folder), *words], check=True, capture_output=True, text=True).stdout
@@ -70,7 +70,7 @@ def commit(folder: Path) -> str:
 
 
 def version(folder: Path) -> str:
-    """The commit of a peer's clone; without its .git, the beginning of the SHA-256 of its Python files."""
+    """The commit of another program's clone; without .git, the first digits of the SHA-256 of its Python files."""
     if (folder / ".git").exists():
         return commit(folder)
     digest = hashlib.sha256()

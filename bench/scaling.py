@@ -1,15 +1,15 @@
-"""What it costs to train one model by several processes: time on this machine, and bytes on the wire.
+"""The cost of training one model by several processes: time on this machine, and bytes sent.
 
     python bench/scaling.py [--rounds 5] [--json]      about twelve minutes on two cores
 
-Time. One process with two threads against two processes with one thread each, the same batch, in turns; printed is the
-median over the rounds of the ratio of each round, so that a machine whose speed drifts does not decide. 100 % would be
-two processes as fast as one with both cores, so that it is not the cores that a second process adds: what is measured
-is what dividing the batch and exchanging the gradients costs beside the threads of one process. Each turn is a fresh
-group of processes, timed after warming up.
+Time. One process with two threads next to two processes with one thread each, the same batch, in turns. Printed is the
+median over rounds of the ratio of each round, so that a drifting machine speed does not decide. 100 % means that two
+processes are as fast as one process on both cores: the second process adds no cores, and the ratio measures the cost of
+dividing the batch and exchanging gradients instead of using threads. Each turn starts a new group of processes and
+times it after a warm-up.
 
-Bytes. Counted is what the kernel's TCP has sent for each process's sockets (tcpi_bytes_sent of TCP_INFO) in the timed
-steps, everything in it: gradients, parameters, the loss, the norm, the stop flag, headers. Beside it the least that any
+Bytes. Counted are the bytes that the kernel has sent on each process's TCP sockets (tcpi_bytes_sent of TCP_INFO) during
+the timed steps: gradients, parameters, the loss, the norm, the stop flag, headers. Next to it is the least that any
 algorithm has to send (parallel/cost.py).
 """
 
@@ -45,9 +45,9 @@ from record import record
 
 # name: layers, d_model, heads, context, batch, vocabulary (a demo's size, and five times its parameters)
 SIZES = {"small": (4, 128, 4, 256, 16, 4096), "medium": (6, 320, 5, 256, 16, 8192)}
-STEPS = {"small": 16, "medium": 4}  # that are timed in a turn
+STEPS = {"small": 16, "medium": 4}  # steps timed per turn
 WARM_UP = 2  # steps
-BYTES_SENT = 200  # where tcpi_bytes_sent lies in the kernel's struct tcp_info (Linux 4.19 and later)
+BYTES_SENT = 200  # offset of tcpi_bytes_sent in the kernel's struct tcp_info (Linux 4.19 and later)
 TCP_INFO = 11
 
 
@@ -66,7 +66,7 @@ def config_of(size: str, optimizer: str) -> RunConfig:
 
 
 def sent() -> int:
-    """Bytes that this process's TCP sockets have sent so far."""
+    """The bytes sent so far by this process's TCP sockets."""
     total = 0
     for entry in list(Path("/proc/self/fd").iterdir()):
         try:
@@ -74,7 +74,7 @@ def sent() -> int:
                 continue
             with socket.socket(fileno=os.dup(int(entry.name))) as one:
                 info = one.getsockopt(socket.IPPROTO_TCP, TCP_INFO, 256)
-        except OSError:  # gone in the meantime, or no TCP
+        except OSError:  # closed in the meantime, or not TCP
             continue
         if len(info) >= BYTES_SENT + 8:
             total += struct.unpack_from("Q", info, BYTES_SENT)[0]
@@ -82,7 +82,7 @@ def sent() -> int:
 
 
 def member(size: str, optimizer: str, mode: str, replicas: int, threads: int, steps: int, group: Group) -> None:
-    """One process: train, and print what it took."""
+    """One process of the group: train, and print seconds and bytes sent."""
     config = config_of(size, optimizer)
     config = override(config, [f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
     seed_everything(0)
@@ -125,7 +125,7 @@ def member(size: str, optimizer: str, mode: str, replicas: int, threads: int, st
 
 
 def measure(size: str, optimizer: str, mode: str, processes: int, threads: int, steps: int) -> dict[str, Any]:
-    """A fresh group of processes, each started as torchrun would."""
+    """Run a new group of processes, each started as by torchrun."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -165,9 +165,9 @@ def main() -> None:
         with joined() as group:
             member(size, optimizer, mode, replicas, threads, steps, group)
         return
-    print("time of a step, the batch whole: one process with 2 threads, then two with 1 each")
+    print("time per step, for the same batch: one process with 2 threads, then two with 1 each")
     times = [time_size(size, given.rounds) for size in SIZES]
-    print("bytes that a process sends in a step, against the least")
+    print("bytes sent per process and step, next to the least possible")
     combinations = itertools.product((("ddp", 2), ("fsdp", 2), ("ddp", 4), ("fsdp", 4), ("hsdp", 4)), ("adamw", "muon"))
     sent_bytes = [count_bytes(mode, processes, optimizer) for (mode, processes), optimizer in combinations]
     if given.json:
@@ -175,7 +175,7 @@ def main() -> None:
 
 
 def time_size(size: str, rounds: int) -> dict[str, Any]:
-    """How fast two processes are, of one with both threads, by mode: the ratio of each round."""
+    """The speed of two processes relative to one with both threads, by mode: the ratio of each round."""
     ratios: dict[str, list[float]] = {"ddp": [], "fsdp": []}
     alone: list[float] = []
     for _ in range(rounds):
@@ -186,7 +186,7 @@ def time_size(size: str, rounds: int) -> dict[str, Any]:
         f"{mode} {statistics.median(found):.0%} ({min(found):.0%} to {max(found):.0%})"
         for mode, found in ratios.items()
     )
-    print(f"  {size:8} {statistics.median(alone) * 1e3:7.1f} ms a step alone; {shares}", flush=True)
+    print(f"  {size:8} {statistics.median(alone) * 1e3:7.1f} ms per step alone; {shares}", flush=True)
     layers, width, _, context, batch, vocabulary = SIZES[size]
     shape = f"{layers} x {width}, context {context}, batch {batch}, vocabulary {vocabulary:,}"
     return {"size": size, "shape": shape, "seconds_alone": alone, "ratios": ratios}

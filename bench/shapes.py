@@ -1,4 +1,4 @@
-"""The sizes that steps are measured at, and nanoGPT's architecture in our words."""
+"""The sizes at which steps are measured, and nanoGPT's architecture as a ModelConfig."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from isoflop.model.presets import gpt2
 
 @dataclass(frozen=True)
 class Size:
-    """A model's shape, the sequences of a step, and how many steps make a turn of about two seconds here."""
+    """A model's shape, the sequences per step, and the steps per turn of about two seconds."""
 
     layers: int
     d_model: int
@@ -30,12 +30,12 @@ class Size:
 
 
 SIZES = {
-    "S": Size(4, 128, 4, 64, 12, 65, steps=40),  # what nanoGPT's README gives a CPU
-    "M": Size(6, 384, 6, 256, 16, 65, steps=1),  # what it gives a GPU, a quarter of the batch
-    "L": Size(12, 768, 12, 1024, 1, 50_304, steps=1),  # GPT-2, its vocabulary padded
+    "S": Size(4, 128, 4, 64, 12, 65, steps=40),  # nanoGPT's README, for a CPU
+    "M": Size(6, 384, 6, 256, 16, 65, steps=1),  # the same, for a GPU, with a quarter of the batch
+    "L": Size(12, 768, 12, 1024, 1, 50_304, steps=1),  # GPT-2 with a padded vocabulary
 }
 
-# On a GPU: nanoGPT's own batch, 40 passes of 12 sequences; and one that a CPU can do, to try the bench.
+# On a GPU: nanoGPT's own batch, 40 passes of 12 sequences; and a size for a CPU, to rehearse.
 CARD_SIZES = {
     "124M": Size(12, 768, 12, 1024, 480, 50_304, steps=10),
     "1.5B": Size(48, 1600, 25, 1024, 480, 50_304, steps=2),
@@ -45,7 +45,7 @@ ALL_SIZES = SIZES | CARD_SIZES
 
 
 def nanogpt_model(size: Size) -> ModelConfig:
-    """nanoGPT's model as train.py makes it: GPT-2 with a head tied to the embedding, no biases, GELU by the error
+    """nanoGPT's model as in train.py: GPT-2 with a head tied to the embedding, no biases, and GELU by the error
     function."""
     return gpt2(
         layers=size.layers,

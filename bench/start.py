@@ -1,12 +1,12 @@
-"""Seconds from starting the command to the end of its first step, where the text was prepared before.
+"""Seconds from starting the command to the end of its first step, with text that was prepared before.
 
     python bench/start.py [SOURCE ...] [--rounds 5] [--plan] [--json]
 
-With --plan, a budget of 30 seconds is planned instead of a configuration given: what is known of the machine from the
-first start is not measured again, and a later start should take its first step within 5 seconds.
+A small model is trained for one step: once to prepare the text and measure the machine's peak, and then repeatedly from
+the same config.json, each time in a new process, as a user who tries settings would.
 
-A small model is trained for one step, once for the text to be prepared and the machine's peak to be known, and then
-again and again from the same config.json, each time in a new process, as somebody who tries settings would.
+With --plan, a budget of 30 seconds is planned instead of giving a configuration. Later starts use cached timings of the
+machine, and should take their first step within 5 seconds.
 """
 
 import argparse
@@ -29,7 +29,7 @@ POLL = 0.005  # seconds
 
 
 def start(arguments: list[str], out: Path) -> float:
-    """Seconds until the first training line is there. The run is ended then."""
+    """Seconds until the first training line is written; then the run is stopped."""
     lines = out / "metrics.jsonl"
     command = [sys.executable, "-m", "isoflop", "train", *arguments, "--out", str(out)]
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="*", metavar="SOURCE")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--plan", action="store_true", help="plan a budget, as a run without a configuration does")
+    parser.add_argument("--plan", action="store_true", help="plan a budget instead of giving a configuration")
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/start.json")
     given = parser.parse_args()
     found = measure(given.sources, given.rounds, given.plan)

@@ -1,20 +1,20 @@
-"""Our training step beside others', same architecture, optimiser, batch and context, in turns in one run.
+"""Our training step next to other programs': same architecture, optimiser, batch and context, in turns in one run.
 
     python bench/step.py --nanogpt FOLDER [--modes compile bfloat16] [--packages transformers litgpt] [--sizes S M L]
                          [--also compile recompute plain-malloc] [--rounds 5] [--device cpu] [--json]
 
-nanoGPT is run as its README says from the folder that you name (git clone of karpathy/nanoGPT): its own train.py at its
-CPU default, and in its other --modes. (On a CPU its --dtype changes nothing: it enters no autocast there.) Hugging
-Face's GPT2LMHeadModel needs the extra `bench`, litgpt's GPT the package, and both are given a plain loop. Ours is our
-own loop, loader, logging and all. Each trainer is a process of its own; they take turns of about two seconds, and each
-round gives one ratio; printed are medians of the rounds.
-Share of peak: the step's FLOPs counted as executed (model/count.py; attention counts what the mask leaves), over the
-best matrix product in the same dtype in the same run. Peak memory is the most that the process held.
+nanoGPT is run as its README says, from a clone of karpathy/nanoGPT: its own train.py with its CPU default, and in its
+other --modes. (On a CPU its --dtype has no effect: it does not use autocast there.) Hugging Face's GPT2LMHeadModel
+needs the extra `bench`, litgpt's GPT the package litgpt; both run in a plain loop. Ours is the complete training loop,
+with loader and logging. Each trainer has its own process. They take turns of about two seconds, each round gives one
+ratio, and the printed ratios are medians over rounds.
+Share of peak: the FLOPs of the step as executed (model/count.py; attention without the masked part), over the best
+matrix product in the same dtype in the same run. Peak memory is that of the process.
 
-With --device cuda all of them train there, nanoGPT as it comes for a GPU (compiled, bfloat16). Larger batches than
-these, which a GPU is made for, are gpu.py's.
+With --device cuda all train there, nanoGPT with its GPU defaults (compiled, bfloat16). gpu.py has the larger batches
+that a GPU is made for.
 
-Before nanoGPT is timed its model is given our weights, and the losses and gradients of the two are compared.
+Before nanoGPT is timed, its model gets our weights, and the losses and gradients of the two are compared.
 """
 
 import argparse
@@ -50,7 +50,7 @@ MODES = {
 
 
 def contenders(given: argparse.Namespace, dtypes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, what contender.py is told) of each trainer; the first is ours as it comes, then nanoGPT as it comes."""
+    """(name, specification for contender.py) of each trainer: first ours, then nanoGPT, with their defaults."""
     for dtype in dtypes:
         yield f"isoflop {dtype}", {"trainer": "isoflop", "dtype": dtype}
     for name in given.also:
@@ -71,13 +71,13 @@ def load_nanogpt(folder: Path) -> Any:
     if spec is None or spec.loader is None or not (folder / "train.py").is_file():
         raise UserError(f"--nanogpt {folder} has no model.py and train.py; name a clone of karpathy/nanoGPT")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclass looks itself up
+    sys.modules[spec.name] = module  # its dataclass looks up its own module
     spec.loader.exec_module(module)
     return module
 
 
 def nanogpt_weights(model: GPT) -> dict[str, torch.Tensor]:
-    """Our weights by nanoGPT's names."""
+    """Our weights under nanoGPT's names."""
     names = {
         "embedding.weight": "transformer.wte.weight",
         "position.table.weight": "transformer.wpe.weight",
@@ -103,7 +103,7 @@ def nanogpt_weights(model: GPT) -> dict[str, torch.Tensor]:
 
 
 def same_model(folder: Path, size: Size) -> dict[str, float]:
-    """The loss of both on the same tokens and weights, and the norms of the gradients.
+    """The losses of both on the same tokens with the same weights, and the norms of the gradients.
 
     Raises:
         RuntimeError: if they differ by more than float32's rounding explains.
@@ -155,7 +155,7 @@ def measure_size(name: str, given: argparse.Namespace, dtypes: list[str], best: 
         done, missing = take_turns(specs, size.steps, given.rounds, Path(scratch))
     row: dict[str, Any] = {"size": name, "shape": str(size), "flops_per_step": flops, "trainers": {}, "missing": {}}
     for who, turns in done.items():
-        own = "float32" if given.device == "cpu" else "bfloat16"  # of nanoGPT, which enters no autocast on a CPU
+        own = "float32" if given.device == "cpu" else "bfloat16"  # nanoGPT does not use autocast on a CPU
         dtype = specs[who].get("dtype", "float32") if specs[who]["trainer"] != "nanogpt" else own
         row["trainers"][who] = {
             "tokens_per_second": round(size.tokens / turns.median, 1),
@@ -171,7 +171,7 @@ def measure_size(name: str, given: argparse.Namespace, dtypes: list[str], best: 
 
 
 def ours(done: dict[str, Turns]) -> Turns:
-    """The faster of ours as it comes, in float32 and, where there are units, bfloat16."""
+    """The faster of ours with its defaults, in float32 and, if there are units for it, in bfloat16."""
     plain = [turns for who, turns in done.items() if who in ("isoflop float32", "isoflop bfloat16")]
     return min(plain, key=lambda turns: turns.median)
 
@@ -189,12 +189,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of karpathy/nanoGPT")
     parser.add_argument(
-        "--packages", nargs="+", choices=["transformers", "litgpt"], default=[], help="also these, where installed"
+        "--packages", nargs="+", choices=["transformers", "litgpt"], default=[], help="also these, if installed"
     )
     parser.add_argument(
-        "--modes", nargs="*", choices=list(MODES), default=["compile"], help="also nanoGPT with these flags of its own"
+        "--modes", nargs="*", choices=list(MODES), default=["compile"], help="also nanoGPT with these of its flags"
     )
-    parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these")
+    parser.add_argument("--also", nargs="+", choices=list(ALSO), default=[], help="also ours with these options")
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

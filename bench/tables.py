@@ -1,9 +1,9 @@
-"""The tables of docs/ from what was recorded in bench/results/.
+"""Write the tables of docs/ from the records in bench/results/.
 
     python bench/tables.py           # write them
-    python bench/tables.py --check   # exit 1 if a page is not what this would write
+    python bench/tables.py --check   # exit 1 if a page is not up to date
 
-A page has a table between `<!-- bench: NAME -->` and `<!-- end of bench: NAME -->`; nothing else in it is touched.
+A page has a table between `<!-- bench: NAME -->` and `<!-- end of bench: NAME -->`; the rest of it is not changed.
 """
 
 import argparse
@@ -37,17 +37,17 @@ RACE = 0.25  # of its seconds
 RACE_NANOCHAT = 0.5  # of nanochat's, tuned for the budget
 DECODING = {1: 1.3, 16: 2.0}  # times transformers' tokens per second, by batch
 MANY = 10.0  # times the tokens per second of the engine before
-BANDWIDTH = 0.7  # of what memory can be read at
+BANDWIDTH = 0.7  # of the read bandwidth
 PREPARING = 0.9  # of encode_batch's megabytes per second
 SECOND_START = 5.0  # seconds
-BRIEF_NEIGHBOUR = 1.02  # times the loss of a run alone, next to a program that stops after a quarter of the budget
-CARD_MFU = {"124M": 0.48, "1.5B": 0.52}  # on one H100: PaLM's count over the data sheet's dense bfloat16 peak
+BRIEF_NEIGHBOUR = 1.02  # relative to the loss alone, next to a program that stops after a quarter of the budget
+CARD_MFU = {"124M": 0.48, "1.5B": 0.52}  # MFU on one H100: PaLM's count over the data sheet's dense bfloat16 peak
 CARD_SPEED = 1.5  # times nanoGPT's tokens per second on the same card
 CARD_RACE = 0.25  # of nanoGPT's seconds to its loss, on the same card
 
 
 def provenance(result: dict[str, Any]) -> str:
-    """Where and when a table was measured, and by which command."""
+    """The command, commit, date and machine of a table."""
     machine = result["machine"]
     peers = "".join(f", {name} {version}" for name, version in result["peers"].items())
     card = f"{machine['gpu']}, CUDA {machine['cuda']}, " if "gpu" in machine else ""
@@ -58,7 +58,7 @@ def provenance(result: dict[str, Any]) -> str:
 
 
 def lines(head: list[str], rows: list[list[str]], after: int = 1) -> str:
-    """A Markdown table; all columns but the first `after` are set to the right."""
+    """A Markdown table; all columns but the first `after` are right-aligned."""
     rule = ["---" if index < after else "---:" for index in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
@@ -310,7 +310,7 @@ def start(result: dict[str, Any]) -> str:
 
 
 def neighbours(result: dict[str, Any]) -> str:
-    """What programs next to a run cost it, relative to the same run alone."""
+    """The cost of other programs on the machine, relative to the same run alone."""
     about = {
         "alone": "nothing",
         "loop": "a loop in one thread, all the time",
@@ -340,7 +340,7 @@ def neighbours(result: dict[str, Any]) -> str:
 
 
 def scaling(result: dict[str, Any]) -> str:
-    """How fast two processes are of one with both threads; and what each process sends next to the least."""
+    """The speed of two processes relative to one with both threads; the bytes sent per process next to the least."""
 
     def shares(ratios: list[float]) -> str:
         return f"{median(ratios):.0%} ({min(ratios):.0%} to {max(ratios):.0%})"
@@ -394,7 +394,7 @@ def gpu(result: dict[str, Any]) -> str:
 
 
 def card(result: dict[str, Any]) -> str:
-    """What bench/card.py measured, a table per stage, each with its commit; failures as they were recorded."""
+    """The results of bench/card.py, one table per stage with its commit; failures as recorded."""
     blocks = []
     for name, stage in result["stages"].items():
         where = f"commit {stage['commit']}, {stage['date']}"
@@ -420,7 +420,7 @@ def card_value(row: dict[str, Any]) -> str:
 
 
 def recipe(result: dict[str, Any]) -> str:
-    """What each change of the default recipe is worth, the best first."""
+    """The worth of each change of the default recipe, the best first."""
     rows = [
         [arm, f"{ratio:.2f}", f"{mean:+.4f}", f"{mean - half:+.4f} to {mean + half:+.4f}", f"{seeds}", verdict]
         for arm, ratio, mean, half, seeds, verdict in result["rows"]
@@ -516,7 +516,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def rendered(page: Path) -> str:
-    """What a page says with its tables as recorded. A table that nothing was recorded for says so."""
+    """A page with its tables as recorded. A table without a record says so."""
 
     def fill(place: re.Match[str]) -> str:
         name = place["name"]

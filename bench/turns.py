@@ -1,5 +1,5 @@
-"""Trainers in processes of their own, taking turns: nobody has the other's allocator, threads or memory, and a machine
-whose speed drifts favours none."""
+"""Trainers in separate processes, timed in turns: they share no allocator, threads or memory, and a drifting machine
+speed affects all alike."""
 
 import contextlib
 import json
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 CONTENDER = Path(__file__).with_name("contender.py")
-TOKENS = 2**20  # random ids in the file that all of them read
+TOKENS = 2**20  # random ids in the file that all trainers read
 
 
 class Contender:
-    """A process that takes steps when told to."""
+    """A process that takes steps on request (contender.py)."""
 
     def __init__(self, spec: dict[str, Any], log: Path, environment: Mapping[str, str]) -> None:
         self.spec, self.log = spec, log
@@ -34,10 +34,10 @@ class Contender:
             )
 
     def take(self, steps: int) -> dict[str, Any]:
-        """Take so many steps.
+        """Take a number of steps.
 
         Raises:
-            RuntimeError: with the end of what it printed, if it died.
+            RuntimeError: if it died, with the end of its output.
         """
         assert self.process.stdin and self.process.stdout
         with contextlib.suppress(BrokenPipeError):
@@ -61,8 +61,8 @@ class Contender:
 
 @dataclass
 class Turns:
-    """What one trainer did: seconds, processor's seconds and page faults of a step for each turn, and the most bytes
-    that it held."""
+    """The measurements of one trainer: seconds, processor seconds and page faults per step, for each turn, and its peak
+    memory in bytes."""
 
     seconds: list[float] = field(default_factory=list)
     cpu_seconds: list[float] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Turns:
     peak_bytes: int = 0
 
     def add(self, answer: Mapping[str, Any], steps: int) -> None:
-        """A turn of so many steps."""
+        """Add the measurements of a turn."""
         self.peak_bytes = answer["peak_bytes"]
         self.seconds.append(answer["seconds"] / steps)
         self.cpu_seconds.append(answer["cpu_seconds"] / steps)
@@ -96,11 +96,11 @@ def take_turns(
     folder: Path,
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[dict[str, Turns], dict[str, str]]:
-    """Let each trainer take `steps` steps a turn, for `rounds` rounds. The first turn of each warms up and is not
-    counted. One that dies is left out of the others' race.
+    """Let each trainer take `steps` steps per turn, for `rounds` rounds. The first turn of each is a warm-up and not
+    counted. A trainer that dies is left out of later rounds.
 
     Returns:
-        The turns by name, and why those are missing that died.
+        The turns by name, and the error of each trainer that died.
     """
     done: dict[str, Turns] = {}
     missing: dict[str, str] = {}
@@ -122,7 +122,7 @@ def take_turns(
 def take_turns_alone(
     specs: dict[str, dict[str, Any]], steps: int, rounds: int, folder: Path, warm_up: int = 3
 ) -> tuple[dict[str, Turns], dict[str, str]]:
-    """`take_turns` where the memory holds one trainer at a time, as a GPU's may: each is started for its turn, takes
+    """Like `take_turns`, if the memory (of a GPU) holds only one trainer at a time: each is started for its turn, takes
     `warm_up` steps that are not counted and then `steps`, and is stopped."""
     done: dict[str, Turns] = {}
     missing: dict[str, str] = {}
@@ -159,12 +159,12 @@ def started(
 
 
 def ratio(turns: Turns, other: Turns) -> float:
-    """How many times as fast as the other: the median over the rounds of the ratio in each."""
+    """The speed relative to another trainer: the median over rounds of the ratio in each round."""
     return statistics.median(b / a for a, b in zip(turns.seconds, other.seconds, strict=True))
 
 
 def random_tokens(folder: Path, vocabulary: int) -> Path:
-    """A file of random 16-bit ids: what a step costs does not depend on what it reads."""
+    """Write a file of random 16-bit ids; the cost of a step does not depend on its tokens."""
     path = folder / f"tokens-{vocabulary}.bin"
     if not path.exists():
         np.random.default_rng(0).integers(vocabulary, size=TOKENS, dtype=np.uint16).tofile(path)

@@ -1,15 +1,15 @@
-"""Where the time of a training step goes, part by part, beside the least that the machine's two ceilings allow.
+"""Where the time of a training step goes, part by part, next to the least that the machine's two ceilings allow.
 
     python bench/where.py [--sizes S M L] [--dtype float32] [--steps 1] [--threads N] [--json]
 
-For each part of a step: its time (torch.profiler, each operation's own time), the operations that it computes and the
-bytes that it names, both counted from the tensors that go in and out of every operation (TorchDispatchMode), and the
-time that it would take at the ceilings of the machine (ceilings.py, in the same run): operations over the best matrix
-product, or bytes over the best pass over memory, whichever is longer. What fits in a cache can be faster than that.
+For each part of a step: its time (each operation's own time by torch.profiler), its FLOPs and its bytes, both counted
+from the inputs and outputs of every operation (TorchDispatchMode), and the time that it would take at the machine's
+ceilings (ceilings.py, in the same run): FLOPs over the best matrix product, or bytes over the best memory bandwidth,
+whichever is longer. A part whose data fit in a cache can be faster than that.
 
-Operations are those of products: 2 n k m of a matrix product, attention's as far as the mask leaves them and without
-what its backward pass computes a second time (the convention "executed" of model/count.py). Time that no operation
-accounts for is Python's, autograd's and the dispatcher's.
+FLOPs are those of matrix products: 2 n k m each; attention without its masked part, and without what its backward pass
+recomputes (the convention "executed" of model/count.py). Time that belongs to no operation is that of Python, autograd
+and the dispatcher.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from isoflop.trainer.task import CausalLM
 from record import record
 from shapes import SIZES, Size, nanogpt_model
 
-# Part: the beginnings of the names of its operations. The first that fits counts.
+# part -> prefixes of the names of its operations; the first match counts
 PARTS = {
     "products": ("mm", "addmm", "bmm", "baddbmm"),
     "attention": ("_scaled_dot_product", "scaled_dot_product", "_softmax", "softmax"),
@@ -65,7 +65,7 @@ PARTS = {
     ),
 }
 REST = "Python and dispatch"
-VIEWS = (  # these compute nothing
+VIEWS = (  # operations that compute nothing
     *("view", "t", "transpose", "as_strided", "_unsafe_view", "expand", "slice", "select", "split", "split_with_sizes"),
     *("detach", "alias", "permute", "unsqueeze", "squeeze", "unbind", "unflatten", "resolve_conj", "is_same_size"),
     *("empty", "empty_like", "empty_strided", "new_empty", "_local_scalar_dense"),
@@ -81,7 +81,7 @@ def part_of(name: str) -> str:
 
 
 class Counted(TorchDispatchMode):
-    """Adds up the operations and the bytes of every operation that runs under it, by part."""
+    """Sums FLOPs and bytes of all operations that run under it, by part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Counted(TorchDispatchMode):
 
 
 def operations(name: str, args: Any) -> float:
-    """Operations of the products in one call."""
+    """The FLOPs of the matrix products in one operation."""
     if name in ("mm", "bmm"):
         a, b = args[:2]
         return 2 * a.numel() * b.shape[-1]
@@ -110,14 +110,14 @@ def operations(name: str, args: Any) -> float:
         _, a, b = args[:3]
         return 2 * a.numel() * b.shape[-1]
     if name.startswith("_scaled_dot_product"):
-        q = args[1] if name.endswith("backward") else args[0]  # causal: (T + 1) / 2 of T keys
+        q = args[1] if name.endswith("backward") else args[0]  # causal: (T + 1) / 2 of T keys on average
         forward = 4 * q.numel() * (q.shape[-2] + 1) / 2
         return 2 * forward if name.endswith("backward") else forward
     return 0
 
 
 def make(config: ModelConfig, size: Size, dtype: torch.dtype) -> Callable[[], None]:
-    """A whole step of ours on random tokens, without the loop around it."""
+    """A whole step on random tokens, without the loop around it."""
     seed_everything(0)
     model, task = GPT(config), CausalLM()
     optimizers = build(model, OptimConfig(name="adamw", lr=1e-4), torch.float32)
@@ -133,7 +133,7 @@ def make(config: ModelConfig, size: Size, dtype: torch.dtype) -> Callable[[], No
 
 
 def timed(step: Callable[[], None], steps: int) -> float:
-    """Seconds a step, the median of five turns; with one thread those of the processor, whoever else is there."""
+    """Seconds per step, the median of five turns; with one thread processor seconds, independent of other programs."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     turns = []
     for _ in range(5):
@@ -145,7 +145,7 @@ def timed(step: Callable[[], None], steps: int) -> float:
 
 
 def watched(step: Callable[[], None], steps: int) -> tuple[Counter[str], float]:
-    """Seconds of each part's operations themselves, and of the whole, a step, while the profiler watches."""
+    """Seconds per step of each part's operations, and of the whole step, under the profiler."""
     started = time.perf_counter()
     with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as watch:
         started = time.perf_counter()
@@ -213,8 +213,8 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="of the products")
-    parser.add_argument("--steps", type=int, default=1, help="that the profiler watches (times ten at S)")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="dtype of the matrix products")
+    parser.add_argument("--steps", type=int, default=1, help="steps under the profiler (times ten at S)")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/")
     given = parser.parse_args()
