@@ -300,7 +300,7 @@ def main() -> None:
             note = "gives the share" if abs(error) < 1e-6 else f"{error:+.1%}"
             print(
                 f"{run.source:21} {run.model:5} {run.gpus:4} GPUs {run.sequences:3} x {run.passes:<3} "
-                f"{run.speed:>8,.0f} tok/s a GPU   share {share:.3f}   {note}"
+                f"{run.speed:>8,.0f} tok/s per GPU   share {share:.3f}   {note}"
             )
         print(summary())
     else:

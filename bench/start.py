@@ -53,7 +53,7 @@ def measure(sources: list[str], rounds: int, plan: bool = False) -> dict[str, An
         given = [*sources, "--budget", "30s"] if plan else ["--config", str(path)]
         first = start(given, Path(scratch) / "first")
         seconds = [start(given, Path(scratch) / f"run-{number}") for number in range(rounds)]
-    shape = "planned for 30s" if plan else f"{LAYERS} x {WIDTH}, {config.tokens_per_step:,} tokens a step"
+    shape = "planned for 30s" if plan else f"{LAYERS} x {WIDTH}, {config.tokens_per_step:,} tokens per step"
     return {"shape": shape, "first": first, "seconds": seconds, "median": statistics.median(seconds)}
 
 

@@ -179,7 +179,7 @@ def ours(done: dict[str, Turns]) -> Turns:
 def show(size: str, who: str, row: dict[str, Any]) -> None:
     print(
         f"{size}  {who:24} {row['tokens_per_second']:>10,.0f} tok/s  {row['peak_share']:>4.0%} of peak  "
-        f"{row['peak_bytes'] / 2**20:>6,.0f} MiB  {row['faults_per_step']:>9,.0f} page faults a step  "
+        f"{row['peak_bytes'] / 2**20:>6,.0f} MiB  {row['faults_per_step']:>9,.0f} page faults per step  "
         f"isoflop is {row['slower_than_isoflop']:.2f} times as fast",
         flush=True,
     )

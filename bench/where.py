@@ -198,7 +198,7 @@ def measure(name: str, given: argparse.Namespace, peak: float, memory: float) ->
 
 def show(row: dict[str, Any]) -> None:
     print(
-        f"\n{row['size']}  {row['shape']}: {1e3 * row['seconds_per_step']:.1f} ms a step, "
+        f"\n{row['size']}  {row['shape']}: {1e3 * row['seconds_per_step']:.1f} ms per step, "
         f"{row['flops_per_step'] / 1e9:.2f} GFLOP, {row['peak_share']:.0%} of peak"
     )
     for part in row["parts"]:
