@@ -150,7 +150,7 @@ ENGLISH = numbered("a line of some text or other", 2000)
 
 
 @pytest.mark.parametrize("name", ["latin-1", "cp1252", *WIDE, *FREQUENT])
-def test_iconv_knows_the_name_of_every_encoding_that_is_guessed(name, here):
+def test_iconv_knows_every_encoding_that_is_suggested(name, here):
     text = "plain text, and a line\n"
     (here / "FILE").write_bytes(text.encode(name))
     convert = way_out(name, "", inside=False).partition("convert it: ")[2]
@@ -207,7 +207,7 @@ def test_a_zstd_window_that_is_too_large(here, refused, works):
     works("prepare", "NEW.zst", "--out", "p")
 
 
-def test_documents_that_seem_to_be_separated(here, works):
+def test_documents_with_an_apparent_separator(here, works):
     stories = [f"story {number}: {'once upon a time ' * 40}{number}" for number in range(60)]
     (here / "a.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
     said = works("prepare", "a.txt", "--out", "p")
@@ -239,7 +239,7 @@ def test_a_column_of_numbers(here, refused, works):
 
 
 @pytest.mark.parametrize("split", [1, 2])
-def test_a_text_that_is_too_small_to_hold_some_of_it_out(split, here, refused, works):
+def test_a_text_too_small_for_held_out_text(split, here, refused, works):
     (here / "a.txt").write_text("a few words")
     (here / "b.txt").write_text("other words")
     rule = ["--set", f"data.split={split}", "--set", "data.vocab_size=257"]
@@ -328,13 +328,13 @@ def test_an_unknown_field(refused, works, corpus):
     assert "model.layers" in works(*command(said, "isoflop config"))
 
 
-def test_several_processes_that_are_not_there(here, corpus, refused, works):
+def test_more_processes_than_exist(here, corpus, refused, works):
     asked = [str(corpus), "--budget", "20steps", "--dry-run", *SMALL]
     said = refused("train", *asked, "--set", "parallel.mode=fsdp")
     works("train", *asked, *settings(said))
 
 
-def test_a_device_that_is_not_there(here, corpus, refused, works):
+def test_a_missing_device(here, corpus, refused, works):
     asked = [str(corpus), "--budget", "20steps", "--dry-run", *SMALL]
     said = refused("train", *asked, "--set", "runtime.device=cuda:9")
     there = said.partition("this machine has ")[2].split(",")[0].strip()
@@ -354,7 +354,7 @@ def test_a_batch_that_cannot_be_divided(asked):
     "asked", ["model.wiring=parallel", "model.position=alibi", "model.norm=layer", "model.feed_forward=moe"]
 )
 @pytest.mark.parametrize("target", ["hf", "gguf"])
-def test_a_model_that_a_format_does_not_have(target, asked):
+def test_a_model_that_a_format_cannot_hold(target, asked):
     model = override(RunConfig(), [asked]).model
     found = outlook(model)[target]
     if not found.possible:
@@ -386,7 +386,7 @@ def test_a_checkpoint_in_place_of_its_run(run, refused, works):
 
 
 @pytest.mark.slow
-def test_what_does_not_go_with_resume(run, refused, works):
+def test_arguments_that_resume_does_not_take(run, refused, works):
     said = refused("train", "--resume", run, "--budget", "+5steps", "--set", "optim.lr=1")
     allowed = re.search(r"except for (\w+)\.\*", said)[1]
     works("train", "--resume", run, "--budget", "+5steps", "--set", f"{allowed}.mode=auto")
@@ -395,7 +395,7 @@ def test_what_does_not_go_with_resume(run, refused, works):
 
 
 @pytest.mark.slow
-def test_text_that_is_gone_or_another(run, refused, works):
+def test_text_that_is_missing_or_another(run, refused, works):
     Path("texts").rename("the texts")
     shutil.rmtree("home", ignore_errors=True)
     said = refused("eval", run)
@@ -437,7 +437,7 @@ def test_checkpoints_that_are_gone(run, refused, works):
 
 
 @pytest.mark.slow
-def test_a_run_of_elsewhere(run, refused, works):
+def test_an_imported_run(run, refused, works):
     works("export", run, "--to", "hf", "--out", "hf")
     works("import", "hf", "--out", "an import")
     said = refused("eval", "an import")
@@ -447,7 +447,7 @@ def test_a_run_of_elsewhere(run, refused, works):
 
 
 @pytest.mark.slow
-def test_what_eval_does_not_take(run, refused, works):
+def test_arguments_that_eval_does_not_take(run, refused, works):
     said = refused("eval", run, "texts/0.txt", "--set", "data.seed=1")
     first = re.search(r"only (data\.\w+)", said)[1]
     works("eval", run, "texts/0.txt", "--set", f"{first}=text")
@@ -459,7 +459,7 @@ def test_what_eval_does_not_take(run, refused, works):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["nowhere", "texts"])
-def test_what_is_no_run(wrong, run, refused, works):
+def test_folders_that_are_not_runs(wrong, run, refused, works):
     for asked in (["sample", wrong], ["report", wrong]):
         said = refused(*asked)
         assert run in works(*command(said, "isoflop runs"), ".")
@@ -484,7 +484,7 @@ def test_sampling_out_of_range(option, value, run, refused, works):
 
 
 @pytest.mark.slow
-def test_an_export_that_is_not_there(run, refused, works):
+def test_an_unknown_export_format(run, refused, works):
     said = refused("export", run, "--to", "onnx", "--out", "e")
     works("export", run, "--to", said.partition("is not one of ")[2].split(",")[0], "--out", "e")
     (Path("e") / "tokenizer.json").rename("t.json")
@@ -518,7 +518,7 @@ ADVICE = re.compile(
     r"|--(?:heldout|tokenizer|end-of-text|trust-code|init|resume|moved|to|budget|beam) (?:[A-Z{']|gguf|4)"
 )
 TRIED = {  # what a message says -> the test that does it
-    "iconv -f": test_iconv_knows_the_name_of_every_encoding_that_is_guessed,
+    "iconv -f": test_iconv_knows_every_encoding_that_is_suggested,
     "read it with --set data.encoding=": test_a_text_in_another_encoding,
     "gzip -dc": test_a_packed_text_in_another_encoding,
     "bzip2 -dc": test_a_packed_text_in_another_encoding,
@@ -529,10 +529,10 @@ TRIED = {  # what a message says -> the test that does it
     "unpack it first: lzip": test_a_file_that_is_to_be_unpacked_first,
     "unpack it first: gzip": test_a_file_that_is_to_be_unpacked_first,
     "unpack it first: xz": test_a_file_that_is_to_be_unpacked_first,
-    "split there with --set": test_documents_that_seem_to_be_separated,
+    "split there with --set": test_documents_with_an_apparent_separator,
     "name one with the source": test_records_without_the_column,
     "holds {}, not text": test_a_column_of_numbers,
-    "name the held-out text with --heldout": test_a_text_that_is_too_small_to_hold_some_of_it_out,
+    "name the held-out text with --heldout": test_a_text_too_small_for_held_out_text,
     "make it with `isoflop prepare": test_a_folder_that_is_not_prepared,
     "set ISOFLOP_HOME to a folder that can be": test_a_home_that_cannot_be_written_to,
     "to a folder on another disk": test_a_disk_that_is_too_full_to_unpack,
@@ -540,33 +540,33 @@ TRIED = {  # what a message says -> the test that does it
     "positions of the longest pair": test_pairs_longer_than_the_context,
     "use --set model.vocab_size": test_fewer_rows_than_ids,
     "`isoflop config` lists all": test_an_unknown_field,
-    "use --set parallel.mode=auto": test_several_processes_that_are_not_there,
+    "use --set parallel.mode=auto": test_more_processes_than_exist,
     "cannot be divided among": test_a_batch_that_cannot_be_divided,
     "would round the weights": test_a_batch_that_cannot_be_divided,
-    "{} with --set {}": test_a_model_that_a_format_does_not_have,
+    "{} with --set {}": test_a_model_that_a_format_cannot_hold,
     "holds another run": test_a_folder_that_holds_a_run,
     "is finished; to continue": test_a_folder_that_holds_a_run,
     "is a checkpoint and no run": test_a_checkpoint_in_place_of_its_run,
-    "does not go with --resume: a run resumes": test_what_does_not_go_with_resume,
-    "isoflop train --resume RUN": test_text_that_is_gone_or_another,
-    "isoflop eval RUN": test_text_that_is_gone_or_another,
-    "--moved SOURCE": test_text_that_is_gone_or_another,
-    "--heldout PATH": test_a_text_that_is_too_small_to_hold_some_of_it_out,
+    "does not go with --resume: a run resumes": test_arguments_that_resume_does_not_take,
+    "isoflop train --resume RUN": test_text_that_is_missing_or_another,
+    "isoflop eval RUN": test_text_that_is_missing_or_another,
+    "--moved SOURCE": test_text_that_is_missing_or_another,
+    "--heldout PATH": test_a_text_too_small_for_held_out_text,
     "has no checkpoint yet": test_a_run_that_has_no_checkpoint_yet,
     "isoflop train --resume {}": test_a_folder_that_holds_a_run,
-    "--set {} does not go with --resume": test_what_does_not_go_with_resume,
-    "is not the text that": test_text_that_is_gone_or_another,
+    "--set {} does not go with --resume": test_arguments_that_resume_does_not_take,
+    "is not the text that": test_text_that_is_missing_or_another,
     "the data of this run changed": test_text_that_changed_under_a_run,
     "start again: isoflop train": test_checkpoints_that_are_gone,
     "again: isoflop train --config": test_checkpoints_that_are_gone,
-    "was imported and": test_a_run_of_elsewhere,
-    "eval takes no --set": test_what_eval_does_not_take,
-    "itself; leave it out": test_what_eval_does_not_take,
-    "determines how sources are read": test_what_eval_does_not_take,
-    "`isoflop runs` lists": test_what_is_no_run,
-    "as in `isoflop runs": test_what_is_no_run,
-    "no vocab.json with merges.txt": test_an_export_that_is_not_there,
-    "--to {} is not one of": test_an_export_that_is_not_there,
+    "was imported and": test_an_imported_run,
+    "eval takes no --set": test_arguments_that_eval_does_not_take,
+    "itself; leave it out": test_arguments_that_eval_does_not_take,
+    "determines how sources are read": test_arguments_that_eval_does_not_take,
+    "`isoflop runs` lists": test_folders_that_are_not_runs,
+    "as in `isoflop runs": test_folders_that_are_not_runs,
+    "no vocab.json with merges.txt": test_an_unknown_export_format,
+    "--to {} is not one of": test_an_unknown_export_format,
     "make one by `isoflop plan fit": test_a_law_that_was_not_stored,
     "predict with it: isoflop plan predict": test_a_law_that_was_not_stored,
 }
@@ -657,7 +657,7 @@ def templates():
                 yield str(path.relative_to(package)), text
 
 
-def test_every_advice_is_tried_or_there_is_a_reason_why_not():
+def test_every_advice_is_tried_or_exempt_with_a_reason():
     root = Path(__file__).parent.parent
     assert all((root / place).exists() for place in (*TRIED_ELSEWHERE.values(), *FILES.values()))
     known = [*TRIED, *TRIED_ELSEWHERE, *NOT_TRIED]
@@ -667,7 +667,7 @@ def test_every_advice_is_tried_or_there_is_a_reason_why_not():
     assert [part for part in known if not any(part in text for _, text in found)] == []
 
 
-def test_the_extras_that_messages_name_are_there():
+def test_the_extras_that_messages_name_exist():
     project = Path(__file__).parent.parent / "pyproject.toml"
     extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     named = {name for _, text in templates() for name in re.findall(r"isoflop\[([\w{}]+)\]", text)} - {"{}"}

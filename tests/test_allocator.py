@@ -60,7 +60,7 @@ def run(code: str, *arguments: str, **environment: str) -> str:
 
 
 @glibc
-def test_the_command_takes_its_steps_without_page_faults(tmp_path):
+def test_steps_of_the_command_have_no_page_faults(tmp_path):
     found = []
     for how in ("plain", "kept"):
         process = forks.start("test_allocator.steps", how, *SHAPE, "runtime.dtype=float32", out=tmp_path / how)
@@ -73,7 +73,7 @@ def test_the_command_takes_its_steps_without_page_faults(tmp_path):
 
 
 @glibc
-def test_what_the_user_told_glibc_stays():
+def test_the_users_glibc_settings_are_kept():
     ask = "from isoflop.allocator import keep_freed_memory; print(keep_freed_memory())"
     assert run(ask) == "True"
     assert run(ask, MALLOC_TRIM_THRESHOLD_="100000") == "False"

@@ -56,20 +56,20 @@ def planned_speed(plan):
     return next(one.tokens_per_second for one in plan.candidates if one.chosen)
 
 
-def test_a_speed_as_planned_changes_nothing(timed):
+def test_a_run_at_the_planned_speed_continues(timed):
     plan = advice()
     for factor in (0.8, 1.0, 1.25):
         assert replan.outlook(plan, factor * planned_speed(plan), 1e4, 55.0) is None
 
 
 @pytest.mark.parametrize("factor", [30.0, 100.0])
-def test_a_run_that_is_far_faster_than_planned_is_better_begun_anew(timed, factor):
+def test_a_run_far_faster_than_planned_is_planned_again(timed, factor):
     plan = advice()
     found = replan.outlook(plan, factor * planned_speed(plan), 1e4, 55.0)
     assert found is not None and found.replanned < found.continued
 
 
-def test_threads_that_were_not_used_are_a_reason_where_the_speed_is_as_planned(timed):
+def test_unused_threads_are_a_reason_to_plan_again(timed):
     plan = advice()
     assert replan.outlook(plan, planned_speed(plan), 1e4, 55.0, 1.2) is None
     found = replan.outlook(plan, planned_speed(plan), 1e4, 55.0, 2.0)
@@ -82,7 +82,7 @@ def few_threads(doubt="other programs used 1.5 processors", threads=1, device="c
     return replace(plan, config=config, calibration=plan.calibration.updated(doubt=doubt))
 
 
-def test_threads_are_timed_again_only_where_few_were_chosen_in_a_bad_moment(timed, monkeypatch):
+def test_threads_are_timed_again_only_if_few_were_chosen_on_a_busy_machine(timed, monkeypatch):
     monkeypatch.setattr(replan.processors, "cores", lambda: 4)
     assert replan.may_have_too_few_threads(few_threads())
     assert not replan.may_have_too_few_threads(few_threads(doubt=None))
@@ -90,7 +90,7 @@ def test_threads_are_timed_again_only_where_few_were_chosen_in_a_bad_moment(time
     assert not replan.may_have_too_few_threads(few_threads(device="cuda:0"))
 
 
-def test_timing_the_threads_of_a_run_leaves_its_threads_and_random_numbers_alone(monkeypatch):
+def test_timing_threads_keeps_the_runs_threads_and_random_state(monkeypatch):
     config = override(RunConfig(), [*SMALL, "runtime.device=cpu", "model.layers=1", "model.d_model=32"])
     monkeypatch.setattr(replan.processors, "cores", lambda: 2)
     torch.manual_seed(5)
@@ -118,14 +118,14 @@ def test_the_threads_are_timed_once_when_the_machine_is_left_alone(timed, monkey
     assert timings == [attempts.TRIAL_SHARE * 60.0] * calls and check.gain == (1.7 if calls else 1.0)
 
 
-def test_hardly_anything_left_is_better_spent_on_the_run_that_is_there(timed):
+def test_with_little_time_left_the_run_continues(timed):
     plan = advice()
     found = replan.outlook(plan, 30 * planned_speed(plan), 55 * 30 * planned_speed(plan), 0.5)
     assert found is not None and found.replanned > found.continued
 
 
 @pytest.mark.parametrize("budget", ["1e12", "1e6tok", "300steps"])
-def test_only_a_plan_in_seconds_allows_it(timed, budget):
+def test_only_a_budget_in_seconds_may_be_planned_again(timed, budget):
     assert not replan.may_replan(advice(budget))
     assert replan.may_replan(advice())
 
@@ -208,7 +208,7 @@ def test_a_kill_at_any_write_leaves_one_attempt(tmp_path):
     raise AssertionError("it never came to an end")
 
 
-def test_before_the_next_attempt_is_whole_the_first_one_is_what_goes_on(tmp_path):
+def test_until_the_next_attempt_is_complete_the_first_one_is_resumed(tmp_path):
     folder = first_attempt(tmp_path)
     (folder.attempts / ".next.0123abcd.tmp").mkdir(parents=True)  # what a kill leaves of it
     attempts.switch_to_next_attempt(folder)
@@ -235,7 +235,7 @@ def restless(timed, monkeypatch):
     monkeypatch.setattr(attempts, "outlook", lambda *_: replan.Outlook(continued=2.0, replanned=1.0))
 
 
-def test_a_run_begins_anew_once_and_keeps_its_first_attempt(words, tmp_path, restless):
+def test_a_run_is_planned_again_once_and_keeps_its_first_attempt(words, tmp_path, restless):
     said = []
     listener = start.Listener(say=said.append)
     result = start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL, listener=listener)
@@ -251,7 +251,7 @@ def test_a_run_begins_anew_once_and_keeps_its_first_attempt(words, tmp_path, res
     assert "restarted" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_killed_while_it_begins_anew_it_is_resumed_as_one_attempt(words, tmp_path, restless, monkeypatch):
+def test_a_kill_while_replanning_leaves_one_attempt_to_resume(words, tmp_path, restless, monkeypatch):
     monkeypatch.setattr(start, "switch_to_next_attempt", lambda folder: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL)
@@ -262,7 +262,7 @@ def test_killed_while_it_begins_anew_it_is_resumed_as_one_attempt(words, tmp_pat
     assert run.config["seconds"] < 3.0
 
 
-def test_where_too_little_is_left_for_another_plan_the_run_goes_on(words, tmp_path, restless, monkeypatch):
+def test_with_too_little_left_for_another_plan_the_run_continues(words, tmp_path, restless, monkeypatch):
     plans = iter([start.plan])
 
     def planned(*args):
@@ -280,7 +280,7 @@ def test_where_too_little_is_left_for_another_plan_the_run_goes_on(words, tmp_pa
 
 
 @pytest.mark.parametrize("asked", ["model.layers=1"])
-def test_a_shape_that_was_asked_for_stays(words, tmp_path, restless, asked):
+def test_a_shape_set_by_the_user_is_kept(words, tmp_path, restless, asked):
     start.pretrain([str(words)], "1s", tmp_path / "run", assignments=[*SMALL, asked])
     assert not (tmp_path / "run" / "attempts").exists()
 

@@ -85,7 +85,7 @@ def test_an_unknown_entry_of_a_slot(train, corpus):
     assert "rsm" in said and "rms" in said
 
 
-def test_a_folder_that_cannot_be_made_is_said_at_once(capsys, corpus, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_created_is_reported_at_once(capsys, corpus, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("isoflop.trainer.causal_lm.survey", lambda data: pytest.fail("work began before the refusal"))
     said = refused(capsys, "train", str(corpus), "--budget", "20steps", "--out", str(tmp_path / "file" / "run"), *SMALL)
@@ -106,7 +106,7 @@ def finished(tmp_path, corpus, capsys) -> Path:
     return out
 
 
-def test_eval_reads_other_text_as_its_advice_says(finished, tmp_path, capsys):
+def test_eval_follows_its_own_advice_for_other_text(finished, tmp_path, capsys):
     """What a refusal names works in eval too: a column with the source, and --set."""
     (tmp_path / "b.jsonl").write_text("".join(f'{{"body": "document {i}"}}\n' for i in range(9)))
     (tmp_path / "latin.txt").write_bytes("Le café près de la forêt était fermé.\n".encode("latin-1") * 9)
@@ -118,7 +118,7 @@ def test_eval_reads_other_text_as_its_advice_says(finished, tmp_path, capsys):
     assert "data.encoding" in refused(capsys, "eval", str(finished), str(tmp_path), "--set", "model.layers=3")
 
 
-def test_things_that_need_a_run(finished, corpus, capsys, tmp_path):
+def test_commands_that_need_a_run(finished, corpus, capsys, tmp_path):
     before = tree_of(finished)
     assert "finished" in refused(capsys, "train", str(corpus), "--out", str(finished), "--budget", "20steps")
     assert "+10m" in refused(capsys, "train", "--resume", str(finished))
@@ -177,14 +177,14 @@ def test_one_damaged_run_does_not_hide_the_others(finished, capsys):
 
 
 @pytest.mark.parametrize("more", ["+10s", "+1000tok", "+1e9"])
-def test_an_extension_in_what_no_step_has_measured_yet(finished, capsys, more):
+def test_an_extension_in_a_unit_that_no_step_has_measured(finished, capsys, more):
     (finished / "metrics.jsonl").write_text("")
     before = tree_of(finished)
     assert "extend it by steps" in refused(capsys, "train", "--resume", str(finished), "--budget", more)
     assert tree_of(finished) == before
 
 
-def test_to_go_on_needs_a_run_and_not_its_checkpoint(corpus, tmp_path, capsys):
+def test_resume_needs_a_run_and_not_its_checkpoint(corpus, tmp_path, capsys):
     """A checkpoint holds a config.json like a run; nothing is written into it. And an empty variable is no new run."""
     out = tmp_path / "run"
     assert cli(["train", str(corpus), "--budget", "6steps", "--out", str(out), *SMALL]) == 0

@@ -130,7 +130,7 @@ def test_without_a_card_the_bench_says_so_in_one_line(monkeypatch, capsys):
     assert said.out == "" and said.err.count("\n") == 1 and "--device cpu --sizes tiny" in said.err
 
 
-def test_the_held_out_text_is_a_fiftieth_and_nobody_trains_on_it(tmp_path: Path):
+def test_the_held_out_text_is_a_fiftieth_and_not_trained_on(tmp_path: Path):
     path = tmp_path / "texts.jsonl"
     path.write_text("".join(json.dumps({"text": f"document {n} " * 20}) + "\n" for n in range(300)))
     text = read_text(str(path), 40_000)
@@ -144,7 +144,7 @@ def recipe():
     return __import__("recipe")
 
 
-def test_an_arm_is_the_default_but_for_what_it_says():
+def test_an_arm_is_the_default_except_for_its_assignments():
     bench = recipe()
     base = bench.configure(["x"], ["model.d_model=64"], bench.DEFAULT, 1000)
     assert base.optim.head_lr == 2 * base.optim.lr  # the plan's rule for a width, before anything is changed
@@ -162,7 +162,7 @@ def test_only_rates_are_free():
     assert not {"adamw, lr 3e-3", "no clipping", "gelu", "batch half, rates 0.7x"} & free
 
 
-def test_two_seeds_each_are_judged_by_the_scatter_of_all_arms():
+def test_two_seeds_per_arm_use_the_scatter_of_all_arms():
     bench = recipe()
     losses = {bench.DEFAULT: (2.0, 2.1), "steady": (1.9, 2.0), "the same": (2.01, 2.09), "noisy": (2.0, 2.12)}
     rows = [
@@ -181,7 +181,7 @@ def test_two_seeds_each_are_judged_by_the_scatter_of_all_arms():
     ]
 
 
-def test_a_run_of_the_prior_takes_the_place_of_the_same_run(tmp_path, monkeypatch):
+def test_a_new_run_of_the_prior_replaces_the_same_run(tmp_path, monkeypatch):
     monkeypatch.setattr(prior, "TABLE", tmp_path / "prior.json")
     run = {"corpus": "books", "seed": 0, "flops": 5e11, "bits_per_byte": 2.0}
     others = [run | {"seed": 1}, run | {"flops": 2e12}, run | {"corpus": "gov"}]

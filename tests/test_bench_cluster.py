@@ -23,7 +23,7 @@ def test_torchtitan_from_8_to_128_gpus():
     assert all(abs(error) < 0.02 for error in off.values()), off
 
 
-def test_runs_that_nothing_was_fitted_to():
+def test_predictions_of_runs_outside_the_fit():
     """27 runs on A100, H100 and H200 of 1 to 128 GPUs. The median is what is claimed. The few far off are named:
     13b on 8 A100 of 40 GB and 70b on 64 gave a low share, and 1b on 32 is slower in the table than on 16 or 64."""
     off = [error for _, error in unfitted()]
@@ -39,7 +39,7 @@ def test_runs_that_nothing_was_fitted_to():
     }
 
 
-def test_the_fitted_constant_is_what_its_table_gives():
+def test_the_constant_follows_from_its_table():
     paid, error = fit()
     assert paid == pytest.approx(PAID, abs=0.011)
     assert error < 0.015
@@ -47,7 +47,7 @@ def test_the_fitted_constant_is_what_its_table_gives():
     assert len([run for run, _, _ in check() if run.source == FITTED]) == 17
 
 
-def test_alone_nothing_is_exposed():
+def test_one_gpu_has_no_exposed_communication():
     for mode in ("none", "ddp", "fsdp"):
         assert step(WORK, Parallelism(mode, 1), H100, 0.5).exposed == 0
 
@@ -83,7 +83,7 @@ def test_hsdp_is_for_many_gpus_and_slow_networks():
     assert hsdp.exposed < fsdp.exposed / 2
 
 
-def test_passes_multiply_what_fsdp_exposes_and_not_what_ddp_does():
+def test_passes_multiply_fsdps_communication_and_not_ddps():
     many = replace(WORK, passes=8)
     for mode, factor in (("fsdp", 8), ("ddp", 1)):
         one, eight = (step(work, Parallelism(mode, 64), H100, 0.5).exposed for work in (WORK, many))
@@ -102,7 +102,7 @@ def test_what_does_not_fit_is_refused():
         require_fits(ProcessMemory(40e9, 40e9, 80e9, 2e9, 10e9), H100)
 
 
-def test_the_table_says_why_a_mode_cannot_be():
+def test_the_table_says_why_a_mode_is_impossible():
     model = Shape(12_850e6, 7.9e10, layers=40, d_model=5120, context=2048, largest_unit=315e6)  # GPT-3 13B
     way = Way(0.41, every=True)
     ddp, fsdp, hsdp = rows(model, H100, 8, 2**21, way)

@@ -23,7 +23,7 @@ def test_each_form_is_read(text, kind, amount):
     assert parse_budget(text) == Budget(kind, amount)
 
 
-def test_more_of_something_is_marked():
+def test_a_leading_plus_is_marked():
     assert parse_budget("+1h") == Budget("seconds", 3600, more=True)
 
 

@@ -48,6 +48,6 @@ def test_the_last_bit_of_one_number_is_found(planted, case, found):
     assert len([line for line in done.stdout.splitlines() if "DIFFERS" in line]) == 1
 
 
-def test_a_commit_that_is_not_there_is_said():
+def test_an_unknown_commit_is_reported():
     done = same_bits("no-such-commit", "--cases", "adamw")
     assert done.returncode and "no-such-commit" in done.stderr and "Traceback" not in done.stderr

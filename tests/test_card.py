@@ -73,7 +73,7 @@ def test_a_stage_that_hangs_is_stopped_at_its_limit_and_the_next_one_runs(run):
     assert time.monotonic() - started < 30
 
 
-def test_a_stage_that_does_not_listen_is_killed_with_all_that_it_started(run, tmp_path, monkeypatch):
+def test_a_stage_that_ignores_sigterm_is_killed_with_its_descendants(run, tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(
         card, "end", lambda process, real=card.end: (kept.extend(card.descendants(process.pid)), real(process))
@@ -83,7 +83,7 @@ def test_a_stage_that_does_not_listen_is_killed_with_all_that_it_started(run, tm
     assert kept and not any(card.alive(pid) for pid in kept)
 
 
-def test_a_stage_for_which_no_time_is_left_is_left_out_and_said_to_be(run):
+def test_a_stage_without_time_left_is_skipped_and_recorded(run):
     stages = run({"first": HANGS, "second": GOOD}, limit=4.0, minutes=8 / 60)
     assert stages["first"]["status"].startswith("stopped")
     assert stages["second"]["status"].startswith("left out") and stages["second"]["rows"] == []
@@ -96,7 +96,7 @@ def test_every_stage_has_a_function_and_a_time_that_it_can_end_in():
     assert all(stage.least < stage.limit for stage in card.STAGES.values())
 
 
-def test_results_of_several_calls_are_put_together(tmp_path):
+def test_results_of_several_calls_are_merged(tmp_path):
     for name, stages in (
         ("one", {"about": "done", "main": "failed", "fits": "done"}),
         ("two", {"main": "done", "fits": "failed"}),

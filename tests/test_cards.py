@@ -35,7 +35,7 @@ def two_cards(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
 
 
-def test_a_card_that_is_not_there_is_named_with_those_that_are(two_cards):
+def test_a_missing_gpu_is_named_with_the_present_ones(two_cards):
     assert choose_device("cuda:1") == "cuda:1"
     for wrong in ("cuda:2", "cuda:x", "cuda:-1"):
         with pytest.raises(UserError, match=r"has cuda:0, cuda:1"):
@@ -62,7 +62,7 @@ def test_bfloat16_is_the_default_where_a_card_has_units_for_it(two_cards, monkey
     assert default_dtype("cpu") == "float32"
 
 
-def test_a_batch_goes_to_a_card_from_pinned_memory_and_nobody_waits():
+def test_a_batch_is_copied_from_pinned_memory_asynchronously():
     said = []
 
     class Batch:
@@ -78,7 +78,7 @@ def test_a_batch_goes_to_a_card_from_pinned_memory_and_nobody_waits():
     assert said == ["pinned", ("cuda:1", True)] * 2
 
 
-def test_on_a_cpu_what_is_sent_and_fetched_is_what_it_was():
+def test_on_a_cpu_copies_to_the_device_change_nothing():
     runtime, x = Runtime(torch.device("cpu"), torch.float32), torch.tensor([1, 2])
     assert runtime.send([x])[0] is x
     assert runtime.fetch([torch.tensor(1.5), torch.tensor(2.0)])() == [1.5, 2.0]

@@ -115,7 +115,7 @@ def rewrite_manifest(path):
 # ---- what a user relies on
 
 
-def test_loading_gives_the_run_that_was_never_stopped(tmp_path):
+def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path):
     model, optimizers = make()
     train(model, optimizers, 3)
     path = save(tmp_path, model, optimizers)
@@ -159,7 +159,7 @@ def test_a_run_without_checkpoint_says_so(tmp_path):
         checkpoint.read(tmp_path / "nothing")
 
 
-def test_steps_are_found_and_strangers_passed_over(saved):
+def test_checkpoints_are_found_and_other_files_ignored(saved):
     folder = saved.parent
     for stranger in ("step-x", "step-00000009", ".step-00000009.ab12.tmp", "step-7", "notes"):
         (folder / stranger).mkdir()
@@ -217,7 +217,7 @@ def test_the_model_of_a_run_comes_back_with_its_tokenizer(tmp_path):
             checkpoint.load_model(tmp_path)
 
 
-def test_what_does_not_fit_is_named_and_changes_nothing(saved):
+def test_a_mismatch_is_named_and_changes_nothing(saved):
     model, optimizers = make(seed=1, width=16)
     before = everything(model, optimizers)
     with pytest.raises(UserError, match=r"model\.embed\.weight' is \(13, 8\) in the checkpoint and \(13, 16\)"):
@@ -285,13 +285,13 @@ def test_a_planted_pickle_executes_nothing(saved, tmp_path, name, listed):
     assert not target.exists()
 
 
-def test_a_file_that_nobody_listed_is_refused(saved):
+def test_an_unlisted_file_is_refused(saved):
     (saved / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match=r"notes\.txt', which is not part of the checkpoint"):
         checkpoint.load(saved, *make())
 
 
-def test_names_that_lead_out_of_the_folder_are_never_followed(saved, tmp_path):
+def test_names_outside_the_folder_are_never_followed(saved, tmp_path):
     secret = tmp_path / "run" / "x"
     secret.write_text("secret")
     manifest = json.loads((saved / "manifest.json").read_text())
@@ -384,7 +384,7 @@ def test_a_huge_text_is_not_read(saved):
         checkpoint.read(saved)
 
 
-def test_random_state_that_is_none_is_refused(tmp_path, monkeypatch):
+def test_an_invalid_random_state_is_refused(tmp_path, monkeypatch):
     model, optimizers = make()
     junk = {"rng.cpu": torch.full_like(torch.get_rng_state(), 255)}
     with monkeypatch.context() as patch:
@@ -397,7 +397,7 @@ def test_random_state_that_is_none_is_refused(tmp_path, monkeypatch):
 # ---- full disks and kills
 
 
-def test_before_a_checkpoint_has_its_name_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+def test_a_checkpoint_is_synced_to_disk_before_it_is_renamed(tmp_path, monkeypatch):
     """A power cut may lose what was not synced: files, the folders that hold their names, the log of the steps before.
     What is synced when, as the system is asked for it."""
     run = tmp_path / "run"
@@ -425,7 +425,7 @@ def test_before_a_checkpoint_has_its_name_all_of_it_is_on_the_disk(tmp_path, mon
     assert done[-1] == (run / "checkpoints").stat().st_ino  # and then its name
 
 
-def test_a_checkpoint_moved_to_another_disk_and_linked_is_used_and_dropped(saved, tmp_path):
+def test_a_linked_checkpoint_on_another_disk_is_used_and_dropped(saved, tmp_path):
     elsewhere = tmp_path / "other disk"
     saved.rename(elsewhere)
     saved.symlink_to(elsewhere)
@@ -437,7 +437,7 @@ def test_a_checkpoint_moved_to_another_disk_and_linked_is_used_and_dropped(saved
     checkpoint.verify(elsewhere)
 
 
-def test_a_checkpoint_that_is_dropped_while_it_is_read_is_no_trouble(saved, monkeypatch):
+def test_reading_survives_a_checkpoint_that_is_dropped_meanwhile(saved, monkeypatch):
     """By the run, which goes on: the newer one is read."""
     model, optimizers = make()
     newer = save(saved.parent, model, optimizers, step=7)

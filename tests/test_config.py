@@ -57,7 +57,7 @@ def test_a_wrong_override_names_the_field_and_the_nearest_right_one(assignment, 
     assert "\n" not in str(caught.value)
 
 
-def test_every_field_has_a_meaning():
+def test_every_field_has_a_docstring():
     lines = describe(RunConfig)
     assert len({line.name for line in lines}) == len(lines) > 50
     assert [line.name for line in lines if not line.meaning] == []

@@ -50,7 +50,7 @@ def test_the_constants_are_those_of_the_study():
     assert all(corpus["from"] in forecast_corpora.SOURCES for corpus in STUDY["corpora"])
 
 
-def test_every_way_forecasts_every_line_and_the_score_is_shown(capsys):
+def test_every_method_forecasts_every_line_and_the_score_is_printed(capsys):
     made = lines()
     for way in forecast.ways().values():
         found = way(made[0])
@@ -60,7 +60,7 @@ def test_every_way_forecasts_every_line_and_the_score_is_shown(capsys):
     assert "not complete" in shown and "the nearest run" in shown and "below 3 m" in shown
 
 
-def test_the_bootstrap_over_corpora_holds_the_true_coverage():
+def test_the_bootstrap_interval_contains_the_true_coverage():
     judged = forecast.scored(lines(400), lambda line: Expectation.read(line["expected"]))
     low, high = forecast.over_corpora(judged, 0.8, 500, 0)
     assert low < 0.8 < high and high - low < 0.2
@@ -74,7 +74,7 @@ def test_lines_of_another_study_do_not_count(tmp_path, monkeypatch):
     assert forecast.read_lines() == [made[0]]
 
 
-def test_the_other_ways_know_nothing_of_a_corpus_that_is_left_out():
+def test_the_other_methods_do_not_use_a_left_out_corpus():
     runs = table()["runs"]
     target = next(run for run in runs if run["corpus"] == "gov")
     others = [run for run in runs if run["corpus"] != "gov"]

@@ -82,7 +82,7 @@ def test_eval_measures_other_text(golden, capsys):
     assert now["inputs"] > 400 and now["nats_per_token"] < 4
 
 
-def test_sample_writes_what_it_wrote(golden, capsys):
+def test_sample_gives_the_same_text(golden, capsys):
     greedy = ("--temperature", "0", "--tokens", "24")
     assert printed(capsys, "sample", "words", "--prompt", "an", *greedy) == "anolmsubolmsubolmsubolmsub\n"
     assert printed(capsys, "sample", "extended", "--prompt", "an", *greedy) == f"an{24 * 'r'}\n"
@@ -106,7 +106,7 @@ def test_reports_are_written_and_runs_listed(golden, capsys):
 
 
 @pytest.mark.parametrize("name", ["words", "pairs"])
-def test_a_killed_run_is_resumed_and_becomes_the_run_that_it_was(golden, capsys, name):
+def test_a_killed_run_is_resumed_with_the_same_bits(golden, capsys, name):
     before = kill_after(golden / name, 17)
     printed(capsys, "train", "--resume", name)
     after = read_run(golden / name)

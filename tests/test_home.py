@@ -46,14 +46,14 @@ def test_without_a_home_things_are_kept_among_the_temporary_files(temporary, mon
     assert files.spool().is_dir()
 
 
-def test_a_home_that_can_be_written_is_taken_without_a_word(temporary, monkeypatch, tmp_path):
+def test_a_writable_home_is_used_silently(temporary, monkeypatch, tmp_path):
     monkeypatch.setattr(files, "user_cache_path", lambda *_, **__: tmp_path / "cache" / "isoflop")
     assert files.home() == tmp_path / "cache" / "isoflop" and files.home_note() == ""
     assert not any(temporary.iterdir())
 
 
 @pytest.mark.parametrize("what", ["a file", "may not be written"])
-def test_a_home_that_cannot_be_written_is_passed_over(temporary, monkeypatch, tmp_path, what):
+def test_a_home_that_cannot_be_written_is_not_used(temporary, monkeypatch, tmp_path, what):
     place = tmp_path / "home"
     if what == "a file":
         place.write_text("no folder")
@@ -96,7 +96,7 @@ def test_isoflop_home_that_cannot_be_written_is_named(corpus, tmp_path, monkeypa
     assert prepared.folder == tmp_path / "out"
 
 
-def test_what_is_prepared_is_used_where_nothing_can_be_written(corpus, tmp_path, monkeypatch):
+def test_prepared_data_are_used_from_a_read_only_home(corpus, tmp_path, monkeypatch):
     config = DataConfig(sources=(str(corpus),), vocab_size=320)
     first = prepare(config)
     monkeypatch.setattr(files, "try_folder", lambda *_, **__: pytest.fail("nothing has to be written"))
@@ -104,7 +104,7 @@ def test_what_is_prepared_is_used_where_nothing_can_be_written(corpus, tmp_path,
     assert prepare(config).folder == first.folder
 
 
-def test_a_peak_that_cannot_be_kept_costs_nothing(tmp_path, monkeypatch):
+def test_a_peak_that_cannot_be_cached_is_still_used(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "file"))
     assert machine_peak("cpu")["float32"] > 0

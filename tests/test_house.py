@@ -48,11 +48,11 @@ def test_the_readme_fits_in_a_few_screens_and_names_every_package():
         assert f"`{folder.name}/`" in readme
 
 
-def test_public_names_are_listed_and_there():
+def test_public_names_are_listed_and_exist():
     assert sorted(isoflop.__all__) == isoflop.__all__ and set(isoflop.CLASSES) < set(isoflop.__all__)
     for name in isoflop.__all__:
         assert getattr(isoflop, name).__doc__
 
 
-def test_no_drawer_called_utils():
+def test_there_is_no_utils_module():
     assert not [p for p in (ROOT / "isoflop").rglob("*") if "util" in p.stem or p.stem in ("helpers", "misc", "common")]

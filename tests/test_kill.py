@@ -12,7 +12,7 @@ KILL = Path(__file__).parent / "campaigns" / "kill.py"
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_over_and_over_is_the_run_that_was_not(corpus):
+def test_a_run_killed_many_times_equals_the_uninterrupted_one(corpus):
     command = [sys.executable, str(KILL), str(corpus), "--kills", "3", "--budget", "40steps", "--seed", "1"]
     done = subprocess.run([*command, "--set", *TINY], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -27,7 +27,7 @@ def test_a_sweep_has_every_combination():
     ]
 
 
-def test_a_task_of_slurm_is_told_what_torchrun_tells(monkeypatch):
+def test_a_slurm_task_has_torchruns_environment(monkeypatch):
     """The fourth of four tasks on two nodes, in a job that Slurm has put back once and submitit once."""
     submitit = pytest.importorskip("submitit")
     said = {

@@ -52,7 +52,7 @@ def test_a_control_group_limits_the_processors(tmp_path, monkeypatch, group, fil
     assert processors.cores(**where) == (8 if expected is None else max(1, int(expected)))
 
 
-def test_without_these_files_all_processors_count(tmp_path, monkeypatch):
+def test_without_control_groups_all_processors_count(tmp_path, monkeypatch):
     monkeypatch.setattr(processors, "processors", lambda: range(3))
     assert processors.cores(tmp_path / "no", tmp_path / "no") == 3
     reading = processors.read(tmp_path / "no")
@@ -109,15 +109,15 @@ LOADS = [
 
 
 @pytest.mark.parametrize(("seen", "trouble"), LOADS)
-def test_a_busy_machine_is_told_from_a_slow_one(seen, trouble):
+def test_a_busy_machine_is_distinguished_from_a_slow_one(seen, trouble):
     assert seen.trouble() == trouble
 
 
-def test_waiting_for_a_gpu_is_no_trouble():
+def test_waiting_for_a_gpu_is_not_reported():
     assert load(0.3, 0.0, 1.7).trouble(computing=False) == ""
 
 
-def test_asleep_any_work_is_that_of_others():
+def test_while_asleep_all_work_is_that_of_other_programs():
     assert processors.busy_now(load(0.0, 0.05, 1.95)) == ""
     assert "other programs" in processors.busy_now(load(0.0, 1.0, 1.0))
     assert "host" in processors.busy_now(load(0.0, 0.0, 1.5, stolen=0.5))

@@ -38,7 +38,7 @@ for name in isoflop.__all__:
 
 
 @pytest.mark.parametrize("first", ["isoflop.evaluate", "isoflop.evaluate.transduction", "isoflop.cli", "isoflop.job"])
-def test_no_submodule_takes_the_place_of_a_public_name(first):
+def test_no_submodule_shadows_a_public_name(first):
     names = [name for name in SUBMODULES if not name.endswith("__main__")]
     done = subprocess.run([sys.executable, "-c", TOLD, first, *names], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -66,7 +66,7 @@ def test_help_shows_the_functions_with_their_signatures():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_what_is_passed_on_has_the_same_names_and_defaults(name):
+def test_forwarded_arguments_have_the_same_names_and_defaults(name):
     """The public functions only add `quiet` to those of isoflop.job."""
     inner = getattr(import_module("isoflop.job"), name)
     taken = {k: p.default for k, p in inspect.signature(getattr(isoflop, name)).parameters.items() if k != "quiet"}
@@ -89,7 +89,7 @@ def test_the_docs_list_every_public_name_and_every_dependency():
     assert [one for one in needed if f"| {one.partition('>')[0]} |" not in licences] == []
 
 
-def test_importing_the_package_waits_for_nothing():
+def test_importing_the_package_imports_no_heavy_library():
     told = "import sys, isoflop; assert not {'torch', 'numpy', 'rich', 'tyro', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", told], check=True)
 
@@ -110,7 +110,7 @@ def test_a_job_called_from_python_shows_what_the_command_line_does(corpus, tmp_p
     capsys.readouterr()
 
 
-def test_quiet_and_a_listener_of_ones_own_show_nothing(corpus, tmp_path, capsys):
+def test_quiet_or_a_custom_listener_prints_nothing(corpus, tmp_path, capsys):
     isoflop.pretrain([str(corpus)], "6steps", tmp_path / "quiet", assignments=TINY, quiet=True)
     told = []
     isoflop.pretrain([str(corpus)], "6steps", tmp_path / "own", assignments=TINY, listener=Listener(say=told.append))
@@ -140,7 +140,7 @@ def test_one_path_is_a_list_of_one_and_never_of_its_characters(tmp_path, monkeyp
         isoflop.pretrain(given, budget="20steps", assignments="model.layers=1", quiet=True)
 
 
-def test_one_stop_is_no_list_of_letters():
+def test_one_stop_string_is_a_list_of_one():
     assert isoflop.as_tuple("river") == ("river",) and isoflop.several(["a", Path("b")]) == ("a", "b")
 
 

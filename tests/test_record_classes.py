@@ -121,7 +121,7 @@ def keys_of(cls: Any) -> list[str]:
 
 @pytest.mark.parametrize("cls", RECORDS)
 @given(data=st.data())
-def test_what_was_written_reads_back_as_it_was(cls, data):
+def test_records_are_read_back_as_written(cls, data):
     record = data.draw(records(cls))
     text = json.dumps(record.to_dict())
     back = cls.read(json.loads(text))
@@ -131,7 +131,7 @@ def test_what_was_written_reads_back_as_it_was(cls, data):
 
 @pytest.mark.parametrize("cls", [*RECORDS, Call])
 @given(data=st.data())
-def test_whatever_a_file_holds_is_read_and_written_back_unchanged(cls, data):
+def test_any_json_is_read_and_written_back_unchanged(cls, data):
     known = st.dictionaries(st.sampled_from(keys_of(cls)) | WORDS, JSON, max_size=6)
     value = data.draw(known | JSON)
     record = cls.read(value)
@@ -146,7 +146,7 @@ def test_whatever_a_file_holds_is_read_and_written_back_unchanged(cls, data):
                 assert repr(written[key]) == repr(item) or rounded
 
 
-def test_numbers_that_are_none_read_as_unknown():
+def test_invalid_numbers_read_as_unknown():
     strange = [math.nan, math.inf, -math.inf, 10**400, True, "3", [], {}, None]
     for value in strange:
         assert TrainingLine.read({"loss": value}).loss is None
@@ -155,7 +155,7 @@ def test_numbers_that_are_none_read_as_unknown():
     assert type(TrainingLine.read({"loss": 3}).loss) is int  # as in the file
 
 
-def test_a_record_that_was_read_keeps_its_order_and_what_it_has_no_field_for():
+def test_a_record_keeps_its_order_and_unknown_keys():
     plan = Plan.read({"new": [1], "tokens": "many", "steps": 10, "kind": "prior"})
     assert (plan.steps, plan.tokens, plan.others) == (10, None, {"new": [1], "tokens": "many"})
     longer = plan.updated(steps=20, seconds=None)
@@ -247,7 +247,7 @@ WRITTEN = [
 
 
 @pytest.mark.parametrize("record, keys", WRITTEN, ids=lambda one: type(one).__name__)
-def test_the_keys_are_those_of_always(record, keys):
+def test_the_keys_of_records_are_unchanged(record, keys):
     assert list(record.to_dict()) == keys.split()
 
 
@@ -259,7 +259,7 @@ def test_an_event_is_written_with_its_details_in_their_order(tmp_path):
     assert (event.event, event.step, event.signal, event.processes) == ("stopped", 3, 2, None)
 
 
-def test_a_run_of_which_only_the_configuration_is_left_reads_as_empty(tmp_path):
+def test_a_run_with_only_a_configuration_reads_as_empty(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     run = read_run(tmp_path)
     assert run.plan.missing and run.result.missing and run.data.missing and run.profile.missing

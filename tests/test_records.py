@@ -10,7 +10,7 @@ from isoflop.files import write_json, write_text
 from isoflop.records import RunFolder, read_lines, read_run
 
 
-def test_a_torn_last_line_is_passed_over_and_a_broken_middle_one_is_told(tmp_path):
+def test_a_torn_last_line_is_ignored_and_a_broken_one_before_it_reported(tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_bytes(b'{"step": 1}\n{"step": 2}\n{"st')
     assert read_lines(log) == [{"step": 1}, {"step": 2}]
@@ -19,7 +19,7 @@ def test_a_torn_last_line_is_passed_over_and_a_broken_middle_one_is_told(tmp_pat
         read_lines(log)
 
 
-def test_lines_after_a_step_are_forgotten(tmp_path):
+def test_lines_after_a_step_are_removed(tmp_path):
     folder = RunFolder(tmp_path)
     for step in range(1, 6):
         folder.append("metrics", {"step": step, "loss": 1.0})
@@ -29,7 +29,7 @@ def test_lines_after_a_step_are_forgotten(tmp_path):
     assert read_lines(folder.log("decisions")) == []
 
 
-def test_a_folder_takes_one_writer_and_says_who_has_it(tmp_path):
+def test_a_folder_takes_one_writer_and_names_it(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.locked():
         assert folder.is_locked()
@@ -38,7 +38,7 @@ def test_a_folder_takes_one_writer_and_says_who_has_it(tmp_path):
     assert not folder.is_locked()
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
+def test_a_folder_without_a_run_is_reported(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         read_run(tmp_path)
 
@@ -53,7 +53,7 @@ def test_a_file_is_replaced_whole(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_the_lock_of_a_killed_process_is_none(tmp_path):
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
     """kill -9 leaves .lock with its number in it; the system has let go of it, and the next writer just goes on."""
     folder = RunFolder(tmp_path / "run")
     code = (
@@ -84,7 +84,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     assert not folder.is_locked()
 
 
-def test_links_in_place_of_a_runs_files_are_not_followed(tmp_path):
+def test_symbolic_links_in_place_of_a_runs_files_are_not_followed(tmp_path):
     """A stranger's run folder must not have us empty or lengthen a file of ours."""
     mine = tmp_path / "mine"
     mine.write_text("precious")
@@ -102,7 +102,7 @@ def test_links_in_place_of_a_runs_files_are_not_followed(tmp_path):
     assert not folder.is_locked()
 
 
-def test_what_a_kill_left_half_written_is_removed(tmp_path):
+def test_half_written_files_of_a_killed_process_are_removed(tmp_path):
     folder = RunFolder(tmp_path)
     (tmp_path / ".metrics.jsonl.0123abcd.tmp").write_text("{")
     (tmp_path / ".notes.tmp").write_text("the user's")

@@ -53,7 +53,7 @@ def test_the_words_are_the_same_everywhere(mixed, tmp_path, capsys):
     assert "read as utf-16" in told and "<|endoftext|>" in told
 
 
-def test_what_was_prepared_before_is_said_again(mixed, tmp_path, capsys):
+def test_reused_data_are_reported_again(mixed, tmp_path, capsys):
     """Of the text that is found prepared, and of a run whose data lies in a folder of its own."""
     asked = ["--budget", "20steps", *SMALL]
     assert command(["train", str(mixed), "--out", str(tmp_path / "a"), "--dry-run", *asked]) == 0

@@ -51,7 +51,7 @@ def losses(folder: Path) -> list[float]:
     return [line.loss for line in read_run(folder).training]
 
 
-def test_pairs_to_model_with_a_kill_on_the_way(pairs, tmp_path, capsys):
+def test_pairs_to_model_with_a_kill_in_between(pairs, tmp_path, capsys):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     result = isoflop.pretrain([str(pairs)], f"{STEPS}steps", whole, task="seq2seq", assignments=TINY)
 
@@ -153,7 +153,7 @@ def refused(capsys, *arguments: str) -> str:
     return line
 
 
-def test_files_that_hold_no_pairs(tmp_path, capsys):
+def test_files_without_pairs_are_refused(tmp_path, capsys):
     for name, content, word in (
         ("empty.tsv", b"", "holds no pairs"),
         ("words.txt", b"alone\n" * 50, "tab or a blank"),
@@ -168,7 +168,7 @@ def test_files_that_hold_no_pairs(tmp_path, capsys):
         assert word in said and not out.exists(), said
 
 
-def test_arguments_that_do_not_go_together(pairs, tmp_path, capsys):
+def test_incompatible_arguments(pairs, tmp_path, capsys):
     base = ["train", "--task", "seq2seq", "--budget", "20steps", "--out", str(tmp_path / "out")]
     assert "weight" in refused(capsys, *base, f"a={pairs}:0.5")
     assert "multi_token" in refused(capsys, *base, str(pairs), "--set", *TINY, "loss=multi_token")

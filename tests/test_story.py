@@ -42,7 +42,7 @@ def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen) -> Non
         time.sleep(0.005)
 
 
-def test_text_to_model_with_kills_on_the_way(corpus, tmp_path):
+def test_text_to_model_with_kills_in_between(corpus, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finished = start(corpus, whole, 60)
     assert finished.wait(300) == 0, finished.stdout.read()
@@ -95,7 +95,7 @@ def test_text_to_model_with_kills_on_the_way(corpus, tmp_path):
     assert losses(tmp_path / "replay") == losses(whole)
 
 
-def test_a_finished_run_goes_on_from_before_its_decay(corpus, tmp_path):
+def test_a_finished_run_is_extended_from_before_its_decay(corpus, tmp_path):
     out = tmp_path / "run"
     process = start(corpus, out, 30)
     assert process.wait(300) == 0, process.stdout.read()
@@ -118,7 +118,7 @@ def test_a_finished_run_goes_on_from_before_its_decay(corpus, tmp_path):
     assert (out / "ended" / "step-00000030" / "step-00000030").is_dir()  # the decayed end is kept
 
 
-def test_a_time_budget_is_kept_and_its_decisions_are_on_record(corpus, tmp_path):
+def test_a_time_budget_is_kept_and_its_decisions_are_recorded(corpus, tmp_path):
     out = tmp_path / "run"
     result = isoflop.pretrain([str(corpus)], "6s", out, assignments=[*TINY, "every.checkpoint=0"])
     assert abs(result.seconds - 6) < 0.6  # 10 %: six seconds on a busy test machine; the bench takes minutes
@@ -127,7 +127,7 @@ def test_a_time_budget_is_kept_and_its_decisions_are_on_record(corpus, tmp_path)
     assert all(run.events[0].time <= decision.time <= run.events[-1].time for decision in run.decisions)
 
 
-def test_going_on_from_another_runs_weights(corpus, tmp_path):
+def test_starting_from_another_runs_weights(corpus, tmp_path):
     first = isoflop.pretrain([str(corpus)], "40steps", tmp_path / "first", assignments=TINY)
     second = isoflop.pretrain(
         [str(corpus)],
@@ -141,7 +141,7 @@ def test_going_on_from_another_runs_weights(corpus, tmp_path):
     assert (second.folder / "tokenizer.json").read_text() == (first.folder / "tokenizer.json").read_text()
 
 
-def test_a_run_begun_from_other_weights_needs_them_only_to_begin(corpus, tmp_path):
+def test_a_run_needs_the_weights_of_init_only_at_its_start(corpus, tmp_path):
     """Stopped, its first weights and prepared text gone, it goes on all the same; and --config takes --init too."""
     first = isoflop.pretrain([str(corpus)], "20steps", tmp_path / "first", assignments=TINY)
     batch = [text for text in TINY if not text.startswith(("model.", "data."))]
@@ -164,7 +164,7 @@ def test_a_closed_pipe_does_not_stop_a_run(corpus, tmp_path):
     assert read_run(tmp_path / "run").status == "finished"
 
 
-def test_a_dry_run_plans_and_leaves_nothing(corpus, tmp_path):
+def test_a_dry_run_plans_and_writes_nothing(corpus, tmp_path):
     out = tmp_path / "run"
     advice = isoflop.pretrain([str(corpus)], "1e6tok", out, dry_run=True)
     assert not out.exists()
@@ -199,7 +199,7 @@ def test_the_environment_does_not_decide_the_bits(corpus, tmp_path, monkeypatch)
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
 
 
-def test_a_start_does_not_wait_for_what_is_needed_later():
+def test_a_start_does_not_import_what_is_needed_later():
     later = "{'matplotlib', 'torch.distributed.checkpoint', 'torch.distributed.fsdp'}"
     code = f"import sys, isoflop, isoflop.job; sys.exit(' '.join({later} & set(sys.modules)) or 0)"
     assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0

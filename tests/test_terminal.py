@@ -74,7 +74,7 @@ def test_a_list_of_runs_at_any_width_keeps_every_cell(rows, width):
 
 
 @given(st.lists(LINES, min_size=1, max_size=6), st.integers(3, 160))
-def test_what_does_not_fit_next_to_a_bar_is_marked_as_left_out(parts, room):
+def test_text_that_does_not_fit_next_to_a_bar_is_marked_as_cut(parts, room):
     text = fitted(parts, room)
     assert cell_len(text) <= room
     whole = text.removesuffix("...").rstrip()
@@ -140,7 +140,7 @@ def test_runs_stay_a_readable_list(shown, tmp_path, width):
     assert len(text.splitlines()) == (4 if width == 200 else len(text.splitlines()))
 
 
-def test_what_a_model_wrote_is_shown_as_it_is(shown):
+def test_generated_text_is_shown_unchanged(shown):
     screen, out = shown(40)
     sample = "def f(x):  return [bold]x[/bold] :smile: and more words than fit into forty columns\n    pass"
     screen.say(sample, verbatim=True)
@@ -159,7 +159,7 @@ def test_many_moved_ends_are_one_summary_line(shown):
     assert first.startswith("step 100: the end moves to step 990") and "6 times in all" in last and "960" in last
 
 
-def test_an_end_that_moves_far_is_told_at_once(shown):
+def test_an_end_that_moves_far_is_reported_at_once(shown):
     screen, out = shown(None)
     state = SimpleNamespace(step=0, timetable=SimpleNamespace(total_steps=1000))
     screen.started(state)
@@ -202,7 +202,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=str)
-def test_a_screen_never_raises_and_says_once_why_it_is_silent(monkeypatch, capsys, error):
+def test_a_screen_never_raises_and_reports_once_why_it_is_silent(monkeypatch, capsys, error):
     monkeypatch.setattr(sys, "stdout", Failing(error))
     screen = Screen()
     for number in range(20):
@@ -221,7 +221,7 @@ def test_a_screen_needs_no_standard_output(monkeypatch):
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=str)
-def test_a_run_outlives_its_output_and_its_folder_is_not_blamed(monkeypatch, corpus, tmp_path, error):
+def test_a_run_survives_its_closed_output(monkeypatch, corpus, tmp_path, error):
     from isoflop import job
 
     monkeypatch.setattr(sys, "stdout", Failing(error, room=200))

@@ -265,7 +265,7 @@ def losses(folder):
     return [line.loss for line in read_run(folder).training]
 
 
-def test_the_whole_story_of_a_task_that_isoflop_does_not_have(words, tmp_path, capsys):
+def test_a_task_from_outside_isoflop_works_end_to_end(words, tmp_path, capsys):
     whole, broken, asked = tmp_path / "whole", tmp_path / "broken", [*SMALL, "batch.sequences=32"]
     train = ["train", str(words), "--task", "recall", "--budget", "60steps", "--set", *asked, "--out"]
     assert cli([*train, str(whole)]) == 0
@@ -311,7 +311,7 @@ def test_the_whole_story_of_a_task_that_isoflop_does_not_have(words, tmp_path, c
     assert to_dict(read_run(again).config)["task"] == "recall"
 
 
-def test_what_it_cannot_use_is_said_in_one_line(tmp_path, words, capsys):
+def test_unusable_input_is_one_line(tmp_path, words, capsys):
     (tmp_path / "none.txt").write_text(" ")
     assert cli(["train", str(tmp_path / "none.txt"), "--task", "recall", "--out", str(tmp_path / "run")]) == 2
     assert "holds no words" in capsys.readouterr().err

@@ -39,7 +39,7 @@ CASES = {
 }
 
 
-def test_spoilt_files_read_or_are_refused_in_one_line():
+def test_corrupted_files_are_read_or_refused_in_one_line():
     pytest.importorskip("gguf", reason="needs the gguf package: pip install 'isoflop[gguf]'")
     cases = [{"target": name, "seed": 7, "number": n} for name, count in CASES.items() for n in range(count)]
     found = run(cases, limit=60.0)
@@ -47,7 +47,7 @@ def test_spoilt_files_read_or_are_refused_in_one_line():
     assert [finding for of in found.values() for finding in of.findings] == []
 
 
-def test_the_watch_sees_code_that_runs(tmp_path):
+def test_the_audit_hook_sees_code_that_runs(tmp_path):
     """The fuzzer's own alarm works: a reader that unpickles, or opens what lies outside, is caught."""
     from fuzz_cases import Case, evil_pickle
     from fuzz_targets import Target
@@ -91,7 +91,7 @@ def refused(call, *arguments) -> str:
     return str(error.value)
 
 
-def test_a_message_is_one_line_whatever_it_quotes():
+def test_a_message_is_one_line_whatever_its_content():
     assert one_line("a\nb\x1b[31m\ud800\u202e") == "a\\nb\\x1b[31m\\ud800\\u202e"
     assert len(str(UserError("x" * 10**7))) < 2000
 
@@ -108,7 +108,7 @@ def test_pipes_devices_and_sparse_files_are_not_read(tmp_path):
 @pytest.mark.parametrize(
     "text", ["[" * 10**5, "[" * (DEEPEST + 2) + "]" * (DEEPEST + 2), '"\\ud800"', "9" * 10**4, "{", b"\xff"]
 )
-def test_json_that_could_not_be_written_again_is_refused(text):
+def test_json_that_cannot_be_serialised_again_is_refused(text):
     assert "given" in refused(parse_json, text, "given")
     assert parse_json('["\\ud83d\\ude00", NaN]', "given")[0] == "\U0001f600"
 
@@ -128,7 +128,7 @@ def test_json_that_could_not_be_written_again_is_refused(text):
         {"task": "x" * 10**6},
     ],
 )
-def test_a_configuration_with_numbers_that_no_run_has(data):
+def test_a_configuration_with_impossible_numbers(data):
     refused(from_dict, RunConfig, data)
 
 
@@ -170,7 +170,7 @@ def test_only_source_that_the_user_names_is_run_as_a_recipe(tmp_path):
     assert not canary.exists()
 
 
-def test_a_tokenizer_cannot_ask_for_more_than_it_holds():
+def test_a_tokenizers_false_sizes_cost_no_memory():
     made = json.loads(Tokenizer.train(["once upon a time"] * 20, 270).to_json())
     sparse = json.loads(json.dumps(made))
     sparse["model"]["vocab"]["z"] = 2**32 - 1
@@ -180,7 +180,7 @@ def test_a_tokenizer_cannot_ask_for_more_than_it_holds():
         assert "given" in refused(Tokenizer.from_json, json.dumps(described), "given")
 
 
-def test_lines_of_a_log_that_are_no_objects(tmp_path):
+def test_lines_of_a_log_that_are_not_objects(tmp_path):
     run = RunFolder(tmp_path)
     run.log("metrics").write_text('{"step": 1}\n5\n{"step": 2}\n')
     assert "line 2" in refused(read_lines, run.log("metrics"))
@@ -189,7 +189,7 @@ def test_lines_of_a_log_that_are_no_objects(tmp_path):
     assert read_lines(run.log("metrics")) == [{"step": "x"}]
 
 
-def test_packed_text_cannot_ask_for_gigabytes(tmp_path):
+def test_compressed_text_cannot_use_gigabytes(tmp_path):
     frame = b"\x28\xb5\x2f\xfd\x00\xa8" + b"\x29\x00\x00hello"  # a window of 2 GiB for five letters
     (tmp_path / "a.zst").write_bytes(frame)
     (tmp_path / "b.gz").write_bytes(gzip.compress(b" " * 10**7))
@@ -203,7 +203,7 @@ def test_packed_text_cannot_ask_for_gigabytes(tmp_path):
     assert "d.xz" in refused(read["d.xz"])
 
 
-def test_prepared_data_with_a_good_checksum_and_a_bad_mind(tmp_path):
+def test_malicious_prepared_data_with_a_valid_checksum(tmp_path):
     """A manifest is signed by whoever wrote it: its checksum says that nothing was damaged, not that it is honest."""
     from fuzz_targets import TARGETS
     from isoflop.data.manifest import checksum

@@ -98,7 +98,7 @@ def test_steps_in_bfloat16_are_those_of_float32_but_for_rounding(case, expected)
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="compiling for a CPU takes minutes")
 @pytest.mark.parametrize("case", ["default", "window and soft cap"])
-def test_compiled_blocks_are_the_plain_ones(case, expected):
+def test_compiled_blocks_equal_eager_ones(case, expected):
     losses, norms, weights = train_steps(CASES[case], DEVICE, "bfloat16", compiled=True)
     wanted_losses, wanted_norms, wanted = expected(case)
     assert losses == pytest.approx(wanted_losses, rel=1e-2)
@@ -143,7 +143,7 @@ def test_muon_orthogonalises_on_the_card_as_on_the_cpu(dtype):
         assert float((mine - exact).norm() / exact.norm()) < (0.05 if dtype == torch.bfloat16 else 1e-3)
 
 
-def test_the_card_itself_discards_a_step_that_is_not_finite():
+def test_the_gpu_discards_a_non_finite_step():
     """As the run does it: the optimisers are told by a number on the device, which the host has not read."""
     torch.manual_seed(0)
     matrix, vector = (torch.nn.Parameter(torch.randn(shape, device=DEVICE)) for shape in ((64, 32), (64,)))
@@ -167,7 +167,7 @@ def test_the_card_itself_discards_a_step_that_is_not_finite():
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU is never waited for")
 @pytest.mark.parametrize("case", ["default", "gpt2, AdamW", "window and soft cap", "latent attention"])
-def test_no_operation_of_a_step_waits_for_the_card(case):
+def test_no_operation_of_a_step_synchronises(case):
     """torch raises at each operation that synchronises. (A mixture of experts does: it asks for its loads.)"""
     config = override(RunConfig(), [*SHAPE, *CASES[case]])
     runtime = make_runtime(DEVICE, "bfloat16")

@@ -18,7 +18,7 @@ def test_digests_agree_with_a_set():
     assert digest_of(b"never added") not in ours
 
 
-def test_digests_that_agree_in_half_their_bytes_are_told_apart():
+def test_digests_that_agree_in_half_their_bytes_are_distinguished():
     ours = Digests(recent=2)
     digests = [b"sameHalf" + bytes([i]) * 8 for i in range(7)]
     assert all(ours.add(digest) for digest in digests) and not any(ours.add(digest) for digest in digests)

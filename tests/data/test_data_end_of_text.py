@@ -34,7 +34,7 @@ def test_the_refusal_names_the_setting_and_the_setting_works(given, folder_of):
     assert open_prepared(prepared.folder).tokenizer.eot == 256  # it is known without the setting from here on
 
 
-def test_the_mark_survives_and_the_library_passes_over_it(given):
+def test_the_mark_survives_and_the_library_ignores_it(given):
     text = Tokenizer.from_file(given, "<|eos|>").to_json()
     again = Tokenizer.from_json(text)
     assert again.eot == 256 and again.to_json() == text and 256 not in again.encode("<|eos|>")

@@ -120,12 +120,12 @@ def test_weighted_sources_count_with_their_weights(tmp_path):
     assert of_other == pytest.approx(expected, abs=0.03)
 
 
-def test_what_was_prepared_has_the_same_sample_when_it_is_named_by_its_folder(tmp_path):
+def test_prepared_data_named_by_folder_have_the_same_sample(tmp_path):
     data = prepared(write(tmp_path / "text", {"a.txt": prose(PLAIN, 100_000).encode()}))
     assert survey(DataConfig(path=str(data.folder))).sample == excerpt(data, 1_000_000)
 
 
-def test_the_survey_of_text_that_is_not_prepared_goes_beyond_its_beginning(tmp_path):
+def test_the_survey_samples_more_than_the_first_files_beginning(tmp_path):
     content = (prose(OTHER, 1_200_000) + prose(PLAIN, 1_200_000)).encode()
     sample = survey(DataConfig(sources=(write(tmp_path / "text", {"a.txt": content}),))).sample
     of_other = sample.decode(errors="ignore").split()

@@ -154,7 +154,7 @@ def test_columns_under_any_name(tmp_path, layout, compression, name):
     ],
 )
 @pytest.mark.parametrize("ending", [".txt", ".json", ""])
-def test_what_only_looks_like_records_is_text(tmp_path, text, ending):
+def test_text_that_only_resembles_records_is_text(tmp_path, text, ending):
     path = tmp_path / f"file{ending}"
     path.write_text(text)
     found, tally = read(path)
@@ -170,7 +170,7 @@ def test_elements_do_not_depend_on_the_blocks(texts, block, ascii_only):
     assert [value for value, _, reason in found if not reason] == elements == [value for value, _, _ in found]
 
 
-def test_one_line_of_two_gigabytes_is_not_held(monkeypatch):
+def test_one_line_of_two_gigabytes_is_not_held_in_memory(monkeypatch):
     monkeypatch.setattr(json_records, "LONGEST_LINE", 1 << 20)
 
     def blocks():
@@ -198,7 +198,7 @@ def test_a_torn_array_keeps_what_came_before(tmp_path):
         read(path, strict=True)
 
 
-def test_bad_elements_of_an_array_cost_themselves_only(tmp_path):
+def test_bad_elements_of_an_array_do_not_affect_others(tmp_path):
     path = tmp_path / "mixed.json"
     path.write_bytes(
         b'[{"text": "a"}, {"text": null}, 7, {"other": 1}, {"text": "\xff"}, {"text": "\\ud83d"}, {"text": "b"}]'
@@ -208,7 +208,7 @@ def test_bad_elements_of_an_array_cost_themselves_only(tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["lines", "array"])
-def test_records_without_the_column_are_skipped_as_a_whole_with_the_way_out(tmp_path, layout):
+def test_records_without_the_column_are_skipped_with_advice(tmp_path, layout):
     content = records(column="content")
     path = tmp_path / "data.json"
     path.write_text(json.dumps(content) if layout == "array" else "".join(json.dumps(one) + "\n" for one in content))
@@ -305,7 +305,7 @@ def test_runs_and_bytes_of_one_width(tmp_path):
 
 
 @pytest.mark.parametrize("write", [parquet_of, stream_of, arrow_file])
-def test_columns_that_hold_no_text(tmp_path, write):
+def test_columns_without_text(tmp_path, write):
     path = tmp_path / "data"
     path.write_bytes(write(pa.table({"text": [1, 2], "body": ["a", "b"]})))
     with pytest.raises(UserError, match="holds int64, not text"):
@@ -378,7 +378,7 @@ MEMBERS = {
 @pytest.mark.parametrize("pack", [zip_of, tar_of])
 @pytest.mark.parametrize("compression", COMPRESS)
 @pytest.mark.parametrize("name", ["texts.zip", "texts.tar", "texts"])
-def test_archives_are_read_where_they_lie(tmp_path, pack, compression, name):
+def test_archives_are_read_without_unpacking(tmp_path, pack, compression, name):
     path = tmp_path / "in" / f"{name}{compression}"
     path.parent.mkdir()
     path.write_bytes(COMPRESS[compression](pack(MEMBERS)))
@@ -387,7 +387,7 @@ def test_archives_are_read_where_they_lie(tmp_path, pack, compression, name):
     assert [file.name for file in path.parent.iterdir()] == [path.name] and not (tmp_path / "outside.csv").exists()
 
 
-def test_what_an_archive_holds_and_is_not_read_is_counted(tmp_path):
+def test_members_of_an_archive_that_are_not_read_are_counted(tmp_path):
     members = {"a.txt": b"text", "b.png": b"\x89PNG" + bytes(50), "c.zip": zip_of({"d.txt": b"inner"})}
     path = tmp_path / "a.zip"
     path.write_bytes(zip_of(members, zipfile.ZIP_STORED))
@@ -456,7 +456,7 @@ def test_a_tar_cut_between_two_files_is_noticed(tmp_path):
     assert found == ["text"] and "may be truncated" in next(iter(tally.notes))
 
 
-def test_the_disk_is_looked_at_before_anything_is_unpacked(tmp_path, monkeypatch):
+def test_free_disk_space_is_checked_before_unpacking(tmp_path, monkeypatch):
     path = tmp_path / "a.parquet.gz"
     path.write_bytes(gzip.compress(BINARY["parquet"]))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
@@ -481,7 +481,7 @@ def test_several_streams_of_bzip2(tmp_path):
     assert read(path)[0] == ["BZh is how this text begins"]
 
 
-def test_a_window_that_is_too_large_is_no_damage(tmp_path, monkeypatch):
+def test_a_window_that_is_too_large_is_not_called_damage(tmp_path, monkeypatch):
     monkeypatch.setattr(decompress, "ZSTD_WINDOW", 1 << 20)
     monkeypatch.setattr("builtins.max", lambda *numbers: numbers[0] if len(numbers) == 2 else sorted(*numbers)[-1])
     parameters = zstandard.ZstdCompressionParameters(window_log=24, enable_ldm=True)
@@ -504,7 +504,7 @@ def test_a_window_that_is_too_large_is_no_damage(tmp_path, monkeypatch):
         (b"%PDF-1.5", "pdftotext"),
     ],
 )
-def test_what_is_not_read_is_named(tmp_path, start, said):
+def test_formats_that_are_not_read_are_named(tmp_path, start, said):
     path = tmp_path / "file"
     path.write_bytes(start + bytes(range(200)))
     found, tally = read(path)
@@ -535,7 +535,7 @@ SAMPLES = {
 
 @pytest.mark.parametrize("encoding", SAMPLES)
 @pytest.mark.parametrize("compression", ["", ".gz"])
-def test_a_text_in_another_encoding_is_named_with_two_ways_out(tmp_path, encoding, compression):
+def test_a_text_in_another_encoding_is_reported_with_two_solutions(tmp_path, encoding, compression):
     path = tmp_path / f"a.txt{compression}"
     path.write_bytes(COMPRESS[compression](SAMPLES[encoding].encode(encoding)))
     found, tally = read(path)
@@ -599,7 +599,7 @@ def test_decoding_does_not_depend_on_the_blocks(text, encoding, block):
     assert decoded.decode() == f"é {text}"
 
 
-def test_bytes_that_are_no_text_in_the_encoding_cost_their_piece(tmp_path):
+def test_bytes_that_are_invalid_in_the_encoding_skip_their_piece(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes(FRENCH.encode("cp1252") * 60 + b"\n\n" + b"bad \x81\x8d byte\n\n" + FRENCH.encode("cp1252") * 60)
     found, tally = read(path, Reading(encoding="cp1252"))
@@ -608,7 +608,7 @@ def test_bytes_that_are_no_text_in_the_encoding_cost_their_piece(tmp_path):
 
 
 @pytest.mark.parametrize("content", [bytes(range(256)) * 40, b"\xff\xd8\xff\xe0" + bytes(900), bytes(9000)])
-def test_binary_is_no_text_in_any_encoding(tmp_path, content):
+def test_binary_data_are_not_text_in_any_encoding(tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content)
     for encoding in ("", "latin-1", "cp1252", "utf-16-le"):
@@ -617,7 +617,7 @@ def test_binary_is_no_text_in_any_encoding(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", ["latin", "rot13", "base64", "unicode_escape", "idna", "utf-99", "x" * 200])
-def test_a_name_that_is_no_encoding_is_refused(tmp_path, name):
+def test_an_unknown_encoding_is_refused(tmp_path, name):
     if name == "latin":  # Python's own name for it
         DataConfig(encoding=name)
         return
@@ -643,7 +643,7 @@ def test_separators_are_noticed_and_split_when_named(tmp_path, separator, betwee
     assert found == stories and (tally.documents, tally.notes) == (9, {})
 
 
-def test_a_mention_of_a_separator_is_none(tmp_path):
+def test_a_separator_inside_a_sentence_is_not_one(tmp_path):
     path = tmp_path / "doc.md"
     path.write_text("A document ends with `<|endoftext|>`, as `</s>` does.\n")
     assert read(path)[1].notes == {}
@@ -683,7 +683,7 @@ def test_the_note_reaches_the_account(tmp_path, story):
         ("comment.tsv", b"# made by hand\n" + table_text("\t")),
     ],
 )
-def test_text_whose_name_promises_more_is_named(tmp_path, name, content):
+def test_text_named_like_records_is_reported(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
     found, tally = read(path)
@@ -695,7 +695,7 @@ def test_text_whose_name_promises_more_is_named(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("ending", [".txt", ".py", ""])
-def test_text_under_a_name_of_text_needs_no_note(tmp_path, ending):
+def test_text_named_like_text_needs_no_note(tmp_path, ending):
     path = tmp_path / f"a{ending}"
     path.write_bytes(b"one, two\nthree, four\n")
     assert not read(path)[1].notes
@@ -712,7 +712,7 @@ def test_objects_one_after_another_on_a_line(tmp_path, name, between, times):
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])
-def test_a_table_whose_lines_end_as_on_an_old_mac(tmp_path, delimiter):
+def test_a_table_with_carriage_return_line_ends(tmp_path, delimiter):
     path = tmp_path / "a.csv"
     texts = [text.replace("\n", " ") for text in TEXTS]
     path.write_bytes(table_text(delimiter, texts=texts).replace(b"\r\n", b"\r"))
@@ -762,7 +762,7 @@ def test_no_column_of_parquet_is_advised_where_none_holds_text(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "csv", "parquet"])
-def test_a_separator_that_splits_no_records_is_told(tmp_path, ending):
+def test_a_separator_that_does_not_apply_to_records_is_reported(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
     if ending == "parquet":
         pyarrow.parquet.write_table(pa.table({"text": TEXTS}), path)

@@ -50,7 +50,7 @@ def toy(monkeypatch):
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
-def test_a_kind_trains_what_gives_text_back_within_its_size(name, story):
+def test_each_kind_trains_a_lossless_tokenizer_within_its_size(name, story):
     kind = find_kind(name)
     texts = [story(i) for i in range(8)]
     for size in (kind.smallest, kind.smallest + 80):
@@ -64,7 +64,7 @@ def test_a_kind_trains_what_gives_text_back_within_its_size(name, story):
         prepare(DataConfig(tokenizer=name, vocab_size=kind.smallest - 1))
 
 
-def test_the_key_of_prepared_data_is_what_it_was():
+def test_the_key_of_prepared_data_is_unchanged():
     """A new version of the library may train other merges, so that it is part of the key."""
     assert origin_of("bpe") == f"bpe {version('tokenizers')}"
 
@@ -105,7 +105,7 @@ def test_a_toy_prepares_trains_resumes_evaluates_and_samples(toy, tmp_path, caps
     assert "trained pairs of letters" in (whole / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_of_an_unknown_kind_goes_on_with_its_own_tokenizer(toy, tmp_path, monkeypatch, capsys):
+def test_a_run_of_an_unknown_kind_resumes_with_its_own_tokenizer(toy, tmp_path, monkeypatch, capsys):
     """A run folder holds its tokenizer, so that it opens where the kind is not known."""
     corpus = write_texts(tmp_path / "texts")
     out = tmp_path / "run"

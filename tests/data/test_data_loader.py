@@ -55,7 +55,7 @@ def test_any_step_in_any_order_from_any_loader_gives_the_same(mixture):
     assert not torch.equal(Loader(mixture, 16, 6, seed=4).batch(0)[0], straight[0][0])
 
 
-def test_targets_are_the_inputs_one_further(mixture):
+def test_targets_are_the_inputs_shifted_by_one(mixture):
     inputs, targets = Loader(mixture, 16, 6, seed=0).batch(7)
     assert inputs.shape == targets.shape == (6, 16) and inputs.dtype == targets.dtype == torch.int64
     assert torch.equal(inputs[:, 1:], targets[:, :-1]) and inputs.is_contiguous() and targets.is_contiguous()
@@ -138,13 +138,13 @@ def test_ranks_divide_a_batch_into_rows(mixture):
         loader.batch(5, 0, 4)
 
 
-def test_the_files_that_tokens_lie_in_do_not_matter(tmp_path, mixture):
+def test_the_split_into_files_does_not_matter(tmp_path, mixture):
     many = Tokens(tmp_path, MIXTURE, WEIGHTS, shard_bytes=100)
     for step in range(10):
         assert torch.equal(Loader(mixture, 16, 6, 0).batch(step)[0], Loader(many, 16, 6, 0).batch(step)[0])
 
 
-def test_ranges_passed_over_shift_what_follows_and_are_accounted_for(mixture):
+def test_skipped_ranges_shift_later_sequences_and_are_counted(mixture):
     plain, gapped = Loader(mixture, 16, 6, 0), Loader(mixture, 16, 6, 0, skipped=((72, 6), (24, 18)))
     for step, read in [(0, 0), (3, 3), (4, 7), (8, 11), (9, 13), (20, 24)]:
         assert torch.equal(gapped.batch(step)[0], plain.batch(read)[0])
@@ -168,7 +168,7 @@ def test_a_growing_batch_reads_the_same_sequences_in_the_same_order(mixture):
     assert grown.account(4) == plain.account(14)
 
 
-def test_ranges_passed_over_are_whole_steps_of_a_growing_batch(mixture):
+def test_skipped_ranges_are_whole_steps_of_a_growing_batch(mixture):
     sizes = [2, 2, 4, 6, 6, 6, 6, 6, 6]
     before = list(itertools.accumulate(sizes, initial=0)).__getitem__
     gapped, plain = Loader(mixture, 16, before, 0, skipped=((2, 6),)), Loader(mixture, 16, 1, 0)
@@ -186,6 +186,6 @@ def test_a_source_smaller_than_a_window_is_refused_with_both_numbers(tmp_path):
         Loader(Tokens(tmp_path, {"all": 16}), 16, 1, seed=0)
 
 
-def test_a_source_with_a_tiny_weight_is_not_forgotten(tmp_path):
+def test_a_source_with_a_tiny_weight_is_read(tmp_path):
     loader = Loader(Tokens(tmp_path, {"a": 500, "b": 500}, {"a": 1 - 1e-5, "b": 1e-5}), 16, 1000, seed=0)
     assert loader.account(1000).sources["b"].tokens == 10 * 16

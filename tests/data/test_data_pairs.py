@@ -59,13 +59,13 @@ def test_compressed_files_and_blanks_give_the_same_tokens(tmp_path, pack):
     assert prepared(tmp_path / "a.packed").fingerprint == plain.fingerprint
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_input(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_input(tmp_path):
     plain = prepared(write(tmp_path / "a.tsv", some_lines()))
     (tmp_path / "marked.tsv").write_text("\n".join(some_lines()), encoding="utf-8-sig")
     assert prepared(tmp_path / "marked.tsv").fingerprint == plain.fingerprint
 
 
-def test_what_is_no_pair_is_counted(tmp_path):
+def test_lines_that_are_not_pairs_are_counted(tmp_path):
     lines = some_lines()
     extra = ["", "no tab here", "\tno input", "no output\t", "one\ttwo\tthree", lines[0], lines[1]]
     path = write(tmp_path / "a.tsv", [*lines, *extra])
@@ -139,7 +139,7 @@ def test_it_is_prepared_once_and_a_flipped_bit_is_found(tmp_path):
         open_pairs(first.folder)
 
 
-def test_tokens_suit_the_two_sides(tmp_path):
+def test_the_tokenizer_suits_the_two_sides(tmp_path):
     words = prepared(write(tmp_path / "a.tsv", some_lines()))
     assert words.account().tokenizer == "bytes -> units between blanks"
     encode = words.tokenizer.encode
@@ -202,7 +202,7 @@ def test_batches_hold_the_pairs_and_padding_that_is_not_counted(data):
     assert visible.all(1).any() and (targets != IGNORED).all(1).any()  # no wider than the longest
 
 
-def test_steps_passed_over_are_not_read_and_are_accounted_for(data):
+def test_skipped_steps_are_not_read_and_are_counted(data):
     plain, gapped = PairLoader(data, 32, 8, 0), PairLoader(data, 32, 8, 0, skipped=((24, 8), (160, 16)))
     there = [step for step in range(40) if step not in (3, 20, 21)]
     lengths = [plain.tokens(step + 1) - plain.tokens(step) for step in range(40)]

@@ -238,7 +238,7 @@ def test_heldout_text_that_covers_everything_is_refused(folder_of):
         {"tokenizer": "nowhere.json"},
     ],
 )
-def test_nonsense_settings_are_named(folder_of, fields):
+def test_invalid_settings_are_named(folder_of, fields):
     with pytest.raises(UserError, match=next(iter(fields))):
         prepare(config_of(folder_of("text", 5), **fields))
 
@@ -382,7 +382,7 @@ def test_a_script_without_a_main_guard_may_prepare_in_parallel(folder_of, tmp_pa
     assert done.stderr == "" and int(done.stdout) > 0
 
 
-def test_what_killed_preparations_left_is_removed_and_what_is_being_written_is_not(tmp_path, folder_of):
+def test_files_of_killed_preparations_are_removed_and_files_being_written_are_kept(tmp_path, folder_of):
     """As large as the prepared text, it would fill the disk of a machine that is taken away often."""
     home = Path(os.environ["ISOFLOP_HOME"]) / "data"
     lefts = {name: home / f".{name}.0123abcd.tmp" for name in ("left", "held", "young")}

@@ -68,7 +68,7 @@ def test_compression_is_known_by_content_and_may_have_several_members(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.xz", "a.zst", "a.bz2"])
-def test_what_was_unpacked_on_its_way_and_kept_its_name_is_read(tmp_path, name):
+def test_an_unpacked_file_with_a_compressed_name_is_read(tmp_path, name):
     (tmp_path / name).write_bytes("plain text, ä".encode())
     assert read(tmp_path / name)[0] == ["plain text, ä"]
 
@@ -86,7 +86,7 @@ def test_lines_that_are_strings_are_documents(tmp_path):
     assert found == ["one", "two", "three"]
 
 
-def test_text_named_parquet_is_refused_with_a_way_out_that_works(tmp_path):
+def test_text_named_parquet_is_refused_with_advice_that_works(tmp_path):
     (tmp_path / "a.parquet").write_text("nothing but words\n" * 9)
     with pytest.raises(UserError, match=r"--set data\.format=text"):
         read(tmp_path / "a.parquet")
@@ -138,7 +138,7 @@ def test_pieces_do_not_depend_on_the_blocks(parts, block):
     assert all(piece.decode() for piece in cut[0])
 
 
-def test_growth_at_the_end_leaves_the_earlier_pieces_alone(story):
+def test_appending_text_does_not_change_earlier_pieces(story):
     text = "".join(story(i, 20) + "\n" for i in range(100)).encode()
     before, after = list(cut_pieces([text])), list(cut_pieces([text + b"more\n\n" * 30_000]))
     assert after[: len(before) - 1] == before[:-1]
@@ -176,7 +176,7 @@ def tar_of(content):
         (b"surrogate \xed\xa0\x80", "not valid UTF-8 at byte 10"),
     ],
 )
-def test_what_is_not_text_is_skipped_and_counted_and_strict_refuses_it(tmp_path, content, reason):
+def test_binary_files_are_skipped_and_counted_and_strict_refuses_them(tmp_path, content, reason):
     path = tmp_path / "file.dat"
     path.write_bytes(content)
     found, tally = read(path)
@@ -186,7 +186,7 @@ def test_what_is_not_text_is_skipped_and_counted_and_strict_refuses_it(tmp_path,
         read(path, strict=True)
 
 
-def test_an_invalid_byte_far_into_a_long_text_costs_its_piece_only(tmp_path):
+def test_an_invalid_byte_in_a_long_text_skips_only_its_piece(tmp_path):
     paragraphs = [b"good words here\n\n" * 2000] * 10
     paragraphs[6] = b"bad \xff byte\n\n" * 2000
     path = tmp_path / "long.txt"
@@ -197,7 +197,7 @@ def test_an_invalid_byte_far_into_a_long_text_costs_its_piece_only(tmp_path):
     assert not any("bad" in f and "\ufffd" in f for f in found)
 
 
-def test_bad_records_are_counted_with_their_bytes_and_the_file_goes_on(tmp_path):
+def test_bad_records_are_counted_and_the_others_read(tmp_path):
     bad = [
         b'{"text": "\xff"}',
         b"{torn",
@@ -216,7 +216,7 @@ def test_bad_records_are_counted_with_their_bytes_and_the_file_goes_on(tmp_path)
         read(path, strict=True)
 
 
-def test_an_overlong_record_is_not_held(monkeypatch):
+def test_an_overlong_record_is_not_held_in_memory(monkeypatch):
     monkeypatch.setattr(json_records, "LONGEST_LINE", 1000)
     content = b"a\n" + b"x" * 5000 + b"\nb\n"
     found = list(lines(content[i : i + 300] for i in range(0, len(content), 300)))
@@ -226,7 +226,7 @@ def test_an_overlong_record_is_not_held(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("strict", [False, True])
-def test_a_missing_text_column_names_those_there_and_the_way_out(tmp_path, kind, strict):
+def test_a_missing_text_column_names_the_present_ones_and_the_setting(tmp_path, kind, strict):
     path = tmp_path / f"file.{kind}"
     path.write_bytes(parquet(["x"], "body") if kind == "parquet" else b'{"body": "x", "id": 1}\n')
     with pytest.raises(UserError, match=r"columns are body, id.*--set data\.text_column="):
@@ -259,7 +259,7 @@ def test_damaged_parquet_is_one_line(tmp_path, harm):
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_white_space_is_no_document(tmp_path):
+def test_white_space_is_not_a_document(tmp_path):
     path = tmp_path / "file.jsonl"
     path.write_text('{"text": " \\n"}\n{"text": ""}\n{"text": "x"}\n')
     found, tally = read(path)

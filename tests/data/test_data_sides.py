@@ -21,7 +21,7 @@ def write_records(path, texts):
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-def test_texts_that_a_small_budget_leaves_out_are_named_as_that(tmp_path, folder_of):
+def test_documents_left_out_by_a_small_budget_are_named(tmp_path, folder_of):
     """It begins with many short texts that are all alike, so that its texts are thought to be short."""
     folder_of("a", 30)
     long = [f"{number} " * 4000 for number in range(20)]
@@ -35,7 +35,7 @@ def test_texts_that_a_small_budget_leaves_out_are_named_as_that(tmp_path, folder
     assert prepared.account().sources["b"].bytes > 0.9 * sum(map(len, long))
 
 
-def test_texts_that_another_source_has_are_named_as_that(tmp_path, folder_of, story):
+def test_duplicates_between_sources_are_named(tmp_path, folder_of, story):
     folder_of("a", 30)
     write_records(tmp_path / "b.jsonl", [story(number) for number in range(30)])
     with pytest.raises(UserError, match=r"no text of its own to train on \(duplicates: 30\); leave it out or add text"):

@@ -89,7 +89,7 @@ def test_unnamed_sources_get_distinct_names(tmp_path):
         ([""], "a source is empty"),
     ],
 )
-def test_sources_that_cannot_be_meant_are_refused(sources, said):
+def test_invalid_sources_are_refused(sources, said):
     with pytest.raises(UserError, match=said):
         parse_sources(sources)
 
@@ -113,7 +113,7 @@ def test_a_glob_finds_files_and_folders(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["nowhere.txt", "*.nothing", "empty-folder", "/dev/null"])
-def test_what_is_not_there_is_named(tmp_path, monkeypatch, path):
+def test_a_missing_source_is_named(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     Path("empty-folder").mkdir()
     with pytest.raises(UserError) as refused:
@@ -155,7 +155,7 @@ def test_standard_input_may_be_jsonl(monkeypatch, no_spool):
     assert list(documents(DataConfig(sources=("-",)))) == ["one", "two"]
 
 
-def test_a_spooled_file_whose_process_is_gone_is_swept(monkeypatch, no_spool, own_home):
+def test_a_spooled_file_of_an_ended_process_is_removed(monkeypatch, no_spool, own_home):
     left = own_home / "spool" / "1-dead"
     left.parent.mkdir(parents=True)
     left.write_text("old")

@@ -39,7 +39,7 @@ skips = st.lists(
 
 
 @given(skips, skips, st.integers(0, 10**7))
-def test_nothing_is_lost_in_the_count(first, second, used):
+def test_the_tally_counts_everything(first, second, used):
     one, other = Tally(used_bytes=used), Tally()
     for tally, some in ((one, first), (other, second)):
         for skip in some:
@@ -69,7 +69,7 @@ def test_a_thousand_reasons_take_bounded_memory():
     assert "more kinds" in not_used(tally.unused(), tally.found_bytes).lines[-1]
 
 
-def test_what_was_left_out_on_purpose_is_said_and_is_no_warning():
+def test_files_left_out_on_purpose_are_reported_without_a_warning():
     tally = Tally(used_bytes=10, strict=True)
     tally.leave_out("run folder", "runs/a-1", 5_000_000)
     tally.leave_out("run folder", "runs/a-2", 5_000_000)
@@ -84,7 +84,7 @@ def test_sizes_in_words(size, said):
     assert format_bytes(size) == said
 
 
-def test_an_account_of_before_has_words_too():
+def test_an_older_account_is_described_too():
     account = DataAccount.read(
         {
             "skipped": [{"path": "a.png", "reason": "binary, not text", "bytes": 24}],
@@ -137,7 +137,7 @@ def test_the_same_words_on_every_screen_and_in_the_report(tmp_path, capsys, monk
     assert "not used: 1 file, 500 bytes" in capsys.readouterr().err
 
 
-def test_pairs_that_are_not_used_are_said(tmp_path):
+def test_unused_pairs_are_reported(tmp_path):
     lines = [f"word{i}\tW O R D {i}" for i in range(100)] + ["no tab", "long\t" + "x y " * 400, "empty\t\t"]
     (tmp_path / "p.tsv").write_text("\n".join(lines) + "\n")
     account = prepare_pairs(DataConfig(sources=(str(tmp_path / "p.tsv"),), vocab_size=270)).account()

@@ -55,12 +55,12 @@ PLAIN_TEXT = st.text(SETTLED_CHARACTERS) | st.text("ab 1\n\t'sltrve.\xa0é—½�
 
 @settings(max_examples=300, deadline=None)
 @given(text=PLAIN_TEXT)
-def test_remembered_pieces_have_the_librarys_ids(trained, text):
+def test_cached_pieces_have_the_librarys_ids(trained, text):
     for _ in range(2):  # unseen, and seen
         assert trained.encode_batch([text, f" {text}", f"{text}\n{text}"])[1].tolist() == trained.encode(f" {text}")
 
 
-def test_every_settled_character_is_split_as_the_library_splits_it(trained):
+def test_every_known_character_is_split_like_the_librarys(trained):
     """Beside a letter, a number, a sign and white space, on both sides."""
     texts = [
         "".join(
@@ -75,7 +75,7 @@ def test_every_settled_character_is_split_as_the_library_splits_it(trained):
         assert ids.tolist() == trained.encode(text)
 
 
-def test_a_full_memory_is_emptied_and_changes_nothing(trained, monkeypatch):
+def test_emptying_a_full_cache_changes_nothing(trained, monkeypatch):
     monkeypatch.setattr("isoflop.data.pieces.REMEMBERED", 50)
     texts = [" ".join(f"w{i}" for i in range(start, start + 40)) for start in range(0, 400, 20)]
     tokenizer = Tokenizer.from_json(trained.to_json())
@@ -83,7 +83,7 @@ def test_a_full_memory_is_emptied_and_changes_nothing(trained, monkeypatch):
         assert ids.tolist() == trained.encode(text)
 
 
-def test_the_end_of_text_is_the_last_id_and_no_text(trained):
+def test_the_end_of_text_is_the_last_id_and_decodes_to_nothing(trained):
     assert trained.eot == trained.vocab_size - 1 < 320
     assert trained.token_bytes()[trained.eot] == 0 and (trained.token_bytes()[:-1] > 0).all()
     assert trained.decode([*trained.encode("a"), trained.eot, *trained.encode("b")]) == "ab"
@@ -159,7 +159,7 @@ def test_a_small_list_of_merges(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_a_file_that_is_no_tokenizer_is_one_line(tmp_path, content, said):
+def test_a_file_that_is_not_a_tokenizer_is_one_line(tmp_path, content, said):
     path = tmp_path / "given"
     if content is not None:
         path.write_bytes(content)
@@ -205,7 +205,7 @@ def test_a_lossy_tokenizer_is_refused(trained):
             Tokenizer.from_json(foreign(trained, change))
 
 
-def test_a_tokenizer_without_an_end_is_told_what_was_looked_for():
+def test_a_tokenizer_without_an_end_of_text_is_refused_with_the_names_tried():
     bare = tokenizers.Tokenizer(models.BPE({"a": 0}, []))
     with pytest.raises(UserError, match=r"<\|endoftext\|>, </s>"):
         Tokenizer.from_json(bare.to_str())

@@ -109,7 +109,7 @@ def test_without_permission_it_is_skipped_and_counted(for_anybody, story, what):
     assert refused.startswith("UserError") and "Permission denied" in refused
 
 
-def test_damaged_files_among_others_cost_themselves_only(corpus):
+def test_damaged_files_do_not_affect_others(corpus):
     (corpus / "cut.txt.gz").write_bytes(gzip.compress(os.urandom(9000))[:-500])
     (corpus / "no.txt.gz").write_bytes(b"no gzip at all \x00\xff")
     (corpus / "other.jsonl").write_text('{"body": "no text column"}\n' * 3)
@@ -124,7 +124,7 @@ def test_damaged_files_among_others_cost_themselves_only(corpus):
     assert len(list(documents(config_of(corpus)))) == 8
 
 
-def test_what_was_read_of_a_file_before_its_damage_is_kept(tmp_path, story):
+def test_text_before_the_damage_of_a_file_is_kept(tmp_path, story):
     records = "".join(json.dumps({"text": story(i, 30)}) + "\n" for i in range(400)).encode()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(records)[:-20_000])
     account = prepare(config_of(tmp_path / "a.jsonl.gz")).account()
@@ -133,7 +133,7 @@ def test_what_was_read_of_a_file_before_its_damage_is_kept(tmp_path, story):
     assert "truncated" in kind.reason and 0 < kind.bytes <= 100_000
 
 
-def test_a_source_among_several_may_hold_nothing_and_is_said(corpus, tmp_path):
+def test_an_empty_source_among_several_is_reported(corpus, tmp_path):
     """A shell's pattern makes a source of every file."""
     (corpus / "empty.txt").write_text("")
     (corpus / "blank.txt").write_text(" \n")
@@ -173,7 +173,7 @@ def run_folder(path: Path) -> Path:
     return path
 
 
-def test_what_is_no_text_of_the_users_is_left_out_and_said(corpus, tmp_path):
+def test_files_that_are_not_the_users_text_are_left_out_and_reported(corpus, tmp_path):
     run_folder(corpus / "runs/a-1"), run_folder(corpus / "deep/er/run")
     for folder, names in {
         "prepared": ("manifest.json", "tokenizer.json", "heldout.0000.bin", "train.0.0000.bin"),
@@ -227,7 +227,7 @@ def test_a_second_run_does_not_read_the_first(tmp_path, monkeypatch, capsys, sto
     assert one["fingerprint"] == two["fingerprint"]
 
 
-def test_older_rules_of_a_walk_are_kept_for_older_runs(corpus):
+def test_older_runs_keep_their_rules_for_folders(corpus):
     run_folder(corpus / "run")
     (corpus / "linked").symlink_to(corpus.parent)
     source = parse_sources([str(corpus)])[0]
@@ -310,14 +310,14 @@ def test_any_tree_is_walked_to_its_end_and_every_file_is_found_once(made):
 
 
 @pytest.mark.parametrize("name", ["a\x1b[31mred.txt", "two\nlines.txt", "tab\t.txt", "back\u202ewards.txt"])
-def test_a_name_gives_no_orders_to_a_terminal(corpus, capsys, tmp_path, name):
+def test_a_file_name_cannot_control_the_terminal(corpus, capsys, tmp_path, name):
     (corpus / name).write_bytes(b"\xff\xfe\xfd" * 99)
     assert cli(["prepare", str(corpus), "--out", str(tmp_path / "out"), "--set", "data.vocab_size=300"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not used")]
     assert len(lines) == 1 and ".txt)" in lines[0] and lines[0].isprintable()
 
 
-def test_what_lies_below_a_closed_folder_is_not_said_to_be_missing(tmp_path, monkeypatch):
+def test_files_below_an_unreadable_folder_are_not_called_missing(tmp_path, monkeypatch):
     def closed(path, **_):
         raise PermissionError(13, "Permission denied", path)
 

@@ -33,7 +33,7 @@ WORDS = st.lists(st.sampled_from("ab"), min_size=0, max_size=40)
 
 
 @given(st.lists(WORDS, min_size=1, max_size=4), st.lists(WORDS, min_size=0, max_size=4))
-def test_it_is_the_definition(texts, documents):
+def test_it_equals_the_definition(texts, documents):
     def rows(words):
         return {tuple(words[i : i + 13]) for i in range(len(words) - 12)}
 

@@ -29,7 +29,7 @@ def asked(*arguments):
     return [SimpleNamespace(args=one) for one in arguments]
 
 
-def test_it_answers_what_is_asked(lm, model, tokenizer, runtime):
+def test_it_answers_every_kind_of_request(lm, model, tokenizer, runtime):
     pairs = [("The cat sat", " on the mat"), ("", "A fox"), ("The cat sat", " on it")]
     expected = likelihoods(model, tokenizer, [Request(*pair) for pair in pairs], runtime)
     assert lm.loglikelihood(asked(*pairs)) == [(one.nats, one.greedy) for one in expected]
@@ -45,14 +45,14 @@ def test_it_answers_what_is_asked(lm, model, tokenizer, runtime):
         assert text == generate(model, tokenizer, prompt, tokens, temperature=0.0, stops=["."])
 
 
-def test_a_long_text_is_cut_as_lm_eval_says():
+def test_a_long_text_is_cut_like_lm_evals():
     """The example in the docstring of its `loglikelihood_rolling`: ten tokens, a context of four."""
     windows = rolling(np.array([99, *range(10)]), 4)
     assert [window.ids[:-1].tolist() for window in windows] == [[99, 0, 1, 2], [3, 4, 5, 6], [5, 6, 7, 8]]
     assert [window.ids[-window.scored :].tolist() for window in windows] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-def test_lm_eval_that_is_absent_is_named(model, tokenizer, runtime, monkeypatch):
+def test_a_missing_lm_eval_is_named(model, tokenizer, runtime, monkeypatch):
     for name in ("lm_eval", "lm_eval.api", "lm_eval.api.model"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="lm-eval is not installed"):

@@ -41,7 +41,7 @@ def by_hand(model, tokenizer, request):
     return float(nats.sum()), bool((ln_p.argmax(-1) == targets)[scored].all()), len(after)
 
 
-def test_each_is_what_the_model_says_of_it_alone(model, tokenizer, runtime):
+def test_each_likelihood_is_that_of_the_item_alone(model, tokenizer, runtime):
     found = likelihoods(model, tokenizer, REQUESTS, runtime)
     for request, one in zip(REQUESTS, found, strict=True):
         if len(tokenizer.encode(request.continuation)) < model.config.context:
@@ -79,7 +79,7 @@ def test_options_of_one_token_are_read_once(model, tokenizer, runtime, monkeypat
 
 
 @pytest.mark.parametrize("most", [1, 40, 10**6])
-def test_what_is_read_together_changes_nothing(model, tokenizer, runtime, monkeypatch, most):
+def test_the_batch_does_not_change_a_likelihood(model, tokenizer, runtime, monkeypatch, most):
     alone = [likelihoods(model, tokenizer, [request], runtime)[0].nats for request in REQUESTS]
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", most)
     monkeypatch.setattr(likelihood, "CHUNK_LOGITS", 3 * tokenizer.vocab_size)
@@ -87,7 +87,7 @@ def test_what_is_read_together_changes_nothing(model, tokenizer, runtime, monkey
     assert [one.nats for one in together] == pytest.approx(alone, rel=1e-5)
 
 
-def test_several_processes_get_what_one_gets(model, tokenizer, runtime, monkeypatch):
+def test_several_processes_give_the_same_as_one(model, tokenizer, runtime, monkeypatch):
     monkeypatch.setitem(likelihood.BATCH_TOKENS, "cpu", 40)
     expected = likelihoods(model, tokenizer, REQUESTS, runtime)
     parts: list = [None, None]
@@ -111,7 +111,7 @@ def test_several_processes_get_what_one_gets(model, tokenizer, runtime, monkeypa
     assert likelihoods(model, tokenizer, REQUESTS, runtime, Part(0)) == expected
 
 
-def test_the_model_is_left_as_it_was(model, tokenizer, runtime):
+def test_the_models_mode_is_restored(model, tokenizer, runtime):
     model.train()
     try:
         likelihoods(model, tokenizer, REQUESTS[:1], runtime)
@@ -133,7 +133,7 @@ def test_windows_predict_each_id_once(count, first, length, data):
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=9), min_size=1, max_size=20), st.integers(1, 30))
-def test_batches_hold_every_window_and_no_more_tokens_than_they_may(sequences, most):
+def test_batches_have_every_window_within_the_token_limit(sequences, most):
     windows = [Window(np.array(ids), 1) for ids in sequences]
     batches = make_batches(windows, most)
     assert sorted(number for batch in batches for row in batch.rows for number in row) == list(range(len(windows)))

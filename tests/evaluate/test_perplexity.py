@@ -29,7 +29,7 @@ def recipe(logits_of, ids, length, stride):
 
 
 @pytest.mark.parametrize("stride", [1, 7, 16, 31])
-def test_it_is_the_recipe(model, tokenizer, runtime, stride):
+def test_it_equals_the_documented_recipe(model, tokenizer, runtime, stride):
     found = strided(model, tokenizer, [PAGE], stride, runtime)
     with torch.no_grad():
         nats, count = recipe(model, [tokenizer.start, *tokenizer.encode(PAGE)], model.config.context, stride)
@@ -41,7 +41,7 @@ def test_it_is_the_recipe(model, tokenizer, runtime, stride):
 
 
 @pytest.mark.slow
-def test_transformers_finds_the_same_on_the_same_weights(tokenizer, runtime, tmp_path):
+def test_transformers_gives_the_same_on_the_same_weights(tokenizer, runtime, tmp_path):
     transformers = pytest.importorskip("transformers")
     from isoflop import export
     from isoflop.model.build import build_model
@@ -64,7 +64,7 @@ def test_transformers_finds_the_same_on_the_same_weights(tokenizer, runtime, tmp
     assert found.nats / found.tokens == pytest.approx(nats / count, rel=1e-5)
 
 
-def test_each_text_begins_anew_and_empty_ones_count_for_nothing(model, tokenizer, runtime):
+def test_texts_are_independent_and_empty_ones_do_not_count(model, tokenizer, runtime):
     one, two = (strided(model, tokenizer, [text], 8, runtime) for text in (PAGE, "The cat ran."))
     both = strided(model, tokenizer, [PAGE, "", "The cat ran."], 8, runtime)
     assert both.nats == pytest.approx(one.nats + two.nats, rel=1e-6)

@@ -24,7 +24,7 @@ def test_mcnemar_is_the_exact_binomial(one, other):
     assert mcnemar(one, other) == mcnemar(other, one)
 
 
-def test_a_bootstrap_holds_the_mean_and_narrows_with_items():
+def test_a_bootstrap_interval_contains_the_mean_and_narrows_with_items():
     values = np.random.default_rng(0).exponential(size=2000)
     few, many = bootstrap(values[:50], np.exp), bootstrap(values, np.exp)
     for found, part in ((few, values[:50]), (many, values)):
@@ -47,7 +47,7 @@ def test_two_models_are_compared_item_by_item():
     assert paired(nats, nats + generator.normal(0, 0.5, 400), shares=False).p > 0.01
 
 
-def test_holm_asks_more_of_more_comparisons():
+def test_holms_correction_is_stricter_for_more_comparisons():
     assert holm([0.04]) == [True] and holm([0.04, 0.9]) == [False, False]
     assert holm([0.04, 0.001, 0.02]) == [True, True, True] and holm([0.03, 0.001, 0.03]) == [False, True, False]
     assert holm([]) == []

@@ -36,7 +36,7 @@ FOUND_IN_THE_ARCHIVE = {  # items of each suite in the archive of real ones
 
 
 @pytest.mark.parametrize("name", names())
-def test_a_suite_that_comes_with_isoflop_says_where_it_is_from(name):
+def test_a_shipped_suite_names_its_source(name):
     suite = find_suite(name)
     assert suite.name == name and suite.about and suite.source and suite.licence and suite.built_in
     assert metrics_of(suite)[0] in method_of(suite).metrics
@@ -60,7 +60,7 @@ def test_real_items_are_found_in_the_archive(test_data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names())
-def test_every_real_item_is_asked(name, test_data):
+def test_every_real_item_is_scored(name, test_data):
     archive = test_data / "evals.tar.xz"
     if not archive.is_file():
         pytest.skip("ISOFLOP_TEST_DATA has no evals.tar.xz")
@@ -69,7 +69,7 @@ def test_every_real_item_is_asked(name, test_data):
     assert all(option.strip() for item in asked.items for option in item.continuations)
 
 
-def test_a_suite_of_ones_own_is_one_file(write_suite, questions, model, tokenizer, runtime):
+def test_a_users_suite_is_one_file(write_suite, questions, model, tokenizer, runtime):
     path = write_suite(questions, subset="{kind}", also=["unconditional"])
     asked = ask(str(path))
     assert (
@@ -114,7 +114,7 @@ def test_options_are_chosen_by_each_length(write_suite):
     assert found["per_byte"][0] == 1 and found["per_character"][0] == 0  # 4 bytes, 2 characters
 
 
-def test_pairs_contexts_last_words_and_answers_are_judged(write_suite):
+def test_pairs_contexts_last_words_and_answers_are_scored(write_suite):
     pairs = read_suite(write_suite([], name="p", method="pairs", good="{a}", bad="{b}"))
     item = METHODS["pairs"].make(pairs, {"a": "It is.", "b": "It are."}, "p item 1", 1)
     assert item.continuations == ("It is.", "It are.") and item.contexts == ("", "")
@@ -155,7 +155,7 @@ def test_answers_are_written_by_the_engine(write_suite, model, tokenizer, runtim
     assert found.values["exact_match"].shape == (2,) and found.score().low == 0
 
 
-def test_examples_stand_in_front_and_never_are_the_item(write_suite, questions):
+def test_examples_come_before_the_item_and_are_never_the_item(write_suite, questions):
     shots = {"count": 1, "same": "{kind}", "between": "\n\n"}
     path = write_suite([q for q in questions if q["kind"] in "cd"], before="Answer.\n", shots=shots)
     suite = read_suite(path)
@@ -170,7 +170,7 @@ def test_examples_stand_in_front_and_never_are_the_item(write_suite, questions):
         read_items(read_suite(write_suite(questions, shots={**shots, "count": 3})), method_of(suite).make)
 
 
-def test_items_are_found_from_the_right_in_folders_and_archives(write_suite, questions, tmp_path):
+def test_items_are_found_by_the_end_of_their_path_in_folders_and_archives(write_suite, questions, tmp_path):
     path = write_suite(questions, name="deep", files=["set/*.jsonl"])
     folder = tmp_path / "data" / "somewhere" / "set"
     folder.mkdir(parents=True)
@@ -254,7 +254,7 @@ def test_a_malformed_suite_is_one_line(write_suite, fields, said):
     assert "\n" not in str(raised.value)
 
 
-def test_what_is_no_suite_is_said_to_be_none(tmp_path):
+def test_a_file_that_is_no_suite_is_refused(tmp_path):
     (tmp_path / "broken.toml").write_text("name = \n")
     with pytest.raises(UserError, match=r"broken\.toml is no TOML .*line 1"):
         ask(str(tmp_path / "broken.toml"))
@@ -292,7 +292,7 @@ def test_templates_fill_fields_and_nothing_else():
             fill(template, record, "item 1")
 
 
-def test_a_likelihood_that_is_not_finite_is_said(write_suite, questions, model, tokenizer, runtime, monkeypatch):
+def test_a_likelihood_that_is_not_finite_is_reported(write_suite, questions, model, tokenizer, runtime, monkeypatch):
     asked = ask(str(write_suite(questions)))
     logits = model.logits
     monkeypatch.setattr(model, "logits", lambda h: logits(h) * np.nan)
@@ -300,7 +300,7 @@ def test_a_likelihood_that_is_not_finite_is_said(write_suite, questions, model, 
         score(model, tokenizer, asked, runtime)
 
 
-def test_an_archive_may_hold_anything_else(write_suite, questions, tmp_path):
+def test_an_archive_may_contain_other_files(write_suite, questions, tmp_path):
     """What is not asked for is passed over: links, folders, files of other names."""
     path = write_suite(questions, name="one")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:

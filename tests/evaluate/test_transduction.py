@@ -32,12 +32,12 @@ def test_rates_count_edits_over_the_nearest_references_units():
     assert found.unit == "between blanks"
 
 
-def test_text_without_blanks_is_judged_by_characters():
+def test_text_without_spaces_is_scored_by_characters():
     found = judge(lambda words: ["cba", "xx"], {"abc": ["cba"], "de": ["ed"]})
     assert (found.edits, found.units, found.exact, found.unit) == (2, 5, 1, "characters")
 
 
-def test_an_empty_answer_costs_every_unit():
+def test_an_empty_answer_counts_every_unit_as_an_error():
     rng = random.Random(0)
     wanted = {str(i): [" ".join(rng.choices("xyz", k=5))] for i in range(20)}
     assert judge(lambda words: [""] * len(words), wanted).unit_error_rate == 1.0

@@ -61,7 +61,7 @@ def test_it_is_written_and_read_back(target, name, tmp_path):
     assert again.encode(PROBE) == tokenizer.encode(PROBE) and again.eot not in again.encode(name)
 
 
-def test_llama2c_takes_it_too(tmp_path):
+def test_llama2c_supports_it_too(tmp_path):
     tokenizer, bundle = bundle_of("<|doc|>")
     export.write(bundle, "llama2c", tmp_path, "x")
     again = Tokenizer.from_json(export.read(tmp_path / "model.bin").tokenizer)
@@ -102,11 +102,11 @@ def foreign(tmp_path, **config):
 
 
 @pytest.mark.parametrize("said", [258, [258, 3]])
-def test_a_foreign_model_says_itself_which_token_it_is(said, tmp_path):
+def test_an_imported_model_names_its_end_of_text(said, tmp_path):
     assert Tokenizer.from_json(export.read(foreign(tmp_path, eos_token_id=said)).tokenizer).eot == 258
 
 
-def test_where_it_does_not_say_the_advice_works(tmp_path, capsys):
+def test_without_a_name_the_advice_works(tmp_path, capsys):
     (tmp_path / "hf").mkdir()
     folder = foreign(tmp_path / "hf")
     assert run(["import", str(folder), "--out", str(tmp_path / "run")]) == 2
@@ -116,7 +116,7 @@ def test_where_it_does_not_say_the_advice_works(tmp_path, capsys):
     assert run(["sample", str(tmp_path / "run"), "--tokens", "3"]) == 0
 
 
-def test_a_tokenizer_that_llama_cpp_cannot_load_is_refused_and_said_by_the_plan(tmp_path):
+def test_a_tokenizer_that_llama_cpp_cannot_load_is_refused_and_noted_in_the_plan(tmp_path):
     tokenizer = Tokenizer.from_json(byte_level("<|endoftext|>", merged=False))
     _, bundle = bundle_of("<|eos|>")
     bundle = replace(bundle, tokenizer=tokenizer.to_json())

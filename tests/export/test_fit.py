@@ -104,7 +104,7 @@ def built(**fields):
     return config
 
 
-def test_the_way_out_works_for_combinations_of_entries():
+def test_the_advice_works_for_combinations_of_entries():
     tried = 0
     for names in itertools.islice(itertools.product(*SLOTS.values()), 0, None, 61):  # every entry with many others
         if config := built(**SHAPE, **dict(zip(SLOTS, names, strict=True))):
@@ -164,14 +164,14 @@ CONFIGS = st.fixed_dictionaries(
 
 @settings(max_examples=60, deadline=None)
 @given(CONFIGS)
-def test_the_way_out_works_for_any_options(fields):
+def test_the_advice_works_for_any_options(fields):
     if config := built(**fields):
         assert_the_way_out_works(config)
 
 
 @settings(max_examples=15, deadline=None)
 @given(fields=CONFIGS, target=st.sampled_from(["hf", "gguf"]))
-def test_what_is_said_to_be_possible_is_written_and_read_back(fields, target, tokenizer, tmp_path_factory):
+def test_every_format_called_possible_is_written_and_read_back(fields, target, tokenizer, tmp_path_factory):
     config = built(**{**fields, "layers": 1})
     if config is None:
         return
@@ -182,7 +182,7 @@ def test_what_is_said_to_be_possible_is_written_and_read_back(fields, target, to
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_way_out_works_for_every_preset(name):
+def test_the_advice_works_for_every_preset(name):
     preset = PRESETS[name]()
     kv_heads = ["attention.kv_heads=0"] if "kv_heads" in dict(preset.attention.options) else []
     small = would_fit(preset, ["layers=2", "d_model=64", "heads=2", *kv_heads])
@@ -224,7 +224,7 @@ def test_a_swiglu_run_is_exported_and_a_refusal_names_what_to_set(corpus, tmp_pa
     assert "--to onnx is not one of hf, gguf, llama2c" in capsys.readouterr().err
 
 
-def test_a_trained_tokenizer_has_no_place_in_llama2c(tmp_path, tokenizer):
+def test_a_trained_tokenizer_cannot_be_written_as_llama2c(tmp_path, tokenizer):
     config = PRESETS["stories-260k"](vocab_size=320, context=16)
     with pytest.raises(UserError, match="export --to gguf"):
         export.write(bundle_of(config, tokenizer), "llama2c", tmp_path, "x")
@@ -232,7 +232,7 @@ def test_a_trained_tokenizer_has_no_place_in_llama2c(tmp_path, tokenizer):
     assert not said.possible and said.tokenizer and not said.sets
 
 
-def test_a_stories_model_goes_out_as_it_came_in(test_data, tmp_path):
+def test_a_llama2c_model_is_exported_as_it_was_imported(test_data, tmp_path):
     with tarfile.open(test_data / "stories260K.tar.xz") as archive:
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "stories260K"

@@ -143,7 +143,7 @@ def assert_alike(ours: GPT, theirs, tokens, context=None):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("kind", THEIRS)
-def test_what_transformers_saves_we_read(kind, seed, tmp_path, tokenizer):
+def test_isoflop_reads_what_transformers_saves(kind, seed, tmp_path, tokenizer):
     theirs = their_model(kind, seed)
     theirs.save_pretrained(tmp_path)
     bundle = read_folder(tmp_path, tokenizer.to_json())
@@ -153,7 +153,7 @@ def test_what_transformers_saves_we_read(kind, seed, tmp_path, tokenizer):
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("kind", OURS)
-def test_what_we_write_transformers_reads(kind, seed, tmp_path, tokenizer):
+def test_transformers_reads_what_isoflop_writes(kind, seed, tmp_path, tokenizer):
     ours = stir(GPT(OURS[kind]), seed).eval()
     weights = {name: p.detach().clone() for name, p in weights_of(ours).items()}
     write_folder(Bundle(ours.config, weights, tokenizer.to_json()), tmp_path)
@@ -192,7 +192,7 @@ def test_gpt2_in_its_own_shape(seed, tmp_path, tokenizer):
         assert torch.equal(p, q), name
 
 
-def test_the_tokenizer_travels(tmp_path, tokenizer):
+def test_the_tokenizer_is_exported_and_imported(tmp_path, tokenizer):
     bundle = Bundle(OURS["modern"], weights_of(GPT(OURS["modern"])), tokenizer.to_json())
     write_folder(bundle, tmp_path)
     auto = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -267,7 +267,7 @@ def test_an_independent_reader_reads_our_gguf(kind, tmp_path, tokenizer):
         assert (ours(tokens) - theirs(tokens).logits).abs().max() < 1e-4
 
 
-def test_either_generation_of_config_json_has_llama3s_scaling(tmp_path, tokenizer):
+def test_both_versions_of_config_json_have_llama3s_scaling(tmp_path, tokenizer):
     their_model("llama 3", 0).save_pretrained(tmp_path)
     said = json.loads((tmp_path / "config.json").read_text())
     position = read_folder(tmp_path, tokenizer.to_json()).config.position
@@ -287,7 +287,7 @@ def test_either_generation_of_config_json_has_llama3s_scaling(tmp_path, tokenize
 @pytest.mark.parametrize(
     "factor, original, head_dim", [(8.0, 8192, 64), (32.0, 8192, 128), (4.0, 16, 16), (2.5, 4096, 64)]
 )
-def test_llama3s_scaling_goes_through_gguf(factor, original, head_dim, stated, tmp_path, tokenizer, monkeypatch):
+def test_llama3s_scaling_survives_gguf(factor, original, head_dim, stated, tmp_path, tokenizer, monkeypatch):
     """Also in a file of others, which has the factors alone."""
     pytest.importorskip("gguf", reason="needs the gguf package: pip install 'isoflop[gguf]'")
     base = 500_000.0 if original > 100 else 500.0

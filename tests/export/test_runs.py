@@ -47,7 +47,7 @@ def imported(hf, tmp_path):
     return tmp_path / "run"
 
 
-def test_an_imported_run_is_a_run(imported, corpus, capsys, tmp_path):
+def test_an_imported_run_works_like_any_other(imported, corpus, capsys, tmp_path):
     assert run(["sample", str(imported), "--prompt", "Once", "--tokens", "5"]) == 0
     assert run(["eval", str(imported), str(corpus / "1.txt"), "--json"]) == 0
     assert run(["runs", str(tmp_path)]) == 0
@@ -56,7 +56,7 @@ def test_an_imported_run_is_a_run(imported, corpus, capsys, tmp_path):
     assert "it was not trained here" in (imported / "report.html").read_text()
 
 
-def test_what_an_imported_run_has_not_is_said_in_one_line(imported, capsys):
+def test_what_an_imported_run_lacks_is_reported_in_one_line(imported, capsys):
     assert run(["eval", str(imported)]) == 2
     assert "has no text of its own" in capsys.readouterr().err
     assert run(["train", "--resume", str(imported)]) == 2
@@ -65,7 +65,7 @@ def test_what_an_imported_run_has_not_is_said_in_one_line(imported, capsys):
     assert "holds another run" in capsys.readouterr().err
 
 
-def test_training_goes_on_from_an_imported_run(imported, corpus, tmp_path):
+def test_training_starts_from_an_imported_run(imported, corpus, tmp_path):
     small = ["batch.sequences=2", "runtime.dtype=float32", "runtime.threads=1", "data.workers=1"]
     result = job.pretrain([str(corpus)], "2steps", tmp_path / "on", init=imported, assignments=small)
     model, tokenizer = isoflop.load(result.folder)
@@ -73,7 +73,7 @@ def test_training_goes_on_from_an_imported_run(imported, corpus, tmp_path):
     assert tokenizer.vocab_size == 320
 
 
-def test_a_run_comes_back_as_it_went(imported, tmp_path):
+def test_an_exported_run_is_imported_unchanged(imported, tmp_path):
     assert job.export_model(imported, "hf", tmp_path / "out").difference == 0
     job.import_model(tmp_path / "out", tmp_path / "again")
     one, other = isoflop.load(imported)[0], isoflop.load(tmp_path / "again")[0]
@@ -95,7 +95,7 @@ def test_an_export_that_does_not_read_back_leaves_nothing(imported, tmp_path, mo
 
 
 @pytest.mark.parametrize("lost", ["embed_tokens.weight", "0.self_attn.q_proj.weight"])
-def test_the_check_of_an_export_sees_what_logits_do_not_show(lost, tokenizer, tmp_path, monkeypatch):
+def test_the_check_of_an_export_compares_every_tensor(lost, tokenizer, tmp_path, monkeypatch):
     """The head of a new model is zero, and so are its logits, whatever lies before it."""
     honest, model = bundles.to_theirs, GPT(CONFIG)
 
@@ -195,14 +195,14 @@ def test_a_byte_level_tokenizer_that_composes_characters_is_read_without_that(hf
         assert read.decode(read.encode(text)) == text
 
 
-def test_sentencepieces_own_file_is_named(hf):
+def test_sentencepieces_own_format_is_refused_by_name(hf):
     (hf / "tokenizer.json").unlink()
     (hf / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
     with pytest.raises(UserError, match=r"tokenizer\.model is SentencePiece's own form"):
         export.read(hf)
 
 
-def test_every_architecture_of_a_format_says_what_it_is_made_of():
+def test_every_architecture_of_a_format_has_a_description():
     assert {*HUGGING_FACE, *GGUF} == set(FAMILIES)
     for name, row in HUGGING_FACE.items():
         assert row.activation[1] in row.activations, name

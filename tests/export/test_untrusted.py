@@ -68,7 +68,7 @@ def change(path, **fields):
         ({"attention_bias": True}, "bias"),
     ],
 )
-def test_a_config_that_lies_is_named(hf, fields, named):
+def test_a_false_config_is_named(hf, fields, named):
     if fields == {"tie_word_embeddings": False}:
         tensors = load_file(hf / "model.safetensors")
         del tensors["lm_head.weight"]
@@ -79,7 +79,7 @@ def test_a_config_that_lies_is_named(hf, fields, named):
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_are_no_safetensors_are_one_line(hf):
+def test_weights_that_are_not_safetensors_are_one_line(hf):
     whole = (hf / "model.safetensors").read_bytes()
     for data in (whole[:-100], whole[:4], b"", struct.pack("<Q", 2**60) + whole[8:], b"\0" * 64):
         (hf / "model.safetensors").write_bytes(data)
@@ -88,7 +88,7 @@ def test_weights_that_are_no_safetensors_are_one_line(hf):
         assert "\n" not in str(error.value)
 
 
-def test_integers_and_strangers_among_the_weights_are_refused(hf):
+def test_integer_and_unknown_tensors_are_refused(hf):
     tensors = load_file(hf / "model.safetensors")
     save_file({**tensors, "model.norm.weight": torch.ones(16, dtype=torch.int32)}, hf / "model.safetensors")
     with pytest.raises(UserError, match="I32"):
@@ -113,7 +113,7 @@ def test_a_pickle_is_never_opened(hf, tmp_path):
     assert not (tmp_path / "was here").exists()
 
 
-def test_an_index_cannot_lead_out_of_its_folder(hf):
+def test_an_index_cannot_name_files_outside_its_folder(hf):
     (hf / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
     with pytest.raises(UserError, match="weight_map"):
         export.read(hf)
@@ -128,7 +128,7 @@ def test_every_cut_of_a_gguf_is_one_line(gguf):
         assert "\n" not in str(error.value)
 
 
-def test_lengths_that_a_gguf_makes_up_cost_nothing(gguf):
+def test_false_lengths_in_a_gguf_cost_no_memory(gguf):
     whole = gguf.read_bytes()
     for start in range(8, 6000, 53):  # a huge number anywhere in the header: read as the same model or refused
         gguf.write_bytes(whole[:start] + struct.pack("<Q", 2**60) + whole[start + 8 :])

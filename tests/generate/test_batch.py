@@ -169,7 +169,7 @@ def all_steps(batch):
     return rows
 
 
-def test_rows_have_rules_and_lengths_of_their_own():
+def test_each_row_has_its_own_rules_and_length():
     """Every way of choosing in one batch, in float32 too."""
     samplings = [
         Sampling(0.0),
@@ -196,7 +196,7 @@ def test_draws_are_the_rows_own_bit_for_bit():
     assert together == [1.0 - torch.rand(1, generator=generator, dtype=torch.float64).item() for _ in range(180)]
 
 
-def test_a_row_can_be_ended_from_outside_and_another_takes_its_place():
+def test_a_row_can_be_stopped_and_another_takes_its_slot():
     model, prompts = model_of({}), some_prompts()
     batch, rows = Batch(model, orders_of(prompts), slots=2), {}
     for numbers, tokens in batch.run():
@@ -208,7 +208,7 @@ def test_a_row_can_be_ended_from_outside_and_another_takes_its_place():
     assert rows == {number: row[:3] if number % 2 else row for number, row in whole.items()}
 
 
-def test_what_prompts_share_is_read_once():
+def test_shared_prefixes_are_computed_once():
     model, seen = model_of({"position": "rotary"}, context=120), []
     common = list(range(19)) * 5
     model.embedding.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
@@ -246,7 +246,7 @@ def test_groups_are_all_rows_once_and_bounded(lengths):
         assert padding <= max(batching.WORTH_A_PASS, batching.PADDING * size)
 
 
-def test_memory_is_estimated_and_what_does_not_fit_is_refused_with_a_number_that_does(monkeypatch):
+def test_memory_is_estimated_and_too_many_slots_are_refused_with_a_number_that_fits(monkeypatch):
     model = model_of({})
     row = bytes_of_row(model, CONTEXT)
     batch = Batch(model, orders_of([[1] * 10] * 5, tokens=15))
@@ -314,7 +314,7 @@ class Flip(nn.Module):
     ],
     ids=lambda value: name_of(value) if isinstance(value, dict) else value or "ragged",
 )
-def test_a_part_that_needs_one_position_for_all_rows_is_named_and_served_row_by_row(case, named):
+def test_a_block_without_ragged_positions_is_decoded_row_by_row(case, named):
     with trust_code(__name__):
         model = model_of(case)
     assert not_ragged(model) == named
@@ -323,7 +323,7 @@ def test_a_part_that_needs_one_position_for_all_rows_is_named_and_served_row_by_
         assert written(model, prompts, 5, temperature=0.0) == alone(model, prompts, 5, temperature=0.0)
 
 
-def test_a_hidden_place_never_makes_a_row_no_number():
+def test_masked_positions_never_make_a_row_nan():
     """What was held of rows that are gone, huge or not, is hidden from those that come."""
     model, cache = model_of({"position": "rotary"}), KVCache(8, slots=2, spare=2)
     cache.place(np.array([-3, 0]))

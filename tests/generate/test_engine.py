@@ -64,7 +64,7 @@ def test_a_cache_that_is_full_refuses():
         prefill(model, torch.zeros(1, 5, dtype=torch.long), cache)
 
 
-def test_a_cleared_cache_starts_anew():
+def test_a_cleared_cache_starts_empty():
     model, cache = model_of().double(), KVCache(16)
     prefill(model, torch.randint(257, (1, 12)), cache)
     cache.clear()
@@ -93,7 +93,7 @@ def test_a_long_prompt_is_read_from_its_end():
     assert list(stream(model, prompt, 4, temperature=0.0)) == list(stream(model, prompt[-8:], 4, temperature=0.0))
 
 
-def test_a_seed_is_a_text_and_the_global_generator_is_left_alone():
+def test_a_seed_fixes_the_text_and_the_global_generator_is_unchanged():
     model = model_of()
     state = torch.get_rng_state()
     one, again, other = (generate(model, Bytes(), "ab", 30, seed=s, stop_at_eot=False) for s in (3, 3, 4))
@@ -116,13 +116,13 @@ def test_the_prompt_follows_an_end_of_text():
     assert seen == [[[256, 97, 98]], [[256]]]
 
 
-def test_an_end_of_text_ends_it_or_is_written_as_nothing():
+def test_an_end_of_text_stops_generation_or_decodes_to_nothing():
     ids = [*b"one", 256, *b"two"]
     assert generate(Says(ids), Bytes(), "", 7) == "one"
     assert generate(Says(ids), Bytes(), "", 7, stop_at_eot=False) == "onetwo"
 
 
-def test_no_more_tokens_are_worked_out_than_asked_for():
+def test_no_more_tokens_are_computed_than_requested():
     model = Says(b"abcdef")
     assert generate(model, Bytes(), "", 4) == "abcd"
     assert model.asked == 4
@@ -140,7 +140,7 @@ def test_pieces_are_whole_characters_and_join_to_the_text(data):
         assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces[:-1])
 
 
-def test_pieces_come_while_it_writes():
+def test_pieces_are_streamed():
     model = Says(b"abcd")
     asked = []
     generate(model, Bytes(), "", 4, on_text=lambda piece: asked.append(model.asked))
@@ -148,7 +148,7 @@ def test_pieces_come_while_it_writes():
 
 
 @pytest.mark.parametrize("arguments", [{"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"tokens": 0}])
-def test_nonsense_is_refused_before_any_work(arguments):
+def test_invalid_arguments_are_refused_before_any_work(arguments):
     model = Says(b"")
     with pytest.raises(UserError):
         generate(model, Bytes(), "", **{"tokens": 1, **arguments})
@@ -160,7 +160,7 @@ PROMPTS = [[256, 5, 9], [256], [256, *range(40)], [256, 7, 7, 7, 7, 7, 7], [3, 1
 
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_side_by_side_each_writes_what_it_writes_alone(preset, temperature):
+def test_each_row_of_a_batch_equals_the_row_alone(preset, temperature):
     """Prompts of all lengths, one past the context; on past the end of the context; by their own seeds."""
     model = model_of(preset).double()
     how = {"temperature": temperature, "top_p": 0.9}
@@ -181,7 +181,7 @@ def test_a_row_that_stops_leaves_the_others_as_they_were():
     assert len({len(row) for row in rows}) > 1
 
 
-def test_texts_side_by_side_are_those_alone():
+def test_each_text_of_a_batch_equals_the_text_alone():
     model = model_of().double()
     prompts = ["ab", "", "a longer one, past the context", "é"]
     alone = [generate(model, Bytes(), prompt, 20, seed=5 + i) for i, prompt in enumerate(prompts)]
@@ -190,7 +190,7 @@ def test_texts_side_by_side_are_those_alone():
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
-def test_laid_out_for_decoding_is_the_same_model(preset):
+def test_the_decoding_layout_does_not_change_the_model(preset):
     model = model_of(preset).double()
     tokens, before = torch.randint(257, (2, 9)), {name: t.clone() for name, t in model.state_dict().items()}
     logits, said = model(tokens), list(stream(model, [256, 1], 20, temperature=0.0))

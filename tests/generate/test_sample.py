@@ -22,7 +22,7 @@ def kept(**arguments):
     return (probabilities(LOGITS, **arguments) > 0).tolist()
 
 
-def test_plain_probabilities():
+def test_probabilities_are_the_softmax():
     torch.testing.assert_close(probabilities(LOGITS), LOGITS.exp())
 
 
@@ -59,7 +59,7 @@ def test_what_is_kept_sums_to_one():
 
 @pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999])
 @pytest.mark.parametrize("spread", [0.1, 8.0])
-def test_a_few_looked_at_are_what_sorting_everything_gives(top_p, spread):
+def test_partial_sorting_equals_full_sorting(top_p, spread):
     """Flat logits, of which thousands are kept, and steep ones, of which a few are."""
     logits = torch.randn(3, 20 * FIRST_LOOK, generator=torch.Generator().manual_seed(0)) * spread
     p, ids = logits.softmax(-1).sort(dim=-1, descending=True)
@@ -69,7 +69,7 @@ def test_a_few_looked_at_are_what_sorting_everything_gives(top_p, spread):
     assert ((wanted > 0).sum(-1) > FIRST_LOOK).tolist() == [spread < 1.0] * 3
 
 
-def test_what_has_no_probability_is_never_picked():
+def test_tokens_of_probability_zero_are_never_picked():
     p = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).expand(1000, 5)
     assert set(pick(p, torch.Generator().manual_seed(0)).tolist()) == {1, 3}
 
@@ -118,7 +118,7 @@ def transformers_way(logits, temperature, top_k, top_p, min_p):
 
 
 @given(data=st.data())
-def test_any_rules_side_by_side_are_those_alone_and_the_formula(data):
+def test_rules_of_a_batch_equal_those_of_single_rows_and_the_formula(data):
     rows = data.draw(st.integers(1, 5))
     V = data.draw(st.sampled_from([2, 30, 700]))
     spread = data.draw(st.sampled_from([0.01, 1.0, 9.0]))
@@ -145,7 +145,7 @@ def test_any_rules_side_by_side_are_those_alone_and_the_formula(data):
             assert (wanted - found).abs().sum() < 1e-3 or abs(int((wanted > 0).sum()) - int((found > 0).sum())) <= 1
 
 
-def test_a_seed_writes_what_it_wrote_before_there_were_batches():
+def test_a_seed_gives_the_same_text_as_in_earlier_versions():
     """The numbers are those of one torch.rand a token, and what is kept is cut where it was."""
     logits = torch.randn(200, 600, generator=torch.Generator().manual_seed(0)) * 3
     generator, expected = torch.Generator().manual_seed(7), []

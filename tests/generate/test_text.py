@@ -63,7 +63,7 @@ def test_each_row_ends_at_its_own_stop_string():
     assert cut[0] != whole[0]
 
 
-def test_a_row_that_came_to_its_stop_string_costs_no_more():
+def test_a_row_that_reached_its_stop_string_is_not_computed():
     model, asked = model_of(), []
     model.embedding.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
     whole = generate_all(model, Bytes(), ["a", "b"], 30)
@@ -83,12 +83,12 @@ def test_a_row_that_came_to_its_stop_string_costs_no_more():
         ({"repetition_penalty": float("inf")}, "--repetition-penalty inf"),
     ],
 )
-def test_nonsense_is_named(arguments, named):
+def test_invalid_arguments_are_named(arguments, named):
     with pytest.raises(UserError, match=named):
         generate(model_of(), Bytes(), "a", 3, **arguments)
 
 
-def test_a_repetition_penalty_is_for_what_was_read_or_written():
+def test_the_repetition_penalty_covers_prompt_and_output():
     model = model_of()
     plain = generate_all(model, Bytes(), ["abab"] * 20, 25, seed=0)
     varied = generate_all(model, Bytes(), ["abab"] * 20, 25, seed=0, repetition_penalty=5.0)

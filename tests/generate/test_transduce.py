@@ -38,7 +38,7 @@ def log_p(model, source, written):
     return model(torch.tensor(source)[None], None, tokens)[0, -1].log_softmax(-1)
 
 
-def test_greedy_takes_the_likeliest_token_each_time(model, sources):
+def test_greedy_takes_the_most_likely_token(model, sources):
     found = transduce(model, sources, EOT)
     assert model.training  # it was, and still is
     for source, output in zip(sources, found, strict=True):
@@ -73,7 +73,7 @@ def test_a_wider_beam_is_not_worse_and_rows_do_not_mix(model, sources):
     assert sum(gains) > 0
 
 
-def test_what_makes_no_sense_is_refused(model, sources):
+def test_invalid_arguments_are_refused(model, sources):
     with pytest.raises(UserError, match="--beam 0"):
         transduce(model, sources, EOT, beam=0)
     with pytest.raises(UserError, match="context"):
@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_refused(model, sources):
 @pytest.mark.parametrize("beam", [1, 3])
 @pytest.mark.parametrize("attention", ["full", "latent", "none", Spec("banded", window=2), Spec("full", kv_heads=1)])
 @pytest.mark.parametrize("position", ["none", "learned", "sinusoidal", "rotary"])
-def test_sources_leave_and_others_take_their_places(position, attention, beam):
+def test_finished_sources_make_room_for_others(position, attention, beam):
     torch.manual_seed(1)
     shape = {"vocab_size": V, "context": 9, "layers": 2, "d_model": 16, "heads": 2, "init": Spec("gpt2")}
     model = EncoderDecoder(ModelConfig(**shape, position=position, attention=attention)).double()

@@ -24,18 +24,18 @@ def timed(monkeypatch):
     return devices
 
 
-def test_a_second_start_remembers(timed):
+def test_a_second_start_uses_the_cached_peak(timed):
     assert ceiling.machine_peak("cpu") == ceiling.machine_peak("cpu") == {"float32": 1e9}
     assert timed == ["cpu"]
 
 
-def test_another_version_or_a_week_later_it_is_timed_anew(timed, monkeypatch):
+def test_the_peak_is_timed_again_for_another_version_or_after_a_week(timed, monkeypatch):
     first = ceiling.machine_peak("cpu")
     monkeypatch.setattr(ceiling, "describe_machine", lambda device: {"torch": "another"})
     assert ceiling.machine_peak("cpu") != first
 
 
-def test_it_does_not_last(timed, monkeypatch):
+def test_the_cached_peak_expires(timed, monkeypatch):
     first, now = ceiling.machine_peak("cpu"), ceiling.time.time()
     monkeypatch.setattr(ceiling.time, "time", lambda: now + 8 * 86_400)
     assert ceiling.machine_peak("cpu") != first
@@ -43,7 +43,7 @@ def test_it_does_not_last(timed, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[3]", '[{"machine": {}, "time": 1, "peak": {"float32": -1}}]', "[" * 9])
-def test_a_damaged_memory_is_no_memory(timed, content):
+def test_a_damaged_cache_is_ignored(timed, content):
     files.home().mkdir(parents=True, exist_ok=True)
     (files.home() / ceiling.FILE).write_text(content)
     assert ceiling.machine_peak("cpu") == {"float32": 1e9}

@@ -29,7 +29,7 @@ def length(more: str, *lines: TrainingLine, decisions: tuple[DecisionLine, ...] 
     return extended_length(run, config, Timetable(config.schedule, config.steps), parse_budget(more))
 
 
-def test_how_long_a_run_gets():
+def test_the_length_of_an_extended_run():
     last = TrainingLine(step=100, seconds=50.0, tokens=20_000, flops=1e9)
     assert length("+40steps", last) == length("+40steps") == (0.0, 140)
     assert length("+4000tok", last) == (0.0, 120)
@@ -41,7 +41,7 @@ def test_how_long_a_run_gets():
 
 
 @pytest.mark.parametrize("more", ["+10s", "+1000tok", "+1e9"])
-def test_what_no_step_has_measured_is_refused(more):
+def test_an_extension_in_an_unmeasured_unit_is_refused(more):
     with pytest.raises(UserError, match="extend it by steps"):
         length(more)
 
@@ -59,7 +59,7 @@ def test_the_plan_of_the_longer_run(run):
     assert extended_plan(Plan(kind="given"), parse_budget("+9s"), 9.0, 48) == Plan(kind="given")
 
 
-def test_extending_sets_back_and_returns_the_plan_that_it_writes(run):
+def test_extending_returns_to_before_the_decay_and_writes_the_returned_plan(run):
     config = from_dict(RunConfig, run.config)
     plan = extend(run, config, parse_budget("+12steps"), run.data.fingerprint)
     after = read_run(run.folder.path)
@@ -69,7 +69,7 @@ def test_extending_sets_back_and_returns_the_plan_that_it_writes(run):
     assert list((run.folder.path / "ended").iterdir())
 
 
-def test_a_refused_extension_takes_nothing_apart(run):
+def test_a_refused_extension_changes_nothing(run):
     config, before = from_dict(RunConfig, run.config), tree_of(run.folder.path)
     with pytest.raises(UserError, match=r"write \+12steps"):
         extend(run, config, parse_budget("12steps"), run.data.fingerprint)

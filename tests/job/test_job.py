@@ -47,14 +47,14 @@ def test_a_recipe_without_a_budget_on_a_gpu_is_compared_with_the_gpus_peak(gpu, 
     assert gpu == ["cuda"]
 
 
-def test_what_is_on_record_or_planned_is_not_measured_again(gpu, tmp_path):
+def test_a_recorded_or_planned_peak_is_not_measured_again(gpu, tmp_path):
     assert ceiling(tmp_path, RunConfig(), known_peak={"bfloat16": 3e12}, resumed=True) == 3e12
     assert ceiling(tmp_path, RunConfig(), plan=Plan(peak={"bfloat16": 4e12})) == 4e12
     assert ceiling(tmp_path, RunConfig(), known_peak={"bfloat16": -1.0}, plan=Plan(peak={"bfloat16": 4e12})) == 4e12
     assert gpu == []
 
 
-def test_those_who_follow_make_the_same_job_of_the_order(corpus, tmp_path):
+def test_other_processes_build_the_same_job(corpus, tmp_path):
     wanted = Command([str(corpus)], "4steps", tmp_path / "run", assignments=TINY)
     done = run_command(wanted)
     run = read_run(done.folder)

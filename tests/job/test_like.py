@@ -45,7 +45,7 @@ def trained(out, *words):
     return command(["train", "--like", "base", "--out", str(out), *words])
 
 
-def test_with_nothing_set_it_is_the_same_run_bit_for_bit(there, tmp_path, capsys):
+def test_without_changes_it_is_the_same_run_bit_for_bit(there, tmp_path, capsys):
     before = tree_of(Path("base"))
     assert trained(tmp_path / "same") == 0
     assert learned(tmp_path / "same") == learned("base")
@@ -68,7 +68,7 @@ def test_one_swap_is_one_difference(there, tmp_path, capsys):
     assert "<code>model.wiring</code>" in page and "What they write" in page
 
 
-def test_the_course_of_a_run_whose_end_moved_is_replayed_and_survives_a_resumption(there, tmp_path):
+def test_the_schedule_of_a_run_whose_end_moved_is_replayed_also_after_a_resume(there, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree("base", moved)
     decisions = [Decision(6, 30, reason="slow"), Decision(12, 26)]
@@ -110,7 +110,7 @@ def test_its_text_may_have_moved_and_may_not_be_another(there, tmp_path, monkeyp
     assert read_run("run").config["data"]["sources"] == [f"texts={tmp_path / 'moved'}"]
 
 
-def test_what_a_killed_start_left_does_not_reach_another_run(there, tmp_path):
+def test_files_of_a_killed_start_do_not_affect_another_run(there, tmp_path):
     line = Decision(6, 30).line(0.0).updated(replayed=True).to_dict()
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "decisions.jsonl").write_text(json.dumps(line) + "\n")
@@ -129,7 +129,7 @@ def test_what_a_killed_start_left_does_not_reach_another_run(there, tmp_path):
         ["--task", "seq2seq"],
     ],
 )
-def test_what_contradicts_it_is_refused_in_one_line(there, tmp_path, capsys, words):
+def test_contradicting_arguments_are_refused_in_one_line(there, tmp_path, capsys, words):
     assert trained(tmp_path / "run", *words) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"isoflop: {words[0]} does not go with --like") and said.count("\n") == 1
@@ -146,7 +146,7 @@ def test_what_contradicts_it_is_refused_in_one_line(there, tmp_path, capsys, wor
         (["--like", "base", "--resume", "base"], "--like does not go with --resume"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(there, tmp_path, capsys, words, said):
+def test_invalid_arguments_give_one_line(there, tmp_path, capsys, words, said):
     out = [] if "--resume" in words else ["--out", str(tmp_path / "run")]
     assert command(["train", *words, *out]) == 2
     told = capsys.readouterr().err

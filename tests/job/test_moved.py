@@ -50,7 +50,7 @@ def test_a_run_takes_the_new_place_of_its_text_and_keeps_it(run, tmp_path, monke
     isoflop.resume(tmp_path / run, "+5steps", quiet=True)
 
 
-def test_another_text_is_refused_with_what_trains_on_it(run, tmp_path):
+def test_another_text_is_refused_with_the_command_that_trains_on_it(run, tmp_path):
     write_texts(tmp_path / "other", files=20)
     kept = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with pytest.raises(UserError, match=r"other is not the text that run was trained on .*--init run") as refused:
@@ -70,7 +70,7 @@ def test_the_command_line_takes_the_new_place(run, capsys):
     assert command(["eval", "run"]) == 0
 
 
-def test_held_out_text_that_was_named_has_a_new_place_too(corpus, tmp_path, monkeypatch, capsys):
+def test_named_held_out_text_may_have_moved_too(corpus, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
     Path("held").mkdir()
@@ -116,7 +116,7 @@ def test_its_own_text_under_another_name_is_not_taken_for_held_out_text(run, tmp
     assert not isoflop.evaluate(run, ["other"]).notes
 
 
-def test_what_is_said_of_text_is_the_same_for_eval(run, tmp_path, capsys):
+def test_eval_reports_text_in_the_same_words(run, tmp_path, capsys):
     (tmp_path / "mixed.jsonl").write_text('{"text": "a whole record of text"}\n{"tex": 3}\n' * 20)
     assert command(["eval", "run", "mixed.jsonl"]) == 0
     assert "not used: 20 records" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_what_is_said_of_text_is_the_same_for_eval(run, tmp_path, capsys):
         assert f"isoflop eval run SOURCE {option[0]}" in capsys.readouterr().err
 
 
-def test_prepared_text_is_a_place_too(run, tmp_path):
+def test_prepared_text_may_be_named_as_the_new_place(run, tmp_path):
     config = read_run(run).config
     sources = (f"texts={tmp_path / 'moved'}",)
     from isoflop.config import from_dict
@@ -163,7 +163,7 @@ def test_several_sources_keep_their_names_weights_and_order(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("option", [["--init", "x"], ["--out", "y"], ["--config", "z.json"], ["--strict"]])
-def test_what_does_not_go_with_resume_names_init(option, capsys):
+def test_arguments_that_resume_does_not_take_name_init(option, capsys):
     assert command(["train", "--resume", "runs/books-1", *option]) == 2
     assert "isoflop train SOURCE --init runs/books-1" in capsys.readouterr().err
 
@@ -182,7 +182,7 @@ def test_init_is_measured_before_and_after_on_the_same_text(corpus, tmp_path, ca
     assert f"; {before} before training" in capsys.readouterr().out
 
 
-def test_an_extension_says_where_it_goes_back_to(corpus, tmp_path, capsys):
+def test_an_extension_names_the_step_that_it_returns_to(corpus, tmp_path, capsys):
     isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=TINY, quiet=True)
     isoflop.resume(tmp_path / "run", "+10steps")
     out = capsys.readouterr().out

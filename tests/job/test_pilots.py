@@ -52,7 +52,7 @@ def ledger():
     return read_ledger(home() / "ledger.jsonl")
 
 
-def test_a_run_with_pilots_is_forecast_by_them_and_spends_its_budget_once(texts, tmp_path):
+def test_pilots_make_the_forecast_and_are_inside_the_budget(texts, tmp_path):
     result = run(texts, tmp_path / "one", BUDGET)
     made = read_run(tmp_path / "one")
     pilots = made.plan.pilots
@@ -85,14 +85,14 @@ def test_a_run_with_pilots_is_forecast_by_them_and_spends_its_budget_once(texts,
     assert len(read_lines(home() / PILOTS_FILE)) == len(pilots)
 
 
-def test_a_dry_run_makes_none_and_says_what_it_would_do(texts, tmp_path):
+def test_a_dry_run_describes_its_pilots_and_makes_none(texts, tmp_path):
     advice = run(texts, tmp_path / "none", BUDGET, dry_run=True)
     (line,) = [choice for choice in advice.choices if choice.name == "pilots"]
     assert "1 x 32" in line.value and "dry run" in line.reason
     assert not (home() / PILOTS_FILE).exists() and not ledger().forecasts
 
 
-def test_a_recipe_of_ones_own_is_forecast_by_its_pilots_or_not_at_all(texts, tmp_path):
+def test_a_users_recipe_is_forecast_from_pilots_or_not_at_all(texts, tmp_path):
     other = ("model.wiring=post",)
     run(texts, tmp_path / "none", LEFT, *other, pilots=False)
     made = read_run(tmp_path / "none")
@@ -105,7 +105,7 @@ def test_a_recipe_of_ones_own_is_forecast_by_its_pilots_or_not_at_all(texts, tmp
 
 
 @pytest.mark.parametrize("error", [Diverged("step 3: no number"), UserError("no room")])
-def test_a_pilot_that_fails_leaves_the_prior(texts, tmp_path, monkeypatch, error):
+def test_after_a_failed_pilot_the_prior_is_used(texts, tmp_path, monkeypatch, error):
     def fails(*_, **__):
         raise error
 
@@ -116,7 +116,7 @@ def test_a_pilot_that_fails_leaves_the_prior(texts, tmp_path, monkeypatch, error
     assert any("ended early" in choice.reason for choice in plan.choices if choice.name == "pilots")
 
 
-def test_a_signal_in_a_pilot_ends_the_command_and_leaves_nothing(texts, tmp_path, monkeypatch):
+def test_a_signal_during_a_pilot_stops_the_command_and_leaves_nothing(texts, tmp_path, monkeypatch):
     def stopped(config, out, **_):
         raise Interrupted(signal.SIGINT, 3, Path(out))
 
@@ -126,7 +126,7 @@ def test_a_signal_in_a_pilot_ends_the_command_and_leaves_nothing(texts, tmp_path
     assert not (tmp_path / "run").exists() and not list(spool().glob("pilot-*")) and not ledger().forecasts
 
 
-def test_a_run_that_was_cut_off_is_unfinished_until_it_ends(texts, tmp_path):
+def test_an_interrupted_run_is_unfinished_until_it_ends(texts, tmp_path):
     cut = Listener(hooks=(CutAt(6),))
     with pytest.raises(PowerCut):
         run(texts, tmp_path / "run", LEFT, pilots=False, listener=cut)
@@ -142,7 +142,7 @@ class Diverges(CutAt):
             raise Diverged("made up")
 
 
-def test_a_run_that_diverges_counts_as_such(texts, tmp_path):
+def test_a_diverged_run_is_recorded_as_diverged(texts, tmp_path):
     with pytest.raises(Diverged):
         run(texts, tmp_path / "run", LEFT, pilots=False, listener=Listener(hooks=(Diverges(6),)))
     (outcome,) = ledger().outcomes
@@ -150,7 +150,7 @@ def test_a_run_that_diverges_counts_as_such(texts, tmp_path):
     assert score(ledger()).whole.diverged == 1
 
 
-def test_more_budget_is_another_forecast(texts, tmp_path):
+def test_an_extension_gets_its_own_forecast(texts, tmp_path):
     run(texts, tmp_path / "run", "24steps", pilots=False)
     resume(tmp_path / "run", "+12steps")
     first, second = ledger().forecasts.values()
@@ -158,7 +158,7 @@ def test_more_budget_is_another_forecast(texts, tmp_path):
     assert score(ledger()).whole.forecasts == 2
 
 
-def test_a_second_plan_of_a_run_takes_the_pilots_of_the_first():
+def test_replanning_a_run_reuses_its_pilots():
     from isoflop.plan.pilot import Pilots
     from isoflop.records import PilotRun
 
@@ -174,7 +174,7 @@ def test_a_second_plan_of_a_run_takes_the_pilots_of_the_first():
     assert not maker.reuse(None, Other()).runs
 
 
-def test_a_ledger_that_cannot_be_written_stops_no_run(texts, tmp_path, monkeypatch):
+def test_a_ledger_that_cannot_be_written_does_not_stop_a_run(texts, tmp_path, monkeypatch):
     (home() / "ledger.jsonl").mkdir(parents=True)
     said = []
     run(texts, tmp_path / "run", "24steps", pilots=False, listener=Listener(say=said.append))

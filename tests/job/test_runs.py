@@ -36,7 +36,7 @@ def test_a_model_is_loaded_ready_to_use_with_its_tokenizer(golden):
     assert isinstance(load("pairs")[0], EncoderDecoder)
 
 
-def test_each_task_answers_in_its_own_way(golden):
+def test_sample_works_for_each_task(golden):
     pieces: list[str] = []
     text = sample("words", "ab", Request(tokens=8, temperature=0.0, with_prompt=True, on_text=pieces.append))
     assert text.startswith("ab") and "".join(pieces) == text
@@ -50,7 +50,7 @@ def test_each_task_answers_in_its_own_way(golden):
             sample("pairs", "abc", Request(**refused))
 
 
-def test_measuring_on_its_own_text_and_on_another(golden):
+def test_evaluating_on_its_own_text_and_on_another(golden):
     own = evaluate("words")
     assert own.bits_per_byte == pytest.approx(read_run("words").result.heldout.bits_per_byte, rel=1e-3)
     assert evaluate("words", ["texts"]).tokens > own.tokens and own.beside == {}
@@ -61,7 +61,7 @@ def test_measuring_on_its_own_text_and_on_another(golden):
         evaluate("words", ["empty.txt"])
 
 
-def test_the_data_of_a_run_are_found_or_made_again(golden):
+def test_the_data_of_a_run_are_found_or_prepared_again(golden):
     run = read_run("words")
     config = from_dict(RunConfig, run.config)
     assert open_run_data(run, config).fingerprint == run.data.fingerprint
@@ -69,7 +69,7 @@ def test_the_data_of_a_run_are_found_or_made_again(golden):
     assert open_run_data(run, config).fingerprint == run.data.fingerprint
 
 
-def test_runs_are_listed_with_what_they_reached(golden):
+def test_runs_are_listed_with_their_results(golden):
     rows = {row["run"]: row for row in list_runs(".")}
     assert set(rows) == {"words", "extended", "pairs"}
     words = rows["words"]

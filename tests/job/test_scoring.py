@@ -83,7 +83,7 @@ def test_two_runs_are_compared_item_by_item(golden, capsys, monkeypatch):
     assert same.found.p == 1.0 and not same.real and same.only_first == same.only_second == 0
 
 
-def test_contamination_is_looked_for_in_the_runs_own_text(golden, capsys, monkeypatch):
+def test_contamination_is_searched_in_the_runs_own_text(golden, capsys, monkeypatch):
     monkeypatch.chdir(golden)
     text = (golden / "texts" / sorted(path.name for path in (golden / "texts").iterdir())[0]).read_text()
     words = text.split()
@@ -135,13 +135,13 @@ def test_a_strided_perplexity_is_per_token_word_and_byte(golden, capsys, monkeyp
         (["absent", "--suite", "own.toml"], "absent"),
     ],
 )
-def test_what_cannot_be_is_one_line(golden, capsys, monkeypatch, words, said):
+def test_impossible_requests_give_one_line(golden, capsys, monkeypatch, words, said):
     monkeypatch.chdir(golden)
     code, _, err = called(capsys, "eval", *words)
     assert code == 2 and said in err and err.count("\n") == 1
 
 
-def test_a_folder_that_cannot_be_written_keeps_nothing_and_says_so(golden, capsys, monkeypatch):
+def test_scores_that_cannot_be_saved_are_reported(golden, capsys, monkeypatch):
     monkeypatch.chdir(golden)
     shutil.rmtree(golden / "other" / "suites", ignore_errors=True)
     (golden / "other" / "suites").write_text("a file in its place")

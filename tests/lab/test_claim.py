@@ -69,7 +69,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("right", WRONG)
-def test_what_is_wrong_is_said_in_one_line_that_names_the_file(tmp_path, right):
+def test_an_error_is_one_line_that_names_the_file(tmp_path, right):
     wrong, said = WRONG[right]
     assert right in TEXT
     with pytest.raises(UserError, match=re.escape(said)) as error:
@@ -77,12 +77,12 @@ def test_what_is_wrong_is_said_in_one_line_that_names_the_file(tmp_path, right):
     assert "better.toml" in str(error.value)
 
 
-def test_a_claim_that_is_not_there_names_those_that_are():
+def test_an_unknown_claim_names_the_known_ones():
     with pytest.raises(UserError, match="did you mean residuals"):
         read_claim("residual")
 
 
-def test_the_hash_is_of_what_decides(tmp_path):
+def test_the_hash_covers_what_decides(tmp_path):
     claim = written(tmp_path)
     assert claim.hash == written(tmp_path, TEXT + '\n[figure]\nx = "tokens"\ny = "heldout"\n').hash
     assert claim.hash == replace(claim, setup=replace(claim.setup, pairs=99, minutes=1.0)).hash
@@ -92,7 +92,7 @@ def test_the_hash_is_of_what_decides(tmp_path):
 
 
 @pytest.mark.parametrize("claim", all_claims(), ids=lambda claim: claim.name)
-def test_each_claim_of_isoflop_can_be_built_and_says_what_it_has_to(claim):
+def test_each_shipped_claim_can_be_built_and_is_complete(claim):
     assert claim.number and claim.literature and claim.notes and claim.statement.endswith(".")
     made = making.ready(claim, {})
     assert [arm.name for arm in made] == list(claim.arms)
@@ -111,7 +111,7 @@ def test_numbers_of_claims_are_given_once():
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-def test_parameters_that_are_to_be_equal_are_made_so_or_refused(tmp_path):
+def test_equal_parameters_are_matched_or_refused(tmp_path):
     both = TEXT.replace('["flops"]', '["flops", "parameters"]')
     with pytest.raises(UserError, match=r"parameters are to be equal and are not: a .*, b "):
         making.ready(written(tmp_path, both), {})
@@ -149,7 +149,7 @@ def test_short_names_are_fields_of_the_model():
         spelled_out("norm")
 
 
-def test_a_question_is_a_claim_with_an_arm_for_each_change(tmp_path):
+def test_a_comparison_is_a_claim_with_an_arm_per_change(tmp_path):
     question = Question(arms=("norm=layer", "norm=layer position=learned"), tokens=1e5, equal="flops")
     claim = asked(question, 60.0, 1, Store(tmp_path))
     assert list(claim.arms) == ["base", "norm-layer", "norm-layer-position-learned"]
@@ -218,7 +218,7 @@ def test_a_comparison_says_how_it_is_repeated_and_is_named_by_its_base(tmp_path)
         asked(replace(question, rule="anytim"), 60.0, 1, Store(tmp_path))
 
 
-def test_a_question_that_was_asked_before_keeps_the_length_of_its_runs(tmp_path, monkeypatch):
+def test_a_repeated_comparison_keeps_the_length_of_its_runs(tmp_path, monkeypatch):
     question, store = Question(arms=("norm=layer",), equal="flops"), Store(tmp_path / "lab")
 
     def step_takes(seconds):

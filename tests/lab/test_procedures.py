@@ -60,7 +60,7 @@ def test_ngrams_and_models_are_measured_on_the_same_tokens(texts):
         assert (found.tokens, found.bytes) == (len(words), size)
 
 
-def test_more_words_predict_better_and_all_are_better_than_nothing(texts):
+def test_a_longer_ngram_predicts_better(texts):
     found = [ngram.ngram(Job("ngram", configured(texts), options={"order": n})).measures for n in (1, 2)]
     one, two = (measures["bits_per_byte"] for measures in found)
     assert two < one < found[0]["uniform_bits_per_byte"]
@@ -90,7 +90,7 @@ def test_depths_are_models_of_their_own(texts):
         initial.initial(Job("initial", config, options={"depths": [4, 2]}))
 
 
-def test_slopes_and_logarithms_have_ends():
+def test_slopes_and_logarithms_are_bounded():
     assert slope([1, 2, 3], [5, 7, 9]) == pytest.approx(2.0) and slope([1, 1], [0, 5]) == 0.0
     assert log10(0.0) == -38.0 and log10(math.inf) == log10(math.nan) == 38.0 and log10(100.0) == pytest.approx(2.0)
 
@@ -131,7 +131,7 @@ def test_published_values_are_one_for_each_case(texts):
         published.published(Job("published", configured(texts), order=2, options={"values": [0.9, 0.8]}))
 
 
-def test_damaged_text_holds_out_the_same_and_spoils_the_share_that_it_says(corpus):
+def test_damaged_text_keeps_the_held_out_text_and_damages_the_stated_share(corpus):
     data = DataConfig(sources=(str(corpus),))
     found = {}
     for kind in ("none", *damage.KINDS):
@@ -153,7 +153,7 @@ def test_damaged_text_holds_out_the_same_and_spoils_the_share_that_it_says(corpu
 # training
 
 
-def test_a_pair_shares_its_data_and_not_its_first_weights(texts):
+def test_a_pair_shares_its_data_and_not_its_initial_weights(texts):
     config = configured(texts)
     task = make_task(config)
     prepared = task.prepare_data(config.data)

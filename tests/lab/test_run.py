@@ -76,7 +76,7 @@ def store(tmp_path_factory):
     return Store(tmp_path_factory.mktemp("results") / "lab")
 
 
-def test_a_planted_effect_is_found_its_opposite_refutes_and_the_same_arms_are_not_told_apart(texts, store):
+def test_a_known_effect_is_supported_its_opposite_refuted_and_equal_arms_are_not_distinguished(texts, store):
     found = run_claim(claim(texts, "slow", "plain"), store, workers=0)
     assert found.decision.verdict == "supported" and found.exit_code == 10
     before = len(store.rows)
@@ -89,7 +89,7 @@ def test_a_planted_effect_is_found_its_opposite_refutes_and_the_same_arms_are_no
     assert any(same.decision.findings[0].differences)  # other first weights, other losses
 
 
-def test_what_was_run_is_not_run_again_and_a_broken_line_is_no_loss(texts, store):
+def test_stored_runs_are_not_repeated_and_a_broken_line_is_ignored(texts, store):
     told = []
     before = len(store.rows)
     with (store.folder / "runs.jsonl").open("a") as file:
@@ -101,7 +101,7 @@ def test_what_was_run_is_not_run_again_and_a_broken_line_is_no_loss(texts, store
     assert len(Store(store.folder).rows) == before + 1
 
 
-def test_before_it_starts_it_says_what_it_will_take_and_writes_nothing(texts, tmp_path):
+def test_a_dry_run_estimates_the_time_and_writes_nothing(texts, tmp_path):
     told = []
     empty = Store(tmp_path / "lab")
     wanted = claim(texts, "slow", "plain", rates=[0.5, 1, 2])
@@ -123,7 +123,7 @@ def test_rates_are_tried_until_the_best_lies_between_two_others(texts, tmp_path)
     assert tuned == {studies.TUNING}  # a seed that no pair has
 
 
-def test_the_claim_is_on_record_before_its_first_run(texts, store):
+def test_the_claim_is_recorded_before_its_first_run(texts, store):
     found = recorded(claim(texts, "slow", "plain"), store)
     assert all(row.time >= found.fixed for row in store.rows.values())
     [line] = store.fixings(found.study.claim)
@@ -137,7 +137,7 @@ def test_the_claim_is_on_record_before_its_first_run(texts, store):
     assert "on record before" in page(recorded(changed, store))
 
 
-def test_when_time_is_up_what_there_is_is_said(texts, tmp_path):
+def test_when_time_is_up_the_verdict_is_that_of_the_runs_so_far(texts, tmp_path):
     found = run_claim(claim(texts, "slow", "plain"), Store(tmp_path / "lab"), workers=0, budget=1e-3)
     assert found.decision.verdict == "undecided" and found.pairs < 2 and found.exit_code == 13
     assert "nothing measured yet" in verdict_line(found)
@@ -213,7 +213,7 @@ def test_an_unfinished_claim_shows_what_its_rule_allows_and_no_more(texts, store
         shutil.rmtree(store.folder / one.name)
 
 
-def test_the_pages_are_whole_and_load_nothing(texts, store):
+def test_the_pages_are_complete_and_self_contained(texts, store):
     for one in claims_there(store):
         path = write_page(recorded(one, store))
         tags = Tags()
@@ -272,12 +272,12 @@ def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monke
     "name",
     ["normalise", "pretraining-share", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "leak"))],
 )
-def test_what_needs_no_training_takes_seconds(tmp_path, name):
+def test_claims_without_training_take_seconds(tmp_path, name):
     found = run_claim(read_claim(name), Store(tmp_path / "lab"), workers=0)
     assert found.decision.verdict == "supported" and found.pairs == found.study.claim.setup.pairs
 
 
-def test_a_target_that_is_reached_later_is_later(texts, store):
+def test_reaching_a_target_later_counts_as_later(texts, store):
     ends = [store.find(recorded(claim(texts, "slow", "plain"), store).study.job(arm, 0)) for arm in ("plain", "slow")]
     between = sum(row.measures["bits_per_byte"] for row in ends) / 2
     sooner = Comparison(
@@ -290,7 +290,7 @@ def test_a_target_that_is_reached_later_is_later(texts, store):
 
 
 @pytest.mark.slow  # two worker processes that load torch
-def test_a_kill_loses_nothing_but_what_was_running(texts, tmp_path):
+def test_a_kill_loses_only_the_running_jobs(texts, tmp_path):
     path = tmp_path / "killed.toml"
     fields = ", ".join(f'"{field}"' for field in TINY)
     path.write_text(

@@ -34,16 +34,16 @@ def test_fixed_tests_reject_at_the_nominal_rate(test):
 
 
 @pytest.mark.parametrize("test", ["anytime t, every look", "anytime sign", "sign test"])
-def test_looking_after_every_pair_costs_nothing_where_the_test_allows_it(test):
+def test_an_anytime_test_keeps_its_error_when_checked_after_every_pair(test):
     assert rate(lab_stats.TESTS[test], 20) <= scipy_stats.binom.ppf(0.999, STUDIES, 0.05) / STUDIES
 
 
-def test_looking_with_a_fixed_test_is_the_mistake_that_it_is_said_to_be():
+def test_checking_a_fixed_test_after_every_pair_inflates_its_error():
     assert rate(lab_stats.TESTS["paired t, every look (wrong)"], 20, studies=150) > 0.12
 
 
 @pytest.mark.parametrize("sd", [0.01, 0.03])
-def test_a_planted_effect_is_found_with_the_promised_power(sd):
+def test_a_known_effect_is_found_with_the_planned_power(sd):
     for needed, test in (
         (stats.required_pairs(0.03, sd), lab_stats.TESTS["paired t"]),
         (anytime.required_pairs(0.03, sd), lab_stats.TESTS["anytime t, every look"]),
@@ -59,7 +59,7 @@ def test_arms_as_far_apart_as_the_margin_are_rarely_called_equivalent_and_equal_
     assert rate(equal, stats.required_for_equivalence(0.03, 0.02), 0.0, 0.02) >= 0.75
 
 
-def test_required_pairs_and_detectable_effects_are_each_other_s_inverse():
+def test_required_pairs_and_detectable_effects_are_inverse():
     for sd in (0.005, 0.011, 0.04):
         pairs = stats.required_pairs(0.02, sd)
         assert stats.detectable(pairs, sd) <= 0.02 and (pairs == 2 or stats.detectable(pairs - 1, sd) > 0.02)
@@ -86,7 +86,7 @@ def test_a_bootstrap_interval_is_about_as_wide_as_student_s():
     assert 0.7 < (high - low) / (one.high - one.low) < 1.3
 
 
-def test_a_run_that_never_gets_there_counts():
+def test_a_run_that_never_reaches_the_target_counts():
     never = stats.time_to(1.0, [10, 20, 30], [3.0, 2.0, 1.5])
     assert math.isinf(never) and stats.time_to(2.5, [10, 20], [3.0, 2.0]) == pytest.approx(15.0)
     assert stats.time_to(3.5, [10, 20], [3.0, 2.0]) == 10.0
@@ -100,14 +100,14 @@ def test_a_run_that_never_gets_there_counts():
 
 
 @pytest.mark.parametrize("n", [6, 9, 30])
-def test_the_interval_of_the_median_holds_it_often_enough(n):
+def test_the_interval_of_the_median_has_its_coverage(n):
     generator = np.random.default_rng(n)
     found = [stats.median_difference(generator.exponential(size=n)) for _ in range(STUDIES)]
     assert np.mean([one.low <= math.log(2) <= one.high for one in found]) >= 0.95 - 0.035
     assert math.isinf(stats.median_difference(generator.normal(size=5)).high)  # five pairs bound nothing
 
 
-def test_a_confidence_sequence_holds_the_truth_at_all_times_and_agrees_with_its_test():
+def test_a_confidence_sequence_has_its_coverage_at_all_times_and_agrees_with_its_test():
     generator, misses = np.random.default_rng(3), 0
     for _ in range(200):
         d = generator.normal(0.7, 1.0, 25)
@@ -126,7 +126,7 @@ def test_the_limit_on_t_is_where_the_e_value_reaches_one_over_alpha():
         assert anytime.log_e_value(d) == pytest.approx(math.log(20), rel=1e-6)
 
 
-def test_values_that_do_not_depend_on_the_seed_are_decided_by_themselves():
+def test_values_that_do_not_depend_on_the_seed_need_no_test():
     assert stats.paired_t([0.5, 0.5]).p == 0.0 and stats.paired_t([0.0, 0.0]).p == 1.0
     assert stats.paired_t([0.5]).p == 1.0 and stats.equivalence([1e-16, 1e-16], 1e-9) == 0.0
 
@@ -137,7 +137,7 @@ def test_a_measure_without_noise_needs_two_pairs_and_shows_any_difference():
     assert stats.required_pairs(0.1, limit) == 2 and anytime.required_pairs(0.1, limit) == 5
 
 
-def test_a_pilot_s_noise_is_planned_with_from_above():
+def test_planning_uses_the_upper_limit_of_the_noise():
     sd, limit = stats.noise([0.01, -0.012, 0.008])
     assert sd == pytest.approx(math.sqrt((0.01**2 + 0.012**2 + 0.008**2) / 3)) and 1.2 * sd < limit < 2.5 * sd
 

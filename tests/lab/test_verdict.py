@@ -88,7 +88,7 @@ def measured_of(a, b):
 
 
 @pytest.mark.parametrize("rule", ["fixed", "anytime"])
-def test_arms_that_are_the_same_are_told_apart_no_more_often_than_said(rule):
+def test_equal_arms_are_distinguished_at_most_at_the_nominal_rate(rule):
     claim, generator, wrong = one_claim(rule=rule), np.random.default_rng(0), 0
     for _ in range(100):
         a, b = generator.normal(2.0, 0.05, (2, 8))
@@ -107,14 +107,14 @@ def test_a_diverged_run_is_an_outcome():
     json.dumps(found.findings[0].to_dict(), allow_nan=False)
 
 
-def test_what_is_undecided_says_how_many_pairs_it_would_take():
+def test_an_undecided_verdict_says_how_many_pairs_are_needed():
     generator = np.random.default_rng(5)
     noisy = decide(one_claim(), measured_of([2.0] * 6, 1.99 + generator.normal(0, 0.05, 6)))
     assert noisy.verdict == UNDECIDED and 6 < noisy.needs < 200
     assert decide(one_claim(), measured_of([2.0], [1.9])).needs == 10_000  # one pair says nothing of the noise
 
 
-def test_a_later_look_spends_more_and_asks_for_more():
+def test_a_later_look_spends_more_error_and_needs_more_evidence():
     generator = np.random.default_rng(2)
     a, b = np.full(6, 2.0), 1.98 + generator.normal(0, 0.018, 6)
     first, later = decide(one_claim(), measured_of(a, b)), decide(one_claim(), measured_of(a, b), looks_before=1)
@@ -123,7 +123,7 @@ def test_a_later_look_spends_more_and_asks_for_more():
     assert decide(one_claim(rule="anytime"), measured_of(a, b), looks_before=9).error_spent == 0.05
 
 
-def test_one_false_prediction_refutes_a_claim_and_one_open_leaves_it_open():
+def test_one_refuted_prediction_refutes_a_claim_and_an_open_one_leaves_it_open():
     two = {**WRITTEN, "arms": {"a": {}, "b": {}, "c": {}}}
     two["comparisons"] = [*WRITTEN["comparisons"], {**WRITTEN["comparisons"][0], "arm": "c"}]
     claim = claim_of(two, "two", "two.toml")

@@ -41,7 +41,7 @@ SHAPES = {  # B, H, G, T, S, K, V, window
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_attention_by_products_is_attention(shape, scale, calls):
+def test_unfused_attention_equals_fused(shape, scale, calls):
     B, H, G, T, S, K, V, window = shape
     torch.manual_seed(0)
     q, k, v, dy = some(B, T, H, K), some(B, S, G, K), some(B, S, G, V), some(B, H, T, V)
@@ -58,7 +58,7 @@ def test_attention_by_products_is_attention(shape, scale, calls):
 
 
 @pytest.mark.parametrize("offset", [0.0, 4.0, 16.0])
-def test_what_all_scores_have_in_common_costs_no_digits(offset):
+def test_a_common_offset_of_scores_costs_no_precision(offset):
     """A softmax does not see it, so it must not fill up the scores' eight bits."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, 128, 64) for _ in range(3))
@@ -87,7 +87,7 @@ def test_what_all_scores_have_in_common_costs_no_digits(offset):
     ],
     ids=str,
 )
-def test_only_where_it_is_faster_and_means_the_same(change, used, calls):
+def test_unfused_attention_is_used_only_where_faster_and_equal(change, used, calls):
     case = {"T": 16, "dtype": torch.bfloat16, "grad": True, "dropout": 0.0, "soft_cap": 0.0, "bias": False} | change
     T = case["T"]
     x = torch.randn(1, 1, T, 8, dtype=case["dtype"], requires_grad=True)
@@ -99,7 +99,7 @@ def test_only_where_it_is_faster_and_means_the_same(change, used, calls):
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_queries_keys_and_values_by_one_product_are_three(bias, kv_heads):
+def test_one_product_for_queries_keys_and_values_equals_three(bias, kv_heads):
     torch.manual_seed(0)
 
     def fill(weight, role):
@@ -134,7 +134,7 @@ def test_queries_keys_and_values_by_one_product_are_three(bias, kv_heads):
 
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 3), (FEW_ROWS,), (FEW_ROWS + 1,), (0, 4), ()], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_product_of_few_rows_is_the_product(rows, bias):
+def test_the_product_of_few_rows_equals_the_plain_product(rows, bias):
     torch.manual_seed(0)
     x, weight, b = some(*rows, 40), some(24, 40), some(24) if bias else None
     with torch.no_grad():
@@ -146,7 +146,7 @@ def test_a_product_of_few_rows_is_the_product(rows, bias):
     assert torch.allclose(y.double(), exact, rtol=2**-7, atol=2**-5)
 
 
-def test_a_product_that_somebody_learns_from_has_its_gradient():
+def test_a_product_that_needs_gradients_has_them():
     linear = Linear(8, 4, bias=True, init=lambda weight, role: torch.nn.init.ones_(weight)).bfloat16()
     linear(torch.ones(1, 8, dtype=torch.bfloat16)).sum().backward()
     assert linear.weight.grad.equal(torch.ones(4, 8, dtype=torch.bfloat16))
@@ -154,7 +154,7 @@ def test_a_product_that_somebody_learns_from_has_its_gradient():
 
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_to_another_sequence_by_products_is_attention(kv_heads, masked):
+def test_unfused_cross_attention_equals_fused(kv_heads, masked):
     """With as many sequences as queries, so that no mask is taken for another."""
     torch.manual_seed(0)
     cross = CrossAttention(

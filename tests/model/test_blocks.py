@@ -39,7 +39,7 @@ def test_rms_norm_equals_torch(gain, dtype):
         torch.testing.assert_close(ours, theirs)
 
 
-def test_rms_norm_of_nothing_is_nothing():
+def test_rms_norm_of_zeros_is_zero():
     x = torch.zeros(2, 4, requires_grad=True)
     y = RMSNorm(dim=4)(x)
     y.sum().backward()
@@ -85,7 +85,7 @@ def test_batch_norm_is_the_formula_position_by_position():
     assert torch.equal(norm.mean[5], torch.zeros(3)) and torch.equal(norm.var[5], torch.ones(3))  # not seen: as made
 
 
-def test_batch_norm_in_evaluation_is_told_where_it_stands():
+def test_batch_norm_in_evaluation_uses_the_positions_statistics():
     norm = BatchNorm(dim=3, context=6).double()
     norm(torch.randn(4, 6, 3, dtype=torch.float64) * torch.arange(1, 7).view(1, 6, 1))
     x = torch.randn(1, 6, 3, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_squared_relu_and_its_gradient():
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_rotary_turns_pairs_by_their_angle(interleaved):
+def test_rotary_rotates_pairs_by_their_angle(interleaved):
     K, base, start = 8, 50.0, 3
     rotary = Rotary(head_dim=K, context=16, base=base, interleaved=interleaved).double()
     x = torch.randn(1, 1, 5, K, dtype=torch.float64)
@@ -172,7 +172,7 @@ def test_attention_is_the_formula(kv_heads):
     torch.testing.assert_close(attention(x)[0], attention.out(torch.stack(rows)))
 
 
-def test_qk_norm_makes_scores_blind_to_the_size_of_queries():
+def test_with_qk_norm_scores_do_not_depend_on_the_size_of_queries():
     torch.manual_seed(0)
     attention = make_attention(qk_norm=True, bias=False)
     x = torch.randn(1, 5, 16, dtype=torch.float64)
@@ -223,7 +223,7 @@ def test_banded_attention_sees_a_window_and_no_more():
     torch.testing.assert_close(banded(x)[0], banded.out(naive_attention(scores, v, window=3)))
 
 
-def test_a_window_that_holds_everything_is_full_attention():
+def test_a_window_of_the_whole_context_is_full_attention():
     torch.manual_seed(0)
     banded, full = make_attention(window=5), make_attention()
     x = torch.randn(2, 5, 16, dtype=torch.float64)
@@ -233,7 +233,7 @@ def test_a_window_that_holds_everything_is_full_attention():
 
 @pytest.mark.parametrize("options", [{}, {"kv_heads": 2}, {"soft_cap": 2.0}])
 @pytest.mark.parametrize("position", [None, Distance()])
-def test_a_band_in_blocks_is_the_band_at_once(monkeypatch, options, position):
+def test_blocked_banded_attention_equals_masked(monkeypatch, options, position):
     torch.manual_seed(0)
     banded = make_attention(window=3, position=position, **options)
     x = torch.randn(2, 23, 16, dtype=torch.float64)
@@ -302,7 +302,7 @@ def test_alibi_slopes_are_the_papers(heads, expected):
     assert slopes(heads) == pytest.approx(expected, rel=1e-12)
 
 
-def test_alibi_takes_off_the_distance_times_the_slope():
+def test_alibi_subtracts_the_distance_times_the_slope():
     bias = Alibi(heads=4).bias(torch.zeros(1, 4, 2, 8), 5)
     assert bias.shape == (4, 2, 5)
     for h, slope in enumerate((2.0**-2, 2.0**-4, 2.0**-6, 2.0**-8)):
@@ -348,7 +348,7 @@ def test_a_latent_cache_holds_the_latent_and_the_shared_key_alone():
     assert held.keys[:, :, :1].numel() + held.values[:, :, :1].numel() == 6 + 2
 
 
-def test_gated_weighs_what_an_mlp_does():
+def test_gated_has_as_many_weights_as_an_mlp():
     weights = [
         sum(p.numel() for p in block.parameters() if p.ndim == 2)
         for block in (Gated(d_model=384, dropout=0.0, init=INIT), MLP(d_model=384, dropout=0.0, init=INIT))
@@ -362,7 +362,7 @@ def test_gated_is_the_formula():
     torch.testing.assert_close(block(x), ((x @ block.gate.weight.T) * (x @ block.up.weight.T)) @ block.down.weight.T)
 
 
-def test_wirings_join_branches_as_they_say():
+def test_wirings_are_their_formulas():
     def halve():
         return torch.nn.Hardtanh(-0.5, 0.5)  # stands for a norm: easy to tell apart
 
@@ -398,7 +398,7 @@ def weights_of(wiring, init="gpt2", layers=8):
     return dict(GPT(config).named_parameters())
 
 
-def test_deepnorm_scales_what_makes_a_branch_large_and_nothing_else():
+def test_deepnorm_scales_values_outputs_and_feed_forward_only():
     plain, deep = weights_of("post"), weights_of("deepnorm")
     for name, weight in deep.items():
         scaled = name.startswith("blocks.") and not any(part in name for part in (".q.", ".k.", "norm"))
@@ -406,7 +406,7 @@ def test_deepnorm_scales_what_makes_a_branch_large_and_nothing_else():
 
 
 @pytest.mark.parametrize("wiring", ["sandwich", "none", "rezero"])
-def test_wirings_that_cannot_start_from_nothing_fill_the_last_product(wiring):
+def test_wirings_that_need_nonzero_branches_initialise_the_last_matrix(wiring):
     weights = weights_of(wiring, init="modern")
     assert weights["blocks.0.attention.out.weight"].std().item() == pytest.approx(32**-0.5, rel=0.1)
     assert not weights_of("pre", init="modern")["blocks.0.attention.out.weight"].any()
@@ -416,7 +416,7 @@ def test_wirings_that_cannot_start_from_nothing_fill_the_last_product(wiring):
     ("name", "f"),
     [("swiglu", F.silu), ("geglu", F.gelu), ("reglu", F.relu), ("bilinear", lambda x: x)],
 )
-def test_gated_networks_by_their_names(name, f):
+def test_gated_networks_by_name(name, f):
     block = make(FEED_FORWARDS, Spec(name, d_ff=6), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
     x = torch.randn(2, 3, 8)
     torch.testing.assert_close(block(x), (f(x @ block.gate.weight.T) * (x @ block.up.weight.T)) @ block.down.weight.T)
@@ -424,7 +424,7 @@ def test_gated_networks_by_their_names(name, f):
         make(FEED_FORWARDS, Spec(name, activation="relu"), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
 
 
-def test_linear_is_one_matrix_in_two():
+def test_linear_equals_one_matrix():
     block = make(FEED_FORWARDS, Spec("linear", bias=False), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
     x = torch.randn(2, 3, 8)
     torch.testing.assert_close(block(x), x @ (block.down.weight @ block.up.weight).T)
@@ -437,7 +437,7 @@ def test_dropout_acts_in_training_alone():
     assert torch.equal(block.eval()(x), block(x))
 
 
-def test_modern_keeps_sizes_at_every_width():
+def test_modern_keeps_activations_at_one_scale_at_every_width():
     torch.manual_seed(0)
     for width in (64, 1024):
         weight = torch.empty(512, width)
@@ -471,6 +471,6 @@ def test_gpt2_scales_residual_projections_by_depth():
     lambda: BatchNorm(dim=8, context=4, over="time"),
     lambda: BatchNorm(dim=8, context=4, momentum=0.0),
 ])  # fmt: skip
-def test_shapes_that_do_not_fit_are_refused(build):
+def test_incompatible_shapes_are_refused(build):
     with pytest.raises(UserError):
         build()

@@ -135,7 +135,7 @@ def test_every_preset_builds_on_meta_at_once(name):
     assert time.process_time() - started < 2.0
 
 
-def test_a_band_counts_as_the_band():
+def test_a_band_counts_the_positions_inside_its_window():
     def scores(attention, convention, context=1024):
         config = ModelConfig(attention=attention, layers=1, heads=2, d_model=128, context=1024)
         return flops_per_token(config, context, convention) - flops_per_token(config, 1, convention)

@@ -136,7 +136,7 @@ def test_equals_torchs_transformer(wiring):
     torch.testing.assert_close(found[there], expected[there], rtol=1e-10, atol=1e-10)
 
 
-def test_padding_holds_nothing(config):
+def test_padding_does_not_affect_the_output(config):
     model, (source, visible, target) = stirred(config).double(), some_pairs(config)
     other = torch.where(visible, source, (source + 1) % config.vocab_size)
     whole = model(source, visible, target)
@@ -198,7 +198,7 @@ def test_meta_then_reset_equals_construction(config):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_gradients_are_there_and_finite(config):
+def test_gradients_exist_and_are_finite(config):
     model, (source, visible, target) = stirred(config).train(), some_pairs(config)
     nn.functional.cross_entropy(model(source, visible, target).flatten(0, 1), target.flatten()).backward()
     for name, p in model.named_parameters():
@@ -214,7 +214,7 @@ def test_runs_in_bfloat16(config):
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_counts_are_what_runs(config):
+def test_counts_are_those_of_the_executed_operations(config):
     """What the model declares, against torch's own counter of the products that ran (which does not halve the causal
     attention of the decoder)."""
     model, (source, _, target) = stirred(config), some_pairs(config, batch=1)
@@ -244,12 +244,12 @@ def test_saves_and_loads(config):
 
 
 @pytest.mark.parametrize(("slot", "name"), REFUSED)
-def test_entries_that_cannot_look_both_ways_or_past_padding_are_refused(slot, name):
+def test_entries_without_bidirectional_or_padded_attention_are_refused(slot, name):
     with pytest.raises(UserError, match=f"model.{slot}"):
         EncoderDecoder(ModelConfig(layers=1, d_model=16, heads=4, **{slot: Spec(name)}))
 
 
-def test_what_cannot_be_built_is_refused():
+def test_an_impossible_configuration_is_refused():
     with pytest.raises(UserError, match="encoder_layers"):
         ModelConfig(encoder_layers=-1)
     with pytest.raises(UserError, match="seq2seq"):

@@ -37,7 +37,7 @@ def used(flexible, monkeypatch):
 
 
 @pytest.mark.parametrize(("window", "soft_cap"), [(5, 0.0), (5, 3.0), (0, 3.0)])
-def test_equals_the_plain_way(used, monkeypatch, window, soft_cap):
+def test_equals_plain_attention(used, monkeypatch, window, soft_cap):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, T, 16, requires_grad=True) for heads in (4, 2, 2))
     found = []
@@ -51,7 +51,7 @@ def test_equals_the_plain_way(used, monkeypatch, window, soft_cap):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_its_blocks_are_the_band():
+def test_its_blocks_are_those_of_the_band():
     """Which blocks are worked out is right for a sequence of several blocks, the last one not full."""
     mask = attend.band_in_blocks(300, 70, torch.device("cpu"))
     seen = mask.to_dense()[0, 0].repeat_interleave(128, 0).repeat_interleave(128, 1)[:300, :300].bool()
@@ -78,7 +78,7 @@ def test_is_a_part_of_a_compiled_block(flexible):
     assert counter.frame_count == 1
 
 
-def test_a_bias_a_dropout_or_a_cache_goes_the_plain_way(used):
+def test_a_bias_dropout_or_a_cache_uses_plain_attention(used):
     q, k, v = (torch.randn(1, 2, T, 16, requires_grad=True) for _ in range(3))
     attend.attend(q, k, v, torch.zeros(T, T), window=5)
     attend.attend(q, k, v, None, window=5, dropout=0.1)

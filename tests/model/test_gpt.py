@@ -37,7 +37,7 @@ def test_modern_heads_are_about_64_wide_and_fit(d_model, heads):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_modern_starts_at_the_loss_of_a_guess(tied):
+def test_modern_starts_at_the_loss_of_uniform_guessing(tied):
     torch.manual_seed(0)
     model = GPT(modern(**TINY, tied_head=tied))
     tokens = torch.randint(19, (4, 8))
@@ -95,7 +95,7 @@ def test_order_matters_only_with_positions():
         assert torch.allclose(h[0], h[1], atol=1e-6) == (name == "none"), name
 
 
-def test_alternating_attention_leaves_no_trace_in_the_names():
+def test_alternating_attention_does_not_appear_in_tensor_names():
     alternating = {"name": "alternating", "pattern": ["full", {"name": "banded", "window": 3}]}
     mixed, full = (GPT(ModelConfig(**{**TINY, "layers": 3}, attention=a)) for a in (alternating, "full"))
     assert [block.attention.window for block in mixed.blocks] == [0, 3, 0]
@@ -142,7 +142,7 @@ def test_a_private_head_width_needs_no_division():
         ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern, xavier; did you mean gpt2?"),
     ],
 )
-def test_what_cannot_be_built_is_named(fields, message):
+def test_an_impossible_configuration_is_named(fields, message):
     with pytest.raises(UserError) as caught:
         build_on_meta(ModelConfig(**{**TINY, **fields}))
     assert message in str(caught.value)

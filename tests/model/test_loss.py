@@ -101,7 +101,7 @@ def test_tied_weight_gets_both_gradients():
     torch.testing.assert_close(gradient(cross_entropy), gradient(plain), rtol=1e-5, atol=1e-5)
 
 
-def test_nothing_to_count_is_zero_and_not_nan():
+def test_no_targets_give_zero_and_not_nan():
     h, weight, targets = problem()
     loss = cross_entropy(h, weight, torch.full_like(targets, -100))
     loss.backward()
@@ -122,7 +122,7 @@ def test_bfloat16_autocast_stays_close_and_in_float32(cap):
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_a_bfloat16_sum_over_many_chunks_loses_nothing():
+def test_a_bfloat16_sum_over_many_chunks_keeps_its_precision():
     """The head's gradient is added up in float32: with bfloat16 sums, 512 chunks would lose most of their digits."""
     h, weight, targets = problem(V=11, D=16, shape=(1, 4096), ignore=False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -132,7 +132,7 @@ def test_a_bfloat16_sum_over_many_chunks_loses_nothing():
 
 
 @pytest.mark.parametrize("how", [{}, {"smoothing": 0.1, "z": 1e-3}, {"cap": 15.0}], ids=str)
-def test_widening_some_rows_at_a_time_changes_no_bit(how, monkeypatch):
+def test_converting_rows_in_parts_changes_no_bit(how, monkeypatch):
     h, weight, targets = problem(V=37, D=8, shape=(4, 50))
     found = []
     for logits in (2**21, 3 * 37):
@@ -241,7 +241,7 @@ def test_multi_token_is_the_sum_over_heads_on_one_trunk(fields):
     torch.testing.assert_close(loss(model, inputs, targets), expected)
 
 
-def test_the_model_of_multi_token_is_what_it_is_without():
+def test_multi_token_does_not_change_the_model():
     """In training mode with statistics too: the further heads touch nothing that the model reads."""
     (with_heads, loss), (plain, cross) = (
         model_for(Spec("multi_token"), norm="batch"),
@@ -274,7 +274,7 @@ def test_later_targets_end_with_the_sequence():
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_every_loss_is_finite_with_finite_gradients_and_needs_no_logits_of_all(name):
+def test_every_loss_is_finite_with_finite_gradients_and_never_holds_all_logits(name):
     model, loss = model_for(Spec(name))
     value = loss(model, *batch())
     value.backward()
@@ -296,7 +296,7 @@ def test_every_loss_is_finite_with_finite_gradients_and_needs_no_logits_of_all(n
         (Spec("multi_token"), {"layers": 0}, "model.layers = 0 has none"),
     ],
 )
-def test_losses_that_make_no_sense_are_refused(spec, fields, message):
+def test_invalid_losses_are_refused(spec, fields, message):
     with pytest.raises(UserError, match=message):
         make_loss(spec, ModelConfig(**{**TINY, **fields}))
 
@@ -310,7 +310,7 @@ def test_log_softmax_over_its_own_input_is_log_softmax(shape, dtype):
 
 
 @pytest.mark.parametrize(("smoothing", "z", "cap"), [(0.0, 0.0, 0.0), (0.2, 0.0, 0.0), (0.1, 0.3, 3.0)])
-def test_what_is_compiled_equals_the_chain_of_operations(monkeypatch, smoothing, z, cap):
+def test_the_compiled_kernel_equals_the_separate_operations(monkeypatch, smoothing, z, cap):
     """As torch traces it, in one graph."""
     torch._dynamo.reset()
     traced = torch.compile(traceable_kernel, dynamic=False, fullgraph=True, backend="aot_eager")
@@ -324,7 +324,7 @@ def test_what_is_compiled_equals_the_chain_of_operations(monkeypatch, smoothing,
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13)
 
 
-def test_equal_options_share_what_is_compiled(monkeypatch):
+def test_equal_options_share_one_compiled_kernel(monkeypatch):
     """Each step makes its LossOptions anew: what is compiled goes by their values and not by which object it is."""
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -337,7 +337,7 @@ def test_equal_options_share_what_is_compiled(monkeypatch):
     torch._dynamo.reset()
 
 
-def test_chunks_on_a_gpu_are_large_and_alike():
+def test_chunks_on_a_gpu_are_large_and_of_one_shape():
     assert chunk_for(65_536, 50_304, "cuda") == 4096  # 13 would do; 16 are all alike
     assert chunk_for(12 * 1024, 50_304, "cuda") == 4096
     assert chunk_for(1024, 50_304, "cuda") == 1024

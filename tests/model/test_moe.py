@@ -68,7 +68,7 @@ def test_with_every_expert_it_is_the_softmax_weighted_sum_of_all():
     torch.testing.assert_close(moe(x), (outputs * p.unsqueeze(-2)).sum(-1))
 
 
-def test_balance_is_its_coefficient_where_all_is_even():
+def test_the_balance_loss_of_an_even_load_is_its_coefficient():
     """Four tokens, each sure of an expert of its own: f and P are both even."""
     moe = make_moe(experts=4, top_k=1, normalise=False, balance=0.3, z=0.0)
     with torch.no_grad():
@@ -94,7 +94,7 @@ def test_auxiliary_losses_are_the_formulas():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-9)
 
 
-def test_balance_pulls_a_lopsided_router_back():
+def test_the_balance_loss_evens_out_an_uneven_router():
     moe, x = make_moe(experts=4, top_k=1, normalise=False, balance=1.0, z=0.0), tokens()
     with torch.no_grad():
         moe.router.weight[0] += x.flatten(0, 1).mean(0)
@@ -134,13 +134,13 @@ def test_active_and_total_parameters():
 
 @pytest.mark.parametrize("experts", [4, 16])
 @pytest.mark.parametrize("options", [{"top_k": 1, "normalise": False}, {"top_k": 3}, {"top_k": 2, "shared": 1}])
-def test_a_token_costs_the_same_however_many_experts_it_meets(experts, options):
+def test_the_cost_per_token_does_not_depend_on_the_number_of_experts(experts, options):
     moe = MoE(d_model=24, dropout=0.0, init=INIT, experts=experts, **options)
     mlp = MLP(d_model=24, dropout=0.0, init=INIT, bias=False)
     assert moe.flops(1) == mlp.flops(1) + 2 * experts * 24
 
 
-def test_the_optimiser_trains_every_expert_that_met_a_token():
+def test_the_optimizer_trains_every_expert_that_received_a_token():
     torch.manual_seed(0)
     model = GPT(ModelConfig(**TINY, feed_forward="moe", init="gpt2"))
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -173,7 +173,7 @@ def test_router_stays_in_float32_under_autocast():
         ({"d_ff": -3}, "d_ff = -3 gives a hidden width"),
     ],
 )
-def test_numbers_that_do_not_go_together_are_refused(options, message):
+def test_incompatible_numbers_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         make_moe(**options)
 

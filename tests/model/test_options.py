@@ -47,7 +47,7 @@ def test_tables_are_in_every_nth_layer_counted_from_the_last():
 
 @pytest.mark.parametrize("gate", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_a_value_is_its_product_and_its_tokens_row(gate, kv_heads):
+def test_a_value_is_its_projection_plus_its_tokens_row(gate, kv_heads):
     """One layer of attention, position by position and head by head."""
     model = stirred(
         layers=1,
@@ -91,7 +91,7 @@ def test_the_shortcut_mixes_the_embedding_into_each_blocks_input():
     torch.testing.assert_close(model.hidden(TOKENS), plain.norm(x))
 
 
-def test_the_shortcut_begins_as_nothing():
+def test_the_shortcut_starts_as_the_identity():
     def made(**fields):
         torch.manual_seed(0)
         return GPT(ModelConfig(**TINY, init="gpt2", **fields))(TOKENS)
@@ -99,7 +99,7 @@ def test_the_shortcut_begins_as_nothing():
     assert torch.equal(made(embedding_shortcut=True), made())
 
 
-def test_the_gate_begins_at_one_and_the_table_small():
+def test_the_gate_starts_at_one_and_the_table_small():
     torch.manual_seed(0)
     values = GPT(modern(**{**TINY, "vocab_size": 4096}, value_embedding=2)).blocks[1].values
     h = torch.randn(3, 8, 16)
@@ -107,7 +107,7 @@ def test_the_gate_begins_at_one_and_the_table_small():
     assert values.table.weight.std().item() == pytest.approx(1 / math.sqrt(16), rel=0.02)
 
 
-def test_tables_are_embeddings_and_mixing_numbers_vectors():
+def test_tables_are_trained_as_embeddings_and_mixing_scalars_as_vectors():
     model = GPT(ModelConfig(**TINY, value_embedding=1, embedding_shortcut=True))
     groups = {group.name: group for group in split(model)}
     assert "blocks.0.values.table.weight" in groups["embedding"].parameters
@@ -115,7 +115,7 @@ def test_tables_are_embeddings_and_mixing_numbers_vectors():
     assert "blocks.0.shortcut.mix" in groups["vectors"].parameters and not groups["vectors"].decay
 
 
-def test_what_multiplies_nothing_is_not_in_n():
+def test_looked_up_weights_are_not_in_n():
     plain, added = (ModelConfig(**TINY, value_embedding=n, value_gate=False, logit_cap=n) for n in (0, 1))
     one, other = parameters(plain), parameters(added)
     assert other.matmul == one.matmul
@@ -127,7 +127,7 @@ def test_what_multiplies_nothing_is_not_in_n():
     assert parameters(gated).total - other.total == 2 * (4 * 12 + 2)
 
 
-def test_logits_are_capped_wherever_they_are_made():
+def test_logits_are_capped_in_loss_evaluation_and_decoding():
     model, plain = stirred(logit_cap=1.0), stirred()
     free = plain(TOKENS)
     assert free.abs().max() > 3
@@ -138,7 +138,7 @@ def test_logits_are_capped_wherever_they_are_made():
     torch.testing.assert_close(prefill(model, TOKENS[:, 5:6], cache), capped[:, 5])
 
 
-def test_what_is_measured_is_what_is_sampled_from():
+def test_evaluation_and_sampling_use_the_same_logits():
     model = stirred(logit_cap=2.0)
     ids = TOKENS[0].numpy()
     found = measure(model, ids, torch.ones(19).numpy(), 0, make_runtime("cpu", "float32"))
@@ -147,7 +147,7 @@ def test_what_is_measured_is_what_is_sampled_from():
     assert found.nats == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_an_encoder_decoder_has_the_cap_and_refuses_what_is_for_one_sequence():
+def test_an_encoder_decoder_has_the_cap_and_refuses_decoder_only_options():
     torch.manual_seed(0)
     model = build_model("seq2seq", ModelConfig(**TINY, init=Spec("gpt2", std=1.0), logit_cap=2.0)).double()
     seen, logits = torch.ones_like(TOKENS, dtype=torch.bool), model(TOKENS, None, TOKENS)

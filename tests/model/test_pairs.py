@@ -52,7 +52,7 @@ def test_a_pair_of_entries_trains_and_decodes(names):
     train_and_decode(names)
 
 
-def test_pairs_are_refused_by_rule_and_no_others_are():
+def test_only_pairs_with_a_rule_are_refused():
     for pair in ALL_PAIRS:
         said = refusal(DEFAULT | dict(pair))
         if pair in REFUSED:

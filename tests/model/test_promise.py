@@ -139,7 +139,7 @@ def test_meta_then_reset_equals_construction(config):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_models_share_nothing(config):
+def test_models_share_no_tensors(config):
     one, other = stirred(config), stirred(config)
     tokens = some_tokens(config)
     before = one(tokens)
@@ -197,7 +197,7 @@ def test_cached_decode_equals_the_full_forward(config):
         torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=1e-9, atol=1e-9)
 
 
-def test_gradients_are_there_and_finite(config):
+def test_gradients_exist_and_are_finite(config):
     model = stirred(config).train()
     torch.nn.functional.cross_entropy(
         model(some_tokens(config)).flatten(0, 1), some_tokens(config).flatten()
@@ -215,7 +215,7 @@ def test_runs_in_bfloat16(config):
     assert (rough - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_its_gradient_in_bfloat16_is_its_gradient(config):
+def test_its_gradient_in_bfloat16_is_close_to_float32s(config):
     if config.norm.name == "batch":
         pytest.skip("where two sequences have the same token its variance is a rounding error")
     model, tokens = stirred(config).train(), some_tokens(config)
@@ -241,7 +241,7 @@ def test_decodes_rounded_to_bfloat16(config):
     assert (rough - exact).abs().mean() < 0.1 * exact.abs().mean()
 
 
-def test_counts_are_what_runs(config):
+def test_counts_are_those_of_the_executed_operations(config):
     """What the parts declare, against torch's own counter of the products that ran (which does not halve attention)."""
     model = stirred(config)
     counter = FlopCounterMode(display=False)

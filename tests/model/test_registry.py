@@ -57,7 +57,7 @@ def test_an_unknown_option_names_the_nearest():
     assert refusal(Spec("none", eps=1)) == "model.norm.eps is not an option of none: it has none"
 
 
-def test_a_name_may_stand_for_a_class_with_other_defaults():
+def test_an_entry_may_be_a_class_with_other_defaults():
     """`banded` is full attention with a window: the default is the name's, and any option may be set."""
     shape = {"vocab_size": 19, "context": 8, "layers": 3, "d_model": 16, "heads": 2}
 
@@ -101,7 +101,7 @@ def test_refusing_imports_nothing():
     assert "antigravity" not in sys.modules
 
 
-def test_trust_is_for_the_package_and_not_for_its_namesakes(private):
+def test_trust_is_for_a_package_and_not_for_similar_names(private):
     with trust_code("private"), trust_code("private_blocks.other"):
         assert "--trust-code" in refusal(Spec(private))
 

@@ -44,14 +44,14 @@ def test_every_parameter_is_trained_once_at_its_rate_and_decay(name):
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_a_head_may_have_a_rate_of_its_own(name):
+def test_the_head_may_have_its_own_rate(name):
     rates = {group["name"]: group["base_lr"] for group in groups(build(Model(), OptimConfig(name=name, head_lr=0.002)))}
     assert rates["head"] == 0.002
     assert rates["embedding"] == rates["vectors"] == OptimConfig().lr
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_so_may_the_embedding(name):
+def test_the_embedding_may_have_its_own_rate(name):
     config = OptimConfig(name=name, embedding_lr=0.05)
     rates = {group["name"]: group["base_lr"] for group in groups(build(Model(), config))}
     assert rates["embedding"] == 0.05
@@ -108,7 +108,7 @@ def test_clipping_gives_the_bits_that_torch_gives(norm):
     assert ours.weight.grad.equal(theirs.weight.grad)
 
 
-def test_a_nan_gradient_shows_in_the_norm():
+def test_a_nan_gradient_gives_a_nan_norm():
     model = nn.Linear(2, 2)
     for p in model.parameters():
         p.grad = torch.full_like(p, float("nan"))

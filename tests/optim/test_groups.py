@@ -42,7 +42,7 @@ def test_every_trainable_parameter_is_in_exactly_one_group(tied, buckets):
     assert all(names[name] is p for group in split(model) for name, p in group.parameters.items())
 
 
-def test_what_goes_where():
+def test_which_parameters_are_in_which_group():
     groups = {group.name: set(group.parameters) for group in split(Model(buckets=5))}
     assert groups["matrices"] == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("up.weight", "experts")}
     assert groups["embedding"] == {"embed.weight", "blocks.0.bias.weight", "blocks.1.bias.weight"}
@@ -60,6 +60,6 @@ def test_a_tied_head_is_an_embedding_and_empty_groups_are_left_out():
     assert "head" not in groups and list(groups["embedding"]) == ["embed.weight"]
 
 
-def test_a_model_without_units_is_a_mistake_of_the_caller():
+def test_a_model_without_units_raises():
     with pytest.raises(TypeError, match="units"):
         split(nn.Linear(2, 2))

@@ -55,7 +55,7 @@ def test_scale_of_the_gradient_does_not_matter_and_zero_stays_zero():
     assert torch.equal(orthogonalize(torch.zeros(2, 4, 8)), torch.zeros(2, 4, 8, dtype=torch.bfloat16))
 
 
-def test_a_stack_of_matrices_is_each_matrix_by_itself():
+def test_a_stack_of_matrices_gives_the_same_as_each_matrix_alone():
     stack = nn.Parameter(torch.zeros(3, 8, 16))
     stack.grad = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0))
     single = nn.Parameter(torch.zeros(8, 16))
@@ -64,7 +64,7 @@ def test_a_stack_of_matrices_is_each_matrix_by_itself():
     torch.testing.assert_close(stack[1], single)
 
 
-def test_a_parameter_without_gradient_is_left_alone():
+def test_a_parameter_without_gradient_does_not_change():
     p, q = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
     p.grad = torch.eye(4)
     optimizer = Muon([p, q], weight_decay=0.1)

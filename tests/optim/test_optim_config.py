@@ -46,6 +46,6 @@ def test_an_override_is_validated_too():
 
 
 @pytest.mark.parametrize("config", [OptimConfig(name="adamw", lr=1e-4), ScheduleConfig(name="cosine", floor=0.1)])
-def test_goes_through_json_and_every_field_has_a_meaning(config):
+def test_it_survives_json_and_every_field_has_a_docstring(config):
     assert from_dict(type(config), to_dict(config)) == config
     assert all(line.meaning for line in describe(type(config)))

@@ -51,7 +51,7 @@ def test_progress_never_falls_and_the_rate_never_rises_after_the_warmup(table):
 
 
 @given(decided(), st.integers(0, 400), st.integers(1, 300), st.none() | st.floats(0, 0.99))
-def test_a_decision_changes_nothing_before_it_and_keeps_the_place_it_is_taken_at(table, at, more, progress):
+def test_a_decision_changes_nothing_before_its_step_and_keeps_the_progress_there(table, at, more, progress):
     at = min(table.total_steps, max([at] + [d.at_step for d in table.decisions]))
     assume(progress is not None or table.progress(at) < 1)
     after = table.decide(Decision(at, at + more, progress))
@@ -88,7 +88,7 @@ def test_decay_step_is_the_first_step_of_the_last_decay(table):
         assert step == set_back or not below[step - 1]
 
 
-def test_the_planned_shapes():
+def test_the_shapes_of_the_schedules():
     wsd = Timetable(ScheduleConfig("wsd", warmup=0.1, decay=0.25, floor=0.0), 100)
     assert wsd.warmup_steps == 10 and wsd.decay_step == 76
     assert [wsd.scale(s) for s in (0, 4, 9, 50, 75)] == pytest.approx([0.1, 0.5, 1, 1, 1])
@@ -115,7 +115,7 @@ def test_a_decision_at_a_step_already_decayed_can_raise_the_rate_again():
 
 
 @given(decided())
-def test_decisions_go_through_the_log(table):
+def test_decisions_are_written_and_read_back(table):
     lines = [{**d.to_dict(), "time": 1.5} for d in table.decisions]
     again = dataclasses.replace(table, decisions=tuple(Decision.from_dict(line) for line in lines))
     assert again == table
@@ -155,7 +155,7 @@ def test_cosine_begins_at_the_end_of_the_warmup_or_at_the_start(warmup, floor, s
         assert [table.scale(s) for s in range(steps)] == [before.scale(s) for s in range(steps)]
 
 
-def test_a_file_of_before_has_its_cosine_from_the_start():
+def test_an_older_config_has_its_cosine_from_the_start():
     written = to_dict(ScheduleConfig("cosine", warmup=0.1))
     assert from_dict(ScheduleConfig, written) == ScheduleConfig("cosine", warmup=0.1)
     del written["cosine_from"]
@@ -174,7 +174,7 @@ def test_cosine_may_end_before_the_run_and_stays_at_the_floor():
     assert [table.scale(step) for step in range(260, 300)] == pytest.approx([0.1] * 40)
 
 
-def test_a_course_that_would_end_at_a_rate_of_nothing_is_refused():
+def test_a_schedule_that_ends_at_rate_zero_early_is_refused():
     with pytest.raises(UserError, match=r"schedule\.length = 0\.5 with schedule\.floor = 0"):
         ScheduleConfig("cosine", floor=0.0, length=0.5)
 
@@ -184,7 +184,7 @@ def slow_start(step):
     return min(step, 10) + 10 * max(0, step - 10)
 
 
-def test_progress_and_warmup_follow_what_is_read():
+def test_progress_and_warmup_follow_the_sequences_read():
     plan = Timetable(ScheduleConfig("cosine", warmup=0.2, floor=0.1), 19, read=slow_start)  # reads 100
     assert [plan.progress(step) for step in (0, 5, 10, 14, 19)] == pytest.approx([0.0, 0.05, 0.1, 0.5, 1.0])
     assert plan.warmup_steps == 11  # which have read 20 of 100
@@ -195,7 +195,7 @@ def test_progress_and_warmup_follow_what_is_read():
 
 
 @given(decided(), st.integers(1, 50))
-def test_steps_that_all_read_the_same_are_steps_to_the_bit(table, each):
+def test_equal_batches_give_the_same_bits_as_counting_steps(table, each):
     scaled = dataclasses.replace(table, read=lambda step: step * each)
     steps = range(table.total_steps + 1)
     assert [scaled.scale(step) for step in steps] == [table.scale(step) for step in steps]

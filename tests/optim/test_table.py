@@ -121,7 +121,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_right_one():
 
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
-def test_an_optimizer_says_what_it_keeps(name):
+def test_an_optimizer_declares_its_state(name):
     """Bytes of state per parameter are those that are there after a step; a number per tensor is not counted."""
     model = Model()
     entry = OptimConfig(name=name).entry
@@ -138,7 +138,7 @@ def test_an_optimizer_says_what_it_keeps(name):
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_width_changes_rates_and_128_is_where_they_were_measured(name, tied):
+def test_rates_change_with_width_and_are_the_defaults_at_128(name, tied):
     config = OptimConfig(name=name)
     there = config.entry.at_width(128, tied)
     assert set(there) <= set(rates(config.entry))

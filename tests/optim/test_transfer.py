@@ -69,18 +69,18 @@ def spread(found: dict[int, dict[str, float]]) -> dict[str, float]:
     return slopes
 
 
-def test_no_change_grows_or_dies_with_the_width():
+def test_updates_neither_grow_nor_vanish_with_the_width():
     slopes = spread({d: changes(2, d) for d in (64, 128, 256)})
     assert {name: slope for name, slope in slopes.items() if abs(slope) > 0.2} == {}
 
 
-def test_a_rate_that_does_not_know_the_width_is_found_out():
+def test_a_rate_that_ignores_the_width_is_detected():
     """The check can fail: one rate for the head at every width."""
     slopes = spread({d: changes(2, d, lambda config: config) for d in (64, 128, 256)})
     assert slopes["logits"] > 0.5
 
 
-def test_what_the_head_makes_of_a_step_hardly_depends_on_the_depth():
+def test_the_logits_change_per_step_hardly_depends_on_the_depth():
     """The stream's change grows, since each of L branches adds to it; the final norm takes that out."""
     slopes = spread({layers: changes(layers, 128) for layers in (2, 4, 8, 16)})
     assert abs(slopes["logits"]) < 0.35

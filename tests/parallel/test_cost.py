@@ -118,11 +118,11 @@ def test_ddp_sums_once_however_many_passes():
     assert traffic(Parallelism("ddp", 4), 1000, passes=7) == traffic(Parallelism("ddp", 4), 1000)
 
 
-def test_what_is_kept_is_gathered_once():
+def test_parameters_kept_for_backward_are_gathered_once():
     assert traffic(Parallelism("fsdp", 4), 1000, kept=1000) == traffic(Parallelism("fsdp", 4), 1000, reshard=False)
 
 
-def test_shards_share_what_is_held():
+def test_shards_divide_the_memory():
     settings = {"largest_unit": 100, "activations": 7}
     alone, sharded = (memory(Parallelism("fsdp", n), 1600, **settings) for n in (1, 16))
     for name in ("parameters", "gradients", "optimizer"):
@@ -132,7 +132,7 @@ def test_shards_share_what_is_held():
     assert memory(Parallelism("hsdp", 16, 4), 1600, **settings) == memory(Parallelism("fsdp", 4), 1600, **settings)
 
 
-def test_what_autocast_keeps_is_not_divided():
+def test_autocasts_copies_are_not_sharded():
     settings = {"largest_unit": 100, "activations": 7}
     for layout in (Parallelism("ddp", 16), Parallelism("fsdp", 16), Parallelism("hsdp", 16, 4)):
         more = memory(layout, 1600, cast_bytes=2, **settings).total - memory(layout, 1600, **settings).total
@@ -158,6 +158,6 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
         ("hsdp", 8, 0, "0 replicas do not divide 8"),
     ],
 )
-def test_layouts_without_sense_are_refused(mode, processes, replicas, said):
+def test_invalid_layouts_are_refused(mode, processes, replicas, said):
     with pytest.raises(UserError, match=said):
         Parallelism(mode, processes, replicas)

@@ -37,7 +37,7 @@ def test_two_processes_equal_one(one, two, case, mode):
     assert_equal(one[f"{case} none"], two[f"{case} {mode}"])
 
 
-def test_weights_gathered_in_bfloat16_are_those_that_products_read_anyway(one, two):
+def test_weights_gathered_in_bfloat16_give_the_same_products(one, two):
     """Autocast rounds a weight before a product as gathering does; gains and biases are rounded by gathering alone, and
     gradients are added up in another order. bfloat16 has 8 bits."""
     losses, norms = np.array(one["bfloat16 none"]["lines"]).T
@@ -54,7 +54,7 @@ def test_four_processes_equal_one(one, four, mode):
 
 
 @pytest.mark.slow
-def test_what_each_process_works_out_for_itself_is_the_first_ones_in_all(two, four):
+def test_decisions_of_rank_0_hold_in_all_processes(two, four):
     """A norm of whole gradients: processors that differ round it differently, and all decide by it."""
     assert two["muon ddp"]["alike"] == [0.0] * 2
     assert four["muon ddp"]["alike"] == four["muon hsdp"]["alike"] == [0.0] * 4
@@ -74,7 +74,7 @@ def test_heldout_loss_does_not_depend_on_the_number_of_processes(one, two, mode)
         assert two[f"{case} {mode}"]["heldout"] == pytest.approx(one[f"{case} none"]["heldout"], rel=1e-5)
 
 
-def test_every_process_drops_others_and_a_resumed_step_the_same():
+def test_dropout_differs_between_processes_and_is_the_same_after_a_resume():
     def drawn(rank, step, size=2):
         torch.manual_seed(7)
         seed_step(Group(rank, size), 0, step)

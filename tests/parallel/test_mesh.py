@@ -44,7 +44,7 @@ def test_the_mode_follows_from_the_processes(mode, size, hosts, replicas, expect
         (["model.norm=batch"], 2, "'batch' takes statistics"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(set_, size, says):
+def test_invalid_settings_are_refused_in_one_line(set_, size, says):
     with pytest.raises(UserError) as error:
         check_world(override(RunConfig(), set_), Group(0, size, 0, size))
     assert says in str(error.value) and "\n" not in str(error.value)
@@ -56,7 +56,7 @@ def test_values_out_of_range_are_refused():
             override(RunConfig(), [set_])
 
 
-def test_one_process_sends_nothing_and_agrees_with_itself(monkeypatch):
+def test_one_process_needs_no_communication(monkeypatch):
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     with joined() as group:
@@ -66,7 +66,7 @@ def test_one_process_sends_nothing_and_agrees_with_itself(monkeypatch):
         assert agree(group, 15, None) == (15, None)
 
 
-def test_the_environment_says_who_this_is():
+def test_the_environment_gives_rank_and_host():
     assert read_environment({}) == {}
     said = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
     group = Group(**read_environment({**said, "TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_RESTART_COUNT": "2"}))
@@ -78,12 +78,12 @@ def test_the_environment_says_who_this_is():
             read_environment({**said, **wrong})
 
 
-def test_alone_is_what_there_is_without_torchrun():
+def test_without_torchrun_there_is_one_process():
     assert ALONE.alone and "RANK" not in os.environ
 
 
 @pytest.mark.parametrize("started", [False, True], ids=["killed before its first event", "killed later"])
-def test_started_again_by_torchrun_a_run_knows_itself(tmp_path, started):
+def test_a_run_restarted_by_torchrun_is_recognised(tmp_path, started):
     folder = RunFolder(tmp_path)
     write_json(folder.environment, {"launch": "job"})
     write_json(folder.config, to_dict(RunConfig()))

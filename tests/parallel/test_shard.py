@@ -33,7 +33,7 @@ def build(config, device):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_filled_piece_by_piece_it_is_the_one_built_whole(case):
+def test_a_model_initialised_shard_by_shard_equals_the_whole_one(case):
     config = override(RunConfig(), [*CASES[case], *SMALL])
     whole, empty = build(config, "cpu"), build(config, "meta")
     order = []
@@ -49,7 +49,7 @@ def test_filled_piece_by_piece_it_is_the_one_built_whole(case):
     assert order[-1] is empty
 
 
-def test_weights_from_elsewhere_take_the_place_of_the_first_ones():
+def test_given_weights_replace_the_initial_ones():
     config = override(RunConfig(), SMALL)
     other = build(override(config, ["model.init=gpt2"]), "cpu").state_dict()
     model = build(config, "meta")
@@ -59,7 +59,7 @@ def test_weights_from_elsewhere_take_the_place_of_the_first_ones():
 
 
 @pytest.mark.parametrize("field", ["parallel.gather=bfloat16", "parallel.reduce=every"])
-def test_what_only_divided_models_have_is_refused_elsewhere(field):
+def test_options_of_sharded_models_are_refused_elsewhere(field):
     config = override(RunConfig(), [field, "runtime.dtype=bfloat16", "parallel.mode=ddp"])
     with pytest.raises(UserError, match=r"fsdp or hsdp; the mode is ddp"):
         check_world(config, Group(0, 2))

@@ -122,7 +122,7 @@ def test_resuming_is_bit_for_bit(tmp_path, name, stepped):
 
 
 @pytest.mark.parametrize("stepped", [False, True])
-def test_a_checkpoint_from_before_the_first_step_is_one_too(tmp_path, stepped):
+def test_a_checkpoint_before_the_first_step_is_complete(tmp_path, stepped):
     model, optimizers = make(0)
     folder = save(tmp_path / "t", model, optimizers)
     again, its = make(1)
@@ -158,7 +158,7 @@ def test_names_are_the_models_and_a_tied_weight_is_stored_once():
     assert "model.head.weight" in state.model_tensors(Model(tied=False))
 
 
-def test_wrappers_leave_no_trace_in_the_names():
+def test_wrappers_do_not_appear_in_tensor_names():
     model, _ = make(0)
     model.blocks[0] = torch.compile(model.blocks[0])
     assert set(state.model_tensors(model)) == set(state.model_tensors(Model()))
@@ -199,7 +199,7 @@ def test_state_that_is_a_plain_number_stays_one(tmp_path):
         ({"name": "adamw"}, r"optim\.blocks\.0\.1\.weight\.momentum_buffer'"),
     ],
 )
-def test_what_does_not_fit_is_named_and_changes_nothing(tmp_path, other, message):
+def test_a_mismatch_is_named_and_changes_nothing(tmp_path, other, message):
     model, optimizers = make(0)
     train(model, optimizers, 1)
     folder = save(tmp_path / "t", model, optimizers)

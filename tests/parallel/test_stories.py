@@ -27,7 +27,7 @@ def assert_near(one: list, other: list) -> None:
 
 
 @both
-def test_what_goes_wrong_in_one_process_is_answered_by_both_as_one_alone_would(one, two, mode):
+def test_a_bad_step_in_one_process_is_handled_by_all(one, two, mode):
     """Row 5 of a step, which the second process has, makes the loss no number at step 3 (left out) and a spike at step
     8 (back to step 4, that data passed over). Told in both, with the same words; the weights are the same bits."""
     alone, found = one["trouble none"], two[f"trouble {mode}"]
@@ -46,7 +46,7 @@ def test_what_goes_wrong_in_one_process_is_answered_by_both_as_one_alone_would(o
 
 
 @both
-def test_all_stop_after_the_stated_number_with_the_same_words(one, two, mode):
+def test_all_processes_stop_after_the_stated_number_with_one_message(one, two, mode):
     alone, found = one["trouble none"], two[f"trouble {mode}"]
     assert found["last"] == alone["last"] == [0, 4]
     for why in (*alone["why"], *found["why"]):
@@ -55,7 +55,7 @@ def test_all_stop_after_the_stated_number_with_the_same_words(one, two, mode):
 
 
 @both
-def test_the_report_of_several_says_what_was_left_out_and_passed_over(two, groups, mode):
+def test_the_report_of_several_processes_lists_discarded_steps_and_skipped_data(two, groups, mode):
     folder = RunFolder(groups / f"trouble-{mode}-2" / "run")
     config = from_dict(RunConfig, read_run(folder.path).config)
     prepared = open_prepared(Path(read_run(folder.path).data.folder))
@@ -68,7 +68,7 @@ def test_the_report_of_several_says_what_was_left_out_and_passed_over(two, group
 
 
 @both
-def test_a_signal_to_one_process_cuts_the_measurement_of_both_short(one, two, mode):
+def test_a_signal_to_one_process_cuts_the_evaluation_of_all_short(one, two, mode):
     """It has PARTS parts; what was measured of it is nowhere, and it is made when the run goes on."""
     alone, found = one["signals none"], two[f"signals {mode}"]
     [first, second] = found["ended"]
@@ -94,7 +94,7 @@ def test_a_hook_sees_the_gradients_of_all_processes_and_changes_no_bit(one, two,
         np.testing.assert_allclose(by_layer, by_layer_alone, rtol=1e-4)
 
 
-def test_what_does_not_fit_is_refused_by_all_with_the_setting_that_does(two):
+def test_a_run_that_does_not_fit_is_refused_by_all_with_a_setting_that_fits(two):
     """By the least that is free on any of them, before anything is written; and that setting is no empty promise."""
     found = two["memory ddp"]
     [said, likewise] = found["why"]

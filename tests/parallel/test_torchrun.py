@@ -108,7 +108,7 @@ def losses(folder: Path) -> list[float]:
     return [line.loss for line in read_run(folder).training]
 
 
-def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
+def test_a_run_changes_its_number_of_processes_and_stays_one_run(tmp_path, recipe):
     """1 -> 2 (fsdp) -> 4 (hsdp) -> 1 processes against one process all along, with a batch that grows."""
     whole, resized = tmp_path / "whole", tmp_path / "resized"
     Forked(1, train(recipe, whole, *RAMP), tmp_path).finish()
@@ -145,7 +145,7 @@ def test_a_run_is_resized_on_its_way_and_stays_one_run(tmp_path, recipe):
     assert "4 processes" in page and "hsdp" in page
 
 
-def test_a_killed_worker_brings_the_group_back(tmp_path, recipe):
+def test_torchrun_restarts_the_group_after_a_killed_worker(tmp_path, recipe):
     """torchrun starts all again, and the same command goes on from the last checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     Forked(2, train(recipe, whole), tmp_path).finish()

@@ -11,7 +11,7 @@ import two_hosts
 
 
 @pytest.mark.slow
-def test_a_cut_cable_is_named_and_survived():
+def test_a_cut_cable_is_reported_and_the_run_resumes():
     if reason := two_hosts.why_not():
         pytest.skip(reason)
     script = Path(two_hosts.__file__)
@@ -23,7 +23,7 @@ def test_a_cut_cable_is_named_and_survived():
     assert "20 of 20 losses are the unbroken run's, bit for bit" in done.stdout
 
 
-def test_where_no_hosts_can_be_made_the_reason_is_said(monkeypatch):
+def test_without_namespaces_the_reason_is_printed(monkeypatch):
     monkeypatch.setattr(two_hosts, "TOOLS", ("no-such-tool",))
     monkeypatch.setattr(sys, "platform", "linux")
     assert two_hosts.why_not() == "no-such-tool not found: install util-linux and iproute2"

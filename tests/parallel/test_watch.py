@@ -18,7 +18,7 @@ def hear(watchdog: Watchdog, *beats: dict, ago: float = 0.0) -> None:
     watchdog.heard = {rank: (BEAT | beat, time.monotonic() - ago) for rank, beat in enumerate(beats)}
 
 
-def test_whoever_no_longer_beats_is_silent_whatever_the_others_do(watchdog):
+def test_a_process_without_heartbeats_is_silent(watchdog):
     hear(watchdog, {}, {"waits": False}, {"marks": 3, "host": "b"})
     beat, at = watchdog.heard[2]
     watchdog.heard[2] = (beat, at - 100)
@@ -29,19 +29,19 @@ def test_whoever_no_longer_beats_is_silent_whatever_the_others_do(watchdog):
     )
 
 
-def test_of_those_that_beat_the_one_that_does_not_wait_hangs(watchdog):
+def test_of_the_live_processes_the_one_that_does_not_wait_hangs(watchdog):
     hear(watchdog, {}, {"waits": False, "step": 6}, {"marks": 3})
     now = time.monotonic()
     assert watchdog.silent(now) == [1]
     assert "rank 1 on host a hangs at step 6" in watchdog.words([1], now)
 
 
-def test_where_all_wait_the_one_that_got_least_far_is_named(watchdog):
+def test_if_all_wait_the_one_furthest_behind_is_named(watchdog):
     hear(watchdog, {}, {}, {"marks": 3})
     assert watchdog.silent(time.monotonic()) == [2]
 
 
-def test_one_that_was_never_heard_of_is_named(watchdog):
+def test_a_process_that_never_started_is_named(watchdog):
     hear(watchdog, {}, {})
     now = time.monotonic()
     assert watchdog.silent(now) == [2]

@@ -47,7 +47,7 @@ def train(again: bool, **fields) -> tuple[torch.Tensor, dict[str, torch.Tensor],
     ],
     ids=["modern", "dropout", "moe", "alternating", "options"],
 )
-def test_the_same_bits_with_less_kept(fields):
+def test_recomputation_keeps_less_and_gives_the_same_bits(fields):
     loss, gradients, held = train(False, **fields)
     loss_again, gradients_again, held_again = train(True, **fields)
     assert loss.equal(loss_again)
@@ -56,14 +56,14 @@ def test_the_same_bits_with_less_kept(fields):
     assert held_again < held / 2
 
 
-def test_statistics_that_would_move_twice_are_refused():
+def test_recomputing_running_statistics_is_refused():
     model = GPT(ModelConfig(**SHAPE, norm="batch"))
     with pytest.raises(UserError, match=r"runtime\.recompute"):
         recompute(model, model.units())
 
 
 @pytest.mark.parametrize("again", [False, True], ids=["kept", "recomputed"])
-def test_compiled_blocks_give_the_same_and_one_serves_all_layers(monkeypatch, again):
+def test_compiled_blocks_equal_eager_ones_and_one_compilation_serves_all_layers(monkeypatch, again):
     """Without the compiler behind it: what is traced is what runs, and a forward without gradients is left alone."""
     torch._dynamo.reset()
     counter, compiler = CompileCounter(), torch.compile

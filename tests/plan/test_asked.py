@@ -7,7 +7,7 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 
 
-def test_a_field_is_set_by_itself_or_with_what_it_belongs_to():
+def test_a_field_is_set_by_itself_or_with_its_object():
     asked = Asked(("batch.sequences=16", "model=gpt2", " optim.lr = 0.1"))
     assert asked.names("batch.sequences") and asked.names("model.layers") and asked.names("optim.lr")
     assert not asked.names("batch.micro_sequences") and not asked.names("optim") and not asked.names("steps")
@@ -24,7 +24,7 @@ def test_the_planner_chooses_around_it():
     assert NOTHING.choose(config, "batch", sequences=64).batch.sequences == 64
 
 
-def test_what_does_not_go_with_it_is_said():
+def test_values_incompatible_with_the_users_are_refused():
     asked = Asked(("batch.micro_sequences=5",))
     config = Asked(("batch.sequences=10", "batch.micro_sequences=5")).apply(RunConfig())
     with pytest.raises(UserError, match=r"batch\.micro_sequences = 5"):

@@ -67,7 +67,7 @@ def test_a_second_plan_times_nothing_and_is_the_same(timed):
     assert [c.tokens_per_second for c in second.candidates] == [c.tokens_per_second for c in first.candidates]
 
 
-def test_what_is_known_does_not_hold_on_a_busy_machine(timed, monkeypatch):
+def test_cached_timings_are_not_used_on_a_busy_machine(timed, monkeypatch):
     plan()
     count = len(timed)
     monkeypatch.setattr(speeds, "quiet", lambda device: False)
@@ -75,7 +75,7 @@ def test_what_is_known_does_not_hold_on_a_busy_machine(timed, monkeypatch):
     assert len(timed) == count + 1
 
 
-def test_another_shape_version_or_a_week_later_is_timed_anew(timed, monkeypatch):
+def test_another_shape_or_version_or_after_a_week_is_timed_again(timed, monkeypatch):
     plan()
     count = len(timed)
     plan("60s", "model.context=128")
@@ -88,7 +88,7 @@ def test_another_shape_version_or_a_week_later_is_timed_anew(timed, monkeypatch)
     assert len(timed) > count
 
 
-def test_nothing_measured_next_to_another_program_is_kept_and_it_is_said(timed):
+def test_timings_next_to_another_program_are_reported_and_not_cached(timed):
     timed.trouble = "other programs used 1.0 processors"
     said = []
     advice = plan(said=said)
@@ -102,14 +102,14 @@ def test_nothing_measured_next_to_another_program_is_kept_and_it_is_said(timed):
     assert len(timed) == 2 * count
 
 
-def test_a_peak_that_was_measured_next_to_another_program_is_not_kept(timed, monkeypatch):
+def test_a_peak_measured_next_to_another_program_is_not_cached(timed, monkeypatch):
     moments = iter([Reading(0.0, 0.0, 0.0, 0.0, 0.0), Reading(1.0, 1.0, 2.0, 0.0, 0.0)] * 2)
     monkeypatch.setattr(ceiling, "load_now", lambda: Load(0.3, 0.0, 1.0, 1.0, 0.0))
     assert ceiling.machine_peak("cpu", lambda: next(moments)) == PEAK
     assert not (files.home() / ceiling.FILE).exists()
 
 
-def test_a_peak_is_measured_once_more_when_the_program_is_gone(timed, monkeypatch):
+def test_a_peak_is_measured_again_when_the_program_has_ended(timed, monkeypatch):
     busy, quiet = Reading(1.0, 1.0, 2.0, 0.0, 0.0), Reading(1.0, 1.9, 1.95, 0.05, 0.0)
     moments = iter([Reading(0.0, 0.0, 0.0, 0.0, 0.0), busy, Reading(0.0, 0.0, 0.0, 0.0, 0.0), quiet])
     peaks = iter([{"float32": 1e9, "bfloat16": 3e8}, {"float32": 5e9, "bfloat16": 2e8}])
@@ -119,7 +119,7 @@ def test_a_peak_is_measured_once_more_when_the_program_is_gone(timed, monkeypatc
     assert (files.home() / ceiling.FILE).exists()
 
 
-def test_steps_above_the_peak_raise_it_and_the_plan_is_made_anew(timed):
+def test_steps_above_the_peak_raise_it_and_the_plan_is_made_again(timed):
     timed.share = 4.0  # of what was taken for the peak: another program used the machine while that was measured
     said = []
     advice = plan(said=said)
@@ -149,7 +149,7 @@ def test_threads_that_stall_are_not_tried_with_whole_steps(timed, monkeypatch):
 
 
 @pytest.mark.parametrize("asked", ["runtime.threads=3", "runtime.dtype=bfloat16"])
-def test_what_is_asked_for_is_not_tried(timed, asked):
+def test_a_setting_of_the_user_is_not_timed(timed, asked):
     runtime = plan("60s", asked).config.runtime
     assert asked in (f"runtime.threads={runtime.threads}", f"runtime.dtype={runtime.dtype}")
 
@@ -181,7 +181,7 @@ def test_nothing_larger_than_the_memory_is_built_and_no_step_takes_long(timed, m
     assert chosen.tokens_per_second is None or chosen.tokens_per_second * advice.flops / advice.tokens < 5e10
 
 
-def test_what_was_not_timed_is_said_to_be_extrapolated(timed, monkeypatch):
+def test_shapes_that_were_not_timed_are_marked_as_extrapolated(timed, monkeypatch):
     monkeypatch.setattr(throughput, "free_memory", lambda device: int(1e9))
     said = []
     advice = plan("30d", said=said)
@@ -191,7 +191,7 @@ def test_what_was_not_timed_is_said_to_be_extrapolated(timed, monkeypatch):
     assert "tokens/s extrapolated from smaller shapes" in shape.reason
 
 
-def test_a_model_of_ones_own_that_cannot_be_timed_gets_a_plan(timed, monkeypatch):
+def test_a_users_model_that_cannot_be_timed_gets_a_plan(timed, monkeypatch):
     monkeypatch.setattr(throughput, "free_memory", lambda device: int(1e6))
     said = []
     huge = ["model.layers=4", "model.d_model=512", "model.heads=8", "model.head_dim=64"]
@@ -201,7 +201,7 @@ def test_a_model_of_ones_own_that_cannot_be_timed_gets_a_plan(timed, monkeypatch
     assert "not timed" in advice.choices[0].reason or "bfloat16" in advice.choices[0].reason
 
 
-def test_extrapolation_goes_up_with_width_and_never_past_the_peak():
+def test_extrapolated_speed_grows_with_width_up_to_the_peak():
     assert trials.extrapolated(1024, [(64, 1e9), (128, 2e9)], 1e12) == pytest.approx(2e9 * 8**0.3)
     assert trials.extrapolated(1024, [(128, 2e9)], 1e12) == 2e9
     assert trials.extrapolated(1024, [(64, 3e9), (128, 2e9)], 1e12) == 2e9  # rather too low than too high
@@ -215,7 +215,7 @@ def test_every_calibration_is_bounded():
     assert trials.calibration_seconds(parse_budget("100s")) == 10.0
 
 
-def test_every_rung_of_the_ladder_is_cut_to_what_can_be_timed(monkeypatch):
+def test_every_rung_of_the_ladder_is_reduced_to_a_size_that_can_be_timed(monkeypatch):
     monkeypatch.setattr(throughput, "free_memory", lambda device: int(20e9))
     for layers, width in LADDER[::3]:
         shape = WORKLOAD.shape((layers, width), 4096, 256)
@@ -228,7 +228,7 @@ def test_every_rung_of_the_ladder_is_cut_to_what_can_be_timed(monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[3]", '[{"what": 3}]', "[" * 9, '[{"what": "threads", "value": -1}]'])
-def test_a_damaged_memory_is_no_memory(content):
+def test_a_damaged_cache_is_ignored(content):
     files.home().mkdir(parents=True, exist_ok=True)
     (files.home() / known.FILE).write_text(content)
     assert known.recall("threads", "cpu", "x") is None

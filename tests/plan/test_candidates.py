@@ -53,7 +53,7 @@ def test_rough_compute():
     assert rough_flops(parse_budget("1e6tok"), PEAK, "cpu") == 6 * 1e12 / 20
 
 
-def test_the_rungs_looked_at_are_the_nearest():
+def test_the_nearest_rungs_are_considered():
     def shaped(rung):
         return replace(CONFIG, model=replace(CONFIG.model, layers=rung[0], d_model=rung[1], heads=1))
 
@@ -63,6 +63,6 @@ def test_the_rungs_looked_at_are_the_nearest():
     assert set(rungs) <= set(LADDER[LADDER.index((4, 128)) - 4 : LADDER.index((4, 128)) + 5])
 
 
-def test_shapes_that_are_alike_are_looked_at_once():
+def test_equal_shapes_are_considered_once():
     other = override(CONFIG, ["model.layers=1"])
     assert different([CONFIG, other, replace(CONFIG, seed=3)]) == [CONFIG, other]

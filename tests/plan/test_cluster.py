@@ -41,13 +41,13 @@ def one():
     return advised(JOB)
 
 
-def test_the_shape_of_least_loss_is_taken(one):
+def test_the_shape_of_lowest_loss_is_chosen(one):
     found = list(options(JOB, BASIS, COUNTS, LAW))
     assert len(found) > 10 and one.loss.value == min(other.loss.value for other in found)
     assert found[0].loss.value > one.loss.value < found[-1].loss.value  # neither end of the ladder
 
 
-def test_tokens_flops_and_dollars_are_what_speed_and_time_make(one):
+def test_tokens_flops_and_dollars_follow_from_speed_and_time(one):
     assert one.tokens == pytest.approx(one.speed * JOB.seconds)
     assert one.job.dollars == pytest.approx(8 * 6 * 2.5)
     peak = 8 * CLUSTERS["h100"].peak
@@ -105,14 +105,14 @@ def test_machines(text, expected):
 @pytest.mark.parametrize(
     "text", ["", "8", "8xh900", "0xh100", "12xh100", "-8xh100", "1e9xh100", "8x", "9" * 30 + "xh100"]
 )
-def test_machines_that_are_none(text):
+def test_invalid_machines_are_refused(text):
     with pytest.raises(UserError) as refused:
         parse_machine(text)
     said = str(refused.value)
     assert "\n" not in said and text in said and ("h200" in said or "nodes" in said)
 
 
-def test_too_little_time_is_said():
+def test_too_little_time_is_reported():
     with pytest.raises(UserError, match="give more time"):
         advised(replace(JOB, seconds=0.01))
 
@@ -129,7 +129,7 @@ def test_the_command(capsys):
     assert "torchrun --nproc-per-node 8 -m isoflop train SOURCE --budget 72h" in shown.out
 
 
-def test_the_command_for_programs(capsys):
+def test_the_command_as_json(capsys):
     code, shown = run(capsys, "--machine", "8xh100", "--budget", "$1440@20/h", "--json")
     found = json.loads(shown.out)
     assert code == 0 and found["seconds"] == 72 * 3600 and found["dollars"] == pytest.approx(1440)
@@ -142,7 +142,7 @@ def test_it_fits_a_terminal_of_80_columns(capsys, machine, budget):
     assert code == 0 and max(map(len, shown.out.splitlines())) <= 80
 
 
-def test_far_more_than_the_text_is_worth_is_said(capsys, tmp_path):
+def test_far_more_compute_than_the_text_is_worth_is_reported(capsys, tmp_path):
     (tmp_path / "small.txt").write_text("The lamp near the river holds letters.\n" * 5000)
     code, shown = run(capsys, str(tmp_path / "small.txt"), "--machine", "8xh100", "--budget", "2h")
     assert code == 0 and "find more text, or spend less" in " ".join(shown.out.split())
@@ -160,7 +160,7 @@ def test_far_more_than_the_text_is_worth_is_said(capsys, tmp_path):
         (["nowhere.txt", "--machine", "8xh100", "--budget", "1h"], "nowhere.txt"),
     ],
 )
-def test_what_cannot_be_used_is_one_line(capsys, words, named):
+def test_invalid_arguments_are_one_line(capsys, words, named):
     code, shown = run(capsys, *words)
     assert code == 2 and named in shown.err and "Traceback" not in shown.err
 
@@ -169,7 +169,7 @@ def test_what_cannot_be_used_is_one_line(capsys, words, named):
     "text, words",
     [("$20@2.5/h", "8h ($20 at $2.50 per hour)"), ("8h", "8h"), ("1440usd@20/h", "72h ($1,440 at $20 per hour)")],
 )
-def test_money_in_a_budget_is_echoed(text, words):
+def test_a_budget_in_dollars_is_echoed(text, words):
     budget = parse_budget(text)
     assert budget.words() == words and math.isfinite(budget.amount)
     assert budget == parse_budget(str(budget))

@@ -46,20 +46,20 @@ def test_every_choice_has_a_line_with_its_value_and_reason():
     assert said["tokenizer"] == "2.50 bytes per token"
 
 
-def test_whence_the_vocabulary_comes():
+def test_the_reason_for_the_vocabulary():
     assert lines()["vocabulary"].reason.startswith("goes with")
     assert lines("data.vocab_size=700")["vocabulary"].reason == "set by you"
     assert lines(given=5000)["vocabulary"].reason == "the tokenizer that was given"
     assert lines(keep=Keep(model=True, rates=True))["vocabulary"].reason == "the tokenizer that was given"
 
 
-def test_how_often_the_text_is_read():
+def test_the_line_of_tokens_counts_epochs():
     assert lines(unique=100_000)["tokens D"].reason.endswith("epochs of the text")
     assert lines(unique=1000)["tokens D"].reason.endswith("find more text, or spend less")
     assert lines(unique=10**9)["tokens D"].reason.endswith("0% of the text")
 
 
-def test_speed_is_told_where_it_was_measured(monkeypatch):
+def test_the_speed_is_shown_if_it_was_measured(monkeypatch):
     planned, proposal = advice()
     best = replace(proposal.candidates[0], tokens_per_second=12_345.0)
     assert speed_in_words(planned.config, proposal.candidates[0], 1) == ""
@@ -73,7 +73,7 @@ def test_rates_in_words():
     assert lines("optim.name=adamw")["optimiser"].value.startswith("adamw, lr ")
 
 
-def test_the_plan_says_where_the_model_can_go():
+def test_the_plan_lists_export_formats():
     assert lines()["export"].value == "hf (apertus), gguf (apertus)"
     said = lines("model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
     assert said.value == "hf (llama)" and "gguf with --set model.feed_forward=gated" in said.reason
@@ -119,7 +119,7 @@ def test_a_reason_says_set_by_you_where_it_was():
         ("data.tokenizer=bytes", "tokenizer"),
     ],
 )
-def test_what_is_set_in_part_says_which(assignment, name):
+def test_partly_set_choices_name_the_field(assignment, name):
     field = assignment.partition("=")[0]
     told = lines(assignment)
     assert told[name].reason.startswith(f"{field} set by you; ") and told[name].reason != f"{field} set by you; "
@@ -127,7 +127,7 @@ def test_what_is_set_in_part_says_which(assignment, name):
     assert not others
 
 
-def test_what_comes_with_a_model_or_a_configuration_is_not_said_to_be_chosen():
+def test_parts_of_a_given_model_or_recipe_are_not_called_chosen():
     kept = lines(keep=Keep(model=True))
     assert kept["shape"].reason.startswith("as in the model that training starts from")
     assert kept["batch"].reason == "0.573 D^0.571 (Step Law)"

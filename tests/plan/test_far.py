@@ -8,7 +8,7 @@ from isoflop.trainer.causal_lm import TextWorkload
 from isoflop.trainer.workload import Text
 
 
-def test_what_the_plan_chooses_is_not_far_from_it():
+def test_the_plans_own_choices_give_no_note():
     for width, steps in ((64, 300), (512, 20_000)):
         config = override(RunConfig(), [f"model.d_model={width}", f"steps={steps}"])
         assert check_against_plan(with_rates(with_batch(config, config.tokens, TextWorkload(Text(1e6, b""))))) == []

@@ -44,7 +44,7 @@ def proposed(*assignments, budget="60s", keep=None, config=None):
     return propose(parse_budget(budget), asked.apply(config or RunConfig()), WORKLOAD, asked, **given)
 
 
-def test_shapes_are_timed_with_the_ids_that_there_are(timed):
+def test_shapes_are_timed_with_the_tokenizers_ids(timed):
     proposal, said = proposed("data.vocab_size=50000"), []
     assert needs_new_shapes(proposal, 611) and not needs_new_shapes(proposal, 49_000)
     timed.clear()
@@ -58,7 +58,7 @@ def test_shapes_are_timed_with_the_ids_that_there_are(timed):
     assert line.reason == "set by you, but 50,000 were planned and the text gives no more"
 
 
-def test_with_no_time_left_the_speeds_are_worked_out(timed):
+def test_with_no_time_left_the_speeds_are_calculated(timed):
     proposal = proposed("data.vocab_size=50000")
     timed.clear()
     anew = with_fewer_ids(proposal, 611, 0.2, lambda line: None)
@@ -83,14 +83,14 @@ RECIPE = Keep(model=True, rates=True)
         (50_257, 1024, {}, Keep(), 512),
     ],
 )
-def test_the_rows_of_a_model_that_is_given(rows, asked_of_tokenizer, changes, keep, expected):
+def test_the_rows_of_a_given_model(rows, asked_of_tokenizer, changes, keep, expected):
     config = override(RunConfig(), [f"model.vocab_size={rows}", f"data.vocab_size={asked_of_tokenizer}"])
     assert with_ids(replace(config, **changes), 512, keep=keep).model.vocab_size == expected
     asked = Asked.of(["model.vocab_size=777"])
     assert with_ids(asked.apply(config), 512, asked, keep).model.vocab_size == 777
 
 
-def test_a_recipe_is_planned_and_trained_without_rows_for_nothing(timed, corpus, tmp_path):
+def test_a_recipe_has_no_rows_for_missing_ids(timed, corpus, tmp_path):
     more = [f"data.sources={json.dumps([str(corpus)])}", "data.vocab_size=5000", "model.vocab_size=5000", "steps=2"]
     config = override(RunConfig(), [*TINY, *more])
     isoflop.train(config, tmp_path / "as it is", quiet=True)

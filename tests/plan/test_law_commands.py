@@ -63,7 +63,7 @@ def test_fit_as_json(table, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["budgets"][0]["flops"] == 1e22
 
 
-def test_what_a_terminal_shows_fits_80_columns(table, stored, capsys):
+def test_terminal_output_fits_80_columns(table, stored, capsys):
     arguments = ["plan", "fit", str(table), "--n", "n", "--d", "d", "--loss", "l", "--samples", "100"]
     assert run(arguments) == 0
     assert run(["plan", "predict", str(stored), "--budget", "1e21", "1e25", "--loss", "2.3"]) == 0
@@ -86,7 +86,7 @@ def test_compare_shows_why_chinchilla_won(capsys):
     assert losses == [2.008, 1.999, 1.973]
 
 
-def test_predictions_hold_together(stored):
+def test_predictions_are_consistent(stored):
     basis, _ = read_basis(str(stored))
     for flops in (1e19, 1e21, 1e23):
         one = predict(basis, flops)
@@ -103,7 +103,7 @@ def test_predictions_hold_together(stored):
     assert wide.high / wide.low > narrow.high / narrow.low
 
 
-def test_where_the_table_leaves_the_size_open_the_rule_weighs_more(stored):
+def test_the_rule_weighs_more_if_the_table_leaves_the_size_open(stored):
     basis, _ = read_basis(str(stored))
     constants = basis.samples.constants.copy()
     constants[:, 1] *= np.exp(3 * np.random.default_rng(0).standard_normal(len(constants)))  # A is anyone's guess

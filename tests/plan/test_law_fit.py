@@ -21,7 +21,7 @@ CONSTANTS = ("E", "A", "B", "alpha", "beta")
 
 @pytest.mark.parametrize("delta", [DELTA, math.inf])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_law_without_noise_is_found_exactly(seed, delta):
+def test_a_law_without_noise_is_recovered_exactly(seed, delta):
     law = random_law(np.random.default_rng(seed))
     found = fit(isoflop_table(law, np.random.default_rng(0), noise=0.0), delta=delta)
     for name in CONSTANTS:
@@ -45,7 +45,7 @@ def test_half_a_percent_of_noise_moves_the_law_little(seed):
     assert found.noise == pytest.approx(0.005, rel=0.6)
 
 
-def test_no_descent_from_the_fit_finds_less():
+def test_no_descent_from_the_fit_lowers_the_objective():
     """Huber's sum in the raw parametrisation of Hoffmann et al., by another optimiser from our minimum."""
     rng = np.random.default_rng(3)
     points = isoflop_table(random_law(rng), rng)
@@ -71,7 +71,7 @@ def test_no_descent_from_the_fit_finds_less():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_is_found(form):
+def test_each_form_is_recovered(form):
     laws = {
         "chinchilla": PUBLISHED["besiroglu2024"].law,
         "tied": PUBLISHED["muennighoff2023"].law,
@@ -88,7 +88,7 @@ def test_each_form_is_found(form):
     )
 
 
-def test_a_term_that_is_not_there_stays_at_its_bound():
+def test_a_missing_term_stays_at_its_bound():
     n = np.repeat(np.geomspace(1e7, 1e9, 5), 5)
     d = np.tile(np.geomspace(1e9, 1e11, 5), 5)
     found = fit(make_points(n, d, 400 / n**0.3))
@@ -96,7 +96,7 @@ def test_a_term_that_is_not_there_stays_at_its_bound():
     assert float(found.law.d_term(1e10)) < 1e-3
 
 
-def test_intervals_hold_the_truth():
+def test_intervals_have_their_coverage():
     """90 % intervals over 40 draws: as many hold it as chance allows, for each constant and each question."""
     draws = 40
     asked = {name: (lambda law, name=name: getattr(law, name)) for name in (*CONSTANTS, "a")}
@@ -117,7 +117,7 @@ def test_intervals_hold_the_truth():
     assert stats.binomtest(sum(held.values()), draws * len(held), 0.9).proportion_estimate > 0.85
 
 
-def test_what_the_runs_of_a_size_share_is_seen_and_widens_intervals():
+def test_errors_shared_by_the_runs_of_a_size_widen_intervals():
     law = PUBLISHED["besiroglu2024"].law
     alone = bootstrap(fit(same_sizes_table(law, np.random.default_rng(1), noise=0.005), delta=math.inf), 200)
     shared = bootstrap(fit(same_sizes_table(law, np.random.default_rng(1), 0.005, shared=0.02), delta=math.inf), 200)

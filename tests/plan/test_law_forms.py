@@ -101,7 +101,7 @@ def test_the_optimum_is_the_best_of_many(e, alpha, beta, gamma, s, log_c):
     assert float(law.cost.flops(rule_n, rule_d)) == pytest.approx(flops)
 
 
-def test_conversions_go_there_and_back():
+def test_conversions_are_inverse_to_each_other():
     n = np.array([1e6, 1e8, 1e10])
     embedding = 50_257 * np.array([128.0, 768.0, 4096.0])
     for tied in (True, False):
@@ -134,7 +134,7 @@ def test_conversions_agree_with_counted_models():
         )
 
 
-def test_a_tables_own_flops_are_a_cost():
+def test_a_tables_own_flops_give_a_cost():
     n, d = np.geomspace(1e7, 1e10, 20), np.geomspace(1e9, 1e11, 20)
     assert cost_of(n, d, 6 * n * d) == Cost(6.0, 0.0, pytest.approx(0, abs=1e-9))
     found = cost_of(n, d, 20 * n**0.9 * d)
@@ -153,7 +153,7 @@ def test_repeated_tokens():
 
 
 @pytest.mark.parametrize(("r_d", "r_n"), [(15.39, 5.31), (5.0, 20.0)])
-def test_what_repeating_costs_is_found(r_d, r_n):
+def test_the_cost_of_repetition_is_recovered(r_d, r_n):
     base = PUBLISHED["muennighoff2023"].law
     n, d, epochs = (grid.ravel() for grid in np.meshgrid([1e8, 1e9, 8e9], [5e9, 5e10, 2e11], [1, 4, 16, 64]))
     unique = d / epochs

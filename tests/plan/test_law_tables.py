@@ -73,7 +73,7 @@ def test_tables_that_cannot_be_used(tmp_path, text, said):
     assert "\n" not in str(error.value)
 
 
-def test_files_that_are_no_tables(tmp_path):
+def test_files_that_are_not_tables_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_points(tmp_path / "nothing.csv", COLUMNS)
     with pytest.raises(UserError, match="cannot be read"):
@@ -120,7 +120,7 @@ def test_one_size_one_length_and_one_loss_are_refused():
         make_points(grid, np.tile([1e9, 1e10, 1e11], 3), np.full(9, 3.0))
 
 
-def test_what_the_points_cannot_say_is_said():
+def test_what_the_points_do_not_determine_is_warned_about():
     rng = np.random.default_rng(0)
     n = np.geomspace(1e7, 1e9, 12)
     d = 20 * n * np.exp(0.1 * rng.standard_normal(12))
@@ -166,7 +166,7 @@ def test_the_largest_budgets_are_held_out():
     assert rolled.per_decade < 0.02
 
 
-def test_another_way_is_chosen_only_where_it_predicts_better():
+def test_another_method_is_chosen_only_if_it_predicts_better():
     points = isoflop_table(LAW, np.random.default_rng(1), budgets=7, sizes=9)
     assert choose(points)[0] == Way()
 
@@ -249,7 +249,7 @@ def odd_tables():
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", odd_tables())
-def test_odd_tables_are_studied_or_refused(name, capsys):
+def test_unusual_tables_are_fitted_or_refused(name, capsys):
     points = make_points(*odd_tables()[name])
     found = study(points, samples=30)
     show_study(found, "points.csv", None)

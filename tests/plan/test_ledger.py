@@ -29,7 +29,7 @@ def ledger_of(path, *lines):
     return read_ledger(path)
 
 
-def test_intervals_that_are_right_cover_what_they_say(tmp_path):
+def test_correct_intervals_have_their_nominal_coverage(tmp_path):
     generator, lines = random.Random(1), []
     for number in range(300):
         name = f"r{number}"
@@ -85,12 +85,12 @@ def test_an_extended_run_keeps_the_score_of_what_it_reached_before(tmp_path):
     assert score(ledger_of(tmp_path / "l", *lines)).whole.forecasts == 2
 
 
-def test_a_run_that_diverged_and_was_mended_counts_with_its_end(tmp_path):
+def test_a_diverged_run_that_was_resumed_counts_with_its_end(tmp_path):
     found = score(ledger_of(tmp_path / "l", forecast("a"), outcome("a", None, DIVERGED), outcome("a", 2.0)))
     assert (found.whole.forecasts, found.whole.diverged, found.unrecorded) == (1, 0, 0)
 
 
-def test_a_torn_line_costs_itself_only(tmp_path):
+def test_a_torn_line_affects_no_other_line(tmp_path):
     path = tmp_path / "ledger.jsonl"
     append(path, forecast("a"))
     whole = path.read_bytes()
@@ -118,13 +118,13 @@ def test_several_processes_may_write_at_once(tmp_path):
     assert len(found.forecasts) == 100 and found.broken == 0
 
 
-def test_between_which_a_share_lies():
+def test_the_interval_of_a_share():
     low, high = clopper_pearson(8, 10)
     assert (low, high) == (pytest.approx(0.493, abs=0.001), pytest.approx(0.963, abs=0.001))  # published tables
     assert clopper_pearson(0, 5)[0] == 0.0 and clopper_pearson(5, 5)[1] == 1.0
 
 
-def test_the_command_says_so_plainly_where_there_is_nothing(tmp_path):
+def test_an_empty_ledger_is_reported_by_the_command(tmp_path):
     words = [sys.executable, "-m", "isoflop", "plan", "score"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert "nothing to judge" in done.stdout

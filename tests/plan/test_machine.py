@@ -41,7 +41,7 @@ def on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
 
-def test_the_faster_dtype_is_taken_and_remembered(trials):
+def test_the_faster_dtype_is_chosen_and_cached(trials):
     config, calibration = machine.choose_runtime(RunConfig(), BUDGET, ALIKE, TEXT, NOTHING, Trial(RunConfig()))
     assert config.runtime.dtype == "bfloat16" == calibration.dtype and config.runtime.device == "cpu"
     assert calibration.reason == "a step in bfloat16 ran at 1.50 times float32's speed"
@@ -50,7 +50,7 @@ def test_the_faster_dtype_is_taken_and_remembered(trials):
     assert again == config and trials == [["float32", "bfloat16"]]
 
 
-def test_nothing_is_tried_where_the_answer_is_known(trials):
+def test_nothing_is_timed_if_the_answer_is_known(trials):
     slow = {"float32": 1e11, "bfloat16": 1e10}
     config, calibration = machine.choose_runtime(RunConfig(), BUDGET, slow, TEXT, NOTHING)
     assert config.runtime.dtype == "float32" and "0.1 times" in calibration.reason
@@ -60,7 +60,7 @@ def test_nothing_is_tried_where_the_answer_is_known(trials):
     assert trials == []
 
 
-def test_a_gpu_computes_in_what_its_units_are_for_and_compiles_long_runs(trials, on_a_gpu):
+def test_a_gpu_uses_bfloat16_units_and_compiles_long_runs(trials, on_a_gpu):
     def chosen(budget: str, *assignments: str):
         asked = Asked(assignments)
         return machine.choose_runtime(asked.apply(RunConfig()), parse_budget(budget), ALIKE, TEXT, asked)

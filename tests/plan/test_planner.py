@@ -28,7 +28,7 @@ def plan(budget: str, *assignments: str):
 
 @pytest.mark.parametrize("asked", [(), ("batch.sequences=4",), ("batch.sequences=64",), ("model.context=64",)])
 @pytest.mark.parametrize("budget", ["4e5tok", "1e12", "300steps"])
-def test_what_is_asked_for_does_not_change_what_is_spent(budget, asked):
+def test_the_users_settings_do_not_change_the_budget(budget, asked):
     advice = plan(budget, *asked)
     config = advice.config
     for text in asked:
@@ -41,19 +41,19 @@ def test_what_is_asked_for_does_not_change_what_is_spent(budget, asked):
     assert advice.tokens == config.tokens == config.steps * config.tokens_per_step
 
 
-def test_every_field_asked_for_is_in_the_plan():
+def test_every_field_set_by_the_user_is_in_the_plan():
     asked = ("runtime.compile=true", "runtime.threads=1", "optim.lr=0.003", "every.evaluate=7", "evaluate_tokens=9999")
     config = plan("4e5tok", *asked).config
     assert config.runtime.compile and config.runtime.threads == 1
     assert (config.optim.lr, config.every.evaluate, config.evaluate_tokens) == (0.003, 7, 9999)
 
 
-def test_a_context_asked_for_keeps_the_tokens_of_a_step():
+def test_a_context_set_by_the_user_keeps_the_tokens_per_step():
     short, usual = (plan("4e6tok", *asked).config.tokens_per_step for asked in (("model.context=64",), ()))
     assert short == pytest.approx(usual, rel=0.1)
 
 
-def test_too_little_is_said_before_the_text_is_prepared():
+def test_a_budget_that_is_too_small_is_refused_before_preparing():
     with pytest.raises(UserError, match="too small"):
         propose(parse_budget("1e4flop"), RunConfig(), WORKLOAD)
 
@@ -78,13 +78,13 @@ def test_a_preset_gives_the_shape_and_the_tokenizer_the_ids(preset):
     assert with_ids(512, *small, "model.vocab_size=640")[0].vocab_size == 640
 
 
-def test_a_model_written_out_keeps_its_vocabulary_where_it_has_one():
+def test_a_model_as_json_keeps_its_vocabulary_if_it_has_one():
     shape = '"layers": 1, "d_model": 32, "heads": 2'
     assert with_ids(512, f"model={{{shape}}}")[0].vocab_size == 512
     assert with_ids(512, f'model={{{shape}, "vocab_size": 600}}')[0].vocab_size == 600
 
 
-def test_the_line_of_the_vocabulary_is_what_was_made():
+def test_the_vocabulary_line_shows_the_tokenizers_ids():
     _, line = with_ids(611, "data.vocab_size=50000", "model.layers=1", "model.d_model=32", "model.heads=2")
     assert line.value == "611 ids"
     assert line.reason == "set by you, but 50,000 were planned and the text gives no more"

@@ -26,7 +26,7 @@ def pieces(seed, shift=0.0, noise=0.02, count=200, fingerprint="5b1f0c"):
     )
 
 
-def test_the_texts_part_is_that_of_the_differences_and_not_of_the_texts(make_run):
+def test_the_texts_noise_is_that_of_differences_and_not_of_losses(make_run):
     base = read_run(make_run("base"))
     held = []
     for seed in range(1, 200, 2):
@@ -48,7 +48,7 @@ def test_stretches_that_are_not_the_same_are_not_paired(make_run):
     assert "too few" in paired.by_text(few, few).source
 
 
-def test_what_a_seed_costs_is_taken_from_the_runs_if_they_say_it(make_run):
+def test_the_seeds_noise_is_taken_from_the_runs_if_they_show_it(make_run):
     runs = [make_run("a"), make_run("b")]
     facts = [read_facts(read_run(run)) for run in runs]
     known = paired.by_seed(facts)
@@ -64,7 +64,7 @@ def test_what_a_seed_costs_is_taken_from_the_runs_if_they_say_it(make_run):
     assert found.bits == pytest.approx(0.02) and "1 pair of these runs differs in the seed alone" in found.source
 
 
-def test_a_difference_is_read_with_the_noise():
+def test_a_difference_is_shown_with_the_noise():
     seeds = paired.Chance(0.01, "")
     text = paired.Chance(0.0, "")
     assert paired.Difference(0.015, text, seeds).reading == "no difference shown"

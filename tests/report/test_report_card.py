@@ -19,7 +19,7 @@ def front(text: str) -> dict:
     return {key: json.loads(value) for key, _, value in (one.partition(": ") for one in yaml.splitlines())}
 
 
-def test_a_card_says_what_is_on_record(make_run):
+def test_a_card_states_the_records(make_run):
     run = make_run()
     folder = RunFolder(run)
     folder.suites.mkdir()
@@ -58,7 +58,7 @@ def test_a_card_says_what_is_on_record(make_run):
     assert write_card(run).read_text(encoding="utf-8") == text  # the same each time
 
 
-def test_what_a_person_says_is_kept(make_run, capsys):
+def test_a_persons_notes_are_kept(make_run, capsys):
     run = make_run()
     source = next(iter(json.loads((run / "data.json").read_text())["sources"]))
     assert command(["report", "--card", str(run), "--licence", f"{source}=CC0-1.0", "--licence", "Apache-2.0"]) == 0
@@ -79,7 +79,7 @@ def test_a_card_of_a_run_of_any_state(make_run, tmp_path):
         write_card(tmp_path / "absent")
 
 
-def test_foreign_text_is_no_markup(make_run):
+def test_text_of_others_is_escaped(make_run):
     run = make_run(data={"sources": {HOSTILE: {"pattern": HOSTILE, "documents": 1}}, "fingerprint": HOSTILE})
     text = write_card(run).read_text(encoding="utf-8")
     assert "<script>" not in text.replace("\\<", "") and text.count("\n---\n") == 1
@@ -90,7 +90,7 @@ def test_foreign_text_is_no_markup(make_run):
 @pytest.mark.parametrize(
     ("words", "said"), [(["--licence", "MIT"], "goes with --card"), (["absent", "--card"], "2 are named")]
 )
-def test_what_does_not_go_together_is_refused(make_run, capsys, words, said):
+def test_incompatible_arguments_are_refused(make_run, capsys, words, said):
     run = str(make_run())
     assert command(["report", run, *words]) == 2
     assert said in capsys.readouterr().err

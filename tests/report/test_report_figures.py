@@ -41,7 +41,7 @@ def test_every_figure_is_xml_without_fixed_black_or_white() -> None:
 @pytest.mark.parametrize(
     "loss", [np.zeros(0), np.array([3.0]), np.full(30, np.nan), np.array([np.nan, 2.0, np.inf, 1.0])]
 )
-def test_little_or_broken_data_is_borne(loss: np.ndarray) -> None:
+def test_figures_accept_little_or_broken_data(loss: np.ndarray) -> None:
     """Finite values are drawn inside the picture and nothing else is: no coordinate is NaN, no curve made up."""
     x = np.arange(loss.size) + 1.0
     figure_of = {
@@ -67,7 +67,7 @@ def curve(figure: str, color: str) -> list[tuple[float, float]]:
     return points
 
 
-def test_labels_do_not_lie_on_each_other() -> None:
+def test_labels_do_not_overlap() -> None:
     """Two rows; a decision is told before a start of which there are many."""
     marks = [Mark(5e4 + 10 * n, "resumed") for n in range(5)] + [Mark(5e4, "resumed"), Mark(5e4, "decay starts")]
     marks += [Mark(5.1e4, "decision 1", True), Mark(1e4, "resumed")]
@@ -76,13 +76,13 @@ def test_labels_do_not_lie_on_each_other() -> None:
     assert [labels.count(said) for said in ("decision 1", "decay starts", "resumed")] == [1, 1, 1]
 
 
-def test_what_is_drawn_follows_the_data() -> None:
+def test_figures_follow_the_data() -> None:
     loss = np.linspace(4, 3, 100)
     assert learning(loss)[0] == learning(loss)[0]
     assert learning(loss)[0] != learning(loss + 0.1)[0]
 
 
-def test_matplotlib_is_left_as_it_was() -> None:
+def test_matplotlibs_settings_are_unchanged() -> None:
     with matplotlib.rc_context({"font.size": 31.0, "svg.hashsalt": "theirs"}):
         before = dict(matplotlib.rcParams)
         figures.verdict(1.0, Interval(1.0, 0.9, 1.1))
@@ -143,5 +143,5 @@ def test_the_decay_begins_where_the_plateau_ends() -> None:
         (words.moment("x"), "–"),
     ],
 )
-def test_numbers_read_well(said: str, wanted: str) -> None:
+def test_numbers_are_formatted_readably(said: str, wanted: str) -> None:
     assert said == wanted

@@ -68,7 +68,7 @@ def page_of(run: Path) -> Page:
     return Page(write_report([run]).read_text(encoding="utf-8"))
 
 
-def test_a_finished_run_has_every_part_and_loads_nothing(make_run: MakeRun) -> None:
+def test_the_report_of_a_finished_run_is_complete_and_self_contained(make_run: MakeRun) -> None:
     run = make_run()
     html = write_report([run]).read_text(encoding="utf-8")
     page = Page(html)
@@ -133,7 +133,7 @@ def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
     assert not {tag for tag, _ in page.tags} & {"script", "img"} and len(page.ids) == len(set(page.ids))
 
 
-def test_the_tiles_say_what_the_run_says(make_run: MakeRun) -> None:
+def test_the_tiles_agree_with_the_run(make_run: MakeRun) -> None:
     run = make_run()
     result = read_run(run).result
     wanted = {
@@ -161,7 +161,7 @@ def test_the_tiles_say_what_the_run_says(make_run: MakeRun) -> None:
     assert shown["Perplexity per token"] == "20.1"  # e^3, where the file does not say it
 
 
-def test_the_verdict_and_the_story_stand_on_top(make_run: MakeRun) -> None:
+def test_the_verdict_and_the_story_are_at_the_top(make_run: MakeRun) -> None:
     words = page_of(make_run()).words
     assert words.index("Inside the expected interval") < words.index("Learning")
     assert "A 0.561 M-parameter GPT, trained from scratch on 12.8 MB of text (stdlib, notes) for 3 min 1 s" in words
@@ -172,7 +172,7 @@ def test_the_verdict_and_the_story_stand_on_top(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "judgement"), [(1.3, 1.5, "Better than expected"), (1.0, 1.1, "Worse than expected")]
 )
-def test_the_verdict_is_found_where_the_run_does_not_say_it(
+def test_the_verdict_is_computed_if_the_record_lacks_it(
     make_run: MakeRun, low: float, high: float, judgement: str
 ) -> None:
     run = make_run(steps=1100)
@@ -183,7 +183,7 @@ def test_the_verdict_is_found_where_the_run_does_not_say_it(
     assert judgement in page_of(run).words
 
 
-def test_decisions_are_drawn_and_told(make_run: MakeRun) -> None:
+def test_decisions_are_drawn_and_listed(make_run: MakeRun) -> None:
     run = make_run()
     html = write_report([run]).read_text(encoding="utf-8")
     page = Page(html)
@@ -196,7 +196,7 @@ def test_decisions_are_drawn_and_told(make_run: MakeRun) -> None:
         assert word in history
 
 
-def test_the_history_says_of_each_start_how_the_one_before_ended(make_run: MakeRun) -> None:
+def test_the_history_says_how_each_part_of_a_run_ended(make_run: MakeRun) -> None:
     run = make_run(steps=300, finished=False)
     folder = RunFolder(run)
     more = [
@@ -271,7 +271,7 @@ def test_a_run_that_is_training_says_so_far(make_run: MakeRun) -> None:
     assert "Inside the expected interval" not in words
 
 
-def test_a_stopped_run_says_how_to_go_on(make_run: MakeRun) -> None:
+def test_a_stopped_run_says_how_to_resume(make_run: MakeRun) -> None:
     run = make_run(steps=520, finished=False)
     words = page_of(run).words
     assert "was stopped at step 520 of 1,160" in words
@@ -309,7 +309,7 @@ def test_a_log_without_one_of_its_keys_still_gives_a_page(make_run: MakeRun, key
 
 @pytest.mark.parametrize("name", ["plan", "data", "result", "environment", "config"])
 @pytest.mark.parametrize("value", [None, "text", {}, -1, 1e999])
-def test_files_with_the_wrong_things_in_them_still_give_a_page(make_run: MakeRun, name: str, value: object) -> None:
+def test_files_with_wrong_content_still_give_a_page(make_run: MakeRun, name: str, value: object) -> None:
     run = make_run(steps=3)
     path = run / f"{name}.json"
     whole = json.loads(path.read_text(encoding="utf-8"))
@@ -360,7 +360,7 @@ def test_runs_are_compared(make_run: MakeRun) -> None:
     assert "seed" not in fields.split()  # the same in both
 
 
-def test_runs_of_the_same_name_are_told_apart(make_run: MakeRun) -> None:
+def test_runs_of_the_same_name_are_distinguished(make_run: MakeRun) -> None:
     page = Page(write_report([make_run("a/run"), make_run("b/run")]).read_text(encoding="utf-8"))
     assert "a/run" in page.words
     assert "b/run" in page.words
@@ -387,7 +387,7 @@ def test_bad_input_is_one_line(make_run: MakeRun, tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
-def test_a_run_that_began_anew_shows_its_first_attempt(make_run):
+def test_a_run_that_was_planned_again_shows_its_first_attempt(make_run):
     run = make_run()
     first = make_run("attempt", steps=200, finished=False)
     (run / "attempts").mkdir()
@@ -406,7 +406,7 @@ def test_a_run_that_began_anew_shows_its_first_attempt(make_run):
     assert "first attempt" in told and "<svg" in told and "512 ids" in told and ">200<" in told
 
 
-def test_what_was_noticed_of_the_text_is_in_the_report(make_run):
+def test_notes_about_the_text_are_in_the_report(make_run):
     note = "a.txt and 2 more: <|endoftext|> stands between its documents & is read as text"
     run = make_run()
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))

@@ -22,7 +22,7 @@ def ramps(draw):
 
 
 @given(ramps())
-def test_the_ramp_is_linear_in_what_was_read(batch):
+def test_the_ramp_is_linear_in_the_tokens_read(batch):
     sizes = [batch.at(step) for step in range(batch.levels[-1][0] + 3)]
     assert sizes == sorted(sizes) and sizes[-1] == batch.sequences
     assert sizes[0] == batch.ramp_from and all(size % batch.ramp_from == 0 for size in sizes)
@@ -65,7 +65,7 @@ def test_a_ramp_that_does_not_fit_is_named(fields, message):
     assert message in str(caught.value)
 
 
-def test_a_ramp_is_not_held_to_seconds():
+def test_a_ramp_does_not_combine_with_a_budget_in_seconds():
     batch = BatchConfig(8, ramp_from=2, ramp_sequences=20)
     with pytest.raises(UserError, match="cannot be combined"):
         RunConfig(batch=batch, seconds=5.0)

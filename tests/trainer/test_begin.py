@@ -36,7 +36,7 @@ def cut(config, folder, step):
         train(config, folder, hooks=[CutAt(step)])
 
 
-def test_steps_taken_again_and_what_is_not_as_it_was_are_in_the_history(config, tmp_path):
+def test_repeated_steps_and_changed_settings_are_in_the_history(config, tmp_path):
     folder, heard = RunFolder(tmp_path / "run"), Heard()
     cut(config, folder.path, 5)
     about = json.loads(folder.environment.read_text())
@@ -54,14 +54,14 @@ def test_steps_taken_again_and_what_is_not_as_it_was_are_in_the_history(config, 
     assert "torch" in heard.said[1] and "(was 1.0)" in heard.said[1]
 
 
-def test_where_all_is_as_it_was_nothing_is_said(config, tmp_path):
+def test_an_unchanged_resume_reports_nothing(config, tmp_path):
     heard = Heard()
     cut(config, tmp_path / "run", 5)
     train(override(config, ["every.log=2", "runtime.recompute=true"]), tmp_path / "run", hooks=[heard], resume=True)
     assert heard.said == [] and read_run(tmp_path / "run").events[1].changed is None
 
 
-def test_other_text_is_refused_before_the_first_checkpoint_too(config, corpus, tmp_path):
+def test_changed_text_is_refused_before_the_first_checkpoint_too(config, corpus, tmp_path):
     cut(config, tmp_path / "run", 2)
     (corpus / "0.txt").write_text("other words. " * 500)
     before = read_run(tmp_path / "run").training
@@ -70,7 +70,7 @@ def test_other_text_is_refused_before_the_first_checkpoint_too(config, corpus, t
     assert read_run(tmp_path / "run").training == before and len(before) == 2
 
 
-def test_where_checkpoints_are_gone_a_run_does_not_begin_again_in_silence(config, tmp_path):
+def test_a_run_whose_checkpoints_are_gone_does_not_silently_start_again(config, tmp_path):
     """A folder of checkpoints on a disk that is not mounted: what is on record of the run stays, and it is told."""
     cut(config, tmp_path / "run", 7)
     folder = RunFolder(tmp_path / "run")
@@ -101,7 +101,7 @@ def test_where_checkpoints_are_gone_a_run_does_not_begin_again_in_silence(config
         ("skips", {"step": 3, "tokens": 9, "action": "rollback", "first": 10**30, "sequences": 1}, "first"),
     ],
 )
-def test_a_record_that_a_run_cannot_go_by_is_named(tmp_path, log, line, said):
+def test_an_unusable_record_is_named(tmp_path, log, line, said):
     folder = RunFolder(tmp_path)
     folder.append(log, {"step": 2, "tokens": 1, "action": "skip"})
     assert check_logs(folder) == 2
@@ -110,7 +110,7 @@ def test_a_record_that_a_run_cannot_go_by_is_named(tmp_path, log, line, said):
         check_logs(folder)
 
 
-def test_what_differs_is_named_by_its_field():
+def test_a_difference_is_named_by_its_field():
     one = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "e": {"f": 1}}
     other = {"a": 1.0, "b": {"c": [1, 3], "d": "x"}, "e": 2, "g": None}
     assert differing(one, other) == [("b.c", [1, 2], [1, 3]), ("e", {"f": 1}, 2)]

@@ -41,7 +41,7 @@ def seen_on(schedule: Schedule, seed=0, **law) -> Observed:
 
 
 @pytest.mark.parametrize("config", [WSD, COSINE, CONSTANT], ids=["wsd", "cosine", "constant"])
-def test_a_curve_that_obeys_the_law_is_foreseen_and_the_interval_narrows(config):
+def test_a_curve_that_follows_the_law_is_forecast_and_the_interval_narrows(config):
     schedule = course(config)
     widths, held, errors = {share: [] for share in (0.25, 0.5, 0.9)}, [], []
     for seed in range(10):
@@ -74,7 +74,7 @@ def test_the_decay_that_is_left_and_a_later_end_lower_the_forecast():
     assert extrapolate(seen, sample_schedule(later, 1.0)).value < extrapolate(seen, wsd).value
 
 
-def test_text_that_is_read_again_is_worth_less():
+def test_repeated_text_lowers_the_loss_less():
     once, often = course(epochs=0.9), course(epochs=6.0)
     seen = seen_on(once).until(150)
     assert extrapolate(seen, often).value > extrapolate(seen, once).value
@@ -90,7 +90,7 @@ def test_the_path_begins_where_the_run_is_and_ends_at_the_forecast():
     assert all(low <= value <= high for _, value, low, high in found.path)
 
 
-def test_what_was_not_measured_is_passed_over_and_too_little_gives_nothing():
+def test_missing_measurements_are_skipped_and_too_few_give_no_forecast():
     schedule = course()
     seen = seen_on(schedule).until(300)
     losses = seen.losses_T.copy()
@@ -104,7 +104,7 @@ def test_what_was_not_measured_is_passed_over_and_too_little_gives_nothing():
     assert extrapolate(seen_on(schedule), schedule) is None  # at the end there is nothing to foresee
 
 
-def test_a_further_doubt_widens_the_interval_and_moves_nothing():
+def test_additional_uncertainty_only_widens_the_interval():
     schedule = course()
     found = extrapolate(seen_on(schedule).until(300), schedule)
     doubted = found.widened(0.02)
@@ -112,7 +112,7 @@ def test_a_further_doubt_widens_the_interval_and_moves_nothing():
     assert found.widened(0.0).high == pytest.approx(found.high)
 
 
-def test_the_fall_of_the_rate_sets_in_with_the_area_that_follows_it():
+def test_the_drop_of_the_loss_follows_the_area_under_the_decay():
     schedule = course(WSD)
     fallen = schedule.decay_effect(np.linspace(0, STEPS, 50), PRIOR.onset)
     assert fallen[0] == 0 and (np.diff(fallen) >= -1e-12).all() and 0 < fallen[-1] < 1
@@ -122,7 +122,7 @@ def test_the_fall_of_the_rate_sets_in_with_the_area_that_follows_it():
 
 
 @pytest.mark.parametrize("decisions", [(), (Decision(300, 800),), (Decision(300, 2000), Decision(900, 1500))])
-def test_the_schedule_in_points_is_the_timetable(decisions):
+def test_the_sampled_schedule_equals_the_timetable(decisions):
     timetable = Timetable(COSINE, STEPS, decisions)
     schedule = sample_schedule(timetable, 1.0)
     exact = np.cumsum([timetable.scale(step) for step in range(timetable.total_steps)])

@@ -57,7 +57,7 @@ def test_gradient_norms_are_those_of_a_backward_pass():
 
 @pytest.mark.parametrize("attention", ["full", "banded", "latent", "alternating"])
 @pytest.mark.parametrize("position", ["rotary", "alibi"])
-def test_attention_entropy_is_seen_in_every_kernel(attention, position):
+def test_attention_entropy_is_measured_in_every_kernel(attention, position):
     if attention == "latent" and position == "alibi":
         pytest.skip("latent attention has positions of its own")
     model, _, batch = made(attention=Spec(attention), position=Spec(position))
@@ -76,7 +76,7 @@ def test_equal_attention_has_an_entropy_of_one_and_alike_positions_no_rank():
     assert measures.activations(model, same)["rank_residual"]["2"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_experts_say_how_they_are_loaded():
+def test_experts_report_their_load():
     model, _, batch = made(feed_forward=Spec("moe", experts=4, top_k=2))
     found = measures.activations(model, batch)
     assert set(found["load_entropy"]) == {"1", "2"} and all(0 < v <= 1 for v in found["load_entropy"].values())
@@ -106,7 +106,7 @@ def test_sharpness_is_the_second_derivative_along_the_gradient():
     assert measures.sharpness(model, loss, batch) == pytest.approx(exact, rel=0.1)
 
 
-def test_no_update_no_shift_and_one_of_the_top_alone_none_below():
+def test_an_update_of_the_top_layer_shifts_nothing_below():
     model, loss, batch = made()
     before = {name: [p.detach().clone() for p in group] for name, group in measures.layers(model).items()}
     shift, cosine = measures.covariate_shift(model, loss, batch, before)

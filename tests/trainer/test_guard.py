@@ -89,7 +89,7 @@ def assert_same_end(one, other):
     assert [name for name in tensors if not torch.equal(tensors[name], others[name])] == []
 
 
-def test_a_step_left_out_is_as_if_its_update_had_not_been(config, prepared, tmp_path):
+def test_a_discarded_step_leaves_all_state_unchanged(config, prepared, tmp_path):
     """Against a loop of our own that takes no update at that step: weights, both optimisers' moments and step counts,
     the running statistics of batch norm, and torch's generator, of which dropout drew in that step too."""
     bad = 5
@@ -129,7 +129,7 @@ def test_a_step_left_out_is_as_if_its_update_had_not_been(config, prepared, tmp_
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_a_rollback_is_the_run_that_never_drew_that_batch(config, prepared, tmp_path, optimizer):
+def test_a_rollback_equals_the_run_that_never_drew_that_batch(config, prepared, tmp_path, optimizer):
     config = override(config, [f"optim.name={optimizer}", "guard.non_finite=rollback"])
     rows = config.batch.sequences
     train(config, tmp_path / "run", task=Poisoned(config, prepared, [6, 9]), prepared=prepared)
@@ -142,7 +142,7 @@ def test_a_rollback_is_the_run_that_never_drew_that_batch(config, prepared, tmp_
     assert [event.from_step for event in run.events if event.event == "rolled back"] == [6, 8]
 
 
-def test_before_the_first_checkpoint_a_rollback_goes_back_to_the_start(config, prepared, tmp_path):
+def test_before_the_first_checkpoint_a_rollback_returns_to_the_start(config, prepared, tmp_path):
     config = override(config, ["guard.non_finite=rollback", "guard.pass_over=2"])
     train(config, tmp_path / "run", task=Poisoned(config, prepared, [2]), prepared=prepared)
     never = Poisoned(config, prepared, skipped=((16, 16),))
@@ -152,7 +152,7 @@ def test_before_the_first_checkpoint_a_rollback_goes_back_to_the_start(config, p
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])
 @pytest.mark.parametrize("hook", [Cut(), CutAt(8)])
-def test_killed_in_the_middle_of_it_and_resumed_it_is_the_same(config, prepared, tmp_path, action, hook):
+def test_a_kill_during_recovery_changes_nothing(config, prepared, tmp_path, action, hook):
     """Once right after the record and before anything is done about it, once some steps later."""
     config = override(config, [f"guard.non_finite={action}"])
     train(config, tmp_path / "whole", task=Poisoned(config, prepared, [6, 10]), prepared=prepared)
@@ -198,7 +198,7 @@ def test_a_spike_is_by_default_counted_and_kept(config, prepared, tmp_path):
         (["guard.non_finite=rollback", "guard.in_a_row=3"], range(6, 12), 6, "3 bad steps in a row"),
     ],
 )
-def test_it_stops_after_the_stated_number_with_the_last_good_checkpoint(
+def test_a_run_stops_after_the_stated_number_of_bad_steps_with_the_last_good_checkpoint(
     config, prepared, tmp_path, more, steps, after, said
 ):
     config = override(config, more)
@@ -217,7 +217,7 @@ def test_it_stops_after_the_stated_number_with_the_last_good_checkpoint(
     )  # the text is mended
 
 
-def test_a_checkpoint_from_which_no_step_was_good_is_not_called_good(config, prepared, tmp_path):
+def test_a_checkpoint_without_a_good_step_after_it_is_not_called_good(config, prepared, tmp_path):
     """The weights in it may be what is wrong, and then it is the one before that is needed."""
     config = override(config, ["every.checkpoint=2", "every.keep=3"])
     with pytest.raises(Diverged, match=r"-00000009, .*may be at fault; the one of step 4 was followed by a good step"):
@@ -226,7 +226,7 @@ def test_a_checkpoint_from_which_no_step_was_good_is_not_called_good(config, pre
     assert "diverged" in page and f"{5 * config.tokens_per_step:,}" in page and "5 times" in page
 
 
-def test_everything_is_counted_and_shown(config, prepared, tmp_path):
+def test_bad_steps_are_counted_and_shown(config, prepared, tmp_path):
     config = override(config, ["guard.spike=rollback", "guard.window=4", "guard.sigmas=50"])
 
     class Both(Poisoned):
@@ -266,7 +266,7 @@ def test_the_rule_for_a_spike():
         assert find_trouble(*numbers, recent[:1], config).kind == "non-finite"
 
 
-def test_a_bad_step_is_not_compared_with():
+def test_bad_steps_are_not_in_the_statistics():
     watch = Watch(GuardConfig(spike="skip", window=3, sigmas=2))
     for loss in (1.0, 1.1, 0.9):
         assert watch.judge(loss, 1.0) is None
@@ -291,12 +291,12 @@ def test_bad_steps_in_a_row_are_those_without_progress_between():
 
 
 @pytest.mark.parametrize("setting", ["sigmas=0", "window=1", "pass_over=0", "in_a_row=0", "in_all=0", "spike=ignore"])
-def test_a_setting_without_sense_is_named(setting):
+def test_an_invalid_setting_is_named(setting):
     with pytest.raises(UserError, match=rf"guard\.{setting.partition('=')[0]}"):
         override(RunConfig(), [f"guard.{setting}"])
 
 
-def test_gaps_overlapping_and_out_of_order_are_one():
+def test_overlapping_gaps_are_merged():
     gaps = Gaps.of([(10, 5), (2, 2), (14, 3), (4, 1)])
     assert gaps.ranges == ((2, 3), (10, 7))
     there = [i for i in range(40) if not (2 <= i < 5 or 10 <= i < 17)]
@@ -305,7 +305,7 @@ def test_gaps_overlapping_and_out_of_order_are_one():
     assert gaps.before(0) == [] and gaps.before(2) == [] and gaps.before(3) == [(2, 3)]
 
 
-def test_a_torn_record_is_mended_and_a_full_disk_leaves_no_half_line(tmp_path):
+def test_a_torn_line_is_removed_and_a_full_disk_leaves_no_half_line(tmp_path):
     folder = RunFolder(tmp_path)
     folder.append("skips", {"step": 1})
     with folder.log("skips").open("a") as file:
@@ -316,7 +316,7 @@ def test_a_torn_record_is_mended_and_a_full_disk_leaves_no_half_line(tmp_path):
 
 
 @pytest.mark.parametrize("rule", ["skip", "rollback"])
-def test_an_update_launched_ahead_of_the_numbers_is_the_same_run(config, prepared, tmp_path, monkeypatch, rule):
+def test_launching_updates_ahead_changes_no_bit(config, prepared, tmp_path, monkeypatch, rule):
     """As on a GPU, where the device leaves out what is not finite and the host learns of it afterwards."""
     config = override(config, [f"guard.non_finite={rule}"])
     train(config, tmp_path / "run", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)

@@ -112,7 +112,7 @@ class Told(Hook):
         self.lines.append(text)
 
 
-def test_samples_of_a_run_that_is_held_to_its_seconds_are_ended(config, tmp_path):
+def test_samples_of_a_run_in_seconds_are_cut_short(config, tmp_path):
     """Of a million tokens, as many as go into a share of the seconds; what else they were asked to be is said."""
     told, prompts = Told(), ["", "the", "a"]
     long = override(config, ["sample.tokens=1000000", "every.sample=3", f"sample.prompts={json.dumps(prompts)}"])

@@ -75,7 +75,7 @@ class Poisoned(CausalLM):
     ids=["default", "gpt2", "banded", "latent", "multi_token"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_no_number_is_asked_for_and_every_step_is_the_same_operations(fields, dtype, monkeypatch):
+def test_no_step_waits_for_the_device_and_all_steps_are_the_same_operations(fields, dtype, monkeypatch):
     assert not small_already(torch.zeros((), device="meta"), 1.0), "only a CPU is asked"
     monkeypatch.setattr("isoflop.optim.build.small_already", lambda *_: False)
     _, optimizers, step = stepper(fields, dtype)
@@ -129,7 +129,7 @@ def test_a_good_step_has_the_same_bits_as_without_the_flag(name):
     assert [key for key in ends[0] if not torch.equal(ends[0][key], ends[1][key])] == []
 
 
-def test_a_gpu_takes_the_most_sequences_at_once_that_its_memory_holds(monkeypatch):
+def test_a_gpu_takes_the_most_sequences_per_pass_that_fit(monkeypatch):
     tried = []
     monkeypatch.setattr(throughput, "fits_on_device", lambda config, n: tried.append(n) or n <= 5)
     config = override(RunConfig(), ["batch.sequences=24"])

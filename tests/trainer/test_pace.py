@@ -57,20 +57,20 @@ def drive_with_hooks(planned, budget, seconds_of_step, costs, shares):
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.9, 1.0, 1.2, 2.9])
-def test_what_is_still_due_next_to_the_steps_is_foreseen(speed):
+def test_work_outside_the_steps_is_planned_for(speed):
     shares = {"evaluate": 12, "sample": 3, "checkpoint": 10}
     elapsed = drive_with_hooks(1500, 60.0, lambda step: 0.03 * speed, COSTS, shares)
     assert abs(elapsed - 60.0) < 3.0
 
 
 @pytest.mark.parametrize("sample", [0.5, 4.0])
-def test_a_long_end_is_not_on_top_of_the_budget(sample):
+def test_a_long_final_evaluation_is_inside_the_budget(sample):
     shares = {"evaluate": 12, "sample": 3, "checkpoint": 10}
     elapsed = drive_with_hooks(1526, 60.0, lambda step: 0.0369, {**COSTS, "sample": sample}, shares)
     assert abs(elapsed - 60.0) < 3.0
 
 
-def test_costs_are_told_apart():
+def test_costs_are_tracked_separately():
     pace = Pace(60.0, {"evaluate": 10, "sample": 20, "checkpoint": 0})
     pace.record_cost(["evaluate"], 1.0)
     pace.record_cost(["evaluate", "sample"], 4.0)

@@ -12,7 +12,7 @@ WHOLE = Footprint(parameters=1000, unit=200, kept=400, state=8000, stack=0, sequ
 MUON = Footprint(parameters=1000, unit=200, kept=400, state=6000, stack=1200, sequence=500, cast=2)
 
 
-def test_ddp_holds_what_one_process_does_and_fsdp_its_piece_and_what_is_gathered():
+def test_ddp_holds_the_whole_model_and_fsdp_a_shard_and_the_gathered_unit():
     assert WHOLE.per_process(Parallelism("ddp", 4), 3, 1) == 16 * 1000 + 3 * 500
     gathered = 4 * (400 + 2 * 200) + 4 * 200  # and the gradients of one unit
     assert WHOLE.per_process(Parallelism("fsdp", 4), 3, 1) == 16 * 250 + gathered + 3 * 500
@@ -25,7 +25,7 @@ def test_ddp_holds_what_one_process_does_and_fsdp_its_piece_and_what_is_gathered
     assert WHOLE.per_process(Parallelism("hsdp", 8, 2), 3, 1) == WHOLE.per_process(Parallelism("fsdp", 4), 3, 1)
 
 
-def test_muon_works_on_its_part_of_a_stack_and_casts_are_kept():
+def test_muon_works_on_its_share_of_a_stack_and_casts_are_counted():
     ddp = 14 * 1000 + 2 * 1000 + 3 * 1200 / 4 + 1200
     assert MUON.per_process(Parallelism("ddp", 4), 0, 1) == ddp
     assert MUON.per_process(Parallelism("fsdp", 4), 0, 1) == 14 * 250 + 4000 + 2 * 1000 + 5 * 1200 / 4
@@ -45,7 +45,7 @@ def test_muon_works_on_its_part_of_a_stack_and_casts_are_kept():
         ("fsdp", 8000, ""),
     ],
 )
-def test_the_way_out_is_the_least_change_that_fits(mode, room, said):
+def test_the_advice_is_the_smallest_change_that_fits(mode, room, said):
     replicas = 2 if mode == "hsdp" else 0
     config = override(RunConfig(), ["batch.sequences=32", f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
     assert next(fitting_settings(config, WHOLE, Parallelism(mode, 4, replicas), room), "") == said

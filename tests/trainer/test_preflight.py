@@ -33,7 +33,7 @@ def config(corpus):
     return override(start, [*TINY, *more])
 
 
-def test_trying_it_out_leaves_no_trace(config, tmp_path):
+def test_the_trial_batch_changes_nothing(config, tmp_path):
     """Dropout draws and batch norm counts in a dry batch as well; afterwards nobody can tell."""
     train(config, tmp_path / "tried")
     train(override(config, ["guard.preflight=false"]), tmp_path / "untried")
@@ -43,7 +43,7 @@ def test_trying_it_out_leaves_no_trace(config, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_there(config, tmp_path, monkeypatch):
+def test_a_run_that_does_not_fit_is_refused_before_allocating(config, tmp_path, monkeypatch):
     task = CausalLM()
     data = task.prepare_data(config.data)
     need = estimate(config, task, task.batches(config, data), make_runtime("cpu", "float32", 1))
@@ -56,7 +56,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_there(config, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["modern", "gpt2", "llama-7b"])
-def test_what_plainly_fits_needs_less_than_that_by_the_estimate(config, monkeypatch, name):
+def test_plainly_fits_agrees_with_the_estimate(config, monkeypatch, name):
     """Where nothing is tried out, trying it would not have refused it."""
     small = [f"model={name}", "model.layers=4", "model.d_model=64", "model.heads=4", "model.context=64"]
     config = override(config, [*small, "model.vocab_size=320"])
@@ -71,7 +71,7 @@ def test_what_plainly_fits_needs_less_than_that_by_the_estimate(config, monkeypa
         assert plainly_fits(config) == (free > need.total(config.batch.micro))
 
 
-def test_the_estimate_grows_as_what_the_backward_pass_really_keeps(config):
+def test_the_estimate_grows_like_the_activations_kept_for_backward(config):
     """From models of two and four layers and a few sequences to one of six with eight."""
     config = override(config, ["model.layers=6", "model.norm=rms"])
     task = CausalLM()
@@ -106,7 +106,7 @@ def test_with_recomputation_one_block_is_kept_and_the_inputs_of_all(config):
         (RunMemory(6 * GB, GB, 0), "no size of a pass fits"),
     ],
 )
-def test_the_way_out_is_the_largest_that_fits(monkeypatch, need, said):
+def test_the_advice_is_the_largest_batch_that_fits(monkeypatch, need, said):
     set_free_memory(monkeypatch, lambda device: 5 * GB)
     config = override(RunConfig(), ["batch.sequences=12"])
     with pytest.raises(UserError, match=said) as raised:
@@ -116,7 +116,7 @@ def test_the_way_out_is_the_largest_that_fits(monkeypatch, need, said):
     check_memory(config, need, "cpu")  # where the system does not say, nothing is refused
 
 
-def test_what_is_free_is_what_the_system_and_the_group_leave(tmp_path):
+def test_free_memory_respects_the_control_group(tmp_path):
     assert 2**20 < free_memory("cpu") < 2**50
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   2048 kB\n")
     assert available(tmp_path / "meminfo") == 2**21
@@ -128,7 +128,7 @@ def test_what_is_free_is_what_the_system_and_the_group_leave(tmp_path):
     assert left_of(tmp_path) is None
 
 
-def test_another_tokenizer_than_the_checkpoints_is_refused(config, tmp_path, monkeypatch):
+def test_a_tokenizer_other_than_the_checkpoints_is_refused(config, tmp_path, monkeypatch):
     train(config, tmp_path / "run")
     monkeypatch.setattr("isoflop.data.tokenizer.Tokenizer.to_json", lambda self: '{"another": 1}')
     with pytest.raises(UserError, match="tokenizer"):

@@ -29,7 +29,7 @@ def what_was_learned(folder):
     return kept
 
 
-def test_a_run_that_is_watched_has_the_same_bits(tmp_path, corpus):
+def test_a_profiled_run_has_the_same_bits(tmp_path, corpus):
     config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=8"])
     train(config, tmp_path / "plain")
     train(config, tmp_path / "watched", hooks=[Profile()])
@@ -47,7 +47,7 @@ def test_a_run_that_is_watched_has_the_same_bits(tmp_path, corpus):
     assert "Where the time goes" not in write_report([tmp_path / "plain"]).read_text(encoding="utf-8")
 
 
-def test_the_flag_watches(tmp_path, corpus):
+def test_the_flag_profiles(tmp_path, corpus):
     config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=5"])
     write_json(tmp_path / "config.json", to_dict(config))
     words = ["train", "--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "run"), "--profile"]
@@ -56,13 +56,13 @@ def test_the_flag_watches(tmp_path, corpus):
     assert "Where the time goes" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_short_run_is_watched_to_its_end(tmp_path, corpus):
+def test_a_short_run_is_profiled_to_its_end(tmp_path, corpus):
     config = override(RunConfig(), [*TINY, f'data.sources=["{corpus}"]', "steps=2"])
     train(config, tmp_path / "run", hooks=[Profile()])
     assert read_run(tmp_path / "run").profile.steps == 2
 
 
-def test_what_is_done_between_the_steps_is_left_out():
+def test_time_between_steps_is_left_out():
     def call(name, start, took, cat="python_function"):
         return {"ph": "X", "cat": cat, "name": name, "ts": start, "dur": took, "pid": 1, "tid": 1}
 

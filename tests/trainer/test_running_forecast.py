@@ -54,7 +54,7 @@ def bare(lines):
     return [line.updated(seconds=None) for line in lines]
 
 
-def test_forecasts_change_nothing_and_are_the_same_after_a_resumption(corpus_and_runs):
+def test_running_forecasts_change_no_bits_and_are_the_same_after_a_resume(corpus_and_runs):
     folder, told = corpus_and_runs
     plain, seen, cut = (read_run(folder / name) for name in ("plain", "seen", "cut"))
     assert [(line.loss, line.grad_norm) for line in seen.training] == [
@@ -65,7 +65,7 @@ def test_forecasts_change_nothing_and_are_the_same_after_a_resumption(corpus_and
     assert bare(seen.forecasts) == bare(cut.forecasts) == bare(told.lines)
 
 
-def test_a_forecast_speaks_of_the_end_and_holds_its_own_value(corpus_and_runs):
+def test_a_forecast_is_of_the_end_and_its_interval_contains_its_value(corpus_and_runs):
     run = read_run(corpus_and_runs[0] / "seen")
     for line in run.forecasts:
         assert line.forecast_low < line.forecast_bits_per_byte < line.forecast_high
@@ -83,7 +83,7 @@ def test_the_report_shows_them(corpus_and_runs):
     assert "on course for" in page
 
 
-def test_a_part_of_the_held_out_text_leaves_a_doubt_and_more_of_it_a_smaller_one():
+def test_measuring_a_part_of_the_held_out_text_widens_the_interval():
     line = HeldOutLine(step=10, heldout_loss=3.0, heldout_bits_per_byte=1.5)
     part, whole = BitsConversion.of([line], 8192, 50_000), BitsConversion.of([line], 8192, 8192)
     assert whole == BitsConversion(0.5, 0.0) and part.bits == 0.5 and part.deviation > 0.01
@@ -122,7 +122,7 @@ def state_at(folder, step, schedule="wsd", seconds=0.0, planned=1000, steps=1000
         (1.50, {}, None),
     ],
 )
-def test_leaving_the_plan_is_said_once_with_what_to_do(tmp_path, forecast, state, said):
+def test_leaving_the_planned_interval_is_reported_once_with_advice(tmp_path, forecast, state, said):
     expected = Expectation(bits_per_byte=1.5, low=1.4, high=1.6, level=0.9)
     plan = Plan(budget="3m", steps=state.get("planned", 1000), expected=expected)
     lines = []
@@ -138,7 +138,7 @@ def test_leaving_the_plan_is_said_once_with_what_to_do(tmp_path, forecast, state
         assert re.search(said, lines[0])
 
 
-def test_one_forecast_outside_is_not_believed(tmp_path):
+def test_a_single_forecast_outside_the_interval_is_not_reported(tmp_path):
     expected = Expectation(bits_per_byte=1.5, low=1.4, high=1.6, level=0.9)
     lines = []
     course = RunningForecast(Plan(budget="3m", steps=1000, expected=expected), [], lines.append)
@@ -147,7 +147,7 @@ def test_one_forecast_outside_is_not_believed(tmp_path):
     assert not lines
 
 
-def test_the_screen_says_it_next_to_the_loss(corpus_and_runs, monkeypatch):
+def test_the_screen_shows_it_next_to_the_loss(corpus_and_runs, monkeypatch):
     line = read_run(corpus_and_runs[0] / "seen").forecasts[-1]
     line = replace(line, forecast_bits_per_byte=1.516, forecast_low=1.498, forecast_high=1.541)
     screen = Screen(quiet=True)

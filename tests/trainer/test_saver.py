@@ -45,7 +45,7 @@ def weights(folder, step=None):
     return checkpoint.read(folder, step).weights
 
 
-def test_what_is_written_beside_the_steps_is_what_would_have_been_written_at_once(config, tmp_path, monkeypatch):
+def test_background_checkpoints_equal_immediate_ones(config, tmp_path, monkeypatch):
     """Slowly, too, so that the steps really go on meanwhile; and never two at a time."""
     at_once = override(config, ["every.background=false"])
     train(at_once, tmp_path / "once")
@@ -70,7 +70,7 @@ def test_what_is_written_beside_the_steps_is_what_would_have_been_written_at_onc
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def test_what_goes_wrong_in_the_background_ends_the_run(config, tmp_path, monkeypatch):
+def test_a_failure_in_the_background_stops_the_run(config, tmp_path, monkeypatch):
     write = checkpoint.write
 
     def full(pending, then):
@@ -89,7 +89,7 @@ def test_what_goes_wrong_in_the_background_ends_the_run(config, tmp_path, monkey
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_the_last_of_them_is_heard_too(tmp_path, monkeypatch):
+def test_a_failure_of_the_last_checkpoint_is_reported_too(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "write", lambda *_, **__: (_ for _ in ()).throw(UserError("the disk is full")))
     saver = Saver(EveryConfig())
     saver.write(checkpoint.Pending(tmp_path / "step-00000001", {}, {}), [], [])
@@ -98,7 +98,7 @@ def test_the_last_of_them_is_heard_too(tmp_path, monkeypatch):
     saver.wait()  # said once
 
 
-def test_the_last_the_best_and_every_nth_stay(config, tmp_path):
+def test_the_last_the_best_and_every_nth_checkpoint_are_kept(config, tmp_path):
     held = [(2, 3.0), (4, 1.5), (6, 1.0), (8, 1.2), (10, float("nan"))]
     steps = [3, 6, 7, 9, 12]
     assert checkpoints_to_keep(steps, EveryConfig(), held) == {6}
@@ -111,7 +111,7 @@ def test_the_last_the_best_and_every_nth_stay(config, tmp_path):
     assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [5, 9, 10, 12]  # 9: before the decay
 
 
-def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(config, tmp_path, capsys):
+def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(config, tmp_path, capsys):
     for name in ("whole", "hurt"):
         train(config, tmp_path / name)
     hurt = RunFolder(tmp_path / "hurt")
@@ -128,7 +128,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_one_before_used(config
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_where_none_is_whole_nothing_is_touched(config, tmp_path):
+def test_if_every_checkpoint_is_damaged_nothing_is_changed(config, tmp_path):
     train(config, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     for step in checkpoint.steps(folder.checkpoints):
@@ -139,7 +139,7 @@ def test_where_none_is_whole_nothing_is_touched(config, tmp_path):
     assert tree_of(folder.checkpoints) == before
 
 
-def test_a_file_that_is_not_the_checkpoints_is_no_damage(config, tmp_path):
+def test_an_unknown_file_is_not_damage(config, tmp_path):
     train(config, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     (checkpoint.latest(folder.checkpoints) / "planted").write_text("")

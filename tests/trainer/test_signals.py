@@ -42,7 +42,7 @@ class Slow(CausalLM):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_measurement_is_cut_short_and_made_when_the_run_goes_on(config, tmp_path, signum):
+def test_an_evaluation_is_cut_short_and_repeated_on_resume(config, tmp_path, signum):
     hooks = [HeldOut(), Samples()]
     train(config, tmp_path / "whole", hooks=hooks)
     began = time.monotonic()
@@ -60,7 +60,7 @@ def test_a_measurement_is_cut_short_and_made_when_the_run_goes_on(config, tmp_pa
     assert [line.text for line in whole.samples] == [line.text for line in cut.samples]
 
 
-def test_a_signal_in_the_last_step_is_heard_too(config, tmp_path):
+def test_a_signal_in_the_last_step_is_handled_too(config, tmp_path):
     """What comes then, the last measurement and the report, is the same work after --resume."""
 
     class Last(Hook):
@@ -75,7 +75,7 @@ def test_a_signal_in_the_last_step_is_heard_too(config, tmp_path):
     assert [line.step for line in read_run(tmp_path / "run").training] == list(range(1, 13))
 
 
-def test_only_what_may_be_cut_short_is():
+def test_work_that_may_be_cut_short_does_not_start_after_a_signal():
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGTERM)
         assert signals.received == signal.SIGTERM
@@ -83,7 +83,7 @@ def test_only_what_may_be_cut_short_is():
             pytest.fail("it had come before")
 
 
-def test_a_second_signal_leaves_at_once():
+def test_a_second_signal_exits_at_once():
     code = (
         "import time; from isoflop.trainer.signals import Signals\n"
         "with Signals():\n    print('ready', flush=True)\n    end = time.monotonic() + 60\n"

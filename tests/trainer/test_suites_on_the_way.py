@@ -38,7 +38,7 @@ def suite(tmp_path) -> Path:
     return path
 
 
-def test_a_run_learns_the_same_with_suites_on_the_way(corpus, suite, tmp_path, monkeypatch):
+def test_suites_during_training_change_no_bit(corpus, suite, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)  # the run is shorter than that
     asked = ["every.suite=2", f"suite.names={json.dumps([str(suite)])}", "suite.share=0.9"]
     isoflop.pretrain([str(corpus)], "12steps", tmp_path / "plain", assignments=TINY, quiet=True)
@@ -144,7 +144,7 @@ def test_nothing_is_scored_before_there_is_time(run_at, suite, tmp_path):
     assert hook.spent == 0 and not read_lines_of(tmp_path)
 
 
-def test_each_beginning_has_as_many_of_each_subset(suite):
+def test_every_prefix_of_the_items_is_balanced_over_subsets(suite):
     asked = shuffle_evenly(ask(str(suite)), seed=0)
     assert sorted(item.number for item in asked.items) == list(range(1, len(PAIRS) + 1))
     for count in range(2, 9):
@@ -163,7 +163,7 @@ def test_each_beginning_has_as_many_of_each_subset(suite):
         (["every.suite=-1"], "every.suite = -1 is too small"),
     ],
 )
-def test_what_cannot_be_scored_is_said_before_anything_is_done(assignments, said):
+def test_a_suite_that_cannot_be_scored_is_refused_before_the_run(assignments, said):
     with pytest.raises(UserError, match=said):
         make_suites(override(RunConfig(), assignments))
     assert make_suites(RunConfig()) == []

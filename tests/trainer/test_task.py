@@ -9,7 +9,7 @@ from isoflop.trainer.config import RunConfig
 from isoflop.trainer.task import TASKS, make_task, task_named
 
 
-def test_every_task_has_a_model_and_a_word_for_it():
+def test_every_task_has_a_model_with_a_name():
     assert set(TASKS) == set(MODELS) == set(MODEL_KINDS)
     assert {name: trained.kind for name, trained in MODELS.items()} == MODEL_KINDS
     assert RunConfig.task in TASKS and model_kind(None) == "GPT" and model_kind("of another version") == "model"

@@ -35,7 +35,7 @@ def service(monkeypatch):
     return told
 
 
-def test_every_line_of_a_run_is_passed_on_and_the_last_one_too(service, corpus, tmp_path):
+def test_every_line_of_a_run_is_forwarded_including_the_last(service, corpus, tmp_path):
     isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=[*TINY, 'trackers=["wandb"]'])
     run = read_run(tmp_path / "run")
     losses = [(step, values["train/loss"]) for step, values in service["values"] if "train/loss" in values]
@@ -45,7 +45,7 @@ def test_every_line_of_a_run_is_passed_on_and_the_last_one_too(service, corpus, 
     assert service["closed"] == 1
 
 
-def test_a_service_that_fails_does_not_cost_the_run(service, corpus, tmp_path):
+def test_a_failing_service_does_not_stop_the_run(service, corpus, tmp_path):
     service["fails_at"] = 7
     with pytest.warns(UserWarning, match="wandb failed"):
         isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=[*TINY, 'trackers=["wandb"]'])
@@ -144,7 +144,7 @@ def test_one_run_and_one_curve_however_often_it_is_killed(name, monkeypatch, cor
 
 
 @pytest.mark.parametrize("name", FAKES)
-def test_an_extended_run_is_one_of_its_own_with_the_whole_curve(name, monkeypatch, corpus, tmp_path):
+def test_an_extended_run_is_a_new_one_with_the_whole_curve(name, monkeypatch, corpus, tmp_path):
     service, run = Service(), tmp_path / "run"
     monkeypatch.setitem(sys.modules, name, FAKES[name](service))
     told = [*TINY, f'trackers=["{name}"]']
@@ -155,7 +155,7 @@ def test_an_extended_run_is_one_of_its_own_with_the_whole_curve(name, monkeypatc
     assert list(service.names.values()) == ["run", "run-extended-1"]
 
 
-def test_what_is_known_of_services_may_be_damaged(monkeypatch, corpus, tmp_path):
+def test_the_record_of_services_may_be_damaged(monkeypatch, corpus, tmp_path):
     service, run = Service(), tmp_path / "run"
     monkeypatch.setitem(sys.modules, "mlflow", fake_mlflow(service))
     told = [*TINY, 'trackers=["mlflow"]']
@@ -186,7 +186,7 @@ def test_tensorboard_has_one_curve_after_kills_and_an_extension(corpus, tmp_path
     assert scalars(run, "heldout/heldout_loss") == [line.step for line in read_run(run).heldout]
 
 
-def test_tensorboard_is_told_to_forget_what_is_taken_again(monkeypatch, corpus, tmp_path):
+def test_tensorboard_drops_steps_that_are_repeated(monkeypatch, corpus, tmp_path):
     made = []
 
     class SummaryWriter:
@@ -210,7 +210,7 @@ def test_tensorboard_is_told_to_forget_what_is_taken_again(monkeypatch, corpus, 
 
 
 @pytest.mark.parametrize(("name", "says"), [("wandbb", "did you mean wandb"), ("mlflow", "pip install")])
-def test_what_cannot_be_told_is_refused_before_anything_is_done(monkeypatch, corpus, tmp_path, name, says):
+def test_an_unusable_tracker_is_refused_before_the_run(monkeypatch, corpus, tmp_path, name, says):
     monkeypatch.setitem(trackers.TRACKERS, "mlflow", ("no_such_module_at_all", trackers.open_mlflow))
     with pytest.raises(UserError, match=says):
         isoflop.pretrain([str(corpus)], "20steps", tmp_path / "run", assignments=[*TINY, f'trackers=["{name}"]'])

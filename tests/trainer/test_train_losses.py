@@ -33,7 +33,7 @@ def config_for(corpus, *more):
         ["loss=multi_token", "model.value_embedding=1", "model.embedding_shortcut=true", "model.logit_cap=15"],
     ],
 )
-def test_a_run_that_is_cut_goes_on_with_the_same_bits(corpus, tmp_path, more):
+def test_an_interrupted_run_resumes_with_the_same_bits(corpus, tmp_path, more):
     config = config_for(corpus, *more)
     train(config, tmp_path / "whole", hooks=[HeldOut()])
     with pytest.raises(PowerCut):
@@ -47,7 +47,7 @@ def test_a_run_that_is_cut_goes_on_with_the_same_bits(corpus, tmp_path, more):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_held_out_is_plain_and_readers_know_no_further_heads(corpus, tmp_path):
+def test_held_out_loss_is_plain_and_loading_drops_extra_heads(corpus, tmp_path):
     config = config_for(corpus, "loss=multi_token")
 
     class Keep(Hook):
@@ -117,7 +117,7 @@ def test_a_loss_is_one_class_and_one_line(corpus, tmp_path, monkeypatch):
         override(config, ["loss=temperd"])
 
 
-def test_the_loss_is_a_word_of_the_configuration():
+def test_the_loss_is_named_in_the_configuration():
     config = override(RunConfig(), ["loss=label_smoothing", "loss.eps=0.05"])
     assert config.loss == Spec("label_smoothing", eps=0.05)
     assert from_dict(RunConfig, to_dict(config)) == config

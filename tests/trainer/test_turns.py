@@ -56,7 +56,7 @@ class Machine:
         return take_turns([self.step(s) for s in seconds], each, self.clock, self.read, until)
 
 
-def test_alone_a_step_takes_what_it_takes():
+def test_undisturbed_timings_are_the_steps_times():
     machine = Machine()
     fast, slow = machine.time(0.01, 0.05)
     assert fast.seconds == pytest.approx(0.01) and slow.seconds == pytest.approx(0.05)
@@ -65,17 +65,17 @@ def test_alone_a_step_takes_what_it_takes():
 
 
 @pytest.mark.parametrize("hidden", [False, True])
-def test_a_program_that_works_for_a_moment_spoils_nothing(hidden):
+def test_a_short_disturbance_does_not_affect_the_timing(hidden):
     machine = Machine(lambda now: 1.5 if 101.0 < now < 101.8 else 0.0, hidden=hidden)
     assert [one.seconds for one in machine.time(0.01, 0.05)] == pytest.approx([0.01, 0.05], rel=0.05)
 
 
-def test_where_half_of_the_time_is_busy_the_other_half_counts_and_nothing_speaks_against_it():
+def test_if_half_of_the_time_is_busy_the_other_half_counts_without_doubt():
     machine = Machine(lambda now: 1.0 if now < 102.0 else 0.0)
     assert [one.seconds for one in machine.time(0.01, 0.05)] == pytest.approx([0.01, 0.05], rel=0.05)
 
 
-def test_a_program_that_stays_is_said_and_timed_again_once():
+def test_a_lasting_disturbance_is_reported_and_timed_again_once():
     machine = Machine(lambda now: 1.0)
     (one,) = machine.time(0.01)
     assert one.seconds == pytest.approx(0.02)
@@ -83,7 +83,7 @@ def test_a_program_that_stays_is_said_and_timed_again_once():
     assert len(machine.begun) == 1 + 2 * TURNS
 
 
-def test_without_counters_turns_that_disagree_are_said():
+def test_without_counters_disagreeing_turns_are_reported():
     machine = Machine(lambda now: 1.0 if int(now) % 2 else 0.0, hidden=True)
     (one,) = machine.time(0.02, each=2.0)
     assert "equal steps took" in one.trouble
@@ -97,7 +97,7 @@ def test_a_late_calibration_ends():
 
 
 @given(st.lists(st.floats(1e-4, 10.0), min_size=1, max_size=20))
-def test_what_is_taken_lies_among_what_was_seen(seconds):
+def test_the_result_lies_within_the_measured_times(seconds):
     timing = Timing.of([Turn(one, 1, Load(1.0, 1.0)) for one in seconds])
     assert min(seconds) * (1 - 1e-9) <= timing.seconds <= max(seconds) * (1 + 1e-9)
     middle = sorted(seconds)[len(seconds) // 2]
