@@ -9,9 +9,10 @@ started smaller by sqrt(2 L)); batches of 512 sequences; WebText, 8 million docu
 
 Our choice, since the optimiser, the rates and the length were not published: those of GPT-3 at the same size (AdamW,
 betas 0.9 and 0.95, decay 0.1, clipping at 1, 375M tokens of warm-up, cosine to a tenth), for 100e9 tokens, about ten
-times WebText. WebText was not given out either; OpenWebText is the usual stand-in.
+times WebText. WebText was not published either; OpenWebText is the usual stand-in.
 
-Expected: nothing of OpenAI's to compare with on WebText itself. 6 N D is 7.4e19 FLOPs for the smallest, 9.3e20 for XL.
+Expected: OpenAI published nothing to compare with on WebText itself. 6 N D is 7.4e19 FLOPs for the smallest and
+9.3e20 for XL.
 """
 
 from isoflop.data.config import DataConfig

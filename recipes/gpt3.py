@@ -15,8 +15,8 @@ what its shares and sizes give (3.5 and 3.0). Figure 2.2 shows about 4,500 PF-da
 
 Our choice: table 2.1 prints batches to one or two digits, 0.5M, 1M, 2M and 3.2M tokens; here they are 256, 512, 1024
 and 1568 sequences, multiples of the 16 that the ramp starts from. The ramp takes 4e9 tokens at a batch of 0.5M, 6e9 at
-1M, 8e9 at 2M and 12e9 at 3.2M. The band of the banded layers is 256 positions wide. The data was never given out:
-Books1, Books2 and WebText2 have no certain stand-ins.
+1M, 8e9 at 2M and 12e9 at 3.2M. The band of the banded layers is 256 positions wide. The data was never published:
+Books1, Books2 and WebText2 have no certain replacements.
 
 Expected: 6 N D is 2.25e20 FLOPs (2.6 PF-days) for Small and 3.14e23 (3,640 PF-days) for 175B.
 """

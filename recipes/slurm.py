@@ -5,16 +5,15 @@
         /shared/webtext --recipe recipes/gpt3.py:gpt3_13b --set parallel.mode=hsdp runtime.recompute=true
     python recipes/slurm.py --out runs/try --cluster local --processes 2 --hours 0.2 -- notes/ --budget 60steps
 
-What follows `--` is what one would write after `isoflop train`. One task is one process, and Slurm is what starts them:
-each is told by its environment what torchrun would have told it. `--cluster local` runs the same job on this machine.
+The arguments after `--` are those of `isoflop train`. One task is one process. Slurm starts the processes, and each
+gets the environment that torchrun would have given it. `--cluster local` runs the same job on this machine.
 
-A job that is preempted or out of its hours saves, is put back into the queue and goes on from there: Slurm sends
-SIGUSR2 (submitit asks for it `--grace` seconds before the end), submitit calls `checkpoint`, which stops isoflop by
-SIGTERM and waits until it has saved. So does one that Slurm itself requeues after a node failed. At most `--requeues`
-times for want of hours.
+A job that is preempted or reaches its time limit saves, is requeued and resumes: Slurm sends SIGUSR2 (submitit requests
+it `--grace` seconds before the end), and submitit calls `checkpoint`, which stops isoflop by SIGTERM and waits until it
+has saved. A job that Slurm requeues after a node failed resumes as well. A job is requeued at most `--requeues` times
+for its time limit.
 
-submitit hands this class to the nodes as a pickle in --out's folder `slurm`; that is its own business, between you and
-you. The run folder holds none.
+submitit passes this class to the nodes as a pickle in the folder `slurm` of --out. The run folder contains no pickle.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from typing import Any
 import submitit
 
 SAVED = (128 + signal.SIGTERM, 128 + signal.SIGINT)  # isoflop's exit codes when it was stopped and has saved
-PORTS = (20_000, 40_000)  # from which a job takes one, so that two on a node do not meet
+PORTS = (20_000, 40_000)  # of which a job takes one, so that two jobs on a node have different ones
 
 
 class Training:
@@ -37,7 +36,7 @@ class Training:
 
     Args:
         arguments: of `isoflop train`.
-        again: how often this job has been put back into the queue by submitit.
+        again: how often submitit has requeued this job.
     """
 
     def __init__(self, arguments: list[str], again: int = 0) -> None:
@@ -50,7 +49,7 @@ class Training:
         Raises:
             RuntimeError: if it failed; submitit marks the job as failed then.
         """
-        # Slurm signals every process of a step, and isoflop's own would die of this one: what is ignored is inherited
+        # Slurm signals every process, and this signal would kill isoflop's: child processes inherit that it is ignored
         handler = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         command = [sys.executable, "-m", "isoflop", "train", *self.arguments]
         self.process = subprocess.Popen(command, env={**os.environ, **place(self.again)})
@@ -61,17 +60,17 @@ class Training:
         return code
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit does before it puts the job back into the queue."""
+        """Called by submitit before it requeues the job."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may be over just now
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may just have ended
                 os.kill(self.process.pid, signal.SIGTERM)
                 os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # wait() is what this interrupts
         return submitit.helpers.DelayedSubmission(Training(self.arguments, self.again + 1))
 
 
 def place(again: int) -> dict[str, str]:
-    """What torchrun would say to this task. The job's number is the launch, and its requeues are the restarts, by which
-    isoflop knows that the run in --out is its own and goes on with it."""
+    """The environment that torchrun would give this task. The job's number is the launch, and its requeues are the
+    restarts, by which isoflop recognises the run in --out as its own and resumes it."""
     job = submitit.JobEnvironment()
     low, high = PORTS
     restarts = again + int(os.environ.get("SLURM_RESTART_COUNT", "0"))
@@ -89,7 +88,7 @@ def place(again: int) -> dict[str, str]:
 
 
 def executor(given: argparse.Namespace) -> submitit.AutoExecutor:
-    """Where the job goes, and what it asks for."""
+    """The executor: cluster and resources of the job."""
     where = submitit.AutoExecutor(
         folder=given.out.parent / f"{given.out.name}-slurm",
         cluster=given.cluster,
@@ -103,7 +102,7 @@ def executor(given: argparse.Namespace) -> submitit.AutoExecutor:
         "stderr_to_stdout": True,
         "slurm_cpus_per_task": given.cpus,
         "slurm_signal_delay_s": given.grace,
-        # when one fails, the others have nobody to wait for; and srun does not always take the cores from sbatch
+        # when one fails, the others must not wait for it; and srun does not always take the cores from sbatch
         "slurm_srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={given.cpus}"],
         "slurm_additional_parameters": {"requeue": True},
     }
@@ -119,15 +118,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the run folder, on a file system that all nodes share")
     parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs a node; 0: on processors")
-    parser.add_argument("--processes", type=int, default=0, help="processes a node; 0: one for each GPU")
-    parser.add_argument("--cpus", type=int, default=8, help="processor cores a process")
-    parser.add_argument("--hours", type=float, default=24.0, help="after which Slurm stops the job")
-    parser.add_argument("--grace", type=int, default=180, help="seconds before that, in which to save")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs per node; 0: on processors")
+    parser.add_argument("--processes", type=int, default=0, help="processes per node; 0: one per GPU")
+    parser.add_argument("--cpus", type=int, default=8, help="processor cores per process")
+    parser.add_argument("--hours", type=float, default=24.0, help="time limit of the job")
+    parser.add_argument("--grace", type=int, default=180, help="seconds before the time limit, for saving")
     parser.add_argument("--requeues", type=int, default=20)
     parser.add_argument("--partition", default="")
     parser.add_argument("--cluster", choices=["slurm", "local"], default="slurm")
-    parser.add_argument("--wait", action="store_true", help="until the job is over")
+    parser.add_argument("--wait", action="store_true", help="wait until the job has ended")
     parser.add_argument("arguments", nargs="+", help="of `isoflop train`, after --")
     given = parser.parse_args()
     out = given.out.resolve()

@@ -1,13 +1,13 @@
-"""Many independent runs, handed to an engine that others keep: Ray (github.com/ray-project/ray) or a Slurm array.
+"""Many independent runs, scheduled by Ray (github.com/ray-project/ray) or as a Slurm array.
 
     pip install isoflop ray
     python recipes/sweep.py notes/ --budget 3m --vary optim.lr=3e-4,1e-3,3e-3 model.norm=rms,layer
     python recipes/sweep.py notes/ --budget 3m --vary seed=0,1,2 --engine slurm --partition P --gpus 1
 
-Each run is one process with a folder of its own in --out, named after what is set in it; ended and started again, the
-sweep goes on with what is unfinished. Ray spreads them over this machine, or over a cluster if one is running (`ray
-start`; RAY_ADDRESS then names it), --cpus cores and --gpus GPUs each, and tries a run again that a lost machine took
-along. Nothing is decided here while they run: for early stopping and search there is Ray Tune.
+Each run is one process with its own folder in --out, named after its settings. Started again, the sweep continues with
+the unfinished runs. Ray distributes them over this machine, or over a cluster if one is running (`ray start`;
+RAY_ADDRESS names it), with --cpus cores and --gpus GPUs each, and repeats a run that was lost with its machine. Nothing
+is decided while they run: for early stopping and search use Ray Tune.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def settings(vary: list[str]) -> list[list[str]]:
 
 
 def train(arguments: list[str], chosen: list[str], out: str, cpus: int) -> float:
-    """One run, from its beginning or from where it was stopped; its held-out bits per byte."""
+    """Start or resume one run. Returns its held-out bits per byte."""
     run = Path(out) / "-".join(text.replace("=", "-").replace("/", "_") for text in chosen)
     if not (run / "result.json").exists():
         new = [*arguments, *(word for text in chosen for word in ("--set", text)), "--out", str(run)]
@@ -68,13 +68,13 @@ def with_slurm(arguments: list[str], choices: list[list[str]], given: argparse.N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+")
-    parser.add_argument("--budget", default="3m", help="of each run")
+    parser.add_argument("--budget", default="3m", help="budget of each run")
     parser.add_argument("--vary", nargs="+", required=True, metavar="FIELD=A,B")
     parser.add_argument("--out", type=Path, default=Path("runs/sweep"))
     parser.add_argument("--engine", choices=["ray", "slurm", "local"], default="ray", help="local: submitit, no Slurm")
-    parser.add_argument("--cpus", type=int, default=1, help="processor cores a run")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs a run")
-    parser.add_argument("--hours", type=float, default=24.0, help="slurm: after which a run is stopped")
+    parser.add_argument("--cpus", type=int, default=1, help="processor cores per run")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs per run")
+    parser.add_argument("--hours", type=float, default=24.0, help="slurm: time limit of a run")
     parser.add_argument("--at-once", type=int, default=64, help="slurm: runs at the same time")
     parser.add_argument("--partition", default="")
     given = parser.parse_args()

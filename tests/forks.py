@@ -1,4 +1,4 @@
-"""Processes for tests that start many: forked from one that has loaded torch and all, which takes seconds each time.
+"""Processes for tests that start many: forked from one that has already loaded torch, which takes seconds.
 
 The server of Python's own "forkserver" does nothing but load and fork: it never computes, so that no thread of torch is
 there to be lost in a fork.

@@ -1,4 +1,4 @@
-"""Every command and setting that a message advises is taken out of the message and tried.
+"""Every command and setting that a message advises is extracted from the message and tried.
 
 Each test provokes a refusal (or a note), takes the advice from what was printed, and does what it says. At the end all
 messages of the package that advise something are collected from its source: each has a test here, or a reason why not.

@@ -1,4 +1,4 @@
-"""Memory that is freed stays in the process, unless the user said otherwise."""
+"""Freed memory stays in the process, unless the user configured glibc otherwise."""
 
 import ctypes
 import itertools

@@ -1,4 +1,4 @@
-"""A run that begins anew: when it does, and that a kill at any moment leaves one attempt to resume."""
+"""A run that is planned again: when it is, and that a kill at any moment leaves one attempt to resume."""
 
 import json
 import math
@@ -36,7 +36,7 @@ SMALL = ["model.context=32", "runtime.threads=1", "runtime.dtype=float32", "data
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Timings as a program next to ours would make them: a thirtieth of the speed."""
+    """Fake timings next to another program: a thirtieth of the speed."""
 
     def answer(configs, *_, **__):
         rates = [PEAK["float32"] / 75 / WORKLOAD.flops_per_token(config) for config in configs]
@@ -227,7 +227,7 @@ def words(tmp_path):
 
 @pytest.fixture
 def restless(timed, monkeypatch):
-    """Looks after every step, and always finds that beginning anew is better."""
+    """Checks after every step, and always decides to plan again."""
     monkeypatch.setattr(attempts, "CHECK_INTERVAL", 0.0)
     monkeypatch.setattr(attempts, "STEADY_RATIO", math.inf)
     monkeypatch.setattr(attempts, "FROM", 0.0)

@@ -1,4 +1,4 @@
-"""Each thing a person can get wrong: one clear line that names it, exit code 2, and nothing on disk is changed."""
+"""Invalid input: one clear line that names it, exit code 2, and nothing on disk is changed."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""The pages say what was recorded, and the bench measures what it says."""
+"""The tables of the docs equal the records, and the benchmarks measure what they claim."""
 
 import json
 from pathlib import Path

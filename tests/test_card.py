@@ -1,4 +1,4 @@
-"""bench/card.py: whatever a stage does, the next one runs and all results are on disk; the pack; the table."""
+"""bench/card.py: after any failure of a stage the next one runs and all results are on disk; the pack; the table."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""What is known of a card, and what a run is told that asks for one, without one: torch's answers are made up here."""
+"""Peaks of GPUs, and messages if the requested GPU is missing, with fake answers of torch."""
 
 import pytest
 import torch

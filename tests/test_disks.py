@@ -1,4 +1,4 @@
-"""Disks that fill up, refuse and vanish under a run, for real: small file systems in memory, mounted here.
+"""Disks that fill up, become read-only or vanish under a run: small file systems in memory that are mounted here.
 
 They need the right to mount (root); elsewhere they are skipped, saying so.
 """
@@ -65,8 +65,8 @@ def assert_same_as_unbroken(config, run: Path, tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up(corpus, disk, tmp_path, capsys):
-    """The run ends with one line and exit code 2, all checkpoints written before are whole, and with more room it goes
-    on to the same end."""
+    """The run ends with one line and exit code 2, all earlier checkpoints are whole, and with more room it resumes to
+    the same result."""
     settings = [word for text in [*TINY, "every.checkpoint=2", "every.keep=99"] for word in ("--set", text)]
     begun = ["train", str(corpus), "--budget", "20steps"]
     out = disk / "run"

@@ -1,4 +1,4 @@
-"""The Python in docs/ runs as it stands there: blocks of a page in order, in one folder, files where one is named."""
+"""The Python code in docs/ runs: the blocks of a page in order, in one folder, with files where one is named."""
 
 import re
 import subprocess

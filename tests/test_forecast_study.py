@@ -1,4 +1,4 @@
-"""The study of forecasts, bench/forecast.py: what it counts, and how."""
+"""The forecast study, bench/forecast.py: which lines count, and their scores."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Run folders of an earlier version open, from now on and for good: see tests/golden/README.md.
+"""Run folders of earlier versions open in every later one: see tests/golden/README.md.
 
 Numbers are compared within a tolerance, since bits depend on the processor.
 """

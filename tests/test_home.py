@@ -1,4 +1,4 @@
-"""Where isoflop keeps things when a home folder is missing, read-only, or somebody else's."""
+"""Where isoflop stores files if the home folder is missing, read-only or another user's."""
 
 import os
 import stat

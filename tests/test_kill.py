@@ -1,4 +1,4 @@
-"""The stress command, a little of it: a real run killed over its whole life loses no checkpoint and no bit."""
+"""A small part of the kill campaign: a run killed at random moments loses no checkpoint and no bit."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The recipes that start processes elsewhere. What takes submitit is skipped without it."""
+"""The recipes that start processes on other machines. Tests that need submitit are skipped without it."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the system says of its processors, read from files made up for it."""
+"""The number of processors and the load, from fake system files."""
 
 import os
 

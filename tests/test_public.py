@@ -1,4 +1,4 @@
-"""The public names of the package: there whatever was imported before, with signatures, telling how far they are."""
+"""The public names of the package: independent of earlier imports, with signatures and progress."""
 
 import dataclasses
 import inspect

@@ -1,4 +1,4 @@
-"""Each record is written with the keys of always and read back as it was, whatever its file holds."""
+"""Each record is written with its fixed keys and read back unchanged, whatever its file contains."""
 
 import dataclasses
 import json

@@ -54,7 +54,7 @@ def test_a_file_is_replaced_whole(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_released(tmp_path):
-    """kill -9 leaves .lock with its number in it; the system has let go of it, and the next writer just goes on."""
+    """kill -9 leaves .lock with the process number in it, but the system releases the lock for the next writer."""
     folder = RunFolder(tmp_path / "run")
     code = (
         "import sys, time; from pathlib import Path; from isoflop.records import RunFolder\n"
@@ -85,7 +85,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
 
 
 def test_symbolic_links_in_place_of_a_runs_files_are_not_followed(tmp_path):
-    """A stranger's run folder must not have us empty or lengthen a file of ours."""
+    """An untrusted run folder must not make isoflop truncate or extend another file."""
     mine = tmp_path / "mine"
     mine.write_text("precious")
     folder = RunFolder(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What was not used of a text and what was noticed of it is said in the same words wherever it is said."""
+"""Unused text and notes about it are reported in the same words everywhere."""
 
 import html
 import json
@@ -54,7 +54,7 @@ def test_the_words_are_the_same_everywhere(mixed, tmp_path, capsys):
 
 
 def test_reused_data_are_reported_again(mixed, tmp_path, capsys):
-    """Of the text that is found prepared, and of a run whose data lies in a folder of its own."""
+    """For text that is already prepared, and for a run whose data are in their own folder."""
     asked = ["--budget", "20steps", *SMALL]
     assert command(["train", str(mixed), "--out", str(tmp_path / "a"), "--dry-run", *asked]) == 0
     first = capsys.readouterr().out

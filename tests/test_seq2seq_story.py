@@ -1,5 +1,5 @@
-"""The whole story of pairs in seconds: words and their letters backwards, steps, a kill, a resume bit for bit, a
-measurement, an output."""
+"""seq2seq end to end in seconds: words and their reversed letters, steps, a kill, a resume bit for bit, an evaluation,
+an output."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""The whole story in seconds: text, tokenizer, shards, steps, a kill, a resume bit for bit, a measurement, a sample."""
+"""End to end in seconds: text, tokenizer, shards, steps, a kill, a resume bit for bit, an evaluation, a sample."""
 
 import json
 import os
@@ -142,7 +142,7 @@ def test_starting_from_another_runs_weights(corpus, tmp_path):
 
 
 def test_a_run_needs_the_weights_of_init_only_at_its_start(corpus, tmp_path):
-    """Stopped, its first weights and prepared text gone, it goes on all the same; and --config takes --init too."""
+    """A stopped run resumes although its initial weights and prepared text are gone; --config takes --init too."""
     first = isoflop.pretrain([str(corpus)], "20steps", tmp_path / "first", assignments=TINY)
     batch = [text for text in TINY if not text.startswith(("model.", "data."))]
     second = isoflop.pretrain([str(corpus)], "20steps", tmp_path / "second", init=first.folder, assignments=batch)

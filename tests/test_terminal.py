@@ -1,4 +1,4 @@
-"""Text at any width, and standard streams that are closed, full or gone."""
+"""Text at any width, and standard streams that are closed, full or missing."""
 
 import errno
 import io

@@ -1,5 +1,5 @@
-"""A task that isoflop does not have, registered here: it plans, trains, resumes, evaluates, writes and is reported, and
-no other file knows of it.
+"""A new task, registered only here: it plans, trains, resumes, evaluates, samples and is reported, and no other file
+knows it.
 
 `recall`: each line of the sources is a word, which the model reads and has to repeat: "abc=abc". Only what follows the
 sign is learned, padding is not.

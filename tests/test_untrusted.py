@@ -1,4 +1,4 @@
-"""Files from anyone: a few hundred spoilt ones of every kind each read or are refused in one line; nothing is executed.
+"""Untrusted files: a few hundred corrupted ones of every kind are read or refused in one line; nothing is executed.
 
 The fuzzer (tests/campaigns/fuzz.py, which runs many more cases) watches each by an audit hook, see fuzz_worker.py.
 """

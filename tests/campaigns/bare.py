@@ -1,13 +1,13 @@
-"""A wheel or an sdist in a bare environment outside the checkout: what a person does who has only the package.
+"""Install a wheel or an sdist into a bare environment outside the checkout, and use it as somebody without the source.
 
     python tests/campaigns/bare.py dist/isoflop-0.1.0-py3-none-any.whl [--torch-index URL] [--system-site-packages]
 
-makes a virtual environment in a temporary folder, installs the file into it with what it needs, and runs the main job,
-a plan, an evaluation with a suite of one's own, an export to Hugging Face's folder and the report there, from another
-folder, with no PYTHONPATH. Prints a line for each and stops at the first that fails.
+creates a virtual environment in a temporary folder, installs the file with its dependencies, and runs the main job, a
+plan, an evaluation with a custom suite, an export to a Hugging Face folder and the report, from another folder, without
+PYTHONPATH. Prints a line for each, and stops at the first failure.
 
-    --system-site-packages   takes what isoflop needs from this interpreter, so that nothing is downloaded but what
-                             builds an sdist; isoflop itself comes from the file
+    --system-site-packages   uses the dependencies of this interpreter, so that only the build requirements of an sdist
+                             are downloaded; isoflop itself comes from the file
 """
 
 import argparse
@@ -61,7 +61,7 @@ def environment(folder: Path, file: Path, arguments: argparse.Namespace) -> Path
 
 
 def use(python: Path, place: Path) -> None:
-    """The main job and what follows it."""
+    """Run the main job and the other commands."""
     lines = [f"{number}. The cat sat on the mat, and the dog ran to it.\n\n" for number in range(4000)]
     (place / "text.txt").write_text("".join(lines))
     (place / "own.toml").write_text(SUITE)
@@ -97,7 +97,7 @@ def use(python: Path, place: Path) -> None:
 
 
 def call(command: list[str], what: str, folder: Path | None = None, code: int = 0) -> str:
-    """Run a command, and say that it worked; all that it printed."""
+    """Run a command, and print that it worked. Returns its output."""
     around = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "ISOFLOP_HOME")}
     if folder is not None:
         around["ISOFLOP_HOME"] = str(folder / "home")

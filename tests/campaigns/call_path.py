@@ -1,17 +1,17 @@
-"""How far has a reader to walk? The modules that a command enters, call by call, before a run's first step.
+"""The modules that a reader enters who follows a command, call by call, to a run's first step.
 
     python tests/campaigns/call_path.py                  the working tree
-    python tests/campaigns/call_path.py d4dffcd          a commit against the working tree
+    python tests/campaigns/call_path.py d4dffcd          a commit next to the working tree
     python tests/campaigns/call_path.py --show           and the modules themselves, in the order of their first call
 
 Two walks: `isoflop train TEXT --budget 20s` from the command line to the first step, and `isoflop train --resume RUN`
-likewise. Each version runs in processes of its own under sys.setprofile, which is told of every call. Two numbers are
-printed per walk, over the floors that decide something (command line, jobs, planner, trainer) and, in brackets, over
-all of isoflop:
+likewise. Each version runs in its own processes under sys.setprofile, which sees every call. Two numbers are printed
+per walk, for the layers that decide something (command line, jobs, planner, trainer) and, in brackets, for the whole
+package:
 
-    modules   that are entered: a reader who follows the calls opens so many files
-    returns   how often the next file is opened from a higher floor (pyproject.toml's layers) than the one read last:
-              the reader has gone down to something and has to find the way back up
+    modules   the number of modules entered, which is the number of files that a reader opens
+    returns   how often the next module is entered from a higher layer (of pyproject.toml) than that of the module read
+              last, so that the reader has to go back up
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Damage files in every way that we know of and read them: each case must read or be refused in one line.
+"""Fuzzing: corrupt files in many ways and read them. Each case must be read or refused in one line.
 
     python tests/campaigns/fuzz.py --cases 20000 --workers 2         in full, over all targets
     python tests/campaigns/fuzz.py                                   10,000 cases
     python tests/campaigns/fuzz.py --only gguf --cases 2000 --seed 3
-    python tests/campaigns/fuzz.py --only gguf --seed 3 --number 417    one case again, with all that it did
+    python tests/campaigns/fuzz.py --only gguf --seed 3 --number 417    one case again, in detail
 
 Cases run in worker processes, many per worker, one after another; a case that kills its worker or takes longer than
 --limit seconds is a finding, and a new worker continues. A case is (target, seed, number) and nothing else. Prints a
@@ -31,7 +31,7 @@ READY = 300  # seconds for making a valid example, imports included
 
 @dataclass
 class Found:
-    """What came of a target's cases."""
+    """The outcomes of a target's cases."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
@@ -75,7 +75,7 @@ class Process:
         self.made: set[str] = set()
 
     def ask(self, case: dict[str, Any], limit: float) -> dict[str, Any]:
-        """The worker's answer; or what became of it."""
+        """The worker's answer, or how it died."""
         assert self.process.stdin is not None
         if case["target"] not in self.made and case["number"] >= 0:
             ready = self.ask({**case, "number": -1}, READY)
@@ -113,7 +113,7 @@ class Process:
 def run(
     cases: list[dict[str, Any]], workers: int = 1, limit: float = 20.0, minutes: float = math.inf
 ) -> dict[str, Found]:
-    """Every case, or as many as fit into so many minutes; what came of each target's."""
+    """Run every case, or as many as fit into some minutes. Returns the outcomes by target."""
     end = time.monotonic() + 60 * minutes
     found: dict[str, Found] = {}
     left, lock, broken = iter(cases), threading.Lock(), list[BaseException]()
@@ -150,7 +150,7 @@ def run(
 
 
 def plan(cases: int, seed: int, only: list[str], weights: dict[str, float]) -> list[dict[str, Any]]:
-    """Which cases: each target's share by weight, at least one; all targets go on together."""
+    """The cases to run: each target's share by weight, at least one, with the targets interleaved."""
     names = only or list(weights)
     total = sum(weights[name] for name in names)
     shares = {name: max(1, round(cases * weights[name] / total)) for name in names}

@@ -1,7 +1,7 @@
-"""Ways to spoil a file: bytes, JSON, safetensors, GGUF and llama2.c headers, shards, compressed text, whole folders.
+"""Ways to corrupt a file: bytes, JSON, safetensors, GGUF and llama2.c headers, shards, compressed text, whole folders.
 
-Each function takes a Case, changes what lies in its folder and says in a few words what it did. All chance comes from
-the case's own generator, so that (target, seed, number) is the case.
+Each function takes a Case, changes the files in its folder and returns a few words about the change. All random numbers
+come from the case's generator, so that (target, seed, number) determines the case.
 """
 
 import gzip
@@ -27,12 +27,12 @@ INTERESTING = (0, 1, 2, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**
 
 @dataclass
 class Case:
-    """One spoilt copy of a valid example.
+    """One corrupted copy of a valid example.
 
     Attributes:
-        folder: where the copy lies.
-        outside: a folder beside it with a valid example and a canary, which nothing may open.
-        must_refuse: set where reading it would itself be the fault, as for a path that leads outside.
+        folder: the folder of the copy.
+        outside: a folder next to it with a valid example and a canary, which nothing may open.
+        must_refuse: whether reading it would itself be a fault, as for a path that leads outside.
     """
 
     folder: Path
@@ -41,7 +41,7 @@ class Case:
     must_refuse: bool = False
 
     def files(self, *endings: str) -> list[Path]:
-        """Regular files of a sane size, in order of name, with one of the endings if any are named."""
+        """Regular files of moderate size, in order of name, with one of the suffixes if any are given."""
         found = whole_files(self.folder)
         return [p for p in found if not endings or p.name.endswith(endings)]
 
@@ -128,7 +128,7 @@ class Raw(str):
 
 
 def hostile(case: Case) -> Any:
-    """A value that some reader may not have thought of."""
+    """A value that a reader may not expect."""
     draw = case.draw
     canary = str(case.outside / "canary")
     groups: list[list[Any]] = [
@@ -378,7 +378,7 @@ def shard_header(case: Case) -> str:
 
 
 def bomb(case: Case) -> str:
-    """A small file that unpacks to a very large one, or says so."""
+    """A small file that unpacks to a very large one, or declares to."""
     draw = case.draw
     kind = draw.choice(["gz", "xz", "zst", "xz dictionary", "zst window", "parquet", "parquet pages", "gz of a bomb"])
     size = draw.choice([8, 16, 100]) * 2**20
@@ -478,7 +478,7 @@ PLANTED = (
 
 
 def planted(case: Case) -> str:
-    """A file that runs code if anybody loads it the wrong way, beside the others or in place of one."""
+    """A file that executes code if it is loaded in an unsafe way, next to the others or in place of one."""
     canary = case.outside / "canary"
     source = f"import os\nos.system('touch {canary}')\nopen({str(canary)!r}, 'w')\n".encode()
     name = case.draw.choice(PLANTED)
@@ -492,7 +492,7 @@ def planted(case: Case) -> str:
 
 
 def spoil_folder(case: Case) -> str:
-    """A file that is gone, a folder, a link, a pipe, a device, or called something strange."""
+    """A file that is missing, a folder, a link, a pipe, a device, or has an unusual name."""
     path = case.pick()
     if path is None:
         return "no file"
@@ -530,7 +530,7 @@ def spoil_folder(case: Case) -> str:
 
 
 def sparse(case: Case) -> str:
-    """A file of up to a terabyte that takes no room on the disk."""
+    """A sparse file of up to a terabyte, which uses no disk space."""
     if (path := case.pick()) is None:
         return "no file"
     size = 2 ** case.draw.choice([33, 36, 40])
@@ -539,7 +539,7 @@ def sparse(case: Case) -> str:
 
 
 def lead_outside(case: Case) -> str:
-    """Names in manifests and indices that lead out of the folder, to files that would be good if they were opened."""
+    """Names in manifests and indices that lead out of the folder, to files that would be valid."""
     outside = case.outside / "valid"
     for path in case.files(".json"):
         try:
@@ -618,7 +618,7 @@ def spoil_string(case: Case) -> str:
 
 
 def whole_files(folder: Path) -> Iterator[Path]:
-    """Regular files of a sane size: what can be read to be spoilt or signed."""
+    """Regular files of moderate size, which can be read to be corrupted or signed."""
     for path in sorted(folder.rglob("*")):
         if path.is_file() and not path.is_symlink() and path.stat().st_size < 2**28:
             yield path

@@ -1,4 +1,5 @@
-"""What is fuzzed: for each kind of file a small valid example, the public door that reads it, and how to spoil it."""
+"""The targets of fuzzing: for each kind of file a small valid example, the public function that reads it, and the ways
+to corrupt it."""
 
 import bz2
 import contextlib
@@ -93,10 +94,10 @@ class Target:
     Attributes:
         make: fills an empty folder with a valid example.
         read: reads all of it through public functions.
-        ops: ways to spoil it; one named twice is taken twice as often.
-        resign: makes checksums right again after a change, so that what lies behind them is reached; done for most.
+        ops: ways to corrupt it; one that is listed twice is used twice as often.
+        resign: recomputes checksums after a change, so that the checks behind them are reached; done for most cases.
         weight: its share of the cases, relative to the others'.
-        room: MiB of memory that a case may take beside 16 times the size of its files.
+        room: MiB of memory that a case may use in addition to 16 times the size of its files.
     """
 
     make: Callable[[Path], None]
@@ -203,7 +204,7 @@ def make_text(folder: Path) -> None:
 
 
 def read_text(folder: Path) -> None:
-    """Every file by itself, so that a damaged one does not keep the others from being read; then all as a source."""
+    """Read every file by itself, so that a damaged one does not prevent reading the others; then all as a source."""
     first = None
     for file in find_files(parse_sources([str(folder)])[0]):
         try:
@@ -249,7 +250,7 @@ def make_checkpoint(folder: Path) -> None:
 
 
 def read_checkpoint(folder: Path) -> None:
-    """As a reader of the model does, then as a run that goes on."""
+    """Read it as for loading a model, then as for resuming a run."""
     model, said, snapshot = checkpoint.load_model(folder)
     with torch.no_grad():
         model(torch.zeros(1, min(4, model.config.context), dtype=torch.long))
@@ -421,7 +422,7 @@ def make_recipe(folder: Path) -> None:
 
 
 def read_recipe(folder: Path) -> None:
-    """Names of recipes. The file itself is the user's program and is not spoilt; what is spoilt is what names it."""
+    """Names of recipes. The file is the user's program and is not corrupted; its name is."""
     names = (folder / "names.txt").read_text(encoding="utf-8", errors="surrogatepass").split("\n")
     with contextlib.chdir(folder):
         for_each(names, lambda name: load_recipe(name, None, ()))

@@ -1,8 +1,8 @@
-"""One process that reads spoilt files, one after another, and says what came of each.
+"""A process that reads corrupted files, one after another, and reports the outcome of each.
 
-A case may end in two ways: it reads, or it is refused with a UserError of one line that names a file or a value. What
-else may happen is a finding: another exception, memory beyond the bound, a file written or a program run that has no
-business here, a file outside the folder that was opened. A crash or a hang is found by the process that started this.
+A case may end in two ways: the file is read, or it is refused with a UserError of one line that names a file or a
+value. Everything else is a finding: another exception, memory beyond the bound, an unexpected write or program, an
+opened file outside the folder. The process that started this one finds crashes and hangs.
 """
 
 import json
@@ -43,7 +43,7 @@ WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Watch:
-    """An audit hook that notes what no reader of data should do, while `armed`."""
+    """An audit hook that records forbidden operations of a reader while `armed`."""
 
     def __init__(self, home: Path) -> None:
         self.armed, self.seen = False, list[str]()
@@ -74,7 +74,7 @@ class Watch:
         return path.startswith((self.folder, self.home, "/dev/null", "/proc/self/"))
 
     def is_recipe(self, origin: str) -> bool:
-        """The recipe that the user names is his program and is meant to run."""
+        """Whether a file is the recipe that the user named, which is meant to run."""
         return os.path.abspath(origin) == f"{self.folder}/mine.py"  # noqa: PTH100
 
 
@@ -88,7 +88,7 @@ def status(name: str) -> int:
 
 
 def forget_peak() -> None:
-    """Let the system's peak of memory begin anew."""
+    """Reset the system's record of peak memory."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -101,7 +101,7 @@ def weigh(folder: Path) -> int:
 
 
 def judge(target: Target, case: Case, watch: Watch) -> dict[str, Any]:
-    """Read one spoilt example. Returns the outcome: "read", "refused", or a finding."""
+    """Read one corrupted example. Returns the outcome: "read", "refused", or a finding."""
     bound = target.room * 2**20 + 16 * weigh(case.folder)
     names = {p.name for p in case.folder.rglob("*")} | {case.folder.name}
     watch.seen.clear()

@@ -1,14 +1,13 @@
-"""Kill a real run at random moments, resume it each time, and compare it bit for bit with one that was left alone.
+"""Kill a real run at random moments, resume it each time, and compare it bit for bit with an uninterrupted one.
 
     python tests/campaigns/kill.py SOURCE --kills 100                        in full
     python tests/campaigns/kill.py SOURCE --kills 6 --budget 600steps --signals KILL INT TERM --seed 0 --set FIELD=VALUE
 
-The budget is in tokens or steps, so that the clock decides nothing. Each life of the process is ended after a time
-drawn uniformly from its start to some way into its steps, so that all of its life is hit: preparing the text, timing
-the machine, starting again, steps, measurements, writing a checkpoint. Prints each kill, where it hit, and what it
-cost: the steps on record that were not in a checkpoint yet and are done again, and the seconds they had taken. In the
-end, the checkpoints lost (damaged, or gone though nothing newer was there) and the losses and tensors that differ: all
-0, or something is wrong (exit code 1).
+The budget is in tokens or steps, so that results do not depend on the clock. Each process is killed after a random time
+between its start and some of its steps, so that every phase is hit: preparing the text, calibration, starting again,
+steps, evaluation, writing a checkpoint. Prints each kill, its phase and its cost: the recorded steps that were not in a
+checkpoint yet and are repeated, and their seconds. At the end it prints the lost checkpoints (damaged, or missing
+although none is newer) and the losses and tensors that differ. All of these have to be 0; otherwise the exit code is 1.
 """
 
 import argparse
@@ -35,7 +34,7 @@ BEFORE_IT_IS_A_RUN = 8  # kills at most before there is anything to resume; the 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: the signal, where it hit, and the work to be done again."""
+    """One kill: the signal, the phase that it hit, and the work to be repeated."""
 
     signal: str
     where: str
@@ -80,7 +79,7 @@ def lost_checkpoints(folder: Path, seen: int) -> tuple[int, int]:
 
 
 def where_it_hit(folder: Path, began_at: int, since: float) -> str:
-    """Which part of its life a process was in when it was killed, by what it left.
+    """The phase in which a process was killed, inferred from its files.
 
     Args:
         began_at: the steps on record when it started.
@@ -185,7 +184,7 @@ def has_stepped(folder: Path, began_at: int) -> bool:
 
 
 def steps_of(new: list[str]) -> int:
-    """The steps of a budget such as 600steps; 1,000 where it is in something else (only the pace of the kills)."""
+    """The steps of a budget such as 600steps; 1,000 for other budgets (it only sets the pace of the kills)."""
     budget = new[new.index("--budget") + 1]
     return int(budget.removesuffix("steps")) if budget.endswith("steps") else 1000
 
@@ -224,7 +223,7 @@ def main() -> None:
 
 
 def tell(kills: list[Kill], took: float) -> None:
-    """Where the kills hit, and what they cost."""
+    """Print the phases that the kills hit, and their cost."""
     for where, count in Counter(kill.where for kill in kills).most_common():
         print(f"  {count:3} {where}")
     if kills:

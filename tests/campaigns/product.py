@@ -1,11 +1,11 @@
-"""Every combination of the five tables' entries: does it build, train and decode, or say why not?
+"""Try every combination of the five tables' entries: it has to build, train and decode, or be refused with a reason.
 
     python tests/campaigns/product.py --train 1000                           in full
     python tests/campaigns/product.py --train 20 --seed 7
 
-Builds the whole product on the meta device, counts what is refused by the sentence it is refused with, and trains a
-seeded random sample of the rest: five steps with the default optimiser, then a decode from the cache, which has to give
-what the full forward gives. Exit code 1 if anything else than a refusal happens.
+Builds all combinations on the meta device, counts refusals by their message, and trains a seeded random sample of the
+rest: five steps with the default optimizer, then decoding with the cache, which has to equal the full forward pass.
+Exit code 1 for any failure other than a refusal.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Names = dict[str, str]  # slot -> entry
 
 
 def combinations() -> Iterator[Names]:
-    """The whole product."""
+    """All combinations."""
     for names in product(*SLOTS.values()):
         yield dict(zip(SLOTS, names, strict=True))
 

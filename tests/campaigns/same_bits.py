@@ -1,22 +1,22 @@
-"""Do two commits train the same bits? Short runs and plans by both, in turns, on this machine.
+"""Check that two commits train the same bits, by short runs and plans of both, in turns, on this machine.
 
-    python tests/campaigns/same_bits.py OLD                        in full: commit OLD against the working tree
+    python tests/campaigns/same_bits.py OLD                        in full: commit OLD and the working tree
     python tests/campaigns/same_bits.py OLD NEW --quick            the quick cases of two commits, in under a minute
     python tests/campaigns/same_bits.py OLD --cases adamw moe      some cases; --list names them all
-    python tests/campaigns/same_bits.py OLD --text BOOKS           on real text instead of made-up words
-    python tests/campaigns/same_bits.py OLD --poison loss          plants a difference, which has to be found
+    python tests/campaigns/same_bits.py OLD --text BOOKS           on real text instead of generated words
+    python tests/campaigns/same_bits.py OLD --poison loss          adds a difference, which has to be found
 
-The bits of a run depend on the processor, so that golden values cannot be kept; what can be kept is a commit. Each
-version is checked out into a temporary worktree of git and runs in processes of its own. All is driven through the
-command line, whose options are a format, as Python names change between commits. Only the two functions that look at
-the clock (REPLACED) are replaced by fixed numbers, so that plans do not depend on the time of day.
+The bits of a run depend on the processor, so that golden values cannot be stored; a commit serves instead. Each version
+is checked out into a temporary git worktree and runs in its own processes. Everything is run through the command line,
+whose options are a format, since Python names change between commits. Only the two functions that read the clock
+(REPLACED) are replaced by fixed numbers, so that plans do not depend on timings.
 
 What is compared: loss, gradient norm and rate of every step and the held-out losses (metrics.jsonl); every tensor of
 the last checkpoint, weights and optimiser state, bit for bit; the plan with its candidates and expected values
 (plan.json); configuration, samples, events, account of the data and result; and what `sample` and `eval` print. Keys
-that hold times, speeds or paths are left out (VOLATILE), and so is what the run says of itself and did not always
-say (BESIDE). One line per case says `same` or `DIFFERS` and where. Exit
-code 0 if all are the same, 1 if any differs or fails.
+that hold times, speeds or paths are left out (VOLATILE), and so are keys and events that earlier versions did not write
+(BESIDE). One line per case says `same`, or `DIFFERS` and where. Exit code 0 if all are the same, 1 if any differs or
+fails.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 600  # seconds for one command
 
-# What looks at the clock: each by the dotted names that it has had, newest first. Add a name when one moves.
+# The functions that read the clock, each with the dotted names it has had, newest first. If one moves, add its name.
 REPLACED = {
     "measure_peak": ("isoflop.runtime.measure_peak",),
     "time_in_turns": ("isoflop.trainer.throughput.time_in_turns",),
@@ -77,7 +77,7 @@ VOLATILE = {
     },
 }
 
-# What a run says of itself beside what it does, and earlier versions did not: keys of lines, and events.
+# Keys of lines, and events, that earlier versions did not write and that do not affect a run.
 BESIDE = ("forecast_bits_per_byte",)
 BESIDE_EVENTS = ("off course",)
 
@@ -116,7 +116,7 @@ class Case:
     """Some commands of `isoflop`, one after another, in which RUN stands for the run folder.
 
     Attributes:
-        processes: a group of so many, with the environment that torchrun would give them.
+        processes: the number of processes, with the environment of torchrun.
         planned: stop the last command as soon as plan.json and config.json are written.
         quick: one of those that --quick runs.
     """
@@ -363,7 +363,7 @@ def fork_all(words: list[str], processes: int, out: str, until: list[str]) -> st
 
 
 def become(words: list[str], rank: int, processes: int, port: str, out: str) -> None:
-    """In a fork: be the command `isoflop`."""
+    """In a fork: run the command `isoflop`."""
     code = 1
     try:
         os.setsid()
@@ -391,7 +391,7 @@ def become(words: list[str], rank: int, processes: int, port: str, out: str) -> 
 
 
 def differences(case: Case, old: Path, new: Path) -> Iterator[str]:
-    """What differs between the runs of a case in two folders, the most telling thing of each file."""
+    """The differences between the runs of a case in two folders, the most informative one of each file."""
     names = sorted({path.name for folder in (old, new) for path in folder.glob(f"{case.name}*") if path.is_dir()})
     for name in names:
         for file, volatile in VOLATILE.items():

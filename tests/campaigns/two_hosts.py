@@ -1,4 +1,4 @@
-"""Train over two hosts, cut the cable, see who is named, mend it, resume.
+"""Train on two hosts, cut the cable, check that the silent host is named, repair the cable, resume.
 
     python tests/campaigns/two_hosts.py                                      in full
     python tests/campaigns/two_hosts.py [--per-host 1] [--mode ddp] [--steps 60] [--cut-at 20] [--silence 20]
@@ -11,9 +11,9 @@ without them the reason is printed and the exit code is 77. The namespaces are r
 
     1. torchrun on both hosts, `isoflop train` over gloo, rendezvous at the first host's address: an unbroken run
     2. the same again, and at step --cut-at the cable is cut (`ip link set cable down`): nothing arrives any more and
-       nothing says so, which is what a dead switch or a crashed host looks like. Each host has to notice the silence,
-       name the processes of the other one and stop.
-    3. the cable is mended and the run resumed: all of its losses must be the unbroken run's, bit for bit.
+       no error is raised, as with a dead switch or a crashed host. Each host has to notice the silence, name the
+       processes of the other one and stop.
+    3. the cable is repaired and the run resumed: all of its losses have to equal the unbroken run's, bit for bit.
 
 Exit code 0 if all of that happened; 1, with what did not, otherwise.
 """
@@ -51,7 +51,7 @@ STARTING = 180.0  # seconds for imports, rendezvous and preparing the text, on a
 
 
 def why_not() -> str:
-    """Why hosts cannot be made here; empty if they can."""
+    """Why hosts cannot be made on this machine; "" if they can."""
     if not sys.platform.startswith("linux"):
         return "namespaces are Linux's"
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
@@ -122,7 +122,7 @@ def connect(folder: Path) -> list[Host]:
 
 
 def launch(hosts: list[Host], per_host: int, arguments: list[str], folder: Path, name: str) -> list["Launched"]:
-    """torchrun on each host, as one would type it there."""
+    """Start torchrun on each host."""
     first, launched = hosts[0], []
     for host in hosts:
         command = [
@@ -180,7 +180,7 @@ def steps_done(run: Path) -> int:
 
 
 def write_config(path: Path, steps: int, processes: int, mode: str) -> None:
-    """A small run: a tenth of a second a step, a checkpoint every five."""
+    """A small run: a tenth of a second per step, a checkpoint every five steps."""
     config = RunConfig(
         parallel=ParallelConfig(mode=mode, timeout=STARTING),
         model=modern(layers=2, d_model=64, context=128, vocab_size=512),
@@ -222,7 +222,7 @@ def said_why(number: int, per_host: int, launched: list[Launched]) -> str:
 
 
 def tell(given: argparse.Namespace, folder: Path) -> list[str]:
-    """The whole story. Returns what did not happen as it should."""
+    """Run all three parts. Returns what did not happen as it should."""
     hosts = connect(folder)
     os.environ["ISOFLOP_HOME"] = str(folder / "home")
     config, source = folder / "config.json", text(folder)

@@ -1,4 +1,4 @@
-"""Which documents stay."""
+"""Exact duplicates, and the split by content."""
 
 import random
 

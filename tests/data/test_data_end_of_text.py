@@ -1,4 +1,4 @@
-"""A tokenizer that is given, whose end-of-text token has a name of its own."""
+"""A given tokenizer with an unusual name for its end-of-text token."""
 
 import pytest
 from tokenizers import AddedToken, decoders, models, pre_tokenizers

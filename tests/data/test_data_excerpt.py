@@ -1,4 +1,4 @@
-"""A sample of a text stands for the whole of it: its measure is that of the text, whatever the text's order."""
+"""The sample represents the whole text: its measures are those of the text, in any order of the text."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What a file is, is told by its content: each layout under every name, with every beginning, and on standard input."""
+"""Formats are detected by content: each layout under any name, with any beginning, and on standard input."""
 
 import bz2
 import csv

@@ -1,4 +1,4 @@
-"""Every entry of TOKENIZERS keeps its promise, and a new one needs no other file."""
+"""Every entry of TOKENIZERS has the required properties, and a new one needs no other file."""
 
 import itertools
 import json

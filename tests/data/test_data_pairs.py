@@ -1,4 +1,4 @@
-"""Pairs: what is read, what is dropped and counted, how they are split, and which of them a step sees."""
+"""Pairs: reading, dropped and counted lines, the split, and the pairs of a step."""
 
 import gzip
 import lzma
@@ -96,7 +96,7 @@ def test_variants_of_a_word_stay_on_its_side(tmp_path):
     seed=st.integers(0, 5),
 )
 def test_the_share_held_out_is_right_whatever_the_pairs(longest, wanted, seed):
-    """Half to twice what is asked for wherever inputs allow, never above a tenth unless more is asked for."""
+    """Half to twice the requested share if the inputs allow it, never above a tenth unless more is requested."""
     pairs = [(f"input {number}", "x" * size) for number, size in enumerate(longest)]
     split = divide(pairs, [], DataConfig(heldout_fraction=wanted, seed=seed))
     total = sum(map(size_of, pairs))

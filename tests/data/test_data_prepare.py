@@ -1,4 +1,4 @@
-"""The data step as a whole: what stays, what is counted, what is refused, and that nothing is left half-done."""
+"""Data preparation as a whole: documents kept, counted and refused; nothing is left half-written."""
 
 import gzip
 import json
@@ -383,7 +383,7 @@ def test_a_script_without_a_main_guard_may_prepare_in_parallel(folder_of, tmp_pa
 
 
 def test_files_of_killed_preparations_are_removed_and_files_being_written_are_kept(tmp_path, folder_of):
-    """As large as the prepared text, it would fill the disk of a machine that is taken away often."""
+    """They are as large as the prepared text, and would fill the disk of a machine that is often preempted."""
     home = Path(os.environ["ISOFLOP_HOME"]) / "data"
     lefts = {name: home / f".{name}.0123abcd.tmp" for name in ("left", "held", "young")}
     beside = tmp_path / ".out.0123abcd.tmp"  # of `isoflop prepare --out`

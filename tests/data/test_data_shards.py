@@ -1,4 +1,4 @@
-"""Token files: what was written is what is read, and a flipped bit is noticed."""
+"""Token files are read as written, and a flipped bit is noticed."""
 
 import numpy as np
 import pytest

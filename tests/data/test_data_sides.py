@@ -1,4 +1,4 @@
-"""A source with a weight of which nothing is left to train on: the reason is the real one, and the way out works."""
+"""A weighted source without training text: the message names the real reason, and its advice works."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def write_records(path, texts):
 
 
 def test_documents_left_out_by_a_small_budget_are_named(tmp_path, folder_of):
-    """It begins with many short texts that are all alike, so that its texts are thought to be short."""
+    """It begins with many short similar texts, so that the survey underestimates the length of texts."""
     folder_of("a", 30)
     long = [f"{number} " * 4000 for number in range(20)]
     write_records(tmp_path / "b.jsonl", ["x"] * 3000 + long)

@@ -1,4 +1,4 @@
-"""What the user typed -> which files."""
+"""Parsing sources, and listing their files."""
 
 import io
 import os

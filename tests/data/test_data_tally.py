@@ -1,4 +1,4 @@
-"""What was not used is counted by kind and said in the same words everywhere."""
+"""Unused text is counted by kind and reported in the same words everywhere."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""One file that cannot be read, has an odd name or is none of the user's text never ends a preparation."""
+"""A file that cannot be read, has an unusual name or is not the user's text never stops a preparation."""
 
 import gzip
 import json
@@ -78,7 +78,7 @@ def for_anybody():
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_without_permission_it_is_skipped_and_counted(for_anybody, story, what):
-    """As root everything may be read, so the preparation runs as somebody else."""
+    """Root may read everything, so that the preparation runs as another user."""
     corpus, home = for_anybody / "text", for_anybody / "home"
     for folder in (corpus, corpus / "sub", home):
         folder.mkdir()

@@ -1,4 +1,4 @@
-"""Which items stand in the training text."""
+"""Finding items in the training text."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""A run as lm-eval's model: with lm-eval where it is installed, and against what it asks for in any case."""
+"""A run as lm-eval's model: with lm-eval if it is installed, and with requests of its form in any case."""
 
 import sys
 from types import ModuleType, SimpleNamespace

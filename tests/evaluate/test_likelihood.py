@@ -1,4 +1,4 @@
-"""Likelihoods of continuations: what the model itself says, whatever is read next to them."""
+"""Likelihoods of continuations equal the model's, in any batch."""
 
 import math
 

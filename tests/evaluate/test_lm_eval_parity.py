@@ -1,4 +1,4 @@
-"""Our choices are lm-eval's, where it is installed: `pip install 'isoflop[lm-eval]'`."""
+"""Choices equal lm-eval's, if it is installed: `pip install 'isoflop[lm-eval]'`."""
 
 import json
 from itertools import pairwise

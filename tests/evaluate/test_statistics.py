@@ -1,4 +1,4 @@
-"""Intervals and tests, against scipy and by what they promise."""
+"""Intervals and tests, compared with scipy and with their nominal properties."""
 
 import numpy as np
 import pytest

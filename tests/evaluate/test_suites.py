@@ -1,4 +1,4 @@
-"""Suites: what comes with isoflop, what people write themselves, and what is said of what is wrong with one."""
+"""Suites: shipped ones, users' own, and error messages."""
 
 import io
 import json
@@ -301,7 +301,7 @@ def test_a_likelihood_that_is_not_finite_is_reported(write_suite, questions, mod
 
 
 def test_an_archive_may_contain_other_files(write_suite, questions, tmp_path):
-    """What is not asked for is passed over: links, folders, files of other names."""
+    """Other members are ignored: links, folders, files with other names."""
     path = write_suite(questions, name="one")
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         archive.add(tmp_path / "one.jsonl", "x/one.jsonl")

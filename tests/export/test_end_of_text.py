@@ -1,4 +1,4 @@
-"""A tokenizer whose end-of-text token has a name of its own goes to every format with it, and comes back."""
+"""A tokenizer with an unusual name for its end-of-text token survives export to and import from every format."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a format can hold is found by what entries are, not by their names; and the way out of a refusal works."""
+"""Whether a format can hold a model depends on what its entries compute, not on names; advice in refusals works."""
 
 import itertools
 import json

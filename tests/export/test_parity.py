@@ -1,4 +1,4 @@
-"""Equality with transformers: logits, loss and gradients, what they write read by us and the other way about."""
+"""Equality with transformers in logits, loss and gradients, for import and export."""
 
 import json
 

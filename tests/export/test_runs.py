@@ -1,4 +1,4 @@
-"""An imported model is a run like any other; an export is whole or not at all."""
+"""An imported model is a run like any other; an export is written completely or not at all."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Files from anyone: one line says what is wrong, nothing is unpickled, nothing is left behind."""
+"""Untrusted files are refused in one line, nothing is unpickled, and no files are left behind."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""Rows side by side: over every entry of every table, each writes what it writes alone."""
+"""Continuous batching: for every entry of every table, each row gets the tokens that it gets alone."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,7 @@ def test_each_row_is_what_it_is_alone(case, how, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_logits_of_rows_of_different_lengths_are_those_of_the_full_forward(case):
-    """Read together, decoded together, one gone, others come: behind the longest, and longer than all."""
+    """Prefilled together and decoded together; a row leaves, others join, behind the longest and longer than all."""
     model, lengths = model_of(case), [5, 1, 9]
     ids = torch.randint(V, (6, CONTEXT), generator=torch.Generator().manual_seed(3))
 
@@ -324,7 +324,7 @@ def test_a_block_without_ragged_positions_is_decoded_row_by_row(case, named):
 
 
 def test_masked_positions_never_make_a_row_nan():
-    """What was held of rows that are gone, huge or not, is hidden from those that come."""
+    """Cached values of rows that have left, however large, are hidden from rows that join."""
     model, cache = model_of({"position": "rotary"}), KVCache(8, slots=2, spare=2)
     cache.place(np.array([-3, 0]))
     tokens = torch.randint(V, (2, 4))

@@ -25,7 +25,7 @@ class Bytes:
 
 
 class Says(GPT):
-    """A model that has learned one thing by heart: what to say, whatever it reads."""
+    """A model that always predicts the same text, whatever its input."""
 
     def __init__(self, ids, context=64):
         super().__init__(ModelConfig(vocab_size=257, context=context, layers=1, d_model=8, heads=1))

@@ -1,4 +1,4 @@
-"""Sampling: what is kept, what is drawn."""
+"""Sampling: the kept candidates and the drawn tokens."""
 
 import numpy as np
 import pytest
@@ -146,7 +146,7 @@ def test_rules_of_a_batch_equal_those_of_single_rows_and_the_formula(data):
 
 
 def test_a_seed_gives_the_same_text_as_in_earlier_versions():
-    """The numbers are those of one torch.rand a token, and what is kept is cut where it was."""
+    """The random numbers are those of one torch.rand per token, and the candidates are the same."""
     logits = torch.randn(200, 600, generator=torch.Generator().manual_seed(0)) * 3
     generator, expected = torch.Generator().manual_seed(7), []
     for row in logits:

@@ -1,4 +1,4 @@
-"""Tokens become text: pieces, stop strings, what is held back."""
+"""Tokens to text: pieces, stop strings, text held back until it is certain."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Decoding with an encoder-decoder: against choices made one by one without any cache."""
+"""Decoding with an encoder-decoder equals decoding token by token without a cache."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""More budget for a run: how long it gets, and what is expected of it then."""
+"""Extending a run: its new length and its new forecast."""
 
 import shutil
 from pathlib import Path

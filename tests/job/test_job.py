@@ -1,4 +1,4 @@
-"""The Job: what it trains on, is compared with, and sends to those who follow."""
+"""The Job: its peak, and what it sends to the other processes."""
 
 import contextlib
 from types import SimpleNamespace

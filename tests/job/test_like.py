@@ -1,4 +1,4 @@
-"""A run like another one but for what is set: nothing else differs, and what would contradict that is refused."""
+"""--like repeats a run with some settings changed: nothing else differs, and contradicting options are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A run whose text was moved takes the new place; one that starts from another's weights says what they reached."""
+"""A run whose text was moved takes the new place; a run with --init reports the loss before training."""
 
 import shutil
 from pathlib import Path

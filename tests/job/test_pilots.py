@@ -1,4 +1,4 @@
-"""Pilots before a run, and the forecast that goes on record before its first step."""
+"""Pilots before a run, and the forecast that is recorded before its first step."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What can be done with a run that is there."""
+"""Loading, sampling, evaluating and listing existing runs."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Suites and strided perplexity from the command line and from Python, on runs that are there."""
+"""Suites and strided perplexity from the command line and from Python, on existing runs."""
 
 import json
 import shutil

@@ -1,5 +1,4 @@
-"""A claim is one file: what is wrong in it is said in one line, what decides it is in its hash, what it holds equal is
-equal."""
+"""Claims: errors are one line, the hash covers everything that decides, and arms are equal in what should be equal."""
 
 import re
 from dataclasses import replace

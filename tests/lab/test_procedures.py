@@ -1,4 +1,4 @@
-"""What is measured without training is what it is said to be."""
+"""Measurements without training equal their definitions."""
 
 import json
 import math

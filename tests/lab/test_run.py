@@ -1,4 +1,4 @@
-"""From a claim's file to its verdict and page, with real runs of seconds."""
+"""From a claim's file to its verdict and page, with short real runs."""
 
 import json
 import os

@@ -1,5 +1,5 @@
-"""The tests of the lab keep their error rates, find what they promise to find, and say how many pairs that takes. The
-full simulation is bench/lab_stats.py."""
+"""The lab's tests have their nominal error rates and power, and the right number of pairs. The full simulation is
+bench/lab_stats.py."""
 
 import math
 

@@ -1,5 +1,5 @@
-"""The lab must not lie: arms without a difference give none, planted effects are found, and a claim whose opposite is
-planted is refuted. Every claim that isoflop has is put through this, without training anything."""
+"""Verdicts on simulated data: equal arms show no difference, known effects are found, and a claim is refuted if its
+opposite is true. Every shipped claim is tested, without training."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The faster paths that bfloat16 has on a CPU, beside the plain ones (law 8)."""
+"""The faster paths for bfloat16 on a CPU equal the plain ones (law 8)."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_unfused_attention_equals_fused(shape, scale, calls):
 
 @pytest.mark.parametrize("offset", [0.0, 4.0, 16.0])
 def test_a_common_offset_of_scores_costs_no_precision(offset):
-    """A softmax does not see it, so it must not fill up the scores' eight bits."""
+    """A softmax is invariant to it, so that it must not use up the eight bits of the scores."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 4, 128, 64) for _ in range(3))
     q[..., 0], k[..., 0] = 8.0, k[..., 0] + offset  # adds `offset` to every score

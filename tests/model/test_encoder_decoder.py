@@ -1,4 +1,4 @@
-"""The encoder-decoder: torch's own on the same weights, and what every block promises (law 3), over every table."""
+"""The encoder-decoder: equal to torch's own on the same weights, with the properties of law 3 for every entry."""
 
 import math
 from itertools import accumulate

@@ -1,5 +1,5 @@
-"""The kernel that a GPU has for windows and caps equals the plain way, in value and in gradient, alone and in a
-compiled block. Here its graph runs without the compiler of GPU kernels."""
+"""FlexAttention for windows and soft caps equals plain attention, in value and gradient, alone and in a compiled block.
+Here its graph runs without the compiler of GPU kernels."""
 
 from functools import partial
 

@@ -123,7 +123,7 @@ def test_evaluation_has_no_auxiliary_loss_and_training_gives_each_once():
 
 
 def test_active_and_total_parameters():
-    """8 experts of which 2 are met weigh, together, 4 times the MLP that costs as much; the router comes on top."""
+    """8 experts of which each token uses 2 have 4 times the weights of an MLP of equal cost, plus the router."""
     moe = ModelConfig(**TINY, feed_forward=Spec("moe", experts=8, top_k=2))
     mlp = ModelConfig(**TINY, feed_forward=Spec("mlp", bias=False))
     router = 2 * 8 * 16

@@ -1,4 +1,4 @@
-"""The options beside the slots, against their formulas: value embeddings, embedding shortcut, cap on the logits."""
+"""The options outside the slots equal their formulas: value embeddings, embedding shortcut, logit soft cap."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Law 3: what every block promises, over every entry of every table. A new entry is tested by being in its table."""
+"""Law 3: the properties of every entry of every table. A new entry is tested by being in its table."""
 
 import math
 from itertools import accumulate

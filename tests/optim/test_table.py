@@ -1,4 +1,4 @@
-"""Every entry of OPTIMIZERS and SCHEDULES keeps its promise, and a new one needs no other file."""
+"""Every entry of OPTIMIZERS and SCHEDULES has the required properties, and a new one needs no other file."""
 
 import itertools
 import math

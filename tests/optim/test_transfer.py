@@ -1,4 +1,4 @@
-"""Rates and initialisation transfer: what a step does to each layer's output hardly depends on the width or depth.
+"""Rates and initialisation transfer: the change of each layer's output per step hardly depends on width or depth.
 
 The coordinate check of Yang et al. 2022 (2203.03466, appendix D.1): train a few steps at several widths with the rates
 that the plan gives each, and see that no activation's change grows or dies with the width. Rates that are right at one

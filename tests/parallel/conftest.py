@@ -1,4 +1,4 @@
-"""Groups of processes that several files of tests look at. Each is started once, and does all that is asked of it."""
+"""Groups of processes that several test files use. Each group is started once and does everything the tests need."""
 
 import json
 
@@ -13,7 +13,7 @@ LIMIT = 600  # seconds for all that a group does
 
 
 def run_group(folder, size, asked, code=0):
-    """What the first process of a group prints."""
+    """Start a group; returns the output of its first process."""
     words = [word for case, modes in asked.items() for word in (case, modes)]
     home = {"ISOFLOP_HOME": str(folder.parent / "home")}
     processes = forks.start_group("members.main", str(folder.parent), *words, size=size, folder=folder, **home)

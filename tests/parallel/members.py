@@ -1,5 +1,5 @@
-"""What every process of a group does (conftest.py starts them): it trains small models in every mode, and the first one
-prints what came out."""
+"""The program of every process of a group (started by conftest.py): trains small models in every mode; the first one
+prints the results."""
 
 import json
 from dataclasses import replace

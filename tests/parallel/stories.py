@@ -1,5 +1,5 @@
-"""Whole runs that members.py has every process of a group train: numbers that go wrong in one process, and a signal to
-one of them in the middle of a measurement."""
+"""Whole runs by all processes of a group (members.py): bad steps in one process, and a signal to one process during
+an evaluation."""
 
 import hashlib
 import math
@@ -36,7 +36,7 @@ WORDS = ["guard.window=4", "guard.sigmas=50", "guard.spike=rollback", "sample.to
 
 
 class Poisoned(CausalLM):
-    """Text in which a row of some steps makes the loss what a factor makes of it, in whichever process has it."""
+    """Text in which one row of some steps multiplies the loss by a factor, in whichever process has the row."""
 
     def __init__(self, config, data, factors):
         super().__init__()
@@ -52,7 +52,7 @@ class Poisoned(CausalLM):
 
 
 class Told(Hook):
-    """What this process was told of, and the bits of its weights at the end."""
+    """The messages that reached this process, and its weights at the end, as bits."""
 
     def __init__(self):
         self.lines, self.weights = [], ""

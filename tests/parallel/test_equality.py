@@ -1,4 +1,4 @@
-"""Several processes compute what one does.
+"""Several processes compute the same as one.
 
 How near: a gradient is a sum over the tokens of a step. Each process sums its own rows in float32, and the parts are
 added up in another order than one process adds them. A sum of n terms rounded to 24 bits differs by order of

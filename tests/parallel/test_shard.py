@@ -1,4 +1,4 @@
-"""A model that is divided is filled piece by piece; what it begins with is what a whole one does."""
+"""A sharded model is initialised unit by unit, with the same weights as an unsharded one."""
 
 import pytest
 import torch

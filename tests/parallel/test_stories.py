@@ -1,4 +1,4 @@
-"""Whole runs of two processes beside those of one: numbers gone wrong, and a signal while they measure (stories.py)."""
+"""Whole runs of two processes next to those of one: bad steps, and a signal during evaluation (stories.py)."""
 
 import math
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two hosts on one machine: the cable is cut, the silent one is named, the run goes on when it is mended."""
+"""Two hosts on one machine: the cable is cut, the silent host is named, and the run resumes when it is repaired."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""A model whose blocks are worked out again gives the same bits, and holds less on the way."""
+"""A model whose blocks are recomputed gives the same bits with less memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What the user has set stays set, whatever the planner chooses after it."""
+"""The user's settings hold, whatever the planner chooses."""
 
 import pytest
 

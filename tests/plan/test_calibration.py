@@ -1,4 +1,4 @@
-"""What a plan believes of its timings: what is kept, what is doubted, what is never built."""
+"""Calibration: which timings are cached, which are doubted, and which shapes are never built."""
 
 import json
 from dataclasses import replace
@@ -25,7 +25,7 @@ PEAK = {"float32": 5e10, "bfloat16": 1e9}
 
 @pytest.fixture
 def timed(monkeypatch):
-    """Every timing that is asked for, answered at 2e10 FLOP/s; `timed.trouble` is what it says against itself."""
+    """Fake timings at 2e10 FLOP/s; `timed.trouble` is the doubt that they report."""
 
     class Timed(list):
         trouble, share, by_threads = "", 0.4, {}
@@ -120,7 +120,7 @@ def test_a_peak_is_measured_again_when_the_program_has_ended(timed, monkeypatch)
 
 
 def test_steps_above_the_peak_raise_it_and_the_plan_is_made_again(timed):
-    timed.share = 4.0  # of what was taken for the peak: another program used the machine while that was measured
+    timed.share = 4.0  # of the measured peak: another program used the machine while it was measured
     said = []
     advice = plan(said=said)
     assert any("4.0 times this machine's measured peak" in line for line in said)

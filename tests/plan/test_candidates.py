@@ -1,4 +1,4 @@
-"""What a budget buys a shape, and which shapes are looked at."""
+"""The tokens and steps that a budget buys a shape, and which shapes are considered."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Advice for machines that are not at hand: a calculation that has to hang together."""
+"""Advice for other machines: a calculation that has to be consistent."""
 
 import itertools
 import json

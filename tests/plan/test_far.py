@@ -1,4 +1,4 @@
-"""What is far from the plan is said in one line."""
+"""Settings far from the plan get a note of one line."""
 
 from isoflop.config import override
 from isoflop.plan.far import check_against_plan

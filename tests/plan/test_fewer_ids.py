@@ -1,4 +1,4 @@
-"""A text that gives fewer ids than were planned: shapes are timed, and models made, with those that there are."""
+"""A text that gives fewer ids than planned: shapes are timed, and models built, with the actual number."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`isoflop plan fit`, `predict` and `compare` as somebody uses them."""
+"""`isoflop plan fit`, `predict` and `compare` from the command line."""
 
 import json
 import sys

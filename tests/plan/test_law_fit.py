@@ -1,4 +1,4 @@
-"""Fits find the law that made the points, at a minimum, with intervals that hold it."""
+"""Fits recover the law behind the points, at a minimum, with intervals that have their coverage."""
 
 import math
 
@@ -97,7 +97,7 @@ def test_a_missing_term_stays_at_its_bound():
 
 
 def test_intervals_have_their_coverage():
-    """90 % intervals over 40 draws: as many hold it as chance allows, for each constant and each question."""
+    """90 % intervals over 40 draws: the coverage of each constant and each prediction is within chance."""
     draws = 40
     asked = {name: (lambda law, name=name: getattr(law, name)) for name in (*CONSTANTS, "a")}
     for flops in (1e21, 1e23):

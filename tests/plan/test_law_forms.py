@@ -1,4 +1,4 @@
-"""What laws say of budgets, against published figures and by brute force."""
+"""Predictions of laws for budgets, compared with published figures and brute force."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tables of runs: what is refused, with which words; how budgets are grouped and held out; published tables."""
+"""Tables of runs: which are refused, and with which message; grouping and holding out budgets; published tables."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The ledger and its score: what is on record before a run, and whether it was right."""
+"""The ledger, and the scores of its forecasts."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Device, dtype, threads and compilation, from faked answers of the machine."""
+"""Device, dtype, threads and compilation, from fake timings."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""The plan spends the budget, whatever else is asked for."""
+"""The plan spends the budget, whatever else the user sets."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def test_a_budget_that_is_too_small_is_refused_before_preparing():
 
 
 def with_ids(made: int, *assignments: str, vocab_size: int = 0):
-    """The plan where the text gave a tokenizer of `made` ids, or one of `vocab_size` ids was given."""
+    """The plan for a trained tokenizer of `made` ids, or a given one of `vocab_size` ids."""
     workload = TextWorkload(Text(5e6, b""), vocab_size)
     asked = Asked(assignments)
     proposal = propose(parse_budget("300steps"), asked.apply(RunConfig()), workload, asked)

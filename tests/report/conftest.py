@@ -1,4 +1,4 @@
-"""A made-up run that looks like a real one: three minutes of a small GPT, stopped once, its end moved by the clock."""
+"""A generated run that looks like a real one: three minutes of a small GPT, stopped once, its end moved once."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The model card: what is on record, what a person said, and nothing made up."""
+"""The model card: the records and the person's notes, nothing else."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures: what is drawn follows the arrays, NaN and emptiness are borne, and matplotlib is left as it was."""
+"""Figures follow their arrays, accept NaN and empty arrays, and leave matplotlib's settings unchanged."""
 
 import xml.etree.ElementTree as ET
 
@@ -68,7 +68,7 @@ def curve(figure: str, color: str) -> list[tuple[float, float]]:
 
 
 def test_labels_do_not_overlap() -> None:
-    """Two rows; a decision is told before a start of which there are many."""
+    """Two rows; decisions have priority over starts, of which there are many."""
     marks = [Mark(5e4 + 10 * n, "resumed") for n in range(5)] + [Mark(5e4, "resumed"), Mark(5e4, "decay starts")]
     marks += [Mark(5.1e4, "decision 1", True), Mark(1e4, "resumed")]
     svg, _ = learning(np.linspace(4, 3, 100), marks=marks)

@@ -1,4 +1,4 @@
-"""The page: well formed, nothing from outside, foreign text harmless, right for every state of a run."""
+"""The page: well formed, self-contained, untrusted text escaped, for every state of a run."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""Going on with a run: what is not as it was is said, and logs may be anyone's."""
+"""Resuming a run: changes are reported, and logs may be untrusted."""
 
 import json
 import shutil
@@ -71,7 +71,7 @@ def test_changed_text_is_refused_before_the_first_checkpoint_too(config, corpus,
 
 
 def test_a_run_whose_checkpoints_are_gone_does_not_silently_start_again(config, tmp_path):
-    """A folder of checkpoints on a disk that is not mounted: what is on record of the run stays, and it is told."""
+    """The folder of checkpoints is on a disk that is not mounted: the records stay, and the error says so."""
     cut(config, tmp_path / "run", 7)
     folder = RunFolder(tmp_path / "run")
     folder.checkpoints.rename(tmp_path / "disk")

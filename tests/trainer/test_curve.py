@@ -1,4 +1,4 @@
-"""The forecast of a run's end from its curve: what holds whatever the fitted prior is."""
+"""The forecast of a run's final loss from its curve: properties that hold for any prior."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Measures of a model on a probe batch, and the hook that takes them without changing a bit of the run."""
+"""Measures of a model on a probe batch, and the hook that takes them without changing the run's bits."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Numbers gone wrong: what a bad step leaves behind, what a run makes of it, and that no kill changes that."""
+"""Non-finite losses and loss spikes: the state after a bad step, the run's reaction, also across kills."""
 
 import math
 from dataclasses import replace
@@ -33,8 +33,8 @@ STEPS = 12
 
 
 class Poisoned(CausalLM):
-    """Text in which the batches of some steps of an unbroken run make the loss what `factor` makes of it, be it met
-    when it may; `skipped` are ranges that nobody ever draws."""
+    """Text in which the batches of some steps (as numbered in an uninterrupted run) multiply the loss by `factor`,
+    whenever they are read; `skipped` are ranges that are never read."""
 
     def __init__(self, config, prepared, steps=(), factor=math.nan, skipped=()):
         super().__init__()
@@ -54,7 +54,7 @@ class Poisoned(CausalLM):
 
 
 class Cut(Hook):
-    """Ends the process, as far as the run can tell, when a step is put on record as bad."""
+    """Simulates a kill right after a bad step is recorded."""
 
     def troubled(self, state, line):
         raise PowerCut
@@ -90,7 +90,7 @@ def assert_same_end(one, other):
 
 
 def test_a_discarded_step_leaves_all_state_unchanged(config, prepared, tmp_path):
-    """Against a loop of our own that takes no update at that step: weights, both optimisers' moments and step counts,
+    """Compared with a simple loop that makes no update at that step: weights, both optimisers' moments and step counts,
     the running statistics of batch norm, and torch's generator, of which dropout drew in that step too."""
     bad = 5
     task = Poisoned(config, prepared, [bad])
@@ -153,7 +153,7 @@ def test_before_the_first_checkpoint_a_rollback_returns_to_the_start(config, pre
 @pytest.mark.parametrize("action", ["skip", "rollback"])
 @pytest.mark.parametrize("hook", [Cut(), CutAt(8)])
 def test_a_kill_during_recovery_changes_nothing(config, prepared, tmp_path, action, hook):
-    """Once right after the record and before anything is done about it, once some steps later."""
+    """Once right after the record and before any action, once some steps later."""
     config = override(config, [f"guard.non_finite={action}"])
     train(config, tmp_path / "whole", task=Poisoned(config, prepared, [6, 10]), prepared=prepared)
     with pytest.raises(PowerCut):
@@ -165,8 +165,8 @@ def test_a_kill_during_recovery_changes_nothing(config, prepared, tmp_path, acti
 
 
 def test_a_spike_is_judged_by_the_steps_before_it_and_nothing_else(config, prepared, tmp_path):
-    """A loss ten thousand times too large, left out; the run is the one that left it out for not being a number. A kill
-    forgets nothing of what is compared with."""
+    """Discarding a loss ten thousand times too large gives the same run as discarding a NaN. The statistics survive a
+    kill."""
     common = ["guard.window=4", "guard.sigmas=50", "guard.spike=skip"]
     config = override(config, common)
     train(config, tmp_path / "spike", task=Poisoned(config, prepared, [9], factor=1e4), prepared=prepared)
@@ -218,7 +218,7 @@ def test_a_run_stops_after_the_stated_number_of_bad_steps_with_the_last_good_che
 
 
 def test_a_checkpoint_without_a_good_step_after_it_is_not_called_good(config, prepared, tmp_path):
-    """The weights in it may be what is wrong, and then it is the one before that is needed."""
+    """Its weights may be at fault, and then the one before it is needed."""
     config = override(config, ["every.checkpoint=2", "every.keep=3"])
     with pytest.raises(Diverged, match=r"-00000009, .*may be at fault; the one of step 4 was followed by a good step"):
         train(config, tmp_path / "run", task=Poisoned(config, prepared, range(6, STEPS)), prepared=prepared)
@@ -317,7 +317,7 @@ def test_a_torn_line_is_removed_and_a_full_disk_leaves_no_half_line(tmp_path):
 
 @pytest.mark.parametrize("rule", ["skip", "rollback"])
 def test_launching_updates_ahead_changes_no_bit(config, prepared, tmp_path, monkeypatch, rule):
-    """As on a GPU, where the device leaves out what is not finite and the host learns of it afterwards."""
+    """As on a GPU, where the device discards a non-finite step and the host sees it afterwards."""
     config = override(config, [f"guard.non_finite={rule}"])
     train(config, tmp_path / "run", task=Poisoned(config, prepared, [3, 6]), prepared=prepared)
     monkeypatch.setattr("isoflop.trainer.loop.updates_ahead", lambda *_: True)

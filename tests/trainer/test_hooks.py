@@ -1,4 +1,4 @@
-"""The moments within a step: a hook of one file sees gradients and updates, and the run has the same bits with it."""
+"""Hooks: the moments within a step, gradients and updates; the run has the same bits with a hook."""
 
 import json
 import math
@@ -113,7 +113,7 @@ class Told(Hook):
 
 
 def test_samples_of_a_run_in_seconds_are_cut_short(config, tmp_path):
-    """Of a million tokens, as many as go into a share of the seconds; what else they were asked to be is said."""
+    """Of a million tokens, as many as fit in a share of the seconds; a line says that they were cut short."""
     told, prompts = Told(), ["", "the", "a"]
     long = override(config, ["sample.tokens=1000000", "every.sample=3", f"sample.prompts={json.dumps(prompts)}"])
     train(override(long, ["seconds=3"]), tmp_path / "run", hooks=[Samples((told,))])

@@ -1,5 +1,5 @@
-"""A step as a GPU likes it, held here on a CPU: the host asks the device for no number in it, the same operations of
-the same shapes come every time, and the device itself leaves out what is not finite."""
+"""Properties of a step that a GPU needs, checked on a CPU: the host never waits for the device, all steps are the same
+operations of the same shapes, and the device itself discards a non-finite step."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ ASKING = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "unique", "it
 
 
 class Recorder(TorchDispatchMode):
-    """Every operation with the shapes and dtypes that go into it; the host may not ask for a number."""
+    """Records every operation with the shapes and dtypes of its inputs; raises if the host reads a number."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What one of several processes holds, by mode, and what is proposed where it does not fit."""
+"""The memory of one of several processes, by mode, and the advice if it does not fit."""
 
 import pytest
 

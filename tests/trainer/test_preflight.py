@@ -1,4 +1,4 @@
-"""Before the first step: what does not fit is refused with what would, and trying it out leaves no trace."""
+"""Before the first step: a run that does not fit is refused with a setting that fits; a trial changes nothing."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ def config(corpus):
 
 
 def test_the_trial_batch_changes_nothing(config, tmp_path):
-    """Dropout draws and batch norm counts in a dry batch as well; afterwards nobody can tell."""
+    """Dropout draws and batch norm counts in the trial batch as well; both are restored afterwards."""
     train(config, tmp_path / "tried")
     train(override(config, ["guard.preflight=false"]), tmp_path / "untried")
     one, other = (read_run(tmp_path / name).training for name in ("tried", "untried"))
@@ -57,7 +57,7 @@ def test_a_run_that_does_not_fit_is_refused_before_allocating(config, tmp_path, 
 
 @pytest.mark.parametrize("name", ["modern", "gpt2", "llama-7b"])
 def test_plainly_fits_agrees_with_the_estimate(config, monkeypatch, name):
-    """Where nothing is tried out, trying it would not have refused it."""
+    """If no trial is made, a trial would not have refused the run."""
     small = [f"model={name}", "model.layers=4", "model.d_model=64", "model.heads=4", "model.context=64"]
     config = override(config, [*small, "model.vocab_size=320"])
     if name == "llama-7b":

@@ -1,4 +1,4 @@
-"""--profile shows where the time goes and changes no number."""
+"""--profile shows where the time goes and changes no bit."""
 
 import gzip
 import json

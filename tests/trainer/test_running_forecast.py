@@ -1,4 +1,4 @@
-"""What a run says of its end while it trains: the same with and without an interruption, and no bit of it changed."""
+"""Running forecasts: the same with and without an interruption, and without changing the run's bits."""
 
 import re
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""Checkpoints written beside the steps: the same bytes, one at a time, errors heard; which of them stay; and what is
-made of a damaged one."""
+"""Checkpoints written in the background: the same bytes, one at a time, errors are raised; which are kept; damaged
+ones."""
 
 import threading
 import time
@@ -46,7 +46,7 @@ def weights(folder, step=None):
 
 
 def test_background_checkpoints_equal_immediate_ones(config, tmp_path, monkeypatch):
-    """Slowly, too, so that the steps really go on meanwhile; and never two at a time."""
+    """Also slowly, so that steps really continue meanwhile; and never two at a time."""
     at_once = override(config, ["every.background=false"])
     train(at_once, tmp_path / "once")
     writing, seen, write = threading.Lock(), [], checkpoint.write

@@ -1,4 +1,4 @@
-"""Signals: what is at work is cut short and made up for, everything is saved, and a second one does not wait."""
+"""Signals: evaluation and samples are cut short and repeated on resume, everything is saved, a second one exits."""
 
 import os
 import signal

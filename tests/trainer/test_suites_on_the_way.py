@@ -1,4 +1,4 @@
-"""Suites during training: scored as far as their share of the time allows, and nothing of the run changes."""
+"""Suites during training: scored within their share of the time, without changing the run's bits."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What TensorBoard, W&B and MLflow are told, with a service of our own in their place."""
+"""What TensorBoard, W&B and MLflow receive, with a fake service."""
 
 import functools
 import json
@@ -112,7 +112,7 @@ FAKES = {"wandb": fake_wandb, "mlflow": fake_mlflow}
 
 
 class Killed(BaseException):
-    """As a power cut: nothing is saved and nobody is told."""
+    """Like a power cut: nothing is saved or reported."""
 
 
 class KillAt(Hook):

@@ -1,4 +1,4 @@
-"""Losses and parts that only training knows, in whole runs: stopped, resumed, read, gone on from."""
+"""Losses and modules that only training uses, in whole runs: stopped, resumed, loaded, used as --init."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Timing in turns, by a made-up clock and made-up counters: no test here waits for anything."""
+"""Timing in turns, with a fake clock and fake counters: no test waits."""
 
 from dataclasses import dataclass, field
 
