@@ -1,5 +1,5 @@
 # make demo    pretrain for 3 minutes on the default corpus, show a sample, name the report
-# make test    lint, types, import floors, tests
+# make test    lint, types, import contracts, tests
 #
 # WORKERS=N runs the tests in so many processes (a processor each by default), PYTEST_ARGS="tests/model -x" some of them.
 # TORCH_INDEX=URL takes torch from another package index (on Linux the usual one brings gigabytes of CUDA).
