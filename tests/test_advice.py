@@ -99,11 +99,11 @@ def works(capsys):
     return call
 
 
-def settings(said):
+def settings(message):
     """What a message says to --set, as arguments."""
-    assert "--set " in said, said
+    assert "--set " in message, message
     words = []
-    for word in shlex.split(said.partition("--set ")[2].replace("(the first", " (the first")):
+    for word in shlex.split(message.partition("--set ")[2].replace("(the first", " (the first")):
         if "=" not in word:
             break
         words.append(word.rstrip(",;"))
@@ -112,10 +112,10 @@ def settings(said):
     return [part for word in words for part in ("--set", word)]
 
 
-def command(said, begins="isoflop "):
+def command(message, begins="isoflop "):
     """The words of the last command in a message that begins so, after `isoflop`."""
     end = r"(?=[;`)]|, or | \(the first|$)"
-    [*_, found] = re.finditer(re.escape(begins) + r".*?" + end, said)
+    [*_, found] = re.finditer(re.escape(begins) + r".*?" + end, message)
     return shlex.split(found[0])[1 if begins.startswith("isoflop") else 0 :]
 
 
@@ -164,9 +164,9 @@ def test_iconv_knows_every_encoding_that_is_suggested(name, here):
 )
 def test_a_text_in_another_encoding(encoding, text, here, refused, works):
     (here / "a.txt").write_bytes(text.encode(encoding))
-    said = refused("prepare", "a.txt", "--out", "p")
-    works("prepare", "a.txt", "--out", "set", *settings(said))
-    convert = said.partition("convert it: ")[2].partition(" > NEW")[0] + " > NEW"
+    message = refused("prepare", "a.txt", "--out", "p")
+    works("prepare", "a.txt", "--out", "set", *settings(message))
+    convert = message.partition("convert it: ")[2].partition(" > NEW")[0] + " > NEW"
     shell(convert, "iconv", FILE="a.txt", NEW="new.txt")
     assert (here / "new.txt").read_text(encoding="utf-8") == text
     works("prepare", "new.txt", "--out", "converted")
@@ -178,8 +178,8 @@ PACK = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd
 @pytest.mark.parametrize("packed", UNPACKING)
 def test_a_packed_text_in_another_encoding(packed, here, refused, works):
     (here / "a").write_bytes(PACK[packed](LATIN.encode("latin-1")))
-    said = refused("prepare", "a", "--out", "p")
-    convert = said.partition("convert it: ")[2].partition(" > NEW")[0] + " > NEW"
+    message = refused("prepare", "a", "--out", "p")
+    convert = message.partition("convert it: ")[2].partition(" > NEW")[0] + " > NEW"
     shell(convert, "iconv", packed, FILE="a", NEW="new.txt")
     assert (here / "new.txt").read_text(encoding="utf-8") == LATIN
 
@@ -192,8 +192,8 @@ def test_a_file_that_is_to_be_unpacked_first(tool, here, refused, works):
     """Whatever it is called: tools that write next to a file go by its ending."""
     (here / "plain").write_text(ENGLISH, encoding="utf-8")
     shell(f"{UNPACK[tool]} < plain > a.txt", tool)
-    said = refused("prepare", "a.txt", "--out", "p")
-    shell(said.partition("unpack it first: ")[2].partition(" > NEW")[0] + " > NEW", FILE="a.txt", NEW="b.txt")
+    message = refused("prepare", "a.txt", "--out", "p")
+    shell(message.partition("unpack it first: ")[2].partition(" > NEW")[0] + " > NEW", FILE="a.txt", NEW="b.txt")
     works("prepare", "b.txt", "--out", "p")
 
 
@@ -202,16 +202,16 @@ def test_a_zstd_window_that_is_too_large(here, refused, works):
     text = ENGLISH.encode()
     header = b"\x28\xb5\x2f\xfd" + bytes([0x00, (30 - 10) << 3])
     (here / "a file.zst").write_bytes(header + (len(text) << 3 | 1).to_bytes(3, "little") + text)
-    said = refused("prepare", "a file.zst", "--out", "p")
-    shell(said.partition("pack it anew: ")[2].partition(" (the first")[0], "zstd")
+    message = refused("prepare", "a file.zst", "--out", "p")
+    shell(message.partition("pack it anew: ")[2].partition(" (the first")[0], "zstd")
     works("prepare", "NEW.zst", "--out", "p")
 
 
 def test_documents_with_an_apparent_separator(here, works):
     stories = [f"story {number}: {'once upon a time ' * 40}{number}" for number in range(60)]
     (here / "a.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
-    said = works("prepare", "a.txt", "--out", "p")
-    assert "60 documents" in works("prepare", "a.txt", "--out", "q", *settings(said))
+    message = works("prepare", "a.txt", "--out", "p")
+    assert "60 documents" in works("prepare", "a.txt", "--out", "q", *settings(message))
 
 
 def records(path, *names):
@@ -221,10 +221,10 @@ def records(path, *names):
 
 def test_records_without_the_column(here, refused, works):
     records(here / "a file.jsonl", "body")
-    said = refused("prepare", "a file.jsonl", "--out", "p")
-    [source] = shlex.split(said.partition("as in ")[2].partition(", or ")[0])
+    message = refused("prepare", "a file.jsonl", "--out", "p")
+    [source] = shlex.split(message.partition("as in ")[2].partition(", or ")[0])
     works("prepare", source, "--out", "p")
-    works("prepare", "a file.jsonl", "--out", "q", *[word.replace("NAME", "body") for word in settings(said)])
+    works("prepare", "a file.jsonl", "--out", "q", *[word.replace("NAME", "body") for word in settings(message)])
 
 
 def test_a_column_of_numbers(here, refused, works):
@@ -232,10 +232,10 @@ def test_a_column_of_numbers(here, refused, works):
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pyarrow.table({"text": list(range(50)), "body": [f"text {i} {'words ' * 50}" for i in range(50)]})
     parquet.write_table(table, here / "a.parquet")
-    said = refused("prepare", "a.parquet", "--out", "p")
-    assert "as in PATH@NAME" in said
+    message = refused("prepare", "a.parquet", "--out", "p")
+    assert "as in PATH@NAME" in message
     works("prepare", "a.parquet@body", "--out", "p")
-    works("prepare", "a.parquet", "--out", "q", *[word.replace("NAME", "body") for word in settings(said)])
+    works("prepare", "a.parquet", "--out", "q", *[word.replace("NAME", "body") for word in settings(message)])
 
 
 @pytest.mark.parametrize("split", [1, 2])
@@ -243,8 +243,8 @@ def test_a_text_too_small_for_held_out_text(split, here, refused, works):
     (here / "a.txt").write_text("a few words")
     (here / "b.txt").write_text("other words")
     rule = ["--set", f"data.split={split}", "--set", "data.vocab_size=257"]
-    said = refused("prepare", "a.txt", "--out", "p", *rule)
-    option, place = re.search(r"(--heldout) (PATH)", said).groups()
+    message = refused("prepare", "a.txt", "--out", "p", *rule)
+    option, place = re.search(r"(--heldout) (PATH)", message).groups()
     assert place in PLACES
     works("prepare", "a.txt", "--out", "p", option, "b.txt", *rule)
 
@@ -253,14 +253,14 @@ def test_a_file_that_strict_refuses(here, refused, works):
     records(here / "a.jsonl", "text")
     with (here / "a.jsonl").open("a") as file:
         file.write('\n{"text": 3}')
-    said = refused("prepare", "a.jsonl", "--out", "p", "--strict")
-    assert "without --strict" in said
+    message = refused("prepare", "a.jsonl", "--out", "p", "--strict")
+    assert "without --strict" in message
     works("prepare", "a.jsonl", "--out", "p")
 
 
 def test_a_folder_that_is_not_prepared(here, corpus, refused, works):
-    said = refused("train", "--budget", "20steps", "--set", f"data.path={here}", *SMALL)
-    prepare = filled(command(said), SOURCE=str(corpus), DIR="p")
+    message = refused("train", "--budget", "20steps", "--set", f"data.path={here}", *SMALL)
+    prepare = filled(command(message), SOURCE=str(corpus), DIR="p")
     works(*prepare, "--set", "data.vocab_size=320")
     works("train", "--budget", "20steps", "--dry-run", "--set", "data.path=p", *SMALL)
 
@@ -268,8 +268,8 @@ def test_a_folder_that_is_not_prepared(here, corpus, refused, works):
 def test_a_home_that_cannot_be_written_to(here, corpus, refused, works, monkeypatch):
     (here / "file").write_text("")
     monkeypatch.setenv("ISOFLOP_HOME", str(here / "file"))
-    said = refused("train", str(corpus), "--budget", "20steps", "--dry-run", *SMALL)
-    assert "set ISOFLOP_HOME to a folder that can be written to" in said
+    message = refused("train", str(corpus), "--budget", "20steps", "--dry-run", *SMALL)
+    assert "set ISOFLOP_HOME to a folder that can be written to" in message
     monkeypatch.setenv("ISOFLOP_HOME", str(here / "home"))
     works("train", str(corpus), "--budget", "20steps", "--dry-run", *SMALL)
 
@@ -287,8 +287,8 @@ def test_a_disk_that_is_too_full_to_unpack(here, corpus, refused, works, monkeyp
         return found._replace(free=1000) if Path(path).is_relative_to(full) else found._replace(free=10**12)
 
     monkeypatch.setattr("isoflop.data.columnar.shutil.disk_usage", usage)
-    said = refused("prepare", "a.parquet.gz", "--out", "p")
-    assert "set ISOFLOP_HOME to a folder on another disk" in said
+    message = refused("prepare", "a.parquet.gz", "--out", "p")
+    assert "set ISOFLOP_HOME to a folder on another disk" in message
     monkeypatch.setenv("ISOFLOP_HOME", str(here / "other"))
     works("prepare", "a.parquet.gz", "--out", "p")
 
@@ -301,8 +301,8 @@ def test_a_text_shorter_than_one_window(here, refused, works):
     (here / "a.txt").write_text("a few words to train on, not many", encoding="utf-8")
     (here / "b.txt").write_text("words that are held out of it", encoding="utf-8")
     small = ["a.txt", "--heldout", "b.txt", "--budget", "20steps", "--out", "r", *SMALL]
-    said = refused("train", *small)
-    works("train", *small, *settings(said))
+    message = refused("train", *small)
+    works("train", *small, *settings(message))
 
 
 @pytest.mark.slow
@@ -312,32 +312,32 @@ def test_pairs_longer_than_the_context(here, refused, works):
     small = ["--set", "model.layers=1", "model.d_model=32", "model.heads=2", "batch.sequences=8", "model.context=4"]
     small += ["runtime.threads=1"]
     asked = ["a.tsv", "--task", "seq2seq", "--budget", "20steps", "--out", "r", *small]
-    said = refused("train", *asked)
-    works("train", *asked, *settings(said))
+    message = refused("train", *asked)
+    works("train", *asked, *settings(message))
 
 
 @pytest.mark.slow
 def test_fewer_rows_than_ids(here, corpus, refused, works):
     asked = [str(corpus), "--budget", "20steps", "--out", "r", *SMALL]
-    said = refused("train", *asked, "--set", "model.vocab_size=100")
-    works("train", *asked, *settings(said))
+    message = refused("train", *asked, "--set", "model.vocab_size=100")
+    works("train", *asked, *settings(message))
 
 
 def test_an_unknown_field(refused, works, corpus):
-    said = refused("train", str(corpus), "--budget", "20steps", "--set", "model.layer=3")
-    assert "model.layers" in works(*command(said, "isoflop config"))
+    message = refused("train", str(corpus), "--budget", "20steps", "--set", "model.layer=3")
+    assert "model.layers" in works(*command(message, "isoflop config"))
 
 
 def test_more_processes_than_exist(here, corpus, refused, works):
     asked = [str(corpus), "--budget", "20steps", "--dry-run", *SMALL]
-    said = refused("train", *asked, "--set", "parallel.mode=fsdp")
-    works("train", *asked, *settings(said))
+    message = refused("train", *asked, "--set", "parallel.mode=fsdp")
+    works("train", *asked, *settings(message))
 
 
 def test_a_missing_device(here, corpus, refused, works):
     asked = [str(corpus), "--budget", "20steps", "--dry-run", *SMALL]
-    said = refused("train", *asked, "--set", "runtime.device=cuda:9")
-    there = said.partition("this machine has ")[2].split(",")[0].strip()
+    message = refused("train", *asked, "--set", "runtime.device=cuda:9")
+    there = message.partition("this machine has ")[2].split(",")[0].strip()
     works("train", *asked, "--set", f"runtime.device={there}")
 
 
@@ -366,43 +366,43 @@ def test_a_model_that_a_format_cannot_hold(target, asked):
 
 @pytest.mark.slow
 def test_a_folder_that_holds_a_run(run, refused, works):
-    said = refused("train", "texts", "--budget", "20steps", "--out", run, *SMALL)
-    resume = command(said)
+    message = refused("train", "texts", "--budget", "20steps", "--out", run, *SMALL)
+    resume = command(message)
     assert resume == ["train", "--resume", run]
-    said = refused(*resume)  # it is finished
-    more = command(said)
+    message = refused(*resume)  # it is finished
+    more = command(message)
     assert more == ["train", "--resume", run, "--budget", "+10m"]
     works(*filled(more, **{"+10m": "+5steps"}))
-    said = refused("train", "--resume", run, "--budget", "5steps")
-    works("train", "--resume", run, "--budget", re.search(r"write (\S+)", said)[1])
+    message = refused("train", "--resume", run, "--budget", "5steps")
+    works("train", "--resume", run, "--budget", re.search(r"write (\S+)", message)[1])
 
 
 @pytest.mark.slow
 def test_a_checkpoint_in_place_of_its_run(run, refused, works):
     checkpoint = next((Path(run) / "checkpoints").iterdir())
-    said = refused("train", "--resume", checkpoint)
-    works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
-    works(*command(said.partition(", or start")[0]), "--budget", "+5steps")
+    message = refused("train", "--resume", checkpoint)
+    works(*filled(command(message), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
+    works(*command(message.partition(", or start")[0]), "--budget", "+5steps")
 
 
 @pytest.mark.slow
 def test_arguments_that_resume_does_not_take(run, refused, works):
-    said = refused("train", "--resume", run, "--budget", "+5steps", "--set", "optim.lr=1")
-    allowed = re.search(r"except for (\w+)\.\*", said)[1]
+    message = refused("train", "--resume", run, "--budget", "+5steps", "--set", "optim.lr=1")
+    allowed = re.search(r"except for (\w+)\.\*", message)[1]
     works("train", "--resume", run, "--budget", "+5steps", "--set", f"{allowed}.mode=auto")
-    said = refused("train", "--resume", run, "--out", "elsewhere")
-    works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
+    message = refused("train", "--resume", run, "--out", "elsewhere")
+    works(*filled(command(message), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
 
 
 @pytest.mark.slow
 def test_text_that_is_missing_or_another(run, refused, works):
     Path("texts").rename("the texts")
     shutil.rmtree("home", ignore_errors=True)
-    said = refused("eval", run)
-    works(*filled(command(said), SOURCE="the texts"))
+    message = refused("eval", run)
+    works(*filled(command(message), SOURCE="the texts"))
     write_texts(Path("others"), files=20)
-    said = refused("train", "--resume", run, "others", "--budget", "+5steps")
-    works(*command(said), "--budget", "5steps", "--out", "new", *QUICK)
+    message = refused("train", "--resume", run, "others", "--budget", "+5steps")
+    works(*command(message), "--budget", "5steps", "--out", "new", *QUICK)
 
 
 @pytest.mark.slow
@@ -410,8 +410,8 @@ def test_text_that_changed_under_a_run(run, refused, works):
     shutil.rmtree("home", ignore_errors=True)
     for path in Path("texts").iterdir():
         path.write_text(path.read_text().replace("a", "o"))
-    said = refused("train", "--resume", run, "--budget", "+5steps")
-    words = filled(command(said, "isoflop train"), SOURCE="texts", NEW="new")
+    message = refused("train", "--resume", run, "--budget", "+5steps")
+    words = filled(command(message, "isoflop train"), SOURCE="texts", NEW="new")
     works(*words, "--budget", "5steps", *QUICK)
 
 
@@ -432,37 +432,37 @@ def test_checkpoints_that_are_gone(run, refused, works):
     with (Path(run) / "events.jsonl").open() as file:
         lines = [line for line in file if '"finished"' not in line]
     (Path(run) / "events.jsonl").write_text("".join(lines))
-    said = refused("train", "--resume", run)
-    works(*filled(command(said), NEW="new"))
+    message = refused("train", "--resume", run)
+    works(*filled(command(message), NEW="new"))
 
 
 @pytest.mark.slow
 def test_an_imported_run(run, refused, works):
     works("export", run, "--to", "hf", "--out", "hf")
     works("import", "hf", "--out", "an import")
-    said = refused("eval", "an import")
-    works(*filled(command(said), SOURCE="texts/0.txt"))
-    said = refused("train", "--resume", "an import")
-    works(*filled(command(said), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
+    message = refused("eval", "an import")
+    works(*filled(command(message), SOURCE="texts/0.txt"))
+    message = refused("train", "--resume", "an import")
+    works(*filled(command(message), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
 
 
 @pytest.mark.slow
 def test_arguments_that_eval_does_not_take(run, refused, works):
-    said = refused("eval", run, "texts/0.txt", "--set", "data.seed=1")
-    first = re.search(r"only (data\.\w+)", said)[1]
+    message = refused("eval", run, "texts/0.txt", "--set", "data.seed=1")
+    first = re.search(r"only (data\.\w+)", message)[1]
     works("eval", run, "texts/0.txt", "--set", f"{first}=text")
-    said = refused("eval", run, "texts/0.txt", "--moved", "texts")
-    works(*command(said))
-    said = refused("eval", run, "--set", "data.strict=true")
-    works(*filled(command(said), SOURCE="texts/0.txt", **{"...": "data.strict=true"}))
+    message = refused("eval", run, "texts/0.txt", "--moved", "texts")
+    works(*command(message))
+    message = refused("eval", run, "--set", "data.strict=true")
+    works(*filled(command(message), SOURCE="texts/0.txt", **{"...": "data.strict=true"}))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["nowhere", "texts"])
 def test_folders_that_are_not_runs(wrong, run, refused, works):
     for asked in (["sample", wrong], ["report", wrong]):
-        said = refused(*asked)
-        assert run in works(*command(said, "isoflop runs"), ".")
+        message = refused(*asked)
+        assert run in works(*command(message, "isoflop runs"), ".")
     assert command(refused("runs", "a run/config.json"), "isoflop runs") == ["runs", "runs"]
 
 
@@ -479,20 +479,20 @@ def test_folders_that_are_not_runs(wrong, run, refused, works):
     ],
 )
 def test_sampling_out_of_range(option, value, run, refused, works):
-    said = refused("sample", run, option, value)
-    works("sample", run, "--tokens", "3", option, re.search(r"; (?:ask for at least )?(\d+)", said)[1])
+    message = refused("sample", run, option, value)
+    works("sample", run, "--tokens", "3", option, re.search(r"; (?:ask for at least )?(\d+)", message)[1])
 
 
 @pytest.mark.slow
 def test_an_unknown_export_format(run, refused, works):
-    said = refused("export", run, "--to", "onnx", "--out", "e")
-    works("export", run, "--to", said.partition("is not one of ")[2].split(",")[0], "--out", "e")
+    message = refused("export", run, "--to", "onnx", "--out", "e")
+    works("export", run, "--to", message.partition("is not one of ")[2].split(",")[0], "--out", "e")
     (Path("e") / "tokenizer.json").rename("t.json")
-    said = refused("import", "e", "--out", "i")
-    assert "--tokenizer FILE" in said
+    message = refused("import", "e", "--out", "i")
+    assert "--tokenizer FILE" in message
     works("import", "e", "--out", "i", "--tokenizer", "t.json")
-    said = refused("import", "e", "--out", "j", "--tokenizer", "t.json", "--context", "9999")
-    works("import", "e", "--out", "j", "--tokenizer", "t.json", "--context", re.search(r"in 1 to (\d+)", said)[1])
+    message = refused("import", "e", "--out", "j", "--tokenizer", "t.json", "--context", "9999")
+    works("import", "e", "--out", "j", "--tokenizer", "t.json", "--context", re.search(r"in 1 to (\d+)", message)[1])
 
 
 # ---- laws ----
@@ -500,14 +500,14 @@ def test_an_unknown_export_format(run, refused, works):
 
 def test_a_law_that_was_not_stored(here, refused, works):
     (here / "x.json").write_text('{"format": "other"}')
-    said = refused("plan", "predict", "x.json", "--budget", "1e21")
-    words = filled(command(said, "isoflop plan fit POINTS"), **{"POINTS.csv": "p.csv", "FIT.json": "a fit.json"})
+    message = refused("plan", "predict", "x.json", "--budget", "1e21")
+    words = filled(command(message, "isoflop plan fit POINTS"), **{"POINTS.csv": "p.csv", "FIT.json": "a fit.json"})
     sizes = [(n, d, 1.7 + 400 / n**0.34 + 400 / d**0.28) for n in (1e6, 3e6, 1e7, 3e7, 1e8) for d in (1e8, 1e9, 1e10)]
     (here / "p.csv").write_text("N,D,L\n" + "\n".join(f"{n},{d},{loss}" for n, d, loss in sizes))
     for name in ("N", "D", "L"):
         words[words.index("COL")] = name
-    said = works(*words, "--samples", "20")
-    works(*command(said, "isoflop plan predict"))
+    message = works(*words, "--samples", "20")
+    works(*command(message, "isoflop plan predict"))
 
 
 # ---- all of them ----

@@ -236,12 +236,12 @@ def restless(timed, monkeypatch):
 
 
 def test_a_run_is_planned_again_once_and_keeps_its_first_attempt(words, tmp_path, restless):
-    said = []
-    listener = start.Listener(say=said.append)
+    messages = []
+    listener = start.Listener(say=messages.append)
     result = start.pretrain([str(words)], "3s", tmp_path / "run", assignments=SMALL, listener=listener)
     run = read_run(tmp_path / "run")
     assert run.status == "finished" and result.step == run.result.step
-    assert sum("starts again" in line for line in said) == 1
+    assert sum("starts again" in line for line in messages) == 1
     kept = read_run(tmp_path / "run" / "attempts" / "1")
     assert [event.event for event in kept.events][-1] == "abandoned"
     assert [event.event for event in run.events][:1] == ["restarted"]
@@ -271,11 +271,12 @@ def test_with_too_little_left_for_another_plan_the_run_continues(words, tmp_path
         raise UserError("budget '2s' is too small")
 
     monkeypatch.setattr(start, "plan", planned)
-    said = []
-    start.pretrain([str(words)], "2s", tmp_path / "run", assignments=SMALL, listener=start.Listener(say=said.append))
+    messages = []
+    listener = start.Listener(say=messages.append)
+    start.pretrain([str(words)], "2s", tmp_path / "run", assignments=SMALL, listener=listener)
     run = read_run(tmp_path / "run")
     assert run.status == "finished" and not (tmp_path / "run" / "attempts").exists()
-    assert any("continues with its first plan" in line for line in said)
+    assert any("continues with its first plan" in line for line in messages)
     assert run.config["seconds"] == 2.0 and "abandoned" not in run.result.phases
 
 

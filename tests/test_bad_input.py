@@ -16,7 +16,7 @@ SMALL = [word for text in TINY for word in ("--set", text)]
 
 
 def refused(capsys, *arguments: str) -> str:
-    """Run a command that must be refused; returns what it said."""
+    """Run a command that must be refused; returns its message."""
     capsys.readouterr()
     assert cli(list(arguments)) == 2
     lines = capsys.readouterr().err.strip().splitlines()
@@ -30,9 +30,9 @@ def train(tmp_path, capsys):
 
     def call(*arguments: str) -> str:
         out = tmp_path / "out"
-        said = refused(capsys, "train", *arguments, "--out", str(out), *SMALL)
+        message = refused(capsys, "train", *arguments, "--out", str(out), *SMALL)
         assert not out.exists()
-        return said
+        return message
 
     return call
 
@@ -61,8 +61,8 @@ def test_a_folder_of_images(train, tmp_path):
 
 def test_no_text_column(train, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "some text"}\n' * 20)
-    said = train(str(tmp_path / "a.jsonl"), "--budget", "20steps")
-    assert "body" in said and "text_column" in said
+    message = train(str(tmp_path / "a.jsonl"), "--budget", "20steps")
+    assert "body" in message and "text_column" in message
 
 
 def test_a_truncated_gz(train, tmp_path, corpus):
@@ -81,22 +81,23 @@ def test_an_unknown_field(train, corpus):
 
 
 def test_an_unknown_entry_of_a_slot(train, corpus):
-    said = train(str(corpus), "--budget", "20steps", "--set", "model.norm=rsm")
-    assert "rsm" in said and "rms" in said
+    message = train(str(corpus), "--budget", "20steps", "--set", "model.norm=rsm")
+    assert "rsm" in message and "rms" in message
 
 
 def test_a_folder_that_cannot_be_created_is_reported_at_once(capsys, corpus, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr("isoflop.trainer.causal_lm.survey", lambda data: pytest.fail("work began before the refusal"))
-    said = refused(capsys, "train", str(corpus), "--budget", "20steps", "--out", str(tmp_path / "file" / "run"), *SMALL)
-    assert "Not a directory" in said and "free some space" not in said
+    run = str(tmp_path / "file" / "run")
+    message = refused(capsys, "train", str(corpus), "--budget", "20steps", "--out", run, *SMALL)
+    assert "Not a directory" in message and "free some space" not in message
 
 
 def test_a_stream_of_records_without_the_text_column(capsys, tmp_path, monkeypatch):
     records = "".join(f'{{"content": "document {i} {"word " * 50}"}}\n' for i in range(200)).encode()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(records)))
-    said = refused(capsys, "prepare", "-", "--out", str(tmp_path / "out"))
-    assert "'text'" in said and "content" in said
+    message = refused(capsys, "prepare", "-", "--out", str(tmp_path / "out"))
+    assert "'text'" in message and "content" in message
 
 
 @pytest.fixture
@@ -110,8 +111,8 @@ def test_eval_follows_its_own_advice_for_other_text(finished, tmp_path, capsys):
     """What a refusal names works in eval too: a column with the source, and --set."""
     (tmp_path / "b.jsonl").write_text("".join(f'{{"body": "document {i}"}}\n' for i in range(9)))
     (tmp_path / "latin.txt").write_bytes("Le café près de la forêt était fermé.\n".encode("latin-1") * 9)
-    said = refused(capsys, "eval", str(finished), str(tmp_path / "b.jsonl"))
-    assert f"{tmp_path}/b.jsonl@body" in said
+    message = refused(capsys, "eval", str(finished), str(tmp_path / "b.jsonl"))
+    assert f"{tmp_path}/b.jsonl@body" in message
     assert cli(["eval", str(finished), f"{tmp_path}/b.jsonl@body"]) == 0
     assert cli(["eval", str(finished), f"{tmp_path}/b.jsonl", "--set", "data.text_column=body"]) == 0
     assert cli(["eval", str(finished), f"{tmp_path}/latin.txt", "--set", "data.encoding=latin-1"]) == 0
@@ -147,8 +148,8 @@ def test_flipped_bits(finished, capsys):
     bits = shard.read_bytes()
     shard.write_bytes(bits[:-3] + bytes([bits[-3] ^ 4]) + bits[-2:])
     before = tree_of(finished)
-    said = refused(capsys, "train", "--resume", str(finished), "--budget", "+20steps")
-    assert shard.name in said
+    message = refused(capsys, "train", "--resume", str(finished), "--budget", "+20steps")
+    assert shard.name in message
     assert tree_of(finished) == before  # a refused extension takes nothing apart
     shutil.rmtree(data)
 
@@ -172,8 +173,8 @@ def test_one_damaged_run_does_not_hide_the_others(finished, capsys):
     shutil.copytree(finished, other)
     (other / "config.json").write_text("{")
     assert cli(["runs", str(finished.parent)]) == 0
-    said = capsys.readouterr().out
-    assert "damaged" in said and "finished" in said
+    message = capsys.readouterr().out
+    assert "damaged" in message and "finished" in message
 
 
 @pytest.mark.parametrize("more", ["+10s", "+1000tok", "+1e9"])

@@ -126,8 +126,8 @@ def test_without_a_card_the_bench_says_so_in_one_line(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         gpu.main()
     assert stopped.value.code == 2
-    said = capsys.readouterr()
-    assert said.out == "" and said.err.count("\n") == 1 and "--device cpu --sizes tiny" in said.err
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and "--device cpu --sizes tiny" in captured.err
 
 
 def test_the_held_out_text_is_a_fiftieth_and_not_trained_on(tmp_path: Path):

@@ -175,8 +175,8 @@ def test_only_wheels_that_are_missing_are_installed(tmp_path):
     folder.mkdir()
     for name in ("pytest-1.0-py3-none-any.whl", "nonesuch_of_ours-1.0-py3-none-any.whl"):
         (folder / name).write_bytes(b"no zip file")
-    said = card.install(tmp_path, tmp_path / "site")
-    assert len(said) == 1 and said[0].startswith("nonesuch_of_ours 1.0: "), "one that pip refuses ends nothing"
+    failures = card.install(tmp_path, tmp_path / "site")
+    assert len(failures) == 1 and failures[0].startswith("nonesuch_of_ours 1.0: "), "one that pip refuses ends nothing"
 
 
 def test_a_rehearsal_of_the_first_stage_needs_no_card(tmp_path):

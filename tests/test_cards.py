@@ -63,19 +63,19 @@ def test_bfloat16_is_the_default_where_a_card_has_units_for_it(two_cards, monkey
 
 
 def test_a_batch_is_copied_from_pinned_memory_asynchronously():
-    said = []
+    calls = []
 
     class Batch:
         def pin_memory(self):
-            said.append("pinned")
+            calls.append("pinned")
             return self
 
         def to(self, device, non_blocking=False):
-            said.append((str(device), non_blocking))
+            calls.append((str(device), non_blocking))
             return self
 
     Runtime(torch.device("cuda:1"), torch.bfloat16).send([Batch(), Batch()])
-    assert said == ["pinned", ("cuda:1", True)] * 2
+    assert calls == ["pinned", ("cuda:1", True)] * 2
 
 
 def test_on_a_cpu_copies_to_the_device_change_nothing():

@@ -352,7 +352,7 @@ GOOD = {"format": checkpoint.FORMAT, "step": 5, "fingerprint": "f", "progress": 
 
 
 @pytest.mark.parametrize(
-    "said",
+    "state",
     [
         [],
         {},
@@ -368,8 +368,8 @@ GOOD = {"format": checkpoint.FORMAT, "step": 5, "fingerprint": "f", "progress": 
         {**GOOD, "step": 4},  # in the folder of step 5
     ],
 )
-def test_every_field_of_the_state_is_checked(saved, said):
-    (saved / "state.json").write_text(json.dumps(said))
+def test_every_field_of_the_state_is_checked(saved, state):
+    (saved / "state.json").write_text(json.dumps(state))
     rewrite_manifest(saved)
     for attempt in (lambda: checkpoint.read(saved), lambda: checkpoint.load(saved, *make())):
         with pytest.raises(UserError, match=r"state\.json"):

@@ -71,8 +71,8 @@ def test_a_disk_that_fills_up(corpus, disk, tmp_path, capsys):
     begun = ["train", str(corpus), "--budget", "20steps"]
     out = disk / "run"
     assert cli([*begun, "--out", str(out), *settings]) == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1 and "No space left on device" in said[0] and f"--resume {out}" in said[0], said
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and "No space left on device" in lines[0] and f"--resume {out}" in lines[0], lines
     there = checkpoint.steps(out / "checkpoints")
     assert there and there[-1] < 20
     for step in there:

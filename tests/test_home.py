@@ -127,8 +127,8 @@ def test_a_user_without_home_and_passwd_entry_prepares_and_trains(tmp_path):
         path.chmod(0o777)
     kept = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "TMPDIR": str(tmp_path)}
     command = [*AS_NOBODY, f"--inh-caps={CAN}", f"--ambient-caps={CAN}", sys.executable, "-m", "isoflop", "train"]
-    told = ["texts", "--budget", "6steps", "--out", "run", "--set", *TINY]
-    done = subprocess.run([*command, *told], cwd=tmp_path, env=kept, capture_output=True, text=True)
+    arguments = ["texts", "--budget", "6steps", "--out", "run", "--set", *TINY]
+    done = subprocess.run([*command, *arguments], cwd=tmp_path, env=kept, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
     assert "note: no home folder can be written to" in done.stdout and "ISOFLOP_HOME" in done.stdout
     assert read_run(tmp_path / "run").status == "finished"

@@ -30,7 +30,7 @@ def test_a_sweep_has_every_combination():
 def test_a_slurm_task_has_torchruns_environment(monkeypatch):
     """The fourth of four tasks on two nodes, in a job that Slurm has put back once and submitit once."""
     submitit = pytest.importorskip("submitit")
-    said = {
+    environment = {
         "SLURM_JOB_ID": "4711",
         "SLURM_NTASKS": "4",
         "SLURM_JOB_NUM_NODES": "2",
@@ -41,7 +41,7 @@ def test_a_slurm_task_has_torchruns_environment(monkeypatch):
         "SLURM_RESTART_COUNT": "1",
         "SUBMITIT_EXECUTOR": "slurm",
     }
-    for name, value in said.items():
+    for name, value in environment.items():
         monkeypatch.setenv(name, value)
     place = recipe("slurm").place(1)
     assert submitit.JobEnvironment().hostnames == ["a01", "a02"]

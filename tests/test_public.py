@@ -82,24 +82,24 @@ def test_forwarded_arguments_have_the_same_names_and_defaults(name):
 
 
 def test_the_docs_list_every_public_name_and_every_dependency():
-    said = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    assert [name for name in isoflop.__all__ if f"`isoflop.{name}" not in said] == []
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    assert [name for name in isoflop.__all__ if f"`isoflop.{name}" not in page] == []
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     licences = (ROOT / "docs" / "releasing.md").read_text(encoding="utf-8")
     assert [one for one in needed if f"| {one.partition('>')[0]} |" not in licences] == []
 
 
 def test_importing_the_package_imports_no_heavy_library():
-    told = "import sys, isoflop; assert not {'torch', 'numpy', 'rich', 'tyro', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", told], check=True)
+    program = "import sys, isoflop; assert not {'torch', 'numpy', 'rich', 'tyro', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_a_job_called_from_python_shows_what_the_command_line_does(corpus, tmp_path, capsys):
     run = tmp_path / "run"
     isoflop.pretrain([str(corpus)], "12steps", run, assignments=TINY)
     out = capsys.readouterr().out
-    for told in ("plan for 12steps", "step 1/12", "step 12/12", "reached", "report:", f"isoflop sample {run}"):
-        assert told in out
+    for words in ("plan for 12steps", "step 1/12", "step 12/12", "reached", "report:", f"isoflop sample {run}"):
+        assert words in out
     isoflop.resume(run, "+6steps")
     assert "step 18/18" in capsys.readouterr().out
     isoflop.resume(run, "+6steps", quiet=True)
@@ -112,9 +112,9 @@ def test_a_job_called_from_python_shows_what_the_command_line_does(corpus, tmp_p
 
 def test_quiet_or_a_custom_listener_prints_nothing(corpus, tmp_path, capsys):
     isoflop.pretrain([str(corpus)], "6steps", tmp_path / "quiet", assignments=TINY, quiet=True)
-    told = []
-    isoflop.pretrain([str(corpus)], "6steps", tmp_path / "own", assignments=TINY, listener=Listener(say=told.append))
-    assert capsys.readouterr().out == "" and told
+    lines = []
+    isoflop.pretrain([str(corpus)], "6steps", tmp_path / "own", assignments=TINY, listener=Listener(say=lines.append))
+    assert capsys.readouterr().out == "" and lines
 
 
 def test_a_notebook_gets_plain_lines_that_fit(corpus, tmp_path, capsys, monkeypatch):

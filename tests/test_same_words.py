@@ -40,17 +40,17 @@ def test_the_words_are_the_same_everywhere(mixed, tmp_path, capsys):
     shown["prepare"] = capsys.readouterr().out
     assert command(["eval", str(tmp_path / "run"), str(mixed)]) == 0
     shown["eval"] = capsys.readouterr().out
-    said = read_run(tmp_path / "run").data.not_used()  # data.json
+    report = read_run(tmp_path / "run").data.not_used()  # data.json
     shown["report"] = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
 
-    for line in said.all():
+    for line in report.all():
         for place, text in shown.items():
             assert line in text, place
-    told = "\n".join(said.all())
+    text = "\n".join(report.all())
     for part in ("latin-1", "record", "picture", "link", "metadata file", "hidden file", "run folder", "hidden folder"):
-        assert part in told, part
-    assert said.warning and len(said.notes) == 2
-    assert "read as utf-16" in told and "<|endoftext|>" in told
+        assert part in text, part
+    assert report.warning and len(report.notes) == 2
+    assert "read as utf-16" in text and "<|endoftext|>" in text
 
 
 def test_reused_data_are_reported_again(mixed, tmp_path, capsys):

@@ -162,10 +162,10 @@ def test_files_without_pairs_are_refused(tmp_path, capsys):
     ):
         (tmp_path / name).write_bytes(content)
         out = tmp_path / "out"
-        said = refused(
+        message = refused(
             capsys, "train", "--task", "seq2seq", str(tmp_path / name), "--budget", "20steps", "--out", str(out)
         )
-        assert word in said and not out.exists(), said
+        assert word in message and not out.exists(), message
 
 
 def test_incompatible_arguments(pairs, tmp_path, capsys):

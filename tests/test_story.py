@@ -60,9 +60,9 @@ def test_text_to_model_with_kills_in_between(corpus, tmp_path):
     )
     wait_for_step(broken, 31, process)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=120)[0]
-    assert process.returncode == 128 + signal.SIGINT, said
-    assert "--resume" in said
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "--resume" in output
     assert run("train", "--resume", str(broken)).returncode == 0
 
     assert losses(broken) == losses(whole)

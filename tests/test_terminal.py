@@ -56,8 +56,8 @@ def test_wrapping_keeps_every_word_whole(text, width, indent):
 def test_a_plan_at_any_width_keeps_every_value_and_every_reason(rows, width):
     lines = reasons(rows, width)
     shown = [f"{first}{why}" for first, why in lines]
-    said = sorted(word for row in rows for text in row for word in text.split())
-    assert sorted(word for line in shown for word in line.split()) == said
+    printed = sorted(word for row in rows for text in row for word in text.split())
+    assert sorted(word for line in shown for word in line.split()) == printed
     longest = max(cell_len(word) for row in rows for text in row for word in (text.split() or [""]))
     assert all(cell_len(line.rstrip()) <= max(width, 18 + 22 + longest + 30) for line in shown)
     if longest <= 18:
@@ -171,9 +171,9 @@ def test_an_end_that_moves_far_is_reported_at_once(shown):
 
 
 def test_harmless_spikes_do_not_sound_like_damage():
-    told = describe_bad_steps(BadSteps(spikes_kept=2))
-    assert told == "2 steps with an unusually high loss or gradient norm, kept"
-    assert not re.search("wrong|bad|error", told)
+    text = describe_bad_steps(BadSteps(spikes_kept=2))
+    assert text == "2 steps with an unusually high loss or gradient norm, kept"
+    assert not re.search("wrong|bad|error", text)
     both = describe_bad_steps(BadSteps(spikes_kept=1, steps_left_out=3, left_out_tokens=768))
     assert both.startswith("bad steps: 3 steps discarded (768 tokens); 1 step with")
     assert describe_bad_steps(BadSteps()) == ""
@@ -208,8 +208,8 @@ def test_a_screen_never_raises_and_reports_once_why_it_is_silent(monkeypatch, ca
     for number in range(20):
         screen.say(f"line {number}")
         screen.progress("reading", number, 20)
-    said = capsys.readouterr().err
-    assert said.count("nothing more is shown") == (0 if isinstance(error, BrokenPipeError) else 1)
+    output = capsys.readouterr().err
+    assert output.count("nothing more is shown") == (0 if isinstance(error, BrokenPipeError) else 1)
 
 
 def test_a_screen_needs_no_standard_output(monkeypatch):

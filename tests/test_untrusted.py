@@ -80,8 +80,8 @@ def test_the_audit_hook_sees_code_that_runs(tmp_path):
     }
     for reader, outcome in readers.items():
         case = Case(given, outside, random.Random(0))
-        told = judge(Target(lambda folder: None, reader, ()), case, watch)
-        assert told["outcome"] == outcome, told
+        result = judge(Target(lambda folder: None, reader, ()), case, watch)
+        assert result["outcome"] == outcome, result
 
 
 def refused(call, *arguments) -> str:

@@ -84,10 +84,10 @@ def use(python: Path, place: Path) -> None:
     isoflop("eval", "run")
     scored = json.loads(isoflop("eval", "run", "--suite", "own.toml", "--json"))
     assert scored["runs"]["run"][0]["items"] == 3
-    said = call(
+    output = call(
         [str(python), "-m", "isoflop", "eval", "run", "--suite", "blimp"], "a suite without items", place, code=2
     )
-    assert "--items" in said, said
+    assert "--items" in output, output
     isoflop("report", "run")
     isoflop("report", "run", "--card")
     isoflop("export", "run", "--to", "hf", "--out", "hf")

@@ -89,7 +89,7 @@ def walk(command: list[str]) -> list[tuple[str, str]]:
     class Arrived(BaseException):
         pass
 
-    def told(frame: Any, event: str, argument: Any) -> None:
+    def on_event(frame: Any, event: str, argument: Any) -> None:
         if event != "call" or not (called := module_of(frame, home)):
             return
         calling, outer = "", frame.f_back
@@ -102,7 +102,7 @@ def walk(command: list[str]) -> list[tuple[str, str]]:
             raise Arrived
 
     sys.stdout = sys.stderr
-    sys.setprofile(told)
+    sys.setprofile(on_event)
     try:
         sys.modules["isoflop.cli"].run(command)
     except Arrived:
@@ -135,9 +135,9 @@ def counted(pairs: list[list[str]], tree: Path, show: bool) -> str:
 
     deciding = [pair for pair in pairs if top(pair[1]) in DECIDING]
     modules = [called for _, called in deciding]
-    said = f"{len(deciding)} modules, {returns(deciding)} returns"
-    said += f" ({len(pairs)} modules, {returns(pairs)} returns in all of isoflop)"
-    return said + ("\n  " + "\n  ".join(modules) if show else "")
+    text = f"{len(deciding)} modules, {returns(deciding)} returns"
+    text += f" ({len(pairs)} modules, {returns(pairs)} returns in all of isoflop)"
+    return text + ("\n  " + "\n  ".join(modules) if show else "")
 
 
 if __name__ == "__main__":

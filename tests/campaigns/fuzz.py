@@ -38,12 +38,12 @@ class Found:
     largest: int = 0
     findings: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, case: dict[str, Any], told: dict[str, Any]) -> None:
-        self.outcomes[told["outcome"]] += 1
-        self.slowest = max(self.slowest, told.get("seconds", 0.0))
-        self.largest = max(self.largest, told.get("grown", 0))
-        if told["outcome"] not in ("read", "refused"):
-            self.findings.append({**case, **told})
+    def add(self, case: dict[str, Any], result: dict[str, Any]) -> None:
+        self.outcomes[result["outcome"]] += 1
+        self.slowest = max(self.slowest, result.get("seconds", 0.0))
+        self.largest = max(self.largest, result.get("grown", 0))
+        if result["outcome"] not in ("read", "refused"):
+            self.findings.append({**case, **result})
 
 
 class Process:
@@ -86,13 +86,13 @@ class Process:
         self.process.stdin.flush()
         if not self.selector.select(limit):
             self.end()
-            return {"outcome": "hang", "said": f"no answer in {limit:.0f} s", "seconds": limit}
+            return {"outcome": "hang", "message": f"no answer in {limit:.0f} s", "seconds": limit}
         if answer := self.answers.readline():
-            told: dict[str, Any] = json.loads(answer)
-            return told
+            result: dict[str, Any] = json.loads(answer)
+            return result
         code = self.process.wait()
-        said = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        return {"outcome": "crash", "said": f"{said}: {self.last_words()}"}
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return {"outcome": "crash", "message": f"{cause}: {self.last_words()}"}
 
     def last_words(self) -> str:
         self.errors.seek(0)
@@ -128,11 +128,11 @@ def run(
                     return
                 if process is None or not process.alive:
                     process = Process()
-                told = process.ask(case, limit)
+                result = process.ask(case, limit)
                 with lock:
-                    found.setdefault(case["target"], Found()).add(case, told)
-                if told["outcome"] not in ("read", "refused"):
-                    print(f"{case}: {told['outcome']}", file=sys.stderr, flush=True)
+                    found.setdefault(case["target"], Found()).add(case, result)
+                if result["outcome"] not in ("read", "refused"):
+                    print(f"{case}: {result['outcome']}", file=sys.stderr, flush=True)
         except BaseException as error:
             broken.append(error)
         finally:
@@ -168,7 +168,7 @@ def show(found: dict[str, Found], findings: int = 3) -> int:
     kinds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for of in found.values():
         for one in of.findings:
-            last = one["said"].strip().splitlines()[-1] if one["said"].strip() else ""
+            last = one["message"].strip().splitlines()[-1] if one["message"].strip() else ""
             kinds.setdefault((one["target"], one["outcome"], last[:50]), []).append(one)
     for (target, outcome, last), cases in sorted(kinds.items(), key=lambda item: -len(item[1])):
         print(f"\n{len(cases)} x {target}: {outcome}: {last}")
@@ -201,10 +201,10 @@ def main() -> None:
     if given.number is not None:
         case = {"target": given.only[0], "seed": given.seed, "number": given.number}
         process = Process()
-        told = process.ask(case, given.limit)
+        result = process.ask(case, given.limit)
         process.end()
-        print("\n".join(f"{name}: {value}" for name, value in told.items()))
-        sys.exit(told["outcome"] not in ("read", "refused"))
+        print("\n".join(f"{name}: {value}" for name, value in result.items()))
+        sys.exit(result["outcome"] not in ("read", "refused"))
     cases = plan(given.cases, given.seed, given.only, {name: target.weight for name, target in TARGETS.items()})
     sys.exit(1 if show(run(cases, given.workers, given.limit, given.minutes)) else 0)
 

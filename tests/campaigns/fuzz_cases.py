@@ -111,9 +111,9 @@ def spoil_bytes(draw: random.Random, data: bytes) -> tuple[str, bytes]:
 def bytes_of_any(case: Case) -> str:
     if (path := case.pick()) is None:
         return "no file"
-    said, data = spoil_bytes(case.draw, path.read_bytes())
+    change, data = spoil_bytes(case.draw, path.read_bytes())
     path.write_bytes(data)
-    return f"{path.name}: {said}"
+    return f"{path.name}: {change}"
 
 
 # JSON
@@ -273,13 +273,13 @@ def json_of(*endings: str) -> Op:
         if path.suffix == ".jsonl":
             lines = text.split("\n")
             at = case.draw.randrange(len(lines))
-            said, lines[at] = spoil_json(case, lines[at])
+            change, lines[at] = spoil_json(case, lines[at])
             new = "\n".join(lines)
         else:
-            said, new = spoil_json(case, text)
+            change, new = spoil_json(case, text)
         encoding = case.draw.choice(["utf-8"] * 12 + ["utf-16", "utf-8-sig", "utf-32"])
         path.write_bytes(new.encode(encoding, errors="surrogatepass"))
-        return f"{path.name}: {said} {encoding if encoding != 'utf-8' else ''}"
+        return f"{path.name}: {change} {encoding if encoding != 'utf-8' else ''}"
 
     return spoil
 
@@ -295,9 +295,9 @@ def safetensors_header(case: Case) -> str:
     data = path.read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     if length > len(data) or case.draw.random() < 0.15:
-        said = case.draw.choice([*INTERESTING, len(data), len(data) - 8, 100_000_000, length - 1, length + 1])
-        path.write_bytes(struct.pack("<Q", said % 2**64) + data[8:])
-        return f"{path.name}: header of {said}"
+        claimed = case.draw.choice([*INTERESTING, len(data), len(data) - 8, 100_000_000, length - 1, length + 1])
+        path.write_bytes(struct.pack("<Q", claimed % 2**64) + data[8:])
+        return f"{path.name}: header of {claimed}"
     header, body = data[8 : 8 + length].decode(errors="replace"), data[8 + length :]
     try:
         entries = json.loads(header)
@@ -306,10 +306,10 @@ def safetensors_header(case: Case) -> str:
     names = [name for name in entries if name != "__metadata__" and isinstance(entries[name], dict)]
     kind = case.draw.choice(["dtype", "shape", "offsets", "json", "json", "metadata", "cast"])
     if not names or kind == "json":
-        said, header = spoil_json(case, header)
+        change, header = spoil_json(case, header)
     else:
         entry = entries[case.draw.choice(names)]
-        said = kind
+        change = kind
         match kind:
             case "dtype":
                 entry["dtype"] = case.draw.choice(["F64", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X", 5])
@@ -329,7 +329,7 @@ def safetensors_header(case: Case) -> str:
         header = dump(entries)
     encoded = header.encode("utf-8", errors="surrogatepass")
     path.write_bytes(struct.pack("<Q", len(encoded)) + encoded + body)
-    return f"{path.name}: header {said}"
+    return f"{path.name}: header {change}"
 
 
 def gguf_header(case: Case) -> str:

@@ -251,10 +251,10 @@ def make_checkpoint(folder: Path) -> None:
 
 def read_checkpoint(folder: Path) -> None:
     """Read it as for loading a model, then as for resuming a run."""
-    model, said, snapshot = checkpoint.load_model(folder)
+    model, tokenizer, snapshot = checkpoint.load_model(folder)
     with torch.no_grad():
         model(torch.zeros(1, min(4, model.config.context), dtype=torch.long))
-    said.encode("once")
+    tokenizer.encode("once")
     from_dict(RunConfig, snapshot.config)
     again = build_model("causal_lm", MODEL)
     progress = checkpoint.load(folder, again, build(again, OptimConfig()))

@@ -107,37 +107,37 @@ def judge(target: Target, case: Case, watch: Watch) -> dict[str, Any]:
     watch.seen.clear()
     forget_peak()
     before = status("VmRSS")
-    outcome, said = "read", ""
+    outcome, message = "read", ""
     watch.armed = True
     began = time.monotonic()
     try:
         target.read(case.folder)
     except UserError as error:
-        outcome, said = "refused", str(error)
+        outcome, message = "refused", str(error)
     except MemoryError:
-        outcome, said = "MemoryError", traceback.format_exc()[-1500:]
+        outcome, message = "MemoryError", traceback.format_exc()[-1500:]
     except BaseException as error:  # a native library's panic is no Exception
-        outcome, said = type(error).__name__, traceback.format_exc()[-3000:]
+        outcome, message = type(error).__name__, traceback.format_exc()[-3000:]
     watch.armed = False
     seconds, grown = time.monotonic() - began, max(0, status("VmHWM") - before)
     if outcome == "refused":
-        if len(said.splitlines()) != 1 or len(said) > LONGEST_MESSAGE:
+        if len(message.splitlines()) != 1 or len(message) > LONGEST_MESSAGE:
             outcome = "not one line"
         elif not any(
-            word in said
+            word in message
             for word in ("/", "=", "'", "unknown field", "decision.", "model.", "a source is empty", *names)
         ):
             outcome = "names nothing"
     elif outcome == "read" and case.must_refuse:
         outcome = "read from outside"
     if watch.seen:
-        outcome, said = "forbidden", "; ".join(watch.seen[:3])
+        outcome, message = "forbidden", "; ".join(watch.seen[:3])
     if (case.outside / "canary").exists():
         (case.outside / "canary").unlink()
-        outcome, said = "code was run", said
+        outcome, message = "code was run", message
     if grown > bound:
-        outcome, said = "memory", f"{grown >> 20} MiB for {weigh(case.folder):,} bytes; {said[:300]}"
-    return {"outcome": outcome, "said": said, "seconds": seconds, "grown": grown}
+        outcome, message = "memory", f"{grown >> 20} MiB for {weigh(case.folder):,} bytes; {message[:300]}"
+    return {"outcome": outcome, "message": message, "seconds": seconds, "grown": grown}
 
 
 class Worker:
@@ -178,8 +178,8 @@ class Worker:
             if target.resign and draw.random() < 0.6:
                 target.resign(case.folder)
                 done.append("signed anew")
-            told = judge(target, case, self.watch)
-        return {"what": "; ".join(done)[:500], **told}
+            result = judge(target, case, self.watch)
+        return {"what": "; ".join(done)[:500], **result}
 
 
 def main() -> None:
@@ -195,10 +195,10 @@ def main() -> None:
             asked = json.loads(line)
             if asked["number"] < 0:  # make the example now, outside any time limit
                 worker.example(asked["target"])
-                told = {"outcome": "ready"}
+                result = {"outcome": "ready"}
             else:
-                told = worker.run(asked["target"], asked["seed"], asked["number"])
-            answers.write(json.dumps(told) + "\n")
+                result = worker.run(asked["target"], asked["seed"], asked["number"])
+            answers.write(json.dumps(result) + "\n")
             answers.flush()
 
 

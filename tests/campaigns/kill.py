@@ -49,9 +49,9 @@ def start(arguments: list[str], home: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    said = process.communicate()[1].decode()
+    errors = process.communicate()[1].decode()
     if process.returncode:
-        raise SystemExit(f"a run ended with {process.returncode}:\n{said}")
+        raise SystemExit(f"a run ended with {process.returncode}:\n{errors}")
 
 
 def is_run(folder: Path) -> bool:
@@ -141,7 +141,7 @@ def kill_often(
     Returns:
         The kills, and the checkpoints lost.
     """
-    total, told, lost, newest = 0, [], 0, 0
+    total, hits, lost, newest = 0, [], 0, 0
     boot = first / 2
     for number in range(kills):
         resumed, began_at, since = is_run(broken), steps_done(broken), time.time()
@@ -164,8 +164,8 @@ def kill_often(
         now_lost, newest = lost_checkpoints(broken, newest)
         lost += now_lost
         total = steps_done(broken)
-        told.append(Kill(name, where_it_hit(broken, began_at, since), *work_to_redo(broken)))
-        kill = told[-1]
+        hits.append(Kill(name, where_it_hit(broken, began_at, since), *work_to_redo(broken)))
+        kill = hits[-1]
         cost = (
             f"{kill.steps} steps, {kill.seconds:.2f} s to be done again" if is_run(broken) else "nothing to go on from"
         )
@@ -174,7 +174,7 @@ def kill_often(
             break  # killed when all was done
     else:
         finish(start(["--resume", str(broken)] if is_run(broken) else [*new, str(broken)], home))
-    return told, lost
+    return hits, lost
 
 
 def has_stepped(folder: Path, began_at: int) -> bool:

@@ -358,8 +358,8 @@ def fork_all(words: list[str], processes: int, out: str, until: list[str]) -> st
             os.waitpid(child, 0)
     if not any(codes.values()):
         return ""
-    said = "".join(Path(f"{out}.{rank}.err").read_text(errors="replace") for rank in range(processes))
-    return f"exit codes {sorted(codes.values())}: {' | '.join(said.split(chr(10))[-12:])}"
+    errors = "".join(Path(f"{out}.{rank}.err").read_text(errors="replace") for rank in range(processes))
+    return f"exit codes {sorted(codes.values())}: {' | '.join(errors.split(chr(10))[-12:])}"
 
 
 def become(words: list[str], rank: int, processes: int, port: str, out: str) -> None:

@@ -103,8 +103,8 @@ class Host:
 
     def start(self, *command: str, log: Path) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": CABLE, "OMP_NUM_THREADS": "1"}
-        with log.open("wb") as said:
-            return subprocess.Popen(self.inside(*command), stdout=said, stderr=subprocess.STDOUT, env=environment)
+        with log.open("wb") as output:
+            return subprocess.Popen(self.inside(*command), stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def connect(folder: Path) -> list[Host]:
@@ -154,17 +154,17 @@ class Launched:
         return False
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def wait(what: str, until: Callable[[], bool], seconds: float, launched: list[Launched]) -> float:
-    """Seconds waited; if it does not come about, everything that was said is shown."""
+    """Seconds waited; if it does not come about, the whole output is shown."""
     began = time.monotonic()
     while not until():
         if time.monotonic() - began > seconds:
             for one in launched:
-                print(f"--- {one.host.name}\n{one.said[-4000:]}")
+                print(f"--- {one.host.name}\n{one.output[-4000:]}")
             raise SystemExit(f"not in {seconds:.0f} s: {what}")
         time.sleep(0.1)
     return time.monotonic() - began
@@ -213,7 +213,7 @@ def said_why(number: int, per_host: int, launched: list[Launched]) -> str:
     """The line in which a host names the other one and a process of it as silent; empty if it does not."""
     other = launched[1 - number].host
     ranks = "|".join(str(rank) for rank in range((1 - number) * per_host, (2 - number) * per_host))
-    for line in launched[number].said.splitlines():
+    for line in launched[number].output.splitlines():
         if re.search(rf"\brank (?:{ranks})\b", line) and re.search(
             rf"\b{other.name}\b.*(?:is silent|does not answer)", line
         ):
@@ -234,7 +234,7 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
     took = wait("the unbroken run ends", lambda: ended(running), STARTING + given.steps, running)
     failed = [one for one in running if one.process.returncode]
     for one in failed:
-        print(f"--- {one.host.name}\n{one.said[-4000:]}")
+        print(f"--- {one.host.name}\n{one.output[-4000:]}")
     if failed:
         return ["the unbroken run failed"]
     print(f"unbroken: {given.steps} steps by {2 * given.per_host} processes on two hosts, {took:.1f} s", flush=True)
@@ -265,7 +265,7 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
             flush=True,
         )
         if not one.process.returncode or not line:
-            print(one.said[-4000:])
+            print(one.output[-4000:])
             wrong.append(f"{one.host.name} did not name a process of {other.name} and stop")
 
     hosts[0].run("ip", "link", "set", CABLE, "up")
@@ -274,7 +274,7 @@ def tell(given: argparse.Namespace, folder: Path) -> list[str]:
     wait("the resumed run ends", lambda: ended(running), STARTING + given.steps, running)
     for one in running:
         if one.process.returncode:
-            print(f"--- {one.host.name}\n{one.said[-4000:]}")
+            print(f"--- {one.host.name}\n{one.output[-4000:]}")
             wrong.append(f"{one.host.name} did not resume")
     ours, theirs = losses(broken), losses(whole)
     resumed = [event.step for event in read_run(broken).events if event.event == "resumed"]

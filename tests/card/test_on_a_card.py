@@ -144,7 +144,7 @@ def test_muon_orthogonalises_on_the_card_as_on_the_cpu(dtype):
 
 
 def test_the_gpu_discards_a_non_finite_step():
-    """As the run does it: the optimisers are told by a number on the device, which the host has not read."""
+    """As the run does it: the optimisers learn it from a number on the device, which the host has not read."""
     torch.manual_seed(0)
     matrix, vector = (torch.nn.Parameter(torch.randn(shape, device=DEVICE)) for shape in ((64, 32), (64,)))
     optimizers = [Muon([matrix], dtype=torch.float32), torch.optim.AdamW([vector], fused=True)]

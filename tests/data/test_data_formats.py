@@ -494,7 +494,7 @@ def test_a_window_that_is_too_large_is_not_called_damage(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("start", "said"),
+    ("start", "reason"),
     [
         (b"\x04\x22\x4d\x18", "lz4 -d"),
         (b"7z\xbc\xaf\x27\x1c", "7z x"),
@@ -504,11 +504,11 @@ def test_a_window_that_is_too_large_is_not_called_damage(tmp_path, monkeypatch):
         (b"%PDF-1.5", "pdftotext"),
     ],
 )
-def test_formats_that_are_not_read_are_named(tmp_path, start, said):
+def test_formats_that_are_not_read_are_named(tmp_path, start, reason):
     path = tmp_path / "file"
     path.write_bytes(start + bytes(range(200)))
     found, tally = read(path)
-    assert found == [] and said in tally.skipped[0].reason
+    assert found == [] and reason in tally.skipped[0].reason
 
 
 # Encodings

@@ -208,8 +208,8 @@ def refusals(tmp_path):
 
 
 def test_unusable_sources_get_one_line_and_leave_nothing_behind(tmp_path, own_home):
-    for name, said in refusals(tmp_path).items():
-        with pytest.raises(UserError, match=said) as refused:
+    for name, message in refusals(tmp_path).items():
+        with pytest.raises(UserError, match=message) as refused:
             prepare(config_of(tmp_path / name), tmp_path / "out")
         assert "\n" not in str(refused.value)
         assert (

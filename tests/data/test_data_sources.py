@@ -78,7 +78,7 @@ def test_unnamed_sources_get_distinct_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("sources", "message"),
     [
         (["a=x:0"], "weight 0"),
         (["a=x:-1"], "weight -1"),
@@ -89,8 +89,8 @@ def test_unnamed_sources_get_distinct_names(tmp_path):
         ([""], "a source is empty"),
     ],
 )
-def test_invalid_sources_are_refused(sources, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_sources_are_refused(sources, message):
+    with pytest.raises(UserError, match=message):
         parse_sources(sources)
 
 

@@ -52,10 +52,10 @@ def test_the_tally_counts_everything(first, second, used):
     assert len(total.skipped) == min(SKIPPED_KEPT, len(first + second))
     assert len({(kind.what, kind.reason.partition(" at byte")[0]) for kind in unused}) == len(unused) <= 6
 
-    said = not_used(unused, total.found_bytes)
-    assert len(said.lines) == len(unused) and bool(because(total)) == bool(unused)
-    assert bool(said.warning) == (total.skipped_bytes > 0.01 * total.found_bytes)
-    for kind, line in zip(unused, said.lines, strict=True):
+    unused_files = not_used(unused, total.found_bytes)
+    assert len(unused_files.lines) == len(unused) and bool(because(total)) == bool(unused)
+    assert bool(unused_files.warning) == (total.skipped_bytes > 0.01 * total.found_bytes)
+    for kind, line in zip(unused, unused_files.lines, strict=True):
         assert f" {kind.count:,} {kind.what}" in line and format_bytes(kind.bytes) in line and "% of the bytes" in line
         assert kind.first in line and kind.reason in line and "\n" not in line
 
@@ -73,15 +73,15 @@ def test_files_left_out_on_purpose_are_reported_without_a_warning():
     tally = Tally(used_bytes=10, strict=True)
     tally.leave_out("run folder", "runs/a-1", 5_000_000)
     tally.leave_out("run folder", "runs/a-2", 5_000_000)
-    said = not_used(tally.unused(), tally.found_bytes)
-    assert said.all() == ("left out: 2 run folders, 10.0 MB (the first: runs/a-1)",)
+    unused_files = not_used(tally.unused(), tally.found_bytes)
+    assert unused_files.all() == ("left out: 2 run folders, 10.0 MB (the first: runs/a-1)",)
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (4100, "4.1 kB"), (3e9, "3.0 GB")]
+    ("size", "text"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (4100, "4.1 kB"), (3e9, "3.0 GB")]
 )
-def test_sizes_in_words(size, said):
-    assert format_bytes(size) == said
+def test_sizes_in_words(size, text):
+    assert format_bytes(size) == text
 
 
 def test_an_older_account_is_described_too():

@@ -147,7 +147,7 @@ def test_a_small_list_of_merges(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"#version: 0.2\na b c\n", "line 2"),
         (b"#version: 0.2\nab c\n", "line 2"),
@@ -159,11 +159,11 @@ def test_a_small_list_of_merges(tmp_path):
         (None, "does not exist"),
     ],
 )
-def test_a_file_that_is_not_a_tokenizer_is_one_line(tmp_path, content, said):
+def test_a_file_that_is_not_a_tokenizer_is_one_line(tmp_path, content, message):
     path = tmp_path / "given"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=said) as refused:
+    with pytest.raises(UserError, match=message) as refused:
         Tokenizer.from_file(path)
     assert str(path) in str(refused.value) and "\n" not in str(refused.value)
 

@@ -104,8 +104,8 @@ def test_without_permission_it_is_skipped_and_counted(for_anybody, story, what):
         env={**os.environ, "ISOFLOP_HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert len(done.stdout.splitlines()) == 2, done.stderr
-    said, refused = done.stdout.splitlines()
-    assert f"1 {what}" in said and "Permission denied" in said and str(corpus) in said
+    summary, refused = done.stdout.splitlines()
+    assert f"1 {what}" in summary and "Permission denied" in summary and str(corpus) in summary
     assert refused.startswith("UserError") and "Permission denied" in refused
 
 

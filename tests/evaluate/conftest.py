@@ -39,11 +39,11 @@ def write_suite(tmp_path):
 
     def write(records, name="own", **fields) -> Path:
         asked = {"context": "{question}", "options": "choices", "answer": "{gold}"}
-        said = {"name": name, "method": "options", "files": [f"{name}.jsonl"]}
-        said |= {**(asked if fields.get("method", "options") == "options" else {}), **fields}
+        suite = {"name": name, "method": "options", "files": [f"{name}.jsonl"]}
+        suite |= {**(asked if fields.get("method", "options") == "options" else {}), **fields}
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        tables = {key: value for key, value in said.items() if isinstance(value, dict)}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in said.items() if key not in tables]
+        tables = {key: value for key, value in suite.items() if isinstance(value, dict)}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in suite.items() if key not in tables]
         for key, table in tables.items():
             lines += [f"[{key}]", *(f"{name} = {json.dumps(value)}" for name, value in table.items())]
         path = tmp_path / f"{name}.toml"

@@ -35,9 +35,9 @@ def test_it_equals_the_documented_recipe(model, tokenizer, runtime, stride):
         nats, count = recipe(model, [tokenizer.start, *tokenizer.encode(PAGE)], model.config.context, stride)
     assert (found.nats, found.tokens) == (pytest.approx(nats, rel=1e-5), count)
     assert count == len(tokenizer.encode(PAGE)) and found.words == len(PAGE.split()) and found.bytes == len(PAGE)
-    said = found.to_dict()
-    assert said["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
-    assert said["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(PAGE), rel=1e-5)
+    values = found.to_dict()
+    assert values["perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-5)
+    assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(PAGE), rel=1e-5)
 
 
 @pytest.mark.slow

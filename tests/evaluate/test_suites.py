@@ -76,10 +76,10 @@ def test_a_users_suite_is_one_file(write_suite, questions, model, tokenizer, run
         len(asked.items) == 6 and asked.chance == pytest.approx(1 / 3) and list(asked.subsets) == ["c", "d", "f", "t"]
     )
     found = score(model, tokenizer, asked, runtime)
-    said = found.to_dict()
-    assert said["items"] == 6 and said["low"] <= said["score"] <= said["high"]
-    assert set(said["metrics"]) == set(METHODS["options"].metrics) and list(said["subsets"]) == ["c", "d", "f", "t"]
-    assert sum(one["items"] for one in said["subsets"].values()) == 6
+    values = found.to_dict()
+    assert values["items"] == 6 and values["low"] <= values["score"] <= values["high"]
+    assert set(values["metrics"]) == set(METHODS["options"].metrics) and list(values["subsets"]) == ["c", "d", "f", "t"]
+    assert sum(one["items"] for one in values["subsets"].values()) == 6
     assert [item.number for item in ask(str(path), limit=1).items] == [1, 2, 3, 6]  # one of each subset
     plain = str(write_suite(questions, name="plain"))
     assert [item.number for item in ask(plain, limit=3).items] == [1, 3, 5]  # evenly spaced
@@ -135,16 +135,16 @@ def test_pairs_contexts_last_words_and_answers_are_scored(write_suite):
     items = [
         METHODS["exact_match"].make(answers, {"q": "?", "a": "so #### 1,234"}, f"g item {i}", i) for i in (1, 2, 3)
     ]
-    told = {}
+    request = {}
 
     def write(prompts, tokens, stops):
-        told.update(prompts=prompts, tokens=tokens, stops=stops)
+        request.update(prompts=prompts, tokens=tokens, stops=stops)
         return ["first #### 3, then #### 1234.", " 1,234 ", "#### 12"], 2
 
     found = METHODS["exact_match"].judge(answers, items, None, write)
     assert found.cut == 2
     assert found.values["exact_match"].tolist() == [1, 1, 0]
-    assert told == {"prompts": ["Q: ?"] * 3, "tokens": 9, "stops": ("Q:",)}
+    assert request == {"prompts": ["Q: ?"] * 3, "tokens": 9, "stops": ("Q:",)}
 
 
 def test_answers_are_written_by_the_engine(write_suite, model, tokenizer, runtime):
@@ -206,7 +206,7 @@ GOOD = {"question": "Is it?", "choices": ["yes", "no"], "gold": 0}
 
 
 @pytest.mark.parametrize(
-    ("record", "said"),
+    ("record", "message"),
     [
         (
             {"choices": ["yes", "no"], "gold": 0},
@@ -221,14 +221,14 @@ GOOD = {"question": "Is it?", "choices": ["yes", "no"], "gold": 0}
         (["no", "object"], r"own\.jsonl line 2 is no JSON object"),
     ],
 )
-def test_a_malformed_item_is_named_by_its_number(write_suite, record, said):
-    with pytest.raises(UserError, match=said) as raised:
+def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
+    with pytest.raises(UserError, match=message) as raised:
         ask(str(write_suite([GOOD, record, GOOD])))
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"method": "guess"}, "method = 'guess' is not one of options"),
         ({"method": "pairs", "good": "{a}"}, "method pairs needs the field 'bad'"),
@@ -248,8 +248,8 @@ def test_a_malformed_item_is_named_by_its_number(write_suite, record, said):
         ({"shots": {"count": 9}}, "shots.count = 9, and there are 2 examples"),
     ],
 )
-def test_a_malformed_suite_is_one_line(write_suite, fields, said):
-    with pytest.raises(UserError, match=said) as raised:
+def test_a_malformed_suite_is_one_line(write_suite, fields, message):
+    with pytest.raises(UserError, match=message) as raised:
         ask(str(write_suite([GOOD, GOOD], **{"name": "own", "files": ["own.jsonl"], **fields})))
     assert "\n" not in str(raised.value)
 
@@ -283,12 +283,12 @@ def test_templates_fill_fields_and_nothing_else():
     for template in ("{a.__class__}", "{a!r}", "{", "}", "{0}", "{a[b]}"):
         with pytest.raises(UserError, match="brace"):
             check_template(template, "context")
-    for template, said in {
+    for template, message in {
         "{b}": "no field 'b'",
         "{list[2]}": r"list\[2\] is not there",
         "{a[0]}": "is no list",
     }.items():
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             fill(template, record, "item 1")
 
 

@@ -86,8 +86,8 @@ def test_the_header_of_a_gguf_has_its_ids(name, tmp_path):
     tokenizer, bundle = bundle_of(name)
     export.write(bundle, "gguf", tmp_path, "x")
     fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
-    said = {key: int(fields[f"tokenizer.ggml.{key}_token_id"].contents()) for key in ("bos", "eos")}
-    assert said == {"bos": tokenizer.start, "eos": tokenizer.eot}
+    ids = {key: int(fields[f"tokenizer.ggml.{key}_token_id"].contents()) for key in ("bos", "eos")}
+    assert ids == {"bos": tokenizer.start, "eos": tokenizer.eot}
 
 
 def foreign(tmp_path, **config):
@@ -95,15 +95,15 @@ def foreign(tmp_path, **config):
     _, bundle = bundle_of("<|eos|>")
     export.write(bundle, "hf", tmp_path, "x")
     (tmp_path / "tokenizer.json").write_text(GIVEN["<|eos|>"], encoding="utf-8")
-    said = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    (tmp_path / "config.json").write_text(json.dumps({**said, "eos_token_id": None, **config}), encoding="utf-8")
+    original = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**original, "eos_token_id": None, **config}), encoding="utf-8")
     (tmp_path / "tokenizer_config.json").unlink()
     return tmp_path
 
 
-@pytest.mark.parametrize("said", [258, [258, 3]])
-def test_an_imported_model_names_its_end_of_text(said, tmp_path):
-    assert Tokenizer.from_json(export.read(foreign(tmp_path, eos_token_id=said)).tokenizer).eot == 258
+@pytest.mark.parametrize("eos", [258, [258, 3]])
+def test_an_imported_model_names_its_end_of_text(eos, tmp_path):
+    assert Tokenizer.from_json(export.read(foreign(tmp_path, eos_token_id=eos)).tokenizer).eot == 258
 
 
 def test_without_a_name_the_advice_works(tmp_path, capsys):

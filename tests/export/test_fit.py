@@ -228,8 +228,8 @@ def test_a_trained_tokenizer_cannot_be_written_as_llama2c(tmp_path, tokenizer):
     config = PRESETS["stories-260k"](vocab_size=320, context=16)
     with pytest.raises(UserError, match="export --to gguf"):
         export.write(bundle_of(config, tokenizer), "llama2c", tmp_path, "x")
-    said = outlook(config, tokenizer.to_json())["llama2c"]
-    assert not said.possible and said.tokenizer and not said.sets
+    llama2c = outlook(config, tokenizer.to_json())["llama2c"]
+    assert not llama2c.possible and llama2c.tokenizer and not llama2c.sets
 
 
 def test_a_llama2c_model_is_exported_as_it_was_imported(test_data, tmp_path):

@@ -131,8 +131,8 @@ def test_it_continues_a_text_as_isoflop_does(name, tmp_path, tokenizer, capfd):
     assert difference < 1e-3, difference
 
     del engine
-    said = "".join(capfd.readouterr())
-    assert "pre-tokenizer" not in said and "DEGRADED" not in said  # llama.cpp's words where it does not know the cut
+    log = "".join(capfd.readouterr())
+    assert "pre-tokenizer" not in log and "DEGRADED" not in log  # llama.cpp's words where it does not know the cut
 
 
 def test_it_reads_a_sentencepiece_tokenizer_as_isoflop_does(tmp_path):

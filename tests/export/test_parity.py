@@ -256,11 +256,11 @@ def test_an_independent_reader_reads_our_gguf(kind, tmp_path, tokenizer):
     ours = stir(GPT(config), 0).eval()
     bundle = Bundle(config, {n: p.detach() for n, p in weights_of(ours).items()}, tokenizer.to_json())
     assert export.write(bundle, "gguf", tmp_path, "test") == (kind, pytest.approx(0, abs=1e-5))
-    told = {}
+    options = {}
     if kind == "gpt2":  # nor does it read gpt2's vocabulary and positions from the header
-        told["config"] = transformers.GPT2Config(vocab_size=V, n_positions=32, n_embd=64, n_layer=2, n_head=4)
+        options["config"] = transformers.GPT2Config(vocab_size=V, n_positions=32, n_embd=64, n_layer=2, n_head=4)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file="model.gguf", dtype=torch.float32, **told
+        tmp_path, gguf_file="model.gguf", dtype=torch.float32, **options
     ).eval()
     tokens = torch.randint(V, (2, T))
     with torch.no_grad():
@@ -269,12 +269,12 @@ def test_an_independent_reader_reads_our_gguf(kind, tmp_path, tokenizer):
 
 def test_both_versions_of_config_json_have_llama3s_scaling(tmp_path, tokenizer):
     their_model("llama 3", 0).save_pretrained(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((tmp_path / "config.json").read_text())
     position = read_folder(tmp_path, tokenizer.to_json()).config.position
     assert dict(position.options) == {"base": 500.0, "factor": 8.0, "low_freq": 1.0, "high_freq": 4.0, "original": 16}
-    older = {**said["rope_parameters"]}
+    older = {**original["rope_parameters"]}
     theta = older.pop("rope_theta")
-    changed = {name: value for name, value in said.items() if name != "rope_parameters"}
+    changed = {name: value for name, value in original.items() if name != "rope_parameters"}
     (tmp_path / "config.json").write_text(json.dumps({**changed, "rope_scaling": older, "rope_theta": theta}))
     assert read_folder(tmp_path, tokenizer.to_json()).config.position == position
     for field, wrong in (("factor", -1), ("high_freq_factor", 0.5), ("original_max_position_embeddings", "x")):
@@ -335,9 +335,9 @@ def test_another_xielu_is_refused(tmp_path, tokenizer, monkeypatch):
 def test_rope_scaling_is_refused_by_name(tmp_path, tokenizer):
     theirs = their_model("llama", 0)
     theirs.save_pretrained(tmp_path)
-    said = json.loads((tmp_path / "config.json").read_text())
+    original = json.loads((tmp_path / "config.json").read_text())
     for field in ("rope_parameters", "rope_scaling"):
-        changed = {**said, field: {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}
+        changed = {**original, field: {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}}
         (tmp_path / "config.json").write_text(json.dumps(changed))
         with pytest.raises(export.UserError, match="yarn"):
             read_folder(tmp_path, tokenizer.to_json())

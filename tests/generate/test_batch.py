@@ -257,9 +257,9 @@ def test_memory_is_estimated_and_too_many_slots_are_refused_with_a_number_that_f
     arguments = (model, 500, CONTEXT, 1, 0)
     fits = slots_for(*arguments, 0, False)
     assert 1 <= fits < 256
-    with pytest.raises(UserError, match=f"slots = 300 .* at most {fits} fit") as told:
+    with pytest.raises(UserError, match=f"slots = 300 .* at most {fits} fit") as error:
         slots_for(*arguments, 300, False)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
     assert slots_for(*arguments, fits, False) == fits
     monkeypatch.setattr(memory, "free_memory", lambda device: 10_000)
     with pytest.raises(UserError, match="fewer --tokens"):

@@ -193,12 +193,12 @@ def test_each_text_of_a_batch_equals_the_text_alone():
 def test_the_decoding_layout_does_not_change_the_model(preset):
     model = model_of(preset).double()
     tokens, before = torch.randint(257, (2, 9)), {name: t.clone() for name, t in model.state_dict().items()}
-    logits, said = model(tokens), list(stream(model, [256, 1], 20, temperature=0.0))
+    logits, generated = model(tokens), list(stream(model, [256, 1], 20, temperature=0.0))
     lay_out(model)
     assert model.head_weight.stride() == (1, 257)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     torch.testing.assert_close(model(tokens), logits)
-    assert list(stream(model, [256, 1], 20, temperature=0.0)) == said
+    assert list(stream(model, [256, 1], 20, temperature=0.0)) == generated
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 30])

@@ -35,9 +35,9 @@ def gpu(monkeypatch):
 
 def ceiling(tmp_path, config: RunConfig, **named) -> float:
     """What a job says that a run is compared with."""
-    told: list[float] = []
-    Job(ALONE, RunFolder(tmp_path), config, DATA, listener=Listener(peak=told.append), **named).train()
-    [peak] = told
+    peaks: list[float] = []
+    Job(ALONE, RunFolder(tmp_path), config, DATA, listener=Listener(peak=peaks.append), **named).train()
+    [peak] = peaks
     return peak
 
 

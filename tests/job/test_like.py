@@ -131,13 +131,13 @@ def test_files_of_a_killed_start_do_not_affect_another_run(there, tmp_path):
 )
 def test_contradicting_arguments_are_refused_in_one_line(there, tmp_path, capsys, words):
     assert trained(tmp_path / "run", *words) == 2
-    said = capsys.readouterr().err
-    assert said.startswith(f"isoflop: {words[0]} does not go with --like") and said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"isoflop: {words[0]} does not go with --like") and message.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["--like", ""], "--like is empty"),
         (["--like", "nothing"], "holds no run"),
@@ -146,11 +146,11 @@ def test_contradicting_arguments_are_refused_in_one_line(there, tmp_path, capsys
         (["--like", "base", "--resume", "base"], "--like does not go with --resume"),
     ],
 )
-def test_invalid_arguments_give_one_line(there, tmp_path, capsys, words, said):
+def test_invalid_arguments_give_one_line(there, tmp_path, capsys, words, expected):
     out = [] if "--resume" in words else ["--out", str(tmp_path / "run")]
     assert command(["train", *words, *out]) == 2
-    told = capsys.readouterr().err
-    assert said in told and "Traceback" not in told
+    message = capsys.readouterr().err
+    assert expected in message and "Traceback" not in message
     assert not (tmp_path / "run").exists()
 
 

@@ -176,6 +176,6 @@ def test_replanning_a_run_reuses_its_pilots():
 
 def test_a_ledger_that_cannot_be_written_does_not_stop_a_run(texts, tmp_path, monkeypatch):
     (home() / "ledger.jsonl").mkdir(parents=True)
-    said = []
-    run(texts, tmp_path / "run", "24steps", pilots=False, listener=Listener(say=said.append))
-    assert sum("ledger" in line for line in said) == 2 and read_run(tmp_path / "run").result.verdict
+    messages = []
+    run(texts, tmp_path / "run", "24steps", pilots=False, listener=Listener(say=messages.append))
+    assert sum("ledger" in line for line in messages) == 2 and read_run(tmp_path / "run").result.verdict

@@ -52,23 +52,23 @@ def alter(run: Path) -> None:
 def called(capsys, *words) -> tuple[int, str, str]:
     capsys.readouterr()
     code = command([str(word) for word in words])
-    said = capsys.readouterr()
-    return code, said.out, said.err
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
 
 
 def test_a_suite_is_scored_kept_and_shown(golden, capsys, monkeypatch):
     monkeypatch.chdir(golden)
     code, out, _ = called(capsys, "eval", "words", "--suite", "own.toml")
     assert code == 0
-    for told in ("own", "33.3 %", "12", "likelihood", "published: another 50.0 %", "nowhere"):
-        assert told in out
+    for word in ("own", "33.3 %", "12", "likelihood", "published: another 50.0 %", "nowhere"):
+        assert word in out
     kept = read_run("words").suites
     assert [one.suite for one in kept] == ["own"] and kept[0].items == 12 and set(kept[0].subsets) == {"a", "b"}
     assert kept[0].step == checkpoint.read("words").step and kept[0].references[0].source == "nowhere"
 
     code, out, _ = called(capsys, "eval", "words", "--suite", "own.toml", "--json", "--limit", "2")
-    said = json.loads(out)["runs"]["words"][0]
-    assert code == 0 and said["items"] == 4 and said["low"] <= said["score"] <= said["high"]
+    score = json.loads(out)["runs"]["words"][0]
+    assert code == 0 and score["items"] == 4 and score["low"] <= score["score"] <= score["high"]
     assert read_run("words").suites == kept  # a part of a suite is not kept
 
 
@@ -113,15 +113,15 @@ def test_a_strided_perplexity_is_per_token_word_and_byte(golden, capsys, monkeyp
     monkeypatch.chdir(golden)
     (golden / "page.txt").write_text("the same thing and the other thing again. " * 20)
     code, out, _ = called(capsys, "eval", "words", "page.txt", "--stride", "16", "--json")
-    said = json.loads(out)
-    assert code == 0 and said["words"] == 160 and said["bytes"] == 840 and said["stride"] == 16
+    coarse = json.loads(out)
+    assert code == 0 and coarse["words"] == 160 and coarse["bytes"] == 840 and coarse["stride"] == 16
     finer = json.loads(called(capsys, "eval", "words", "page.txt", "--stride", "4", "--json")[1])
-    assert finer["tokens"] == said["tokens"] and finer["perplexity"] != said["perplexity"]
+    assert finer["tokens"] == coarse["tokens"] and finer["perplexity"] != coarse["perplexity"]
     assert called(capsys, "eval", "words", "--stride", "8")[0] == 0  # what it held out
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["words", "--suite", "nothing"], "suite 'nothing' is not one of"),
         (["words", "--suite", "own.toml,own.toml"], "--suite names own twice"),
@@ -135,10 +135,10 @@ def test_a_strided_perplexity_is_per_token_word_and_byte(golden, capsys, monkeyp
         (["absent", "--suite", "own.toml"], "absent"),
     ],
 )
-def test_impossible_requests_give_one_line(golden, capsys, monkeypatch, words, said):
+def test_impossible_requests_give_one_line(golden, capsys, monkeypatch, words, message):
     monkeypatch.chdir(golden)
     code, _, err = called(capsys, "eval", *words)
-    assert code == 2 and said in err and err.count("\n") == 1
+    assert code == 2 and message in err and err.count("\n") == 1
 
 
 def test_scores_that_cannot_be_saved_are_reported(golden, capsys, monkeypatch):

@@ -154,6 +154,6 @@ def test_an_encoder_decoder_has_the_cap_and_refuses_decoder_only_options():
     assert 1.5 < logits.abs().max() <= 2
     loss = Seq2Seq().loss(model, TOKENS, seen, TOKENS, TOKENS.flip(0))
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), TOKENS.flip(0).flatten()))
-    for fields, said in (({"value_embedding": 2}, "value_embedding = 2"), ({"embedding_shortcut": True}, "= true")):
-        with pytest.raises(UserError, match=f"{said} is for task causal_lm"):
+    for fields, setting in (({"value_embedding": 2}, "value_embedding = 2"), ({"embedding_shortcut": True}, "= true")):
+        with pytest.raises(UserError, match=f"{setting} is for task causal_lm"):
             build_model("seq2seq", ModelConfig(**TINY, **fields))

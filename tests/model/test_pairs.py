@@ -54,8 +54,8 @@ def test_a_pair_of_entries_trains_and_decodes(names):
 
 def test_only_pairs_with_a_rule_are_refused():
     for pair in ALL_PAIRS:
-        said = refusal(DEFAULT | dict(pair))
+        message = refusal(DEFAULT | dict(pair))
         if pair in REFUSED:
-            assert REFUSED[pair] in said
+            assert REFUSED[pair] in message
         else:
-            assert said == ""
+            assert message == ""

@@ -110,10 +110,10 @@ def test_the_fields_of_an_entry_are_fields_of_the_configuration(table, config):
 
 def test_an_unknown_name_is_refused_with_the_nearest_right_one():
     for cls, wrong, right in ((OptimConfig, "adam", "adamw"), (ScheduleConfig, "cosin", "cosine")):
-        said = rf"name = '{wrong}' is not one of .*did you mean {right}\?"
-        with pytest.raises(UserError, match=said):
+        message = rf"name = '{wrong}' is not one of .*did you mean {right}\?"
+        with pytest.raises(UserError, match=message):
             cls(name=wrong)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             override(cls(), [f"name={wrong}"])
     for wrong in (None, 3, ["muon"], {"name": "muon"}):
         with pytest.raises(UserError, match=f"is not one of {', '.join(OPTIMIZERS)}"):
@@ -186,8 +186,8 @@ def test_toys_plan_train_resume_and_extend(toys, corpus, tmp_path, capsys):
     assert all(weights[name].equal(again[name]) for name in weights)
     kept = stored_tensors(checkpoint.latest(whole / "checkpoints") / "tensors")
     assert {name.rpartition(".")[2] for name in kept if name.startswith("optim.")} == {"mean", "steps"}
-    told = {choice.name: choice.value for choice in one.plan.choices}
-    assert told["optimiser"] == "toy, lr 0.002" and told["schedule"] == "stairs, warm-up 2%, three stairs"
+    values = {choice.name: choice.value for choice in one.plan.choices}
+    assert values["optimiser"] == "toy, lr 0.002" and values["schedule"] == "stairs, warm-up 2%, three stairs"
 
     isoflop.resume(whole, "+8steps")
     assert [line.step for line in read_run(whole).training] == list(range(1, 29))

@@ -26,11 +26,11 @@ def run_group(folder, size, asked, code=0):
     printed = [(folder / f"rank-{rank}.out").read_text() for rank in range(size)]
     assert printed[0] and not any(printed[1:]), "".join(text[-3000:] for text in errors)  # the first one alone talks
     found = json.loads(printed[0])
-    for name, said in found.items():
+    for name, arrays in found.items():
         file = folder.parent / f"{name} {size}.safetensors"
         for kind in ("gradients", "weights") if file.exists() else ():
             tensors = load_file(file).items()
-            said[kind] = {key.partition(" ")[2]: tensor for key, tensor in tensors if key.startswith(kind)}
+            arrays[kind] = {key.partition(" ")[2]: tensor for key, tensor in tensors if key.startswith(kind)}
     return found
 
 

@@ -51,7 +51,7 @@ class Poisoned(CausalLM):
         return loss
 
 
-class Told(Hook):
+class Recorder(Hook):
     """The messages that reached this process, and its weights at the end, as bits."""
 
     def __init__(self):
@@ -101,7 +101,7 @@ def weights(folder):
     return {name: w.flatten().tolist() for name, w in checkpoint.read(RunFolder(folder).path).weights.items()}
 
 
-def said(folder):
+def records_of(folder):
     run = read_run(folder)
     return {
         "losses": [(line.step, line.loss) for line in run.training],
@@ -116,14 +116,14 @@ def said(folder):
 def trouble(folder, mode, group):
     """Not a number at step 3, a spike at step 8; and a run in which too much goes wrong."""
     config, data = setting(folder.parent / "texts", mode, group, ["every.evaluate=0", "every.sample=0"])
-    told = Told()
+    recorder = Recorder()
     bad = Poisoned(config, data, {2: math.nan, 7: 1e4})
-    train(config, folder / "run", task=bad, prepared=data, hooks=[told], group=group)
-    found = said(folder / "run") | {
+    train(config, folder / "run", task=bad, prepared=data, hooks=[recorder], group=group)
+    found = records_of(folder / "run") | {
         "weights": weights(folder / "run"),
         "account": count_bad_steps(read_run(folder / "run").skips).to_dict(),
     }
-    found["told"], found["bits"] = group.gather(told.lines), group.gather(told.weights)
+    found["reported"], found["bits"] = group.gather(recorder.lines), group.gather(recorder.weights)
 
     bad = Poisoned(config, data, {2: math.nan, 4: math.nan, 5: math.nan})
     config = override(config, ["guard.in_a_row=2"])
@@ -150,15 +150,19 @@ def signals(folder, mode, group):
                 train(config, folder / "run", task=slow, prepared=data, hooks=hooks, group=group)
             except Interrupted as error:
                 ended = [error.exit_code, error.step, slow.parts]
-                cut = {"seconds": time.monotonic() - began, "ended": group.gather(ended), "cut": said(folder / "run")}
+                cut = {
+                    "seconds": time.monotonic() - began,
+                    "ended": group.gather(ended),
+                    "cut": records_of(folder / "run"),
+                }
         train(config, folder / "run", prepared=data, hooks=[HeldOut(), Samples()], group=group, resume=bool(cut))
     finally:
         measure.BATCH_TOKENS, pause.EVERY = rows, every
-    return said(folder / "run") | cut
+    return records_of(folder / "run") | cut
 
 
 def memory(folder, mode, group):
-    """A run that does not fit, refused; and with the setting that it was told of."""
+    """A run that does not fit, refused; then with the setting that the refusal named."""
     config, data = setting(folder.parent / "texts", mode, group, ["every.evaluate=0", "steps=1", "model.layers=8"])
     task = CausalLM()
     need = portion.measure_footprint(config, task, task.batches(config, data), "cpu")
@@ -181,14 +185,14 @@ def observed(folder, mode, group):
     """The same run without and with a hook that looks at the gradients of every step."""
     more = ["every.evaluate=0", "every.sample=0", "steps=4", "batch.micro_sequences=2"]
     config, data = setting(folder.parent / "texts", mode, group, more)
-    plain, told, norms = Told(), Told(), GradientNorms()
+    plain, recorder, norms = Recorder(), Recorder(), GradientNorms()
     train(config, folder / "plain", prepared=data, hooks=[plain], group=group)
-    train(config, folder / "observed", prepared=data, hooks=[norms, told], group=group)
+    train(config, folder / "observed", prepared=data, hooks=[norms, recorder], group=group)
     return {
         "norms": group.gather(norms.lines),
         "whole": [line.grad_norm for line in read_run(folder / "observed").training],
-        "bits": [group.gather(hook.weights) for hook in (plain, told)],
-        "losses": [said(folder / name)["losses"] for name in ("plain", "observed")],
+        "bits": [group.gather(hook.weights) for hook in (plain, recorder)],
+        "losses": [records_of(folder / name)["losses"] for name in ("plain", "observed")],
     }
 
 

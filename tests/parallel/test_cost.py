@@ -149,7 +149,7 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
 
 
 @pytest.mark.parametrize(
-    ("mode", "processes", "replicas", "said"),
+    ("mode", "processes", "replicas", "message"),
     [
         ("ddp", 0, 0, "0 processes"),
         ("none", 2, 0, "mode none is for one process, not 2"),
@@ -158,6 +158,6 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
         ("hsdp", 8, 0, "0 replicas do not divide 8"),
     ],
 )
-def test_invalid_layouts_are_refused(mode, processes, replicas, said):
-    with pytest.raises(UserError, match=said):
+def test_invalid_layouts_are_refused(mode, processes, replicas, message):
+    with pytest.raises(UserError, match=message):
         Parallelism(mode, processes, replicas)

@@ -68,14 +68,14 @@ def test_one_process_needs_no_communication(monkeypatch):
 
 def test_the_environment_gives_rank_and_host():
     assert read_environment({}) == {}
-    said = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
-    group = Group(**read_environment({**said, "TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_RESTART_COUNT": "2"}))
+    variables = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1"}
+    group = Group(**read_environment({**variables, "TORCHELASTIC_RUN_ID": "job", "TORCHELASTIC_RESTART_COUNT": "2"}))
     assert (group.rank, group.size, group.local_rank, group.hosts, group.node) == (5, 8, 1, 2, 1)
     assert (group.launch, group.restarts) == ("job", 2)
     assert not group.first and group.threads(16) == 4 and group.device("cuda") == "cuda:1"
     for wrong in ({"RANK": "x"}, {"RANK": "8"}):
         with pytest.raises(UserError, match="torchrun"):
-            read_environment({**said, **wrong})
+            read_environment({**variables, **wrong})
 
 
 def test_without_torchrun_there_is_one_process():

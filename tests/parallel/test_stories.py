@@ -39,8 +39,8 @@ def test_a_bad_step_in_one_process_is_handled_by_all(one, two, mode):
     assert [step for step, _ in found["losses"]] == [step for step in range(1, STEPS + 1) if step != 3]
     for name, weight in alone["weights"].items():
         np.testing.assert_allclose(found["weights"][name], weight, atol=1e-5, err_msg=name)
-    told = found["told"]
-    assert told[0] == told[1] and len(told[0]) == 2
+    lines = found["reported"]
+    assert lines[0] == lines[1] and len(lines[0]) == 2
     if mode == "ddp":
         assert found["bits"][0] == found["bits"][1]
 
@@ -97,8 +97,8 @@ def test_a_hook_sees_the_gradients_of_all_processes_and_changes_no_bit(one, two,
 def test_a_run_that_does_not_fit_is_refused_by_all_with_a_setting_that_fits(two):
     """By the least that is free on any of them, before anything is written; and that setting is no empty promise."""
     found = two["memory ddp"]
-    [said, likewise] = found["why"]
-    assert said == likewise and "\n" not in said and not found["there"]
-    assert "for each of the 2 processes of a host (parallel.mode = ddp)" in said
-    assert said.endswith("use --set parallel.mode=fsdp batch.micro_sequences=1")
+    [message, likewise] = found["why"]
+    assert message == likewise and "\n" not in message and not found["there"]
+    assert "for each of the 2 processes of a host (parallel.mode = ddp)" in message
+    assert message.endswith("use --set parallel.mode=fsdp batch.micro_sequences=1")
     assert found["step"] == 1

@@ -27,12 +27,12 @@ class Forked:
     """The command in several processes, or one, without torchrun."""
 
     def __init__(self, processes: int, arguments: list[str], folder: Path) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="said-", dir=folder))
+        self.folder = Path(tempfile.mkdtemp(prefix="output-", dir=folder))
         command = map(str, arguments)
         self.all = forks.start_group("forks.command", *command, size=processes, folder=self.folder)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return "".join(path.read_text() for path in sorted(self.folder.glob("rank-*")))
 
     def poll(self) -> int | None:
@@ -41,8 +41,8 @@ class Forked:
     def finish(self, code: int = 0) -> str:
         for process in self.all:
             process.join(240)
-        assert [process.exitcode for process in self.all] == [code] * len(self.all), self.said[-4000:]
-        return self.said
+        assert [process.exitcode for process in self.all] == [code] * len(self.all), self.output[-4000:]
+        return self.output
 
 
 class Torchrun:
@@ -56,7 +56,7 @@ class Torchrun:
         self.process = subprocess.Popen(command, env=environment, **pipes)
 
     @property
-    def said(self) -> str:
+    def output(self) -> str:
         return self.process.communicate()[0]
 
     @property
@@ -83,7 +83,7 @@ def until_step(folder: Path, step: int, launched: Forked | Torchrun) -> None:
         if log.exists() and len(log.read_text().splitlines()) >= step:
             return
         time.sleep(0.02)
-    raise AssertionError(launched.said[-4000:])
+    raise AssertionError(launched.output[-4000:])
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_signals_reach_all_and_a_hung_process_is_named(tmp_path, recipe):
     launched = Torchrun(2, train(recipe, run, "steps=5000", "parallel.timeout=3"))
     until_step(run, 10, launched)
     began = time.monotonic()
-    os.kill(launched.workers[1], signal.SIGINT)  # one process of the two is told
+    os.kill(launched.workers[1], signal.SIGINT)  # one process of the two
     text = launched.finish(1)
     assert time.monotonic() - began < 30
     stopped = [e for e in read_run(run).events if e.event == "stopped"]
@@ -179,7 +179,7 @@ def test_signals_reach_all_and_a_hung_process_is_named(tmp_path, recipe):
     launched.all[1].kill()
     launched.all[1].join()
     assert launched.poll() == 1
-    [line] = spoken(launched.said)
+    [line] = spoken(launched.output)
     assert "rank 1 on host" in line and "silent" in line and "--resume" in line
     assert "most recent call first" in (run / "stacks" / "rank-0.txt").read_text()
     assert [e.event for e in read_run(run).events][-1] == "hung"

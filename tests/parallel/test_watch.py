@@ -57,9 +57,9 @@ def test_one_process_is_not_watched(tmp_path):
 
 def test_a_process_that_hangs_is_named_with_its_stack(two, groups):
     run, errors = groups / "hang", [(groups / "two" / f"rank-{rank}.err").read_text() for rank in range(2)]
-    said = [line for text in errors for line in text.splitlines() if line.startswith("isoflop: ")]
-    assert len(said) == 1
-    assert f"rank 1 on host {socket.gethostname()} hangs at step 5, in the step" in said[0]
-    assert f"--resume {run}" in said[0]
+    messages = [line for text in errors for line in text.splitlines() if line.startswith("isoflop: ")]
+    assert len(messages) == 1
+    assert f"rank 1 on host {socket.gethostname()} hangs at step 5, in the step" in messages[0]
+    assert f"--resume {run}" in messages[0]
     assert "sleeps_for_ever" in (run / "stacks" / "rank-1.txt").read_text()
     assert '"hung"' in (run / "events.jsonl").read_text()

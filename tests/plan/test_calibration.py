@@ -50,9 +50,9 @@ def timed(monkeypatch):
     return asked
 
 
-def plan(budget="60s", *assignments, said=None):
+def plan(budget="60s", *assignments, messages=None):
     asked = Asked(assignments)
-    say = print if said is None else said.append
+    say = print if messages is None else messages.append
     proposal = propose(parse_budget(budget), asked.apply(RunConfig()), WORKLOAD, asked, say)
     return finalize(proposal, Facts(2_000_000, proposal.vocabulary, 2.5))
 
@@ -90,10 +90,10 @@ def test_another_shape_or_version_or_after_a_week_is_timed_again(timed, monkeypa
 
 def test_timings_next_to_another_program_are_reported_and_not_cached(timed):
     timed.trouble = "other programs used 1.0 processors"
-    said = []
-    advice = plan(said=said)
+    messages = []
+    advice = plan(messages=messages)
     assert not (files.home() / known.FILE).exists() and not (files.home() / "dtype.json").exists()
-    (line,) = [line for line in said if "other programs" in line]
+    (line,) = [line for line in messages if "other programs" in line]
     assert line.startswith("note: this machine was not left alone")
     assert "timed while other programs used 1.0 processors" in advice.choices[0].reason
     assert advice.plan().calibration.doubt == timed.trouble
@@ -121,9 +121,9 @@ def test_a_peak_is_measured_again_when_the_program_has_ended(timed, monkeypatch)
 
 def test_steps_above_the_peak_raise_it_and_the_plan_is_made_again(timed):
     timed.share = 4.0  # of the measured peak: another program used the machine while it was measured
-    said = []
-    advice = plan(said=said)
-    assert any("4.0 times this machine's measured peak" in line for line in said)
+    messages = []
+    advice = plan(messages=messages)
+    assert any("4.0 times this machine's measured peak" in line for line in messages)
     assert advice.peak["float32"] == pytest.approx(4 * PEAK["float32"], rel=0.01)
     (entry,) = json.loads((files.home() / ceiling.FILE).read_text())
     assert entry["peak"]["float32"] == pytest.approx(4 * PEAK["float32"], rel=0.01)
@@ -183,21 +183,21 @@ def test_nothing_larger_than_the_memory_is_built_and_no_step_takes_long(timed, m
 
 def test_shapes_that_were_not_timed_are_marked_as_extrapolated(timed, monkeypatch):
     monkeypatch.setattr(throughput, "free_memory", lambda device: int(1e9))
-    said = []
-    advice = plan("30d", said=said)
+    messages = []
+    advice = plan("30d", messages=messages)
     assert any(one.extrapolated for one in advice.plan().candidates)
-    assert any("extrapolated, too large to be timed here" in line for line in said)
+    assert any("extrapolated, too large to be timed here" in line for line in messages)
     shape = next(choice for choice in advice.choices if choice.name == "shape")
     assert "tokens/s extrapolated from smaller shapes" in shape.reason
 
 
 def test_a_users_model_that_cannot_be_timed_gets_a_plan(timed, monkeypatch):
     monkeypatch.setattr(throughput, "free_memory", lambda device: int(1e6))
-    said = []
+    messages = []
     huge = ["model.layers=4", "model.d_model=512", "model.heads=8", "model.head_dim=64"]
-    advice = plan("1h", *huge, said=said)
+    advice = plan("1h", *huge, messages=messages)
     assert not timed
-    assert any("extrapolated" in line for line in said)
+    assert any("extrapolated" in line for line in messages)
     assert "not timed" in advice.choices[0].reason or "bfloat16" in advice.choices[0].reason
 
 
@@ -247,10 +247,10 @@ def test_a_dry_run_of_much_text_prepares_none_of_it(timed, monkeypatch):
             raise AssertionError("this would take days")
 
     monkeypatch.setattr(planner, "make_task", lambda config: MuchText())
-    said = []
-    advice, data = planner.plan(parse_budget("1e21"), RunConfig(), say=said.append, dry=True)
+    messages = []
+    advice, data = planner.plan(parse_budget("1e21"), RunConfig(), say=messages.append, dry=True)
     assert data is None and advice.config.steps > 0
-    assert any("not prepared for a dry run" in line for line in said)
+    assert any("not prepared for a dry run" in line for line in messages)
     assert any("estimated" in choice.reason for choice in advice.choices if choice.name == "tokenizer")
     assert advice.config.model.vocab_size == 65536
 

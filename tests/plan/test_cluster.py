@@ -108,8 +108,8 @@ def test_machines(text, expected):
 def test_invalid_machines_are_refused(text):
     with pytest.raises(UserError) as refused:
         parse_machine(text)
-    said = str(refused.value)
-    assert "\n" not in said and text in said and ("h200" in said or "nodes" in said)
+    message = str(refused.value)
+    assert "\n" not in message and text in message and ("h200" in message or "nodes" in message)
 
 
 def test_too_little_time_is_reported():

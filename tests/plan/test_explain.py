@@ -39,11 +39,11 @@ def test_every_choice_has_a_line_with_its_value_and_reason():
     config = planned.config
     assert [choice.name.replace(" ", "-") for choice in planned.choices] == ORDER.split()
     assert all(choice.value and choice.reason for choice in planned.choices)
-    said = {choice.name: choice.value for choice in planned.choices}
-    assert said["shape"].startswith(f"{config.model.layers} layers x {config.model.d_model}, heads: ")
-    assert said["tokens D"] == f"{config.tokens:,}" and said["steps"] == f"{config.steps:,}"
-    assert said["batch"] == f"{config.batch.sequences} x {config.model.context} = {config.tokens_per_step:,} tokens"
-    assert said["tokenizer"] == "2.50 bytes per token"
+    values = {choice.name: choice.value for choice in planned.choices}
+    assert values["shape"].startswith(f"{config.model.layers} layers x {config.model.d_model}, heads: ")
+    assert values["tokens D"] == f"{config.tokens:,}" and values["steps"] == f"{config.steps:,}"
+    assert values["batch"] == f"{config.batch.sequences} x {config.model.context} = {config.tokens_per_step:,} tokens"
+    assert values["tokenizer"] == "2.50 bytes per token"
 
 
 def test_the_reason_for_the_vocabulary():
@@ -75,9 +75,9 @@ def test_rates_in_words():
 
 def test_the_plan_lists_export_formats():
     assert lines()["export"].value == "hf (apertus), gguf (apertus)"
-    said = lines("model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
-    assert said.value == "hf (llama)" and "gguf with --set model.feed_forward=gated" in said.reason
-    advised = said.reason.partition("gguf with --set ")[2].partition(";")[0].split()
+    export = lines("model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
+    assert export.value == "hf (llama)" and "gguf with --set model.feed_forward=gated" in export.reason
+    advised = export.reason.partition("gguf with --set ")[2].partition(";")[0].split()
     changed = lines("model.feed_forward=geglu", "model.attention.qk_norm=false", *advised)["export"]
     assert changed.value == "hf (llama), gguf (llama)"
     assert lines("model.wiring=parallel")["export"].value == "none"
@@ -92,7 +92,7 @@ def test_the_plan_knows_the_tokenizer_and_the_task():
 
 
 def test_a_reason_says_set_by_you_where_it_was():
-    told = lines(
+    choices = lines(
         "model.context=128",
         "model.layers=2",
         "model.d_model=64",
@@ -101,10 +101,10 @@ def test_a_reason_says_set_by_you_where_it_was():
         "optim.name=adamw",
     )
     for name in ("context", "shape", "batch"):
-        assert told[name].reason.startswith("set by you") and "feeds best" not in told[name].reason
-    assert told["optimiser"].reason.startswith("optim.name set by you; ")
-    assert "set by you" not in told["schedule"].reason + told["vocabulary"].reason
-    assert told["tokens D"].reason.startswith("set by you, by the budget; ")  # the budget is in tokens
+        assert choices[name].reason.startswith("set by you") and "feeds best" not in choices[name].reason
+    assert choices["optimiser"].reason.startswith("optim.name set by you; ")
+    assert "set by you" not in choices["schedule"].reason + choices["vocabulary"].reason
+    assert choices["tokens D"].reason.startswith("set by you, by the budget; ")  # the budget is in tokens
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_a_reason_says_set_by_you_where_it_was():
 )
 def test_partly_set_choices_name_the_field(assignment, name):
     field = assignment.partition("=")[0]
-    told = lines(assignment)
-    assert told[name].reason.startswith(f"{field} set by you; ") and told[name].reason != f"{field} set by you; "
-    others = [choice for choice in told.values() if choice.name != name and "set by you;" in choice.reason]
+    choices = lines(assignment)
+    assert choices[name].reason.startswith(f"{field} set by you; ") and choices[name].reason != f"{field} set by you; "
+    others = [choice for choice in choices.values() if choice.name != name and "set by you;" in choice.reason]
     assert not others
 
 

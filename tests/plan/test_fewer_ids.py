@@ -45,12 +45,12 @@ def proposed(*assignments, budget="60s", keep=None, config=None):
 
 
 def test_shapes_are_timed_with_the_tokenizers_ids(timed):
-    proposal, said = proposed("data.vocab_size=50000"), []
+    proposal, messages = proposed("data.vocab_size=50000"), []
     assert needs_new_shapes(proposal, 611) and not needs_new_shapes(proposal, 49_000)
     timed.clear()
-    anew = with_fewer_ids(proposal, 611, 5.0, said.append)
+    anew = with_fewer_ids(proposal, 611, 5.0, messages.append)
     assert {config.model.vocab_size for config in timed} == {611}
-    assert "611 ids of 50,000 that were planned" in said[0]
+    assert "611 ids of 50,000 that were planned" in messages[0]
     advice = finalize(anew, Facts(2_000_000, 611, 2.5))
     assert advice.config.model.vocab_size == 611
     assert advice.parameters > finalize(proposal, Facts(2_000_000, 611, 2.5)).parameters  # which were for the rows

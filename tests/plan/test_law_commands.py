@@ -123,7 +123,7 @@ def test_no_gain_inside_the_noise_is_claimed(stored, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["plan"], ""),
         (["plan", "predict", "FIT"], "needs --budget FLOPS or --loss LOSS"),
@@ -144,16 +144,16 @@ def test_no_gain_inside_the_noise_is_claimed(stored, capsys):
         (["plan", "compare", "70e9:1e9", "--law", "kaplan"], "nor a published law"),
     ],
 )
-def test_bad_input_is_one_line(arguments, said, table, stored, capsys):
+def test_bad_input_is_one_line(arguments, expected, table, stored, capsys):
     words = [{"FIT": str(stored), "TABLE": str(table)}.get(word, word) for word in arguments]
     try:
         code = run(words)
     except SystemExit as end:  # the parser's own
         code = end.code
-    told = capsys.readouterr().err.strip()
+    message = capsys.readouterr().err.strip()
     assert code == 2
-    assert said in told
-    assert not said or told.count("\n") == 0
+    assert expected in message
+    assert not expected or message.count("\n") == 0
 
 
 @pytest.mark.parametrize("damage", ["draws", "constants", "cost", "counting", "prediction"])

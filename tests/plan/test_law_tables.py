@@ -45,7 +45,7 @@ def table_text(rows=8, **changed):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (table_text(loss="nan"), "row 4: loss is nan, not a positive number"),
         (table_text(loss="-1"), "row 4: loss is -1, not a positive number"),
@@ -64,12 +64,12 @@ def table_text(rows=8, **changed):
         ("\n\n", "is empty"),
     ],
 )  # fmt: skip
-def test_tables_that_cannot_be_used(tmp_path, text, said):
+def test_tables_that_cannot_be_used(tmp_path, text, message):
     path = tmp_path / "points.csv"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError) as error:
         read_points(path, COLUMNS)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -125,20 +125,20 @@ def test_what_the_points_do_not_determine_is_warned_about():
     n = np.geomspace(1e7, 1e9, 12)
     d = 20 * n * np.exp(0.1 * rng.standard_normal(12))
     near_ray = make_points(n, d, LAW.loss(n, d) * np.exp(0.003 * rng.standard_normal(12)))
-    said = doubts(fit(near_ray), fit(near_ray, delta=math.inf))
-    assert any("nearly on one ray" in warning for warning in said)
+    warnings = doubts(fit(near_ray), fit(near_ray, delta=math.inf))
+    assert any("nearly on one ray" in warning for warning in warnings)
 
     n = np.repeat([1e7, 1e8, 1e9], 4)
     d = n * np.tile([200, 500, 1000, 4000], 3)
     trained_long = make_points(n, d, LAW.loss(n, d))
-    said = doubts(fit(trained_long), fit(trained_long, delta=math.inf))
-    assert any("all models are smaller" in warning for warning in said)
-    assert any("only 3 different N" in warning for warning in said)
+    warnings = doubts(fit(trained_long), fit(trained_long, delta=math.inf))
+    assert any("all models are smaller" in warning for warning in warnings)
+    assert any("only 3 different N" in warning for warning in warnings)
 
     good = isoflop_table(LAW, rng)
     outlying = good.with_loss(np.where(np.arange(len(good)) == 17, good.loss * 1.2, good.loss))
-    said = doubts(fit(outlying), fit(outlying, delta=math.inf))
-    assert any("1 outlier beyond" in warning and f"{outlying.loss[17]:.4g}" in warning for warning in said)
+    warnings = doubts(fit(outlying), fit(outlying, delta=math.inf))
+    assert any("1 outlier beyond" in warning and f"{outlying.loss[17]:.4g}" in warning for warning in warnings)
 
 
 def test_budgets_are_grouped():

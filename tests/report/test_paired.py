@@ -87,7 +87,7 @@ def test_the_page_warns_where_runs_are_not_alike(make_run, tmp_path):
         "plan": {"budget": "10m", "parameters": 430_000},
     }
     shown = page([base, make_run("other", steps=700, **changed)], tmp_path)
-    for said in (
+    for words in (
         "trained and measured on other text",
         "tokens read 5.73 M, not 9.01 M",
         "computed in bfloat16, not float32",
@@ -95,7 +95,7 @@ def test_the_page_warns_where_runs_are_not_alike(make_run, tmp_path):
         "isoflop train --like RUN --set FIELD=VALUE",
         "layer (eps 1e-05)",
     ):
-        assert said in shown
+        assert words in shown
     assert "it is stopped" in page([base, make_run("stopped", finished=False)], tmp_path)
 
 

@@ -45,7 +45,7 @@ def test_a_card_states_the_records(make_run):
         "Intended use",
     ):
         assert f"# {heading}" in text
-    for told in (
+    for phrase in (
         "not said",
         "bits per byte",
         "Forecast before training",
@@ -53,7 +53,7 @@ def test_a_card_states_the_records(make_run):
         "10 items",
         "CC-BY-4.0",
     ):
-        assert told in text
+        assert phrase in text
     assert front(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.71 and "license" not in front(text)
     assert write_card(run).read_text(encoding="utf-8") == text  # the same each time
 
@@ -88,9 +88,9 @@ def test_text_of_others_is_escaped(make_run):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--licence", "MIT"], "goes with --card"), (["absent", "--card"], "2 are named")]
+    ("words", "message"), [(["--licence", "MIT"], "goes with --card"), (["absent", "--card"], "2 are named")]
 )
-def test_incompatible_arguments_are_refused(make_run, capsys, words, said):
+def test_incompatible_arguments_are_refused(make_run, capsys, words, message):
     run = str(make_run())
     assert command(["report", run, *words]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -73,7 +73,7 @@ def test_labels_do_not_overlap() -> None:
     marks += [Mark(5.1e4, "decision 1", True), Mark(1e4, "resumed")]
     svg, _ = learning(np.linspace(4, 3, 100), marks=marks)
     labels = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
-    assert [labels.count(said) for said in ("decision 1", "decay starts", "resumed")] == [1, 1, 1]
+    assert [labels.count(label) for label in ("decision 1", "decay starts", "resumed")] == [1, 1, 1]
 
 
 def test_figures_follow_the_data() -> None:
@@ -117,7 +117,7 @@ def test_the_decay_begins_where_the_plateau_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "wanted"),
+    ("formatted", "wanted"),
     [
         (words.count(1234), "1,234"),
         (words.count(430_000), "0.43 M"),
@@ -143,5 +143,5 @@ def test_the_decay_begins_where_the_plateau_ends() -> None:
         (words.moment("x"), "–"),
     ],
 )
-def test_numbers_are_formatted_readably(said: str, wanted: str) -> None:
-    assert said == wanted
+def test_numbers_are_formatted_readably(formatted: str, wanted: str) -> None:
+    assert formatted == wanted

@@ -120,7 +120,7 @@ def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
     (folder.suites / "blimp.json").write_text(json.dumps({**kept, "references": published}))
     page = page_of(run)
     assert sum("against tokens read" in figure and "Scores on" in figure for figure in page.figures) == 2
-    for told in (
+    for phrase in (
         "What it learned",
         "71.0 %",
         "70.0 % to 72.0 %",
@@ -129,7 +129,7 @@ def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
         "40.25 at the end",
         "60.0 % of 40 items",
     ):
-        assert told in page.words
+        assert phrase in page.words
     assert not {tag for tag, _ in page.tags} & {"script", "img"} and len(page.ids) == len(set(page.ids))
 
 
@@ -214,15 +214,15 @@ def test_the_history_says_how_each_part_of_a_run_ended(make_run: MakeRun) -> Non
         folder.append("skips", line)
     words = page_of(run).words
     history = words[words.index("History") :]
-    told = [
+    phrases = [
         "bad 10: taken all the same", "20 more bad steps", "10 taken all the same; 10 left out",
         "bad 31: left out, 10 tokens",
         "after an end that nobody wrote down (killed, or the power was cut); 1 process, 100 steps since the checkpoint "
         "taken again", "by SIGTERM", "4 processes on 2 hosts, hsdp, 2 copies of the model", "the disk is full",
         "1 process, note: torch 9 (was 8)",
     ]  # fmt: skip
-    places = [history.find(said) for said in told]
-    assert min(places) >= 0 and places == sorted(places), list(zip(told, places, strict=True))
+    places = [history.find(phrase) for phrase in phrases]
+    assert min(places) >= 0 and places == sorted(places), list(zip(phrases, places, strict=True))
     assert history.count("nobody wrote down") == 1 and "bad 11:" not in history
 
 
@@ -401,9 +401,9 @@ def test_a_run_that_was_planned_again_shows_its_first_attempt(make_run):
     assert "Begun anew" not in before
     RunFolder(run).append("events", {"event": "restarted", "reason": "steps run at 9 tokens/s", "seconds": 12.0})
     page = write_report([run]).read_text(encoding="utf-8")
-    told = page[page.index("Begun anew") : page.index("Plan and outcome")]
-    assert "began anew, once, after 12" in told and "steps run at 9 tokens/s" in told
-    assert "first attempt" in told and "<svg" in told and "512 ids" in told and ">200<" in told
+    section = page[page.index("Begun anew") : page.index("Plan and outcome")]
+    assert "began anew, once, after 12" in section and "steps run at 9 tokens/s" in section
+    assert "first attempt" in section and "<svg" in section and "512 ids" in section and ">200<" in section
 
 
 def test_notes_about_the_text_are_in_the_report(make_run):

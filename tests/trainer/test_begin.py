@@ -18,10 +18,10 @@ from small import TINY, CutAt, PowerCut
 
 class Heard(Hook):
     def __init__(self):
-        self.said = []
+        self.messages = []
 
     def noticed(self, state, text):
-        self.said.append(text)
+        self.messages.append(text)
 
 
 @pytest.fixture
@@ -49,16 +49,16 @@ def test_repeated_steps_and_changed_settings_are_in_the_history(config, tmp_path
     )
     event = read_run(folder.path).events[1]
     assert (event.event, event.step, event.taken_again) == ("resumed", 3, 2)
-    assert list(event.changed) == heard.said and len(heard.said) == 2
-    assert heard.said[0].endswith(f"optim.lr = 0.5 (was {config.optim.lr})")
-    assert "torch" in heard.said[1] and "(was 1.0)" in heard.said[1]
+    assert list(event.changed) == heard.messages and len(heard.messages) == 2
+    assert heard.messages[0].endswith(f"optim.lr = 0.5 (was {config.optim.lr})")
+    assert "torch" in heard.messages[1] and "(was 1.0)" in heard.messages[1]
 
 
 def test_an_unchanged_resume_reports_nothing(config, tmp_path):
     heard = Heard()
     cut(config, tmp_path / "run", 5)
     train(override(config, ["every.log=2", "runtime.recompute=true"]), tmp_path / "run", hooks=[heard], resume=True)
-    assert heard.said == [] and read_run(tmp_path / "run").events[1].changed is None
+    assert heard.messages == [] and read_run(tmp_path / "run").events[1].changed is None
 
 
 def test_changed_text_is_refused_before_the_first_checkpoint_too(config, corpus, tmp_path):
@@ -89,7 +89,7 @@ def test_a_run_whose_checkpoints_are_gone_does_not_silently_start_again(config, 
 
 
 @pytest.mark.parametrize(
-    ("log", "line", "said"),
+    ("log", "line", "field"),
     [
         ("metrics", {"loss": 1.0}, "step"),
         ("metrics", {"step": "5", "loss": 1.0}, "step"),
@@ -101,12 +101,12 @@ def test_a_run_whose_checkpoints_are_gone_does_not_silently_start_again(config, 
         ("skips", {"step": 3, "tokens": 9, "action": "rollback", "first": 10**30, "sequences": 1}, "first"),
     ],
 )
-def test_an_unusable_record_is_named(tmp_path, log, line, said):
+def test_an_unusable_record_is_named(tmp_path, log, line, field):
     folder = RunFolder(tmp_path)
     folder.append(log, {"step": 2, "tokens": 1, "action": "skip"})
     assert check_logs(folder) == 2
     folder.append(log, line)
-    with pytest.raises(UserError, match=rf"{log}\.jsonl record 2: {said} is missing"):
+    with pytest.raises(UserError, match=rf"{log}\.jsonl record 2: {field} is missing"):
         check_logs(folder)
 
 

@@ -160,8 +160,8 @@ def test_a_kill_during_recovery_changes_nothing(config, prepared, tmp_path, acti
         train(config, tmp_path / "cut", task=Poisoned(config, prepared, [6, 10]), prepared=prepared, hooks=[hook])
     train(config, tmp_path / "cut", task=Poisoned(config, prepared, [6, 10]), prepared=prepared, resume=True)
     assert_same_end(tmp_path / "whole", tmp_path / "cut")
-    told = [[replace(line, time=0) for line in read_run(tmp_path / name).skips] for name in ("whole", "cut")]
-    assert told[0] == told[1] and len(told[0]) == 2
+    skips = [[replace(line, time=0) for line in read_run(tmp_path / name).skips] for name in ("whole", "cut")]
+    assert skips[0] == skips[1] and len(skips[0]) == 2
 
 
 def test_a_spike_is_judged_by_the_steps_before_it_and_nothing_else(config, prepared, tmp_path):
@@ -181,16 +181,16 @@ def test_a_spike_is_judged_by_the_steps_before_it_and_nothing_else(config, prepa
 
 
 def test_a_spike_is_by_default_counted_and_kept(config, prepared, tmp_path):
-    quiet, told = (override(config, [f"guard.window={window}", "guard.sigmas=1"]) for window in (128, 4))
-    train(quiet, tmp_path / "quiet", prepared=prepared)
-    train(told, tmp_path / "told", task=Poisoned(told, prepared), prepared=prepared)
-    assert {line.action for line in read_run(tmp_path / "told").skips} == {"keep"}
-    assert read_run(tmp_path / "quiet").skips == []
-    assert end_of(tmp_path / "quiet")[0] == end_of(tmp_path / "told")[0]
+    wide, narrow = (override(config, [f"guard.window={window}", "guard.sigmas=1"]) for window in (128, 4))
+    train(wide, tmp_path / "wide", prepared=prepared)
+    train(narrow, tmp_path / "narrow", task=Poisoned(narrow, prepared), prepared=prepared)
+    assert {line.action for line in read_run(tmp_path / "narrow").skips} == {"keep"}
+    assert read_run(tmp_path / "wide").skips == []
+    assert end_of(tmp_path / "wide")[0] == end_of(tmp_path / "narrow")[0]
 
 
 @pytest.mark.parametrize(
-    ("more", "steps", "after", "said"),
+    ("more", "steps", "after", "message"),
     [
         (["guard.in_a_row=3"], range(6, STEPS), 8, "3 bad steps in a row"),
         (["guard.in_all=2"], [6, 9], 9, "2 bad steps in all"),
@@ -199,10 +199,10 @@ def test_a_spike_is_by_default_counted_and_kept(config, prepared, tmp_path):
     ],
 )
 def test_a_run_stops_after_the_stated_number_of_bad_steps_with_the_last_good_checkpoint(
-    config, prepared, tmp_path, more, steps, after, said
+    config, prepared, tmp_path, more, steps, after, message
 ):
     config = override(config, more)
-    with pytest.raises(Diverged, match=f"step {after + 1}: loss nan.*{said}") as raised:
+    with pytest.raises(Diverged, match=f"step {after + 1}: loss nan.*{message}") as raised:
         train(config, tmp_path / "run", task=Poisoned(config, prepared, steps), prepared=prepared)
     folder = RunFolder(tmp_path / "run")
     last = checkpoint.latest(folder.checkpoints)

@@ -104,7 +104,7 @@ def test_gradients_are_ready_before_they_are_clipped(config, tmp_path):
     assert torch.is_grad_enabled()
 
 
-class Told(Hook):
+class Recorder(Hook):
     def __init__(self):
         self.lines = []
 
@@ -114,17 +114,17 @@ class Told(Hook):
 
 def test_samples_of_a_run_in_seconds_are_cut_short(config, tmp_path):
     """Of a million tokens, as many as fit in a share of the seconds; a line says that they were cut short."""
-    told, prompts = Told(), ["", "the", "a"]
+    recorder, prompts = Recorder(), ["", "the", "a"]
     long = override(config, ["sample.tokens=1000000", "every.sample=3", f"sample.prompts={json.dumps(prompts)}"])
-    train(override(long, ["seconds=3"]), tmp_path / "run", hooks=[Samples((told,))])
+    train(override(long, ["seconds=3"]), tmp_path / "run", hooks=[Samples((recorder,))])
     lines = read_run(tmp_path / "run").samples
     assert [line.prompt for line in lines[:3]] == prompts and len(lines) % 3 == 0
     assert all(line.cut and line.text for line in lines)
-    [said] = told.lines
-    assert "--set sample.tokens=" in said
+    [message] = recorder.lines
+    assert "--set sample.tokens=" in message
     short = override(config, ["sample.tokens=5"])
-    train(short, tmp_path / "short", hooks=[Samples((told,))])
-    assert all(line.cut is None for line in read_run(tmp_path / "short").samples) and len(told.lines) == 1
+    train(short, tmp_path / "short", hooks=[Samples((recorder,))])
+    assert all(line.cut is None for line in read_run(tmp_path / "short").samples) and len(recorder.lines) == 1
 
 
 def test_each_prompt_has_its_part_of_the_time(monkeypatch):

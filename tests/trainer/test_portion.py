@@ -32,7 +32,7 @@ def test_muon_works_on_its_share_of_a_stack_and_casts_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("mode", "room", "said"),
+    ("mode", "room", "setting"),
     [
         ("ddp", 16_000 + 4 * 500, "use --set batch.micro_sequences=4"),
         ("ddp", 16_000 + 7 * 500, "use --set batch.micro_sequences=4"),  # 7 do not divide the 8
@@ -45,7 +45,7 @@ def test_muon_works_on_its_share_of_a_stack_and_casts_are_counted():
         ("fsdp", 8000, ""),
     ],
 )
-def test_the_advice_is_the_smallest_change_that_fits(mode, room, said):
+def test_the_advice_is_the_smallest_change_that_fits(mode, room, setting):
     replicas = 2 if mode == "hsdp" else 0
     config = override(RunConfig(), ["batch.sequences=32", f"parallel.mode={mode}", f"parallel.replicas={replicas}"])
-    assert next(fitting_settings(config, WHOLE, Parallelism(mode, 4, replicas), room), "") == said
+    assert next(fitting_settings(config, WHOLE, Parallelism(mode, 4, replicas), room), "") == setting

@@ -99,17 +99,17 @@ def test_with_recomputation_one_block_is_kept_and_the_inputs_of_all(config):
 
 
 @pytest.mark.parametrize(
-    ("need", "said"),
+    ("need", "message"),
     [
         (RunMemory(2 * GB, GB // 2, GB), "micro_sequences=4"),
         (RunMemory(4 * GB, GB, 2 * GB), "micro_sequences=1 every.background=false"),
         (RunMemory(6 * GB, GB, 0), "no size of a pass fits"),
     ],
 )
-def test_the_advice_is_the_largest_batch_that_fits(monkeypatch, need, said):
+def test_the_advice_is_the_largest_batch_that_fits(monkeypatch, need, message):
     set_free_memory(monkeypatch, lambda device: 5 * GB)
     config = override(RunConfig(), ["batch.sequences=12"])
-    with pytest.raises(UserError, match=said) as raised:
+    with pytest.raises(UserError, match=message) as raised:
         check_memory(config, need, "cpu")
     assert "\n" not in str(raised.value) and "5.0 GB is free" in str(raised.value)
     set_free_memory(monkeypatch, lambda device: None)

@@ -21,7 +21,7 @@ from small import TINY, CutAt, PowerCut, write_texts
 STEPS = 80
 
 
-class Told(Hook):
+class Recorder(Hook):
     def __init__(self):
         self.lines = []
 
@@ -39,15 +39,15 @@ def corpus_and_runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ISOFLOP_HOME", str(folder / "home"))
         train(config, folder / "plain", hooks=[HeldOut()])
-        told = Told()
-        course = RunningForecast(Plan.blank(), [told], lambda text: None)
+        recorder = Recorder()
+        course = RunningForecast(Plan.blank(), [recorder], lambda text: None)
         train(config, folder / "seen", hooks=[HeldOut((course,)), course])
         with pytest.raises(PowerCut):
             cut = RunningForecast(Plan.blank(), [], lambda text: None)
             train(config, folder / "cut", hooks=[HeldOut((cut,)), cut, CutAt(57)])
         again = RunningForecast(Plan.blank(), [], lambda text: None)
         train(config, folder / "cut", hooks=[HeldOut((again,)), again], resume=True)
-    return folder, told
+    return folder, recorder
 
 
 def bare(lines):
@@ -55,14 +55,14 @@ def bare(lines):
 
 
 def test_running_forecasts_change_no_bits_and_are_the_same_after_a_resume(corpus_and_runs):
-    folder, told = corpus_and_runs
+    folder, recorder = corpus_and_runs
     plain, seen, cut = (read_run(folder / name) for name in ("plain", "seen", "cut"))
     assert [(line.loss, line.grad_norm) for line in seen.training] == [
         (line.loss, line.grad_norm) for line in plain.training
     ]
     assert [line.heldout_loss for line in seen.heldout] == [line.heldout_loss for line in plain.heldout]
     assert not plain.forecasts and len(seen.forecasts) > 5
-    assert bare(seen.forecasts) == bare(cut.forecasts) == bare(told.lines)
+    assert bare(seen.forecasts) == bare(cut.forecasts) == bare(recorder.lines)
 
 
 def test_a_forecast_is_of_the_end_and_its_interval_contains_its_value(corpus_and_runs):
@@ -111,7 +111,7 @@ def state_at(folder, step, schedule="wsd", seconds=0.0, planned=1000, steps=1000
 
 
 @pytest.mark.parametrize(
-    ("forecast", "state", "said"),
+    ("forecast", "state", "advice"),
     [
         (1.80, {}, r"on course for 1.80 .*worse than the plan's 1.40 to 1.60: .*--resume .* --budget \+3m"),
         (1.20, {}, r"on course for 1.20 .*better than the plan's 1.40 to 1.60: nothing is wrong"),
@@ -122,7 +122,7 @@ def state_at(folder, step, schedule="wsd", seconds=0.0, planned=1000, steps=1000
         (1.50, {}, None),
     ],
 )
-def test_leaving_the_planned_interval_is_reported_once_with_advice(tmp_path, forecast, state, said):
+def test_leaving_the_planned_interval_is_reported_once_with_advice(tmp_path, forecast, state, advice):
     expected = Expectation(bits_per_byte=1.5, low=1.4, high=1.6, level=0.9)
     plan = Plan(budget="3m", steps=state.get("planned", 1000), expected=expected)
     lines = []
@@ -130,12 +130,12 @@ def test_leaving_the_planned_interval_is_reported_once_with_advice(tmp_path, for
     found = Forecast(forecast, forecast - 0.05, forecast + 0.05, ())
     for step in (50, 150, 200, 300):
         course.compare(state_at(tmp_path, step, **state), found)
-    assert len(lines) == (said is not None)
+    assert len(lines) == (advice is not None)
     events = read_lines(tmp_path / "events.jsonl")
     assert [event["event"] for event in events] == ["off course"] * len(lines)
-    if said:
+    if advice:
         assert lines[0].startswith("step 150: ")
-        assert re.search(said, lines[0])
+        assert re.search(advice, lines[0])
 
 
 def test_a_single_forecast_outside_the_interval_is_not_reported(tmp_path):

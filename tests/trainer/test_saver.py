@@ -95,7 +95,7 @@ def test_a_failure_of_the_last_checkpoint_is_reported_too(tmp_path, monkeypatch)
     saver.write(checkpoint.Pending(tmp_path / "step-00000001", {}, {}), [], [])
     with pytest.raises(UserError, match="the disk is full"):
         saver.wait()
-    saver.wait()  # said once
+    saver.wait()  # it is raised once
 
 
 def test_the_last_the_best_and_every_nth_checkpoint_are_kept(config, tmp_path):
@@ -118,8 +118,9 @@ def test_a_damaged_newest_checkpoint_is_set_aside_and_the_previous_one_used(conf
     flip(checkpoint.at_step(hurt.checkpoints, 12))
     (checkpoint.at_step(hurt.checkpoints, 9) / "manifest.json").write_text("{")
     train(config, hurt.path, hooks=[Screen()], resume=True)
-    said = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
-    assert len(said) == 2 and "step-00000012" in said[0] and "has other bytes" in said[0] and "set aside" in said[0]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "warning" in line]
+    assert len(warnings) == 2
+    assert all(words in warnings[0] for words in ("step-00000012", "has other bytes", "set aside"))
     assert len([p for p in hurt.checkpoints.iterdir() if p.name.startswith("damaged-step-")]) == 2
     run = read_run(hurt.path)
     assert [event.step for event in run.events if event.event == "checkpoint set aside"] == [12, 9]

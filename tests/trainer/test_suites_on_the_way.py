@@ -154,7 +154,7 @@ def test_every_prefix_of_the_items_is_balanced_over_subsets(suite):
 
 
 @pytest.mark.parametrize(
-    ("assignments", "said"),
+    ("assignments", "message"),
     [
         (["every.suite=5"], "--set suite.items="),
         (["every.suite=5", 'suite.names=["blimb"]'], "did you mean blimp"),
@@ -163,7 +163,7 @@ def test_every_prefix_of_the_items_is_balanced_over_subsets(suite):
         (["every.suite=-1"], "every.suite = -1 is too small"),
     ],
 )
-def test_a_suite_that_cannot_be_scored_is_refused_before_the_run(assignments, said):
-    with pytest.raises(UserError, match=said):
+def test_a_suite_that_cannot_be_scored_is_refused_before_the_run(assignments, message):
+    with pytest.raises(UserError, match=message):
         make_suites(override(RunConfig(), assignments))
     assert make_suites(RunConfig()) == []

@@ -20,19 +20,19 @@ from small import TINY
 
 @pytest.fixture
 def service(monkeypatch):
-    """A service under a tracker's name; returns what it was told and lets a test make it fail."""
-    told = {"values": [], "closed": 0, "fails_at": None}
+    """A service under a tracker's name; returns what it was sent and lets a test make it fail."""
+    calls = {"values": [], "closed": 0, "fails_at": None}
 
     def write(values, step):
-        if told["fails_at"] is not None and step >= told["fails_at"]:
+        if calls["fails_at"] is not None and step >= calls["fails_at"]:
             raise ConnectionError("the service is gone")
-        told["values"].append((step, values))
+        calls["values"].append((step, values))
 
     def close():
-        told["closed"] += 1
+        calls["closed"] += 1
 
     monkeypatch.setitem(trackers.TRACKERS, "wandb", ("json", lambda state: (write, close)))
-    return told
+    return calls
 
 
 def test_every_line_of_a_run_is_forwarded_including_the_last(service, corpus, tmp_path):
@@ -56,7 +56,7 @@ def test_a_failing_service_does_not_stop_the_run(service, corpus, tmp_path):
 
 
 class Service:
-    """Weights & Biases and MLflow, as far as they are called: runs by id, each with the points that it was told."""
+    """Weights & Biases and MLflow, as far as they are called: runs by id, each with the points that it was sent."""
 
     def __init__(self):
         self.runs, self.names, self.current = {}, {}, ""
@@ -70,7 +70,7 @@ class Service:
         self.runs[self.current].extend((name, step) for name in values)
 
     def points(self, name):
-        return [[step for told, step in points if told == name] for points in self.runs.values()]
+        return [[step for curve, step in points if curve == name] for points in self.runs.values()]
 
 
 def log_rising(service, last, values, step):
@@ -133,8 +133,8 @@ def killed(call, step):
 def test_one_run_and_one_curve_however_often_it_is_killed(name, monkeypatch, corpus, tmp_path):
     service, run = Service(), tmp_path / "run"
     monkeypatch.setitem(sys.modules, name, FAKES[name](service))
-    told = [*TINY, f'trackers=["{name}"]', "every.checkpoint=5"]
-    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=told), 9)
+    assignments = [*TINY, f'trackers=["{name}"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=assignments), 9)
     killed(functools.partial(isoflop.resume, run), 7)  # before the step that the first attempt reached
     killed(functools.partial(isoflop.resume, run), 17)
     isoflop.resume(run, quiet=True)
@@ -147,8 +147,8 @@ def test_one_run_and_one_curve_however_often_it_is_killed(name, monkeypatch, cor
 def test_an_extended_run_is_a_new_one_with_the_whole_curve(name, monkeypatch, corpus, tmp_path):
     service, run = Service(), tmp_path / "run"
     monkeypatch.setitem(sys.modules, name, FAKES[name](service))
-    told = [*TINY, f'trackers=["{name}"]']
-    isoflop.pretrain([str(corpus)], "20steps", run, assignments=told, quiet=True)
+    assignments = [*TINY, f'trackers=["{name}"]']
+    isoflop.pretrain([str(corpus)], "20steps", run, assignments=assignments, quiet=True)
     killed(functools.partial(isoflop.resume, run, "+20steps"), 31)
     isoflop.resume(run, quiet=True)
     assert service.points("train/loss") == [list(range(1, 21)), list(range(1, 41))]
@@ -158,8 +158,8 @@ def test_an_extended_run_is_a_new_one_with_the_whole_curve(name, monkeypatch, co
 def test_the_record_of_services_may_be_damaged(monkeypatch, corpus, tmp_path):
     service, run = Service(), tmp_path / "run"
     monkeypatch.setitem(sys.modules, "mlflow", fake_mlflow(service))
-    told = [*TINY, 'trackers=["mlflow"]']
-    killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=told), 8)
+    assignments = [*TINY, 'trackers=["mlflow"]']
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=assignments), 8)
     for content in ("", "[1]", '{"mlflow": 3}', '{"mlflow": {"id": 7, "extensions": 0}}'):
         (run / "trackers.json").write_text(content)
         assert trackers.stored_id(RunFolder(run), "mlflow") is None
@@ -176,8 +176,8 @@ def scalars(folder, tag):
 
 def test_tensorboard_has_one_curve_after_kills_and_an_extension(corpus, tmp_path):
     pytest.importorskip("tensorboard")
-    run, told = tmp_path / "run", [*TINY, 'trackers=["tensorboard"]', "every.checkpoint=5"]
-    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=told), 9)
+    run, assignments = tmp_path / "run", [*TINY, 'trackers=["tensorboard"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=assignments), 9)
     killed(functools.partial(isoflop.resume, run), 17)
     isoflop.resume(run, quiet=True)
     assert scalars(run, "train/loss") == list(range(1, 25))
@@ -203,8 +203,8 @@ def test_tensorboard_drops_steps_that_are_repeated(monkeypatch, corpus, tmp_path
         def close(self): ...
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
-    run, told = tmp_path / "run", [*TINY, 'trackers=["tensorboard"]', "every.checkpoint=5"]
-    killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=told), 9)
+    run, assignments = tmp_path / "run", [*TINY, 'trackers=["tensorboard"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "12steps", run, assignments=assignments), 9)
     isoflop.resume(run, quiet=True)
     assert [purge for purge, _ in made] == [None, 6] and made[1][1] == list(range(6, 13))
 
@@ -246,8 +246,8 @@ def test_wandb_offline_has_one_run_and_each_point_once(corpus, tmp_path, monkeyp
     pytest.importorskip("wandb", reason="needs wandb: pip install wandb")
     for name, value in (("MODE", "offline"), ("SILENT", "true"), ("DIR", str(tmp_path)), ("CONSOLE", "off")):
         monkeypatch.setenv(f"WANDB_{name}", value)
-    run, told = tmp_path / "run", [*TINY, 'trackers=["wandb"]', "every.checkpoint=5"]
-    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=told), 9)
+    run, assignments = tmp_path / "run", [*TINY, 'trackers=["wandb"]', "every.checkpoint=5"]
+    killed(functools.partial(isoflop.pretrain, [str(corpus)], "24steps", run, assignments=assignments), 9)
     killed(functools.partial(isoflop.resume, run), 17)
     isoflop.resume(run, quiet=True)
 
