@@ -1,4 +1,5 @@
-"""The effective value of repeated data and excess parameters (Muennighoff et al. 2023, equations 5 and 6)."""
+"""Compute-optimal tokens per parameter (Hoffmann et al. 2022), and the effective value of repeated data and excess
+parameters (Muennighoff et al. 2023, equations 5 and 6)."""
 
 import math
 
