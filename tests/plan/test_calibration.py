@@ -258,5 +258,5 @@ def test_a_dry_run_of_much_text_prepares_none_of_it(timed, monkeypatch):
 def test_estimated_bytes_per_token_are_near_what_was_measured(timed):
     for vocabulary, measured in ((512, 2.4), (2048, 3.06), (16384, 3.98), (35642, 4.11)):
         proposal = propose(parse_budget("1e15"), RunConfig(), TextWorkload(Text(1e9, b"")))
-        facts = planner.estimated(replace(proposal, vocabulary=vocabulary), 1e9)
+        facts = planner.estimated_facts(replace(proposal, vocabulary=vocabulary), 1e9)
         assert facts.bytes_per_token == pytest.approx(measured, rel=0.1)
