@@ -27,6 +27,13 @@ def test_the_t_test_is_scipy_s(pairs):
     assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 12])
+def test_the_sign_test_is_scipy_s(n):
+    for above in range(n + 1):
+        d = [1.0] * above + [-1.0] * (n - above)
+        assert stats.median_difference(d).p == pytest.approx(scipy_stats.binomtest(above, n).pvalue)
+
+
 @pytest.mark.parametrize("test", ["paired t", "sign-flip"])
 def test_fixed_tests_reject_at_the_nominal_rate(test):
     low, high = scipy_stats.binom.ppf([0.001, 0.999], STUDIES, 0.05) / STUDIES
