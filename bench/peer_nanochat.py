@@ -218,6 +218,7 @@ class Nanochat:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(self.folder), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
             "PYTHONUTF8": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",  # its folder stays as it is
             "NANOCHAT_BASE_DIR": str(base),
             "NANOCHAT_DTYPE": recipe.dtype if recipe else "float32",
             "OMP_NUM_THREADS": str(cores()),
