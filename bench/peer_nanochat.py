@@ -318,7 +318,7 @@ class Nanochat:
         base, started = self.data(recipe, seed), time.monotonic()
         took = self.steps(recipe, steps, seed)
         whole = time.monotonic() - started
-        usual = statistics.mean(took[WARM_UP:] or took)
+        usual = statistics.mean(took[WARM_UP:]) if steps > WARM_UP else per_step
         words = ["judge", str(self.texts), str(base), str(steps), str(recipe.context)]
         found = json.loads(self.answer([str(INSIDE), *words], base))
         shutil.rmtree(base / "base_checkpoints")

@@ -163,19 +163,23 @@ def spread(values: list[float], form: str) -> str:
 
 
 def seconds_reached(row: dict[str, Any], figure: str) -> str:
-    """Our seconds to a figure of nanochat's. "At most" where our shortest run was as good already."""
+    """Our seconds to a figure of nanochat's: at most these where our shortest run was as good already."""
     reached = [seed["seconds"][figure] for seed in row["seeds"]]
     if None in reached:
         return f"not reached by {reached.count(None)} of {len(reached)} seeds"
+    return at_most(row, figure) + spread(reached, "{:.0f}")
+
+
+def at_most(row: dict[str, Any], figure: str) -> str:
     first = [seed["isoflop"][0]["bits_per_byte"] <= seed["nanochat"][figure] for seed in row["seeds"]]
-    return ("at most " if any(first) else "") + spread(reached, "{:.0f}")
+    return "at most " if any(first) else ""
 
 
 def reached_share(row: dict[str, Any], figure: str) -> str:
     reached = [(seed["seconds"][figure], seed["nanochat"]["seconds"]) for seed in row["seeds"]]
     if any(ours is None for ours, _ in reached):
         return "not reached"
-    return spread([ours / theirs for ours, theirs in reached], "{:.2f}")
+    return at_most(row, figure) + spread([ours / theirs for ours, theirs in reached], "{:.2f}")
 
 
 def overhead(result: dict[str, Any]) -> str:
