@@ -11,6 +11,7 @@ is a martingale of the sequence t_2, t_3, ... with mean 1 under mu = 0, whatever
 rejects then has that error however often, and for whatever reason, one looks.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -77,6 +78,11 @@ def log_sign_e_value(above: int, below: int) -> float:
     is uniform, 2^n above! below! / (n + 1)! (Robbins 1970; Ramdas et al. 2023, 2210.01948, section 3)."""
     n = above + below
     return n * math.log(2) + math.lgamma(above + 1) + math.lgamma(below + 1) - math.lgamma(n + 2)
+
+
+def pairs_for_signs(alpha: float) -> int:
+    """The fewest pairs with which signs alone can reject, however often one has looked, if all point the same way."""
+    return next(pairs for pairs in itertools.count(1) if log_sign_e_value(pairs, 0) >= -math.log(alpha))
 
 
 def median_sequence(differences: ArrayLike, alpha: float = 0.05) -> Estimate:

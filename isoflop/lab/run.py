@@ -158,6 +158,9 @@ def needed_pairs(study: Study) -> tuple[int, dict[str, float | None]]:
     """Pairs that the smallest interesting effects need by the A/A noise, and the noise of each measure."""
     claim, needed = study.claim, FEWEST
     noise: dict[str, float | None] = {}
+    if any(math.isinf(min(tried.values())) for name in study.trained if (tried := study.tried(name))):
+        # an arm diverges at every rate: signs will decide
+        needed = max(needed, stats.pairs_for_signs(claim.setup.alpha, len(claim.comparisons)))
     for comparison in claim.comparisons:
         sd, limit = stats.noise(study.noise_of(comparison))
         noise[comparison.measure] = number(sd)

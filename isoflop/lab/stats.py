@@ -107,6 +107,11 @@ def enough_for_signs(pairs: int, alpha: float, comparisons: int = 1) -> bool:
     return 2.0 ** (1 - pairs) <= alpha / comparisons
 
 
+def pairs_for_signs(alpha: float, comparisons: int = 1) -> int:
+    """The fewest pairs with which signs alone can reject, if all of them point the same way."""
+    return next(pairs for pairs in itertools.count(1) if enough_for_signs(pairs, alpha, comparisons))
+
+
 def median_difference(differences: ArrayLike, alpha: float = 0.05) -> Estimate:
     """The sign test, and the interval of the median from order statistics (Conover 1999, section 3.2): for differences
     some of which are infinite. Pairs that tie, two runs that both diverged among them, speak for neither side.

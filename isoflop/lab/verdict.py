@@ -211,6 +211,10 @@ def pairs_to_settle(claim: Claim, comparison: Comparison, d: Sequence[float], fa
     """Pairs with which both the smallest interesting effect and, if there is none, its absence would be found with the
     claim's power, by how the differences so far scatter; MOST_PAIRS where that is not known."""
     finite = [value for value in d if math.isfinite(value)]
+    if d and by_median(d, comparison):  # signs decide: as many as can, and one more than could not
+        alpha = claim.setup.alpha / family
+        least = anytime.pairs_for_signs(alpha) if anytime_rule else stats.pairs_for_signs(alpha)
+        return max(least, len(d) + 1)
     if len(finite) < 2:
         return stats.MOST_PAIRS
     mean = sum(finite) / len(finite)

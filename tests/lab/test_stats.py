@@ -76,6 +76,9 @@ def test_required_pairs_and_detectable_effects_are_inverse():
 def test_signs_need_six_pairs_alone_and_nine_in_a_family_of_twelve():
     assert next(n for n in range(1, 12) if stats.enough_for_signs(n, 0.05)) == 6
     assert next(n for n in range(1, 12) if stats.enough_for_signs(n, 0.05, 12)) == 9
+    assert (stats.pairs_for_signs(0.05), stats.pairs_for_signs(0.05, 12)) == (6, 9)
+    n = anytime.pairs_for_signs(0.05)
+    assert anytime.median_sequence([1.0] * n).p <= 0.05 < anytime.median_sequence([1.0] * (n - 1)).p
     assert stats.sign_flip([1.0] * 6) == pytest.approx(2 / 64)
     many = np.random.default_rng(0).normal(0.5, 1.0, 20)
     assert stats.sign_flip(many) == pytest.approx(stats.paired_t(many).p, abs=0.01)  # drawn, not counted out

@@ -107,6 +107,15 @@ def test_a_diverged_run_is_an_outcome():
     json.dumps(found.findings[0].to_dict(), allow_nan=False)
 
 
+def test_where_all_runs_of_an_arm_diverge_as_many_pairs_as_signs_need_are_asked_for():
+    claim, lost = one_claim(), [math.inf] * 12
+    five = decide(claim, measured_of(lost[:5], [2.0] * 5))
+    assert five.verdict == UNDECIDED and five.needs == 6  # five signs cannot reject, whatever they are
+    assert decide(claim, measured_of(lost[:6], [2.0] * 6)).verdict == SUPPORTED
+    later = decide(claim, measured_of(lost[:5], [2.0] * 5), looks_before=1).needs
+    assert later > 6 and decide(claim, measured_of(lost[:later], [2.0] * later), looks_before=1).verdict == SUPPORTED
+
+
 def test_an_undecided_verdict_says_how_many_pairs_are_needed():
     generator = np.random.default_rng(5)
     noisy = decide(one_claim(), measured_of([2.0] * 6, 1.99 + generator.normal(0, 0.05, 6)))
