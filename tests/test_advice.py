@@ -586,6 +586,11 @@ FILES = {  # whose advice has tests of its own
     "trainer/running_forecast.py": "tests/trainer/test_running_forecast.py",
     "lab/": "tests/lab",
     "cli/lab.py": "tests/lab",
+    "job/workers.py": "tests/lab",
+    "ladder/": "tests/ladder",
+    "cli/ladder.py": "tests/ladder",
+    "plan/fitted.py": "tests/ladder",
+    "plan/here.py": "tests/plan/test_here.py",
 }
 NOT_TRIED = {  # what a message says -> why its advice is not done here
     "an encoding process was killed": "needs a killed process; most tests set data.workers=1",
@@ -626,6 +631,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "leave one of the two out": "an option to leave out",
     "--set suite.items=": "a note on a run with a suite that takes long",
     "torchrun --nproc-per-node {} -m isoflop": "for machines that are not at hand",
+    "--set does not go with --machine": "in tests/plan/test_here.py",
     "train there:": "for machines that are not at hand",
     "for FLOPs see `plan predict`": "a form",
 }

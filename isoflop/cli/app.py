@@ -12,6 +12,7 @@ from isoflop.cli.arguments import spread_set
 from isoflop.cli.inference import evaluate, sample
 from isoflop.cli.inspect import config, report, runs
 from isoflop.cli.lab import LAB, lab
+from isoflop.cli.ladder import ladder
 from isoflop.cli.plan import PLAN, plan
 from isoflop.cli.prepare import prepare
 from isoflop.cli.train import train
@@ -30,6 +31,7 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "runs": runs,
     "config": config,
     "plan": plan,
+    "ladder": ladder,
     "lab": lab,
 }
 # commands that have commands of their own

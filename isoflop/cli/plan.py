@@ -1,5 +1,5 @@
 """The commands `plan fit`, `plan predict` and `plan compare` (scaling laws from tables of runs), `plan advise` (what to
-train on other machines) and `plan score` (were forecasts right?)."""
+train, here or on other machines) and `plan score` (were forecasts right?)."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -204,10 +204,17 @@ def advise(
         tyro.conf.arg(metavar="SOURCE", help="the available text, for its size; none: unlimited"),
     ] = (),
     *,
-    machine: Annotated[str, tyro.conf.arg(metavar="8xh100", help="GPUS x NAME of h100, h200, b200 or a100, in nodes")],
     budget: Annotated[
         str, tyro.conf.arg(metavar="72h", help="time, or money at a price per hour of all GPUs: $1440@20/h")
     ],
+    machine: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="8xh100",
+            help_behavior_hint="",
+            help="GPUS x NAME of h100, h200, b200 or a100, in nodes; without it the machine at hand, timed",
+        ),
+    ] = "",
     price: Annotated[
         float, tyro.conf.arg(metavar="2.5", help_behavior_hint="", help="dollars per GPU hour; without it no dollars")
     ] = 0.0,
@@ -215,11 +222,28 @@ def advise(
         float, tyro.conf.arg(help="share of its peak that one GPU reaches alone, as measured; 0: isoflop's own")
     ] = 0.0,
     law: Annotated[
-        str, tyro.conf.arg(metavar="FIT", help="a file of `isoflop plan fit`, or a published law")
-    ] = "besiroglu2024",
+        str,
+        tyro.conf.arg(
+            metavar="FIT",
+            help_behavior_hint="(default: besiroglu2024)",
+            help="with --machine: a file of `isoflop plan fit`, or a published law",
+        ),
+    ] = "",
+    set: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="FIELD=VALUE", help="without --machine: a field of the configuration that is decided"),
+    ] = (),
     json: Json = False,
 ) -> None:
-    """Advise what to train on other machines: model, tokens, mode, speed, loss and dollars, calculated."""
+    """Advise what to train: on this machine, with the reason for each choice, or on other machines, calculated."""
+    if not machine:
+        refuse_here({"--price": price, "--share": share, "--law": law})
+        here(sources, budget, set, json)
+        return
+    if set:
+        raise UserError("--set does not go with --machine, where nothing is configured: leave one of them out")
+    law = law or "besiroglu2024"
     from isoflop.budget import parse_budget
     from isoflop.cli.show_cluster import TIMES, advice_dict, show_advice
     from isoflop.files import to_json
@@ -248,6 +272,43 @@ def advise(
         print(to_json({**advice_dict(advice), "law": basis.way, "counting": counts.words(), **others}), end="")
     else:
         show_advice(advice, by_factor, time.words(), basis.way)
+
+
+def refuse_here(given: dict[str, float | str]) -> None:
+    """Raises UserError for an option that is about machines that are not at hand."""
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name} goes with --machine, as in --machine 8xh100; leave it out for the machine at hand")
+
+
+def here(sources: tuple[str, ...], budget: str, set: tuple[str, ...], json: bool) -> None:
+    """Advice for the machine at hand."""
+    import sys
+
+    from isoflop.budget import parse_budget
+    from isoflop.cli.show_here import here_dict, show_here
+    from isoflop.data.config import DataConfig
+    from isoflop.files import to_json
+    from isoflop.plan.asked import Asked
+    from isoflop.plan.here import advise_here
+    from isoflop.screen import Screen
+    from isoflop.trainer import RunConfig
+
+    screen, asked = Screen(quiet=json, is_result=not json), Asked.of(set)
+    config = asked.apply(RunConfig(data=DataConfig(sources=sources)))
+
+    def say(line: str) -> None:
+        if json:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            screen.say(line)
+
+    found = advise_here(parse_budget(budget), config, asked, say, None if json else screen.progress)
+    if json:
+        print(to_json(here_dict(found)), end="")
+        return
+    show_here(screen, found)
+    screen.require_shown()
 
 
 def size_of(sources: tuple[str, ...]) -> float:

@@ -153,6 +153,8 @@ def kind_of(names: list[str], path: str) -> str:
     present = set(names)
     if "config.json" in present and present & RUN_FILES:
         return "run folder"
+    if {"ladder.json", "runs.jsonl"} <= present:
+        return "ladder's folder"
     if "manifest.json" in present and "tokenizer.json" in present:
         return "prepared-data folder" if any(name.startswith("heldout.") for name in names) else "model folder"
     if "config.json" in present and any(name.endswith(MODEL_ENDINGS) for name in names):

@@ -10,6 +10,7 @@ from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
 from isoflop.job.ledger import record_forecast
 from isoflop.optim.schedules import Decision, Timetable
+from isoflop.plan.fitted import of_key
 from isoflop.plan.pilot import observations
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
@@ -135,6 +136,9 @@ def extended_plan(plan: Plan, extra: Budget, seconds: float, steps: int) -> Plan
             new = new.shown(field, f"{value:,}", f"extended by {extra}; {{}} before")
 
     # the expected loss, from what the first expectation was based on
+    law = of_key(plan.ladder.key) if plan.ladder else None
+    if law and plan.expected and tokens and plan.parameters and plan.unique_tokens:
+        return new.updated(expected=law.expect(plan.parameters, tokens, plan.unique_tokens))
     measured = plan.predictability
     if measured and measured.ngram and measured.lzma and plan.expected and tokens:
         text = Predictability(measured.ngram, measured.lzma, measured.doubt or 0.0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.files import NAME_HOME, disk_errors, home
+from isoflop.plan.fitted import of_key
 from isoflop.plan.prior import table
 from isoflop.records import DataAccount, LedgerForecast, LedgerLine, Plan, Run, RunFolder
 from isoflop.records.ledger import DIVERGED, FINISHED, OUTCOME, append
@@ -62,9 +63,7 @@ def record_forecast(
         pilots=len(plan.pilots or ()),
         recipe=plan.recipe or None,
         plan=sha256_of(plan.to_dict()),
-        law=sha256_of(
-            {forecast_id: table().get(forecast_id) for forecast_id in ("population", "calibration", "recipe")}
-        ),
+        law=law_sha256(plan),
         version=installed_version(),
         commit=git_commit() or None,
         code=source_sha256(),
@@ -123,6 +122,13 @@ def append_or_say(line: Record, say: Callable[[str], None]) -> bool:
         say(f"note: {error}")
         return False
     return True
+
+
+def law_sha256(plan: Plan) -> str:
+    """The SHA-256 of what a forecast was estimated from: the file of a ladder's law, or the prior."""
+    law = of_key(plan.ladder.key) if plan.ladder else None
+    prior = {name: table().get(name) for name in ("population", "calibration", "recipe")}
+    return law.digest if law else sha256_of(prior)
 
 
 def sha256_of(value: Any) -> str:

@@ -31,7 +31,6 @@ BASE = (
     "runtime.threads=1",
     "guard.preflight=false",
 )
-RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr")
 MEASUREMENTS = 8  # of held-out text along a run, for its curve
 EVALUATE_TOKENS = 16_384
 WINDOW = 4  # values of a matched field that are looked at on either side
@@ -110,12 +109,6 @@ def one_thread(runtime: RuntimeConfig) -> RuntimeConfig:
     device = "cpu" if runtime.device == "auto" else runtime.device
     dtype = "float32" if runtime.dtype == "auto" else runtime.dtype
     return replace(runtime, device=device, dtype=dtype, threads=1)
-
-
-def scaled(config: RunConfig, factor: float) -> RunConfig:
-    """The same with all learning rates times a factor."""
-    rates = {name: getattr(config.optim, name) * factor for name in RATES if getattr(config.optim, name)}
-    return replace(config, optim=replace(config.optim, **rates))
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:

@@ -17,6 +17,7 @@ from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.stats import time_to
 from isoflop.lab.store import Row, Store
 from isoflop.lab.verdict import Values
+from isoflop.plan.settings import scaled
 from isoflop.trainer.task import make_task
 
 # Seeds of the runs that are not compared, so that the pairs that decide are independent of them.
@@ -93,7 +94,7 @@ class Study:
         used = self.factors.get(name, 1.0) if factor is None else factor
         config = self.arm(name).config
         if entry.trains:
-            config = making.scaled(config, used)
+            config = scaled(config, used)
         own = order + (ANOTHER if self.claim.arms[name].again else 0)
         order, seed = (order, own if seed is None else seed) if entry.seeded else (0, 0)
         return Job(

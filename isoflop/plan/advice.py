@@ -8,6 +8,7 @@ from isoflop.data.manifest import Data
 from isoflop.model.count import parameters
 from isoflop.plan.asked import Asked
 from isoflop.plan.candidates import Candidate
+from isoflop.plan.fitted import Fitted
 from isoflop.plan.predictability import Predictability
 from isoflop.records import Calibration, CandidateShape, Choice, Expectation, PilotRun, Plan, TextPredictability
 from isoflop.trainer import RunConfig
@@ -41,6 +42,7 @@ class Facts:
         tokenizer: the kind of tokenizer, in words; tokenizer_json: the text of its tokenizer.json.
         sample: a sample of the prepared text; empty: use the one that was taken before preparing.
         measured: whether all this was measured on the prepared data; False: estimated, for a dry run.
+        fingerprint: of the prepared data; empty if they are not prepared.
     """
 
     unique_tokens: int
@@ -50,6 +52,7 @@ class Facts:
     tokenizer_json: str = ""
     measured: bool = True
     sample: bytes = b""
+    fingerprint: str = ""
 
     @classmethod
     def of(cls, data: Data, sample: bytes = b"") -> "Facts":
@@ -61,6 +64,7 @@ class Facts:
             tokenizer=account.tokenizer or "",
             tokenizer_json=data.tokenizer.to_json(),
             sample=sample,
+            fingerprint=data.fingerprint,
         )
 
 
@@ -77,6 +81,7 @@ class Proposal:
         calibration, peak: timings of the machine, see plan/machine.py and runtime.measure_peak.
         machines: the number of machines like this one that train together.
         whole: the budget including pilots; None: there are no pilots, and `budget` is all of it.
+        laws: those that ladders fitted to this text; law: the one whose tokenizer is used.
     """
 
     budget: Budget
@@ -92,6 +97,8 @@ class Proposal:
     peak: dict[str, float]
     machines: int = 1
     whole: Budget | None = None
+    laws: tuple[Fitted, ...] = ()
+    law: Fitted | None = None
 
     @property
     def data(self) -> DataConfig:
@@ -100,6 +107,9 @@ class Proposal:
         if text is None:
             return data
         share = 0 if data.max_train_bytes or text.size <= self.train_bytes else int(self.train_bytes)
+        if self.law is not None and not data.max_train_bytes:  # the text that the law holds for, where that is enough
+            most = self.law.about.max_train_bytes or 0
+            share = most if not most or 2 * most >= min(self.train_bytes, text.size) else share
         return replace(data, vocab_size=self.vocabulary, max_train_bytes=share or data.max_train_bytes)
 
 
@@ -115,6 +125,7 @@ class Advice:
         differences: how the recipe differs from the prior's, in words; if it does, only pilots allow a forecast.
         workload: the task on its data.
         proposal: the proposal that the plan was made from.
+        law: the law of a ladder that chose the shape and made the forecast; None: the prior.
     """
 
     config: RunConfig
@@ -134,12 +145,13 @@ class Advice:
     pilots: tuple[PilotRun, ...] = ()
     differences: tuple[str, ...] = ()
     proposal: Proposal | None = None
+    law: Fitted | None = None
 
     def plan(self) -> Plan:
         """The record that is written as plan.json."""
         plan = Plan(
             budget=str(self.budget),
-            kind="prior",
+            kind="ladder" if self.law else "prior",
             choices=self.choices,
             parameters=self.parameters,
             total_parameters=parameters(self.config.model, self.config.task).total,
@@ -159,4 +171,6 @@ class Advice:
         plan = plan.updated(predictability=text, unique_tokens=self.unique_tokens)
         if self.differences:
             plan = plan.updated(recipe=self.differences)
+        if self.law:
+            plan = plan.updated(ladder=self.law.seen())
         return plan.updated(pilots=self.pilots) if self.pilots else plan

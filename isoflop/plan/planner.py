@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from functools import partial
 
 from isoflop.budget import Budget
 from isoflop.data.excerpt import excerpt
@@ -22,28 +21,28 @@ from isoflop.data.manifest import Data
 from isoflop.data.prepare import Prepared, Progress
 from isoflop.data.survey import SAMPLE_BYTES
 from isoflop.parallel.mesh import ALONE, Group
+from isoflop.plan import fitted
 from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
 from isoflop.plan.asked import NOTHING, Asked
+from isoflop.plan.by_law import Forecast, forecast_of, law_choice, law_of, score_of, why_not
 from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
 from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.explain import choices_of
 from isoflop.plan.fewer_ids import inputs_for_ids, needs_new_shapes, rescaled, with_ids
+from isoflop.plan.fitted import Fitted
 from isoflop.plan.machine import choose_runtime
 from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
-from isoflop.plan.prior import expect
 from isoflop.plan.recipe import differences, differs_from_prior
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import bytes_per_token_for, context_for, vocabulary_for, with_batch, with_length, with_rates
 from isoflop.plan.speeds import find_speeds
 from isoflop.plan.trials import calibration_seconds, first_trial, usual_speed
-from isoflop.records import CandidateShape, Choice, Expectation
+from isoflop.records import CandidateShape, Choice
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import resolve_runtime
 from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import Rung, Workload, matmul_weights
-
-Forecast = Callable[[float, float], Expectation]  # of N and D
 
 BYTES_PER_TOKEN = 3.0  # before there is a tokenizer; small vocabularies make 2 to 3 of English and code
 PREPARED = 2.5e6  # bytes of text prepared per second, roughly (bench/prepare.py): for an estimate beforehand
@@ -85,13 +84,15 @@ def plan(
     task = make_task(config)
     with phase("prepare"):
         workload = task.workload(config, progress)
+    laws = () if keep.model else fitted.known(workload, config, say)
     piloted = make_pilots is not None and not keep.model and has_pilots(budget, workload, differs_from_prior(config))
 
     # time the machine, and choose what the text is prepared with
     with phase("calibrate"):
         machines, started = group.machines(resolve_runtime(config).runtime.device), time.perf_counter()
         run_budget = without_pilots(budget) if piloted else budget
-        proposal = replace(propose(run_budget, config, workload, asked, say, keep, machines), whole=budget)
+        proposal = propose(run_budget, config, workload, asked, say, keep, machines, laws=laws)
+        proposal = replace(proposal, whole=budget)
         left = calibration_seconds(budget) - (time.perf_counter() - started)
 
     # prepare the data
@@ -101,7 +102,7 @@ def plan(
             what = "tokens, ids and how predictable it is"
             say(f"{size / 1e6:,.0f} MB of text are not prepared for a dry run: {what} are estimated")
             advice = finalize(proposal, estimated_facts(proposal, size))
-            return (with_pilots_described(advice) if piloted else advice), None
+            return (with_pilots_described(advice) if piloted and advice.law is None else advice), None
         how_long = f"up to {size / 1e6:,.3g} MB of text, about {size / PREPARED:,.0f} s if that was not done before"
         say(f"preparing {how_long}; measuring and preparing are outside the budget")
     with phase("prepare"):
@@ -110,6 +111,10 @@ def plan(
     if needs_new_shapes(proposal, facts.vocab_size):
         with phase("calibrate"):
             proposal = with_fewer_ids(proposal, facts.vocab_size, left, say)
+    if why := why_not(proposal, facts):
+        say(why)
+    if piloted and law_of(proposal, facts) is not None:  # it says more than pilots would: the run has their share too
+        piloted, proposal = False, replace(proposal, budget=budget)
 
     # choose what to train
     advice = finalize(proposal, facts)
@@ -163,6 +168,10 @@ def with_fewer_ids(proposal: Proposal, ids: int, left: float, say: Callable[[str
 def estimated_facts(proposal: Proposal, size: float) -> Facts:
     """Estimates for `size` bytes of text that are not prepared."""
     per_token = bytes_per_token_for(proposal.vocabulary)
+    law = proposal.law
+    if law is not None and law.about.unique_tokens and law.about.max_train_bytes == proposal.data.max_train_bytes:
+        unique, ids = law.about.unique_tokens, law.about.ids or proposal.vocabulary
+        return Facts(unique, ids, size / unique, measured=False, fingerprint=law.about.fingerprint or "")
     return Facts(int(size / per_token), proposal.vocabulary, per_token, measured=False)
 
 
@@ -176,6 +185,7 @@ def propose(
     machines: int = 1,
     known_peak: dict[str, float] | None = None,
     allowed: float = 0.0,
+    laws: tuple[Fitted, ...] = (),
 ) -> Proposal:
     """List the candidate shapes, time them if the budget is in seconds, and choose vocabulary and amount of text.
 
@@ -186,6 +196,7 @@ def propose(
             the run's pace accounts for it (trainer/pace.py).
         known_peak: FLOP/s by dtype if they are known; None: as cached, or measured now.
         allowed: seconds for timing; 0: calibration_seconds(budget).
+        laws: of ladders on this text with this recipe; the tokenizer of the nearest one is used.
 
     Raises:
         UserError: if the budget buys fewer than MIN_STEPS steps.
@@ -199,6 +210,8 @@ def propose(
     peak = known_peak or machine_peak(device)
     flops = rough_flops(budget, peak, device, machines)
     vocabulary = choose_vocabulary(config, workload, flops, asked, keep)
+    law = None if workload.vocab_size else fitted.nearest(laws, vocabulary, asked)
+    vocabulary = (law.about.vocab_size or vocabulary) if law else vocabulary
     context = workload.context or context_for(flops)
     if keep.model and workload.vocab_size:
         config = with_ids(config, workload.vocab_size, asked, keep)
@@ -249,7 +262,7 @@ def propose(
             surprised = fastest > SURPRISE * peak[dtype]
             peak = raised(device, peak, dtype, fastest)
             if surprised:
-                return propose(budget, initial, workload, asked, say, keep, machines, known_peak=peak)
+                return propose(budget, initial, workload, asked, say, keep, machines, known_peak=peak, laws=laws)
     if calibration.doubt:
         say(f"note: this machine was not left alone while it was timed ({calibration.doubt}); nothing of it is kept")
 
@@ -269,6 +282,8 @@ def propose(
         calibration=calibration,
         peak=peak,
         machines=machines,
+        laws=laws,
+        law=law,
     )
 
 
@@ -282,7 +297,8 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
         UserError: if the budget buys fewer than MIN_STEPS steps.
     """
     budget, workload, asked, keep = proposal.budget, proposal.workload, proposal.asked, proposal.keep
-    best = min(proposal.candidates, key=lambda candidate: candidate.score(budget, facts.unique_tokens))
+    law = law_of(proposal, facts)
+    best = min(proposal.candidates, key=lambda candidate: score_of(candidate, proposal, facts.unique_tokens, law))
 
     # the candidate's configuration with the data's tokenizer
     config = best.config
@@ -305,13 +321,12 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
     count, tokens = matmul_weights(config), workload.tokens(config)
     text = None if workload.text is None else predictability(facts.sample or workload.text.sample)
     differ, observed = () if text is None or keep.model else differences(config), observations(pilots.runs)
-    forecast: Forecast | None = None
-    if text is not None and not keep.model and (observed or not differ):
-        unique = facts.unique_tokens
-        forecast = partial(expect, unique_tokens=unique, text=text, pilots=observed, other_recipe=bool(differ))
+    forecast = None if keep.model else forecast_of(law, facts.unique_tokens, text, observed, differ)
 
     # the plan, with its reasons
     choices = choices_of(proposal, facts, config, best, tokens)
+    if law is not None:
+        choices = (*choices, law_choice(law, count, tokens))
     if pilots.runs or pilots.note:
         choices = (*choices, pilots_line(pilots))
     return Advice(
@@ -332,6 +347,7 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
         pilots=pilots.runs,
         differences=differ,
         proposal=proposal,
+        law=law,
     )
 
 

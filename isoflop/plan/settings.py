@@ -8,6 +8,7 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
+RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr")
 ON_A_GPU = 8  # a batch is a multiple of it on a GPU, which may have to split it into several passes
 
 
@@ -56,6 +57,12 @@ def with_rates(config: RunConfig, asked: Asked = NOTHING) -> RunConfig:
     """The peak learning rates for a model's size, by the rule of its optimiser (optim/table.py), scaled from those of
     width 128; see LAB.md for the runs behind them."""
     return asked.choose(config, "optim", **config.optim.entry.at_width(config.model.d_model, config.model.tied_head))
+
+
+def scaled(config: RunConfig, factor: float) -> RunConfig:
+    """The same with all learning rates times a factor."""
+    rates = {name: getattr(config.optim, name) * factor for name in RATES if getattr(config.optim, name)}
+    return replace(config, optim=replace(config.optim, **rates))
 
 
 def with_length(config: RunConfig, steps: int, seconds: float, asked: Asked = NOTHING) -> RunConfig:

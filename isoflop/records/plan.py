@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from isoflop.records.ladder import LadderSeen
 from isoflop.records.record import Record, rare
 
 VERDICTS = ("inside", "better", "worse")
@@ -150,7 +151,7 @@ class Plan(Record):
 
     Attributes:
         budget: what the plan was made for, as on the command line, such as "3m".
-        kind: "prior", "given" or "imported".
+        kind: "prior", "ladder" (by a law of the user's own text), "given" or "imported".
         choices: for display only.
         parameters: N of 6ND (block and head weights); total_parameters: all weights.
         tokens: read in training; flops: 6ND; seconds: of training, None if the budget is not in seconds.
@@ -158,6 +159,7 @@ class Plan(Record):
         predictability, unique_tokens, pilots: what the expectation is based on, to compute it again for a larger
             budget.
         recipe: how the run's recipe differs from that of the prior's runs.
+        ladder: the ladder whose law the expectation is based on.
         forecast: the id of the forecast in the ledger.
         phases: seconds per phase before training.
         init_bits_per_byte: of the initial weights (--init), on the run's held-out text.
@@ -182,6 +184,7 @@ class Plan(Record):
     unique_tokens: int | None = rare()
     pilots: tuple[PilotRun, ...] | None = rare()
     recipe: tuple[str, ...] | None = rare()
+    ladder: LadderSeen | None = rare()
     forecast: str | None = rare()
     phases: dict[str, float] | None = rare()
     init_bits_per_byte: float | None = rare()

@@ -45,6 +45,7 @@ def one_run(facts: Facts) -> str:
         sections.learning(facts),
         attempt.first_attempt(facts.run),
         sections.plan(facts),
+        sections.ladder(facts),
         account.samples(facts),
         suites.suites(facts),
         account.data(facts),

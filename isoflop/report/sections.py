@@ -6,7 +6,7 @@ Each function takes the Facts of a run and returns HTML. Whatever comes from a r
 from dataclasses import fields
 
 from isoflop.records import DecisionLine
-from isoflop.report import figures, words
+from isoflop.report import figures, laws, words
 from isoflop.report.facts import (
     Facts,
     Measures,
@@ -202,6 +202,29 @@ def source_of_expectation(facts: Facts) -> str:
     source = ((made.expected and made.expected.source) or "").removeprefix("a prior, not a fit: ")  # said already
     level = f"; the interval is meant to hold in {percent(facts.level, 0)} of runs" if facts.level is not None else ""
     return said + kind + (f" (from {text(source)})" if source else "") + level + "."
+
+
+def ladder(facts: Facts) -> str:
+    """The ladder whose law the forecast was made from: loss against compute, with this run."""
+    run = facts.run
+    seen = run.plan.ladder
+    frontier = [row for row in (seen and seen.frontier) or () if len(row) == 4 and min(row) > 0]
+    if not frontier:
+        return ""
+    made = [row for row in (seen and seen.runs) or () if len(row) == 2 and min(row) > 0]
+    one = run.plan.expected
+    about = (run.plan.flops, one.bits_per_byte, one.low, one.high) if one else ()
+    target = [known] if len(known := [value for value in about if value]) == 4 else []
+    reached = run.result.heldout.bits_per_byte
+    there = [(run.result.flops, reached)] if reached and run.result.flops else []
+    svg = laws.frontier([row[0] for row in made], [row[1] for row in made], frontier, target, there)
+    legend = [
+        key("train", f"{count(len(made))} runs of the ladder"),
+        key("expected", "the least loss at each compute by their law, and what was expected of this run", band=True),
+        *([key("heldout", "what this run reached")] if there else []),
+    ]
+    lead = "Where this run lies next to the small ones on this text that its forecast was made from."
+    return section("The ladder", lead, f"<figure>{svg}<figcaption>{''.join(legend)}</figcaption></figure>")
 
 
 def shapes(facts: Facts) -> str:

@@ -19,6 +19,7 @@ from isoflop.lab.compare import claim_of as asked
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
+from isoflop.plan.settings import scaled
 from small import write_texts
 
 TEXT = """
@@ -131,7 +132,7 @@ def test_rates_are_the_plan_s_for_the_arm_s_own_width_unless_they_are_set(tmp_pa
     assert a.optim.head_lr != b.optim.head_lr
     given = making.configure(written(tmp_path, TEXT.replace("model.feed_forward.ratio=2", "optim.lr=0.5")), "b")
     assert given.optim.lr == 0.5 and given.optim.matrix_lr == a.optim.matrix_lr
-    twice = making.scaled(a, 2.0)
+    twice = scaled(a, 2.0)
     assert (twice.optim.lr, twice.optim.matrix_lr) == (2 * a.optim.lr, 2 * a.optim.matrix_lr)
 
 
