@@ -141,7 +141,7 @@ def test_one_path_is_a_list_of_one_and_never_of_its_characters(tmp_path, monkeyp
 
 
 def test_one_stop_string_is_a_list_of_one():
-    assert isoflop.as_tuple("river") == ("river",) and isoflop.several(["a", Path("b")]) == ("a", "b")
+    assert isoflop.as_tuple("river") == ("river",) and isoflop.as_tuple(["a", Path("b")]) == ("a", "b")
 
 
 @pytest.mark.parametrize(

@@ -149,4 +149,4 @@ def test_scores_that_cannot_be_saved_are_reported(golden, capsys, monkeypatch):
         code, out, _ = called(capsys, "eval", "other", "--suite", "own.toml")
     finally:
         (golden / "other" / "suites").unlink()
-    assert code == 0 and "note: the score on own is not kept" in out
+    assert code == 0 and "note: the score on own is not stored" in out

@@ -115,5 +115,5 @@ def test_a_step_cut_short_counts_its_update_once():
     step = make_step(resolve_runtime(override(RunConfig(), small)), times=8.0, clock=lambda: float(next(ticks)))
     step.begin()
     step()
-    assert step.updating == 2.0  # from one reading of the clock to the next, twice
+    assert step.update_seconds == 2.0  # from one reading of the clock to the next, twice
     assert step.whole(10.0) == 8 * 8.0 + 2.0
