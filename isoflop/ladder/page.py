@@ -117,8 +117,8 @@ def page(found: Climbed, law: Fitted, targets: Sequence[Target], drawn: dict[str
     """The whole HTML page."""
     parts = [
         header(found, law),
-        forecasts(targets, law),
-        pictures(drawn),
+        forecasts(targets),
+        pictures(drawn, bool(past_runs(law))),
         constants(found),
         rates(found),
         runs(found),
@@ -139,7 +139,9 @@ def header(found: Climbed, law: Fitted) -> str:
     )
 
 
-def forecasts(targets: Sequence[Target], law: Fitted) -> str:
+def forecasts(targets: Sequence[Target]) -> str:
+    if not targets:
+        return ""
     rows = []
     for target in targets:
         advice = target.advice
@@ -162,7 +164,7 @@ def forecasts(targets: Sequence[Target], law: Fitted) -> str:
     return section("What larger budgets buy", lead, table(heads, rows, {2, 3, 4, 5}))
 
 
-def pictures(drawn: dict[str, str]) -> str:
+def pictures(drawn: dict[str, str], has_past: bool) -> str:
     said = {
         "isoflop": (
             "Equal compute, several sizes",
@@ -172,7 +174,7 @@ def pictures(drawn: dict[str, str]) -> str:
             "Loss against compute",
             key("train", "runs of the ladder")
             + key("expected", "the least loss by the law, with the interval of one run", band=True)
-            + key("heldout", "runs on this text that have ended"),
+            + (key("heldout", "finished runs on this text") if has_past else ""),
         ),
         "size": (
             "How large a model",

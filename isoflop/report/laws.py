@@ -61,7 +61,9 @@ def isoflop(curves: Sequence[Curve], width: float = WIDTH) -> str:
                 fontsize=11,
             )
         log_ticks(axes, "parameters N", lambda value: compact(value))
-        axes.margins(x=0.12, y=0.08)
+        axes.margins(x=0.03, y=0.08)
+        low, high = axes.get_xlim()
+        axes.set_xlim(low, high * (high / low) ** 0.14)  # room for the labels
         loss_axis(axes)
         return to_svg(figure, "isoflop", "Loss against parameters at equal compute, with the law's curves")
 
