@@ -6,6 +6,7 @@ usually two workers of one thread. A GPU makes one run at a time.
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -14,12 +15,14 @@ import numpy as np
 from isoflop import processors
 from isoflop.ladder.rungs import Size
 from isoflop.plan.asked import Asked
+from isoflop.plan.machine import keeping_up
 from isoflop.plan.settings import with_batch, with_rates
 from isoflop.plan.trials import STEEPEST
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.workload import Rung, Workload
 
 TINY: tuple[Rung, ...] = ((1, 16), (1, 24))  # below the shapes that a plan considers, for small budgets
+LONGEST = 12.0  # seconds, for all of them, about
 EACH = 0.6  # seconds of steps, for each width and number of threads
 TIMED = (32, 64, 128)  # widths, of the shapes nearest to them
 SHARED = 0.9  # of its speed alone that a worker keeps next to others: memory and caches are shared (an assumption)
@@ -89,11 +92,11 @@ def find_pace(configs: Sequence[RunConfig], flops: Sequence[float], workers: int
         workers: that are asked for; None: as many as train most.
     """
     cores = processors.cores() if configs[0].runtime.device == "cpu" else 1
-    counts = list(processors.thread_counts(cores))
+    counts = list(keeping_up(list(processors.thread_counts(cores)), throughput.time_matmul))
     if workers is not None:
         counts = [max(1, cores // max(1, workers))]
     each = [replace(one, runtime=replace(one.runtime, threads=count)) for count in counts for one in configs]
-    found = throughput.time_in_turns(each, EACH)
+    found = throughput.time_in_turns(each, EACH, until=time.perf_counter() + LONGEST)
     per_second = [one.tokens_per_second * cost for one, cost in zip(found, [*flops] * len(counts), strict=True)]
     by_count = {count: per_second[i * len(configs) : (i + 1) * len(configs)] for i, count in enumerate(counts)}
 
