@@ -3,13 +3,15 @@
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from isoflop.config import from_dict, override
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
+from isoflop.lab import damage, spelling
 from isoflop.lab.claim import Claim
-from isoflop.lab.damage import damaged
+from isoflop.lab.procedures.pairs import positions
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.model.count import parameters
 from isoflop.plan.asked import VOCABULARY, Asked
@@ -17,7 +19,7 @@ from isoflop.plan.settings import with_rates
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.config import EveryConfig, RuntimeConfig
 
-# What the lab has where a claim and its arms say nothing: a model of which a laptop trains dozens, on one thread each.
+# The defaults of all claims: a model of which a laptop trains dozens, on one thread each.
 BASE = (
     "model.layers=3",
     "model.d_model=64",
@@ -31,6 +33,7 @@ BASE = (
     "runtime.threads=1",
     "guard.preflight=false",
 )
+PAIRS = PROCEDURES["pairs"]
 MEASUREMENTS = 8  # of held-out text along a run, for its curve
 EVALUATE_TOKENS = 16_384
 WINDOW = 4  # values of a matched field that are looked at on either side
@@ -47,19 +50,45 @@ class ReadyArm:
     Attributes:
         config: with its steps, and the planned rates.
         size: distinct parameters; 0 where no model is built.
-        flops: of a run, 6 N D; 0 where nothing is trained.
+        tokens, flops: of a run, flops as 6 N D; 0 where nothing is trained.
         seconds: of a run on one thread, estimated; 0 where nothing is trained.
+        batches: those that it is timed on, of pairs; None: random tokens.
     """
 
     name: str
     config: RunConfig
     size: int = 0
+    tokens: float = 0.0
     flops: float = 0.0
     seconds: float = 0.0
+    batches: Any = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step of an arm costs: its tokens (of pairs the mean, without padding), and 6 N FLOPs per token."""
+
+    tokens_per_step: float
+    flops_per_token: float
 
 
 def assignments(claim: Claim, arm: str) -> tuple[str, ...]:
     return (*claim.setup.set, *claim.arms[arm].set)
+
+
+def begin(claim: Claim, arm: str) -> RunConfig:
+    """The base with what the claim and the arm set, on the sources as they are named.
+
+    Raises:
+        UserError: for an assignment that does not fit.
+    """
+    setup, given = claim.setup, assignments(claim, arm)
+    if setup.base:
+        base = from_dict(RunConfig, setup.base, "setup.base")
+        data = replace(base.data, sources=tuple(setup.sources), path="") if setup.sources else base.data
+        return override(replace(base, data=data, runtime=one_thread(base.runtime)), given)
+    config = override(RunConfig(data=DataConfig(sources=tuple(setup.sources))), [*BASE, *given])
+    return with_rates(config, Asked.of(given))
 
 
 def configure(claim: Claim, arm: str) -> RunConfig:
@@ -71,25 +100,18 @@ def configure(claim: Claim, arm: str) -> RunConfig:
     Raises:
         UserError: naming the arm, for an assignment that does not fit.
     """
-    setup = claim.setup
-    given = assignments(claim, arm)
+    entry, asked = PROCEDURES[claim.procedure(arm)], Asked.of(assignments(claim, arm))
     try:
-        base = from_dict(RunConfig, setup.base, "setup.base") if setup.base else None
-        if base is None:
-            begin = override(RunConfig(data=DataConfig(sources=tuple(setup.sources))), [*BASE, *given])
-            config = with_rates(begin, Asked.of(given))
-        else:
-            data = replace(base.data, sources=tuple(setup.sources), path="") if setup.sources else base.data
-            config = override(replace(base, data=data, runtime=one_thread(base.runtime)), given)
-        if claim.arms[arm].damage:
-            config = replace(config, data=damaged(config.data, claim.arms[arm].damage))
-        asked = Asked.of(given)
-        if base is None and asked.names("data.vocab_size") and not asked.names(VOCABULARY):
+        config = begin(claim, arm)
+        config = replace(config, data=text_of(claim, arm, config.data))
+        if not claim.setup.base and asked.names("data.vocab_size") and not asked.names(VOCABULARY):
             config = override(config, [f"model.vocab_size={config.data.vocab_size}"])
-        if config.task != RunConfig.task and PROCEDURES[claim.procedure(arm)].reads:
+        if entry.pairs:
+            config = with_pairs(config, asked)
+        elif entry.reads and config.task != RunConfig.task:
             raise UserError(
-                f"task = {config.task}: the lab holds tokens, FLOPs and seconds equal for text alone; bench/g2p.py "
-                "compares models of pairs"
+                f'task = {config.task} is for pairs: set procedure = "pairs" in [setup], which trains and measures '
+                "encoder-decoders and decoder-only models on pairs"
             )
         every = EveryConfig(log=50, evaluate=0, sample=0, checkpoint=0, keep=1, keep_best=False, background=False)
         return replace(config, every=every, evaluate_tokens=EVALUATE_TOKENS, trackers=(), seconds=0.0)
@@ -97,10 +119,58 @@ def configure(claim: Claim, arm: str) -> RunConfig:
         raise UserError(f"arm {arm}: {error}") from None
 
 
-def undamaged(claim: Claim, arm: str) -> DataConfig:
-    """The data of an arm whose text is damaged, before it is."""
-    whole = replace(claim.arms[arm], damage={})
-    return configure(replace(claim, arms={**claim.arms, arm: whole}), arm).data
+def text_of(claim: Claim, arm: str, data: DataConfig) -> DataConfig:
+    """The data of an arm: damaged, or some of the claim's sources, where it says so.
+
+    Raises:
+        UserError: if a source that the claim needs is not among those given.
+    """
+    if missing := [name for name in claim.needs if name not in damage.named(data.sources)]:
+        wanted = " ".join(f"{name}=FILE" for name in claim.needs)
+        name = claim.name or "CLAIM"
+        raise UserError(
+            f"{name} compares sources of text that isoflop does not have, and there is none named "
+            f"{' or '.join(missing)}: isoflop lab run {name} {wanted}"
+        )
+    if sources := claim.arms[arm].sources:
+        return damage.apart(data, sources, claim.needs)
+    return damage.damaged(data, claim.arms[arm].damage) if claim.arms[arm].damage else data
+
+
+def write_text_of(claim: Claim, arm: str) -> None:
+    """Write the text that `text_of` names, where it is not the user's own."""
+    spec = claim.arms[arm]
+    if not spec.damage and not spec.sources:
+        return
+    data = begin(claim, arm).data
+    if spec.sources:
+        damage.write_apart(data, claim.needs)
+    else:
+        damage.write(data, spec.damage)
+
+
+def with_pairs(config: RunConfig, asked: Asked) -> RunConfig:
+    """The configuration on its pairs, generated ones where no source is named: with the ids of their tokenizer and room
+    for the longest pair, unless these are set.
+
+    Raises:
+        UserError: if the pairs cannot be prepared.
+    """
+    if not config.data.sources:
+        config = replace(config, data=replace(config.data, sources=(f"spelling={spelling.write()}",)))
+    prepared = PAIRS.task(config).prepare_data(config.data)
+    found = {VOCABULARY: prepared.vocab_size, "model.context": positions(prepared)}
+    return override(config, [f"{name}={value}" for name, value in found.items() if not asked.names(name)])
+
+
+def cost_of(claim: Claim, arm: str, config: RunConfig) -> Cost:
+    """The cost of an arm's steps."""
+    entry = PROCEDURES[claim.procedure(arm)]
+    if not entry.pairs:
+        return Cost(config.tokens_per_step, config.flops_per_token)
+    task = entry.task(config)
+    prepared = task.prepare_data(config.data)
+    return Cost(config.batch.sequences * sum(prepared.mean_lengths()), task.flops_per_token(config, prepared))
 
 
 def one_thread(runtime: RuntimeConfig) -> RuntimeConfig:
@@ -177,8 +247,16 @@ def trained(claim: Claim) -> list[str]:
 
 
 def speeds_of(claim: Claim) -> dict[str, float]:
-    """Tokens a second of each trained arm over those of the first, measured now."""
+    """Tokens per second of each trained arm over those of the first, measured now.
+
+    Raises:
+        UserError: for pairs, which are not timed.
+    """
     configs, names = configs_of(claim), trained(claim)
+    if pairs := [arm for arm in names if PROCEDURES[claim.procedure(arm)].pairs]:
+        raise UserError(
+            f'arm {pairs[0]}: seconds are held equal for text only; for pairs use equal = ["flops"] or ["tokens"]'
+        )
     return {arm: speed_ratio(configs[names[0]], configs[arm]) for arm in names}
 
 
@@ -186,32 +264,41 @@ def ready(claim: Claim, speeds: Mapping[str, float]) -> list[ReadyArm]:
     """All arms as they will be run, in the claim's order.
 
     Args:
-        speeds: where seconds are held equal, tokens a second of each trained arm over those of the first.
+        speeds: where seconds are held equal, tokens per second of each trained arm over those of the first.
 
     Raises:
         UserError: if something that is to be held equal cannot be.
     """
     configs, names = configs_of(claim), trained(claim)
+    costs = {arm: cost_of(claim, arm, configs[arm]) for arm in names}
+
     made = []
     for arm, config in configs.items():
-        builds = PROCEDURES[claim.procedure(arm)].builds
-        size, flops = size_of(config) if builds else 0, 0.0
-        if arm in names:
-            tokens = claim.setup.tokens * claim.arms[arm].times
-            config = with_steps(config, length(claim, tokens, configs[names[0]], config, speeds.get(arm, 1.0)))
-            flops = config.flops_per_token * config.tokens if config.task == "causal_lm" else 0.0
-        made.append(ReadyArm(arm, config, size, flops))
+        entry = PROCEDURES[claim.procedure(arm)]
+        size = size_of(config) if entry.builds else 0
+        if arm not in names:
+            made.append(ReadyArm(arm, config, size))
+            continue
+
+        wanted = claim.setup.tokens * claim.arms[arm].times
+        config = with_steps(config, length(claim, wanted, costs[names[0]], costs[arm], speeds.get(arm, 1.0)))
+        tokens, batches = float(config.tokens), None
+        if entry.pairs:
+            task = entry.task(config)
+            batches = task.batches(config, task.prepare_data(config.data))
+            tokens = float(batches.tokens(config.steps))
+        made.append(ReadyArm(arm, config, size, tokens, tokens * costs[arm].flops_per_token, batches=batches))
     return made
 
 
-def length(claim: Claim, tokens: float, first: RunConfig, config: RunConfig, speed: float) -> int:
+def length(claim: Claim, tokens: float, first: Cost, own: Cost, speed: float) -> int:
     """Steps of an arm's runs, so that its tokens, FLOPs (6 N D) or seconds are those of the first arm with so many
     tokens. Nearest whole step."""
     if claim.setup.length == "flops":
-        tokens *= first.flops_per_token / config.flops_per_token
+        tokens *= first.flops_per_token / own.flops_per_token
     elif claim.setup.length == "seconds":
         tokens *= speed
-    return max(1, round(tokens / config.tokens_per_step))
+    return max(1, round(tokens / own.tokens_per_step))
 
 
 def check_equal(sizes: Mapping[str, int]) -> None:
@@ -225,8 +312,8 @@ def check_equal(sizes: Mapping[str, int]) -> None:
 
 
 def speed_ratio(first: RunConfig, config: RunConfig) -> float:
-    """Tokens per second of `config` over those of `first`, in the processor's seconds and in turns, so that neither a
-    machine whose speed drifts nor what else runs on it decides."""
+    """Tokens per second of `config` over those of `first`, by the processor's clock and in turns, so that neither a
+    drift of the machine's speed nor other programs on it change the ratio."""
     if first == config:
         return 1.0
     ratios = []
@@ -238,5 +325,6 @@ def speed_ratio(first: RunConfig, config: RunConfig) -> float:
 
 def timed(arm: ReadyArm) -> ReadyArm:
     """The same with the seconds that a run takes on one thread, measured."""
-    speed = throughput.time_steps(arm.config, GLANCE).tokens_per_second
-    return replace(arm, seconds=arm.config.tokens / speed)
+    data = [arm.batches] if arm.batches is not None else []
+    [speed] = throughput.time_in_turns([arm.config], GLANCE, data)
+    return replace(arm, seconds=(arm.tokens or arm.config.tokens) / speed.tokens_per_second)

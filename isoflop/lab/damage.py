@@ -1,23 +1,25 @@
-"""Text damaged by a known amount, for claims about data: the same documents, of which a share is made worse.
+"""The text of an arm, for claims about data: held-out documents apart from the others, of which a share may be damaged.
 
     shuffled      the lines of a document in another order
     duplicates    a copy of one of a few documents in place of a document, with a line of its own in front of it, so
                   that it is no exact duplicate
     boilerplate   the same twelve lines in front of each eighth line of a document
 
-Which documents are held out, and which are damaged, goes by the hash of their content: all damages of a text hold out
-the same documents, whole and undamaged.
+A hash of a document's content decides whether it is held out and whether it is damaged: all damages of a text hold out
+the same documents, whole and undamaged. Several sources are kept apart: an arm may train on one of them and be measured
+on the held-out documents of all.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from isoflop.config import nearest
 from isoflop.data.config import DataConfig
+from isoflop.data.corpus import parse_sources
 from isoflop.data.prepare import documents
 from isoflop.errors import UserError
 from isoflop.files import NAME_HOME, disk_errors, home, write_text
@@ -26,7 +28,8 @@ from isoflop.untrusted import read_text
 KINDS = ("shuffled", "duplicates", "boilerplate")
 HELD_OUT = 40  # one document in so many
 FEW = 3  # documents that copies are made of
-MOST_BYTES = 6_000_000  # of text; the lab's runs read less
+MOST_BYTES = 6_000_000  # of a text that is damaged; the lab's runs read less
+MOST_APART = 12_000_000  # of each of several sources
 PIECE = 4000  # characters of a document, of which long ones have several
 BOILERPLATE = "\n".join(
     f"Section {number}. All rights reserved. Accept all cookies. Subscribe to our newsletter. Share this page."
@@ -46,7 +49,7 @@ def check(damage: Mapping[str, float], arm: str) -> None:
 
 
 def places(data: DataConfig, damage: Mapping[str, float]) -> tuple[Path, Path]:
-    """Where the damaged text and what is held out of it lie, below $ISOFLOP_HOME."""
+    """Paths of the training text and of the held-out text, below $ISOFLOP_HOME."""
     deciding = json.dumps([list(data.sources), dict(damage), data.text_column, data.encoding, data.document_separator])
     folder = home() / "lab-text" / hashlib.sha256(deciding.encode()).hexdigest()[:16]
     return folder / "train.jsonl", folder / "heldout.jsonl"
@@ -58,11 +61,39 @@ def damaged(data: DataConfig, damage: Mapping[str, float]) -> DataConfig:
     return replace(data, sources=(f"damaged={train}",), heldout=(str(heldout),))
 
 
-def write(data: DataConfig, damage: Mapping[str, float]) -> None:
-    """Make the text that `damaged` names, and leave it where it is there already.
+def named(sources: Sequence[str]) -> dict[str, str]:
+    """The sources by name, as the user wrote them; a source without a name is known by its file's."""
+    return {source.name: text for source, text in zip(parse_sources(sources), sources, strict=True)} if sources else {}
+
+
+def apart(data: DataConfig, trained_on: Sequence[str], all_of: Sequence[str]) -> DataConfig:
+    """The data's configuration with the training text of some of its sources, by name, and the held-out text of each of
+    `all_of`, which has the source's name. `write_apart` makes them."""
+    at = {name: places(alone(data, name), {}) for name in all_of}
+    return replace(
+        data,
+        sources=tuple(f"{name}={at[name][0]}" for name in trained_on),
+        heldout=tuple(f"{name}={at[name][1]}" for name in all_of),
+    )
+
+
+def alone(data: DataConfig, name: str) -> DataConfig:
+    """The configuration of one source of the data."""
+    return replace(data, sources=(named(data.sources)[name],), heldout=())
+
+
+def write_apart(data: DataConfig, all_of: Sequence[str]) -> None:
+    """Make the text that `apart` names; see `write`."""
+    for name in all_of:
+        write(alone(data, name), {}, MOST_APART)
+
+
+def write(data: DataConfig, damage: Mapping[str, float], most: int = MOST_BYTES) -> None:
+    """Make the text that `damaged` names, unless it is there.
 
     Args:
         data: the configuration of the undamaged text.
+        most: bytes of it that are used, from its beginning.
 
     Raises:
         UserError: if the text cannot be read, or there is no room for it.
@@ -74,20 +105,20 @@ def write(data: DataConfig, damage: Mapping[str, float]) -> None:
     for piece in pieces(data):
         (held if number(piece, "held out") % HELD_OUT == 0 else kept).append(piece)
         size += len(piece)
-        if size > MOST_BYTES:
+        if size > most:
             break
     if not kept or not held:
         raise UserError(f"{' '.join(data.sources) or 'the text'} is too short to hold documents out of")
     worse = [piece if (made := spoiled(piece, damage, kept)) is None else made for piece in kept]
     for path, texts in ((train, worse), (heldout, held)):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
-        with disk_errors("the damaged text", instead=NAME_HOME):
+        with disk_errors("the lab's text", instead=NAME_HOME):
             if not path.exists() or read_text(path) != lines:
                 write_text(path, lines)
 
 
 def pieces(data: DataConfig) -> Iterator[str]:
-    """The documents, long ones in pieces that end where a line does."""
+    """The documents, long ones in pieces that end with a line."""
     for document in documents(data):
         part: list[str] = []
         length = 0
@@ -102,7 +133,7 @@ def pieces(data: DataConfig) -> Iterator[str]:
 
 
 def spoiled(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | None:
-    """A piece made worse by the first kind whose share it falls into; None if it is left."""
+    """A piece damaged by the first kind whose share it falls into; None if it stays as it is."""
     at = number(piece, "damaged") / 2**64
     reached = 0.0
     for kind in KINDS:
@@ -121,6 +152,6 @@ def spoiled(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | N
 
 
 def number(piece: str, what: str) -> int:
-    """A number below 2^64 that the content decides."""
+    """A number below 2^64, a hash of the content."""
     digest = hashlib.blake2b(f"{what}:{piece}".encode(errors="replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big")

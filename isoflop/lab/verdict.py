@@ -1,4 +1,4 @@
-"""From measured pairs to a verdict, by the rule that the claim fixed."""
+"""From measured pairs to a verdict, by the rule that was fixed with the claim."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.lab import anytime, stats
 from isoflop.lab.claim import COSTS_TO, Claim, Comparison
+from isoflop.lab.procedures.job import slope
 from isoflop.lab.stats import Estimate
 
 SUPPORTED, REFUTED, EQUIVALENT, UNDECIDED = "supported", "refuted", "equivalent", "undecided"
@@ -18,7 +19,7 @@ Values = Mapping[int, Mapping[str, float]]  # by pair number: what was measured,
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one comparison.
+    """The result of one comparison.
 
     Attributes:
         estimate: of arm - against, with its 1 - alpha interval.
@@ -26,7 +27,7 @@ class Finding:
         p, p_equivalent: adjusted by Holm over the claim's comparisons.
         signs: the sign-flip test's p; None where there are too few pairs for it to reject, or a difference is infinite.
         bootstrap: an interval from resampled pairs.
-        needs: pairs that it would take to settle it; 0 where it is settled.
+        needs: pairs that it would take to settle it; 0 where it is settled, and where no further pairs can be had.
         lost: runs of the arm, and of what it is compared with, that diverged or never got there.
     """
 
@@ -56,7 +57,8 @@ class Finding:
         return {
             "measure": c.measure,
             "arm": c.arm,
-            "against": c.against or c.value,
+            "against": c.against or (f"law through {', '.join(c.law)}" if c.law else c.value),
+            **({"beyond": list(c.beyond)} if c.beyond else {}),
             "expect": c.expect,
             "smallest": c.smallest,
             "margin": c.zone,
@@ -77,7 +79,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Decision:
-    """A claim's verdict, and what it rests on.
+    """A claim's verdict with the findings behind it.
 
     Attributes:
         error_spent: the chance of a wrong verdict that the looks so far add up to.
@@ -137,7 +139,7 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
                 signs=signs(found[index], setup.alpha, family),
                 bootstrap=resampled(found[index], setup.alpha),
                 needs=pairs_to_settle(claim, comparison, found[index], family, anytime_rule)
-                if verdict == UNDECIDED
+                if verdict == UNDECIDED and claim.open_ended
                 else 0,
                 lost=lost(comparison, measured),
             )
@@ -167,14 +169,52 @@ def together(verdicts: Sequence[str]) -> str:
 
 
 def differences(comparison: Comparison, measured: Mapping[str, Values]) -> tuple[float, ...]:
-    """arm - against, by pair; a run without the measure (it diverged) counts as infinite."""
-    ours = measured.get(comparison.arm, {})
-    theirs = measured.get(comparison.against, {}) if comparison.against else None
-    numbers = sorted(ours if theirs is None else ours.keys() & theirs.keys())
-    one = [ours[pair].get(comparison.measure, math.inf) for pair in numbers]
-    name = comparison.other or comparison.measure
-    other = [comparison.value if theirs is None else theirs[pair].get(name, math.inf) for pair in numbers]
-    return tuple(float(value) for value in stats.subtract(one, other))
+    """arm - against, by pair; a run without the measure (it diverged) counts as infinite. Pairs that not all arms of
+    the comparison have are left out."""
+    numbers = sorted(set.intersection(*(set(measured.get(arm, {})) for arm in arms_of(comparison))))
+    one = [value_of(measured, comparison.arm, pair, comparison.measure) for pair in numbers]
+    other = [reference(comparison, measured, pair) for pair in numbers]
+    found = stats.subtract(one, other)
+    if comparison.beyond:
+        first, second = ([value_of(measured, arm, n, comparison.measure) for n in numbers] for arm in comparison.beyond)
+        found = stats.subtract(found, stats.subtract(first, second))
+    return tuple(float(value) for value in found)
+
+
+def arms_of(comparison: Comparison) -> tuple[str, ...]:
+    """The arms that a comparison needs runs of."""
+    against = (comparison.against,) if comparison.against else ()
+    return (comparison.arm, *against, *comparison.law, *comparison.beyond)
+
+
+def value_of(measured: Mapping[str, Values], arm: str, pair: int, measure: str) -> float:
+    return measured[arm][pair].get(measure, math.inf)
+
+
+def reference(comparison: Comparison, measured: Mapping[str, Values], pair: int) -> float:
+    """What the arm of a pair is compared with: the other arm's measure, a number, or the prediction of a power law."""
+    if comparison.law:
+        return predicted(comparison, measured, pair)
+    if comparison.against:
+        return value_of(measured, comparison.against, pair, comparison.other or comparison.measure)
+    return comparison.value
+
+
+def predicted(comparison: Comparison, measured: Mapping[str, Values], pair: int) -> float:
+    """What L = a C^-b, fitted by least squares of log L on log C to the arms of the law, predicts at the FLOPs of the
+    arm. A run of the law that diverged leaves nothing to predict with: then it is infinite like that run, and a tie if
+    the arm diverged too."""
+    logs: list[tuple[float, float]] = []
+    for arm in comparison.law:
+        flops, loss = (value_of(measured, arm, pair, name) for name in ("flops", comparison.measure))
+        if not 0 < flops < math.inf or not 0 < loss < math.inf:
+            return math.inf
+        logs.append((math.log(flops), math.log(loss)))
+    flops = value_of(measured, comparison.arm, pair, "flops")
+    at = math.log(flops) if 0 < flops < math.inf else logs[-1][0]  # a run that diverged has none, and an infinite loss
+
+    x, y = ([point[axis] for point in logs] for axis in (0, 1))
+    return math.exp(sum(y) / len(y) + slope(x, y) * (at - sum(x) / len(x)))
 
 
 def by_median(d: Sequence[float], comparison: Comparison) -> bool:
@@ -209,7 +249,7 @@ def resampled(d: Sequence[float], alpha: float) -> tuple[float, float]:
 
 def pairs_to_settle(claim: Claim, comparison: Comparison, d: Sequence[float], family: int, anytime_rule: bool) -> int:
     """Pairs with which both the smallest interesting effect and, if there is none, its absence would be found with the
-    claim's power, by how the differences so far scatter; MOST_PAIRS where that is not known."""
+    claim's power, by the scatter of the differences so far; MOST_PAIRS where that is not known."""
     finite = [value for value in d if math.isfinite(value)]
     if d and by_median(d, comparison):  # signs decide: as many as can, and one more than could not
         alpha = claim.setup.alpha / family

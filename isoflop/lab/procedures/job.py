@@ -1,4 +1,4 @@
-"""What a procedure is given, and what it gives back."""
+"""The inputs and outputs of a procedure."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from isoflop.config import to_dict
 from isoflop.trainer import RunConfig
+from isoflop.trainer.task import make_task
 
 FORMAT = 1  # of what is measured: a higher one where a procedure measures something else by the same name
 
@@ -73,6 +74,9 @@ class Procedure:
         reads: whether it reads the text that the configuration names.
         seeded: whether its outcome depends on the seed.
         builds: whether it builds the model that the configuration describes.
+        pairs: whether its data are pairs of an input and an output, not text.
+        cases: whether the pair numbers stand for a fixed list of cases, so that no further ones can be drawn.
+        task: prepares its data and, where it trains, is what is learned.
     """
 
     run: Callable[[Job], Measured]
@@ -82,6 +86,9 @@ class Procedure:
     reads: bool = True
     seeded: bool = True
     builds: bool = True
+    pairs: bool = False
+    cases: bool = False
+    task: Callable[[RunConfig], Any] = make_task
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:

@@ -1,23 +1,25 @@
-"""A whole run of the trainer, and what it came to."""
+"""A whole run of the trainer, and its measures."""
 
 import math
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isoflop import checkpoint
+from isoflop.data.prepared import Prepared
 from isoflop.lab.procedures.job import Job, Measured
 from isoflop.lab.procedures.ngram import unigram_bits_per_byte
-from isoflop.model.count import count
 from isoflop.records import read_lines
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer import train as train_steps
-from isoflop.trainer.hooks import HeldOut
+from isoflop.trainer.hooks import HeldOut, Hook
 from isoflop.trainer.recovery import Diverged
 from isoflop.trainer.task import make_task
 
+Further = Callable[[Any, Any, Path], tuple[dict[str, float], dict[str, list[float]]]]
 HELDOUT_TOKENS = 400_000  # measured at the end; all of them where there are fewer
 MEASURES = (
     "bits_per_byte",
@@ -29,14 +31,13 @@ MEASURES = (
     "tokens",
     "flops",
     "seconds",
-    "exact_match",
-    "unit_error_rate",
 )
+JUDGED = ("exact_match", "unit_error_rate")  # of pairs
 
 
 class SharedOrder:
-    """A task whose batches come in the order of a seed of their own: arms share it, and their first weights differ or
-    not by `config.seed`. All else is the task's."""
+    """A task whose batches come in the order of a seed of their own, which the arms of a pair share, whatever
+    `config.seed` draws the initial weights. Everything else is the task's."""
 
     def __init__(self, task: Any, order: int) -> None:
         self._task, self._order = task, order
@@ -49,55 +50,68 @@ class SharedOrder:
 
 
 def train(job: Job) -> Measured:
-    """Train and measure held-out text. A run that diverges is an outcome: its loss is infinite, and it has failed.
+    """Train on text and measure held-out text. A run that diverges is an outcome: its loss is infinite, and it failed.
 
     Measures: held-out `bits_per_byte` and `nats_per_token`; `excess_over_unigram`, bits per byte above (below 0: better
-    than) what the words' frequencies alone give; `failed`, 1 for a run that diverged or learned no more than those
-    frequencies, else 0; `train_loss`, nats per token over the last tenth; `parameters` of all kinds, `tokens`, `flops`
-    (6 N D), `seconds` of steps; for pairs `exact_match` and `unit_error_rate`.
+    than) a unigram model of the training text; `failed`, 1 for a run that diverged or learned no more than such a
+    model, else 0; `train_loss`, nats per token over the last tenth; `parameters` of all kinds, `tokens`, `flops`
+    (6 N D), `seconds` of steps.
     """
-    config, task = job.config, make_task(job.config)
+    return whole_run(job, make_task(job.config))
+
+
+def whole_run(job: Job, task: Any, hooks: Sequence[Hook] = (), further: Further | None = None) -> Measured:
+    """One run with the trainer in a temporary folder: the measures of `train`, those of `task.judge` (of pairs
+    `exact_match` and `unit_error_rate`), and what `further` measures of the trained model.
+
+    Args:
+        task: what is learned; its batches come in the order of `job.order`.
+        further: (model, prepared data, run folder) -> measures and lists; not called for a run that diverged.
+    """
+    config = job.config
     prepared = task.prepare_data(config.data)
+
     with tempfile.TemporaryDirectory(prefix="isoflop-lab-") as folder:
         run = Path(folder) / "run"
+        shared: Any = SharedOrder(task, job.order)
         try:
-            shared: Any = SharedOrder(task, job.order)
-            result: RunResult | None = train_steps(config, run, prepared=prepared, task=shared, hooks=[HeldOut()])
+            result: RunResult | None = train_steps(
+                config, run, prepared=prepared, task=shared, hooks=[HeldOut(), *hooks]
+            )
         except Diverged:
             result = None
         lists = curve(run)
         if result is None:
-            return Measured(lost(config), lists, diverged=True)
+            return Measured(lost(), lists, diverged=True)
 
         model, _, _ = checkpoint.load_model(run)
         runtime = make_runtime("cpu", config.runtime.dtype, config.runtime.threads)
-        found = task.measure(model, prepared, runtime, HELDOUT_TOKENS)
-        beside = {name: value for name, value in task.judge(model, prepared).items() if type(value) in (int, float)}
-        parameters = (
-            float(count(model).total) if config.task == "causal_lm" else float(sum(map(numel, model.parameters())))
-        )
+        heldout = task.measure(model, prepared, runtime, HELDOUT_TOKENS)
+        if not math.isfinite(heldout.bits_per_byte):
+            return Measured(lost(), lists, diverged=True)
+        judged = {name: value for name, value in task.judge(model, prepared).items() if type(value) in (int, float)}
+        more, more_lists = further(model, prepared, run) if further else ({}, {})
 
-    bits = found.bits_per_byte
-    if not math.isfinite(bits):
-        return Measured(lost(config), lists, diverged=True)
-    least = unigram_bits_per_byte(config, prepared, HELDOUT_TOKENS) if config.task == "causal_lm" else math.inf
+    bits = heldout.bits_per_byte
+    unigram = unigram_bits_per_byte(config, prepared, HELDOUT_TOKENS) if isinstance(prepared, Prepared) else math.inf
     measures = {
         "bits_per_byte": bits,
-        "nats_per_token": found.nats_per_token,
-        "excess_over_unigram": bits - least if math.isfinite(least) else 0.0,
-        "failed": float(bits >= least),
+        "nats_per_token": heldout.nats_per_token,
+        "excess_over_unigram": bits - unigram if math.isfinite(unigram) else 0.0,
+        "failed": float(bits >= unigram),
         "train_loss": result.loss,
-        "parameters": parameters,
+        "parameters": float(sum(map(numel, model.parameters()))),
         "tokens": float(result.tokens),
         "flops": result.flops,
         "seconds": result.seconds - result.aside_seconds,
-        **{name: float(value) for name, value in beside.items() if name in MEASURES},
+        **{name: float(value) for name, value in judged.items() if name in JUDGED},
+        **more,
     }
-    return Measured(measures, lists)
+    return Measured(measures, lists | more_lists)
 
 
-def lost(config: RunConfig) -> dict[str, float]:
-    """What a run that diverged measures: infinite losses."""
+def lost() -> dict[str, float]:
+    """The measures of a run that diverged: infinite losses."""
     worse = ("bits_per_byte", "nats_per_token", "excess_over_unigram", "train_loss", "unit_error_rate")
     return {**dict.fromkeys(worse, math.inf), "failed": 1.0, "exact_match": 0.0}
 
