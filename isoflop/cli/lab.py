@@ -1,6 +1,7 @@
 """The commands `lab list`, `lab run`, `lab report`, `lab new`, `lab compare` and `lab account`."""
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,6 +59,7 @@ def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
             "minutes": claim.setup.minutes if claim.trains else 1.0,
             "trains": claim.trains,
             "full": bool(claim.full),
+            "needs": list(claim.needs),
             "verdict": there.get(claim.name),
         }
         for claim in all_claims()
@@ -67,6 +69,8 @@ def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
         return
     for row in rows:
         cost = f"up to {row['minutes']:g} min" if row["trains"] else "seconds"
+        files = "".join(f" {name}=FILE" for name in row["needs"])
+        cost += f"; needs{files}" if files else ""
         print(f"{row['name']:22} {row['statement']}\n{'':22} {cost}; {row['verdict'] or 'not run yet'}")
     for name in there:
         if name not in {row["name"] for row in rows}:
@@ -81,7 +85,9 @@ def run(
     sources: Sources = (),
     *,
     budget: BudgetOption = "",
-    full: Annotated[bool, tyro.conf.arg(help="as the claim's [full] section says: larger, and hours long")] = False,
+    full: Annotated[
+        bool, tyro.conf.arg(help="at larger sizes too, as the claim's [sizes] and [full] say; takes hours")
+    ] = False,
     workers: WorkersOption = None,
     ray: RayOption = "",
     out: Folder = Path("lab"),
@@ -94,10 +100,23 @@ def run(
     from isoflop.lab.claim import read_claim
 
     read = read_claim(claim).with_sources(sources)
-    command = ["isoflop lab run", quoted(claim), *(["--full"] if full else []), *map(quoted, sources)]
-    chosen = read.as_full() if full else read
-    pool = pool_of(workers, ray, json, trust_code)
-    return carry_out(chosen, " ".join(command), budget, pool, out, dry_run, json, trust_code)
+    command = " ".join(["isoflop lab run", quoted(claim), *(["--full"] if full else []), *map(quoted, sources)])
+    if not full:
+        pool = pool_of(workers, ray, json, trust_code)
+        return carry_out(read, command, seconds_of(budget), pool, out, dry_run, json, trust_code)
+
+    read.as_full()  # refuses a claim that has no larger size
+    sizes, say, ends = read.all_sizes(), speaker(json), time.monotonic() + seconds_of(budget)
+    hours = seconds_of(budget) / 3600 or sum(one.setup.minutes for one in sizes) / 60
+    say(f"--full: {len(sizes)} sizes, the smallest first, up to {hours:.1f} h in all; the same command resumes")
+    code = 0
+    for number, one in enumerate(sizes, 1):
+        last, left = number == len(sizes), max(1.0, ends - time.monotonic()) if budget else 60 * one.setup.minutes
+        seconds = left if last else min(left, 60 * one.setup.minutes)
+        say(f"size {number} of {len(sizes)}: {one.name}")
+        pool = pool_of(workers, ray, json, trust_code)
+        code = carry_out(one, command, seconds, pool, out, dry_run, json, trust_code, printed=last)
+    return code
 
 
 def compare(
@@ -161,7 +180,7 @@ def compare(
     pool = pool_of(workers, ray, json, trust_code)
     with trusting(*trust_code):
         claim = claim_of(question, seconds_of(budget), pool.at_once, Store(out))
-    return carry_out(claim, command_of(question, claim), budget, pool, out, dry_run, json, trust_code)
+    return carry_out(claim, command_of(question, claim), seconds_of(budget), pool, out, dry_run, json, trust_code)
 
 
 def seconds_of(budget: str) -> float:
@@ -208,18 +227,21 @@ def pool_of(workers: int | None, ray: str, json: bool, trusted: tuple[str, ...])
 def carry_out(
     claim: "Claim",
     command: str,
-    budget: str,
+    budget: float,
     pool: "Pool",
     out: Path,
     dry_run: bool,
     json: bool,
     trusted: tuple[str, ...],
+    printed: bool = True,
 ) -> int:
     """Run a claim, write its page, print the verdict. Returns the exit code.
 
     Args:
         command: that repeats it.
+        budget: in seconds; 0: the claim's own.
         pool: who runs it.
+        printed: whether the result is printed as JSON, if `json` is set.
     """
     from isoflop.files import to_json
     from isoflop.lab.front import write_front
@@ -235,7 +257,7 @@ def carry_out(
         outcome = run_claim(
             claim,
             store,
-            budget=seconds_of(budget),
+            budget=budget,
             workers=pool,
             say=say,
             trusted=trusted,
@@ -244,14 +266,15 @@ def carry_out(
         )
         if outcome is None:
             return 0
-        page = write_page(outcome)
-        write_front(all_recorded(store, say), out)
+        recorded = all_recorded(store, say)
+        page = write_page(outcome, recorded)
+        write_front(recorded, out)
     say(verdict_line(outcome))
     if wanted := outcome.settle():
         more = wanted["command"] if claim.trains else f"pairs = {wanted['pairs']} in the claim's file"
         say(f"to settle it: about {wanted['pairs']} pairs, {wanted['more_pairs']} more: {more}")
     say(f"page: {page}")
-    if json:
+    if json and printed:
         print(to_json(outcome.to_dict()), end="")
     return outcome.exit_code
 
@@ -290,7 +313,7 @@ def report(
             if name not in outcomes:
                 one_there(name, store)
                 raise UserError(f"{name} has nothing to report: its arms are still being timed, or it cannot be read")
-            page = write_page(outcomes[name])
+            page = write_page(outcomes[name], list(outcomes.values()))
             if not json:
                 print(f"{name:22} {verdict_line(outcomes[name])}\n{'':22} {page}")
         front = write_front(list(outcomes.values()), out)

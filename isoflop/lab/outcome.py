@@ -55,8 +55,8 @@ class Outcome:
         given = [str(line["command"]) for line in self.study.store.fixings(claim) if line.get("command")]
         if given:
             return given[-1]
-        name, full = claim.name.removesuffix("-full"), " --full" if claim.name.endswith("-full") else ""
-        return " ".join([f"isoflop lab run {name}{full}", *map(quoted, claim.setup.sources)])
+        full = " --full" if claim.name != claim.own_name else ""
+        return " ".join([f"isoflop lab run {claim.own_name}{full}", *map(quoted, claim.setup.sources)])
 
     @property
     def pair_seconds(self) -> float:

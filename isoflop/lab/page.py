@@ -7,6 +7,7 @@ What comes from a claim's file goes through words.text.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.files import disk_errors, write_text
@@ -14,6 +15,7 @@ from isoflop.lab import drawn, stats
 from isoflop.lab.claim import COSTS_TO
 from isoflop.lab.conditions import cost, held_equal, how_decided, how_far, rates
 from isoflop.lab.outcome import Outcome
+from isoflop.lab.sizes import from_size_to_size
 from isoflop.lab.verdict import UNDECIDED, Finding
 from isoflop.lab.wording import (
     EXPLAINED,
@@ -35,8 +37,11 @@ from isoflop.report.words import count, duration, power, text
 LARGE = "font-size:1.7rem;font-weight:650;line-height:1.3;margin:18px 0 6px"
 
 
-def write_page(outcome: Outcome) -> Path:
+def write_page(outcome: Outcome, others: Sequence[Outcome] = ()) -> Path:
     """Write LAB/NAME/report.html.
+
+    Args:
+        others: all outcomes of the folder; those of the claim's other sizes are shown next to it.
 
     Raises:
         UserError: if it cannot be written.
@@ -44,15 +49,16 @@ def write_page(outcome: Outcome) -> Path:
     study = outcome.study
     path = study.store.folder / study.claim.name / "report.html"
     with disk_errors("the report"):
-        write_text(path, page(outcome))
+        write_text(path, page(outcome, others))
     return path
 
 
-def page(outcome: Outcome) -> str:
+def page(outcome: Outcome, others: Sequence[Outcome] = ()) -> str:
     claim = outcome.study.claim
     parts = [
         header(outcome),
         predictions(outcome) if outcome.finished or outcome.pairs else not_yet(outcome),
+        from_size_to_size(claim, others),
         curves(outcome),
         arms(outcome),
         held_equal(outcome),
@@ -83,6 +89,8 @@ def settle(outcome: Outcome) -> str:
     if outcome.decision.verdict != UNDECIDED or not outcome.finished:
         return ""
     wanted = outcome.settle()
+    if not outcome.study.claim.open_ended:
+        return "<p>Each pair stands for a published case; only further publications would settle it.</p>"
     if wanted is None:
         return "<p>Too little was measured to say how many pairs would settle it.</p>"
     return (
@@ -204,11 +212,13 @@ def arms(outcome: Outcome) -> str:
             lost = len(values) - len(known)
             without = f"<br><small>{lost} of {len(values)} without a value</small>" if lost else ""
             cells.append(f"{plain(one.value) if known else words.MISSING}{spread}{without}")
-        sets = " ".join((*study.claim.arms[arm.name].set,)) or "as the base"
+        spec = study.claim.arms[arm.name]
+        trained_on = f"trained on {', '.join(spec.sources)}" if spec.sources else ""
+        sets = " ".join((*spec.set, *([trained_on] if trained_on else []))) or "as the base"
         if any(one.size for one in study.arms):
             cells.append(count(arm.size) if arm.size else words.MISSING)
         if study.trained:
-            cells.append(count(arm.config.tokens) if arm.name in study.trained else words.MISSING)
+            cells.append(count(arm.tokens) if arm.name in study.trained else words.MISSING)
             cells.append(power(arm.flops) if arm.flops else words.MISSING)
         setting = f'<code style="white-space:normal">{text(sets)}</code>'
         rows.append([f"<b>{text(study.claim.words(arm.name))}</b><br>{setting}", *cells])

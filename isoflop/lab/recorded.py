@@ -54,8 +54,7 @@ def all_recorded(store: Store, say: Callable[[str], None]) -> list[Outcome]:
 def claims_there(store: Store) -> list[Claim]:
     """The claims that were fixed in a folder, those of isoflop first and in their order. Where a claim of isoflop is
     the one that was fixed, its words are those of today."""
-    ours = {claim.name: claim for claim in all_claims()}
-    ours |= {f"{name}-full": claim.as_full() for name, claim in ours.items() if claim.full}
+    ours = {claim.name: claim for one in all_claims() for claim in one.all_sizes()}
     found = {}
     for name in store.names():
         versions = store.versions(name)

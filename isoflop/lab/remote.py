@@ -24,12 +24,12 @@ from isoflop.config import from_dict, load_json, to_dict
 from isoflop.data.manifest import MANIFEST
 from isoflop.errors import UserError
 from isoflop.lab.procedures.job import Job, Measured
+from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.store import told
 from isoflop.lab.workers import Performed, perform
 from isoflop.model.registry import trust_code
 from isoflop.runtime import describe_machine
 from isoflop.trainer import RunConfig
-from isoflop.trainer.task import make_task
 
 PACKAGE = Path(__file__).parents[1]
 SOURCES = (".py", ".toml", ".json")
@@ -106,8 +106,8 @@ def read_result(text: str) -> Performed:
 
 def packed(job: Job) -> dict[str, bytes]:
     """The files of a job's prepared data, as they are sent."""
-    prepared: Any = make_task(job.config)
-    folder = data_here(job.data) or prepared.prepare_data(job.config.data).folder
+    task = PROCEDURES[job.procedure].task(job.config)
+    folder = data_here(job.data) or task.prepare_data(job.config.data).folder
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
@@ -123,7 +123,7 @@ def with_data(job: Job, fetch: Callable[[], Files]) -> Job:
     if folder is None:
         folder = files.home() / "data" / f"sent-{job.data[:16]}"
         keep(fetch(), folder)
-        found = make_task(job.config).open_data(folder).fingerprint
+        found = PROCEDURES[job.procedure].task(job.config).open_data(folder).fingerprint
         if found != job.data:
             raise UserError(f"data {found[:12]} was sent where {job.data[:12]} was asked for; delete {folder}")
     data = replace(job.config.data, sources=(), heldout=(), path=str(folder))

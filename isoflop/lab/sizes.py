@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from isoflop.lab import drawn
+from isoflop.lab.claim import Claim
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.trend import AHEAD, FEWEST, Ahead, ahead
 from isoflop.lab.verdict import Finding
-from isoflop.lab.wording import UNITS, coloured, signed
+from isoflop.lab.wording import JUDGEMENTS, coloured, signed, unit
 from isoflop.report.drawing import RUN_COLORS
 from isoflop.report.style import key, section, table
 from isoflop.report.words import MISSING, power, text
@@ -17,16 +18,21 @@ from isoflop.report.words import MISSING, power, text
 FITTED = "bits_per_byte"  # the measure that a law with an irreducible loss is for
 
 
-def from_size_to_size(outcomes: Sequence[Outcome]) -> str:
-    """The section of a claim's page about its sizes, as HTML; empty with fewer than two."""
-    sized = sorted((one for one in outcomes if one.pairs), key=flops_of)
+def from_size_to_size(claim: Claim, outcomes: Sequence[Outcome]) -> str:
+    """The section of a claim's page about its sizes, as HTML; empty with fewer than two.
+
+    Args:
+        outcomes: of any claims; those of this one's sizes are shown.
+    """
+    own = [one for one in outcomes if one.study.claim.own_name == claim.own_name and one.finished and one.pairs]
+    sized = sorted(own, key=flops_of)
     if len(sized) < 2:
         return ""
     comparisons = sized[0].study.claim.comparisons
     rows, notes = [], []
     for index, comparison in enumerate(comparisons):
         findings = [one.decision.findings[index] for one in sized]
-        cells = [f"{signed(f.estimate.value)}<br>{coloured(f.verdict, 'small')}" for f in findings]
+        cells = [f"{signed(f.estimate.value)}<br>{coloured(JUDGEMENTS[f.verdict], 'small')}" for f in findings]
         expected = extrapolated(sized, index)
         rows.append([text(comparison.sentence), *cells, direction(findings), *map(interval, expected)])
         if disagree(*expected):
@@ -115,5 +121,5 @@ def figure(outcomes: Sequence[Outcome]) -> str:
             legend.append(key(f"run-{index % RUN_COLORS}", text(comparison.sentence)))
     if not lines:
         return ""
-    svg = drawn.lines(lines, "sizes", "FLOPs of a run", f"difference, {UNITS[FITTED]}", log=True)
+    svg = drawn.lines(lines, "sizes", "FLOPs of a run", f"difference, {unit(FITTED)}", log=True)
     return f"<figure>{svg}<figcaption>{''.join(legend)}</figcaption></figure>"

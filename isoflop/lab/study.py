@@ -9,7 +9,6 @@ from typing import Any
 from isoflop.config import to_dict
 from isoflop.files import to_json
 from isoflop.lab import arms as making
-from isoflop.lab import damage
 from isoflop.lab.arms import ReadyArm
 from isoflop.lab.claim import COSTS_TO, MOST_RATES, Claim, Comparison
 from isoflop.lab.procedures.job import Job
@@ -18,7 +17,6 @@ from isoflop.lab.stats import time_to
 from isoflop.lab.store import Row, Store
 from isoflop.lab.verdict import Values
 from isoflop.plan.settings import scaled
-from isoflop.trainer.task import make_task
 
 # Seeds of the runs that are not compared, so that the pairs that decide are independent of them.
 TUNING, AGAIN, ANOTHER = 700_000, 800_000, 900_000
@@ -69,14 +67,14 @@ class Study:
         found: dict[str, str] = {}
         prepared: dict[str, str] = {}
         for arm in self.arms:
-            if not PROCEDURES[self.claim.procedure(arm.name)].reads:
+            entry = PROCEDURES[self.claim.procedure(arm.name)]
+            if not entry.reads:
                 found[arm.name] = ""
                 continue
-            key = to_json(to_dict(arm.config.data)) + arm.config.task
+            key = f"{to_json(to_dict(arm.config.data))} {arm.config.task} {entry.pairs}"
             if key not in prepared:
-                if damaged := self.claim.arms[arm.name].damage:
-                    damage.write(making.undamaged(self.claim, arm.name), damaged)
-                prepared[key] = make_task(arm.config).prepare_data(arm.config.data).fingerprint
+                making.write_text_of(self.claim, arm.name)
+                prepared[key] = entry.task(arm.config).prepare_data(arm.config.data).fingerprint
             found[arm.name] = prepared[key]
         return found
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from isoflop.lab.claim import COSTS_TO
 from isoflop.lab.outcome import Outcome
+from isoflop.lab.procedures.across import ON
 from isoflop.lab.verdict import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, Finding
 from isoflop.report import words
 
@@ -37,6 +38,8 @@ UNITS = {
     "leak_in_evaluation": "log10 of what the future changes, in evaluation",
     "exact_match": "share of outputs that are right",
     "unit_error_rate": "errors per unit",
+    "covariate_shift": "log10 of the relative change of a block's gradient",
+    "log10_ratio": "log10 of the ratio of training compute",
     **{name: f"log2 of {name.removesuffix('_to')} to the target" for name in COSTS_TO},
 }
 # What a reader who meets a measure for the first time has to know.
@@ -44,6 +47,9 @@ EXPLAINED = {
     "bits_per_byte": "Bits per byte: what the model needs on average to encode a byte of text that it was not trained "
     "on. Lower is better; it does not depend on the vocabulary.",
     "nats_per_token": "Nats per token: the cross-entropy of held-out text. Lower is better.",
+    "covariate_shift": "Internal covariate shift: how much the gradient of a block changes when the layers below it "
+    "take their update and it does not. 0 on this scale: by its own length; −1: by a tenth of that.",
+    "log10_ratio": "2 is a factor of 100, 1 a factor of 10.",
     "failed": "A run fails if it diverges, or learns no more than how frequent each token is.",
     **dict.fromkeys(COSTS_TO, "On a log2 scale, −1 is half the cost. A run that never reaches the target is infinite."),
 }
@@ -91,6 +97,8 @@ def coloured(judged: tuple[str, str], tag: str = "b", extra: str = "") -> str:
 
 def unit(measure: str) -> str:
     """The unit of a measure, in words."""
+    if measure.startswith(ON):
+        return f"bits per byte on {measure.removeprefix(ON)}, held-out"
     return UNITS.get(measure, measure.replace("_", " "))
 
 

@@ -16,12 +16,12 @@ from isoflop.lab import compare
 from isoflop.lab.claim import all_claims, read_claim
 from isoflop.lab.compare import Question, command_of, label, spelled_out
 from isoflop.lab.compare import claim_of as asked
-from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
 from isoflop.plan.settings import scaled
 from small import write_texts
 
+HASHES = {}
 TEXT = """
 statement = "B is better."
 question = "Is it?"
@@ -92,18 +92,65 @@ def test_the_hash_covers_what_decides(tmp_path):
 
 
 @pytest.mark.parametrize("claim", all_claims(), ids=lambda claim: claim.name)
-def test_each_shipped_claim_can_be_built_and_is_complete(claim):
+def test_each_claim_of_isoflop_can_be_built_at_each_size_and_says_what_it_has_to(claim):
     assert claim.number and claim.literature and claim.notes and claim.statement.endswith(".")
-    made = making.ready(claim, {})
-    assert [arm.name for arm in made] == list(claim.arms)
-    if claim.setup.length == "flops" and claim.trains:
-        spent = [arm.flops / claim.arms[arm.name].times for arm in made]
-        assert max(spent) < 1.02 * min(spent)
-    if claim.full:
-        making.ready(claim.as_full(), {})
+    given = claim.with_sources(tuple(f"{name}={name}.txt" for name in claim.needs))
+    for sized in given.all_sizes():
+        made = making.ready(sized, {})
+        assert [arm.name for arm in made] == list(claim.arms)
+        if claim.setup.length == "flops" and claim.trains:
+            spent = [arm.flops / claim.arms[arm.name].times for arm in made]
+            assert max(spent) < 1.02 * min(spent)
     for arm in claim.arms:
         for measure in {c.measure for c in claim.comparisons if c.arm == arm}:
-            assert measure in PROCEDURES[claim.procedure(arm)].measures
+            assert measure in claim.measures(arm)
+
+
+def test_results_of_claims_as_they_were_stay_theirs():
+    """A field that is added to claims must not change the hash of a claim that does not use it."""
+    assert {claim.name: claim.hash[:12] for claim in all_claims() if claim.name in HASHES} == HASHES
+
+
+def test_the_sizes_of_a_claim_are_claims_of_their_own_and_do_not_change_it(tmp_path):
+    full = TEXT + "\n[full]\ntokens = 1e6\n"
+    sizes = (
+        "[sizes.middle]\ntokens = 3e5\n[sizes.middle.arms]\nb = ['model.feed_forward.ratio=3']\n"
+        "[sizes.full.arms]\nb = ['model.feed_forward.ratio=4']\n"
+    )
+    claim = written(tmp_path, full + sizes)
+    assert claim.hash == written(tmp_path, full).hash
+    named = {one.name: one for one in claim.all_sizes()}
+    assert list(named) == ["better", "better-middle", "better-full"]
+    assert {one.own_name for one in named.values()} == {"better"} and len({one.hash for one in named.values()}) == 3
+    ratios = [making.configure(one, "b").model.feed_forward.options for one in named.values()]
+    assert [dict(options)["ratio"] for options in ratios] == [2, 3, 4]
+    with pytest.raises(UserError, match="did you mean b"):
+        written(tmp_path, full + sizes.replace("\nb = ", "\nbb = "))
+    with pytest.raises(UserError, match="did you mean tokens"):
+        written(tmp_path, full + sizes.replace("tokens = 3e5", "token = 3e5"))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('against = "a"\nbeyond = ["a"]', "needs two arms, and `against`"),
+        ('against = "a"\nlaw = ["a", "b"]', "no `against`"),
+        ('law = ["a"]', "needs two arms or more"),
+        ('law = ["a", "bb"]', "did you mean b"),
+    ],
+)
+def test_comparisons_of_several_arms_name_arms_that_there_are(tmp_path, line, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        written(tmp_path, TEXT.replace('against = "a"', line))
+
+
+def test_sources_that_a_claim_needs_are_asked_for_by_name():
+    claim = read_claim("sources")
+    with pytest.raises(UserError, match="isoflop lab run sources books=FILE reddit=FILE web=FILE") as error:
+        making.ready(claim.with_sources(("books=b.txt", "web=w.txt")), {})
+    assert "named reddit" in str(error.value)
+    with pytest.raises(UserError, match="did you mean on_books"):
+        replace(claim, comparisons=(replace(claim.comparisons[0], measure="on_book"),))
 
 
 def test_numbers_of_claims_are_given_once():

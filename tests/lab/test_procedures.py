@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.lab import damage
 from isoflop.lab.arms import BASE, with_steps
-from isoflop.lab.procedures import exact, initial, ngram, published, train, worked
+from isoflop.lab.procedures import across, diagnosed, exact, initial, ngram, published, train, worked
 from isoflop.lab.procedures.job import Job, log10, slope
 from isoflop.model.build import build_model
 from isoflop.model.gpt import GPT
@@ -131,6 +133,23 @@ def test_published_values_are_one_for_each_case(texts):
         published.published(Job("published", configured(texts), order=2, options={"values": [0.9, 0.8]}))
 
 
+def test_compute_goes_from_one_end_of_what_is_not_known_to_the_other():
+    options = {"parameters": 1e9, "tokens": [1e9, 1e11], "than_parameters": 1e8, "than_tokens": [1e8, 1e9]}
+    found = [published.compute(Job("compute", None, n, options)).measures["log10_ratio"] for n in range(5)]
+    assert found == pytest.approx([1.0, 1.75, 2.5, 3.25, 4.0])
+    halved = published.compute(Job("compute", None, 4, {**options, "generations": 2}))
+    assert halved.measures["log10_ratio"] == pytest.approx(2.0)
+    for wrong, said in (
+        ({"tokens": [2, 1]}, "neither a positive number nor a range"),
+        ({"parameters": "1e9"}, "options.parameters"),
+        ({"generations": 0}, "options.generations"),
+    ):
+        with pytest.raises(UserError, match=said):
+            published.compute(Job("compute", None, 0, {**options, **wrong}))
+    with pytest.raises(UserError, match="5 cases"):
+        published.compute(Job("compute", None, 5, options))
+
+
 def test_damaged_text_keeps_the_held_out_text_and_damages_the_stated_share(corpus):
     data = DataConfig(sources=(str(corpus),))
     found = {}
@@ -150,6 +169,18 @@ def test_damaged_text_keeps_the_held_out_text_and_damages_the_stated_share(corpu
         damage.check({"shufled": 0.5}, "b")
 
 
+def test_sources_are_kept_apart_and_each_holds_out_its_own(texts, corpus):
+    data = DataConfig(sources=(f"one={texts}", f"two={corpus}"))
+    damage.write_apart(data, ("one", "two"))
+    one, both = damage.apart(data, ("one",), ("one", "two")), damage.apart(data, ("one", "two"), ("one", "two"))
+    assert one.heldout == both.heldout and one.sources == both.sources[:1]
+    trained = {text.partition("=")[0]: Path(text.partition("=")[2]).read_text() for text in both.sources}
+    held = {text.partition("=")[0]: Path(text.partition("=")[2]).read_text() for text in both.heldout}
+    assert trained.keys() == held.keys() == {"one", "two"}
+    for name in held:
+        assert held[name] and not set(held[name].splitlines()) & set(trained[name].splitlines())
+
+
 # training
 
 
@@ -167,8 +198,34 @@ def test_training_is_measured_and_a_diverged_run_is_infinitely_bad(texts):
     found = train.train(Job("train", configured(texts, steps=20)))
     assert 0 < found.measures["bits_per_byte"] < 9 and found.measures["tokens"] == 20 * 8 * 32
     assert found.lists["heldout"][-1] <= found.lists["heldout"][0] and not found.diverged
-    assert set(found.measures) <= set(train.MEASURES)
+    assert set(found.measures) == set(train.MEASURES)
 
     wild = configured(texts, "optim.name=adamw", "optim.lr=1e30", "optim.clip=0", steps=20)
     lost = train.train(Job("train", wild))
     assert lost.diverged and math.isinf(lost.measures["bits_per_byte"]) and lost.measures["failed"] == 1.0
+
+
+def test_diagnostics_are_measures_and_leave_the_run_as_it_is(texts):
+    config = configured(texts, "model.init=xavier", steps=12)
+    plain = train.train(Job("train", config)).measures
+    found = diagnosed.diagnosed(Job("diagnosed", config, options={"times": 3}))
+    assert all(found.measures[name] == plain[name] for name in plain if name != "seconds")
+    assert found.lists["step"] == [4.0, 8.0]
+    shift = found.lists["covariate_shift"]
+    assert found.measures["covariate_shift"] == pytest.approx(sum(shift) / 2) and all(map(math.isfinite, shift))
+    assert -1 <= found.measures["shift_cosine"] <= 1 and found.measures["leakage"] < -6
+    assert "load_entropy" not in found.measures  # it has no experts
+    with pytest.raises(UserError, match=r"options\.times"):
+        diagnosed.diagnosed(Job("diagnosed", config, options={"times": 0}))
+
+
+def test_a_model_is_measured_on_each_source_that_is_held_out(texts, corpus):
+    config = configured(texts, steps=4)
+    data = DataConfig(sources=(f"one={texts}", f"two={corpus}"), vocab_size=300)
+    damage.write_apart(data, ("one", "two"))
+    apart = damage.apart(data, ("one",), ("one", "two"))
+    found = across.across(Job("across", replace(config, data=apart))).measures
+    assert set(found) == {*train.MEASURES, "on_one", "on_two"}
+    assert min(found["on_one"], found["on_two"]) <= found["bits_per_byte"] <= max(found["on_one"], found["on_two"])
+    with pytest.raises(UserError, match="--ray"):
+        across.across(Job("across", config))

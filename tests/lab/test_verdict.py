@@ -9,26 +9,42 @@ import numpy as np
 import pytest
 
 from isoflop.lab.claim import Comparison, all_claims, claim_of
-from isoflop.lab.verdict import EQUIVALENT, REFUTED, SIGNS, SUPPORTED, UNDECIDED, decide
+from isoflop.lab.procedures.job import Job
+from isoflop.lab.procedures.published import compute
+from isoflop.lab.verdict import EQUIVALENT, REFUTED, SIGNS, SUPPORTED, UNDECIDED, decide, differences
 
 CLAIMS = {claim.name: claim for claim in all_claims()}
 PAIRS = 12
 
 
 def planted(claim, effects, noise, pairs=PAIRS, seed=0):
-    """Made-up measurements of every arm in which the comparisons have these true differences."""
+    """Made-up measurements of all arms in which the comparisons have these true differences, as far as those before
+    leave one of their runs open."""
     generator = np.random.default_rng(seed)
     measured = {arm: {pair: {} for pair in range(pairs)} for arm in claim.arms}
     for comparison, effect in zip(claim.comparisons, effects, strict=True):
-        other = comparison.other or comparison.measure
         for pair in range(pairs):
-            theirs = comparison.value
-            if comparison.against:
-                common = generator.normal(2.0, 0.1)
-                theirs = measured[comparison.against][pair].setdefault(other, common)
-            own = theirs + effect + generator.normal(0.0, noise * comparison.smallest)
-            measured[comparison.arm][pair][comparison.measure] = own
+            plant(measured, comparison, pair, effect + generator.normal(0.0, noise * comparison.smallest), generator)
     return measured
+
+
+def plant(measured, comparison, pair, difference, generator):
+    """Set what is open of a comparison's runs: random values, and one of them such that the difference is this one."""
+    name = comparison.measure
+    for place, arm in enumerate(comparison.law):
+        measured[arm][pair] |= {"flops": 5.0**place, name: measured[arm][pair].get(name, generator.uniform(2.0, 2.2))}
+        measured[comparison.arm][pair]["flops"] = 5.0 ** len(comparison.law)
+    terms = [(comparison.arm, name, 1), (comparison.against, comparison.other or name, -1)]  # differences are their sum
+    terms += [(arm, name, sign) for arm, sign in zip(comparison.beyond, (-1, 1), strict=False)]
+    open_ones = [term for term in terms if term[0] and term[1] not in measured[term[0]][pair]]
+    if not open_ones:
+        return
+    for arm, measure, _ in open_ones[1:]:
+        measured[arm][pair][measure] = generator.normal(2.0, 0.1)
+    arm, measure, sign = open_ones[0]
+    measured[arm][pair][measure] = 0.0
+    one_pair = {name: {pair: values[pair]} for name, values in measured.items()}
+    measured[arm][pair][measure] = sign * (difference - differences(comparison, one_pair)[0])
 
 
 def alone(claim, comparison):
@@ -52,18 +68,71 @@ def test_a_claim_is_supported_by_its_prediction_and_refuted_by_the_opposite(clai
     assert decide(one, planted(one, [effect], 20.0, pairs=5)).verdict == UNDECIDED
 
 
-@pytest.mark.parametrize(
-    "claim", [c for c in CLAIMS.values() if c.comparisons[0].expect != "same"], ids=lambda c: c.name
-)
-def test_swapping_the_arms_flips_the_verdict(claim):
-    comparison = next(c for c in claim.comparisons if c.expect != "same")
-    if not comparison.against or comparison.other:
-        return  # compared with a number, or with another measure: there is nothing to swap
+SWAPPED = [case for case in each() if case.values[1].expect != "same" and case.values[1].against]
+
+
+@pytest.mark.parametrize(("claim", "comparison"), [case for case in SWAPPED if not case.values[1].other])
+def test_swapping_the_arms_flips_the_verdict(claim, comparison):
     one = alone(claim, comparison)
     measured = planted(one, [3 * SIGNS[comparison.expect] * comparison.smallest], 0.5)
-    swapped = replace(comparison, arm=comparison.against, against=comparison.arm)
+    swapped = replace(
+        comparison, arm=comparison.against, against=comparison.arm, beyond=tuple(reversed(comparison.beyond))
+    )
     assert decide(one, measured).verdict == SUPPORTED
     assert decide(alone(claim, swapped), measured).verdict == REFUTED
+
+
+def predicted_effects(claim):
+    return [0.0 if c.expect == "same" else 3 * SIGNS[c.expect] * c.smallest for c in claim.comparisons]
+
+
+@pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
+def test_a_whole_claim_is_supported_by_its_predictions_and_refuted_by_the_opposite_of_any(claim):
+    effects = predicted_effects(claim)
+    assert decide(claim, planted(claim, effects, 0.3)).verdict == SUPPORTED
+    refuted = 0
+    for index, comparison in enumerate(claim.comparisons):
+        opposite = 3 * comparison.zone if comparison.expect == "same" else -effects[index]
+        found = decide(claim, planted(claim, [*effects[:index], opposite, *effects[index + 1 :]], 0.3))
+        if found.findings[index].verdict == REFUTED:  # unless comparisons before it decide it (claim pre-norm)
+            refuted += 1
+            assert found.verdict == REFUTED
+    assert refuted >= min(2, len(claim.comparisons))
+
+
+def test_a_law_through_smaller_runs_is_compared_with_at_the_arm_s_compute():
+    claim = CLAIMS["law"]
+    [comparison] = claim.comparisons
+
+    def measured(x25):
+        losses = {"x1": (1e10, 4.0), "x5": (5e10, 3.0), "x25": (2.5e11, x25)}
+        return {arm: {i: {"flops": c, "bits_per_byte": loss} for i in range(6)} for arm, (c, loss) in losses.items()}
+
+    assert differences(comparison, measured(2.5)) == pytest.approx([2.5 - 3.0**2 / 4.0] * 6)
+    assert decide(claim, measured(2.25)).verdict == SUPPORTED
+    assert decide(claim, measured(2.5)).verdict == REFUTED
+    assert decide(claim, measured(math.inf)).findings[0].lost == (6, 0)
+    lost = measured(2.25) | {"x1": {i: {"bits_per_byte": math.inf} for i in range(6)}}
+    assert decide(claim, lost).verdict != SUPPORTED
+
+
+def test_an_interaction_is_the_difference_of_two_differences():
+    comparison = CLAIMS["norms-batch"].comparisons[-1]
+    values = {"batch": 2.5, "layer": 2.0, "batch-16": 2.1, "layer-16": 1.9}
+    measured = {arm: {0: {"bits_per_byte": value}} for arm, value in values.items()}
+    assert differences(comparison, measured) == pytest.approx([0.3])
+    assert differences(comparison, {**measured, "batch-16": {}}) == ()  # not all arms have the pair
+
+
+def test_published_cases_cannot_be_settled_by_more_of_them():
+    claim = CLAIMS["hundredfold"]
+    jobs = {arm: [Job("compute", None, order, claim.options(arm)) for order in range(5)] for arm in claim.arms}
+    measured = {arm: {job.order: compute(job).measures for job in some} for arm, some in jobs.items()}
+    found = decide(claim, measured)
+    verdicts = [finding.verdict for finding in found.findings]
+    assert verdicts == [SUPPORTED, UNDECIDED, UNDECIDED] and found.verdict == UNDECIDED and found.needs == 0
+    known = {**measured, "gpt2": {n: {"log10_ratio": 0.5} for n in range(5)}}
+    assert decide(claim, known).verdict == REFUTED
 
 
 WRITTEN = {
