@@ -1,5 +1,4 @@
-"""What each stage of a chain of runs took, in FLOPs and seconds: a run, the one whose weights it started from, and so
-on back to the first."""
+"""FLOPs and seconds per stage of a chain of runs: a run, the one whose weights it started from, and so on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from isoflop.records import Run, read_run
 
 MOST_STAGES = 100
 
-# Shares of pretraining in all compute of a final model, as reported; the figures and where they are from are those of
-# the claim pretraining-share.
+# Shares of pretraining in the compute of a final model, as reported. Figures and sources are those of the claim
+# pretraining-share.
 PUBLISHED = (
     ("DeepSeek-V3", 0.956, "GPU hours, technical report, table 1"),
     ("DeepSeek-V3 and R1", 0.908, "GPU hours, supplement of the Nature paper"),

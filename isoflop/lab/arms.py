@@ -36,11 +36,11 @@ BASE = (
 PAIRS = PROCEDURES["pairs"]
 MEASUREMENTS = 8  # of held-out text along a run, for its curve
 EVALUATE_TOKENS = 16_384
-WINDOW = 4  # values of a matched field that are looked at on either side
-NEAR = 0.03  # share by which the parameters of arms that are held equal may differ
-TURNS, TURN_SECONDS = 3, 1.5  # pairs of timings, of which the median counts
-OVERHEAD = 3.0  # seconds of a run next to its steps: reading, measuring, the curve
-GLANCE = 0.6  # seconds of steps that tell about how long a run takes
+WINDOW = 4  # values of a matched field that are tried on either side of the nearest
+NEAR = 0.03  # relative difference in parameters that still counts as equal
+TURNS, TURN_SECONDS = 3, 1.5  # pairs of timings; the median of their ratios is used
+OVERHEAD = 3.0  # seconds of a run outside its steps: reading the data, measuring
+GLANCE = 0.6  # seconds of steps from which the length of a run is estimated
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def begin(claim: Claim, arm: str) -> RunConfig:
 
 
 def configure(claim: Claim, arm: str) -> RunConfig:
-    """An arm's configuration but for its length.
+    """An arm's configuration except for its length.
 
     The learning rates are the plan's for the arm's width and optimiser, unless something sets them: where the base is a
     recipe, its rates are kept.
@@ -126,11 +126,10 @@ def text_of(claim: Claim, arm: str, data: DataConfig) -> DataConfig:
         UserError: if a source that the claim needs is not among those given.
     """
     if missing := [name for name in claim.needs if name not in damage.named(data.sources)]:
-        wanted = " ".join(f"{name}=FILE" for name in claim.needs)
-        name = claim.name or "CLAIM"
+        files = " ".join(f"{name}=FILE" for name in claim.needs)
         raise UserError(
-            f"{name} compares sources of text that isoflop does not have, and there is none named "
-            f"{' or '.join(missing)}: isoflop lab run {name} {wanted}"
+            f"the claim compares text that isoflop does not have, and no source is named {' or '.join(missing)}: "
+            f"isoflop lab run {claim.own_name} {files}"
         )
     if sources := claim.arms[arm].sources:
         return damage.apart(data, sources, claim.needs)
@@ -174,8 +173,8 @@ def cost_of(claim: Claim, arm: str, config: RunConfig) -> Cost:
 
 
 def one_thread(runtime: RuntimeConfig) -> RuntimeConfig:
-    """What a recipe's runs are computed by in the lab: workers have one thread each, and what it leaves open is a CPU
-    in single precision."""
+    """The runtime of a recipe's runs in the lab: one thread per worker; where the recipe says "auto", a CPU in single
+    precision."""
     device = "cpu" if runtime.device == "auto" else runtime.device
     dtype = "float32" if runtime.dtype == "auto" else runtime.dtype
     return replace(runtime, device=device, dtype=dtype, threads=1)
@@ -190,10 +189,10 @@ def size_of(config: RunConfig) -> int:
 
 
 def matched(config: RunConfig, field: str, wanted: int, arm: str) -> RunConfig:
-    """The configuration with the whole number in `field` that brings its parameters nearest to those wanted.
+    """The configuration with the whole number in `field` whose parameters are nearest to those wanted.
 
     Raises:
-        UserError: if none comes near.
+        UserError: if none is within NEAR.
     """
 
     def at(value: int) -> tuple[RunConfig, int] | None:
@@ -205,7 +204,8 @@ def matched(config: RunConfig, field: str, wanted: int, arm: str) -> RunConfig:
             return None
 
     def reaches(value: int) -> bool:
-        """Whether this value, or the next one that can be built (a width that heads divide), has enough."""
+        """Whether this value, or the next one that can be built (a width that the heads divide), has at least as many
+        parameters as wanted."""
         made = next((found for one in range(value, value + WINDOW) if (found := at(one))), None)
         return made is None or made[1] >= wanted
 
@@ -226,7 +226,7 @@ def matched(config: RunConfig, field: str, wanted: int, arm: str) -> RunConfig:
 
 
 def configs_of(claim: Claim) -> dict[str, RunConfig]:
-    """The configurations of all arms but for their lengths, with what is matched.
+    """The configurations of all arms except for their lengths, with fields matched.
 
     Raises:
         UserError: if parameters are to be equal and cannot be.

@@ -1,8 +1,8 @@
-"""A claim: one TOML file that says what is to be found out, and by which rule, before anything is run.
+"""A claim: one TOML file that states a question and the rule that decides it, before anything is run.
 
 TOML and not Python: a claim is data, so that it can be hashed as it stands, sent to a colleague, and read without
-running anybody's code; what is measured is named by entries of tables (procedures/table.py). The standard library
-reads it.
+running anybody's code; measures and procedures are entries of tables (procedures/table.py). The standard library reads
+it.
 
     statement = "as people say it"
     question = "made testable"
@@ -147,9 +147,9 @@ class Claim:
 
     @property
     def hash(self) -> str:
-        """SHA-256 of all that decides the result, as hexadecimal digits. Words that decide nothing are left out: a typo
-        in a note can be mended. So is how many pairs there may be and how long it may take, since a claim that
-        stayed open goes on with more of both, and what was looked at before counts (verdict.decide)."""
+        """SHA-256 of everything that decides the result, as hexadecimal digits. Words are left out, so that a typo in a
+        note can be corrected; so are the most pairs and the budget, since an undecided claim is continued with more of
+        both, and its earlier looks count (verdict.decide)."""
         told = {key: value for key, value in to_dict(self).items() if key not in WORDS}
         for one in (*told["arms"].values(), *told["comparisons"]):
             del one["words"]
@@ -166,7 +166,7 @@ class Claim:
             UserError: if it says nothing about that.
         """
         if not self.full:
-            raise UserError(f"{self.name} has no [full] section: it is run as it is, without --full")
+            raise UserError(f"{self.name} has no [full] section, so that it has one size only: run it without --full")
         return self.at_size(FULL)
 
     def at_size(self, size: str) -> "Claim":

@@ -21,7 +21,7 @@ class Setup:
         UserError: naming the field.
     """
 
-    procedure: Annotated[str, "what is done with each arm and seed: an entry of procedures/table.py"] = "train"
+    procedure: Annotated[str, "what is run for each arm and seed: an entry of procedures/table.py"] = "train"
     base: Annotated[
         dict[str, Any], "a whole configuration, as in a run's config.json, in place of the lab's small one"
     ] = field(default_factory=dict)

@@ -50,7 +50,8 @@ def from_size_to_size(claim: Claim, outcomes: Sequence[Outcome]) -> str:
     lead = (
         "Differences at each size, arm less what it is compared with. The last two columns are not measured: they "
         "continue L(C) = E + a C^-b, with 95 % bootstrap intervals over pairs, once with one irreducible loss E for "
-        f"both arms and once with one for each. They need {FEWEST} sizes and losses in bits per byte."
+        "both arms and once with one for each; misfit: how far, in the root mean square, the law is from the losses. "
+        f"They need {FEWEST} sizes and losses in bits per byte."
     )
     body = table(heads, rows, set(range(1, len(heads)))) + "".join(notes) + figure(sized)
     return section("From size to size", lead, body)
@@ -108,7 +109,8 @@ def disagree(tied: Ahead | None, untied: Ahead | None) -> bool:
 def interval(expected: Ahead | None) -> str:
     if expected is None:
         return MISSING
-    return f"{signed(expected.value)}<br><small>{signed(expected.low)} to {signed(expected.high)}</small>"
+    ends = f"{signed(expected.low)} to {signed(expected.high)}"
+    return f"{signed(expected.value)}<br><small>{ends}<br>misfit {expected.law.error:.4f}</small>"
 
 
 def figure(outcomes: Sequence[Outcome]) -> str:

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 EXPONENTS = (0.02, 1.0)  # b is searched between these
 GRID = 25  # values of b tried before the search
-SAMPLES = 200  # bootstrap samples of the pairs
+SAMPLES = 500  # bootstrap samples of the pairs
 FEWEST = 3  # sizes; with two of them an untied law has more constants than there are losses
 AHEAD = 10.0  # times the compute of the largest size
 

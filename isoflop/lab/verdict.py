@@ -14,7 +14,7 @@ SUPPORTED, REFUTED, EQUIVALENT, UNDECIDED = "supported", "refuted", "equivalent"
 EXIT_CODES = {SUPPORTED: 10, REFUTED: 11, EQUIVALENT: 12, UNDECIDED: 13}
 SIGNS = {"higher": 1.0, "lower": -1.0, "same": 1.0}
 
-Values = Mapping[int, Mapping[str, float]]  # by pair number: what was measured, by name
+Values = Mapping[int, Mapping[str, float]]  # measures by name, by pair number
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,7 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
     """The verdict on a claim.
 
     Args:
-        measured: by arm and pair number, what was measured; pairs that not all arms have are left out comparison by
-            comparison.
+        measured: measures by arm and pair number; a comparison leaves out pairs that not all of its arms have.
         looks_before: verdicts that were given before with fewer pairs. After one of the rule "fixed", which spends all
             of alpha, later ones are by the anytime rule and spend alpha once more.
         comparing: the size of the family that Holm's correction is over, where it is larger than this claim.

@@ -49,8 +49,8 @@ def linear(job: Job) -> Measured:
 
 
 def fresh(job: Job) -> Any:
-    """The model as it is initialised, in double precision, with what starts at zero drawn like the rest: a branch that
-    ends in zeros would be linear whatever is in it."""
+    """The model at initialisation, in double precision, with random values where it has zeros: a branch whose last
+    matrix is zero would be linear whatever is in it."""
     seed_everything(job.config.seed)
     model: Any = build_model(job.config.task, job.config.model).double()
     for parameter in model.parameters():
@@ -87,9 +87,9 @@ def departure(f: Any, x: Tensor, y: Tensor, a: float = 0.7, b: float = -1.3) -> 
 
 
 def future(job: Job) -> Measured:
-    """What the later half of each sequence does to the logits of the earlier half: the largest change there, over the
-    largest change anywhere, as log10; -20 for none. In training, where batch norm uses the statistics of the batch at
-    hand, and in evaluation, where it uses its running ones."""
+    """The effect of the later half of each sequence on the logits of the earlier half: the largest change there over
+    the largest change anywhere, as log10; -20 for none. In training, where batch norm uses the statistics of the
+    batch, and in evaluation, where it uses its running ones."""
     model = fresh(job)
     vocabulary, half = job.config.model.vocab_size, POSITIONS // 2
     generator = torch.Generator().manual_seed(job.order)

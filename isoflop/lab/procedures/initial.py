@@ -1,6 +1,7 @@
-"""Fresh models on one batch: gradients and activations layer by layer, and how they go with depth. Nothing is trained.
+"""Models at initialisation on one batch: gradients and activations by layer, and their trend with depth. Nothing is
+trained.
 
-With `options.depths` the same model is built at each of these numbers of layers; what is said of layers then is of the
+With `options.depths` the same model is built at each of these numbers of layers; measures by layer are those of the
 deepest.
 """
 
@@ -32,9 +33,9 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Layers:
-    """What one backward pass shows of each layer, in order: norms of the gradient of all its weights, root mean square
-    of its output, how far its output is from the same vector at every position; and the gradient's norm of the last
-    matrix of the last layer's feed-forward branch (of its attention where it has none)."""
+    """Measures of one backward pass, by layer: norm of the gradient of all its weights, root mean square of its output,
+    rank residual of its output; and the norm of the gradient of the last matrix of the last layer's feed-forward branch
+    (of its attention if it has none)."""
 
     gradients: list[float]
     activations: list[float]
@@ -43,7 +44,7 @@ class Layers:
 
 
 def initial(job: Job) -> Measured:
-    """Measures, all of a model as it is initialised:
+    """Measures of a model at initialisation:
 
     first_over_last           log10 of the gradient's norm in the first layer over that in the last
     gradient_per_layer        slope of log10 of the gradient's norm over the layers; above 0: smaller towards the input

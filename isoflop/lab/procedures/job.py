@@ -11,16 +11,16 @@ from isoflop.config import to_dict
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task
 
-FORMAT = 1  # of what is measured: a higher one where a procedure measures something else by the same name
+FORMAT = 1  # raise it when a procedure measures something else by the same name
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to do: a procedure, a configuration, a seed.
+    """One run: a procedure, a configuration, a seed.
 
     Attributes:
         procedure: its name in table.py.
-        config: what is built or trained; `config.seed` draws the first weights.
+        config: what is built or trained; `config.seed` draws the initial weights.
         order: the seed of the data's order, which the arms of a pair share.
         options: the procedure's own.
         data: the fingerprint of the prepared data; empty for a procedure that reads none.
@@ -40,8 +40,8 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Hexadecimal digits that stand for all that decides the outcome: what has been run with it need not be run
-        again. Data is known by its fingerprint, wherever it lies; a procedure that reads none is not decided by it."""
+        """A hash of everything that decides the outcome, in hexadecimal digits: a job whose key is on record is not run
+        again. Data enters by its fingerprint, whatever its path; not at all where the procedure reads none."""
         config = {name: value for name, value in to_dict(self.config).items() if name != "data"}
         deciding = [FORMAT, self.procedure, config, self.order, dict(self.options), self.data]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:24]
@@ -49,12 +49,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a job.
+    """The result of a job.
 
     Attributes:
         measures: numbers by name; infinite for a run that diverged.
-        lists: by name, what is drawn: a curve's points, a value for each layer.
-        diverged: whether training broke down.
+        lists: by name, for figures: the points of a curve, a value per layer.
+        diverged: whether training failed.
     """
 
     measures: dict[str, float]
@@ -70,7 +70,7 @@ class Procedure:
         run: does it.
         measures: the names of what it measures.
         words: what it is, for help.
-        trains: whether learning rates and the length of a run mean anything.
+        trains: whether it has learning rates and a length.
         reads: whether it reads the text that the configuration names.
         seeded: whether its outcome depends on the seed.
         builds: whether it builds the model that the configuration describes.
