@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -52,7 +52,7 @@ def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
 
     store = Store(out)
     there = {claim.name: state_of(claim, store) for claim in claims_there(store)}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": claim.name,
             "statement": claim.statement,

@@ -115,7 +115,8 @@ def interval(expected: Ahead | None) -> str:
 
 def figure(outcomes: Sequence[Outcome]) -> str:
     """Each prediction's difference against compute, where it is in bits per byte."""
-    lines, legend = {}, []
+    lines: dict[int, list[tuple[list[float], list[float]]]] = {}
+    legend = []
     for index, comparison in enumerate(outcomes[0].study.claim.comparisons):
         values = [outcome.decision.findings[index].estimate.value for outcome in outcomes]
         if comparison.measure == FITTED and all(map(math.isfinite, values)):
