@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isoflop.lab import drawn
-from isoflop.lab.claim import Claim
+from isoflop.lab.claim import Claim, Comparison
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.trend import AHEAD, FEWEST, Ahead, ahead
 from isoflop.lab.verdict import Finding
@@ -24,8 +24,18 @@ def from_size_to_size(claim: Claim, outcomes: Sequence[Outcome]) -> str:
     Args:
         outcomes: of any claims; those of this one's sizes are shown.
     """
-    own = [one for one in outcomes if one.study.claim.own_name == claim.own_name and one.finished and one.pairs]
-    sized = sorted(own, key=flops_of)
+    asked = [question(comparison) for comparison in claim.comparisons]
+    sized = sorted(
+        (
+            one
+            for one in outcomes
+            if one.study.claim.own_name == claim.own_name
+            and one.finished
+            and one.pairs
+            and [question(comparison) for comparison in one.study.claim.comparisons] == asked
+        ),
+        key=flops_of,
+    )
     if len(sized) < 2:
         return ""
     comparisons = sized[0].study.claim.comparisons
@@ -55,6 +65,12 @@ def from_size_to_size(claim: Claim, outcomes: Sequence[Outcome]) -> str:
     )
     body = table(heads, rows, set(range(1, len(heads)))) + "".join(notes) + figure(sized)
     return section("From size to size", lead, body)
+
+
+def question(comparison: Comparison) -> tuple[object, ...]:
+    """What a comparison is of, whatever its words and its smallest effect."""
+    c = comparison
+    return c.measure, c.arm, c.against, c.other, c.value, c.law, c.beyond, c.expect
 
 
 def name_of(outcome: Outcome) -> str:
@@ -96,6 +112,8 @@ def extrapolated(outcomes: Sequence[Outcome], index: int) -> tuple[Ahead | None,
         if not both or not all(math.isfinite(loss) for side in losses for loss in side):
             return None, None
         flops.append([outcome.study.arm(arm).flops for arm in arms])
+        if not min(flops[-1]) > 0:
+            return None, None
         sides.append([np.array(side) for side in losses])
     at, (arm_losses, against_losses) = np.array(flops).T, zip(*sides, strict=True)
     tied, untied = (ahead(at, arm_losses, against_losses, one) for one in (True, False))

@@ -81,8 +81,9 @@ def test_both_kinds_of_model_read_the_same_tokens_of_the_same_pairs(made):
 
 
 def test_runs_of_all_arms_take_the_same_flops_by_what_each_weight_multiplies(made):
-    _, arms = made
-    assert max(arm.flops for arm in arms.values()) < 1.05 * min(arm.flops for arm in arms.values())
+    claim, _ = made
+    arms = {arm.name: arm for arm in making.ready(replace(claim, setup=replace(claim.setup, tokens=2e5)), {})}
+    assert max(arm.flops for arm in arms.values()) < 1.02 * min(arm.flops for arm in arms.values())
     task, data = data_of(arms["decoder"])
     source, target = data.mean_lengths()
     model = GPT(arms["decoder"].config.model)
