@@ -25,7 +25,7 @@ class Stage:
     """One run of a chain.
 
     Attributes:
-        flops, seconds, tokens: of its training; None where its folder does not say.
+        flops, seconds, tokens: of its training; None if they are not in its folder.
     """
 
     name: str
@@ -77,7 +77,7 @@ def folder_of(init: Path, run: Path) -> Path:
 
 
 def stage(run: Run, first: bool) -> Stage:
-    """What a run says of itself: of one that is not finished, what its last line has."""
+    """FLOPs, seconds and tokens of a run, from its result; from its last training line if it is not finished."""
     result = run.result
     last = run.training[-1] if run.training else None
     return Stage(

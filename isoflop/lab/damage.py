@@ -26,8 +26,8 @@ from isoflop.files import NAME_HOME, disk_errors, home, write_text
 from isoflop.untrusted import read_text
 
 KINDS = ("shuffled", "duplicates", "boilerplate")
-HELD_OUT = 40  # one document in so many
-FEW = 3  # documents that copies are made of
+HELD_OUT = 40  # one document in 40 is held out
+COPIED = 3  # documents of which the near-copies are made
 MOST_BYTES = 6_000_000  # of a text that is damaged; the lab's runs read less
 MOST_APART = 12_000_000  # of each of several sources
 PIECE = 4000  # characters of a document, of which long ones have several
@@ -38,17 +38,21 @@ BOILERPLATE = "\n".join(
 
 
 def check(damage: Mapping[str, float], arm: str) -> None:
-    """Raises UserError for a kind that is not there, or a share that is none."""
+    """Check the damage of an arm.
+
+    Raises:
+        UserError: for an unknown kind, or a share that is not from 0 to 1.
+    """
     for kind, share in damage.items():
         if kind not in KINDS:
             raise UserError(
                 f"arms.{arm}.damage has {kind!r}, which is not one of {', '.join(KINDS)}{nearest(kind, KINDS)}"
             )
         if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share <= 1:
-            raise UserError(f"arms.{arm}.damage.{kind} = {share!r} is no share of the documents, from 0 to 1")
+            raise UserError(f"arms.{arm}.damage.{kind} = {share!r} is not a share of the documents, from 0 to 1")
 
 
-def places(data: DataConfig, damage: Mapping[str, float]) -> tuple[Path, Path]:
+def paths_of(data: DataConfig, damage: Mapping[str, float]) -> tuple[Path, Path]:
     """Paths of the training text and of the held-out text, below $ISOFLOP_HOME."""
     deciding = json.dumps([list(data.sources), dict(damage), data.text_column, data.encoding, data.document_separator])
     folder = home() / "lab-text" / hashlib.sha256(deciding.encode()).hexdigest()[:16]
@@ -57,7 +61,7 @@ def places(data: DataConfig, damage: Mapping[str, float]) -> tuple[Path, Path]:
 
 def damaged(data: DataConfig, damage: Mapping[str, float]) -> DataConfig:
     """The data's configuration with the damaged text in place of its sources. `write` makes it."""
-    train, heldout = places(data, damage)
+    train, heldout = paths_of(data, damage)
     return replace(data, sources=(f"damaged={train}",), heldout=(str(heldout),))
 
 
@@ -69,7 +73,7 @@ def named(sources: Sequence[str]) -> dict[str, str]:
 def apart(data: DataConfig, trained_on: Sequence[str], all_of: Sequence[str]) -> DataConfig:
     """The data's configuration with the training text of some of its sources, by name, and the held-out text of each of
     `all_of`, which has the source's name. `write_apart` makes them."""
-    at = {name: places(alone(data, name), {}) for name in all_of}
+    at = {name: paths_of(alone(data, name), {}) for name in all_of}
     return replace(
         data,
         sources=tuple(f"{name}={at[name][0]}" for name in trained_on),
@@ -98,7 +102,7 @@ def write(data: DataConfig, damage: Mapping[str, float], most: int = MOST_BYTES)
     Raises:
         UserError: if the text cannot be read, or there is no room for it.
     """
-    train, heldout = places(data, damage)
+    train, heldout = paths_of(data, damage)
     kept: list[str] = []
     held: list[str] = []
     size = 0
@@ -109,7 +113,7 @@ def write(data: DataConfig, damage: Mapping[str, float], most: int = MOST_BYTES)
             break
     if not kept or not held:
         raise UserError(f"{' '.join(data.sources) or 'the text'} is too short to hold documents out of")
-    worse = [piece if (made := spoiled(piece, damage, kept)) is None else made for piece in kept]
+    worse = [piece if (made := damaged_piece(piece, damage, kept)) is None else made for piece in kept]
     for path, texts in ((train, worse), (heldout, held)):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
         with disk_errors("the lab's text", instead=NAME_HOME):
@@ -132,7 +136,7 @@ def pieces(data: DataConfig) -> Iterator[str]:
             yield "\n".join(part)
 
 
-def spoiled(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | None:
+def damaged_piece(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | None:
     """A piece damaged by the first kind whose share it falls into; None if it stays as it is."""
     at = number(piece, "damaged") / 2**64
     reached = 0.0
@@ -146,7 +150,7 @@ def spoiled(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | N
             return "\n".join(lines)
         if kind == "duplicates":
             own = number(piece, kind)
-            return f"{own:x}\n{kept[own % min(FEW, len(kept))]}"
+            return f"{own:x}\n{kept[own % min(COPIED, len(kept))]}"
         return "\n".join(f"{BOILERPLATE}\n{line}" if index % 8 == 0 else line for index, line in enumerate(lines))
     return None
 

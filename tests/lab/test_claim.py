@@ -92,7 +92,7 @@ def test_the_hash_covers_what_decides(tmp_path):
 
 
 @pytest.mark.parametrize("claim", all_claims(), ids=lambda claim: claim.name)
-def test_each_claim_of_isoflop_can_be_built_at_each_size_and_says_what_it_has_to(claim):
+def test_each_shipped_claim_can_be_built_at_each_size_and_is_complete(claim):
     assert claim.number and claim.literature and claim.notes and claim.statement.endswith(".")
     given = claim.with_sources(tuple(f"{name}={name}.txt" for name in claim.needs))
     for sized in given.all_sizes():
@@ -106,12 +106,12 @@ def test_each_claim_of_isoflop_can_be_built_at_each_size_and_says_what_it_has_to
             assert measure in claim.measures(arm)
 
 
-def test_results_of_claims_as_they_were_stay_theirs():
+def test_the_hashes_of_shipped_claims_do_not_change():
     """A field that is added to claims must not change the hash of a claim that does not use it."""
     assert {claim.name: claim.hash[:12] for claim in all_claims() if claim.name in HASHES} == HASHES
 
 
-def test_the_sizes_of_a_claim_are_claims_of_their_own_and_do_not_change_it(tmp_path):
+def test_the_sizes_of_a_claim_are_claims_and_are_not_in_its_hash(tmp_path):
     full = TEXT + "\n[full]\ntokens = 1e6\n"
     sizes = (
         "[sizes.middle]\ntokens = 3e5\n[sizes.middle.arms]\nb = ['model.feed_forward.ratio=3']\n"
@@ -139,12 +139,12 @@ def test_the_sizes_of_a_claim_are_claims_of_their_own_and_do_not_change_it(tmp_p
         ('law = ["a", "bb"]', "did you mean b"),
     ],
 )
-def test_comparisons_of_several_arms_name_arms_that_there_are(tmp_path, line, said):
+def test_comparisons_of_several_arms_are_checked(tmp_path, line, said):
     with pytest.raises(UserError, match=re.escape(said)):
         written(tmp_path, TEXT.replace('against = "a"', line))
 
 
-def test_sources_that_a_claim_needs_are_asked_for_by_name():
+def test_a_claim_asks_for_the_sources_that_it_needs():
     claim = read_claim("sources")
     with pytest.raises(UserError, match="isoflop lab run sources books=FILE reddit=FILE web=FILE") as error:
         making.ready(claim.with_sources(("books=b.txt", "web=w.txt")), {})

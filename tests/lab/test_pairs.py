@@ -1,4 +1,4 @@
-"""Pairs in the lab: generated ones, both kinds of model on the same tokens, and how they are measured."""
+"""Pairs in the lab: the generated ones, both kinds of model on the same tokens, and their measures."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def test_words_are_pronounced_by_the_rules(word):
     assert spelling.pronounce(word) == SOUNDS[word]
 
 
-def test_generated_words_are_always_the_same_and_different_from_one_another():
+def test_generated_words_are_reproducible_and_distinct():
     words = spelling.words()
     assert words == spelling.words() and len(set(words)) == spelling.WORDS
     assert all(word.isascii() and word.islower() for word in words)
@@ -80,7 +80,7 @@ def test_both_kinds_of_model_read_the_same_tokens_of_the_same_pairs(made):
     assert task.batches(both[0].config, data).tokens(7) == other.batches(both[1].config, data).tokens(7)
 
 
-def test_runs_of_all_arms_take_the_same_flops_by_what_each_weight_multiplies(made):
+def test_all_arms_have_equal_flops(made):
     claim, _ = made
     arms = {arm.name: arm for arm in making.ready(replace(claim, setup=replace(claim.setup, tokens=2e5)), {})}
     assert max(arm.flops for arm in arms.values()) < 1.02 * min(arm.flops for arm in arms.values())
@@ -95,7 +95,7 @@ def test_runs_of_all_arms_take_the_same_flops_by_what_each_weight_multiplies(mad
         pairs.OneTextLoader(data, data.longest(), 16, 0)
 
 
-def test_the_loss_of_a_text_is_that_of_its_output_and_padding_changes_nothing(made):
+def test_the_loss_is_of_the_output_only_and_padding_has_no_effect(made):
     _, arms = made
     task, data = data_of(arms["decoder"])
     torch.manual_seed(0)
@@ -117,7 +117,7 @@ def test_the_loss_of_a_text_is_that_of_its_output_and_padding_changes_nothing(ma
     assert found.bytes == sum(len(text.encode()) for text in references)
 
 
-def test_greedy_outputs_are_the_likeliest_next_tokens(made):
+def test_greedy_decoding_takes_the_likeliest_token(made):
     _, arms = made
     task, data = data_of(arms["decoder"])
     torch.manual_seed(1)
@@ -141,7 +141,7 @@ def test_greedy_outputs_are_the_likeliest_next_tokens(made):
     assert judged["inputs"] == len({tuple(data.heldout().source[i]) for i in range(len(data.heldout()))})
 
 
-def test_both_kinds_of_model_learn_and_are_measured_alike(made, tmp_path):
+def test_both_kinds_of_model_train_and_have_the_same_measures(made, tmp_path):
     claim, _ = made
     study = Study.of(claim, Store(tmp_path / "lab"))
     found = {}
@@ -157,7 +157,7 @@ def test_both_kinds_of_model_learn_and_are_measured_alike(made, tmp_path):
     assert study.fingerprints["decoder"] == study.fingerprints["encoder-decoder"]
 
 
-def test_pairs_need_the_procedure_for_them_and_are_not_held_to_seconds(made):
+def test_pairs_need_their_procedure_and_cannot_hold_seconds_equal(made):
     claim, _ = made
     wrong = replace(claim, setup=replace(claim.setup, procedure="train"))
     with pytest.raises(Exception, match='set procedure = "pairs"'):

@@ -133,7 +133,7 @@ def test_published_values_are_one_for_each_case(texts):
         published.published(Job("published", configured(texts), order=2, options={"values": [0.9, 0.8]}))
 
 
-def test_compute_goes_from_one_end_of_what_is_not_known_to_the_other():
+def test_compute_covers_the_range_of_unpublished_figures():
     options = {"parameters": 1e9, "tokens": [1e9, 1e11], "than_parameters": 1e8, "than_tokens": [1e8, 1e9]}
     found = [published.compute(Job("compute", None, n, options)).measures["log10_ratio"] for n in range(5)]
     assert found == pytest.approx([1.0, 1.75, 2.5, 3.25, 4.0])
@@ -156,7 +156,7 @@ def test_damaged_text_keeps_the_held_out_text_and_damages_the_stated_share(corpu
     for kind in ("none", *damage.KINDS):
         shares = {kind: 0.5} if kind != "none" else {"shuffled": 0.0}
         damage.write(data, shares)
-        train, heldout = (path.read_text(encoding="utf-8").splitlines() for path in damage.places(data, shares))
+        train, heldout = (path.read_text(encoding="utf-8").splitlines() for path in damage.paths_of(data, shares))
         found[kind] = train
         assert heldout == found.setdefault("heldout", heldout) and heldout
     for kind in damage.KINDS:
@@ -169,7 +169,7 @@ def test_damaged_text_keeps_the_held_out_text_and_damages_the_stated_share(corpu
         damage.check({"shufled": 0.5}, "b")
 
 
-def test_sources_are_kept_apart_and_each_holds_out_its_own(texts, corpus):
+def test_each_source_has_its_own_held_out_text(texts, corpus):
     data = DataConfig(sources=(f"one={texts}", f"two={corpus}"))
     damage.write_apart(data, ("one", "two"))
     one, both = damage.apart(data, ("one",), ("one", "two")), damage.apart(data, ("one", "two"), ("one", "two"))
@@ -205,7 +205,7 @@ def test_training_is_measured_and_a_diverged_run_is_infinitely_bad(texts):
     assert lost.diverged and math.isinf(lost.measures["bits_per_byte"]) and lost.measures["failed"] == 1.0
 
 
-def test_diagnostics_are_measures_and_leave_the_run_as_it_is(texts):
+def test_diagnostics_are_measures_and_do_not_change_the_run(texts):
     config = configured(texts, "model.init=xavier", steps=12)
     plain = train.train(Job("train", config)).measures
     found = diagnosed.diagnosed(Job("diagnosed", config, options={"times": 3}))
@@ -219,7 +219,7 @@ def test_diagnostics_are_measures_and_leave_the_run_as_it_is(texts):
         diagnosed.diagnosed(Job("diagnosed", config, options={"times": 0}))
 
 
-def test_a_model_is_measured_on_each_source_that_is_held_out(texts, corpus):
+def test_a_model_is_measured_on_each_held_out_source(texts, corpus):
     config = configured(texts, steps=20)
     for path in corpus.glob("*.txt"):
         path.write_text(path.read_text().upper())

@@ -1,4 +1,4 @@
-"""What several sizes of a claim say of a larger one, and of what it depends on."""
+"""From several sizes of a claim to a larger one, with one irreducible loss or two."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def pairs_of(means, noise, count=8, seed=0):
 
 
 @pytest.mark.parametrize("exponent", [0.1, 0.25, 0.6])
-def test_a_law_s_constants_are_found_again(exponent):
+def test_a_fit_recovers_the_constants(exponent):
     tied = fit(FLOPS, losses((1.0, 1.0), (0.5, 0.6), exponent), tied=True)
     assert tied.exponent == pytest.approx(exponent, rel=0.02) and tied.error < 1e-4
     assert tied.irreducible == pytest.approx((1.0, 1.0), abs=0.03)
@@ -34,7 +34,7 @@ def test_a_law_s_constants_are_found_again(exponent):
     assert untied.irreducible == pytest.approx((1.0, 1.2), abs=0.03) and untied.at(0, 4e12) == pytest.approx(1.5)
 
 
-def test_constants_are_not_negative_and_the_exponent_stays_in_its_range():
+def test_fitted_constants_are_within_their_bounds():
     generator = np.random.default_rng(1)
     for _ in range(10):
         law = fit(FLOPS, generator.uniform(1.0, 3.0, (2, 3)), tied=bool(generator.integers(2)))
@@ -42,7 +42,7 @@ def test_constants_are_not_negative_and_the_exponent_stays_in_its_range():
         assert EXPONENTS[0] <= law.exponent * 1.0001 and law.exponent <= EXPONENTS[1] * 1.0001
 
 
-def test_the_verdict_further_on_may_depend_on_whether_the_irreducible_loss_is_tied():
+def test_tied_and_untied_laws_may_disagree_at_a_larger_size():
     """The arm is worse at all sizes that were run, and better in the limit: only two irreducible losses see that."""
     means = losses((0.9, 1.0), (0.65, 0.5), 0.3)
     arm, against = pairs_of(means[0], 1e-3, seed=1), pairs_of(means[1], 1e-3, seed=2)
@@ -106,7 +106,7 @@ def laws(monkeypatch):
     monkeypatch.setattr(making, "GLANCE", 0.02)
 
 
-def test_full_runs_all_sizes_and_the_page_says_where_they_lead(tmp_path, monkeypatch, capsys, laws):
+def test_full_runs_all_sizes_and_reports_the_trend(tmp_path, monkeypatch, capsys, laws):
     monkeypatch.chdir(tmp_path)
     texts = write_texts(tmp_path / "texts", files=12)
     (tmp_path / "grows.toml").write_text(CLAIM, encoding="utf-8")

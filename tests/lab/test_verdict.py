@@ -87,7 +87,7 @@ def predicted_effects(claim):
 
 
 @pytest.mark.parametrize("claim", CLAIMS.values(), ids=CLAIMS)
-def test_a_whole_claim_is_supported_by_its_predictions_and_refuted_by_the_opposite_of_any(claim):
+def test_a_claim_is_supported_if_all_predictions_hold_and_refuted_if_one_is_reversed(claim):
     effects = predicted_effects(claim)
     assert decide(claim, planted(claim, effects, 0.3)).verdict == SUPPORTED
     refuted = 0
@@ -100,7 +100,7 @@ def test_a_whole_claim_is_supported_by_its_predictions_and_refuted_by_the_opposi
     assert refuted >= min(2, len(claim.comparisons))
 
 
-def test_a_law_through_smaller_runs_is_compared_with_at_the_arm_s_compute():
+def test_an_arm_is_compared_with_the_prediction_of_a_law():
     claim = CLAIMS["law"]
     [comparison] = claim.comparisons
 
@@ -124,7 +124,7 @@ def test_an_interaction_is_the_difference_of_two_differences():
     assert differences(comparison, {**measured, "batch-16": {}}) == ()  # not all arms have the pair
 
 
-def test_published_cases_cannot_be_settled_by_more_of_them():
+def test_published_cases_do_not_ask_for_more_pairs():
     claim = CLAIMS["hundredfold"]
     jobs = {arm: [Job("compute", None, order, claim.options(arm)) for order in range(5)] for arm in claim.arms}
     measured = {arm: {job.order: compute(job).measures for job in some} for arm, some in jobs.items()}

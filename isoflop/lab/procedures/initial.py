@@ -61,11 +61,14 @@ def initial(job: Job) -> Measured:
     depths = depths_of(job)
     inputs_BT, targets_BT = batch(job)
     found = {depth: look(with_depth(job.config, depth), inputs_BT, targets_BT) for depth in depths}
+
+    # by layer of the deepest, and by depth
     deepest = found[depths[-1]]
     gradients = [log10(value) for value in deepest.gradients]
     layers = [float(index + 1) for index in range(len(gradients))]
     firsts = [log10(found[depth].gradients[0]) for depth in depths]
     lasts = [math.log(10) * log10(found[depth].last) for depth in depths]
+
     measures = {
         "first_over_last": gradients[0] - gradients[-1],
         "gradient_per_layer": slope(layers, gradients),

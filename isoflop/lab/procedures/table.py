@@ -1,4 +1,4 @@
-"""The table of procedures: what can be done with an arm and a seed. An entry is a function from a Job to a Measured."""
+"""PROCEDURES: what can be run with an arm and a seed. An entry has a function from a Job to a Measured."""
 
 from isoflop.lab.procedures import across, diagnosed, exact, initial, ngram, pairs, published, train, worked
 from isoflop.lab.procedures.job import Procedure
