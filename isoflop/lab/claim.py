@@ -41,6 +41,7 @@ from isoflop.errors import UserError
 from isoflop.lab import damage
 from isoflop.lab.fields import COSTS_TO as COSTS_TO
 from isoflop.lab.fields import LENGTHS as LENGTHS
+from isoflop.lab.fields import MOST_PAIRS as MOST_PAIRS
 from isoflop.lab.fields import MOST_RATES as MOST_RATES
 from isoflop.lab.fields import Arm as Arm
 from isoflop.lab.fields import Comparison as Comparison

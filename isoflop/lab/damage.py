@@ -111,6 +111,9 @@ def write(data: DataConfig, damage: Mapping[str, float], most: int = MOST_BYTES)
         size += len(piece)
         if size > most:
             break
+    if not held and len(kept) > 1:  # a short text
+        held = [min(kept, key=lambda piece: number(piece, "held out"))]
+        kept.remove(held[0])
     if not kept or not held:
         raise UserError(f"{' '.join(data.sources) or 'the text'} is too short to hold documents out of")
     worse = [piece if (made := damaged_piece(piece, damage, kept)) is None else made for piece in kept]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,7 +104,7 @@ def test_the_loss_is_of_the_output_only_and_padding_has_no_effect(made):
     texts_BU, wanted_BU = task.batches(arms["decoder"].config, data).batch(0)
     logits = model(texts_BU)[..., : data.vocab_size]
     whole = torch.nn.functional.cross_entropy(model(texts_BU).flatten(0, 1), wanted_BU.flatten(), ignore_index=IGNORED)
-    assert float(task.loss(model, texts_BU, wanted_BU)) == pytest.approx(float(whole), rel=1e-5)
+    assert task.loss(model, texts_BU, wanted_BU).item() == pytest.approx(whole.item(), rel=1e-5)
 
     row = int((wanted_BU != IGNORED).sum(1).argmin())
     length = int(torch.nonzero(wanted_BU[row] != IGNORED).max()) + 1
@@ -125,7 +126,7 @@ def test_greedy_decoding_takes_the_likeliest_token(made):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    prompts = [torch.tensor([*data.heldout().source[i], eot]).numpy() for i in range(4)]
+    prompts = [np.append(data.heldout().source[i].astype(np.int64), eot) for i in range(4)]
     written = pairs.greedy(model, prompts, 6, eot)
     for prompt, ids in zip(prompts, written, strict=True):
         expected, text = [], torch.from_numpy(prompt)[None]

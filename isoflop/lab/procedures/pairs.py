@@ -119,7 +119,7 @@ class OneText(CausalLM):
         return measure_pairs(
             either,
             heldout,
-            lambda chosen: one_text(*collate(heldout, chosen, tokenizer.eot), tokenizer.eot),
+            lambda chosen: one_text(collate(heldout, chosen, tokenizer.eot), tokenizer.eot),
             tokenizer.token_bytes(),
             runtime,
             max_tokens,
@@ -158,18 +158,17 @@ class OneTextLoader(PairLoader):
             )
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
-        return one_text(*super().batch(step, rank, world), self.eot)
+        return one_text(super().batch(step, rank, world), self.eot)
 
     def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
         inputs_BT = torch.zeros((sequences, int(self.lengths.max())), dtype=torch.int64)
         return inputs_BT, inputs_BT.clone()
 
 
-def one_text(
-    source_BS: torch.Tensor, visible_BS: torch.Tensor, inputs_BT: torch.Tensor, targets_BT: torch.Tensor, eot: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def one_text(batch: Sequence[torch.Tensor], eot: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(inputs_BU, targets_BU) of a batch as `collate` makes it: the source, end-of-text, the output; targets are those
     of the output. Padding is at the end, where a causal model does not see it."""
+    source_BS, visible_BS, inputs_BT, targets_BT = batch
     sources, targets = visible_BS.sum(1).tolist(), (targets_BT != IGNORED).sum(1).tolist()
     shape = (len(sources), max(s + t for s, t in zip(sources, targets, strict=True)))
     inputs_BU = torch.full(shape, eot, dtype=torch.int64)

@@ -63,7 +63,7 @@ def range_of(options: Mapping[str, Any], name: str) -> tuple[float, float]:
         UserError: naming the option.
     """
     given = options.get(name)
-    ends = list(given) if isinstance(given, (list, tuple)) else [given, given]
+    ends: list[Any] = list(given) if isinstance(given, (list, tuple)) else [given, given]
     if len(ends) != 2 or not all(type(end) in (int, float) and end > 0 for end in ends) or ends[0] > ends[1]:
         raise UserError(f"options.{name} = {given!r} is neither a positive number nor a range [low, high] of two")
     return float(ends[0]), float(ends[1])
