@@ -80,7 +80,7 @@ def test_two_runs_are_compared_item_by_item(golden, capsys, monkeypatch):
     assert isoflop.score("words", "own.toml").to_dict()["runs"].keys() == {"words"}  # one is a list of one
     first, same, _ = scored.compared  # `same`: the run and its last checkpoint
     assert (first.first, first.second) == ("words", "other")
-    assert same.found.p == 1.0 and not same.real and same.only_first == same.only_second == 0
+    assert same.measured.p == 1.0 and not same.real and same.only_first == same.only_second == 0
 
 
 def test_contamination_is_searched_in_the_runs_own_text(golden, capsys, monkeypatch):
