@@ -1,11 +1,11 @@
-"""A run as one page to look at: figures (plain arrays in, SVG out) and a self-contained HTML file. No torch.
+"""The report of a run: one self-contained HTML file with SVG figures. Nothing here imports torch.
 
-page.py       write_report, where they meet
-facts.py      what a run says, with everything possibly missing
-verdict.py    the answer on top   · sections.py  learning and plan   · account.py  samples, data, costs
-history.py    what happened, in order
-compare.py    several runs side by side
-figures.py    what is drawn   · drawing.py  what drawing stands on
-words.py      numbers and foreign text, as words that are safe in HTML
-style.py      the page's skeleton and its CSS
+page.py       write_report: assembles the page
+facts.py      the facts about a run, any of which may be missing
+verdict.py    the top of the page   · sections.py  loss and plan   · account.py  samples, data, costs
+history.py    the events of a run, in order
+compare.py    several runs compared with the first
+figures.py    arrays in, SVG out   · drawing.py  palette, axes, SVG clean-up
+words.py      numbers and untrusted text, formatted for HTML
+style.py      the HTML skeleton and its CSS
 """

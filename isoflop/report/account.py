@@ -1,4 +1,4 @@
-"""The lower half of a run's page: samples along the way, the data's account, costs and machine."""
+"""The lower half of a run's page: samples, the account of the data, costs and machine."""
 
 import shlex
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from isoflop.files import to_json
 from isoflop.records import DataAccount, SampleLine
 from isoflop.report import words
-from isoflop.report.facts import Facts, first, source_table
+from isoflop.report.facts import Facts, first_known, source_table
 from isoflop.report.style import key, section, stack, table
 from isoflop.report.words import count, duration, fixed, percent, size, text
 
@@ -16,22 +16,24 @@ EARLY_SAMPLES = 4
 def samples(facts: Facts) -> str:
     run = facts.run
     if not run.samples:
-        return section("What it writes", "No sample has been taken yet.", "")
+        return section("Samples", "No sample has been taken yet.", "")
+
     by_prompt: dict[str, list[SampleLine]] = {}
     for sample in run.samples:
         by_prompt.setdefault(sample.prompt, []).append(sample)
-    body = "\n".join(one_prompt(facts, prompt, taken) for prompt, taken in by_prompt.items())
-    return section("What it writes", "The same prompts as training went on; the prompt is in colour.", body)
+    body = "\n".join(one_prompt(facts, prompt, lines) for prompt, lines in by_prompt.items())
+    return section("Samples", "The same prompts at several steps of training; the prompt is in colour.", body)
 
 
-def one_prompt(facts: Facts, prompt: str, taken: list[SampleLine]) -> str:
-    """The samples of one prompt: the first, a few between, the last one large; the rest can be unfolded."""
-    *early, last = taken
+def one_prompt(facts: Facts, prompt: str, lines: list[SampleLine]) -> str:
+    """The samples of one prompt: the first, a few between, the last one large; the others can be unfolded."""
+    *early, last = lines
     shown = set(range(len(early)))
     if len(early) > EARLY_SAMPLES:
         shown = {round(index * (len(early) - 1) / (EARLY_SAMPLES - 1)) for index in range(EARLY_SAMPLES)}
     body = "".join(one_sample(facts, prompt, early[index], "early") for index in sorted(shown))
     body += one_sample(facts, prompt, last, "last")
+
     hidden = [early[index] for index in range(len(early)) if index not in shown]
     folded = ""
     if hidden:
@@ -44,14 +46,17 @@ def one_prompt(facts: Facts, prompt: str, taken: list[SampleLine]) -> str:
 def one_sample(facts: Facts, prompt: str, sample: SampleLine, css: str) -> str:
     step = sample.step
     continued = sample.text.removeprefix(prompt)
-    if sample.reference is not None:  # an output for an input, and what it should have been
+    if sample.reference is not None:  # pairs: the model's output, then the expected one in parentheses
         continued = f"\n{sample.text}\n({sample.reference})"
+
     bits = None
     for line in facts.run.heldout:
         if line.step is not None and step is not None and line.step <= step:
             bits = line.heldout_bits_per_byte
+
     note = f"{fixed(bits)} bits/byte" if bits is not None else ""
-    note += f"{' · ' if note else ''}ended early, to keep the time" if sample.cut else ""
+    note += f"{' · ' if note else ''}cut short, to keep the time limit" if sample.cut else ""
+
     return (
         f'<div class="at"><b>step {count(step)}</b>{note}</div>'
         f'<pre class="{css}"><em>{text(prompt)}</em>{text(continued)}</pre>\n'
@@ -63,21 +68,22 @@ def data(facts: Facts) -> str:
     if account.missing:
         return ""
     train, heldout = account.train.bytes or 0.0, account.heldout.bytes or 0.0
-    twice, skipped = account.duplicate_bytes or 0.0, account.skipped_bytes or 0.0
+    duplicate, skipped = account.duplicate_bytes or 0.0, account.skipped_bytes or 0.0
     body = stack(
         [
             ("train", train, f"training {size(train)}"),
             ("heldout", heldout, f"held out {size(heldout)}"),
-            ("run-4", twice, f"duplicates, dropped {size(twice)}"),
+            ("run-4", duplicate, f"duplicates, dropped {size(duplicate)}"),
             ("run-7", skipped, f"not used {size(skipped)}"),
         ]
     )
+
     how = account.heldout.how
     share = account.sampled_share
-    wholes = [
-        ("Documents", count(account.documents), amount(account.pieces, "pieces after long ones were cut")),
-        ("Exact duplicates", count(account.duplicates), f"{size(twice)} dropped"),
-        ("Not used", size(skipped), "files, records and pieces that were lost; see below" if skipped else ""),
+    totals = [
+        ("Documents", count(account.documents), amount(account.pieces, "pieces after splitting long documents")),
+        ("Exact duplicates", count(account.duplicates), f"{size(duplicate)} dropped"),
+        ("Not used", size(skipped), "files, records and pieces that could not be read; see below" if skipped else ""),
         ("Training text", size(train), amount(account.train.tokens, "tokens")),
         (
             "Held-out text",
@@ -90,30 +96,31 @@ def data(facts: Facts) -> str:
             percent(share),
             "all of it" if share == 1 else "sampled by content hash" if share is not None else "",
         ),
-        ("Epochs", fixed(facts.epochs), "tokens read over training tokens"),
-        *left_out(facts),
+        ("Epochs", fixed(facts.epochs), "tokens read divided by training tokens"),
+        *lost_to_bad_steps(facts),
     ]
-    body += table([], [[name, f"<b>{value}</b>", note] for name, value, note in wholes])
+
+    body += table([], [[name, f"<b>{value}</b>", note] for name, value, note in totals])
     body += sources(facts) + unused(account)
-    return section("Data", "Every byte that was found, and where it went.", body)
+    return section("Data", "All bytes that were found, and what each was used for.", body)
 
 
-def left_out(facts: Facts) -> list[tuple[str, str, str]]:
-    """Tokens that bad steps cost: those read and not learned from, and those never read."""
+def lost_to_bad_steps(facts: Facts) -> list[tuple[str, str, str]]:
+    """Rows on the tokens that bad steps cost: those whose update was discarded, and those skipped after a rollback."""
     kinds = (
-        ("Left out", "skip", "tokens read in steps whose update was left out"),
-        ("Passed over", "rollback", "tokens that rollbacks kept from being read"),
+        ("Discarded", "skip", "tokens of steps whose update was discarded"),
+        ("Skipped", "rollback", "tokens skipped after a rollback"),
     )
-    found = []
+    rows = []
     for title, action, note in kinds:
         lines = [line for line in facts.run.skips if line.action == action]
         tokens = sum(line.tokens for line in lines)
-        found += [(title, count(tokens), f"{note}; {times(len(lines))}")] if lines else []
-    return found
+        rows += [(title, count(tokens), f"{note}; {times(len(lines))}")] if lines else []
+    return rows
 
 
-def times(number_: int) -> str:
-    return "once" if number_ == 1 else f"{number_:,} times"
+def times(number: int) -> str:
+    return "once" if number == 1 else f"{number:,} times"
 
 
 def amount(value: float | None, label: str) -> str:
@@ -127,12 +134,13 @@ def vocabulary(account: DataAccount) -> str:
 
 
 def sources(facts: Facts) -> str:
-    listed = source_table(facts.run)
-    if not listed:
+    by_source = source_table(facts.run)
+    if not by_source:
         return ""
+
     rows = []
-    for name, prepared, read in listed:
-        got, asked = read.share, first(read.asked, prepared.weight)
+    for name, prepared, read in by_source:
+        weight = first_known(read.asked, prepared.weight)
         rows.append(
             [
                 text(name),
@@ -140,45 +148,47 @@ def sources(facts: Facts) -> str:
                 size(prepared.bytes),
                 count(prepared.tokens),
                 count(read.tokens),
-                percent(asked, 2),
-                percent(got, 2),
-                bar(got, asked),
+                percent(weight, 2),
+                percent(read.share, 2),
+                share_bar(read.share, weight),
                 fixed(read.epochs),
             ]
         )
-    columns = ["source", "documents", "bytes", "tokens", "tokens read", "asked", "got", "", "epochs"]
-    legend = f"<figcaption>{key('train', 'share of the tokens read')}{key('heldout', 'share asked for')}</figcaption>"
+
+    columns = ["source", "documents", "bytes", "tokens", "tokens read", "weight", "share read", "", "epochs"]
+    legend = f"<figcaption>{key('train', 'share of the tokens read')}{key('heldout', 'weight')}</figcaption>"
     return f"<h3>By source</h3>\n<figure>{table(columns, rows, {1, 2, 3, 4, 5, 6, 8})}{legend}</figure>"
 
 
-def bar(got: float | None, asked: float | None) -> str:
-    """The share got as a bar, the share asked for as a tick on it."""
-    if got is None and asked is None:
+def share_bar(share: float | None, weight: float | None) -> str:
+    """The share of the tokens read as a bar, the weight that was set as a tick on it."""
+    if share is None and weight is None:
         return ""
-    inside = f'<i style="width:{100 * min(max(got or 0.0, 0.0), 1.0):.2f}%"></i>'
-    if asked is not None:
-        inside += f'<b style="left:{100 * min(max(asked, 0.0), 1.0):.2f}%"></b>'
-    return f'<div class="bar">{inside}</div>'
+    marks = f'<i style="width:{100 * min(max(share or 0.0, 0.0), 1.0):.2f}%"></i>'
+    if weight is not None:
+        marks += f'<b style="left:{100 * min(max(weight, 0.0), 1.0):.2f}%"></b>'
+    return f'<div class="bar">{marks}</div>'
 
 
 def unused(account: DataAccount) -> str:
-    """What was not used and what was noticed, in the words of the screen, and the first of it in a list."""
-    said = account.not_used()
-    body = f"<p><strong>{text(said.warning)}</strong></p>" if said.warning else ""
-    if said.lines:
-        body = f"<h3>Not used</h3>\n{body}{listed(said.lines)}"
-    body += listed(said.notes)
+    """The text that was not used and the notes on it, in the same words as on the terminal; then the first files."""
+    not_used = account.not_used()
+    body = f"<p><strong>{text(not_used.warning)}</strong></p>" if not_used.warning else ""
+    if not_used.lines:
+        body = f"<h3>Not used</h3>\n{body}{bullets(not_used.lines)}"
+    body += bullets(not_used.notes)
+
     files = account.skipped
     if not files:
         return body
     rows = [[text(f.path or ""), text(f.reason or ""), size(f.bytes)] for f in files]
     total = (account.skipped_files or 0) + (account.skipped_records or 0)
-    title = "all that was not used" if total <= len(files) else f"the first {len(files)} of {count(total)} not used"
-    first_of = table(["where", "reason", "bytes"], rows, {2})
-    return f"{body}<details><summary>{title}</summary>{first_of}</details>"
+    all_listed = total <= len(files)
+    title = "all files and records not used" if all_listed else f"the first {len(files)} of {count(total)} not used"
+    return f"{body}<details><summary>{title}</summary>{table(['where', 'reason', 'bytes'], rows, {2})}</details>"
 
 
-def listed(lines: Sequence[str]) -> str:
+def bullets(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
@@ -189,34 +199,41 @@ def costs(facts: Facts) -> str:
     if "pilots" in run.result.phases:  # within the budget, before the training
         phases["pilots"], colors["pilots"] = run.result.phases["pilots"], "run-3"
     body = stack([(colors[name], seconds or 0.0, f"{name} {duration(seconds)}") for name, seconds in phases.items()])
+
     environment = run.environment.to_dict()
-    facts_of = [
+    rows = [
         ("Peak memory", size(run.result.peak_memory_bytes)),
         (
             "Compute dtype",
             text(run.plan.calibration.dtype or run.settings.runtime.dtype or words.MISSING),
         ),
     ]
-    facts_of += [
+    rows += [
         (text(name), text(words.plain(value))) for name, value in environment.items() if not isinstance(value, dict)
     ]
     for name, group in environment.items():
         if not isinstance(group, dict):
             continue
         for inner, value in group.items():
-            measured = words.rate(run.environment.peak.get(inner)) if name == "peak" else text(words.plain(value))
-            facts_of.append((f"{text(name)}: {text(inner)}", measured))
-    body += "<h3>Machine and versions</h3>\n" + table([], [[name, value] for name, value in facts_of])
-    folder = run.folder.path
-    commands = [("run it again", ["isoflop", "train", "--config", str(run.folder.config), "--out", f"{folder}-again"])]
-    if run.status == "imported":
-        commands = [("train on from it", ["isoflop", "train", "SOURCE", "--init", str(folder)])]
-    elif not facts.finished and run.status != "running":
-        commands.insert(0, ("go on from where it stopped", ["isoflop", "train", "--resume", str(folder)]))
-    if run.status != "running" and (run.training or run.status == "imported"):
-        commands.append(("let it write", ["isoflop", "sample", str(folder), "--prompt", "Once"]))
-    lines = "\n".join(f"{shlex.join(command)}    # {what}" for what, command in commands)
-    body += f'<h3>Commands</h3>\n<pre class="box">{text(lines)}</pre>'
-    exact = text(to_json(run.config))
-    body += f'<details><summary>The exact configuration</summary><pre class="box">{exact}</pre></details>'
+            shown = words.rate(run.environment.peak.get(inner)) if name == "peak" else text(words.plain(value))
+            rows.append((f"{text(name)}: {text(inner)}", shown))
+    body += "<h3>Machine and versions</h3>\n" + table([], [[name, value] for name, value in rows])
+
+    body += f'<h3>Commands</h3>\n<pre class="box">{text(commands(facts))}</pre>'
+    config = text(to_json(run.config))
+    body += f'<details><summary>The complete configuration</summary><pre class="box">{config}</pre></details>'
     return section("Cost and machine", "Only training counts against a time budget.", body)
+
+
+def commands(facts: Facts) -> str:
+    """Commands that continue from here, one per line, each with a comment."""
+    run, folder = facts.run, str(facts.run.folder.path)
+    again = ["isoflop", "train", "--config", str(run.folder.config), "--out", f"{folder}-again"]
+    listed = [("train the same run again", again)]
+    if run.status == "imported":
+        listed = [("continue training from these weights", ["isoflop", "train", "SOURCE", "--init", folder])]
+    elif not facts.finished and run.status != "running":
+        listed.insert(0, ("resume it", ["isoflop", "train", "--resume", folder]))
+    if run.status != "running" and (run.training or run.status == "imported"):
+        listed.append(("generate text", ["isoflop", "sample", folder, "--prompt", "Once"]))
+    return "\n".join(f"{shlex.join(command)}    # {purpose}" for purpose, command in listed)

@@ -1,4 +1,4 @@
-"""The attempt that a run gave up: its plan was made in a bad moment, and the run began anew, once (job/attempts.py)."""
+"""The abandoned first attempt of a run whose plan rested on wrong timings and was made again (job/attempts.py)."""
 
 from isoflop.errors import UserError
 from isoflop.records import Run, read_run
@@ -9,22 +9,23 @@ from isoflop.report.words import count, duration, fixed, text
 
 
 def first_attempt(run: Run) -> str:
-    """When and why the run began anew, what was planned differently, and the loss of the first attempt; empty for a run
-    that did not."""
+    """When and why the run was restarted, what the new plan changed, and the loss of the first attempt; empty for a run
+    that was not restarted."""
     event = next((event for event in run.events if event.event == "restarted"), None)
     if event is None:
         return ""
-    said = f"This run began anew, once, after {duration(event.seconds)} of training; they count against its budget"
-    said += f": {text(event.reason)}." if event.reason else "."
+
+    lead = f"This run was restarted after {duration(event.seconds)} of training, which count against its budget"
+    lead += f": {text(event.reason)}." if event.reason else "."
     try:
         first = read_run(run.folder.attempts / "1")
     except UserError:
-        return section("Begun anew", f"{said} What the first attempt wrote is not there any more.", "")
-    return section("Begun anew", said, differences(first, run) + losses(first))
+        return section("Restarted", f"{lead} The files of the first attempt do not exist any more.", "")
+    return section("Restarted", lead, differences(first, run) + losses(first))
 
 
 def differences(first: Run, second: Run) -> str:
-    """What the two attempts were planned as, where they differ, and how fast they ran."""
+    """The choices in which the two plans differ, and the speeds reached."""
     planned = [{choice.name: choice.value for choice in run.plan.choices} for run in (first, second)]
     rows = [
         [text(name), *(f"<b>{text(words.plain(plan.get(name)))}</b>" for plan in planned)]

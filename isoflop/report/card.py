@@ -1,7 +1,7 @@
-"""The model card: a README.md in the ecosystem's form (YAML in front, Markdown after it), of what a run has on record.
+"""The model card: a README.md with YAML front matter, as the Hugging Face Hub expects it, from a run's records.
 
-What nobody has said is not made up: a source without a licence says so, and `isoflop report RUN --card --licence
-books=CC0-1.0` says it, which is kept in the run's card.json.
+Missing facts are not made up: a source without a licence is listed as such. `isoflop report RUN --card --licence
+books=CC0-1.0` sets one, which is kept in the run's card.json.
 """
 
 import json
@@ -16,63 +16,65 @@ from isoflop.report import words
 from isoflop.report.facts import Facts, machine, read_facts, source_table
 from isoflop.report.words import MISSING, count, duration, fixed, percent, power, size
 
-UNSAID = "not said"
+UNKNOWN = "not stated"
 LIMITS = (
-    "It continues text. It was not taught to follow instructions, to refuse, or to be right, and it knows of nothing "
-    "that is not in its text.",
-    "What it writes can be false, offensive, or a passage of its training text; it should not be shown to people as "
-    "fact or used to decide anything about them.",
+    "It continues text. It was not trained to follow instructions, to refuse requests or to be truthful, and it knows "
+    "nothing beyond its training text.",
+    "Its output can be false, offensive, or a verbatim passage of its training text. It should not be presented as "
+    "fact or used to make decisions about people.",
     "Its scores hold for the items and the wording of the suites named here, in English.",
 )
 
 
 def write_card(run: Path, out: Path | None = None, licences: Sequence[str] = ()) -> Path:
-    """Write the card of a run and return where it lies.
+    """Write the card of a run and return its path.
 
     Args:
         out: the Markdown file; None: RUN/README.md.
         licences: "SOURCE=LICENCE" for sources of the run's text, or "LICENCE" alone for the model; kept in card.json.
 
     Raises:
-        UserError: if there is no run, or a source that it does not have is named.
+        UserError: there is no run, or a licence names a source that the run does not have.
     """
     facts = read_facts(read_run(run))
     folder = facts.run.folder
-    said = CardNotes.read(read_object(folder.card))
+    statements = CardNotes.read(read_object(folder.card))
     if licences:
-        said = with_licences(said, licences, [name for name, _, _ in source_table(facts.run)])
+        statements = with_licences(statements, licences, [name for name, _, _ in source_table(facts.run)])
         with disk_errors(f"the run folder {run}"):
-            write_json(folder.card, said.to_dict())
+            write_json(folder.card, statements.to_dict())
+
     path = out or folder.path / "README.md"
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the Markdown file to write, as in {path / 'README.md'}")
+
     with disk_errors("the model card"):
-        write_text(path, card(facts, said))
+        write_text(path, card(facts, statements))
     return path
 
 
-def with_licences(said: CardNotes, given: Sequence[str], sources: Sequence[str]) -> CardNotes:
-    """What is said of licences, with what is said now."""
-    by_source = dict(said.sources)
-    for one in given:
-        name, separator, licence = one.partition("=")
+def with_licences(statements: CardNotes, licences: Sequence[str], sources: Sequence[str]) -> CardNotes:
+    """The user's statements on licences, updated by `licences`."""
+    by_source = dict(statements.sources)
+    for option in licences:
+        name, separator, licence = option.partition("=")
         if not separator:
-            said = said.updated(licence=one.strip())
+            statements = statements.updated(licence=option.strip())
         elif name not in sources:
             raise UserError(
-                f"--licence {one}: the run's text has no source {name!r}; it has {', '.join(sources) or 'none'}"
+                f"--licence {option}: the run's text has no source {name!r}; it has {', '.join(sources) or 'none'}"
             )
         else:
             by_source[name] = licence.strip()
-    return said.updated(sources=by_source)
+    return statements.updated(sources=by_source)
 
 
-def card(facts: Facts, said: CardNotes) -> str:
-    """The whole card."""
+def card(facts: Facts, statements: CardNotes) -> str:
+    """The text of the card."""
     parts = [
-        front_matter(facts, said),
+        front_matter(facts, statements),
         f"# {line(facts.run.name)}\n\n{about(facts)}",
-        data(facts, said),
+        data(facts, statements),
         dropped(facts),
         compute(facts),
         outcome(facts),
@@ -82,25 +84,24 @@ def card(facts: Facts, said: CardNotes) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def front_matter(facts: Facts, said: CardNotes) -> str:
-    """What the ecosystem's sites read. Strings are written as JSON, which is YAML too."""
-    about: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["isoflop"]}
-    if said.licence:
-        about = {"license": said.licence.lower(), **about}
-    results = [result(one) for one in facts.run.suites if one.score is not None]
+def front_matter(facts: Facts, statements: CardNotes) -> str:
+    """The metadata that model hubs read. Values are written as JSON, which is also valid YAML."""
+    metadata: dict[str, Any] = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["isoflop"]}
+    if statements.licence:
+        metadata = {"license": statements.licence.lower(), **metadata}
+    results = [result(score) for score in facts.run.suites if score.score is not None]
     if results:
-        about["model-index"] = [{"name": line(facts.run.name), "results": results}]
-    return "\n".join(
-        ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in about.items()), "---"]
-    )
+        metadata["model-index"] = [{"name": line(facts.run.name), "results": results}]
+    lines = [f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in metadata.items()]
+    return "\n".join(["---", *lines, "---"])
 
 
-def result(one: SuiteScore) -> dict[str, Any]:
-    """A score as model-index has it."""
-    metric = {"type": one.metric, "value": one.score, "name": one.metric}
+def result(score: SuiteScore) -> dict[str, Any]:
+    """A score as an entry of the front matter's `model-index`."""
+    metric = {"type": score.metric, "value": score.score, "name": score.metric}
     return {
         "task": {"type": "text-generation"},
-        "dataset": {"name": one.suite, "type": one.suite},
+        "dataset": {"name": score.suite, "type": score.suite},
         "metrics": [metric],
     }
 
@@ -108,40 +109,41 @@ def result(one: SuiteScore) -> dict[str, Any]:
 def about(facts: Facts) -> str:
     run = facts.run
     kind = words.model_kind(run.settings.task)
-    made = f"A{'n' if kind[0] in 'aeiou' else ''} {kind} of {count(facts.total_parameters)} parameters"
+    model = f"A{'n' if kind[0] in 'aeiou' else ''} {kind} of {count(facts.total_parameters)} parameters"
     if run.status == "imported":
-        return f"{made}, imported from {line(run.plan.source or 'elsewhere')} with isoflop; not trained here."
+        return f"{model}, imported from {line(run.plan.source or 'elsewhere')} with isoflop; not trained here."
     unfinished = "" if facts.finished else " Its training is not finished."
     origin = f", from the weights of {line(run.settings.init)}" if run.settings.init else ", from scratch"
-    return f"{made}, pretrained with isoflop{origin}.{unfinished}"
+    return f"{model}, pretrained with isoflop{origin}.{unfinished}"
 
 
-def data(facts: Facts, said: CardNotes) -> str:
-    """Sources with licence and provenance. Of a path only the last part is told: a card is for others."""
-    listed = source_table(facts.run)
-    if not listed:
+def data(facts: Facts, statements: CardNotes) -> str:
+    """Sources with licence and provenance. Of a path only the last part: a card is public."""
+    by_source = source_table(facts.run)
+    if not by_source:
         return ""
+
     rows = [
         [
             line(name),
             line(Path(prepared.pattern).name if prepared.pattern else MISSING),
-            line(said.sources.get(name, UNSAID)),
+            line(statements.sources.get(name, UNKNOWN)),
             count(prepared.documents),
             size(prepared.bytes),
             count(read.tokens),
             percent(read.share),
             fixed(read.epochs),
         ]
-        for name, prepared, read in listed
+        for name, prepared, read in by_source
     ]
     head = ["source", "from", "licence", "documents", "text", "tokens read", "share", "epochs"]
     fingerprint = facts.run.data.fingerprint
-    print_ = f"\n\nFingerprint of the prepared text: `{line(fingerprint)}`." if fingerprint else ""
-    return f"## Training data\n\n{table(head, rows)}{print_}"
+    note = f"\n\nFingerprint of the prepared text: `{line(fingerprint)}`." if fingerprint else ""
+    return f"## Training data\n\n{table(head, rows)}{note}"
 
 
 def dropped(facts: Facts) -> str:
-    """What of the text was not used, in the words of the report."""
+    """The text that was not used, in the same words as in the report."""
     account = facts.run.data
     if account.missing:
         return ""
@@ -149,16 +151,16 @@ def dropped(facts: Facts) -> str:
     if account.duplicates:
         lines.append(f"{count(account.duplicates)} exact duplicates, {size(account.duplicate_bytes)}")
     if account.in_heldout:
-        lines.append(f"{count(account.in_heldout)} documents that are in the held-out text too")
+        lines.append(f"{count(account.in_heldout)} documents that are also in the held-out text")
     if account.sampled_share is not None and account.sampled_share < 1:
         lines.append(f"sampled: {percent(account.sampled_share)} of the training text was prepared")
     lines += [line(text) for text in account.not_used().all()]
-    held = f"{size(account.heldout.bytes)} were held out to measure on."
-    return "### What was left out\n\n" + "\n".join(f"- {text}" for text in [*lines, held])
+    lines.append(f"{size(account.heldout.bytes)} were held out to measure on.")
+    return "### What was left out\n\n" + "\n".join(f"- {text}" for text in lines)
 
 
 def compute(facts: Facts) -> str:
-    """Seconds by stage, and what training cost."""
+    """The cost of training, and the seconds per stage."""
     run, reached = facts.run, facts.reached
     if run.status == "imported":
         return ""
@@ -173,7 +175,7 @@ def compute(facts: Facts) -> str:
 
 
 def outcome(facts: Facts) -> str:
-    """The forecast and what came of it."""
+    """The forecast and the outcome."""
     if facts.reached.bits_per_byte is None:
         return ""
     text = f"Held-out loss: {fixed(facts.reached.bits_per_byte, 3)} bits per byte"
@@ -186,30 +188,33 @@ def outcome(facts: Facts) -> str:
     return f"## Forecast and outcome\n\n{text}"
 
 
-def scores(found: Sequence[SuiteScore]) -> str:
+def scores(suites: Sequence[SuiteScore]) -> str:
     """Suites with their intervals, and contamination."""
-    if not found:
+    if not suites:
         return "## Evaluation\n\nNo suite was scored; `isoflop eval RUN --suite NAME` keeps scores for this card."
+
     rows = []
-    for one in found:
+    for one in suites:
         overlap = MISSING
         if one.contamination is not None:
             clean = one.contamination.without
             overlap = f"{count(one.contamination.overlapping)} items"
             overlap += f"; {shown(clean.score, one)} without" if clean and one.contamination.overlapping else ""
-            overlap += f"; {count(one.contamination.too_short)} too short to say" if one.contamination.too_short else ""
+            too_short = one.contamination.too_short
+            overlap += f"; {count(too_short)} too short to tell" if too_short else ""
         score = f"{shown(one.score, one)} ({shown(one.low, one)} to {shown(one.high, one)})"
         about = [line(one.metric), overlap, line(one.licence or MISSING)]
         rows.append([line(one.suite), score, percent(one.chance), count(one.items), *about])
-    head = ["suite", "score (95 % interval)", "chance", "items", "by", "in the training text", "licence of the items"]
+
+    head = ["suite", "score (95 % interval)", "chance", "items", "metric", "in training text", "licence of the items"]
     return "## Evaluation\n\n" + table(head, rows)
 
 
 def use(facts: Facts) -> str:
-    made = facts.run.settings.task
-    of = "research and teaching on pretraining: how loss and abilities follow from data, size and compute"
-    limits = "\n".join(f"- {text}" for text in LIMITS) if made in (None, "causal_lm") else f"- {LIMITS[1]}"
-    return f"## Intended use and limits\n\nMeant for {of}.\n\n{limits}"
+    purpose = "research and teaching on pretraining: how loss and abilities depend on data, size and compute"
+    is_text = facts.run.settings.task in (None, "causal_lm")
+    limits = "\n".join(f"- {text}" for text in LIMITS) if is_text else f"- {LIMITS[1]}"
+    return f"## Intended use and limits\n\nMeant for {purpose}.\n\n{limits}"
 
 
 def shown(value: float | None, one: SuiteScore) -> str:
@@ -217,12 +222,12 @@ def shown(value: float | None, one: SuiteScore) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of cells that hold no line end and no bar."""
+    """A Markdown table. No cell contains a line break or a vertical bar."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def line(text: Any) -> str:
-    """Foreign text on one line of Markdown, with nothing in it that a reader would take for markup."""
+    """Untrusted text on one line of Markdown, with all markup escaped."""
     shown = "".join(c if c.isprintable() else " " for c in str(text))
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in shown)

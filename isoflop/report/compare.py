@@ -1,5 +1,5 @@
-"""Several runs on one page, the first of them the baseline: what is unlike beside the swap, differences with the noise
-to expect, held-out curves against three costs, slots and fields that differ, samples side by side."""
+"""Several runs on one page, compared with the first, the baseline: warnings about unequal conditions, differences with
+the noise to expect, held-out curves against three costs, slots and fields that differ, samples next to each other."""
 
 from collections import Counter
 from typing import Any
@@ -7,25 +7,26 @@ from typing import Any
 from isoflop.report import figures, words
 from isoflop.report.facts import Facts, column
 from isoflop.report.figures import RUN_COLORS
-from isoflop.report.paired import BESIDE, Chance, by_seed, difference
+from isoflop.report.paired import NOT_LEARNED_FROM, Chance, by_seed, difference
 from isoflop.report.style import document, key, section, table
 from isoflop.report.words import count, duration, fixed, power, text
 
 COSTS = (("tokens", "tokens read", False), ("seconds", "seconds of training", False), ("flops", "FLOPs (6 N D)", True))
-ALIKE = 0.01  # share by which tokens or FLOPs may differ without a word
-SAMPLES_SIDE_BY_SIDE = 6  # runs
+TOLERANCE = 0.01  # relative difference of tokens or FLOPs that gets no warning
+RUNS_WITH_SAMPLES = 6  # whose samples fit next to each other
 
 
 def page(runs: list[Facts]) -> str:
-    """The whole HTML page."""
+    """The complete HTML page."""
     names = distinct(runs)
     measured = [(facts.reached.bits_per_byte, name) for facts, name in zip(runs, names, strict=True)]
-    known = sorted((bits, name) for bits, name in measured if bits is not None)
+    ranking = sorted((bits, name) for bits, name in measured if bits is not None)
     best = (
-        f'<div class="big">{known[0][0]:.2f}</div><p class="unit">bits per byte: {text(known[0][1])} is lowest</p>'
-        if known
+        f'<div class="big">{ranking[0][0]:.2f}</div><p class="unit">bits per byte: {text(ranking[0][1])} is lowest</p>'
+        if ranking
         else ""
     )
+
     title = f"{len(runs)} runs compared"
     head = f'<header>\n<div class="top"><h1>{title}</h1></div>\n<div style="margin:18px 0">{best}</div>\n</header>'
     body = [
@@ -41,7 +42,7 @@ def page(runs: list[Facts]) -> str:
 
 
 def distinct(runs: list[Facts]) -> list[str]:
-    """Folder names; those that more than one run has, with the folder above."""
+    """Folder names; those shared by several runs are preceded by the parent folder."""
     names = [facts.run.name for facts in runs]
     repeated = {name for name, times in Counter(names).items() if times > 1}
     return [
@@ -56,7 +57,7 @@ def color(index: int) -> str:
 
 def overview(runs: list[Facts], names: list[str]) -> str:
     rows, bits = [], [facts.reached.bits_per_byte for facts in runs]
-    known = [value for value in bits if value is not None]
+    measured = [value for value in bits if value is not None]
     for index, (facts, name) in enumerate(zip(runs, names, strict=True)):
         expected = fixed(facts.expected.bits_per_byte)
         if facts.low is not None and facts.high is not None:
@@ -74,8 +75,9 @@ def overview(runs: list[Facts], names: list[str]) -> str:
                 power(facts.reached.flops),
             ]
         )
+
     columns = ["run", "status", "bits per byte", "expected", "verdict", "parameters", "tokens", "time", "FLOPs"]
-    best = bits.index(min(known)) if known else None
+    best = bits.index(min(measured)) if measured else None
     return section("Runs", "", table(columns, rows, {2, 3, 5, 6, 7, 8}, best))
 
 
@@ -100,114 +102,117 @@ def cost_at_evaluations(facts: Facts, cost: str) -> figures.Floats:
 
 
 def warnings(runs: list[Facts], names: list[str]) -> str:
-    """What makes the runs unlike the baseline beside a swap of their parts; empty where nothing does."""
-    base, others = runs[0], list(zip(runs, names, strict=True))[1:]
-    found = [f"<b>{text(name)}</b>: {said}" for run, name in others for said in unlike(run, base)]
-    if not found:
+    """Unequal conditions other than the parts that are compared; empty if there are none."""
+    base, compared = runs[0], list(zip(runs, names, strict=True))[1:]
+    lines = [f"<b>{text(name)}</b>: {warning}" for run, name in compared for warning in unequal(run, base)]
+    if not lines:
         return ""
     way_out = "isoflop train --like RUN --set FIELD=VALUE trains with one change and all else equal."
-    lines = "".join(f"<li>{line}</li>" for line in found)
-    return f'<div class="warning"><b>Not alike</b><ul>{lines}</ul><p>{way_out}</p></div>'
+    listed = "".join(f"<li>{line}</li>" for line in lines)
+    return f'<div class="warning"><b>Unequal conditions</b><ul>{listed}</ul><p>{way_out}</p></div>'
 
 
-def unlike(run: Facts, base: Facts) -> list[str]:
-    """In what a run is no fair comparison with the baseline, a line of HTML each."""
-    one, other = run.run, base.run
-    said = []
-    if one.data.fingerprint != other.data.fingerprint:
-        said.append("trained and measured on other text, or with another tokenizer: bits per byte are of two texts")
+def unequal(facts: Facts, base_facts: Facts) -> list[str]:
+    """The reasons why a run is no fair comparison with the baseline, a line of HTML each."""
+    run, base = facts.run, base_facts.run
+    reasons = []
+    if run.data.fingerprint != base.data.fingerprint:
+        reasons.append("trained and measured on other text or with another tokenizer: bits per byte are of two texts")
     for field, title, show in (("tokens", "tokens read", count), ("flops", "FLOPs", power)):
-        here, there = getattr(run.reached, field), getattr(base.reached, field)
-        if here and there and abs(here / there - 1) > ALIKE:
-            said.append(f"{title} {show(here)}, not {show(there)} ({words.change(here, there)})")
-    dtypes = one.settings.runtime.dtype, other.settings.runtime.dtype
+        cost, base_cost = getattr(facts.reached, field), getattr(base_facts.reached, field)
+        if cost and base_cost and abs(cost / base_cost - 1) > TOLERANCE:
+            reasons.append(f"{title} {show(cost)}, not {show(base_cost)} ({words.change(cost, base_cost)})")
+
+    dtypes = run.settings.runtime.dtype, base.settings.runtime.dtype
     if all(dtypes) and dtypes[0] != dtypes[1]:
-        said.append(f"computed in {text(dtypes[0])}, not {text(dtypes[1])}")
-    budgets = one.plan.budget, other.plan.budget
-    if budgets[0] != budgets[1] and not one.plan.like and not other.plan.like:
-        said.append(f"planned for {text(budgets[0] or 'no budget')}, not {text(budgets[1] or 'no budget')}")
-    if not run.finished:
-        said.append(f"it is {text(one.status)}: what it reached is not its end")
-    return said
+        reasons.append(f"computed in {text(dtypes[0])}, not {text(dtypes[1])}")
+    budgets = run.plan.budget, base.plan.budget
+    if budgets[0] != budgets[1] and not run.plan.like and not base.plan.like:
+        reasons.append(f"planned for {text(budgets[0] or 'no budget')}, not {text(budgets[1] or 'no budget')}")
+    if not facts.finished:
+        reasons.append(f"it is {text(run.status)}: its loss is not the final one")
+    return reasons
 
 
 def against(runs: list[Facts], names: list[str]) -> str:
-    """Each run less the first, with the noise to expect."""
+    """The difference of each run from the baseline, with the noise to expect."""
     base, seeds = runs[0], by_seed(runs)
     rows = [[key(color(0), text(names[0])), fixed(base.reached.bits_per_byte, 3), "baseline", "", "", "", ""]]
     sources = set()
     for index, (run, name) in enumerate(zip(runs[1:], names[1:], strict=True), 1):
-        found = difference(run, base, seeds)
-        sources.add(found.by_text.source)
+        compared = difference(run, base, seeds)
+        sources.add(compared.by_text.source)
         rows.append(
             [
                 key(color(index), text(name)),
                 fixed(run.reached.bits_per_byte, 3),
-                f"<b>{signed(found.bits)}</b>",
+                f"<b>{signed(compared.bits)}</b>",
                 words.change(run.reached.bits_per_byte, base.reached.bits_per_byte),
-                scattered(found.by_text),
-                scattered(found.by_seed),
-                f"{found.reading}{f' (noise up to {found.noise:.3f})' if found.noise is not None else ''}",
+                plus_minus(compared.by_text),
+                plus_minus(compared.by_seed),
+                f"{compared.reading}{f' (noise up to {compared.noise:.3f})' if compared.noise is not None else ''}",
             ]
         )
-    columns = ["run", "bits per byte", "difference", "in percent", "by the text", "by the seed", "reading"]
+
+    columns = ["run", "bits per byte", "difference", "in percent", "from the text", "from the seed", "conclusion"]
     lead = (
-        f"Less {text(names[0])}, lower is better. Standard deviations of the difference: by the text "
-        f"({text('; '.join(sorted(sources)))}), by the seed ({text(seeds.source)}). A difference counts as shown where "
-        "it is more than chance alone makes in 95 % of cases; one run each is a hint and no proof."
+        f"Each run minus {text(names[0])}; lower is better. Standard deviations of the difference: from the held-out "
+        f"text ({text('; '.join(sorted(sources)))}), from the seed ({text(seeds.source)}). A difference counts as "
+        "shown if it exceeds what chance alone gives in 95 % of cases; one run each is a hint and no proof."
     )
-    return section("Beside the baseline", lead, table(columns, rows, {1, 2, 3, 4, 5}))
+    return section("Compared with the baseline", lead, table(columns, rows, {1, 2, 3, 4, 5}))
 
 
 def signed(value: float | None) -> str:
     return words.MISSING if value is None else f"{value:+.3f}".replace("-", "−")
 
 
-def scattered(chance: Chance) -> str:
+def plus_minus(chance: Chance) -> str:
     return words.MISSING if chance.bits is None else f"± {chance.bits:.4f}"
 
 
 def differences(runs: list[Facts], names: list[str]) -> str:
-    """One row per slot or field in which the runs differ; those that do not decide what is learned are folded."""
-    listed = [slots(facts.run.config) for facts in runs]
-    fields = dict.fromkeys(field for config in listed for field in config)
-    differing = [field for field in fields if len({config.get(field, words.MISSING) for config in listed}) > 1]
+    """One row per slot or field in which the runs differ; those without influence on what is learned are folded."""
+    configs = [slots(facts.run.config) for facts in runs]
+    fields = dict.fromkeys(field for config in configs for field in config)
+    differing = [field for field in fields if len({config.get(field, words.MISSING) for config in configs}) > 1]
     if not differing:
         return section("Configuration", "The configurations are the same in every field.", "")
     heads = [key(color(index), text(name)) for index, name in enumerate(names)]
 
     def rows(chosen: list[str]) -> str:
         cells = [
-            [f"<code>{text(field)}</code>", *(text(config.get(field, words.MISSING)) for config in listed)]
+            [f"<code>{text(field)}</code>", *(text(config.get(field, words.MISSING)) for config in configs)]
             for field in chosen
         ]
         return table(["field", *heads], cells)
 
-    matters = [field for field in differing if field.partition(".")[0] not in BESIDE]
-    beside = [field for field in differing if field not in matters]
-    body = rows(matters) if matters else ""
-    if beside:
-        fold = f"<summary>{len(beside)} more that do not decide what is learned</summary>"
-        body += f"<details>{fold}{rows(beside)}</details>"
-    lead = f"The {len(differing)} fields in which the runs differ, a part of the model in one row."
+    learned_from = [field for field in differing if field.partition(".")[0] not in NOT_LEARNED_FROM]
+    folded = [field for field in differing if field not in learned_from]
+    body = rows(learned_from) if learned_from else ""
+    if folded:
+        summary = f"<summary>{len(folded)} more, without influence on what is learned</summary>"
+        body += f"<details>{summary}{rows(folded)}</details>"
+    number = "field" if len(differing) == 1 else f"{len(differing)} fields"
+    lead = f"The {number} in which the runs differ; each part of the model is one row with its options."
     return section("Configuration", lead, body)
 
 
 def slots(config: dict[str, Any]) -> dict[str, str]:
-    """A configuration's fields by dotted name; a choice with its options, such as a part of the model, is one field."""
-    found: dict[str, str] = {}
+    """A configuration's fields by dotted name. An entry with its options, such as a part of the model, is one field."""
+    fields: dict[str, str] = {}
     for name, value in config.items():
         if name == "model" and isinstance(value, dict):
-            found |= {f"{name}.{slot}": choice(part) for slot, part in value.items()}
+            fields |= {f"{name}.{slot}": entry(part) for slot, part in value.items()}
         elif name == "loss":
-            found[name] = choice(value)
+            fields[name] = entry(value)
         else:
-            found |= flatten(value, name)
-    return found
+            fields |= flatten(value, name)
+    return fields
 
 
-def choice(value: Any) -> str:
-    """A choice with its options on one line: moe (experts 3, top_k 2)."""
+def entry(value: Any) -> str:
+    """An entry with its options on one line: moe (experts 3, top_k 2)."""
     if not isinstance(value, dict) or "name" not in value:
         return words.plain(value)
     options = ", ".join(f"{name} {words.plain(inner)}" for name, inner in value.items() if name != "name")
@@ -215,36 +220,38 @@ def choice(value: Any) -> str:
 
 
 def samples(runs: list[Facts], names: list[str]) -> str:
-    """The last sample of each run, next to each other, prompt by prompt."""
-    shown = list(zip(runs, names, strict=True))[:SAMPLES_SIDE_BY_SIDE]
+    """The last samples of all runs next to each other, prompt by prompt."""
+    shown = list(zip(runs, names, strict=True))[:RUNS_WITH_SAMPLES]
     last = [{sample.prompt: sample for sample in facts.run.samples} for facts, _ in shown]
-    prompts = dict.fromkeys(prompt for one in last for prompt in one)
+    prompts = dict.fromkeys(prompt for by_prompt in last for prompt in by_prompt)
     if not prompts:
         return ""
+
     parts = []
     for prompt in prompts:
         columns = []
-        for index, ((_, name), one) in enumerate(zip(shown, last, strict=True)):
-            sample = one.get(prompt)
-            said = "nothing for this prompt" if sample is None else text(sample.text.removeprefix(prompt))
+        for index, ((_, name), by_prompt) in enumerate(zip(shown, last, strict=True)):
+            sample = by_prompt.get(prompt)
+            written = "no sample for this prompt" if sample is None else text(sample.text.removeprefix(prompt))
             if sample is not None and sample.reference is not None:
-                said += f"\n({text(sample.reference)})"
+                written += f"\n({text(sample.reference)})"
             at = f"step {count(sample.step)}" if sample is not None else ""
             columns.append(
-                f'<div>{key(color(index), text(name))} <small>{at}</small><pre class="box">{said}</pre></div>'
+                f'<div>{key(color(index), text(name))} <small>{at}</small><pre class="box">{written}</pre></div>'
             )
         title = f"“{text(prompt)}”" if prompt.strip() else "From nothing"
         parts.append(f'<h3 class="prompt">{title}</h3>\n<div class="side">{"".join(columns)}</div>')
-    left = len(runs) - len(shown)
-    lead = "The last sample of each run." + (f" {left} more runs are not shown." if left else "")
-    return section("What they write", lead, "\n".join(parts))
+
+    hidden = len(runs) - len(shown)
+    more = f" {hidden} more run{'s are' if hidden > 1 else ' is'} not shown." if hidden else ""
+    return section("Samples", "The last sample of each run." + more, "\n".join(parts))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, str]:
     """Nested objects as dotted fields with their values on one line."""
     if isinstance(value, dict) and value:
-        found: dict[str, str] = {}
+        fields: dict[str, str] = {}
         for name, inner in value.items():
-            found |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
-        return found
+            fields |= flatten(inner, f"{prefix}.{name}" if prefix else str(name))
+        return fields
     return {prefix: words.plain(value)}

@@ -1,4 +1,4 @@
-"""Basics of figures: the palette, an isolated matplotlib, SVG for a page, and smoothing and thinning of arrays."""
+"""Shared by all figures: palette, isolated matplotlib settings, SVG clean-up, smoothing and thinning of arrays."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
-# CSS variable -> fallback colour. Each colour is unique, so that it can be found in the SVG.
+# CSS variable -> fallback colour. All colours differ, so that each can be found in the SVG.
 COLORS = {
     "ink": "#59636e",
     "muted": "#8b949e",
@@ -67,20 +67,20 @@ MOST_POINTS = 1200
 
 
 def smooth(values_T: ArrayLike, share: float = 0.02) -> Floats:
-    """A centred weighted mean over `share` of the records, narrower towards both ends.
+    """A centred weighted mean over `share` of the values, narrower towards both ends.
 
-    Centred, so that it lags neither behind the fall at the start nor behind the decay at the end. NaN is ignored.
+    It is centred so as not to lag behind the fall at the start and the decay at the end. NaN is ignored.
     """
     values = floats(values_T)
     half = min(max(1, round(share * values.size / 4)), values.size // 8)
-    return mean_around(mean_around(values, half), half)  # twice: a spike becomes a triangle, not a box
+    return mean_around(mean_around(values, half), half)  # twice: triangular weights
 
 
 def mean_around(values: Floats, half: int) -> Floats:
     """The mean of each value and up to `half` neighbours on either side."""
-    known = np.isfinite(values)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(known, values, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(known)])
+    is_known = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(is_known, values, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(is_known)])
     index = np.arange(values.size)
     reach = np.minimum(np.minimum(index, values.size - 1 - index), half)
     start, stop = index - reach, index + reach + 1
@@ -89,7 +89,7 @@ def mean_around(values: Floats, half: int) -> Floats:
 
 
 def thin(values_T: Floats) -> NDArray[np.int64]:
-    """Indices to draw: all, or of long runs the minimum and maximum of each stretch, so that no spike is lost."""
+    """Indices to draw: all; in long runs the minimum and maximum of each stretch, so that no spike is lost."""
     if values_T.size <= MOST_POINTS:
         return np.arange(values_T.size)
     keep = {0, values_T.size - 1}
@@ -109,7 +109,7 @@ def token_axis(axes: Axes, narrow: bool) -> None:
 
 
 def log_axis(axes: Axes, values: Floats) -> None:
-    """A logarithmic axis for the positive ones of `values`; if there are none it stays linear."""
+    """Make the axis logarithmic, with ticks for the positive ones of `values`; without any it stays linear."""
     values = values[np.isfinite(values) & (values > 0)]
     if not values.size:
         return
@@ -121,7 +121,7 @@ def log_axis(axes: Axes, values: Floats) -> None:
 
 
 def compact(value: float) -> str:
-    """A tick: 250 k, 1.5 M, 0.4."""
+    """The label of a tick: 250 k, 1.5 M, 0.4."""
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
@@ -140,34 +140,41 @@ def largest(*arrays: ArrayLike, default: float) -> float:
 
 @contextlib.contextmanager
 def drawing() -> Iterator[None]:
-    """A context with matplotlib's own defaults and our style, which restores the user's settings."""
-    kept_out = {"backend", "backend_fallback", "interactive", "toolbar", "timezone", "webagg.open_in_browser"}
-    defaults: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in kept_out}
+    """A context with matplotlib's default settings and our style; the user's settings are restored after it."""
+    not_style = {"backend", "backend_fallback", "interactive", "toolbar", "timezone", "webagg.open_in_browser"}
+    defaults: dict[Any, Any] = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in not_style}
     with matplotlib.rc_context(defaults | STYLE):
         yield
 
 
 def to_svg(figure: Figure, name: str, label: str) -> str:
-    """Write the figure as SVG for a page: with unique ids, and with the page's colours and fonts."""
+    """The figure as SVG for an HTML page: with unique ids, and with the page's colours and fonts.
+
+    Args:
+        name: begins all ids; unique on a page.
+        label: describes the figure to screen readers.
+    """
     buffer = io.StringIO()
     figure.savefig(
         buffer, format="svg", transparent=True, dpi=72, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
     )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].strip()
-    # matplotlib's style sheet would apply to every element of the page
+
+    # matplotlib's style sheet would apply to every element of the page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r"font: [^;\"]*?([\d.]+px) [^;\"]*", r"font-size: \1", svg)  # before matplotlib 3.10
     svg = re.sub(r" ?font-family: [^;\"]*;?", "", svg)
-    svg = re.sub(
-        r'"[^"]*"', lambda found: re.sub(r"(\d\.\d{2})\d+", r"\1", found[0]), svg
-    )  # attributes, not tick labels
+    # Two decimals are enough in attributes; tick labels keep their digits.
+    svg = re.sub(r'"[^"]*"', lambda match: re.sub(r"(\d\.\d{2})\d+", r"\1", match[0]), svg)
+
     svg = svg.replace("xlink:href", "href").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{name}-{match[1]}"' if match[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
     for variable, color in COLORS.items():
         svg = svg.replace(color, f"var(--{variable}, {color})")
+
     opening = f'<svg role="img" aria-label="{label}" font-family="{FONT}" xmlns="http://www.w3.org/2000/svg"'
     box = re.search(r'viewBox="[^"]+"', svg)
     return re.sub(r"^<svg[^>]*>", f"{opening} {box[0] if box else ''}>", svg)

@@ -1,10 +1,11 @@
 """Figures of a report: plain arrays in, one SVG string out.
 
 The SVGs are made for an HTML page. Their colours are CSS variables (`var(--heldout, #e8590c)`), so that the page can be
-light or dark, with a fallback colour for a file on its own. Text stays text, in the page's font. The same arrays give
+light or dark, with a fallback colour for a stand-alone file. Text stays text, in the page's font. The same arrays give
 the same bytes: no date, fixed ids, and the user's matplotlibrc is ignored.
 
-Shapes: T training records, H held-out evaluations, C candidate shapes. Widths and heights are CSS pixels. NaN is a gap.
+Shapes: T training log lines, H held-out evaluations, F running forecasts, C candidate shapes. Widths and heights are in
+CSS pixels. NaN is a gap.
 """
 
 from collections import Counter
@@ -36,7 +37,7 @@ from isoflop.report.drawing import (
 
 @dataclass(frozen=True)
 class Mark:
-    """An event on the curves: a thin vertical line at `tokens`, with a label of ours (never text from a run)."""
+    """An event on the curves: a thin vertical line at `tokens`. `label` must not contain text from a run."""
 
     tokens: float
     label: str
@@ -52,6 +53,32 @@ class Interval:
     high: float
 
 
+@dataclass(frozen=True)
+class LossCurves:
+    """The losses of a run in nats per token, against tokens read.
+
+    Attributes:
+        tokens_T, loss_T, lr_T: training loss and learning rate.
+        heldout_tokens_H, heldout_loss_H: held-out loss.
+        bits_per_nat: held-out bits per byte divided by nats per token; gives the axis on the right.
+        expected: expected held-out loss in nats per token, drawn as a bar at the end.
+        end_tokens: planned end of the run; the axis reaches at least this far.
+        marks: events.
+        fan: forecast of the held-out loss, rows of (tokens, nats per token, low, high), shape (P, 4).
+    """
+
+    tokens_T: ArrayLike
+    loss_T: ArrayLike
+    lr_T: ArrayLike
+    heldout_tokens_H: ArrayLike
+    heldout_loss_H: ArrayLike
+    bits_per_nat: float | None = None
+    expected: Interval | None = None
+    end_tokens: float | None = None
+    marks: Sequence[Mark] = ()
+    fan: Sequence[Sequence[float]] = ()
+
+
 def verdict(reached: float | None, expected: Interval, width: float = 460) -> str:
     """The expected interval as a band, the expected value as a tick, the value reached as a dot. Bits per byte."""
     with drawing():
@@ -65,9 +92,11 @@ def verdict(reached: float | None, expected: Interval, width: float = 460) -> st
         if reached is not None:
             axes.plot([reached], [0], "o", color=COLORS["heldout"], markersize=16)
             values.append(reached)
+
         span = max(max(values) - min(values), 1e-9)
         axes.set_xlim(min(values) - 0.1 * span, max(values) + 0.1 * span)
         axes.set_ylim(-1, 1)
+
         for value in (expected.low, expected.high):
             axes.text(value, -1.0, f"{value:.2f}", ha="center", va="top", fontsize=14)
         label = f"expected {expected.value:.2f}"
@@ -76,75 +105,61 @@ def verdict(reached: float | None, expected: Interval, width: float = 460) -> st
         return to_svg(figure, "verdict", "The value reached against the interval expected")
 
 
-def learning(
-    tokens_T: ArrayLike,
-    loss_T: ArrayLike,
-    lr_T: ArrayLike,
-    heldout_tokens_H: ArrayLike,
-    heldout_loss_H: ArrayLike,
-    *,
-    bits_per_nat: float | None = None,
-    expected: Interval | None = None,
-    end_tokens: float | None = None,
-    marks: Sequence[Mark] = (),
-    fan: ArrayLike = (),
-    width: float = 920,
-) -> tuple[str, int]:
-    """Training and held-out loss (nats per token) against tokens read, with the learning rate below.
-
-    Args:
-        bits_per_nat: held-out bits per byte for one nat per token; gives the axis on the right.
-        expected: expected held-out loss in nats per token, drawn as a bar at the end.
-        end_tokens: where the run is planned to end; the axis reaches at least there.
-        fan: forecast held-out loss, rows of (tokens, nats per token, low, high), shape (P, 4).
+def loss_curves(curves: LossCurves, width: float = 920) -> tuple[str, int]:
+    """Training and held-out loss against tokens read, with the learning rate below.
 
     Returns:
         The SVG, and how many of the T losses are above its upper limit: the loss falls so far in the first steps that
         showing all of it would flatten the rest.
     """
-    x, loss, lr = floats(tokens_T), floats(loss_T), floats(lr_T)
-    hx, held = floats(heldout_tokens_H), floats(heldout_loss_H)
+    x, loss = floats(curves.tokens_T), floats(curves.loss_T)
+    heldout_x, heldout = floats(curves.heldout_tokens_H), floats(curves.heldout_loss_H)
+    fan_P4 = np.asarray(curves.fan, dtype=np.float64).reshape(-1, 4)
     smoothed = smooth(loss)
-    right = largest(x, hx, [end_tokens or 0.0], default=1.0) or 1.0
-    fan_P4 = np.asarray(fan, dtype=np.float64).reshape(-1, 4)
-    low, high = loss_limits(x, loss, smoothed, held, expected, right)
+    right = largest(x, heldout_x, [curves.end_tokens or 0.0], default=1.0) or 1.0
+    low, high = loss_limits(x, loss, smoothed, heldout, curves.expected, right)
     low, high = min([low, *fan_P4[:, 2]]), max([high, *fan_P4[-1:, 3]])
 
     with drawing():
         narrow = width < 600
         figure = Figure(figsize=(width / 72, (430 if narrow else 520) / 72))
-        left, room = (0.13, 0.73) if narrow else (0.065, 0.865)
-        top = figure.add_axes((left, 0.31, room, 0.61))
-        below = figure.add_axes((left, 0.09, room, 0.15), sharex=top)
+        left, axes_width = (0.13, 0.73) if narrow else (0.065, 0.865)
+        upper = figure.add_axes((left, 0.31, axes_width, 0.61))
+        lower = figure.add_axes((left, 0.09, axes_width, 0.15), sharex=upper)
 
-        keep = thin(loss)
-        top.plot(x[keep], loss[keep], color=COLORS["train"], linewidth=0.7, alpha=0.4)
-        keep = thin(smoothed)
-        top.plot(x[keep], smoothed[keep], color=COLORS["train"], linewidth=2)
-        top.plot(hx, held, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=5)
+        draw_raw_and_smoothed(upper, x, loss, smoothed, 2)
+        upper.plot(heldout_x, heldout, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=5)
         if fan_P4.size:
-            top.fill_between(fan_P4[:, 0], fan_P4[:, 2], fan_P4[:, 3], color=COLORS["heldout"], alpha=0.2, linewidth=0)
-            top.plot(fan_P4[:, 0], fan_P4[:, 1], "--", color=COLORS["heldout"], linewidth=1.4)
+            tokens, middle, bottom, top = fan_P4.T
+            upper.fill_between(tokens, bottom, top, color=COLORS["heldout"], alpha=0.2, linewidth=0)
+            upper.plot(tokens, middle, "--", color=COLORS["heldout"], linewidth=1.4)
 
-        top.set_xlim(0, 1.05 * right)
-        top.set_ylim(low, high)
-        if expected is not None:
-            draw_expected(top, (end_tokens or right) * 1.02, expected)
-        draw_marks((top, below), marks, 1.05 * right, 1.02, narrow)
-        if not narrow:
-            top.set_ylabel("nats per token")
+        upper.set_xlim(0, 1.05 * right)
+        upper.set_ylim(low, high)
+        if curves.expected is not None:
+            draw_expected(upper, (curves.end_tokens or right) * 1.02, curves.expected)
+        draw_marks((upper, lower), curves.marks, 1.05 * right, 1.02, narrow)
+        if narrow:
+            upper.text(0, 1.012, "nats", transform=upper.transAxes, ha="right", va="bottom")
         else:
-            top.text(0, 1.012, "nats", transform=top.transAxes, ha="right", va="bottom")
-        if bits_per_nat:
-            add_bits_axis(top, bits_per_nat, narrow)
-        top.tick_params(labelbottom=False)
+            upper.set_ylabel("nats per token")
+        if curves.bits_per_nat:
+            add_bits_axis(upper, curves.bits_per_nat, narrow)
+        upper.tick_params(labelbottom=False)
 
-        draw_rate(below, x, lr)
-        token_axis(below, narrow)
-        svg = to_svg(
-            figure, f"learning-{width:.0f}", "Training and held-out loss against tokens read, and the learning rate"
-        )
+        draw_rate(lower, x, floats(curves.lr_T))
+        token_axis(lower, narrow)
+        label = "Training and held-out loss against tokens read, and the learning rate"
+        svg = to_svg(figure, f"learning-{width:.0f}", label)
     return svg, int(np.sum(loss > high))
+
+
+def draw_raw_and_smoothed(axes: Axes, x: Floats, values: Floats, smoothed: Floats, linewidth: float) -> None:
+    """A thin pale line of all values, and a line of `linewidth` of the smoothed ones."""
+    shown = thin(values)
+    axes.plot(x[shown], values[shown], color=COLORS["train"], linewidth=0.7, alpha=0.4)
+    shown = thin(smoothed)
+    axes.plot(x[shown], smoothed[shown], color=COLORS["train"], linewidth=linewidth)
 
 
 def draw_expected(axes: Axes, at: float, expected: Interval) -> None:
@@ -156,8 +171,8 @@ def draw_expected(axes: Axes, at: float, expected: Interval) -> None:
 
 def draw_rate(axes: Axes, x: Floats, lr: Floats) -> None:
     """The learning rate against tokens read."""
-    keep = thin(lr)
-    axes.plot(x[keep], lr[keep], color=COLORS["ink"], linewidth=1.5)
+    shown = thin(lr)
+    axes.plot(x[shown], lr[shown], color=COLORS["ink"], linewidth=1.5)
     axes.set_ylim(0, 1.15 * largest(lr, default=1.0))
     axes.yaxis.set_major_locator(MaxNLocator(2))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
@@ -169,20 +184,21 @@ def trace(
 ) -> str:
     """A small multiple: one measure of training against tokens read, raw and smoothed.
 
-    `name` begins the ids in the SVG and is unique on a page; `label` says what it shows to those who cannot see it.
+    Args:
+        name: begins the ids in the SVG; unique on a page.
+        label: describes the figure to screen readers.
     """
     x, values = floats(tokens_T), floats(values_T)
     smoothed = smooth(values)
     with drawing():
         figure = Figure(figsize=(width / 72, 190 / 72))
         axes = figure.add_axes((0.125, 0.21, 0.85, 0.72))
-        keep = thin(values)
-        axes.plot(x[keep], values[keep], color=COLORS["train"], linewidth=0.7, alpha=0.4)
-        keep = thin(smoothed)
-        axes.plot(x[keep], smoothed[keep], color=COLORS["train"], linewidth=1.8)
+        draw_raw_and_smoothed(axes, x, values, smoothed, 1.8)
+
         right = largest(x, default=1.0) or 1.0
         axes.set_xlim(0, 1.02 * right)
         finite = values[np.isfinite(values)]
+        # A single spike must not flatten the curve: the axis ends at 2.5 times the 95th percentile.
         ceiling = min(largest(finite, default=1.0), 2.5 * float(np.percentile(finite, 95))) if finite.size else 1.0
         axes.set_ylim(0, 1.08 * ceiling if ceiling > 0 else 1.0)
         draw_marks((axes,), marks, 1.02 * right, None, True)
@@ -203,31 +219,33 @@ def forecasts(
     end_tokens: float,
     width: float = 440,
 ) -> str:
-    """What a run was on course for at each moment, with its interval: bits per byte against tokens read. The plan's
-    interval lies beside it, at the start; what was reached is a dot at the end."""
+    """The running forecasts of a run's final bits per byte, with intervals, against tokens read.
+
+    The forecast of the plan is a bar at the start; the value reached is a dot at the end.
+    """
     x, value, low, high = (floats(values) for values in (tokens_F, value_F, low_F, high_F))
     with drawing():
         figure = Figure(figsize=(width / 72, 190 / 72))
         axes = figure.add_axes((0.125, 0.21, 0.85, 0.72))
         axes.fill_between(x, low, high, color=COLORS["heldout"], alpha=0.2, linewidth=0)
         axes.plot(x, value, "o-", color=COLORS["heldout"], linewidth=1.6, markersize=3)
+
         bounds = [value for value in (*low, *high) if np.isfinite(value)] or [0.0]
         if expected is not None:
-            band = [expected.low, expected.high]
-            axes.plot([0, 0], band, color=COLORS["expected"], linewidth=12, alpha=0.35, solid_capstyle="butt")
-            axes.plot([0], [expected.value], marker="_", markersize=18, markeredgewidth=3, color=COLORS["expected"])
-            bounds += band
+            draw_expected(axes, 0, expected)
+            bounds += [expected.low, expected.high]
         if reached is not None:
             axes.axhline(reached, color=COLORS["muted"], linewidth=0.9, linestyle=(0, (3, 3)))
             axes.plot([end_tokens], [reached], "o", color=COLORS["ink"], markersize=7)
             bounds.append(reached)
+
         margin = 0.06 * max(max(bounds) - min(bounds), 0.01)
         axes.set_ylim(min(bounds) - margin, max(bounds) + margin)
         axes.set_xlim(-0.03 * end_tokens, 1.03 * end_tokens)
         axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         token_axis(axes, True)
-        return to_svg(figure, "forecasts", "Bits per byte that the run was on course for, against tokens read")
+        return to_svg(figure, "forecasts", "Running forecasts of the final bits per byte against tokens read")
 
 
 def candidates(
@@ -240,11 +258,12 @@ def candidates(
         axes = figure.add_axes((0.13, 0.19, 0.83, 0.76))
         order, lowest = np.argsort(x), int(np.argmin(y))
         axes.plot(x[order], y[order], "o-", color=COLORS["muted"], linewidth=1, markersize=6)
+
         for index, shape in enumerate(shapes):
             picked = index == chosen
             if picked:
                 axes.plot([x[index]], [y[index]], "o", color=COLORS["heldout"], markersize=11)
-            # Beside the line: it falls towards the lowest point and rises after it.
+            # Off the line, which falls towards the lowest point and rises after it.
             side = 0 if index == lowest else 1 if x[index] < x[lowest] else -1
             axes.annotate(
                 f"{shape} chosen" if picked else shape,
@@ -255,6 +274,7 @@ def candidates(
                 va="bottom" if side else "top",
                 color=COLORS["heldout" if picked else "ink"],
             )
+
         log_axis(axes, x)
         axes.margins(x=0.14, y=0.2)
         axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -269,32 +289,34 @@ def compared(
 
     Args:
         curves: per run (cost_H, bits_per_byte_H), in the order of the page's colours.
-        label: the cost, as the axis is called.
-        log: whether the cost axis is logarithmic (costs of 0 are left out then).
+        label: the cost: the label of the axis.
+        log: use a logarithmic cost axis; costs of 0 are then left out.
     """
     pairs = [(floats(x), floats(y)) for x, y in curves]
     with drawing():
         figure = Figure(figsize=(width / 72, 270 / 72))
         axes = figure.add_axes((0.13, 0.19, 0.84, 0.77))
         for index, (x, y) in enumerate(pairs):
-            keep = x > 0 if log else np.isfinite(x)
+            shown = x > 0 if log else np.isfinite(x)
             dash = ("-", "--", ":")[index // RUN_COLORS % 3]
             axes.plot(
-                x[keep],
-                y[keep],
+                x[shown],
+                y[shown],
                 marker="o",
                 linestyle=dash,
                 color=COLORS[f"run-{index % RUN_COLORS}"],
                 linewidth=1.6,
                 markersize=4,
             )
-        known = np.concatenate([y[np.isfinite(y)] for _, y in pairs] or [np.zeros(0)])
-        if known.size:
+
+        finite = np.concatenate([y[np.isfinite(y)] for _, y in pairs] or [np.zeros(0)])
+        if finite.size:
             ends = [y[np.isfinite(y)][-1] for _, y in pairs if np.isfinite(y).any()]
-            # The start of a run is far above its end: look at the part where runs differ.
-            ceiling = min(float(known.max()), max(float(np.median(known)) * 1.25, 1.15 * max(ends)))
-            floor = float(known.min())
+            # The loss at the start is far above that at the end: show the part where the runs differ.
+            ceiling = min(float(finite.max()), max(float(np.median(finite)) * 1.25, 1.15 * max(ends)))
+            floor = float(finite.min())
             axes.set_ylim(floor - 0.06 * (ceiling - floor + 0.01), ceiling + 0.06 * (ceiling - floor + 0.01))
+
         xs = np.concatenate([x for x, _ in pairs] or [np.zeros(0)])
         if log:
             log_axis(axes, xs)
@@ -309,15 +331,14 @@ def compared(
 
 
 def loss_limits(
-    x: Floats, loss: Floats, smoothed: Floats, held: Floats, expected: Interval | None, right: float
+    x: Floats, loss: Floats, smoothed: Floats, heldout: Floats, expected: Interval | None, right: float
 ) -> tuple[float, float]:
-    """The lowest and highest loss shown: everything from 3 % of the axis on, and the expected interval."""
-    later = x >= 0.03 * right
-    shown = smoothed[later] if np.isfinite(smoothed[later]).sum() >= 10 else np.concatenate([loss, held])
+    """The limits of the loss axis: they include all losses from 3 % of the x axis on, and the expected interval."""
+    is_late = x >= 0.03 * right
+    late = smoothed[is_late] if np.isfinite(smoothed[is_late]).sum() >= 10 else np.concatenate([loss, heldout])
     bounds = [] if expected is None else [expected.low, expected.high]
-    raw = loss[later]
-    low = -largest(-raw, -held, [-bound for bound in bounds], default=0.0)
-    high = largest(shown, bounds, held[-1:], default=1.0)
+    low = -largest(-loss[is_late], -heldout, [-bound for bound in bounds], default=0.0)
+    high = largest(late, bounds, heldout[-1:], default=1.0)
     margin = 0.06 * max(high - low, 0.05)
     return low - margin, high + margin
 
@@ -340,16 +361,18 @@ def add_bits_axis(axes: Axes, bits_per_nat: float, narrow: bool) -> None:
 
 def round_power(value: float) -> str:
     """A tick at a round number: 5×10¹³."""
-    mantissa, _, rest = words.power(value).partition(" × ")
-    return f"{float(mantissa.replace(',', '')):g}×{rest}" if rest else mantissa
+    mantissa, _, exponent = words.power(value).partition(" × ")
+    return f"{float(mantissa.replace(',', '')):g}×{exponent}" if exponent else mantissa
 
 
 def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark], right: float, height: float | None, narrow: bool) -> None:
-    """Upright lines on every panel; labels above the first (none for `height` None), in two rows. Of labels that would
-    meet, those of decisions stay, then the rarer ones; what is left out keeps its line."""
-    taken: list[list[tuple[float, float]]] = [[], []]
-    times = Counter(mark.label for mark in marks)
-    for mark in sorted(dict.fromkeys(marks), key=lambda mark: (not mark.strong, times[mark.label], mark.tokens)):
+    """Vertical lines on every panel, with labels above the first panel in two rows (no labels if `height` is None).
+
+    If labels would overlap, strong ones have priority, then the rarer ones; a mark without its label keeps its line.
+    """
+    rows: list[list[tuple[float, float]]] = [[], []]  # the spans of the labels in each row
+    frequency = Counter(mark.label for mark in marks)
+    for mark in sorted(dict.fromkeys(marks), key=lambda mark: (not mark.strong, frequency[mark.label], mark.tokens)):
         color = COLORS["mark" if mark.strong else "muted"]
         for axes in panels:
             axes.axvline(
@@ -358,13 +381,19 @@ def draw_marks(panels: Sequence[Axes], marks: Sequence[Mark], right: float, heig
                 linewidth=1.3 if mark.strong else 0.9,
                 linestyle="-" if mark.strong else (0, (3, 3)),
             )
+
         half = right * len(mark.label) * (0.024 if narrow else 0.0085) / 2
         low, high = mark.tokens - half, mark.tokens + half
-        free = [row for row, there in enumerate(taken) if all(high < start or low > end for start, end in there)]
+        free = [row for row, spans in enumerate(rows) if all(high < start or low > end for start, end in spans)]
         if height is None or not free or not mark.label:
             continue
-        taken[free[0]].append((low, high))
-        place = panels[0].get_xaxis_transform()
+        rows[free[0]].append((low, high))
         panels[0].text(
-            mark.tokens, height + 0.045 * free[0], mark.label, transform=place, ha="center", va="bottom", color=color
+            mark.tokens,
+            height + 0.045 * free[0],
+            mark.label,
+            transform=panels[0].get_xaxis_transform(),
+            ha="center",
+            va="bottom",
+            color=color,
         )

@@ -1,4 +1,4 @@
-"""The report: one HTML file that opens anywhere, of one run or of several compared."""
+"""Writes the report: one self-contained HTML file about one run, or about several runs compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,25 +12,27 @@ from isoflop.report.style import document
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page of one run, or of several compared, and return where it lies.
+    """Write the page about one run, or about several runs compared, and return its path.
 
-    Works on a run that is finished, running, stopped or just started. The same run folder gives the same bytes.
+    The run may be finished, running, stopped or just started. The same run folder gives the same bytes.
 
     Args:
         runs: run folders.
-        out: the HTML file to write. Default: RUN/report.html for one run, comparison.html beside the first of several.
+        out: the HTML file to write. Default: RUN/report.html for one run, comparison.html next to the first of several.
 
     Raises:
-        UserError: if a folder holds no run, a file in it is damaged, or the page cannot be written.
+        UserError: a folder holds no run, a file in it is damaged, or the page cannot be written.
     """
     if not runs:
         raise UserError("no run was named to report on; name a run folder, as in `isoflop report runs/first`")
+
     facts = [read_facts(read_run(path)) for path in runs]
     folder = facts[0].run.folder
     if out is None:
         out = folder.report if len(facts) == 1 else folder.path.resolve().parent / "comparison.html"
     if out.is_dir():
         raise UserError(f"{out} is a folder; name the HTML file to write, as in {out / 'report.html'}")
+
     html = one_run(facts[0]) if len(facts) == 1 else compare.page(facts)
     with disk_errors("the report"):
         write_text(out, html)
@@ -38,11 +40,11 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def one_run(facts: Facts) -> str:
-    """The whole HTML page of one run: the verdict first, then what it rests on."""
+    """The complete HTML page of one run: the verdict first, then the details behind it."""
     parts = [
         verdict.header(facts),
         verdict.tiles(facts),
-        sections.learning(facts),
+        sections.loss(facts),
         attempt.first_attempt(facts.run),
         sections.plan(facts),
         sections.ladder(facts),

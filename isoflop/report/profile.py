@@ -8,19 +8,20 @@ from isoflop.report.style import section, table
 from isoflop.report.words import count, duration, fixed, percent, text
 
 ROWS = 16  # operations listed
-WIDTH, LINE = 980, 19  # of the flame graph, in pixels; a line holds one call
-LETTER = 6.2  # width of a letter of the labels, in pixels
-COLORS = ("expected", "train", "heldout")  # our functions and modules, operations, what autograd runs
+WIDTH, LINE = 980, 19  # of the flame graph and of one line of it, in pixels
+LETTER = 6.2  # width of a character of the labels, in pixels
+COLORS = ("expected", "train", "heldout")  # of our functions and modules, of operations, of the backward pass
 
 
 def profile(facts: Facts) -> str:
-    seen = facts.run.profile
-    total, steps = seen.microseconds, seen.steps
+    recorded = facts.run.profile
+    total, steps = recorded.microseconds, recorded.steps
     if not total or not steps:
         return ""
+
     step_ms = total / steps / 1e3
     rows = []
-    for row in seen.operations[:ROWS]:
+    for row in recorded.operations[:ROWS]:
         own, calls = row.microseconds, row.calls
         if own is not None and calls is not None:
             rows.append(
@@ -31,22 +32,23 @@ def profile(facts: Facts) -> str:
                     percent(own / total),
                 ]
             )
+
     body = (
-        f'<figure class="scroll">{flame(seen.tree, total)}</figure>\n'
+        f'<figure class="scroll">{flame(recorded.tree, total)}</figure>\n'
         "<h3>Operations, by their own time</h3>\n"
         + table(["operation", "calls per step", "per step", "share"], rows, {1, 2, 3})
-        + '<p>Every call: <a href="profile/trace.json.gz">profile/trace.json.gz</a>, which ui.perfetto.dev and '
+        + '<p>All calls: <a href="profile/trace.json.gz">profile/trace.json.gz</a>, which ui.perfetto.dev and '
         "chrome://tracing open.</p>"
     )
     lead = (
-        f"{count(steps)} steps from step {count(seen.first_step)} on, {duration(step_ms / 1e3)} per step while "
-        "profiled, which takes time itself. Width is time; the calls below a call happened inside it."
+        f"{count(steps)} steps from step {count(recorded.first_step)} on, {duration(step_ms / 1e3)} per step with the "
+        "profiler, which itself takes time. Width is time; below each call are the calls that it made."
     )
     return section("Where the time goes", lead, body)
 
 
 def flame(tree: Sequence[Call], total: float) -> str:
-    """The tree of calls as an SVG: one rectangle per call, as wide as its time, below its caller."""
+    """The tree of calls as an SVG: one rectangle per call, below its caller, with a width in proportion to its time."""
     cells: list[str] = []
     depth = draw(tree, 0.0, 0, WIDTH / total, total, cells)
     height = (depth + 1) * LINE
@@ -56,25 +58,26 @@ def flame(tree: Sequence[Call], total: float) -> str:
     )
 
 
-def draw(nodes: Sequence[Call], left: float, depth: int, scale: float, total: float, cells: list[str]) -> int:
-    """Add the cells of siblings from `left` (pixels) on, and of all below them; return the greatest depth."""
+def draw(nodes: Sequence[Call], x: float, depth: int, scale: float, total: float, cells: list[str]) -> int:
+    """Append the cells of sibling calls from `x` (pixels) on and of all calls below; return the greatest depth."""
     deepest = depth
     for node in nodes:
-        took, name = node.microseconds, node.name
-        if took is None:
+        microseconds, name = node.microseconds, node.name
+        if microseconds is None:
             continue
-        wide, top = took * scale, depth * LINE
-        fits = int((wide - 4) / LETTER)
+
+        width, top = microseconds * scale, depth * LINE
+        fits = int((width - 4) / LETTER)
         label = name if len(name) <= fits else name[: fits - 1] + "…" if fits > 3 else ""
         cells.append(
-            f"<g><title>{text(name)}: {percent(took / total)}</title>"
-            f'<rect x="{left:.1f}" y="{top}" width="{max(wide - 0.5, 0.2):.1f}" height="{LINE - 1}" '
+            f"<g><title>{text(name)}: {percent(microseconds / total)}</title>"
+            f'<rect x="{x:.1f}" y="{top}" width="{max(width - 0.5, 0.2):.1f}" height="{LINE - 1}" '
             f'fill="var(--{color_of(name)})" fill-opacity=".28"/>'
-            + (f'<text x="{left + 3:.1f}" y="{top + 13}" fill="var(--text)">{text(label)}</text>' if label else "")
+            + (f'<text x="{x + 3:.1f}" y="{top + 13}" fill="var(--text)">{text(label)}</text>' if label else "")
             + "</g>"
         )
-        deepest = max(deepest, draw(node.inside, left, depth + 1, scale, total, cells))
-        left += wide
+        deepest = max(deepest, draw(node.inside, x, depth + 1, scale, total, cells))
+        x += width
     return deepest
 
 

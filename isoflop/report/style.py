@@ -1,8 +1,8 @@
-"""The page's skeleton and its CSS: light and dark, paper and phone. Nothing is loaded from anywhere."""
+"""The HTML skeleton and its CSS, for light and dark screens, paper and phones. The page loads no other resource."""
 
 from isoflop.report import words
 
-# Scripts and outside resources are not used; the policy makes sure that nothing which slipped through could be.
+# The page uses no scripts and no external resources. The policy blocks any that untrusted text might bring in.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 LIGHT = """
@@ -119,7 +119,7 @@ footer { margin-top: 56px; padding-top: 14px; border-top: 1px solid var(--line);
 
 
 def document(title: str, body: str) -> str:
-    """One whole HTML file. `title` is any text; `body` is HTML."""
+    """A complete HTML file. `title` is any text; `body` is HTML."""
     return (
         "<!doctype html>\n"
         '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -131,7 +131,7 @@ def document(title: str, body: str) -> str:
 
 
 def table(head: list[str], rows: list[list[str]], numeric: set[int] | None = None, marked: int | None = None) -> str:
-    """A table of HTML cells. Columns in `numeric` are set to the right; row `marked` stands out."""
+    """A table of HTML cells. Columns in `numeric` are right-aligned; row `marked` is highlighted."""
     numeric = numeric or set()
 
     def cell(tag: str, index: int, inner: str) -> str:
@@ -156,7 +156,7 @@ def section(title: str, lead: str, body: str) -> str:
 
 
 def stack(parts: list[tuple[str, float, str]]) -> str:
-    """A bar of parts (colour variable, amount, HTML label), with its legend. Parts of nothing are left out."""
+    """A stacked bar of parts (colour variable, amount, HTML label) with a legend. Parts of amount 0 are left out."""
     shown = [(color, amount, label) for color, amount, label in parts if amount > 0]
     total = sum(amount for _, amount, _ in shown)
     if not shown:

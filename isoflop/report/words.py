@@ -1,6 +1,6 @@
-"""Formats numbers and untrusted text for readers, safe to put into HTML.
+"""Formats numbers and untrusted text, safe to put into HTML.
 
-A missing number is `None` everywhere and reads as an en dash.
+A missing number is None everywhere and shown as an en dash.
 """
 
 import datetime
@@ -12,15 +12,16 @@ from typing import Any
 MISSING = "–"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-# What the model of a task is called: the words of model/build.py's table, which a report cannot load without torch.
+
+# The name of each task's model, repeated from the table in model/build.py, which cannot be imported without torch.
 MODEL_KINDS = {"causal_lm": "GPT", "seq2seq": "encoder-decoder"}
 
 
 def text(value: Any) -> str:
     """Any value as HTML text: escaped, and without invisible characters.
 
-    Samples hold whatever the model generated. Control characters become their symbols (NUL is ␀), characters that
-    change the direction of writing and lone surrogates become �; tabs and line feeds stay.
+    A model may generate any characters. Control characters become their symbols (NUL is ␀); characters that change the
+    writing direction and lone surrogates become �; tabs and line feeds stay.
     """
     return html.escape("".join(map(visible, str(value))))
 
@@ -33,8 +34,8 @@ def visible(character: str) -> str:
         return chr(0x2400 + code)
     if code == 0x7F:
         return "␡"
-    turns = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F, 0x061C)
-    if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or turns or code & 0xFFFE == 0xFFFE:
+    is_bidi_control = 0x202A <= code <= 0x202E or 0x2066 <= code <= 0x2069 or code in (0x200E, 0x200F, 0x061C)
+    if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or is_bidi_control or code & 0xFFFE == 0xFFFE:
         return "\ufffd"
     return character
 
@@ -48,11 +49,11 @@ def count(value: float | None) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if abs(value) >= size or unit == "M":
             return f"{short(value / size)} {unit}"
-    raise AssertionError("unreachable: M takes what is left")
+    raise AssertionError("unreachable: M takes all remaining sizes")
 
 
 def short(value: float) -> str:
-    """Three significant digits, or all of those before the point; without trailing zeros."""
+    """Three significant digits, or all digits before the decimal point; without trailing zeros."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -100,12 +101,12 @@ def duration(value: float | None) -> str:
         return MISSING
     if value < 59.95:
         return f"{short(value)} s"
-    whole = round(value)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s" if whole % 60 else f"{whole // 60} min"
-    if whole < 2 * 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    seconds = round(value)
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s" if seconds % 60 else f"{seconds // 60} min"
+    if seconds < 2 * 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -114,14 +115,14 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def change(reached: float | None, expected: float | None) -> str:
-    """How far off, in percent with its sign: +0.6 %."""
+    """The relative difference in percent with its sign: +0.6 %."""
     if reached is None or not expected:
         return MISSING
     return f"{100 * (reached / expected - 1):+.1f} %".replace("-", "−")
 
 
 def moment(value: Any) -> str:
-    """Unix time as UTC, so that the page does not depend on where it is made."""
+    """Unix time as UTC, so that the page does not depend on the local time zone."""
     try:
         return f"{datetime.datetime.fromtimestamp(float(value), datetime.UTC):%Y-%m-%d %H:%M:%S}"
     except (TypeError, ValueError, OverflowError, OSError):
@@ -129,16 +130,16 @@ def moment(value: Any) -> str:
 
 
 def article(phrase: str) -> str:
-    """ "a" or "an", as a number at the start of `phrase` is spoken: an 8.1, an 11.2, a 110."""
-    whole = phrase.partition(".")[0].partition(" ")[0]
-    return "an" if whole.startswith("8") or whole in ("11", "18") else "a"
+    """ "a" or "an" before a phrase that begins with a number: an 8.1, an 11.2, a 110."""
+    digits = phrase.partition(".")[0].partition(" ")[0]
+    return "an" if digits.startswith("8") or digits in ("11", "18") else "a"
 
 
 def plain(value: Any) -> str:
-    """A configuration value on one line: strings bare, the rest as JSON."""
+    """A configuration value on one line: strings unquoted, all else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
 def model_kind(task: str | None) -> str:
-    """What the model of a task is called; "model" for a task that is in no table of ours."""
+    """The name of a task's model; "model" for an unknown task."""
     return MODEL_KINDS.get(task or "causal_lm", "model")

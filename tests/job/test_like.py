@@ -63,9 +63,10 @@ def test_one_swap_is_one_difference(there, tmp_path, capsys):
     assert "except for model.wiring" in capsys.readouterr().out
 
     page = write_report([Path("base"), tmp_path / "swapped"], tmp_path / "both.html").read_text()
-    assert "Not alike" not in page  # nothing but the swap
-    assert "Beside the baseline" in page and "stretches of the held-out text, pair by pair" in page
-    assert "<code>model.wiring</code>" in page and "What they write" in page
+    assert "Unequal conditions" not in page  # nothing but the swap
+    assert "Compared with the baseline" in page and "paired stretches of the held-out text" in page
+    assert "<code>model.wiring</code>" in page and "The field in which the runs differ" in page
+    assert "<h2>Samples</h2>" in page
 
 
 def test_the_schedule_of_a_run_whose_end_moved_is_replayed_also_after_a_resume(there, tmp_path):

@@ -63,7 +63,7 @@ def test_the_report_of_several_processes_lists_discarded_steps_and_skipped_data(
     job = Job(ALONE, folder, config, prepared, Plan(peak={"float32": 1e10}))
     job.write_result(result, HeldOut(1.0, 1, 1))
     page = write_report([folder.path]).read_text(encoding="utf-8")
-    assert "left out" in page and "passed over" in page and "loss nan" in page and "2 processes" in page
+    assert "discarded" in page and "skipped after a rollback" in page and "loss nan" in page and "2 processes" in page
     assert to_dict(config)["parallel"]["mode"] == mode
 
 

@@ -80,7 +80,7 @@ def page(runs: list[Path], tmp_path: Path) -> str:
 
 def test_the_page_warns_where_runs_are_not_alike(make_run, tmp_path):
     base = make_run("base", config={"model": {"layers": 4, "norm": "rms"}, "runtime": {"dtype": "float32"}})
-    assert "Not alike" not in page([base, make_run("same")], tmp_path)
+    assert "Unequal conditions" not in page([base, make_run("same")], tmp_path)
     changed = {
         "config": {"model": {"layers": 4, "norm": {"name": "layer", "eps": 1e-5}}, "runtime": {"dtype": "bfloat16"}},
         "data": {"fingerprint": "other"},
@@ -99,7 +99,7 @@ def test_the_page_warns_where_runs_are_not_alike(make_run, tmp_path):
     assert "it is stopped" in page([base, make_run("stopped", finished=False)], tmp_path)
 
 
-def test_samples_stand_side_by_side(make_run, tmp_path):
+def test_samples_are_next_to_each_other(make_run, tmp_path):
     shown = page([make_run("a"), make_run("b", steps=300)], tmp_path)
     assert shown.count('<div class="side">') == 2  # two prompts
     assert shown.count('<pre class="box">') == 4

@@ -46,7 +46,7 @@ def test_a_card_states_the_records(make_run):
     ):
         assert f"# {heading}" in text
     for phrase in (
-        "not said",
+        "not stated",
         "bits per byte",
         "Forecast before training",
         "71.0 % (70.0 % to 72.0 %)",

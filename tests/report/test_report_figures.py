@@ -9,12 +9,13 @@ import pytest
 from isoflop.report import figures, words
 from isoflop.report.drawing import MOST_POINTS, smooth, thin
 from isoflop.report.facts import last_of_plateau
-from isoflop.report.figures import Interval, Mark
+from isoflop.report.figures import Interval, LossCurves, Mark
 
 
 def learning(loss: np.ndarray, **options: object) -> tuple[str, int]:
     x = np.arange(loss.size) * 1000.0
-    return figures.learning(x, loss, np.ones_like(loss), x[::10], loss[::10], **options)  # type: ignore[arg-type]
+    curves = LossCurves(x, loss, np.ones_like(loss), x[::10], loss[::10], **options)  # type: ignore[arg-type]
+    return figures.loss_curves(curves)
 
 
 def test_every_figure_is_xml_without_fixed_black_or_white() -> None:
@@ -45,7 +46,7 @@ def test_figures_accept_little_or_broken_data(loss: np.ndarray) -> None:
     """Finite values are drawn inside the picture and nothing else is: no coordinate is NaN, no curve made up."""
     x = np.arange(loss.size) + 1.0
     figure_of = {
-        "var(--heldout": figures.learning(x, loss, np.ones_like(loss), x, loss)[0],
+        "var(--heldout": figures.loss_curves(LossCurves(x, loss, np.ones_like(loss), x, loss))[0],
         "var(--train": figures.trace(x, loss, "t", "t"),
         "var(--run-0": figures.compared([(x, loss)], "c", "c", False),
     }

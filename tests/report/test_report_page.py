@@ -73,7 +73,7 @@ def test_the_report_of_a_finished_run_is_complete_and_self_contained(make_run: M
     html = write_report([run]).read_text(encoding="utf-8")
     page = Page(html)
     assert (run / "report.html").is_file()
-    headings = ["Learning", "Plan and outcome", "What it writes", "Data", "Cost and machine", "History"]
+    headings = ["Learning", "Plan and outcome", "Samples", "Data", "Cost and machine", "History"]
     assert [found for found in re.findall(r"<h2>(.*?)</h2>", html) if found in headings] == headings
     assert len(page.figures) == 6  # verdict, learning twice (wide and narrow), gradient, speed, candidates
     assert all(page.figures)
@@ -121,7 +121,7 @@ def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
     page = page_of(run)
     assert sum("against tokens read" in figure and "Scores on" in figure for figure in page.figures) == 2
     for phrase in (
-        "What it learned",
+        "Scores on suites",
         "71.0 %",
         "70.0 % to 72.0 %",
         "67,000",
@@ -215,15 +215,15 @@ def test_the_history_says_how_each_part_of_a_run_ended(make_run: MakeRun) -> Non
     words = page_of(run).words
     history = words[words.index("History") :]
     phrases = [
-        "bad 10: taken all the same", "20 more bad steps", "10 taken all the same; 10 left out",
-        "bad 31: left out, 10 tokens",
-        "after an end that nobody wrote down (killed, or the power was cut); 1 process, 100 steps since the checkpoint "
-        "taken again", "by SIGTERM", "4 processes on 2 hosts, hsdp, 2 copies of the model", "the disk is full",
+        "bad 10: kept", "20 more bad steps", "10 kept; 10 discarded",
+        "bad 31: discarded, 10 tokens",
+        "after an end that was not logged (killed, or a power failure); 1 process, 100 steps since the checkpoint "
+        "repeated", "by SIGTERM", "4 processes on 2 hosts, hsdp, 2 copies of the model", "the disk is full",
         "1 process, note: torch 9 (was 8)",
     ]  # fmt: skip
     places = [history.find(phrase) for phrase in phrases]
     assert min(places) >= 0 and places == sorted(places), list(zip(phrases, places, strict=True))
-    assert history.count("nobody wrote down") == 1 and "bad 11:" not in history
+    assert history.count("was not logged") == 1 and "bad 11:" not in history
 
 
 def test_hostile_text_stays_text(make_run: MakeRun) -> None:
@@ -357,6 +357,7 @@ def test_runs_are_compared(make_run: MakeRun) -> None:
     for word in ("first is lowest", "model.layers", "optim.lr", "1.228", "5.73 M"):
         assert word in page.words
     fields = page.words[page.words.index("Configuration") :]
+    assert "The 9 fields in which the runs differ" in fields
     assert "seed" not in fields.split()  # the same in both
 
 
@@ -398,11 +399,11 @@ def test_a_run_that_was_planned_again_shows_its_first_attempt(make_run):
     ]
     write_json(run / "attempts" / "1" / "plan.json", {**plan, "choices": changed})
     before = write_report([run]).read_text(encoding="utf-8")
-    assert "Begun anew" not in before
+    assert "Restarted" not in before
     RunFolder(run).append("events", {"event": "restarted", "reason": "steps run at 9 tokens/s", "seconds": 12.0})
     page = write_report([run]).read_text(encoding="utf-8")
-    section = page[page.index("Begun anew") : page.index("Plan and outcome")]
-    assert "began anew, once, after 12" in section and "steps run at 9 tokens/s" in section
+    section = page[page.index("Restarted") : page.index("Plan and outcome")]
+    assert "was restarted after 12" in section and "steps run at 9 tokens/s" in section
     assert "first attempt" in section and "<svg" in section and "512 ids" in section and ">200<" in section
 
 

@@ -250,7 +250,7 @@ def test_bad_steps_are_counted_and_shown(config, prepared, tmp_path):
     assert sum(source.passed_over for source in found.data.sources.values()) == tokens
     assert found.tokens == found.data.tokens == STEPS * tokens
     page = write_report([tmp_path / "run"]).read_text(encoding="utf-8")
-    assert "left out" in page and "passed over" in page and "loss nan" in page
+    assert "discarded" in page and "skipped after a rollback" in page and "loss nan" in page
 
 
 def test_the_rule_for_a_spike():

@@ -79,7 +79,7 @@ def test_a_forecast_is_of_the_end_and_its_interval_contains_its_value(corpus_and
 
 def test_the_report_shows_them(corpus_and_runs):
     page = write_report([corpus_and_runs[0] / "seen"]).read_text()
-    assert "Bits per byte that the run was on course for" in page
+    assert "Running forecasts of the final bits per byte" in page
     assert "on course for" in page
 
 

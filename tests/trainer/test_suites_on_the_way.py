@@ -52,8 +52,8 @@ def test_suites_during_training_change_no_bit(corpus, suite, tmp_path, monkeypat
         assert line.suite == "pairs" and line.metric == "likelihood" and line.chance == 0.5 and line.step % 2 == 0
         assert line.items == sum(line.subset_items.values()) <= len(PAIRS)
         assert line.spent <= 0.9 * run.result.seconds
-    assert "What it learned" in write_report([tmp_path / "scored"]).read_text()
-    assert "What it learned" not in write_report([tmp_path / "plain"]).read_text()
+    assert "Scores on suites" in write_report([tmp_path / "scored"]).read_text()
+    assert "Scores on suites" not in write_report([tmp_path / "plain"]).read_text()
 
 
 class Clock:
