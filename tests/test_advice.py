@@ -203,7 +203,7 @@ def test_a_zstd_window_that_is_too_large(here, refused, works):
     header = b"\x28\xb5\x2f\xfd" + bytes([0x00, (30 - 10) << 3])
     (here / "a file.zst").write_bytes(header + (len(text) << 3 | 1).to_bytes(3, "little") + text)
     message = refused("prepare", "a file.zst", "--out", "p")
-    shell(message.partition("pack it anew: ")[2].partition(" (the first")[0], "zstd")
+    shell(message.partition("compress it again: ")[2].partition(" (the first")[0], "zstd")
     works("prepare", "NEW.zst", "--out", "p")
 
 

@@ -1,4 +1,4 @@
-"""Zip and tar -> their files, one after another, read in place: nothing is unpacked to disk."""
+"""Reads the files in a zip or tar archive one after another, in place: nothing is unpacked to disk."""
 
 import tarfile
 import zipfile
@@ -11,7 +11,7 @@ from isoflop.data.corpus import SourceFile
 from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
-PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA's may ask for 4 GiB of memory
+PLAIN_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)  # LZMA may need 4 GiB of memory
 LARGEST_HEADER = 1 << 20  # bytes of a long name or of attributes in a tar
 DOCUMENTS = {  # document formats that are zip files
     "[Content_Types].xml": "a Microsoft Office document; save it as text",
@@ -19,7 +19,7 @@ DOCUMENTS = {  # document formats that are zip files
     "META-INF/MANIFEST.MF": "a Java archive",
     "AndroidManifest.xml": "an Android program",
 }
-NO_TEXTS = ("/data.pkl",)  # the end of a name that only PyTorch's weights have
+WEIGHTS = ("/data.pkl",)  # the end of a name that only PyTorch's weights have
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -57,7 +57,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive. `size` is that of its content as stored, which may itself be a compressed file."""
+    """A file in an archive. `size` is the size of its content, which may itself be a compressed file."""
 
     file: SourceFile
     content: "Content"
@@ -65,7 +65,7 @@ class Member:
 
 
 def zip_members(raw: BinaryIO, file: SourceFile, tally: Tally) -> Iterator[Member]:
-    """The files of a zip in its order, without hidden ones. What cannot be read is skipped and counted.
+    """The files of a zip in its order, without hidden ones. Files that cannot be read are skipped and counted.
 
     Raises:
         UserError: for a damaged archive.
@@ -73,12 +73,14 @@ def zip_members(raw: BinaryIO, file: SourceFile, tally: Tally) -> Iterator[Membe
     try:
         with zipfile.ZipFile(raw) as archive:
             infos = archive.infolist()
-            if what := document_kind([info.filename for info in infos]):
-                tally.skip(file.shown, f"binary, not text ({what})", file.size, whole=True)
+            if kind := document_kind([info.filename for info in infos]):
+                tally.skip(file.shown, f"binary, not text ({kind})", file.size, whole=True)
                 return
+
             for info in infos:
                 if info.is_dir() or is_hidden(info.filename):
                     continue
+
                 member = member_file(file, info.filename, info.compress_size)
                 if info.flag_bits & 1:
                     reason = "encrypted; unpack its archive first: unzip FILE"
@@ -107,23 +109,25 @@ def tar_members(blocks: Iterable[bytes], file: SourceFile, tally: Tally) -> Iter
                 archive.members.clear()  # it would keep all of them
                 if info.isdir() or is_hidden(info.name):
                     continue
+
                 member = member_file(file, info.name, info.size)
                 content = archive.extractfile(info) if info.isreg() else None
                 if content is None:
                     tally.skip(member.shown, "a link or a device in an archive", 0, whole=True)
                 else:
                     yield Member(member, Content(content, file, "tar"), info.size)
+
             if getattr(archive, "has_no_end", False):
-                tally.note(
-                    file.shown, "this tar has no mark of its end, so more may have followed: it may be truncated"
-                )
+                tally.note(file.shown, "this tar has no end marker: it may be truncated")
     except DAMAGE as error:
         raise damaged(file, "tar", error) from None
 
 
 class Header(tarfile.TarInfo):
-    """A tar header that is read or refused: the library treats a damaged one as the end of the archive, and reads a
-    name of any length into memory."""
+    """A tar header that is either valid or an error.
+
+    The library treats a damaged header as the end of the archive, and reads a name of any length into memory.
+    """
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "Header":
@@ -171,10 +175,10 @@ def is_hidden(name: str) -> bool:
 
 
 def document_kind(names: list[str]) -> str:
-    """What a zip is if its user does not see it as an archive of files; "" for any other."""
-    if any(name.endswith(NO_TEXTS) for name in names):
+    """The kind of a zip that is not an archive for its user, such as an office document; "" for any other zip."""
+    if any(name.endswith(WEIGHTS) for name in names):
         return "PyTorch's weights"
-    return next((what for name, what in DOCUMENTS.items() if name in names), "")
+    return next((kind for name, kind in DOCUMENTS.items() if name in names), "")
 
 
 def damaged(file: SourceFile, kind: str, error: Exception) -> UserError:

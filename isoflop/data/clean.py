@@ -32,8 +32,8 @@ class Digests:
     """A set of 16-byte digests at 16 bytes each, plus a bounded set of recent ones (about 6 MB).
 
     Full recent sets become sorted arrays, and arrays of similar size are merged, as in a log-structured merge tree:
-    log2(n / 65,536) arrays at most, each searched by bisection. During the merge of the two largest, memory is up to
-    three times as much.
+    log2(n / 65,536) arrays at most, each searched by bisection. Merging the two largest takes up to three times the
+    memory.
     """
 
     def __init__(self, recent: int = RECENT) -> None:
@@ -50,7 +50,7 @@ class Digests:
         if not self.levels:
             return False
         high, low = np.frombuffer(digest, "<u8")
-        return any(holds(level, high, low) for level in self.levels)
+        return any(contains(level, high, low) for level in self.levels)
 
     def add(self, digest: bytes) -> bool:
         """Add a digest. Returns whether it is new."""
@@ -58,25 +58,26 @@ class Digests:
             return False
         self.recent.add(digest)
         if len(self.recent) >= self.limit:
-            self.settle()
+            self.flush()
         return True
 
-    def settle(self) -> None:
+    def flush(self) -> None:
+        """Turn the recent set into a sorted array, and merge arrays of similar size."""
         words = np.frombuffer(b"".join(self.recent), "<u8").reshape(-1, 2)
         self.recent = set()
-        level = in_order(words[:, 0].copy(), words[:, 1].copy())
+        level = sorted_by_first(words[:, 0].copy(), words[:, 1].copy())
         while self.levels and len(self.levels[-1][0]) <= 2 * len(level[0]):
             larger = self.levels.pop()
-            level = in_order(np.concatenate([larger[0], level[0]]), np.concatenate([larger[1], level[1]]))
+            level = sorted_by_first(np.concatenate([larger[0], level[0]]), np.concatenate([larger[1], level[1]]))
         self.levels.append(level)
 
 
-def in_order(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def sorted_by_first(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(first, kind="stable")
     return first[order], last[order]
 
 
-def holds(level: tuple[np.ndarray, np.ndarray], high: np.uint64, low: np.uint64) -> bool:
+def contains(level: tuple[np.ndarray, np.ndarray], high: np.uint64, low: np.uint64) -> bool:
     first, last = level
     at = int(np.searchsorted(first, high))
     while at < len(first) and first[at] == high:

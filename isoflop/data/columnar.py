@@ -14,12 +14,12 @@ import pyarrow.parquet
 from isoflop import files
 from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import BLOCK
-from isoflop.data.json_records import no_column
+from isoflop.data.json_records import WRITE_ONE_COLUMN, no_column
 from isoflop.data.tally import Tally
 from isoflop.errors import DiskError, UserError
 
-ROWS = 16  # unpacked at once: a dictionary can hold one long text that every row points to
-SPARE = 64 * 2**20  # bytes of a disk that are left free
+ROWS = 16  # decoded at once: a dictionary can hold one long text that every row points to
+SPARE = 64 * 2**20  # bytes to leave free on the disk
 CHECKED = 64 * 2**20  # bytes written between two checks of the free space
 TEXTS = (
     pa.types.is_string,
@@ -31,37 +31,37 @@ TEXTS = (
     pa.types.is_fixed_size_binary,
     pa.types.is_null,
 )
-Moved = Callable[[int], None] | None
+OnProgress = Callable[[int], None] | None
 
 
 def spooled(blocks: Iterable[bytes], file: SourceFile, size: int) -> BinaryIO:
     """A temporary file with the blocks, for formats that need random access. It is deleted when this process ends.
 
     Args:
-        size: expected bytes, as far as known.
+        size: expected bytes; 0: unknown.
 
     Raises:
-        UserError: if the disk would be full.
+        DiskError: if the disk would be full.
     """
     folder = files.spool()
     with files.disk_errors(f"the unpacked {file.shown}"):
         unpacked = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by the caller; has no name after a kill
 
     try:
-        wanted, written = size, 0
+        needed, written = size, 0
         for block in blocks:
-            if wanted >= 0:
+            if needed >= 0:
                 free = shutil.disk_usage(folder).free
-                if free < wanted + SPARE:
+                if free < needed + SPARE:
                     raise DiskError(
                         f"{file.shown} has to be unpacked to be read, and {folder} has {free / 1e9:.1f} GB left: free "
                         f"some space there or set ISOFLOP_HOME to a folder on another disk"
                     )
-                wanted = -CHECKED
+                needed = -CHECKED
             with files.disk_errors(f"the unpacked {file.shown}"):
                 unpacked.write(block)
             written += len(block)
-            wanted += len(block)
+            needed += len(block)
         with files.disk_errors(f"the unpacked {file.shown}"):
             unpacked.seek(0)
     except BaseException:
@@ -70,7 +70,9 @@ def spooled(blocks: Iterable[bytes], file: SourceFile, size: int) -> BinaryIO:
     return cast(BinaryIO, unpacked)
 
 
-def parquet_documents(raw: BinaryIO, file: SourceFile, column: str, tally: Tally, moved: Moved) -> Iterator[bytes]:
+def parquet_documents(
+    raw: BinaryIO, file: SourceFile, column: str, tally: Tally, on_progress: OnProgress
+) -> Iterator[bytes]:
     """The text column of a parquet file.
 
     Raises:
@@ -78,24 +80,24 @@ def parquet_documents(raw: BinaryIO, file: SourceFile, column: str, tally: Tally
     """
     try:
         table = pa.parquet.ParquetFile(raw, pre_buffer=False, buffer_size=BLOCK)
-        if column not in table.schema_arrow.names:
-            raise no_column(file, column, table.schema_arrow.names, likely_column(table.schema_arrow))
+        check_column(table.schema_arrow, file, column)
         rows = 0
         for batch in table.iter_batches(batch_size=ROWS, columns=[column], use_threads=False):
             yield from texts(batch.column(0), file, column, tally)
             rows += batch.num_rows
-            if moved:
-                moved(file.size * rows // max(table.metadata.num_rows, 1))
+            if on_progress:
+                on_progress(file.size * rows // max(table.metadata.num_rows, 1))
     except (pa.ArrowException, io.UnsupportedOperation) as error:
         first_line = str(error).partition("\n")[0]
         raise UserError(f"{file.shown} is a damaged parquet file ({first_line}); fetch it again") from None
 
 
 def arrow_documents(
-    raw: BinaryIO, file: SourceFile, stream: bool, column: str, tally: Tally, moved: Moved
+    raw: BinaryIO, file: SourceFile, stream: bool, column: str, tally: Tally, on_progress: OnProgress
 ) -> Iterator[bytes]:
-    """The text column of an Arrow IPC file or stream, as `datasets` writes them. Buffers are views of the mapped file,
-    so that a batch of gigabytes takes no memory.
+    """The text column of an Arrow IPC file or stream, as `datasets` writes them.
+
+    Buffers are views of the mapped file, so that a batch of gigabytes takes no memory.
 
     Raises:
         UserError: for a damaged file, or one without such a column of text.
@@ -104,8 +106,7 @@ def arrow_documents(
         buffer = pa.py_buffer(mmap.mmap(raw.fileno(), os.fstat(raw.fileno()).st_size, access=mmap.ACCESS_READ))
         opened = pa.ipc.open_stream if stream else pa.ipc.open_file
         schema = opened(pa.BufferReader(buffer)).schema
-        if column not in schema.names:
-            raise no_column(file, column, schema.names, likely_column(schema))
+        check_column(schema, file, column)
 
         options = pa.ipc.IpcReadOptions(included_fields=[schema.names.index(column)], use_threads=False)
         source = pa.BufferReader(buffer)
@@ -115,9 +116,9 @@ def arrow_documents(
             values.validate(full=True)  # offsets in a file from anyone may point anywhere
             for start in range(0, len(values), ROWS):
                 yield from texts(values.slice(start, ROWS), file, column, tally)
-            if moved:
+            if on_progress:
                 share = source.tell() / len(buffer) if stream else number / max(reader.num_record_batches, 1)
-                moved(int(file.size * min(1.0, share)))
+                on_progress(int(file.size * min(1.0, share)))
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
@@ -133,8 +134,28 @@ def batches_of(reader: Any, stream: bool) -> Iterator[Any]:
             yield reader.get_batch(number)
 
 
+def check_column(schema: Any, file: SourceFile, column: str) -> None:
+    """Check that a file has the text column.
+
+    Raises:
+        UserError: if there is none of that name, or it is a column of something else.
+    """
+    if column not in schema.names:
+        raise no_column(file, column, schema.names, likely_column(schema))
+    kind = plain_type(schema.field(column).type)
+    if is_text(kind):
+        return
+
+    refusal = f"{file.shown} column {column!r} holds {kind}, not text"
+    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and is_text(plain_type(kind.value_type)):
+        raise UserError(f"{refusal}: join each list to one text first, as pyarrow.compute.binary_join does")
+    if not likely_column(schema):
+        raise UserError(f"{refusal}: {WRITE_ONE_COLUMN}")
+    raise UserError(f"{refusal}: choose another, as in PATH@NAME or with --set data.text_column=NAME")
+
+
 def likely_column(schema: Any) -> str:
-    """The first column of text, "" if there is none."""
+    """The first column of text; "" if there is none."""
     return next((field.name for field in schema if is_text(plain_type(field.type))), "")
 
 
@@ -155,7 +176,7 @@ def is_text(kind: Any) -> bool:
 
 def texts(values: Any, file: SourceFile, column: str, tally: Tally) -> Iterator[bytes]:
     """The texts of a few rows; rows without text are skipped and counted."""
-    for value in (item.as_py() for item in as_binary(values, file, column)):
+    for value in (item.as_py() for item in as_binary(values)):
         reason = f"column {column!r} holds nothing" if value is None else ""
         try:
             (value or b"").decode()
@@ -168,18 +189,9 @@ def texts(values: Any, file: SourceFile, column: str, tally: Tally) -> Iterator[
         yield value
 
 
-def as_binary(values: Any, file: SourceFile, column: str) -> Any:
-    """Values of any type of text as bytes.
-
-    Raises:
-        UserError: for a column of anything else.
-    """
+def as_binary(values: Any) -> Any:
+    """Values of any type of text as bytes."""
     kind = plain_type(values.type)
-    if not is_text(kind):
-        raise UserError(
-            f"{file.shown} column {column!r} holds {kind}, not text: choose another, as in PATH@NAME or with "
-            "--set data.text_column=NAME"
-        )
     while not values.type.equals(kind):
         if isinstance(values, pa.ExtensionArray):
             values = values.storage

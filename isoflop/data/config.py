@@ -30,7 +30,7 @@ BEFORE_SPLIT = frozenset(
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which text and which tokenizer. Every field but `workers` is part of the key of the prepared data."""
+    """The text and the tokenizer. All fields except `workers` are part of the key of the prepared data."""
 
     sources: Annotated[
         tuple[str, ...],
@@ -82,7 +82,7 @@ class DataConfig:
 
     @classmethod
     def from_older(cls, value: dict[str, Any]) -> dict[str, Any]:
-        """A config.json from before the second rules has all other fields; its data were split by the first ones."""
+        """A config.json with all older fields and none of the split rules: its data were split by the first rules."""
         return {"split": 1, "pair_split": 1, **value} if value.keys() >= BEFORE_SPLIT else value
 
     def __post_init__(self) -> None:
@@ -113,6 +113,7 @@ def check(config: DataConfig) -> None:
     """
     if config.path and (config.sources or config.heldout):
         raise UserError(f"data.path = {config.path!r} and data sources are both given; name one of them")
+
     kind = find_kind(config.tokenizer)
     if kind and config.vocab_size < kind.smallest:
         raise UserError(f"data.vocab_size = {config.vocab_size} is too small; {kind.reason}")
@@ -121,13 +122,15 @@ def check(config: DataConfig) -> None:
             f"data.end_of_text = {config.end_of_text!r} names a token of a tokenizer that is given, and "
             f"data.tokenizer = {config.tokenizer} is trained; leave it out, or name the tokenizer's file"
         )
+
     check_encoding(config.encoding)
     if config.format not in FORMATS:
         raise UserError(f"data.format = {config.format!r} is not one of {', '.join(FORMATS)}")
     if config.document_separator.isspace() and "\n" not in config.document_separator:
         raise UserError(
-            f"data.document_separator = {config.document_separator!r} is only blanks; name a mark or line breaks"
+            f"data.document_separator = {config.document_separator!r} is only white space; name a mark or line breaks"
         )
+
     if not 0.0 < config.heldout_fraction <= 0.5:
         raise UserError(f"data.heldout_fraction = {config.heldout_fraction} is not above 0 and at most 0.5")
     if config.split not in (1, 2):

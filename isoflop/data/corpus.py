@@ -1,8 +1,8 @@
-"""Sources of text: parses what the user named, and lists the files.
+"""Sources of text: parses the sources that the user names, and lists their files.
 
-A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (every file below it, except what walk.py
-leaves out), a glob, `-` for standard input, or `stdlib` for the running Python's own standard library (a folder of that
-name is `./stdlib`). COLUMN is the column of its records that holds the text.
+A source is written `[name=]PATH[@COLUMN][:WEIGHT]`. PATH is a file, a folder (all files below it, except those that
+walk.py excludes), a glob, `-` for standard input, or `stdlib` for the running Python's own standard library (a folder
+of that name is `./stdlib`). COLUMN is the column of its records that holds the text.
 """
 
 import atexit
@@ -25,7 +25,7 @@ from typing import BinaryIO
 
 from isoflop import files
 from isoflop.data.tally import Tally, because
-from isoflop.data.walk import Walk, from_printable, printable, size_below
+from isoflop.data.walk import Walk, from_printable, link_reason, printable, size_below
 from isoflop.errors import UserError
 
 STDIN, STDLIB = "-", "stdlib"
@@ -40,8 +40,13 @@ STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test
 
 @dataclass(frozen=True)
 class Source:
-    """One part of the corpus. `weight` is its share of the training tokens (shares add up to 1), None if not given;
-    `column` holds the text of its records, None: the one that `data.text_column` names."""
+    """One part of the corpus.
+
+    Attributes:
+        pattern: the path, glob, `-` or `stdlib`.
+        weight: its share of the training tokens (all shares add up to 1); None: in proportion to its size.
+        column: the column of its records that holds the text; None: the one that `data.text_column` names.
+    """
 
     name: str
     pattern: str
@@ -51,8 +56,13 @@ class Source:
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read: `shown` is its name for the user; `identity` changes when its content does. A file in an archive
-    has the archive's path; `within` is the archive's name for the user."""
+    """A file to read. A file in an archive has the archive's path.
+
+    Attributes:
+        shown: its name for the user.
+        identity: changes when its content does.
+        within: the archive's name for the user; "": the file is not in an archive.
+    """
 
     path: Path
     shown: str
@@ -62,7 +72,7 @@ class SourceFile:
 
 
 def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:
-    """Parse sources as the user typed them; none at all means the standard library.
+    """Parse sources as the user typed them. No source at all means the standard library.
 
     A path may contain `:`, `=` and `@`. Of the possible ways to parse a source the first whose path exists is used, the
     simplest first. If none exists, a leading `identifier=` is a name, a trailing `:NUMBER` a weight and `@words` before
@@ -73,21 +83,22 @@ def parse_sources(texts: Sequence[str]) -> tuple[Source, ...]:
     """
     if not texts:
         return (Source(STDLIB, STDLIB),)
-    taken: set[str] = set()
+    names: set[str] = set()
     parsed = [split_source(text) for text in texts]
     for (name, *_), text in zip(parsed, texts, strict=True):
-        if name and name in taken:
+        if name and name in names:
             raise UserError(f"source {text!r} uses the name {name!r} a second time; give each source its own name")
-        taken.add(name)
+        names.add(name)
+
     sources = []
     for name, pattern, weight, column in parsed:
-        sources.append(Source(name or unused(name_of(pattern), taken), pattern, weight, column))
-        taken.add(sources[-1].name)
+        sources.append(Source(name or unused(name_of(pattern), names), pattern, weight, column))
+        names.add(sources[-1].name)
     return normalise(sources)
 
 
 def split_source(text: str) -> tuple[str, str, float | None, str | None]:
-    """`books=PATH@body:0.6` -> ("books", "PATH", 0.6, "body"); no name is "", no weight and no column None."""
+    """`books=PATH@body:0.6` -> ("books", "PATH", 0.6, "body"). Without a name it is "", weight and column are None."""
     if not text.strip():
         raise UserError("a source is empty; name a file, a folder, a glob or - for standard input")
     if len(text) > LONGEST_SOURCE:
@@ -102,7 +113,7 @@ def split_source(text: str) -> tuple[str, str, float | None, str | None]:
         if both := NAME.fullmatch(weighted[1]):
             readings.append((both[1], both[2], weighted[2], None))
     with_column = [
-        (name, found[1], raw, found[2]) for name, rest, raw, _ in readings if (found := COLUMN.fullmatch(rest))
+        (name, match[1], raw, match[2]) for name, path, raw, _ in readings if (match := COLUMN.fullmatch(path))
     ]
     readings += sorted(with_column, key=lambda reading: reading[2] is None)  # `@body:3` is a column and a weight
 
@@ -116,11 +127,16 @@ def split_source(text: str) -> tuple[str, str, float | None, str | None]:
 
 
 def normalise(sources: Sequence[Source]) -> tuple[Source, ...]:
-    without = [source.name for source in sources if source.weight is None]
-    if len(without) == len(sources):
+    """The same sources with weights that add up to 1, if they have weights.
+
+    Raises:
+        UserError: for weights on some sources only.
+    """
+    unweighted = [source.name for source in sources if source.weight is None]
+    if len(unweighted) == len(sources):
         return tuple(sources)
-    if without:
-        raise UserError(f"source {without[0]} has no weight and others have one; give a weight to all or to none")
+    if unweighted:
+        raise UserError(f"source {unweighted[0]} has no weight and others have one; give a weight to all or to none")
     total = sum(source.weight or 0.0 for source in sources)
     return tuple(replace(source, weight=(source.weight or 0.0) / total) for source in sources)
 
@@ -132,7 +148,7 @@ def exists(pattern: str) -> bool:
 
 
 def denied(path: str) -> bool:
-    """Whether nobody can tell if there is something at a path, because a folder above it is closed to this user."""
+    """Whether a path cannot be looked up because a folder above it denies access."""
     try:
         os.lstat(path)
     except PermissionError:
@@ -154,7 +170,7 @@ def expand(pattern: str) -> str:
 
 
 def name_of(pattern: str) -> str:
-    """A short name from a path: the file's up to its first dot, the folder's, for a glob that of its fixed part."""
+    """A short name from a path: the file's up to its first dot, the folder's, or that of the fixed part of a glob."""
     if pattern == STDIN:
         return "stdin"
     fixed = Path(pattern)
@@ -164,22 +180,23 @@ def name_of(pattern: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "text"
 
 
-def unused(name: str, taken: set[str]) -> str:
-    numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
-    return name if name not in taken else next(n for n in numbered if n not in taken)
+def unused(name: str, names: set[str]) -> str:
+    """The name, with a number appended if it is in use."""
+    numbered = (f"{name}-{number}" for number in range(2, len(names) + 3))
+    return name if name not in names else next(n for n in numbered if n not in names)
 
 
 def find_files(source: Source, tally: Tally | None = None, older: bool = False) -> list[SourceFile]:
     """The files of a source, in an order that depends on their names only.
 
     Args:
-        tally: counts what is left out and what cannot be read.
-        older: as before the second rule of splitting: links to folders are ignored and only hidden files are left out,
+        tally: counts the files that are excluded or cannot be read.
+        older: as before the second rule of splitting: links to folders are ignored and only hidden files are excluded,
             so that the data of an older run can be prepared again.
 
     Raises:
-        UserError: for a path that does not exist, a glob without match, an empty folder; or (strict) for what cannot
-            be read.
+        UserError: for a path that does not exist, a glob without match, an empty folder; or (strict) for a file that
+            cannot be read.
     """
     tally = Tally() if tally is None else tally
     if source.pattern == STDIN:
@@ -189,7 +206,7 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
 
     path = expand(source.pattern)
     if os.path.lexists(path):
-        return found_at(Path(path), tally, older)
+        return files_at(Path(path), tally, older)
     if not is_glob(source.pattern):
         if denied(path):
             raise UserError(f"{source.pattern} cannot be reached: a folder above it may not be entered")
@@ -201,23 +218,25 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
     names = dict.fromkeys(older_matches(matches) if older else matched(matches, Walk(tally)))
     if not names:
         raise UserError(f"{source.pattern!r} matches only folders without files{because(tally)}")
-    return described(names, tally)
+    return with_sizes(names, tally)
 
 
 def matched(matches: Sequence[str], walk: Walk) -> Iterator[str]:
     """The files that a glob matches, and those below the folders that it matches."""
     for match in matches:
         if os.path.isdir(match):  # noqa: PTH112
-            if kind := walk.left_out(match):
+            if kind := walk.excluded(match):
                 walk.tally.leave_out(kind, printable(match), size_below(match))
             else:
                 yield from walk.below(match)
         elif os.path.isfile(match):  # noqa: PTH113
             yield match
-        elif not os.path.exists(match):  # noqa: PTH110
-            walk.tally.skip(printable(match), "it leads nowhere", 0, whole=True, what="link")
         else:
-            walk.tally.leave_out("special file", printable(match), 0)
+            try:
+                os.stat(match)  # noqa: PTH116
+                walk.tally.leave_out("special file", printable(match), 0)
+            except OSError as error:
+                walk.lost("link" if os.path.islink(match) else "file", match, error)  # noqa: PTH114
 
 
 def older_matches(matches: Sequence[str]) -> Iterator[str]:
@@ -228,20 +247,24 @@ def older_matches(matches: Sequence[str]) -> Iterator[str]:
             yield match
 
 
-def found_at(path: Path, tally: Tally, older: bool) -> list[SourceFile]:
-    """The file, or the files of the folder, that a source names. An unreadable one is counted rather than refused,
-    since a shell's pattern names each file that it matches."""
+def files_at(path: Path, tally: Tally, older: bool) -> list[SourceFile]:
+    """The file, or the files of the folder, that a source names.
+
+    An unreadable file is counted rather than refused, since a pattern of the shell names every file that it matches.
+    """
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        what, reason = ("link", "it leads nowhere") if path.is_symlink() else ("file", error.strerror or str(error))
-        tally.skip(printable(str(path)), reason, 0, whole=True, what=what)
+        is_link = path.is_symlink()
+        reason = link_reason(error) if is_link else error.strerror or str(error)
+        tally.skip(printable(str(path)), reason, 0, whole=True, what="link" if is_link else "file")
         return []
+
     if stat.S_ISDIR(mode):
         names = list(walk(path) if older else Walk(tally).below(str(path)))
         if not names:
             raise UserError(f"folder {path} holds no files; name a folder with text in it{because(tally)}")
-        return described(names, tally)
+        return with_sizes(names, tally)
     if stat.S_ISFIFO(mode):  # a process substitution, <(command): can be read only once, like standard input
         if str(path) in _spooled:
             return [_spooled[str(path)]]
@@ -249,27 +272,27 @@ def found_at(path: Path, tally: Tally, older: bool) -> list[SourceFile]:
             return [spool(str(path), stream)]
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is neither a file nor a folder")
-    return described([str(path)], tally)
+    return with_sizes([str(path)], tally)
 
 
-def described(names: Iterable[str], tally: Tally) -> list[SourceFile]:
-    """The files with their sizes; one that was deleted meanwhile is counted."""
-    found = []
+def with_sizes(names: Iterable[str], tally: Tally) -> list[SourceFile]:
+    """The files with their sizes. A file that was deleted meanwhile is counted as skipped."""
+    listed = []
     for name in names:
         try:
-            found.append(describe(Path(name)))
+            listed.append(describe(Path(name)))
         except UserError as error:
             tally.skip(printable(name), str(error), 0, whole=True)
-    return found
+    return listed
 
 
 def walk(folder: Path, without: Collection[str] = (), endings: tuple[str, ...] = ("",)) -> Iterator[str]:
-    """Every regular file below `folder` with one of these endings, sorted, without hidden files and folders and those
+    """All regular files below `folder` with one of these endings, sorted, without hidden files and folders and those
     named in `without`."""
-    for here, folders, names in os.walk(folder):
+    for directory, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in without)
         for name in sorted(names):
-            path = os.path.join(here, name)  # noqa: PTH118 - a Path costs as much as looking at the disk
+            path = os.path.join(directory, name)  # noqa: PTH118 - a Path costs as much as looking at the disk
             if not name.startswith(".") and name.endswith(endings) and os.path.isfile(path):  # noqa: PTH113
                 yield path
 
@@ -306,14 +329,15 @@ def standard_library() -> list[SourceFile]:
     return [describe(Path(name)) for name in wanted]
 
 
-# Streams. A stream can be read only once and the data step reads twice, so it is first copied to the disk. The copy is
-# kept until the process ends: the survey, the preparation and a second preparation all read the same text.
+# Streams. A stream can be read only once and the preparation reads twice, so it is first copied to the disk. The copy
+# is kept until the process ends: the survey, the preparation and a second preparation all read the same text.
 
 _spooled: dict[str, SourceFile] = {}
 _locks: list[BinaryIO] = []
 
 
 def spool(shown: str, stream: BinaryIO) -> SourceFile:
+    """A copy of a stream on the disk, made once per process; `shown` is the stream's name for the user."""
     if shown in _spooled:
         return _spooled[shown]
     with files.disk_errors(f"the copy of {shown}"):
@@ -356,5 +380,6 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def total_size(found: Iterable[SourceFile]) -> int:
-    return sum(file.size for file in found)
+def total_size(listed: Iterable[SourceFile]) -> int:
+    """Bytes on disk."""
+    return sum(file.size for file in listed)

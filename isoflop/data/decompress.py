@@ -1,7 +1,6 @@
 """Reads a file in blocks, decompressed if its first bytes are those of gzip, bzip2, xz or zstd."""
 
 import bz2
-import codecs
 import gzip
 import lzma
 import shlex
@@ -13,6 +12,7 @@ from typing import Any, Protocol
 import zstandard
 
 from isoflop.data.corpus import SourceFile
+from isoflop.data.utf8 import begins_as_text
 from isoflop.errors import UserError
 
 PIECE = 64 * 1024  # plain text longer than this is cut at paragraph ends
@@ -37,7 +37,11 @@ class Peekable(Protocol):
 
 def compression_of(raw: Peekable) -> str:
     """The compression of the following data, by its first bytes; "" if it is not compressed."""
-    start = raw.peek(10)[:10]
+    return compression_by(raw.peek(10)[:10])
+
+
+def compression_by(start: bytes) -> str:
+    """The compression whose data begin with these bytes; "" if they are not compressed."""
     if start.startswith(b"BZh") and start[3:4] in b"123456789" and start[4:] in BZIP2_STARTS:
         return "bzip2"
     if start.startswith(ZSTD_SKIPPABLE):
@@ -51,49 +55,43 @@ def decompress(raw: Peekable, file: SourceFile) -> Iterator[bytes]:
     Raises:
         UserError: for a truncated or damaged file, or one named as compressed that holds neither that nor text.
     """
-    found = compression_of(raw)
-    promised = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
-    if promised and not found and not is_text(raw.peek(SIP)[:SIP]):  # some downloads are unpacked and keep their names
-        raise UserError(f"{file.shown} is not a {promised} file, or its beginning is damaged; fetch it again")
+    kind = compression_of(raw)
+    named = COMPRESSION_ENDINGS.get(Path(file.shown).suffix.lower(), "")
+    # Some downloads are decompressed on the way and keep their names.
+    if named and not kind and not begins_as_text(raw.peek(SIP)[:SIP]):
+        raise UserError(f"{file.shown} is not a {named} file, or its beginning is damaged; fetch it again")
 
     sips: Any = InSips(raw)
-    opened: Any = gzip.GzipFile(fileobj=sips) if found == "gzip" else raw
+    opened: Any = gzip.GzipFile(fileobj=sips) if kind == "gzip" else raw
     try:
-        if found == "zstd":
+        if kind == "zstd":
             yield from zstd_blocks(raw, file)
-        elif found == "xz":
+        elif kind == "xz":
             yield from xz_blocks(raw)
-        elif found == "bzip2":
+        elif kind == "bzip2":
             yield from bzip2_blocks(raw)
         else:
             while block := opened.read(BLOCK):
                 yield block
     except EOFError:
-        raise UserError(f"{file.shown} is truncated: its {found} data stops before the end; fetch it again") from None
+        raise UserError(f"{file.shown} is truncated: its {kind} data stops before the end; fetch it again") from None
     except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-        raise damaged(file, found, error) from None
+        raise damaged(file, kind, error) from None
     except OSError as error:  # of bz2, which has no error of its own, or of the disk
-        if found != "bzip2" or error.errno is not None:
+        if kind != "bzip2" or error.errno is not None:
             raise
-        raise damaged(file, found, error) from None
+        raise damaged(file, kind, error) from None
 
 
-def is_text(start: bytes) -> bool:
-    """Whether a file begins with UTF-8 text; nothing is no text."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(start)  # the last character may be cut
-    except UnicodeDecodeError:
-        return False
-    return bool(start) and b"\0" not in start
-
-
-def damaged(file: SourceFile, found: str, error: Exception) -> UserError:
-    return UserError(f"{file.shown} is damaged: its {found} data cannot be read ({error}); fetch it again")
+def damaged(file: SourceFile, kind: str, error: Exception) -> UserError:
+    return UserError(f"{file.shown} is damaged: its {kind} data cannot be read ({error}); fetch it again")
 
 
 class InSips:
-    """A file that returns at most SIP bytes at a time, so that its position is near the decompressed data: Python's own
-    readers read up to 128 KiB ahead, which is a megabyte of text that the survey would not count."""
+    """A file that returns at most SIP bytes per read, so that its position is near the decompressed data.
+
+    Python's own readers read up to 128 KiB ahead, which is a megabyte of text that the survey would not count.
+    """
 
     def __init__(self, raw: Peekable) -> None:
         self.raw = raw
@@ -185,15 +183,15 @@ def check_window(start: bytes, file: SourceFile, largest: int) -> None:
     except zstandard.ZstdError:  # damaged, or so short that it is read at the next block
         return
     if window > largest:
-        here = shlex.quote(file.shown)
         raise UserError(
-            f"{file.shown} was compressed by zstd with a window of {window >> 20:,} MiB, and of a file of this size at "
-            f"most {largest >> 20:,} MiB is taken; pack it anew: zstd -dc --long=31 {here} | zstd -o NEW.zst"
+            f"{file.shown} was compressed by zstd with a window of {window >> 20:,} MiB, and a file of this size may "
+            f"use at most {largest >> 20:,} MiB; compress it again: zstd -dc --long=31 {shlex.quote(file.shown)} | "
+            "zstd -o NEW.zst"
         )
 
 
 def peekable(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The same stream with at least one piece (64 KiB) in its first block, by which the format is recognised."""
+    """The same stream with at least one piece (64 KiB) in its first block, from which the format is detected."""
     first = bytearray()
     for block in blocks:
         first += block

@@ -23,7 +23,7 @@ Label = TypeVar("Label")
 
 
 class Batch(Generic[Label]):
-    """Some documents, with a label of the caller for each."""
+    """Some documents, each with a label of the caller's."""
 
     def __init__(self) -> None:
         self.labels: list[Label] = []
@@ -69,10 +69,11 @@ class Encoders:
                 )
                 self.processes.append(process)
                 self.idle.put(process)
-            described = self.tokenizer.to_json().encode()
+
+            message = self.tokenizer.to_json().encode()
             for process in self.processes:
                 with ended(process):
-                    pipe(process.stdin).write(SIZE.pack(len(described)) + described)
+                    pipe(process.stdin).write(SIZE.pack(len(message)) + message)
                     pipe(process.stdin).flush()
         return self
 
@@ -97,6 +98,7 @@ class Encoders:
             for batch in todo:
                 yield batch, *encode_documents(self.tokenizer, batch.documents)
             return
+
         pending: deque[tuple[Batch[Label], Future[tuple[np.ndarray, np.ndarray]]]] = deque()
         with ThreadPoolExecutor(self.workers) as pool:  # a thread per process, which only waits for the pipes
             try:
@@ -113,6 +115,7 @@ class Encoders:
                     future.cancel()
 
     def ask(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
+        """Let an idle process encode some documents: (tokens of each document, all tokens)."""
         process = self.idle.get()
         try:
             with ended(process):

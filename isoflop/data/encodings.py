@@ -1,7 +1,7 @@
 """The encoding of a text: detected by its byte order mark or guessed from its letters, and converted to UTF-8.
 
 Only a byte order mark is certain. Text without one that is not UTF-8 is read only in an encoding that the user names;
-else the guess is reported, with what can be done.
+else the guess is reported, with advice.
 """
 
 import codecs
@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 
 from isoflop.data.decompress import PIECE
-from isoflop.data.text import utf8_boundary
+from isoflop.data.utf8 import is_utf8, utf8_boundary
 from isoflop.errors import UserError
 
 MARKS = (  # UTF-32 first: its mark begins with UTF-16's
@@ -165,35 +165,28 @@ def to_utf8(blocks: Iterable[bytes], name: str) -> Iterator[bytes]:
 
     If the encoding keeps ASCII, the first block with another byte decides whether the text is in fact UTF-8, or `name`.
     """
-    codecs.register_error("isoflop-marked", marked)
+    codecs.register_error("isoflop-marked", as_invalid_byte)
     decoder = codecs.getincrementaldecoder(name)("isoflop-marked")
-    undecided, held = keeps_ascii(name), b""
+    undecided, remainder = keeps_ascii(name), b""
     source = iter(blocks)
+
     for block in source:
         if undecided:
-            whole, held = held + block, b""
-            cut = utf8_boundary(whole)
-            if whole[:cut].isascii():
-                held = whole[cut:]
-                yield whole[:cut]
+            text, remainder = remainder + block, b""
+            cut = utf8_boundary(text)
+            if text[:cut].isascii():
+                remainder = text[cut:]
+                yield text[:cut]
                 continue
-            if is_utf8(whole[:cut]):
-                yield whole
+            if is_utf8(text[:cut]):
+                yield text
                 yield from source
                 return
-            undecided, block = False, whole
+            undecided, block = False, text
         yield decoder.decode(block).encode("utf-8", "surrogateescape")
-    yield decoder.decode(held, True).encode("utf-8", "surrogateescape")
+    yield decoder.decode(remainder, True).encode("utf-8", "surrogateescape")
 
 
-def marked(error: UnicodeError) -> tuple[str, int]:
+def as_invalid_byte(error: UnicodeError) -> tuple[str, int]:
     """The replacement for invalid bytes: it is written as the byte 0xFF, which never occurs in UTF-8."""
     return "\udcff", error.end if isinstance(error, UnicodeDecodeError) else 0
-
-
-def is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

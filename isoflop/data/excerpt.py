@@ -1,12 +1,12 @@
-"""A sample of prepared training text that stands for the whole of it: chunks chosen by a hash of their tokens.
+"""A representative sample of prepared training text: chunks chosen by a hash of their tokens.
 
-The beginning of a text says little of the rest: files are ordered by topic, a licence comes first, one language after
-the other. Here every chunk of every document has the same chance. The choice depends on what the chunks hold and on
-nothing else: not on the order of files and documents, nor on how many processes encoded them, nor on where files were
-compressed or in archives, since the prepared tokens are read and not the files. Sources count with their weights.
+The beginning of a text says little about all of it: files are ordered by topic, a licence comes first, one language
+after the other. Here every chunk of every document has the same chance. The choice depends only on the content of the
+chunks: not on the order of files and documents, on the number of encoding processes, or on compression and archives,
+since the prepared tokens are read rather than the files. Sources count with their weights.
 
-Memory is bounded by BLOCK tokens; time is about 20 ns per token, for at most LOOKED_AT tokens of a source. Of a longer
-source, evenly spaced windows are looked at: those do depend on the order.
+Memory is bounded by BLOCK tokens; time is about 20 ns per token, for at most LOOKED_AT tokens per source. Of a longer
+source only evenly spaced windows are read, so its sample does depend on the order.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from isoflop.data.prepared import Prepared
 from isoflop.data.shards import TokenStream
 
 CHUNK = 512  # tokens, 1 to 2 kB: enough of them in a sample for every topic, each long enough to show repetition
-BLOCK = 1 << 21  # tokens looked at at once
-LOOKED_AT = 1 << 26  # tokens of a source: reading more would take longer than some budgets
-WINDOWS = 64  # in a source that has more
-FEWEST_BYTES = 256 * 1024  # of a sample, which is not made smaller for the sake of the weights
+BLOCK = 1 << 21  # tokens per block
+LOOKED_AT = 1 << 26  # tokens per source: reading more would take longer than some budgets
+WINDOWS = 64  # in a longer source
+FEWEST_BYTES = 256 * 1024  # a sample is not made smaller than this to keep to the weights
 
 Words = npt.NDArray[np.uint64]
 Ids = npt.NDArray[np.integer[Any]]
@@ -32,96 +32,95 @@ Places = npt.NDArray[np.int64]
 
 @dataclass
 class Smallest:
-    """The chunks with the smallest hashes, as many as make up `wanted` bytes.
+    """The chunks with the smallest hashes, about `wanted` bytes of them.
 
     Attributes:
-        seen: bytes of all chunks that were offered.
+        offered_bytes: of all chunks of the source, chosen or not.
+        chunks: (hash, text) of those chosen so far.
+        chunk_bytes: of their texts.
+        limit: chunks with a larger hash need not be offered.
     """
 
     wanted: int
-    seen: int = 0
-    kept: list[tuple[int, bytes]] = field(default_factory=list)
-    held: int = 0
+    offered_bytes: int = 0
+    chunks: list[tuple[int, bytes]] = field(default_factory=list)
+    chunk_bytes: int = 0
     limit: int = 1 << 64
 
     def offer(self, key: int, text: bytes) -> None:
-        self.kept.append((key, text))
-        self.held += len(text)
-        if self.held > 2 * self.wanted + (1 << 20):
-            self.settle()
+        self.chunks.append((key, text))
+        self.chunk_bytes += len(text)
+        if self.chunk_bytes > 2 * self.wanted + (1 << 20):
+            self.prune()
 
-    def settle(self) -> list[tuple[int, bytes]]:
-        """Drop what is too much. Returns what stays, smallest hash first."""
-        self.kept.sort()
-        held = 0
-        for number, (key, text) in enumerate(self.kept):
-            held += len(text)
-            if held >= self.wanted:
-                del self.kept[number + 1 :]
+    def prune(self) -> list[tuple[int, bytes]]:
+        """Drop the chunks beyond `wanted` bytes. Returns the others, smallest hash first."""
+        self.chunks.sort()
+        size = 0
+        for number, (key, text) in enumerate(self.chunks):
+            size += len(text)
+            if size >= self.wanted:
+                del self.chunks[number + 1 :]
                 self.limit = key
                 break
-        self.held = held
-        return self.kept
+        self.chunk_bytes = size
+        return self.chunks
 
 
 def excerpt(prepared: Prepared, wanted: int) -> bytes:
-    """About `wanted` bytes of training text, chunks of all of it in an order that is as good as random, a line end
-    between two; everything where there is less.
-
-    Args:
-        wanted: bytes, at most.
-    """
+    """At most `wanted` bytes of training text: chunks from all of it in pseudo-random order, separated by line ends;
+    the complete text if there is less."""
     token_bytes = prepared.tokenizer.token_bytes()
     weights = prepared.weights()
-    found = {}
+    samples = {}
     for name in prepared.sources:
-        found[name] = Smallest(max(1, round(weights[name] * wanted)))
+        samples[name] = Smallest(max(1, round(weights[name] * wanted)))
         for tokens, starts in chunks(prepared.train(name), prepared.tokenizer.eot):
-            choose(found[name], tokens, starts, prepared, token_bytes)
+            choose(samples[name], tokens, starts, prepared, token_bytes)
 
-    # a source with less than its share: less of the others too, so that the weights hold
-    short = min((one.seen / one.wanted for one in found.values() if one.seen), default=1.0)
-    part = min(1.0, max(short, FEWEST_BYTES / wanted))
-    kept: list[tuple[int, bytes]] = []
-    for one in found.values():
-        one.wanted = max(1, round(part * one.wanted))
-        kept += one.settle()
-    kept.sort()
-    return b"\n".join(text for _, text in kept)[:wanted]
+    # If a source has less than its share, use less of the others as well, so that the weights hold.
+    shortest = min((s.offered_bytes / s.wanted for s in samples.values() if s.offered_bytes), default=1.0)
+    share = min(1.0, max(shortest, FEWEST_BYTES / wanted))
+    chosen: list[tuple[int, bytes]] = []
+    for sample in samples.values():
+        sample.wanted = max(1, round(share * sample.wanted))
+        chosen += sample.prune()
+    chosen.sort()
+    return b"\n".join(text for _, text in chosen)[:wanted]
 
 
-def choose(found: Smallest, tokens: Ids, starts: Places, prepared: Prepared, sizes: Places) -> None:
-    """Offer the chunks that begin at `starts`, and end where the next one begins.
+def choose(sample: Smallest, tokens: Ids, starts: Places, prepared: Prepared, sizes: Places) -> None:
+    """Offer the chunks that begin at `starts` and end where the next one begins.
 
     Args:
-        sizes: bytes that each id stands for.
+        sizes: bytes of text of each id.
     """
     ends = np.append(starts[1:], len(tokens))
     keys = hashes(tokens, starts, ends)
-    found.seen += int(np.add.reduceat(sizes[tokens], starts).sum())
-    for number in np.flatnonzero(keys <= np.uint64(min(found.limit, (1 << 64) - 1))):
+    sample.offered_bytes += int(np.add.reduceat(sizes[tokens], starts).sum())
+    for number in np.flatnonzero(keys <= np.uint64(min(sample.limit, (1 << 64) - 1))):
         text = prepared.tokenizer.decode_bytes(tokens[starts[number] : ends[number]].tolist())
         if text and not text.isspace():
-            found.offer(int(keys[number]), text)
+            sample.offer(int(keys[number]), text)
 
 
 def chunks(stream: TokenStream, eot: int) -> Iterator[tuple[Ids, Places]]:
-    """Blocks of tokens, each with the places at which its chunks begin: at the beginning of each document and every
-    CHUNK tokens from there on. No chunk lies in two blocks."""
+    """Blocks of tokens, each with the starts of its chunks: at the beginning of each document and every CHUNK tokens
+    after it. No chunk spans two blocks."""
     for first, last in windows(len(stream)):
         place = first
         while place < last:
             tokens = np.asarray(stream[place : min(place + BLOCK, last)])
             starts = chunk_starts(tokens, eot)
             end = len(tokens)
-            if place + end < last and len(starts) > 1:  # the last chunk may go on in the next block
+            if place + end < last and len(starts) > 1:  # the last chunk may continue in the next block
                 end, starts = int(starts[-1]), starts[:-1]
             yield tokens[:end], starts
             place += end
 
 
 def windows(count: int) -> list[tuple[int, int]]:
-    """What of a stream is looked at: all of it, or WINDOWS evenly spaced parts of a long one."""
+    """The ranges of a stream to read: all of it, or WINDOWS evenly spaced parts of a long one."""
     if count <= LOOKED_AT:
         return [(0, count)] if count else []
     size = LOOKED_AT // WINDOWS
@@ -129,6 +128,7 @@ def windows(count: int) -> list[tuple[int, int]]:
 
 
 def chunk_starts(tokens: Ids, eot: int) -> Places:
+    """The starts of the chunks of each document."""
     documents = np.concatenate([[0], np.flatnonzero(tokens == eot) + 1])
     documents = documents[documents < len(tokens)]
     lengths = np.diff(np.append(documents, len(tokens)))
@@ -138,8 +138,8 @@ def chunk_starts(tokens: Ids, eot: int) -> Places:
 
 
 def hashes(tokens: Ids, starts: Places, ends: Places) -> Words:
-    """64 bits for each chunk: the sum of its scrambled tokens, each times an odd number of its own for its place, and
-    scrambled once more. The arithmetic is modulo 2^64."""
+    """A 64-bit hash of each chunk: the sum of its scrambled tokens, each times an odd number that depends on its
+    position, scrambled once more. The arithmetic is modulo 2^64."""
     places = np.arange(len(tokens)) - np.repeat(starts, ends - starts)
     factors = scrambled(np.arange(1, CHUNK + 1, dtype=np.uint64)) | np.uint64(1)
     sums = np.add.reduceat(scrambled(tokens.astype(np.uint64) + np.uint64(1)) * factors[places], starts)

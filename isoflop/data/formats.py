@@ -1,6 +1,6 @@
 """Detects a file's format from its first bytes; its name is used only if the content is ambiguous.
 
-1. magic bytes: parquet, Arrow, zip, tar, pictures and the like
+1. magic bytes: parquet, Arrow, zip, tar, images and other binary formats
 2. the encoding: UTF-8, one with a byte order mark, the one that the user names, or none of these
 3. the kind of text: JSON lines, JSON values or an array of them, a table with a header, plain text
 """
@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from isoflop.data.corpus import SourceFile
-from isoflop.data.decompress import COMPRESSION_ENDINGS, PIECE, UNPACKING
+from isoflop.data.decompress import COMPRESSION_ENDINGS, PIECE, UNPACKING, compression_by
 from isoflop.data.encodings import (
     decoded,
     guessed_encoding,
-    is_utf8,
     is_wide,
     keeps_ascii,
     looks_like_text,
@@ -27,7 +26,7 @@ from isoflop.data.encodings import (
     way_out,
 )
 from isoflop.data.reading import AUTO, Reading
-from isoflop.data.text import utf8_boundary
+from isoflop.data.utf8 import is_utf8, utf8_boundary
 from isoflop.errors import UserError
 
 RECORD_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -65,7 +64,7 @@ TAR, TAR_AT = b"ustar", 257
 ARRAY = re.compile(r"\[\s*[{\"]")
 OBJECT = re.compile(r"\{\s*\"(?:[^\"\\]|\\.)*\"\s*:")
 LONGEST_FIELD = 64 * 1024 * 1024  # characters of a table's field, and bytes of a record: a longer one is not read
-LOOKED_AT = 4 * PIECE  # bytes that decide between records and text
+LOOKED_AT = 4 * PIECE  # bytes from which records are told from text
 LONGEST_HEADER = 200  # characters of a name in the first line of a table
 READ_AS_TEXT = "read as plain text although its name ends in"
 WRITE_RECORDS = "to use records, write one object per line, with its text in one column"
@@ -74,8 +73,14 @@ WRITE_HEADER = "to use its rows, begin it with a line of column names"
 
 @dataclass(frozen=True)
 class Table:
-    """The dialect of a table: its delimiter, whether fields may be quoted, and the names in its first line; `likely` is
-    the name of the column with the most text."""
+    """The dialect of a table.
+
+    Attributes:
+        delimiter: between two fields.
+        quoted: fields may be quoted.
+        header: the names in its first line.
+        likely: the name of the column with the most text.
+    """
 
     delimiter: str
     quoted: bool
@@ -90,10 +95,10 @@ class Format:
     Attributes:
         kind: "text", "jsonl", "json", "table", "parquet", "arrow", "arrow stream", "zip" or "tar".
         encoding: the text's encoding; "": UTF-8 (or the file is not text).
-        reason: why it cannot be read as text; "": it can.
+        reason: why it cannot be read as text; "": it can be read.
         promised: the name or the magic bytes give the format, so that records without the text column are an error.
         table: the dialect of a "table".
-        hint: what can be done about records that are not UTF-8; "": nothing is known.
+        hint: advice about records that are not UTF-8; "": none.
     """
 
     kind: str
@@ -105,7 +110,11 @@ class Format:
 
 
 def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "", inside: bool = False) -> Format:
-    """A file's format, from its `first` bytes, decompressed: at least 64 KiB or the whole file.
+    """A file's format, from its `first` bytes, decompressed: at least 64 KiB or the complete file.
+
+    Args:
+        compression: of the file on disk; "" if it is not compressed.
+        inside: the file is a member of an archive.
 
     Raises:
         UserError: for a file named .parquet that is not one.
@@ -126,21 +135,23 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
             return Format("zip")
         if first[TAR_AT : TAR_AT + 5] == TAR:
             return Format("tar")
-    if reason := binary_kind(first):
+
+    if reason := compressed_twice(first, compression) or binary_kind(first):
         return Format("text", reason=reason)
     encoding, reason, hint = encoding_of(file, first, how, compression, inside)
     if reason.startswith("binary") or how.format != AUTO:
         return Format("text", encoding, f"{reason}, {hint}" if hint else reason)
+
     is_stream = file.path != Path(file.shown) and not inside
-    found = kind_of_text(beginning(first[:LOOKED_AT], encoding), ending, how.column, is_stream)
-    if found.kind == "text" and reason:
+    detected = kind_of_text(beginning(first[:LOOKED_AT], encoding), ending, how.column, is_stream)
+    if detected.kind == "text" and reason:
         return Format("text", reason=f"{reason}, {hint}" if hint else reason)
-    if found.kind == "text" and ending == ".parquet":
+    if detected.kind == "text" and ending == ".parquet":
         raise UserError(
             f"{file.shown} is not a parquet file, whatever its name says; to learn it as it stands: "
             "--set data.format=text"
         )
-    return replace(found, encoding=encoding, hint=hint if "seems" in hint else "")
+    return replace(detected, encoding=encoding, hint=hint if "seems" in hint else "")
 
 
 def ending_of(shown: str) -> str:
@@ -152,11 +163,20 @@ def ending_of(shown: str) -> str:
 
 
 def binary_kind(first: bytes) -> str:
-    """What a binary file is, by its magic bytes; "" for anything else."""
-    found = next((what for magic, what in BINARY_STARTS.items() if first.startswith(magic)), "")
-    if not found and (first.startswith(ZIP) or first[TAR_AT : TAR_AT + 5] == TAR):
-        found = "an archive"
-    return f"binary, not text ({found})" if found else ""
+    """Why a binary file is not text, by its magic bytes; "" for any other file."""
+    kind = next((kind for magic, kind in BINARY_STARTS.items() if first.startswith(magic)), "")
+    if not kind and (first.startswith(ZIP) or first[TAR_AT : TAR_AT + 5] == TAR):
+        kind = "an archive"
+    return f"binary, not text ({kind})" if kind else ""
+
+
+def compressed_twice(first: bytes, compression: str) -> str:
+    """Why a file is not read whose decompressed content is compressed again; "" for any other file."""
+    inner = compression_by(first) if compression else ""
+    if not inner:
+        return ""
+    unpack = f"{UNPACKING[compression]} FILE > NEW"
+    return f"compressed twice, by {inner} and then by {compression}; unpack it once first: {unpack}"
 
 
 def binary_reason(first: bytes) -> str:
@@ -174,29 +194,31 @@ def binary_reason(first: bytes) -> str:
 
 
 def written_in(file: SourceFile, first: bytes, how: Reading, compression: str) -> tuple[str, str]:
-    """(encoding, "" for UTF-8; why the file cannot be read as text, with what can be done, "" if it can)."""
-    if reason := binary_kind(first):
+    """(encoding, "" for UTF-8; why the file cannot be read as text, with advice, "" if it can)."""
+    if reason := compressed_twice(first, compression) or binary_kind(first):
         return "", reason
     encoding, reason, hint = encoding_of(file, first, how, compression, inside=False)
     return encoding, f"{reason}, {hint}" if hint else reason
 
 
 def encoding_of(file: SourceFile, first: bytes, how: Reading, compression: str, inside: bool) -> tuple[str, str, str]:
-    """(encoding, "" for UTF-8; why the file cannot be read, "" if it can; what can be done about that)."""
+    """(encoding, "" for UTF-8; why the file cannot be read, "" if it can; advice about that)."""
     if marked := marked_encoding(first):
         return marked, "", ""
     reason = binary_reason(first)
     if not reason:
         if not how.encoding or is_wide(how.encoding):
             return "", "", ""
-        whole = first[: utf8_boundary(first)] if len(first) >= PIECE else first
-        return ("" if not whole.isascii() and keeps_ascii(how.encoding) else how.encoding), "", ""
+        text = first[: utf8_boundary(first)] if len(first) >= PIECE else first
+        return ("" if not text.isascii() and keeps_ascii(how.encoding) else how.encoding), "", ""
+
     if how.encoding:
         if looks_like_text(decoded(first[:PIECE], how.encoding)):
             return how.encoding, "", ""
         if reason.startswith("binary") or not might_be_text(first[:PIECE]):
             return "", "binary, not text", ""
         return "", f"{reason}, nor in {how.encoding}", ""
+
     name = guessed_encoding(first)
     if not name:
         if reason.startswith("binary") or not might_be_text(first[:PIECE]):
@@ -205,14 +227,14 @@ def encoding_of(file: SourceFile, first: bytes, how: Reading, compression: str, 
     if reason.startswith("binary"):
         reason = "not UTF-8"
     is_stream = file.path != Path(file.shown)
-    out = way_out(name, UNPACKING.get(compression, ""), inside or is_stream)
-    return "", reason, f"it seems to be {name}: {out}"
+    advice = way_out(name, UNPACKING.get(compression, ""), inside or is_stream)
+    return "", reason, f"it seems to be {name}: {advice}"
 
 
 def might_be_text(head: bytes) -> bool:
-    """Whether at most 0.5 % of the bytes are ASCII control characters: an unknown encoding, or damaged text."""
-    odd = sum(head.count(byte) for byte in range(32) if byte not in b"\t\n\r\f\v\x1b")
-    return 200 * odd <= len(head)
+    """Whether at most 0.5 % of the bytes are ASCII control characters, as in an unknown encoding or in damaged text."""
+    controls = sum(head.count(byte) for byte in range(32) if byte not in b"\t\n\r\f\v\x1b")
+    return 200 * controls <= len(head)
 
 
 def beginning(first: bytes, encoding: str) -> str:
@@ -242,15 +264,16 @@ def kind_of_text(head: str, ending: str, column: str, is_stream: bool) -> Format
 
 def kind_of_objects(start: str, column: str, expected: bool) -> str:
     """ "jsonl" for one object per line, "json" for objects of several lines, "" for neither."""
-    line, newline, rest = start.partition("\n")
+    line, newline, further = start.partition("\n")
     record = parsed(line)
     if isinstance(record, dict):
         if column in record or expected:
             return "jsonl"
-        return "jsonl" if isinstance(parsed(rest.lstrip().partition("\n")[0]), dict) else ""
+        return "jsonl" if isinstance(parsed(further.lstrip().partition("\n")[0]), dict) else ""
+
     named = re.search(json_key(column), start) is not None
     value, end = first_value(start)
-    if not newline and not isinstance(value, dict):  # longer than what was looked at
+    if not newline and not isinstance(value, dict):  # longer than the first bytes
         return "jsonl" if named and OBJECT.match(start) else ""
     if isinstance(value, dict):
         several = start[end:].lstrip(" \t\r\n,").startswith("{")
@@ -259,7 +282,7 @@ def kind_of_objects(start: str, column: str, expected: bool) -> str:
 
 
 def plain_text_note(ending: str) -> str:
-    """What is to be known of a text whose name promises records or rows; "" for any other name."""
+    """A note on a plain text whose name promises records or rows; "" for any other name."""
     if ending == ".json":
         return f"{READ_AS_TEXT} .json, because it is neither records nor an array of them; {WRITE_RECORDS}"
     if ending in TABLE_ENDINGS:
@@ -268,17 +291,17 @@ def plain_text_note(ending: str) -> str:
 
 
 def is_array(start: str) -> bool:
-    """Whether what starts like an array of objects or strings is one, as far as the first bytes show."""
+    """Whether a text that starts like an array of objects or strings is one, as far as its first bytes show."""
     inner = start[1:].lstrip()
     value, end = first_value(inner)
-    if end < 0:  # longer than what was looked at
+    if end < 0:  # longer than the first bytes
         return len(inner) > PIECE // 2 and (inner.startswith('"') or OBJECT.match(inner) is not None)
     after = inner[end:].lstrip()
     if not after.startswith((",", "]")):
         return after == "" and len(inner) > PIECE // 2
     if isinstance(value, str):  # one text in brackets may be anything
-        whole, last = first_value(start)
-        if len(start) < PIECE // 2 and (not isinstance(whole, list) or start[last:].strip()):
+        array, last = first_value(start)
+        if len(start) < PIECE // 2 and (not isinstance(array, list) or start[last:].strip()):
             return False
         return isinstance(first_value(after[1:].lstrip())[0], str) or len(value) > PIECE // 4
     return isinstance(value, dict)
@@ -286,8 +309,8 @@ def is_array(start: str) -> bool:
 
 def lists_line_by_line(start: str) -> bool:
     """Whether each line is an array by itself."""
-    line, _, rest = start.partition("\n")
-    return isinstance(parsed(line), list) and rest.lstrip().startswith("[")
+    line, _, further = start.partition("\n")
+    return isinstance(parsed(line), list) and further.lstrip().startswith("[")
 
 
 def first_value(text: str) -> tuple[Any, int]:
@@ -310,7 +333,7 @@ def json_key(column: str) -> str:
 
 
 def table_of(head: str, ending: str, column: str) -> Table | None:
-    """The dialect of a table with a header; None if a text is not a table.
+    """The dialect of a table with a header; None if the text is not a table.
 
     A file named like a table is one if its lines have as many fields as the header; else the header must also name the
     text column.
@@ -319,17 +342,20 @@ def table_of(head: str, ending: str, column: str) -> Table | None:
     first_line = head.partition("\n")[0]
     if not promised and column not in first_line:
         return None
+
     for delimiter in dict.fromkeys((TABLE_ENDINGS.get(ending, ","), ",", "\t", ";", "|")):
         for quoted in (True, False):
             rows = rows_of(head, delimiter, quoted) if delimiter in first_line or promised else []
             if not rows:
                 continue
+
             header, body = tuple(name.strip() for name in rows[0]), rows[1:]
             fitting = [row for row in body if len(row) == len(header)]
             if len(set(header)) < len(header) or not all(header) or max(map(len, header)) > LONGEST_HEADER:
                 continue
             if quoted and delimiter == "\t" and len(fitting) < len(body):  # TSV often has no quoting
                 continue
+
             named, wide = column in header, len(header) > 1
             regular = wide and len(fitting) > 0 and 10 * len(fitting) >= 9 * len(body)
             if (named and (regular or (promised and (wide or not body or len(fitting) == len(body))))) or (
@@ -354,5 +380,5 @@ def rows_of(head: str, delimiter: str, quoted: bool) -> list[list[str]]:
 
 
 def quoting_of(quoted: bool) -> Literal[0, 3]:
-    """The csv module's constant for it."""
+    """The csv module's constant for a dialect with or without quoting."""
     return csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE

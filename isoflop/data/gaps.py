@@ -13,7 +13,7 @@ class Gaps:
     """The skipped ranges.
 
     Attributes:
-        ranges: (first number, count), ascending, without two that touch.
+        ranges: (first number, count), ascending; no two of them touch.
     """
 
     ranges: tuple[tuple[int, int], ...] = ()

@@ -101,7 +101,7 @@ TOKENIZERS: dict[str, type[Kind]] = {
 
 
 def find_kind(setting: str) -> Kind | None:
-    """The kind that `data.tokenizer` names; None if it is the path of an existing tokenizer."""
+    """The kind that `data.tokenizer` names; None if it is the path of a given tokenizer."""
     return TOKENIZERS[setting]() if setting in TOKENIZERS else None
 
 
@@ -171,5 +171,5 @@ def kind_of(texts: Sequence[str]) -> str:
 
 
 def units_of(texts: Iterable[str]) -> Counter[str]:
-    """How often each unit between spaces occurs."""
+    """The number of occurrences of each unit between spaces."""
     return Counter(unit for text in texts for unit in text.split(" ") if unit)

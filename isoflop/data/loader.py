@@ -6,8 +6,8 @@ the step + row). Number i is the j-th sequence drawn from some source; in epoch 
 
     i ── place ──> (source, j) ── permute ──> window w ──> tokens [offset + w * context, ... + context]
 
-Every arrow is arithmetic. Nothing is shuffled in memory, only the places of a few hundred sequences, computed together,
-are cached, and step 10^6 costs as much as step 0.
+Every arrow is arithmetic. Nothing is shuffled in memory: only the places of a few hundred sequences, which are computed
+together, are cached. Step 10^6 costs as much as step 0.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ class Batches(Protocol):
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
         """The inputs of the task's loss, sequences first; the last tensor holds the targets, -100 where the loss
-        ignores them. Each of `world` processes gets an equal part of the step's sequences."""
+        ignores them. Each of `world` processes gets an equal share of the step's sequences."""
 
     def tokens(self, steps: int) -> int:
         """The number of tokens that the first `steps` steps read."""
@@ -43,11 +43,11 @@ class Batches(Protocol):
         """The same by source."""
 
     def span(self, step: int, steps: int) -> tuple[int, int]:
-        """The sequences to skip so that nothing is read that the `steps` steps from `step` on read: (first sequence,
-        count), as numbered in an uninterrupted run (gaps.py)."""
+        """The sequences to skip so that nothing is read again that the `steps` steps from `step` on read: (first
+        sequence, count), as numbered in a run without gaps (gaps.py)."""
 
     def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
-        """A batch of token 0 only, with the largest shape that so many sequences can have."""
+        """A batch of token 0 only, with the largest shape that this many sequences can have."""
 
 
 class Loader:
@@ -55,9 +55,9 @@ class Loader:
 
     Args:
         context: tokens per sequence; each window has one more, since targets are inputs shifted by one.
-        sequences: per step, over all ranks; or, if that changes, the function that gives the number read before a step.
+        sequences: per step, over all ranks; or, if that changes, a function: step -> sequences read before it.
         seed: of the order within each source.
-        skipped: (first, count) ranges of sequences to skip, as numbered in an uninterrupted run.
+        skipped: (first, count) ranges of sequences to skip, as numbered in a run without gaps.
 
     Raises:
         UserError: if a source has less than one window of tokens.
@@ -73,10 +73,10 @@ class Loader:
     ) -> None:
         self.context, self.seed, self.gaps = context, seed, Gaps.of(skipped)
         self.before = sequences if callable(sequences) else partial(operator.mul, sequences)
-        weights = {name: weight for name, weight in prepared.weights().items() if prepared.train_tokens(name)}
-        self.names = sorted(weights, key=lambda name: (-weights[name], prepared.sources.index(name)))
-        self.asked = [weights[name] for name in self.names]
-        self.shares = [max(1, round(weight * UNIT)) for weight in self.asked]
+        weight_of = {name: weight for name, weight in prepared.weights().items() if prepared.train_tokens(name)}
+        self.names = sorted(weight_of, key=lambda name: (-weight_of[name], prepared.sources.index(name)))
+        self.weights = [weight_of[name] for name in self.names]
+        self.shares = [max(1, round(weight * UNIT)) for weight in self.weights]
         for name in self.names:
             if prepared.train_tokens(name) <= context:
                 raise too_short(name, prepared.train_tokens(name), context)
@@ -97,6 +97,7 @@ class Loader:
                 f"the {sequences} sequences of a step cannot be divided among {world} processes; make batch.sequences "
                 "(and batch.ramp_from) a multiple"
             )
+
         rows = sequences // world
         first = self.before(step) + rank * rows
         windows_BT = np.empty((rows, self.context + 1), np.int64)
@@ -104,18 +105,21 @@ class Loader:
             number, within = divmod(first + row, BLOCK)
             source, start = self.block(number)[within]
             windows_BT[row] = self.streams[source].read(start, self.context + 1)
+
         tokens_BT = torch.from_numpy(windows_BT)
         return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
 
     def find_block(self, number: int) -> list[tuple[int, int]]:
-        """(source, first token) of each of the BLOCK sequences from number * BLOCK on: computed together, since
-        computing one costs numpy as much as computing many."""
+        """(source, first token) of each of the BLOCK sequences from number * BLOCK on.
+
+        They are computed together, since one costs numpy as much as many.
+        """
         first = number * BLOCK
         placed = np.array([place(self.shares, self.gaps.unbroken(i)) for i in range(first, first + BLOCK)], np.int64)
         starts = np.empty(BLOCK, np.int64)
         for source in np.unique(placed[:, 0]):
-            here = placed[:, 0] == source
-            starts[here] = self.starts(int(source), placed[here, 1])
+            of_source = placed[:, 0] == source
+            starts[of_source] = self.starts(int(source), placed[of_source, 1])
         return list(zip(placed[:, 0].tolist(), starts.tolist(), strict=True))
 
     def tokens(self, steps: int) -> int:
@@ -135,33 +139,34 @@ class Loader:
         starts = np.empty(len(draws), np.int64)
         epochs = draws // windows
         for epoch in np.unique(epochs):
-            here = epochs == epoch
+            of_epoch = epochs == epoch
             keys = keys_of(self.seed, self.names[source], int(epoch))
-            order = permute(draws[here] % windows, windows, keys[:ROUNDS])
-            starts[here] = (int(keys[ROUNDS]) % length + order * self.context) % length
+            order = permute(draws[of_epoch] % windows, windows, keys[:ROUNDS])
+            starts[of_epoch] = (int(keys[ROUNDS]) % length + order * self.context) % length
         return starts
 
     def account(self, steps: int) -> DataRead:
         """What the first `steps` steps read."""
         end = self.gaps.unbroken(self.before(steps) - 1) + 1 if steps else 0
         drawn = counts(self.shares, end)
-        passed = [0] * len(self.names)
+        skipped = [0] * len(self.names)
         for first, count in self.gaps.before(self.before(steps)):
-            more = zip(passed, counts(self.shares, first + count), counts(self.shares, first), strict=True)
-            passed = [sum_ + after - before for sum_, after, before in more]
-        read = [total - skipped for total, skipped in zip(drawn, passed, strict=True)]
+            up_to_end, up_to_first = counts(self.shares, first + count), counts(self.shares, first)
+            skipped = [sum_ + a - b for sum_, a, b in zip(skipped, up_to_end, up_to_first, strict=True)]
+        read = [total - gaps for total, gaps in zip(drawn, skipped, strict=True)]
         total = max(sum(read), 1)
+
         return DataRead(
             tokens=sum(read) * self.context,
-            passed_over=sum(passed) * self.context,
+            passed_over=sum(skipped) * self.context,
             sources={
                 name: SourceRead(
                     tokens=read[s] * self.context,
                     share=read[s] / total,
-                    asked=self.asked[s],
+                    asked=self.weights[s],
                     epochs=read[s] / self.windows[s],
                     repeated_per_epoch=self.windows[s] * self.context - len(self.streams[s]),
-                    passed_over=passed[s] * self.context,
+                    passed_over=skipped[s] * self.context,
                 )
                 for s, name in enumerate(self.names)
             },
@@ -169,7 +174,7 @@ class Loader:
 
 
 def too_short(name: str, tokens: int, context: int) -> UserError:
-    """A source that has not one window, with the context that it has one of."""
+    """The error about a source without a single window, with a context for which it has one."""
     shorter = f", or use --set model.context={1 << (tokens - 1).bit_length() - 1}" if tokens > 1 else ""
     return UserError(
         f"source {name} has {tokens} training tokens, fewer than the {context + 1} of one window of context {context}; "
@@ -184,32 +189,33 @@ def place(shares: Sequence[int], i: int) -> tuple[int, int]:
     to the next source. So each source's count among the first i is within about one sequence of its exact share, for
     every i: rounding errors do not accumulate.
     """
-    rest = sum(shares)
+    remaining = sum(shares)
     for source, share in enumerate(shares[:-1]):
-        taken = rounded(i, share, rest)
-        if rounded(i + 1, share, rest) > taken:
-            return source, taken
-        i -= taken
-        rest -= share
+        drawn = rounded(i, share, remaining)
+        if rounded(i + 1, share, remaining) > drawn:
+            return source, drawn
+        i -= drawn
+        remaining -= share
     return len(shares) - 1, i
 
 
 def counts(shares: Sequence[int], i: int) -> list[int]:
     """The number of sequences of each source among the first i."""
-    rest, given = sum(shares), []
+    remaining, drawn = sum(shares), []
     for share in shares:
-        given.append(rounded(i, share, rest))
-        i -= given[-1]
-        rest -= share
-    return given
+        drawn.append(rounded(i, share, remaining))
+        i -= drawn[-1]
+        remaining -= share
+    return drawn
 
 
-def rounded(i: int, share: int, rest: int) -> int:
-    return (2 * i * share + rest) // (2 * rest)
+def rounded(i: int, share: int, total: int) -> int:
+    """i * share / total, rounded to the nearest integer, halves upwards."""
+    return (2 * i * share + total) // (2 * total)
 
 
 def keys_of(seed: int, source: str, epoch: int) -> np.ndarray:
-    """ROUNDS keys of the permutation and one number for the offset, as uint64."""
+    """ROUNDS keys of the permutation and a number for the offset, uint64."""
     digest = hashlib.blake2b(f"{seed}:{epoch}:{source}".encode(), digest_size=8 * (ROUNDS + 1)).digest()
     return np.frombuffer(digest, "<u8")
 

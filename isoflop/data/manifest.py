@@ -44,8 +44,8 @@ class Format:
     Attributes:
         name, version: as in the manifest.
         what: the kind of data, in words.
-        absent: error text for a folder without a manifest, after the folder's name.
-        foreign: error text for a manifest of another kind, after the folder's name; "": it counts as damaged.
+        absent: the error about a folder without a manifest, following the folder's name.
+        foreign: the error about a manifest of another kind, following the folder's name; "": it counts as damaged.
     """
 
     name: str
@@ -60,11 +60,11 @@ class PreparedFolder:
 
     Attributes:
         folder: its path.
-        manifest: its content, with a checksum of each file.
+        manifest: the contents, with a checksum of each file.
         fingerprint: SHA-256 over everything that a run depends on.
         vocab_size: number of ids; each token is below it.
-        seconds: spent preparing now; 0 if the folder existed already (`reused`).
-        listed: for an existing folder, what was not used when the sources' files were listed now.
+        seconds: time of this preparation; 0 if the folder existed already (`reused`).
+        listed: for an existing folder, the files that were not used when the sources were listed just now.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any], seconds: float = 0.0, reused: bool = True) -> None:
@@ -78,11 +78,13 @@ class PreparedFolder:
         """What was read, used and lost."""
         account = DataAccount.read(self.manifest["account"])
         if self.listed is not None:
-            again = {(one.what, one.reason) for one in self.listed}
-            read = [one for one in account.unused or () if not one.meant and (one.what, one.reason) not in again]
-            lost = [one for one in self.listed if not one.meant]
-            meant = [one for one in self.listed if one.meant]
-            account = account.updated(unused=(*read, *lost, *meant))
+            again = {(item.what, item.reason) for item in self.listed}
+            of_reading = [
+                item for item in account.unused or () if not item.meant and (item.what, item.reason) not in again
+            ]
+            lost = [item for item in self.listed if not item.meant]
+            excluded = [item for item in self.listed if item.meant]
+            account = account.updated(unused=(*of_reading, *lost, *excluded))
         return account.updated(
             fingerprint=self.fingerprint,
             folder=str(self.folder.resolve()),
@@ -94,7 +96,7 @@ class PreparedFolder:
 def read_manifest(
     folder: Path, kind: Format, check: Callable[[dict[str, Any], Path], Shards], verify_checksums: bool = True
 ) -> dict[str, Any]:
-    """The manifest of a folder of this format, with every field checked and, if asked for, every file.
+    """The manifest of a folder of this format, with every field checked and, with `verify_checksums`, every file.
 
     Args:
         check: checks the fields that are specific to the format and returns the files of tokens.
@@ -143,19 +145,19 @@ def tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
     Raises:
         UserError: if it cannot be used, or its number of ids differs from the manifest's.
     """
-    found = Tokenizer.from_json(read_text(folder / TOKENIZER), str(folder / TOKENIZER))
-    if found.vocab_size != vocab_size:
-        raise damaged(folder / TOKENIZER, f"it has {found.vocab_size} ids and the manifest says {vocab_size}")
-    return found
+    tokenizer = Tokenizer.from_json(read_text(folder / TOKENIZER), str(folder / TOKENIZER))
+    if tokenizer.vocab_size != vocab_size:
+        raise damaged(folder / TOKENIZER, f"it has {tokenizer.vocab_size} ids and the manifest says {vocab_size}")
+    return tokenizer
 
 
 def checksum(manifest: dict[str, Any]) -> str:
-    """SHA-256 over everything in a manifest but its own checksum."""
+    """SHA-256 over everything in a manifest except its own checksum."""
     return sha256_of({key: value for key, value in manifest.items() if key != "checksum"})
 
 
 def sha256_of(value: Any) -> str:
-    """SHA-256 of a JSON value, whatever the order of its keys."""
+    """SHA-256 of a JSON value, independent of the order of its keys."""
     return hashlib.sha256(
         json.dumps(value, sort_keys=True, ensure_ascii=False).encode(errors="surrogatepass")
     ).hexdigest()

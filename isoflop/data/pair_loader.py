@@ -45,8 +45,10 @@ class PairLoader:
                 f"model.context = {context} is less than the {prepared.longest()} positions of the longest pair; "
                 f"use --set model.context={prepared.longest()}"
             )
-        if cut := [some for some in skipped if any(number % sequences for number in some)]:
-            raise UserError(f"the pairs passed over, {cut[0]}, are no whole steps of {sequences}; see skips.jsonl")
+        if partial := [gap for gap in skipped if any(number % sequences for number in gap)]:
+            raise UserError(
+                f"the pairs to skip, {partial[0]}, are not complete steps of {sequences} pairs; see skips.jsonl"
+            )
         self.gaps = Gaps.of((first // sequences, count // sequences) for first, count in skipped)  # in steps
         self.sequences, self.seed, self.name = sequences, seed, prepared.sources[0]
         self.pairs, self.eot = prepared.train(), prepared.tokenizer.eot
@@ -83,8 +85,10 @@ class PairLoader:
         epochs, places = np.divmod(numbers, len(self.pairs))
         pairs = np.empty_like(numbers)
         for epoch in np.unique(epochs):
-            here = epochs == epoch
-            pairs[here] = permute(places[here], len(self.pairs), keys_of(self.seed, self.name, int(epoch))[:ROUNDS])
+            of_epoch = epochs == epoch
+            pairs[of_epoch] = permute(
+                places[of_epoch], len(self.pairs), keys_of(self.seed, self.name, int(epoch))[:ROUNDS]
+            )
         return pairs
 
     def span(self, step: int, steps: int) -> tuple[int, int]:
@@ -101,19 +105,20 @@ class PairLoader:
     def tokens(self, steps: int) -> int:
         """Tokens of both sides that the first `steps` steps read, without padding."""
         end = self.gaps.unbroken(steps - 1) + 1 if steps else 0
-        return self.tokens_unbroken(end) - self.passed_over(steps)
+        return self.tokens_unbroken(end) - self.skipped_tokens(steps)
 
-    def passed_over(self, steps: int) -> int:
+    def skipped_tokens(self, steps: int) -> int:
         """Tokens that the first `steps` steps skipped."""
         gaps = self.gaps.before(steps)
         return sum(self.tokens_unbroken(first + count) - self.tokens_unbroken(first) for first, count in gaps)
 
     def tokens_unbroken(self, steps: int) -> int:
         """Tokens in the first `steps` steps of a run without gaps."""
-        pools, rest = divmod(steps, POOL)
-        inside = sum(int(self.lengths[rows].sum()) for rows in self.pool(pools)[:rest]) if rest else 0
-        epochs, part = divmod(pools * POOL * self.sequences, len(self.pairs))
-        return epochs * int(self.lengths.sum()) + self.tokens_of_epoch(epochs, part) + inside
+        pools, steps_within = divmod(steps, POOL)
+        rows_within = self.pool(pools)[:steps_within] if steps_within else np.empty((0, 0), np.int64)
+        within_pool = sum(int(self.lengths[rows].sum()) for rows in rows_within)
+        epochs, pairs_within = divmod(pools * POOL * self.sequences, len(self.pairs))
+        return epochs * int(self.lengths.sum()) + self.tokens_of_epoch(epochs, pairs_within) + within_pool
 
     def tokens_of_epoch(self, epoch: int, pairs: int) -> int:
         """Tokens of the first `pairs` pairs of an epoch."""
@@ -126,17 +131,17 @@ class PairLoader:
         return int(self.last_epoch[1][pairs - 1])
 
     def account(self, steps: int) -> DataRead:
-        """An account of what the first `steps` steps read; `epochs` are passes over the pairs."""
-        tokens, passed = self.tokens(steps), self.passed_over(steps)
+        """The data that the first `steps` steps read; `epochs` are passes over the pairs."""
+        tokens, skipped = self.tokens(steps), self.skipped_tokens(steps)
         read = SourceRead(
             tokens=tokens,
             share=1.0,
             asked=1.0,
             epochs=steps * self.sequences / len(self.pairs),
             repeated_per_epoch=0,
-            passed_over=passed,
+            passed_over=skipped,
         )
-        return DataRead(tokens=tokens, passed_over=passed, sources={self.name: read})
+        return DataRead(tokens=tokens, passed_over=skipped, sources={self.name: read})
 
 
 def collate(pairs: PairTokens, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, ...]:
@@ -145,7 +150,7 @@ def collate(pairs: PairTokens, chosen: np.ndarray, eot: int) -> tuple[torch.Tens
 
 
 def padded_source(items: Items, chosen: np.ndarray, pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(source_BS, visible_BS): as wide as the longest, visible except at padding."""
+    """(source_BS, visible_BS): int64 and bool, as wide as the longest; padding is not visible."""
     lengths = items.lengths[chosen]
     source_BS = np.full((len(chosen), int(lengths.max())), pad, np.int64)
     for row, item in enumerate(chosen):
@@ -154,8 +159,8 @@ def padded_source(items: Items, chosen: np.ndarray, pad: int) -> tuple[torch.Ten
 
 
 def padded_target(items: Items, chosen: np.ndarray, eot: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(inputs_BT, targets_BT): the inputs begin with end-of-text and the targets end with it, as documents do; further
-    targets are IGNORED."""
+    """(inputs_BT, targets_BT), int64: the inputs begin with end-of-text and the targets end with it, as documents do;
+    the targets after it are IGNORED."""
     lengths = items.lengths[chosen]
     shape = (len(chosen), int(lengths.max()) + 1)
     inputs_BT, targets_BT = np.full(shape, eot, np.int64), np.full(shape, IGNORED, np.int64)

@@ -10,8 +10,8 @@ from isoflop.errors import UserError
 
 FEWEST = 20  # inputs; with fewer nothing can be held out
 WANTED_HELDOUT = 1000  # inputs, enough to measure an error rate to about a percent
-MORE = 1.8  # times the share asked for that may be held out to have so many
-LARGEST_SHARE = 0.1  # of the text, that the second rule holds out at most, unless more is asked for
+MORE = 1.8  # factor by which the held-out share may exceed the requested one to have that many inputs
+LARGEST_SHARE = 0.1  # of the text: the most that the second rule holds out, unless more is requested
 VARIANT = re.compile(r"(.+)\(\d+\)")  # CMUdict's mark of another pronunciation, `read(2)`
 
 Pair = tuple[str, str]
@@ -19,7 +19,7 @@ Pair = tuple[str, str]
 
 @dataclass
 class Split:
-    """The two sides, with counts of what was done with the pairs that were read."""
+    """The two sides, with counts of the pairs that are on neither."""
 
     train: list[Pair] = field(default_factory=list)
     heldout: list[Pair] = field(default_factory=list)
@@ -43,10 +43,10 @@ def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
     """
     split = Split()
     pairs, named = (without_variants(some, split) for some in (pairs, named))
-    once = list(dict.fromkeys(pairs))
-    split.duplicates = len(pairs) - len(once)
-    split.duplicate_bytes = sum(map(size_of, pairs)) - sum(map(size_of, once))
-    inputs = dict.fromkeys(source for source, _ in once)
+    distinct = list(dict.fromkeys(pairs))
+    split.duplicates = len(pairs) - len(distinct)
+    split.duplicate_bytes = sum(map(size_of, pairs)) - sum(map(size_of, distinct))
+    inputs = dict.fromkeys(source for source, _ in distinct)
     if len(inputs) < FEWEST:
         raise UserError(
             f"there are only {len(inputs)} different inputs in {' '.join(config.sources)}; "
@@ -54,33 +54,35 @@ def divide(pairs: list[Pair], named: list[Pair], config: DataConfig) -> Split:
         )
 
     if named:
-        held = {source for source, _ in named}
+        heldout_inputs = {source for source, _ in named}
         split.heldout, split.how = list(dict.fromkeys(named)), "named"
-        split.train = [pair for pair in once if pair[0] not in held]
-        split.in_heldout = len(once) - len(split.train)
+        split.train = [pair for pair in distinct if pair[0] not in heldout_inputs]
+        split.in_heldout = len(distinct) - len(split.train)
         if not split.train:
-            raise UserError("every input is in the held-out pairs too; nothing is left to train on")
+            raise UserError("all inputs are also in the held-out pairs; nothing is left to train on: add other pairs")
         return split
 
     fraction_of = {source: fraction(digest_of(source.encode()), "split", config.seed) for source in inputs}
     if config.pair_split == 1:
         share = max(config.heldout_fraction, min(0.1, WANTED_HELDOUT / len(inputs)))
         share = max(share, min(fraction_of.values()))
-        held = {source for source, place in fraction_of.items() if place <= share}
+        heldout_inputs = {source for source, place in fraction_of.items() if place <= share}
         split.how = f"hash split of the inputs {100 * share:.2g} %"
     else:
-        held = held_out(once, fraction_of, config.heldout_fraction)
-        share = sum(size_of(pair) for pair in once if pair[0] in held) / sum(map(size_of, once))
+        heldout_inputs = held_out(distinct, fraction_of, config.heldout_fraction)
+        share = sum(size_of(pair) for pair in distinct if pair[0] in heldout_inputs) / sum(map(size_of, distinct))
         split.how = f"by hash of the inputs, {share:.1%} of the text"
-    split.heldout = [pair for pair in once if pair[0] in held]
-    split.train = [pair for pair in once if pair[0] not in held]
+    split.heldout = [pair for pair in distinct if pair[0] in heldout_inputs]
+    split.train = [pair for pair in distinct if pair[0] not in heldout_inputs]
     return split
 
 
 def held_out(pairs: Sequence[Pair], place: dict[str, float], wanted: float) -> set[str]:
-    """The inputs that the second rule holds out: those whose place is low enough. If inputs are few, or differ much in
-    size, that may be far from the wanted share: then inputs are held out in order of place until it is reached, except
-    those that are too large a part of the text; the smallest input alone if all are.
+    """The inputs that the second rule holds out: those whose hash is low enough.
+
+    If inputs are few, or differ much in size, that may be far from the wanted share. Then inputs are held out in order
+    of their hashes until it is reached, except those that are too large a part of the text; if all are, the smallest
+    input alone.
 
     Args:
         place: of each input, from 0 to 1, by its hash.
@@ -92,18 +94,18 @@ def held_out(pairs: Sequence[Pair], place: dict[str, float], wanted: float) -> s
     total = sum(sizes.values())
     share = max(wanted, min(MORE * wanted, LARGEST_SHARE, WANTED_HELDOUT / len(place)))
     most = min(2 * wanted, max(LARGEST_SHARE, 1.25 * wanted)) * total
-    held = {source for source in place if place[source] <= share}
-    if wanted / 2 * total <= sum(sizes[source] for source in held) <= most:
-        return held
+    heldout_inputs = {source for source in place if place[source] <= share}
+    if wanted / 2 * total <= sum(sizes[source] for source in heldout_inputs) <= most:
+        return heldout_inputs
 
-    held, reached = set(), 0
+    heldout_inputs, reached = set(), 0
     for source in sorted(place, key=lambda source: (place[source], source)):
         if reached >= share * total:
             break
         if reached + sizes[source] <= most:
-            held.add(source)
+            heldout_inputs.add(source)
             reached += sizes[source]
-    return held or {min(place, key=lambda source: (sizes[source], place[source]))}
+    return heldout_inputs or {min(place, key=lambda source: (sizes[source], place[source]))}
 
 
 def without_variants(pairs: list[Pair], split: Split) -> list[Pair]:
@@ -112,8 +114,8 @@ def without_variants(pairs: list[Pair], split: Split) -> list[Pair]:
     inputs = {source for source, _ in pairs}
     renamed = []
     for source, target in pairs:
-        found = VARIANT.fullmatch(source)
-        plain = found[1] if found and found[1] in inputs else source
+        match = VARIANT.fullmatch(source)
+        plain = match[1] if match and match[1] in inputs else source
         split.variants += plain != source
         renamed.append((plain, target))
     return renamed

@@ -1,9 +1,9 @@
-"""Pairs of an input and its output, from text files to tokens: what an encoder-decoder is trained on.
+"""Pairs of an input and an output, from text files to tokens, to train an encoder-decoder.
 
-One pair per line. If there is a tab near the start of a file, tabs separate inputs from outputs; else the first blank
+One pair per line. If there is a tab near the start of a file, tabs separate inputs from outputs; else the first space
 of a line does, as in CMUdict. Files may be compressed. A line that is not a pair is skipped, counted and reported.
 
-    lines -> pairs -> variants named alike -> duplicates out -> split by input -> tokenizer -> tokens -> a folder
+    lines -> pairs -> variants renamed -> duplicates removed -> split by input -> tokenizer -> tokens -> a folder
 
 All pairs are in memory while they are prepared (about 200 bytes each). The folder is written atomically and kept at
 `$ISOFLOP_HOME/data/<key>`, like prepared text.
@@ -42,8 +42,8 @@ from isoflop.errors import UserError
 from isoflop.records import DataAccount, PreparedSource, Side
 
 RULES = 1  # of splitting and choosing a tokenizer: raise it when other pairs than before are kept
-LONGEST = 512  # tokens of one side; longer pairs are dropped and counted
-SHOWN = 60  # characters of a pair that is named
+LONGEST = 512  # tokens per side; longer pairs are dropped and counted
+SHOWN = 60  # characters of a pair in a message
 
 
 def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
@@ -55,21 +55,17 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     check(config)
     if config.path:
         return open_pairs(Path(config.path))
+
     started = time.perf_counter()
     given = Tokenizer.given(config.tokenizer, config.end_of_text)
     tally = Tally(strict=config.strict)
     sources = [(source, find_files(source, tally)) for source in parse_sources(config.sources)]
     if weighted := [source.name for source, _ in sources if source.weight is not None]:
-        raise UserError(
-            f"source {weighted[0]} has a weight; pairs are read as often as they are there, so leave it out"
-        )
-    named = [
-        file
-        for source in (parse_sources(config.heldout) if config.heldout else ())
-        for file in find_files(source, tally)
-    ]
-    found = [file for _, listed in sources for file in listed]
-    key = key_of(config, found, named, given)
+        raise UserError(f"source {weighted[0]} has a weight; weights are not supported for pairs, so remove it")
+    heldout_sources = parse_sources(config.heldout) if config.heldout else ()
+    heldout_files = [file for source in heldout_sources for file in find_files(source, tally)]
+    train_files = [file for _, listed in sources for file in listed]
+    key = key_of(config, train_files, heldout_files, given)
     folder = files.home() / "data" / key[:16]
     if (folder / MANIFEST).is_file():
         opened = open_pairs(folder)
@@ -79,12 +75,13 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     sweep(files.home() / "data")
     report: Progress = progress or (lambda stage, done, total, note="": None)
     report("reading", 0.0, 0.0, "pairs")
-    pairs = list(read_all(found, tally, config.encoding))
-    split = divide(pairs, list(read_all(named, tally, config.encoding)), config)
+    pairs = list(read_all(train_files, tally, config.encoding))
+    split = divide(pairs, list(read_all(heldout_files, tally, config.encoding)), config)
     tokenizer = given
     if tokenizer is None:
         kind = TOKENIZERS[config.tokenizer]()
         tokenizer = Tokenizer(kind.train_on_pairs(*sides_of(split.train), config.vocab_size))
+
     report("encoding", 0.0, 0.0, "pairs")
     name = "+".join(source.name for source, _ in sources)
     try:
@@ -99,7 +96,7 @@ def prepare_pairs(config: DataConfig, progress: Progress | None = None) -> Prepa
     return PreparedPairs(folder, opened.manifest, seconds=time.perf_counter() - started, reused=False)
 
 
-def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile], given: Tokenizer | None) -> str:
+def key_of(config: DataConfig, train: list[SourceFile], heldout: list[SourceFile], given: Tokenizer | None) -> str:
     """A hash that names the result: it changes with the files, with any setting that matters, and with the format."""
     settings: list[Any] = [
         config.vocab_size if given is None else 0,
@@ -110,7 +107,7 @@ def key_of(config: DataConfig, found: list[SourceFile], named: list[SourceFile],
         *([{"split": config.pair_split}] if config.pair_split > 1 else []),
     ]
     origin = sha256_of(given.to_json()) if given else origin_of(config.tokenizer)
-    listed = [[list(file.identity) for file in some] for some in (found, named)]
+    listed = [[list(file.identity) for file in side] for side in (train, heldout)]
     return sha256_of([FORMAT.name, FORMAT.version, RULES, settings, origin, listed])
 
 
@@ -120,24 +117,24 @@ def pairs_to_measure(config: DataConfig, tokenizer: Tokenizer, tally: Tally) -> 
     Raises:
         UserError: for sources with no pairs.
     """
-    found = [file for source in parse_sources(config.sources) for file in find_files(source, tally)]
-    once = dict.fromkeys(without_variants(list(read_all(found, tally, config.encoding)), Split()))
-    return LoosePairs.of(list(once), tokenizer)
+    listed = [file for source in parse_sources(config.sources) for file in find_files(source, tally)]
+    distinct = dict.fromkeys(without_variants(list(read_all(listed, tally, config.encoding)), Split()))
+    return LoosePairs.of(list(distinct), tokenizer)
 
 
 # Lines -> pairs
 
 
-def read_all(found: Iterable[SourceFile], tally: Tally, encoding: str = "") -> Iterator[Pair]:
-    """The pairs of all files. A file without pairs, or that cannot be read, is counted as skipped, unless no file has
+def read_all(listed: Iterable[SourceFile], tally: Tally, encoding: str = "") -> Iterator[Pair]:
+    """The pairs of all files. A file that has no pairs or cannot be read is counted as skipped, unless no file has
     pairs or `strict` is set.
 
     Raises:
-        UserError: that of the first such file.
+        UserError: the error of the first such file.
     """
     before = tally.documents
     failed: list[UserError] = []
-    for file in found:
+    for file in listed:
         try:
             yield from read_pairs(file, tally, encoding)
         except UserError as error:
@@ -164,16 +161,18 @@ def read_pairs(file: SourceFile, tally: Tally, encoding: str = "") -> Iterator[P
             compression = compression_of(raw)
             blocks = peekable(decompress(raw, file))
             first = next(blocks, b"").removeprefix(codecs.BOM_UTF8)
-            written, reason = written_in(file, first, Reading(encoding=encoding), compression)
+            stored_in, reason = written_in(file, first, Reading(encoding=encoding), compression)
             if reason:
                 tally.skip(file.shown, reason, file.size, whole=True)
                 return
+
             blocks = itertools.chain([first], blocks)
-            if written:
-                tally.note(file.shown, f"it was read as {written}")
-                blocks = peekable(to_utf8(blocks, written))
+            if stored_in:
+                tally.note(file.shown, f"it was read as {stored_in}")
+                blocks = peekable(to_utf8(blocks, stored_in))
                 first = next(blocks, b"")
                 blocks = itertools.chain([first], blocks)
+
             separator = "\t" if b"\t" in first else " "
             for number, (line, size) in enumerate(lines(blocks), 1):
                 if not line and size <= LONGEST_LINE:
@@ -190,19 +189,19 @@ def read_pairs(file: SourceFile, tally: Tally, encoding: str = "") -> Iterator[P
         raise UserError(f"{file.shown} cannot be read: {error.strerror or error}") from error
     if tally.documents == before:
         raise UserError(
-            f"{file.shown} holds no pairs: a line is an input and its output, with a tab or a blank between them"
+            f"{file.shown} holds no pairs: a line is an input and its output, separated by a tab or a space"
         )
 
 
 def parse_pair(line: bytes, separator: str) -> tuple[Pair | None, str]:
     """(pair, "") or (None, why the line is not a pair)."""
     try:
-        source, found, target = line.decode().partition(separator)
+        source, separated, target = line.decode().partition(separator)
     except UnicodeDecodeError:
         return None, "the line is not valid UTF-8"
     source, target = source.strip(), target.strip()
-    if not found:
-        return None, f"there is no {'tab' if separator == chr(9) else 'blank'} in the line"
+    if not separated:
+        return None, f"there is no {'tab' if separator == chr(9) else 'space'} in the line"
     if not source or not target:
         return None, "one side of the pair is empty"
     if "\t" in target:
@@ -222,20 +221,22 @@ def write(
     folder: Path, key: str, name: str, config: DataConfig, split: Split, tally: Tally, tokenizer: Tokenizer
 ) -> None:
     """Write the four token streams, the tokenizer and, last, the manifest."""
-    split.train, dropped = short_enough(split.train, tokenizer)
-    split.heldout, dropped_heldout = short_enough(split.heldout, tokenizer)
-    long = dropped + dropped_heldout
-    split.too_long = len(long)
-    if long:
+    split.train, too_long = short_enough(split.train, tokenizer)
+    split.heldout, too_long_heldout = short_enough(split.heldout, tokenizer)
+    dropped = too_long + too_long_heldout
+    split.too_long = len(dropped)
+    if dropped:
         reason = f"a side has more than {LONGEST} tokens"
-        tally.add("pair", reason, long[0][0][:SHOWN], sum(map(size_of, long)), len(long), meant=False)
+        tally.add("pair", reason, dropped[0][0][:SHOWN], sum(map(size_of, dropped)), len(dropped), meant=False)
     if not split.train or not split.heldout:
         raise UserError(f"no pair is short enough to learn from: both sides have at most {LONGEST} tokens")
+
     streams = {
         f"{part}.{side}": write_side(folder, f"{part}.{side}", [pair[number] for pair in pairs], tokenizer)
         for part, pairs in (("train", split.train), ("heldout", split.heldout))
         for number, side in enumerate(SIDES)
     }
+
     manifest: dict[str, Any] = {
         "format": FORMAT.name,
         "version": FORMAT.version,
@@ -252,11 +253,11 @@ def write(
 
 
 def short_enough(pairs: list[Pair], tokenizer: Tokenizer) -> tuple[list[Pair], list[Pair]]:
-    """The pairs with at most LONGEST tokens per side, and the others."""
+    """The pairs with at most LONGEST tokens per side (end-of-text counted), and the other pairs."""
     sides = [[len(ids) for ids in tokenizer.encode_batch([pair[side] for pair in pairs])] for side in (0, 1)]
     fits = [max(lengths) < LONGEST for lengths in zip(*sides, strict=True)]
-    kept = [pair for pair, short in zip(pairs, fits, strict=True) if short]
-    return kept, [pair for pair, short in zip(pairs, fits, strict=True) if not short]
+    fitting = [pair for pair, short in zip(pairs, fits, strict=True) if short]
+    return fitting, [pair for pair, short in zip(pairs, fits, strict=True) if not short]
 
 
 def account_of(
@@ -267,8 +268,8 @@ def account_of(
     tokenizer: Tokenizer,
     streams: dict[str, dict[str, Any]],
 ) -> DataAccount:
-    """The account of every line. Documents are pairs here and bytes are of both sides; tokens include the one that ends
-    each output, and no padding."""
+    """The account of every line. Documents are pairs and bytes are of both sides; tokens include the end-of-text token
+    of each output, and no padding."""
 
     def side(part: str, pairs: Sequence[Pair]) -> dict[str, Any]:
         return {

@@ -17,29 +17,30 @@ class Part:
     source: Source
     files: list[SourceFile]
     heldout: bool = False  # named as held-out text
-    tally: Tally = field(default_factory=Tally)  # what was left out when the files were listed
+    tally: Tally = field(default_factory=Tally)  # files that were excluded when they were listed
 
 
 def list_parts(config: DataConfig) -> list[Part]:
-    """The held-out sources first, so that their digests are known when the training text is read."""
+    """All sources with their files: the held-out ones first, so that their digests are known when the training text is
+    read."""
     heldout = parse_sources(config.heldout) if config.heldout else ()
     for source in heldout:
         if source.weight is not None:
             raise UserError(
-                f"held-out source {source.name!r} has a weight; held-out text is read whole, so leave it out"
+                f"held-out source {source.name!r} has a weight; held-out text is used completely, so remove the weight"
             )
     named = [(source, True) for source in heldout] + [(source, False) for source in parse_sources(config.sources)]
     parts = []
-    for source, held in named:
+    for source, is_heldout in named:
         tally = Tally(strict=config.strict)
-        parts.append(Part(source, find_files(source, tally, older=config.split == 1), held, tally))
+        parts.append(Part(source, find_files(source, tally, older=config.split == 1), is_heldout, tally))
     return parts
 
 
 def read_parts(
-    parts: list[Part], tallies: list[Tally], config: DataConfig, moved: Callable[[int], None]
+    parts: list[Part], tallies: list[Tally], config: DataConfig, on_progress: Callable[[int], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """(number of the part, document) of all parts, in order. `moved(n)` reports that n bytes on disk have been read.
+    """(number of the part, document) of all parts, in order. `on_progress(n)`: n bytes on disk have been read.
 
     Raises:
         UserError: if a file changed meanwhile.
@@ -49,16 +50,17 @@ def read_parts(
         how = config.reading(part.source)
         for file in part.files:
             pieces = tallies[number].pieces
-            for document in read_or_skip(file, how, tallies[number], after(before, moved)):
+            for document in read_or_skip(file, how, tallies[number], after(before, on_progress)):
                 yield number, document
             if tallies[number].pieces > pieces and not unchanged(file):
                 raise changed(file.shown)
             before += file.size
-            moved(before)
+            on_progress(before)
 
 
-def after(before: int, moved: Callable[[int], None]) -> Callable[[int], None]:
-    return lambda n: moved(before + n)
+def after(before: int, on_progress: Callable[[int], None]) -> Callable[[int], None]:
+    """A callback that counts from the end of `before` bytes on."""
+    return lambda n: on_progress(before + n)
 
 
 def changed(what: str) -> UserError:
@@ -66,10 +68,13 @@ def changed(what: str) -> UserError:
 
 
 def no_text(part: Part, tally: Tally) -> UserError:
+    """Why a source gave no document."""
     name = f"source {part.source.name} ({part.source.pattern})"
     if len(part.files) <= 1 and tally.failure:
         return UserError(tally.failure)
-    if not part.files or not total_size(part.files):
+    if not part.files:
+        return UserError(f"{name} has no file that can be read; name a file or folder with text in it{because(tally)}")
+    if not total_size(part.files):
         return UserError(f"{name} is empty; name a file or folder with text in it{because(tally)}")
     if tally.skipped_files:
         first = tally.skipped[0]
@@ -79,5 +84,8 @@ def no_text(part: Part, tally: Tally) -> UserError:
         )
     if tally.skipped_records:
         first = tally.skipped[0]
-        return UserError(f"{name} holds no text: all {tally.skipped_records} records were skipped ({first.reason})")
+        records = f"all {tally.skipped_records} records were" if tally.skipped_records > 1 else "its only record was"
+        return UserError(f"{name} holds no text: {records} skipped ({first.reason})")
+    if not tally.empty:
+        return UserError(f"{name} holds no records; name a file or folder with text in it")
     return UserError(f"{name} holds nothing but white space; name a file or folder with text in it")

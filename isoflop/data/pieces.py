@@ -14,13 +14,14 @@ import numpy as np
 
 REMEMBERED = 1 << 17  # pieces, of about 150 bytes each
 WHITE = "\t\n\v\f\r \x85\xa0"
+# Blocks in which the categories of all characters are the same in all Unicode versions.
 SETTLED = (range(0x250), range(0x370, 0x500), range(0x2010, 0x2028), range(0x2030, 0x205F), (0x20AC, 0x2122))
 
 
 def character_class(kind: str) -> str:
     """The settled characters whose Unicode category begins with `kind`, as the inside of a character class [...]."""
-    found = (chr(c) for block in SETTLED for c in block if unicodedata.category(chr(c)).startswith(kind))
-    return re.escape("".join(found))
+    members = (chr(c) for block in SETTLED for c in block if unicodedata.category(chr(c)).startswith(kind))
+    return re.escape("".join(members))
 
 
 LETTERS, NUMBERS = character_class("L"), character_class("N")
@@ -44,8 +45,8 @@ class Remembered:
 
     def ids(self, stretches: Sequence[str]) -> np.ndarray:
         """int64 ids of a text that was cut into stretches where cuts do not change the ids."""
-        found = (self.of_pieces(PIECE.findall(s)) if PLAIN.fullmatch(s) else self.of_library([s]) for s in stretches)
-        return np.frombuffer(b"".join(found), np.uint32).astype(np.int64)
+        encoded = (self.of_pieces(PIECE.findall(s)) if PLAIN.fullmatch(s) else self.of_library([s]) for s in stretches)
+        return np.frombuffer(b"".join(encoded), np.uint32).astype(np.int64)
 
     def of_pieces(self, pieces: list[str]) -> bytes:
         new = set(pieces).difference(self.known)

@@ -24,8 +24,9 @@ from isoflop.data.manifest import MANIFEST, sha256_of, write_manifest, write_tok
 from isoflop.data.parts import Part, list_parts
 from isoflop.data.prepared import FORMAT, Prepared, open_prepared
 from isoflop.data.readers import read_or_skip
-from isoflop.data.scan import Scan, choose_shares, choose_stretches
+from isoflop.data.scan import Scan
 from isoflop.data.shards import ShardWriter, dtype_for
+from isoflop.data.shares import choose_shares, choose_stretches
 from isoflop.data.survey import SAMPLE_BYTES, SourceSurvey, Survey, survey_sources
 from isoflop.data.tally import Tally, notes_of, total_of
 from isoflop.data.tokenizer import Tokenizer
@@ -35,7 +36,7 @@ from isoflop.records import DataAccount, PreparedSource, Side
 
 __all__ = ["Prepared", "Progress", "Survey", "documents", "open_prepared", "prepare", "survey"]
 
-BYTES_A_WORKER = 4_000_000  # for less, starting another process takes longer than encoding
+BYTES_PER_WORKER = 4_000_000  # for less, starting another process takes longer than encoding
 RULES = 3  # of the formats, the split and the sampling: raise it when other documents than before are kept
 
 
@@ -54,22 +55,23 @@ def survey(config: DataConfig) -> Survey:
     check(config)
     if not config.path:
         return survey_sources(config)
+
     prepared = open_prepared(Path(config.path), verify_checksums=False)
-    described = prepared.account().sources
-    sizes = {name: one.bytes or 0 for name, one in described.items()}
+    accounts = prepared.account().sources
+    sizes = {name: account.bytes or 0 for name, account in accounts.items()}
     sources = tuple(
-        SourceSurvey(name, 0, sizes[name], sizes[name], sizes[name] / max(one.documents or 0, 1))
-        for name, one in described.items()
+        SourceSurvey(name, 0, sizes[name], sizes[name], sizes[name] / max(account.documents or 0, 1))
+        for name, account in accounts.items()
     )
-    total = sum(one.text_bytes for one in sources)
+    total = sum(source.text_bytes for source in sources)
     return Survey(0, total, sources, prepared.heldout_bytes, excerpt(prepared, SAMPLE_BYTES))
 
 
 def documents(config: DataConfig, tally: Tally | None = None) -> Iterator[str]:
-    """Every document of the sources, long plain texts in pieces; only what is not text is dropped.
+    """All documents of the sources, long plain texts in pieces; only data that is not text is dropped.
 
     Args:
-        tally: counts what is read and what is skipped.
+        tally: counts the documents that are read and everything that is skipped.
 
     Raises:
         UserError: if a source cannot be read, or (strict) if anything would be skipped.
@@ -93,15 +95,16 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     check(config)
     if config.path:
         return open_prepared(Path(config.path))
+
     started = time.perf_counter()
     given = Tokenizer.given(config.tokenizer, config.end_of_text)
     parts = list_parts(config)
     key = key_of(config, parts, given)
     folder = Path(out) if out else files.home() / "data" / key[:16]
     instead = "name another folder" if out else files.NAME_HOME
-    if found := already_there(folder, key):  # it may lie where nothing can be written
-        found.listed = total_of([part.tally for part in parts]).unused()
-        return found
+    if reused := existing(folder, key):  # before the check of the disk: the folder may be on a read-only one
+        reused.listed = total_of([part.tally for part in parts]).unused()
+        return reused
 
     if not out:
         with files.disk_errors("the prepared data", instead=files.NAME_HOME):
@@ -116,25 +119,26 @@ def prepare(config: DataConfig, out: Path | None = None, progress: Progress | No
     surveyed = survey(config) if config.max_train_bytes or config.split > 1 else None
     shares, stretches = choose_shares(config, parts, surveyed), choose_stretches(config, surveyed)
     with Scan(config, parts, shares, stretches) as scan:
-        scan.run(steady(report, "reading", total))
+        scan.run(throttled(report, "reading", total))
         tokenizer = given
         if tokenizer is None:
             report("tokenizer", 0.0, 0.0, f"{config.vocab_size} ids")
             tokenizer = Tokenizer(TOKENIZERS[config.tokenizer]().train(scan.tokenizer_sample(), config.vocab_size))
         scan.samples.clear()
+
         try:
             with files.new_folder(folder) as temporary:
-                write(temporary, key, config, scan, tokenizer, steady(report, "encoding", total))
+                write(temporary, key, config, scan, tokenizer, throttled(report, "encoding", total))
         except OSError:
-            if found := already_there(folder, key):  # another process finished the same work first
-                return found
+            if reused := existing(folder, key):  # another process finished the same work first
+                return reused
             with files.disk_errors("the prepared data", instead=instead):
                 raise
     opened = open_prepared(folder, verify_checksums=False)
     return Prepared(folder, opened.manifest, seconds=time.perf_counter() - started, reused=False)
 
 
-def already_there(folder: Path, key: str) -> Prepared | None:
+def existing(folder: Path, key: str) -> Prepared | None:
     """The prepared data with this key if `folder` holds it, None if the folder does not exist or is empty.
 
     Raises:
@@ -151,12 +155,12 @@ def already_there(folder: Path, key: str) -> Prepared | None:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Remove the temporary folders that killed preparations have left for folders called `name` (a pattern): they are
-    as large as the prepared text and would fill the disk of a machine that is preempted often."""
-    for left in folder.glob(f".{name}.{8 * '[0-9a-f]'}.tmp"):
-        with contextlib.suppress(OSError):  # another process may be sweeping
-            if files.abandoned(left):
-                shutil.rmtree(left, ignore_errors=True)
+    """Remove the temporary folders of killed preparations of folders called `name` (a pattern). They are as large as
+    the prepared text and would fill the disk of a machine that is preempted often."""
+    for leftover in folder.glob(f".{name}.{8 * '[0-9a-f]'}.tmp"):
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
+            if files.abandoned(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> str:
@@ -180,17 +184,17 @@ def key_of(config: DataConfig, parts: list[Part], given: Tokenizer | None) -> st
     return sha256_of([FORMAT.name, FORMAT.version, RULES, settings, origin, listed])
 
 
-def steady(report: Progress, stage: str, total: float) -> Callable[[int], None]:
-    """A callback that reports a stage about 200 times, however often it is called."""
+def throttled(report: Progress, stage: str, total: float) -> Callable[[int], None]:
+    """A callback that reports the progress of a stage about 200 times, however often it is called."""
     reported = [0.0]
 
-    def moved(done: int) -> None:
+    def on_progress(done: int) -> None:
         if reported[0] < total and (done - reported[0] >= total / 200 or done >= total):
             reported[0] = done
             report(stage, float(done), total)
 
     report(stage, 0.0, total)
-    return moved
+    return on_progress
 
 
 def write(
@@ -199,17 +203,21 @@ def write(
     config: DataConfig,
     scan: Scan,
     tokenizer: Tokenizer,
-    moved: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> None:
-    """Second pass: encode the documents that are kept; then write the tokenizer and, last, the manifest."""
-    useful = max(1, scan.total("train").bytes // BYTES_A_WORKER)
-    streams = write_streams(folder, scan, tokenizer, Encoders(tokenizer, min(config.workers or cores(), useful)), moved)
+    """Second pass: encode the kept documents; then write the tokenizer and, last, the manifest."""
+    useful = max(1, scan.total("train").bytes // BYTES_PER_WORKER)
+    streams = write_streams(
+        folder, scan, tokenizer, Encoders(tokenizer, min(config.workers or cores(), useful)), on_progress
+    )
+
     training = [
         {"name": part.source.name, "weight": part.source.weight, "train": streams[number]}
         for number, part in enumerate(scan.parts)
         if not part.heldout
     ]
     heldout = {**streams[None], "bytes": scan.total("heldout").bytes}
+
     manifest: dict[str, Any] = {
         "format": FORMAT.name,
         "version": FORMAT.version,
@@ -228,7 +236,7 @@ def write(
 
 
 def write_streams(
-    folder: Path, scan: Scan, tokenizer: Tokenizer, encoders: Encoders, moved: Callable[[int], None]
+    folder: Path, scan: Scan, tokenizer: Tokenizer, encoders: Encoders, on_progress: Callable[[int], None]
 ) -> dict[int | None, dict[str, Any]]:
     """Write one token stream per training part and, under None, one for the held-out text."""
     dtype = dtype_for(tokenizer.vocab_size)
@@ -238,7 +246,7 @@ def write_streams(
         for order, number in enumerate(training):
             writers[number] = ShardWriter(folder, f"train.{order}", dtype)
         with encoders:
-            for batch, counts, tokens in encoders.encode(batches(scan.kept(moved))):
+            for batch, counts, tokens in encoders.encode(batches(scan.kept(on_progress))):
                 start = 0
                 for label, count in zip(batch.labels, counts, strict=True):
                     writers[label].write(tokens[start : start + int(count)])
@@ -259,11 +267,12 @@ def fingerprint_of(training: list[dict[str, Any]], heldout: dict[str, Any], toke
 def account_of(
     config: DataConfig, scan: Scan, tokenizer: Tokenizer, streams: dict[int | None, dict[str, Any]]
 ) -> DataAccount:
-    """The account of every byte that was found. `train` and `heldout` count pieces as documents."""
+    """The account of all bytes that were found. `train` and `heldout` count pieces as documents."""
     tally = total_of([account.tally for account in scan.accounts])
     train, heldout, unsampled = scan.total("train"), scan.total("heldout"), scan.total("unsampled")
     tokens = sum(stream["tokens"] for label, stream in streams.items() if label is not None)
     by_hash = f"by hash, {heldout.bytes / max(train.bytes + heldout.bytes, 1):.1%} of the text"
+
     return DataAccount(
         vocab_size=tokenizer.vocab_size,
         tokenizer=kind.described() if (kind := find_kind(config.tokenizer)) else config.tokenizer,

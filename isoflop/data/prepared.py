@@ -34,7 +34,7 @@ class Prepared(PreparedFolder):
         return int(self._sources[source]["train"]["tokens"])
 
     def weights(self) -> dict[str, float]:
-        """Each source's share of the training tokens, with a sum of 1: as given, else in proportion to its tokens."""
+        """The share of each source of the training tokens, as given, else in proportion to its tokens. The sum is 1."""
         given = {name: source["weight"] for name, source in self._sources.items()}
         if all(weight is not None for weight in given.values()):
             return given
@@ -64,7 +64,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> Shards:
     """Check the fields that Prepared reads. Returns the token files with their SHA-256 and bytes.
 
     Raises:
-        UserError: naming the first field that differs from what `prepare` writes.
+        UserError: naming the first field with a value that `prepare` cannot have written.
     """
     field(field(manifest, "heldout", dict, path), "bytes", int, path)
     ids = manifest["vocab_size"]
@@ -76,7 +76,7 @@ def check_manifest(manifest: dict[str, Any], path: Path) -> Shards:
     if len(set(names)) != len(names) or (given and len(given) != len(names)):
         raise damaged(path, "its sources are named twice, or some have no weight")
     if any(isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 < weight <= 1 for weight in given):
-        raise damaged(path, "the weight of a source is no share")
+        raise damaged(path, "the weight of a source is not in (0, 1]")
     for source in sources:
         shards |= check_stream(field(source, "train", dict, path), path, ids)
     if not manifest["heldout"]["tokens"] or not sum(source["train"]["tokens"] for source in sources):

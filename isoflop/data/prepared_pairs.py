@@ -23,7 +23,7 @@ FORMAT = Format(
     foreign="does not hold prepared pairs; name the files of pairs themselves",
 )
 SIDES = ("source", "target")
-AT_ONCE = 10_000  # texts encoded at once
+AT_ONCE = 10_000  # texts per call of the tokenizer
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PairTokens:
 
     @property
     def longest(self) -> int:
-        """Positions that the longest side of any pair takes."""
+        """Positions of the longest side of any pair, with its end-of-text."""
         return max(int(items.lengths.max()) + 1 for items in (self.source, self.target))
 
 
@@ -114,7 +114,7 @@ class PreparedPairs(PreparedFolder):
 
 @dataclass(frozen=True)
 class LoosePairs:
-    """Pairs in memory, all of them held out, for a single evaluation."""
+    """Pairs in memory, for a single evaluation: all of them are held out."""
 
     pairs: PairTokens
     tokenizer: Tokenizer
@@ -129,12 +129,13 @@ class LoosePairs:
 
 
 def items_of(texts: Sequence[np.ndarray]) -> Items:
+    """Items from the ids of each text."""
     ends = np.cumsum([len(ids) for ids in texts], dtype=np.int64)
     return Items(np.concatenate(texts), np.concatenate([[0], ends[:-1]]), ends)
 
 
 def write_side(folder: Path, prefix: str, texts: Sequence[str], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Write one stream: each text's ids and end-of-text. Returns its entry of the manifest."""
+    """Write one stream: the ids of each text and end-of-text. Returns its entry in the manifest."""
     writer = ShardWriter(folder, prefix, dtype_for(tokenizer.vocab_size))
     end = np.array([tokenizer.eot], dtype=np.int64)
     try:

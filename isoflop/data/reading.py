@@ -12,8 +12,8 @@ class Reading:
     Attributes:
         column: the column of records that holds the text.
         encoding: of text that is not UTF-8, by its name in Python; "": such text is not read.
-        separator: the text between the documents of a plain text; "": a file is one document.
-        format: AUTO: recognised by content; TEXT: plain text, whatever the content.
+        separator: the string between the documents of a plain text; "": a file is one document.
+        format: AUTO: detected by content; TEXT: plain text, whatever the content.
     """
 
     column: str = "text"

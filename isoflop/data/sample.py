@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from isoflop.data.clean import fraction
 from isoflop.data.decompress import PIECE
 from isoflop.data.stretches import cut
-from isoflop.data.text import utf8_boundary
+from isoflop.data.utf8 import utf8_boundary
 
 SAMPLE_BYTES = 8_000_000  # of training text that a tokenizer is trained on
 
 
 class Sample:
-    """A seeded sample of about `share` of 8 MB, in one pass, independent of the order of the documents.
+    """A seeded sample of about `share` times 8 MB, in one pass, independent of the order of the documents.
 
     Each document gets an exponential random key divided by its length in pieces, and those with the smallest keys are
-    kept (Efraimidis & Spirakis 2006), so that bytes rather than documents are sampled uniformly. Of a long document, a
-    stretch of 64 KiB at a random place is used.
+    kept (Efraimidis & Spirakis 2006), so that bytes rather than documents are sampled uniformly. A long document
+    contributes a stretch of 64 KiB at a random position.
     """
 
     def __init__(self, share: float) -> None:
@@ -28,8 +28,11 @@ class Sample:
         self.bytes = 0
 
     def offer(self, document: bytes, digest: bytes, index: int, seed: int, size: int = 0) -> None:
-        """Args:
-        size: of the pieces that a document is cut into, some of which may be held out; 0: it is not cut.
+        """Offer a document to the sample.
+
+        Args:
+            index: the document's number; a unique key.
+            size: bytes of the pieces that a document is cut into, some of which may be held out; 0: it is not cut.
         """
         key = -math.log1p(-fraction(digest, "sample", seed)) / max(1.0, len(document) / PIECE)
         if self.bytes >= self.limit and key >= -self.heap[0][0]:
@@ -42,6 +45,7 @@ class Sample:
             else:
                 start = utf8_boundary(document[:start])
                 pieces = (document[start : start + PIECE],)
+
         heapq.heappush(self.heap, (-key, index, pieces))
         self.bytes += sum(map(len, pieces))
         while self.bytes - sum(map(len, self.heap[0][2])) >= self.limit:
@@ -62,11 +66,11 @@ class Sample:
 
 def stretch(pieces: tuple[bytes, ...], start: int) -> tuple[bytes, ...]:
     """The pieces from the one at `start` on, PIECE bytes in total."""
-    place = taken = 0
+    position = length = 0
     chosen = []
     for piece in pieces:
-        place += len(piece)
-        if place > start and taken < PIECE:
+        position += len(piece)
+        if position > start and length < PIECE:
             chosen.append(piece)
-            taken += len(piece)
+            length += len(piece)
     return tuple(chosen)

@@ -1,10 +1,10 @@
 """The second rule of the held-out split (`data.split=2`): short stretches of documents, chosen by their content.
 
 A document is cut into pieces at paragraph and line ends. A hash of a piece's bytes decides whether it is held out; the
-rest of the document is trained on. The pieces are short enough for about PIECES held-out ones, whatever the text is: a
-dozen books, one long document, lines without a blank one, or millions of short records, which are a piece each. With
-few pieces the share chosen by a hash varies by chance, so a bounded number of pieces whose hashes are nearest to the
-limit may change sides until the share is right.
+remainder of the document is trained on. The pieces are short enough for about PIECES held-out ones, whatever the text
+is: a dozen books, one long document, text without blank lines, or millions of short records, which are a piece each.
+With few pieces the share chosen by a hash varies by chance, so a bounded number of pieces whose hashes are nearest to
+the limit may change sides until the share is right.
 
 The same bytes are never on both sides: all copies of a piece have the same hash, and further copies of a held-out piece
 are dropped. The first rule, by whole documents, is in scan.py, so that older data can be prepared again.
@@ -20,8 +20,8 @@ from isoflop.data.clean import Digests, digest_of, fraction
 PIECES = 128  # approximate number of held-out pieces; fewer for a small text, whose pieces would be too short
 SHORTEST, LONGEST = 256, 64 * 1024  # bytes of a piece; shorter only if one of SHORTEST would be too much of the text
 FEWEST_PIECES = 2  # the least number of held-out pieces, if even pieces of SHORTEST bytes are too large
-KEPT = 2048  # different pieces near the limit that are kept on each side
-LOW, HIGH = 0.8, 1.25  # times the requested share: outside of this range, pieces change sides
+KEPT = 2048  # different pieces near the limit that are kept per side
+LOW, HIGH = 0.8, 1.25  # times the requested share: outside this range, pieces change sides
 LARGEST_SHARE = 0.1  # the largest held-out share of the text, unless more is requested
 MOST_COPIES = 8  # the most copies of a piece that may be held out against its hash
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
@@ -39,9 +39,12 @@ def piece_size(heldout_bytes: float) -> int:
 
 
 def cut(document: bytes, size: int) -> Iterator[bytes]:
-    """Pieces that together are the document. It is cut at the last paragraph end in the second half of `size` bytes,
-    else at the last line end there, else at the first line end within 4 `size`, else at a space, else between two
-    characters. Cuts depend only on the text before them."""
+    """Pieces that together are the document.
+
+    It is cut at the last paragraph end in the second half of `size` bytes, else at the last line end there, else at the
+    first line end within 4 `size`, else at a space, else between two characters. Cuts depend only on the text before
+    them.
+    """
     start, end = 0, len(document)
     while end - start > size + size // 2:
         place = cut_place(document, start, size)
@@ -89,8 +92,8 @@ class Near:
 class Nearest:
     """The KEPT different pieces on one side whose hashes are nearest to the limit, with the number of their copies.
 
-    A removed piece cannot return, since its hash is farther away than all that stayed, so the counts of copies are
-    complete.
+    A removed piece cannot return, since its hash is farther away than those of all that stayed, so the counts of copies
+    are complete.
     """
 
     def __init__(self, below: bool) -> None:
@@ -99,7 +102,7 @@ class Nearest:
         self.heap: list[tuple[float, bytes]] = []  # the farthest on top
 
     def offer(self, digest: bytes, place: float, size: int, part: int) -> bool:
-        """Whether the piece is kept."""
+        """Offer a piece. Returns whether it is kept."""
         if near := self.pieces.get(digest):
             near.copies += 1
             return True
@@ -120,16 +123,17 @@ class Nearest:
 
 @dataclass
 class Stretches:
-    """The choice of held-out pieces: `look` at every document, then `choose`, then `sides` of every document.
+    """The choice of held-out pieces: `observe` every document, then `choose`, then take the `sides` of each document.
 
     Attributes:
-        size: bytes of a piece, about.
-        limit: the share of the text to hold out; pieces whose hash is below it are.
+        size: approximate bytes of a piece.
+        limit: the share of the text to hold out: pieces whose hash is below it are held out.
         seed: of the hash.
-        into, out: digests of pieces that changed sides.
-        total, held: bytes of text seen, and of those on the held-out side, every piece once; total_of, held_of: the
-            same by part (source).
-        last: the piece of each part that would be held out last.
+        into, out: digests of pieces that moved to the held-out side, and from it.
+        total, held: bytes of all text, and of the held-out side (copies of a piece counted once); total_of, held_of:
+            the same by part (source).
+        seen: digests of the held-out pieces.
+        last: (hash, digest) of the piece of each part that would be held out last.
         share: the share of held-out pieces that is kept, by another hash: less if little training text is prepared.
     """
 
@@ -149,7 +153,7 @@ class Stretches:
     total_of: dict[int, int] = field(default_factory=dict)
     held_of: dict[int, int] = field(default_factory=dict)
 
-    def look(self, part: int, document: bytes) -> bool:
+    def observe(self, part: int, document: bytes) -> bool:
         """Count a document. Returns whether a piece of it may be held out."""
         self.total += len(document)
         self.total_of[part] = self.total_of.get(part, 0) + len(document)
@@ -157,6 +161,7 @@ class Stretches:
         for piece in cut(document, self.size):
             if piece.isspace():
                 continue
+
             digest = digest_of(piece)
             place = fraction(digest, "split", self.seed)
             self.last[part] = max(self.last.get(part, (-1.0, b"")), (place, digest))
@@ -174,12 +179,12 @@ class Stretches:
         wanted = self.limit * self.total
         most = max(LARGEST_SHARE * self.total, HIGH * wanted)
 
-        # pieces that are most of the text, or copied all over it
+        # Remove pieces that are most of the text, or copied all over it.
         for digest, near in self.below.in_order():
             if near.bytes > most or (near.bytes > HIGH * wanted and near.copies > 1):
                 self.remove(digest, near)
 
-        # towards the right share
+        # Move pieces towards the right share.
         for digest, near in self.below.in_order():
             if self.held <= HIGH * wanted:
                 break
@@ -193,14 +198,14 @@ class Stretches:
         if self.held > most or not self.held_pieces:
             self.take_smallest(wanted, most)
 
-        # something of every source has to be trained on
+        # Every source needs some training text.
         for part, size in self.held_of.items():
             if size >= self.total_of[part] and part in self.last:
                 self.into.discard(self.last[part][1])
                 self.out.add(self.last[part][1])
 
     def take_smallest(self, wanted: float, most: float) -> None:
-        """If every piece is larger than the wanted share: hold out the one nearest to it, if that is not too much."""
+        """If all pieces are larger than the wanted share, hold out the one nearest to it, unless it is too large."""
         for digest, near in (*self.above.in_order(), *self.below.in_order()):
             if digest in self.into or (near.place < self.limit and digest not in self.out):
                 self.remove(digest, near)
@@ -226,23 +231,23 @@ class Stretches:
     def is_held(self, piece: bytes, digest: bytes) -> bool:
         if digest in self.into:
             return True
-        below = fraction(digest, "split", self.seed) < self.limit
-        return below and digest not in self.out and not piece.isspace()
+        is_below = fraction(digest, "split", self.seed) < self.limit
+        return is_below and digest not in self.out and not piece.isspace()
 
     def sides(self, document: bytes) -> Iterator[tuple[bool, bytes, bytes]]:
-        """(held out?, text, its digest if held out) of a document, in order: held-out pieces, and the text between."""
-        rest: list[bytes] = []
+        """(is held out, text, digest if held out) of a document, in order: held-out pieces, and the text between."""
+        train: list[bytes] = []
         for piece in cut(document, self.size):
             digest = digest_of(piece)
             if not self.is_held(piece, digest):
-                rest.append(piece)
+                train.append(piece)
                 continue
-            if rest:
-                yield False, b"".join(rest), b""
-                rest = []
+            if train:
+                yield False, b"".join(train), b""
+                train = []
             yield True, piece, digest
-        if rest:
-            yield False, b"".join(rest), b""
+        if train:
+            yield False, b"".join(train), b""
 
     def wanted(self, digest: bytes) -> bool:
         """Whether a held-out piece is kept."""

@@ -12,8 +12,8 @@ from isoflop.data.reading import Reading
 from isoflop.data.tally import Tally
 
 SAMPLE_BYTES = 1_000_000  # of text, over all sources
-READ_BYTES = 4_000_000  # of text of a source, to estimate the rest from
-LOOKED_AT = 32  # files of a source
+READ_BYTES = 4_000_000  # of text per source, from which its amount of text is estimated
+MOST_FILES = 32  # that are read of a source
 CHUNK = 4096  # bytes of the chunks that a sample is made of
 
 
@@ -30,38 +30,47 @@ class SourceSurvey:
 
 @dataclass(frozen=True)
 class Survey:
-    """What there is to train on. `sample` is at most 1 MB of UTF-8 text from all sources, of what was read of them:
-    for a plan that does without preparing the text, whose sample is that of all of it (excerpt.py)."""
+    """The text to train on.
+
+    Attributes:
+        files: in all sources.
+        bytes: of UTF-8 text, estimated.
+        sources: estimates for each source.
+        heldout_bytes: of the sources named as held-out; 0 if a split is made.
+        sample: at most 1 MB of UTF-8 text from the parts that were read, for plans without prepared text. (The sample
+            of prepared text is of all of it: excerpt.py.)
+    """
 
     files: int
-    bytes: int  # of UTF-8 text, estimated
+    bytes: int
     sources: tuple[SourceSurvey, ...]
-    heldout_bytes: int  # of the sources named as held-out; 0 if a split is made
+    heldout_bytes: int
     sample: builtins.bytes
 
 
 def survey_sources(config: DataConfig) -> Survey:
+    """Estimates for all sources of a configuration."""
     sources = parse_sources(config.sources)
     heldout = parse_sources(config.heldout) if config.heldout else ()
     shares = [source.weight or 1 / len(sources) for source in sources]
-    looks = [
-        look(source, config.reading(source), int(share * SAMPLE_BYTES))
+    surveyed = [
+        survey_source(source, config.reading(source), int(share * SAMPLE_BYTES))
         for source, share in zip(sources, shares, strict=True)
     ]
-    held = [look(source, config.reading(source), SAMPLE_BYTES)[0] for source in heldout]
-    surveyed = tuple(one for one, _ in looks)
+    estimates = tuple(estimate for estimate, _ in surveyed)
+    heldout_estimates = [survey_source(source, config.reading(source), SAMPLE_BYTES)[0] for source in heldout]
     return Survey(
-        files=sum(one.files for one in surveyed),
-        bytes=sum(one.text_bytes for one in surveyed),
-        sources=surveyed,
-        heldout_bytes=sum(one.text_bytes for one in held),
-        sample=b"\n".join(sample for _, sample in looks)[:SAMPLE_BYTES],
+        files=sum(estimate.files for estimate in estimates),
+        bytes=sum(estimate.text_bytes for estimate in estimates),
+        sources=estimates,
+        heldout_bytes=sum(estimate.text_bytes for estimate in heldout_estimates),
+        sample=b"\n".join(sample for _, sample in surveyed)[:SAMPLE_BYTES],
     )
 
 
 @dataclass
-class Look:
-    """What was read from the start of a file: `text` for the sample, and sizes of everything read."""
+class Beginning:
+    """The part of a file that was read: `text` for the sample, and the sizes of everything read."""
 
     text: list[bytes] = field(default_factory=list)
     text_bytes: int = 0
@@ -69,48 +78,53 @@ class Look:
     disk_bytes: int = 0
 
 
-def look(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes]:
-    """Read the first bytes of a few files, spread over the list, and extrapolate to the whole source."""
+def survey_source(source: Source, how: Reading, wanted: int) -> tuple[SourceSurvey, bytes]:
+    """Read the first bytes of a few files, spread over the list, and extrapolate to the source.
+
+    Returns:
+        The estimates, and a sample of at most `wanted` bytes.
+    """
     all_files = find_files(source)
     if not all_files:
         return SourceSurvey(source.name, 0, 0, 0, 0.0), b""
+
     filled = [file for file in all_files if file.size] or all_files
-    chosen = filled[:: math.ceil(len(filled) / LOOKED_AT)]
-    looks = [beginning(file, how, READ_BYTES // len(chosen)) for file in chosen]
-    disk, text = sum(one.disk_bytes for one in looks), sum(one.text_bytes for one in looks)
+    chosen = filled[:: math.ceil(len(filled) / MOST_FILES)]
+    read = [read_beginning(file, how, READ_BYTES // len(chosen)) for file in chosen]
+    disk, text = sum(beginning.disk_bytes for beginning in read), sum(beginning.text_bytes for beginning in read)
     size = total_size(all_files)
-    described = SourceSurvey(
+    estimate = SourceSurvey(
         name=source.name,
         files=len(all_files),
         bytes_on_disk=size,
         text_bytes=round(text / disk * size) if disk else 0,
-        document_bytes=text / max(sum(one.documents for one in looks), 1),
+        document_bytes=text / max(sum(beginning.documents for beginning in read), 1),
     )
-    return described, spread([document for one in looks for document in one.text], wanted)
+    return estimate, sample_of([document for beginning in read for document in beginning.text], wanted)
 
 
-def spread(documents: list[bytes], wanted: int) -> bytes:
-    """At most `wanted` bytes of some documents: the chunks whose digests are smallest, so that a beginning counts no
-    more than what comes after it."""
+def sample_of(documents: list[bytes], wanted: int) -> bytes:
+    """At most `wanted` bytes of some documents: the chunks with the smallest digests, so that every part of the
+    documents has the same chance."""
     chunks = [document[i : i + CHUNK] for document in documents for i in range(0, len(document), CHUNK)]
     if sum(map(len, chunks)) <= wanted:
         return b"\n".join(documents)
     chosen: list[bytes] = []
-    held = 0
+    size = 0
     for chunk in sorted(chunks, key=digest_of):
-        held += len(chunk) + 1
-        if held > wanted:
+        size += len(chunk) + 1
+        if size > wanted:
             break
         chosen.append(chunk)
     return b"\n".join(chosen)
 
 
-def beginning(file: SourceFile, how: Reading, wanted: int) -> Look:
-    """Read at least `wanted` bytes of text, or the whole file.
+def read_beginning(file: SourceFile, how: Reading, wanted: int) -> Beginning:
+    """Read at least `wanted` bytes of text, or the complete file.
 
     The position on disk is known only between blocks, so text is counted up to the last complete block.
     """
-    read, place = Look(), [0]
+    read, place = Beginning(), [0]
     block = 0
     for document in read_or_skip(file, how, Tally(), lambda n: place.__setitem__(0, n)):
         if place[0] != block:

@@ -11,11 +11,12 @@ from isoflop.data.json_records import TextColumn, encoded
 class Lines:
     """The lines of blocks of UTF-8, with their ends, for the csv module; counts what it has returned.
 
-    A line may be as long as a record. Of a longer one LONGEST_FIELD characters are returned, which csv refuses."""
+    A line may be as long as a record. Of a longer one LONGEST_FIELD characters are returned, which csv refuses.
+    """
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
         self.blocks = iter(blocks)
-        self.given = 0  # bytes
+        self.returned = 0  # characters; one each for invalid bytes
 
     def __iter__(self) -> Iterator[str]:
         decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
@@ -26,12 +27,12 @@ class Lines:
             if first:
                 text, first = text.lstrip("\ufeff\r\n"), False
                 end = "\r" if "\n" not in text and "\r" in text else end  # as older programs on a Mac end lines
-            *whole, rest = text.split(end)
-            for line in whole:
+            *complete, beginning = text.split(end)
+            for line in complete:
                 yield self.counted("".join((*held, line, end)))
                 held, length = [], 0
-            held.append(rest)
-            length += len(rest)
+            held.append(beginning)
+            length += len(beginning)
             if length > LONGEST_FIELD:
                 yield self.counted("".join(held))
                 held, length = [], 0
@@ -39,21 +40,21 @@ class Lines:
             yield self.counted(last)
 
     def counted(self, line: str) -> str:
-        self.given += len(line)
+        self.returned += len(line)
         return line
 
 
-def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) -> Iterator[bytes]:
+def table_documents(blocks: Iterable[bytes], table: Table, column: TextColumn) -> Iterator[bytes]:
     """The text column of each row. A row with more or fewer fields than the header is skipped and counted: one of its
     fields contains an unquoted delimiter, and it is unknown which one."""
     width = len(table.header)
-    if found.column not in table.header:
-        found.miss({name: table.likely * (name == table.likely) for name in table.header}, 0)
-        found.finish()
+    if column.column not in table.header:
+        column.miss({name: table.likely * (name == table.likely) for name in table.header}, 0)
+        column.finish()
         return
 
     csv.field_size_limit(LONGEST_FIELD)
-    place, given = table.header.index(found.column), 0
+    place, returned = table.header.index(column.column), 0
     lines = Lines(blocks)
     quoting = quoting_of(table.quoted)
     rows = csv.reader(iter(lines), delimiter=table.delimiter, quoting=quoting, strict=table.quoted)
@@ -69,7 +70,7 @@ def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) ->
             reason = f"a row is no CSV ({error})"
             if "limit" in str(error):
                 reason = f"a row longer than {LONGEST_FIELD >> 20} MiB"
-        size, given = lines.given - given, lines.given
+        size, returned = lines.returned - returned, lines.returned
 
         if header:
             header = False
@@ -81,10 +82,10 @@ def table_documents(blocks: Iterable[bytes], table: Table, found: TextColumn) ->
             reason = f"a row has {len(row)} fields and the header {width}"
         text = b""
         if not reason:
-            reason, text = encoded(row[place], found.column)
+            reason, text = encoded(row[place], column.column)
         if reason:
-            found.skip(reason, size)
+            column.skip(reason, size)
             continue
-        found.tally.documents += 1
-        found.tally.used_bytes += max(0, size - len(text))
+        column.tally.documents += 1
+        column.tally.used_bytes += max(0, size - len(text))
         yield text

@@ -7,9 +7,9 @@ from isoflop.errors import UserError
 from isoflop.records import SkippedFile, Unused, not_used
 
 SKIPPED_KEPT = 20  # unused items that are listed in full
-NOTES_KEPT = 20  # notes, and files of each
+NOTES_KEPT = 20  # notes, and files per note
 KINDS_KEPT = 40  # different reasons that are counted separately; later ones count as "other reasons"
-PLACE = re.compile(r" at (byte|row|line) \d+")  # differs between two skips for the same reason
+PLACE = re.compile(r" at (byte|row|line) \d+")  # differs between two items skipped for the same reason
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Tally:
         documents: records, and plain-text files of which something was read.
         pieces: the pieces that they were cut into.
         empty: records, pieces and files of white space only.
-        used_bytes: of the records and pieces that were read, including the other columns of a record.
+        used_bytes: of the records and pieces that were read, including the other columns of records.
         skipped: the first items that were lost.
         skipped_files: files, links and folders.
         skipped_records: records of a file whose reading continued, and pieces of a text.
@@ -63,7 +63,7 @@ class Tally:
         self.add(what or ("file" if whole else "record"), reason, path, size, count, meant=False)
 
     def leave_out(self, what: str, path: str, size: int, reason: str = "") -> None:
-        """Count what is not the user's text but is found next to it: metadata, hidden files, run folders."""
+        """Count an item next to the user's text that is not part of it: metadata, hidden files, run folders."""
         self.add(what, reason, path, size, 1, meant=True)
 
     def add(self, what: str, reason: str, path: str, size: int, count: int, meant: bool) -> None:
@@ -75,9 +75,9 @@ class Tally:
         kind.count += count
         kind.bytes += size
 
-    def note(self, path: str, what: str) -> None:
-        """Record a note for the user about a file that was read."""
-        paths = self.notes.setdefault(what, []) if what in self.notes or len(self.notes) < NOTES_KEPT else []
+    def note(self, path: str, note: str) -> None:
+        """Record a note to the user about a file that was read."""
+        paths = self.notes.setdefault(note, []) if note in self.notes or len(self.notes) < NOTES_KEPT else []
         if len(paths) < NOTES_KEPT:
             paths.append(path)
 
@@ -88,9 +88,9 @@ class Tally:
         self.skipped += other.skipped[: SKIPPED_KEPT - len(self.skipped)]
         for (what, _, meant), kind in other.kinds.items():
             self.add(what, kind.reason, kind.path, kind.bytes, kind.count, meant)
-        for what, paths in other.notes.items():
+        for note, paths in other.notes.items():
             for path in paths:
-                self.note(path, what)
+                self.note(path, note)
 
     @property
     def found_bytes(self) -> int:
@@ -98,8 +98,8 @@ class Tally:
         return self.used_bytes + self.skipped_bytes
 
     def unused(self) -> tuple[Unused, ...]:
-        """What was not used, by kind: losses before what is left out by intention, the largest first."""
-        found = [
+        """What was not used, by kind: losses before intended exclusions, the largest first."""
+        kinds = [
             Unused(
                 what=what,
                 reason=(kind.reason if kind.count == 1 else reason) or None,
@@ -110,14 +110,14 @@ class Tally:
             )
             for (what, reason, meant), kind in self.kinds.items()
         ]
-        return tuple(sorted(found, key=lambda one: (bool(one.meant), -(one.bytes or 0), -(one.count or 0))))
+        return tuple(sorted(kinds, key=lambda kind: (bool(kind.meant), -(kind.bytes or 0), -(kind.count or 0))))
 
 
 def notes_of(tally: Tally) -> tuple[str, ...]:
     """The notes, one line each, with the first file and the number of the others."""
     return tuple(
-        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {what}"
-        for what, paths in tally.notes.items()
+        f"{paths[0]}{f' and {len(paths) - 1} more' if len(paths) > 1 else ''}: {note}"
+        for note, paths in tally.notes.items()
     )
 
 

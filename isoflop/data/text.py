@@ -7,11 +7,12 @@ from isoflop.data.corpus import SourceFile
 from isoflop.data.decompress import PIECE
 from isoflop.data.reading import Reading
 from isoflop.data.tally import Tally
+from isoflop.data.utf8 import utf8_boundary
 
-LONGEST_PIECE = 4 * PIECE  # where no paragraph ends
+LONGEST_PIECE = 4 * PIECE  # if no paragraph ends before
 PARAGRAPH_END = re.compile(rb"\n[ \t\r]*\n|\r\r")
 SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "<|eos|>", "<eos>", "</s>", "[EOS]")  # as written out in data sets
-LOOKED_AT = 16  # pieces of a file that are searched for separators
+LOOKED_AT = 16  # pieces or records of a file that are searched for separators
 FEWEST_INLINE = 3  # occurrences that count as separators, if none is on a line of its own
 
 
@@ -32,7 +33,7 @@ def text_documents(
         return
 
     documents = separated(blocks, how.separator.encode()) if how.separator else iter([cut_pieces(blocks)])
-    position, seen = 0, Separators()
+    position, separators = 0, Separators()
     for pieces in documents:
         counted = False
         for piece in pieces:
@@ -45,18 +46,18 @@ def text_documents(
                 if not counted and (position == 0 or how.separator) and not piece.isspace():
                     tally.documents += 1
                     counted = True
-                seen.look(piece)
+                separators.look(piece)
                 yield piece
             position += len(piece)
 
     if position == 0:
         yield b""
-    if found := seen.found():
-        tally.note(file.shown, separator_note(found))
+    if separator := separators.found():
+        tally.note(file.shown, separator_note(separator))
 
 
 class Separators:
-    """Detects separators that data sets write between documents; they are part of the text unless it is split there."""
+    """Detects separators that data sets write between documents. They are part of the text unless it is split there."""
 
     def __init__(self) -> None:
         self.inline = dict.fromkeys(SEPARATORS, 0)
@@ -88,9 +89,18 @@ def separator_note(separator: str) -> str:
     )
 
 
+def record_separator_note(separator: str) -> str:
+    return (
+        f"its records contain {separator}, which was read as ordinary text: each record is one document already; "
+        "remove the marks from the records, or split the records there"
+    )
+
+
 def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[bytes]]:
-    """The pieces of each document between separators, without line ends next to these. Each document has to be consumed
-    before the next is requested."""
+    """The pieces of each document between separators, without line ends next to these.
+
+    Each document has to be consumed before the next is requested.
+    """
     held, ended = bytearray(), False
     source = iter(blocks)
 
@@ -105,12 +115,14 @@ def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[by
                 del held[: at + len(separator)]
                 yield part if begun else part.lstrip(b"\r\n")
                 return
+
             keep = len(separator) + 64  # the end may be the beginning of a separator, with line ends before it
             if len(held) > LONGEST_PIECE + keep:
                 part = bytes(held[: len(held) - keep])
                 del held[: len(part)]
                 yield part if begun else part.lstrip(b"\r\n")
                 begun = True
+
             searched = max(0, len(held) - len(separator) + 1)
             block = next(source, None)
             if block is None:
@@ -127,8 +139,10 @@ def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[by
 
 def cut_pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
     """Cut at the last paragraph end within 64 KiB, else at the first one after it; without one within 256 KiB, at the
-    last line end, else between two characters. Cuts depend only on the text before them, so a file that has grown at
-    its end keeps its old pieces except the last."""
+    last line end, else between two characters.
+
+    Cuts depend only on the text before them, so that a file to which text is appended keeps its pieces except the last.
+    """
     held = bytearray()
     for block in blocks:
         held += block
@@ -156,13 +170,3 @@ def piece_length(window: bytearray) -> int:
         return len(window)
     line_end = window.rfind(b"\n") + 1
     return line_end if line_end > PIECE else utf8_boundary(window)
-
-
-def utf8_boundary(window: bytes | bytearray) -> int:
-    """The largest length that does not end within a character (the whole length if it is not UTF-8 anyway)."""
-    for back in range(1, min(4, len(window)) + 1):
-        byte = window[-back]
-        if byte & 0xC0 != 0x80:
-            width = 1 if byte < 0x80 else 2 if byte >> 5 == 6 else 3 if byte >> 4 == 14 else 4 if byte >> 3 == 30 else 1
-            return len(window) - back if width > back else len(window)
-    return len(window)

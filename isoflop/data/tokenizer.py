@@ -1,8 +1,8 @@
-"""A tokenizer with an exact round trip, around the `tokenizers` library.
+"""A tokenizer with an exact round trip, based on the `tokenizers` library.
 
 It is trained here, built from GPT-2's merges (which determine its 50,257 ids), or read from any tokenizer.json that
 decodes text exactly. Text is never encoded as the end-of-text id: a literal `<|endoftext|>` in a document is ordinary
-characters, and only data preparation puts the real id between documents.
+text, and only data preparation puts the id between documents.
 """
 
 import json
@@ -32,8 +32,8 @@ from isoflop.untrusted import foreign, parse_json, read_bytes
 
 EOT_NAMES = (EOT, "</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|im_end|>", "<|eot_id|>", "<s>")
 LIKELY_SPECIAL = re.compile(r"<\|?[A-Za-z_][^<>]*\|?>|\[[A-Z_]+\]|</[a-z_]+>")
-MARK = "end_of_text"  # in the entry of an added token
-PLAIN_STRETCH = 4096  # characters that are looked up, or passed to the library, at once
+MARK = "end_of_text"  # a field that marks the entry of an added token
+PLAIN_STRETCH = 4096  # characters that are looked up in the cache, or passed to the library, at once
 SAFE_CUT = re.compile(r"[A-Za-z](?= )")
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 MOST_UNUSED = 100_000  # ids without an entry, in addition to as many as there are entries
@@ -44,12 +44,14 @@ PROBE = (
 
 
 class Tokenizer:
-    """Text <-> ids. `eot` is the id that ends a document; `vocab_size` is the largest id plus one.
+    """Text <-> ids.
 
-    `end_of_text` is the name of the token that ends a document, if it is not one of EOT_NAMES.
-
-    `start` is the id that a model reads before a document: the tokenizer's own start token if its encoding with special
-    tokens begins with one (`begins`), as LLaMA's does; else `eot`, which ended the document before.
+    Attributes:
+        vocab_size: the largest id plus one.
+        eot: the id that ends a document.
+        end_of_text: the name of that token, if it is not one of EOT_NAMES.
+        start: the id that a model reads before a document: the tokenizer's own start token if its encoding with special
+            tokens begins with one (`begins`), as LLaMA's does; else `eot`, which ended the previous document.
 
     Raises:
         UserError: if the tokenizer has no known end-of-text token or does not decode a probe text exactly.
@@ -111,8 +113,9 @@ class Tokenizer:
         """
         text = read_text(Path(path))
         table = byte_characters()
-        in_order = sorted(range(256), key=lambda b: (b not in PRINTABLE, b))  # printable ones first
+        in_order = sorted(range(256), key=lambda b: (b not in PRINTABLE, b))  # printable bytes first
         vocabulary = {table[b]: i for i, b in enumerate(in_order)}
+
         merges: list[tuple[str, str]] = []
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip() or (number == 1 and line.startswith("#version")):
@@ -125,6 +128,7 @@ class Tokenizer:
                 )
             merges.append((pair[0], pair[1]))
             vocabulary.setdefault("".join(pair), len(vocabulary))
+
         if not merges:
             raise UserError(f"{path} holds no merges; name a tokenizer.json or GPT-2's vocab.bpe")
         with foreign(f"{path} is no list of merges"):
@@ -136,13 +140,13 @@ class Tokenizer:
 
         Args:
             end_of_text: the name of the token that ends a document; "": the one that `to_json` has marked, else the
-                first of EOT_NAMES that there is.
+                first of EOT_NAMES that is in the vocabulary.
 
         Raises:
             UserError: if it is malformed, lossy or has no end-of-text token.
         """
         described = parse_json(text, f"{origin} is not a tokenizer.json: it")
-        # the rules are untrusted, and the library raises bare Exceptions, and panics
+        # The rules are untrusted, and the library raises bare Exceptions and panics.
         with foreign(f"{origin} is not a tokenizer.json"):
             if growth(described) > MOST_GROWTH:
                 raise ValueError("its rules make a text longer without bound")
@@ -169,8 +173,8 @@ class Tokenizer:
         return None if setting in TOKENIZERS else cls.from_file(setting, end_of_text)
 
     def to_json(self) -> str:
-        """The JSON that `from_json` reads. An end-of-text token with an uncommon name is marked in it, in a field that
-        the library and its other readers ignore."""
+        """The JSON that `from_json` reads. An end-of-text token with an uncommon name is marked by a field that the
+        library and other readers ignore."""
         text = str(self._inner.to_str())
         return marked(text, self.eot) if self.end_of_text else text
 
@@ -180,37 +184,37 @@ class Tokenizer:
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int64 ids of each text; the same as `encode` one by one."""
+        """int64 ids of each text, as `encode` gives them."""
         if self._remembered is not None:
             return [self._remembered.ids(self.stretches(text, PLAIN_STRETCH)) for text in texts]
         return [np.array(ids, dtype=np.int64) for ids in self._ids_of(texts)]
 
     def stretches(self, text: str, length: int) -> list[str]:
-        """Split a long text where that does not change its ids: before a space that follows a letter, and only if the
-        tokenizer never merges those two. The parts have about `length` characters; else the text is not split."""
+        """Split a long text into parts of about `length` characters where that does not change its ids: before a space
+        that follows a letter, if the tokenizer never merges those two; else it is not split."""
         if len(text) <= length or not self._splits_at_spaces:
             return [text]
         parts, start = [], 0
-        while found := SAFE_CUT.search(text, start + length):
-            parts.append(text[start : found.end()])
-            start = found.end()
+        while match := SAFE_CUT.search(text, start + length):
+            parts.append(text[start : match.end()])
+            start = match.end()
         return [*parts, text[start:]]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids. Special tokens and ids beyond the last give none; bytes that are not UTF-8 become U+FFFD."""
+        """The text of ids. Special tokens and ids above the last have none; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int], begins: bool = True) -> bytes:
         """The exact bytes of ids, which may begin or end within a character.
 
-        A SentencePiece tokenizer adds a space before a text, which is removed here; `begins` is False for ids that
-        continue others.
+        A SentencePiece tokenizer adds a space before a text, which is removed here unless `begins` is False, for ids
+        that continue others.
         """
         joined = self._joined(ids)
         return joined[1:] if begins and self._strips_space and joined.startswith(b" ") else joined
 
     def token_bytes(self) -> np.ndarray:
-        """(vocab_size,) int64: the number of bytes of text of each id; 0 for `eot` and other special tokens."""
+        """(vocab_size,) int64: the bytes of text of each id; 0 for `eot` and other special tokens."""
         return np.array([len(piece) for piece in self._pieces], dtype=np.int64)
 
     # Inside
@@ -241,7 +245,7 @@ class Tokenizer:
         return pieces
 
     def _probe(self, origin: str) -> None:
-        """Check the round trip of a text with everything that tokenizers tend to lose (except SentencePiece's own
+        """Check the round trip of a text with the characters that tokenizers tend to lose (except SentencePiece's own
         U+2581)."""
         probe = PROBE + " ".join(
             ["x", *EOT_NAMES, *(t.content for t in self._inner.get_added_tokens_decoder().values())]
@@ -257,19 +261,20 @@ class Tokenizer:
 
 
 class NoEndOfText(UserError):
-    """A tokenizer has no end-of-text token of a name in use.
+    """A tokenizer has no end-of-text token with a common name.
 
     Attributes:
-        said: what is wrong; example: a token that it may be.
+        problem: the message without advice.
+        example: a token that it may be.
     """
 
-    def __init__(self, said: str, example: str) -> None:
-        super().__init__(f"{said}: name its own with --set 'data.end_of_text={example}'")
-        self.said, self.example = said, example
+    def __init__(self, problem: str, example: str) -> None:
+        super().__init__(f"{problem}: name its own with --set 'data.end_of_text={example}'")
+        self.problem, self.example = problem, example
 
 
 def marked(text: str, eot: int) -> str:
-    """A tokenizer.json that says which of its added tokens ends a document."""
+    """A tokenizer.json in which the added token that ends a document is marked."""
     described = json.loads(text)
     for added in described["added_tokens"]:
         if added["id"] == eot:
@@ -278,10 +283,10 @@ def marked(text: str, eot: int) -> str:
 
 
 def with_end_of_text(text: str, end: str | int | None) -> str:
-    """A tokenizer.json in which a token is marked as the end of text, where it has none of the names in use.
+    """A tokenizer.json in which a token is marked as the end of text, if no token has one of EOT_NAMES.
 
     Args:
-        end: the token's name or id, as the file next to the tokenizer has it; None: that does not say.
+        end: the token's name or id, from the file next to the tokenizer; None: unknown.
     """
     try:
         described = parse_json(text, "")
@@ -289,13 +294,14 @@ def with_end_of_text(text: str, end: str | int | None) -> str:
         of_model = described["model"]["vocab"]
         listed = of_model if isinstance(of_model, dict) else {piece: i for i, (piece, _) in enumerate(of_model)}
         ids = {**listed, **added}
-        known = any(name in ids for name in EOT_NAMES) or any(
+        has_end = any(name in ids for name in EOT_NAMES) or any(
             MARK in token for token in described.get("added_tokens") or []
         )
-    except (UserError, AttributeError, KeyError, TypeError, ValueError):  # no tokenizer: Tokenizer.from_json says so
+    except (UserError, AttributeError, KeyError, TypeError, ValueError):  # not a tokenizer: from_json will say so
         return text
+
     name = next((piece for piece, i in ids.items() if i == end), None) if isinstance(end, int) else end
-    if known or not isinstance(name, str) or name not in ids:
+    if has_end or not isinstance(name, str) or name not in ids:
         return text
     return Tokenizer.from_json(text, end_of_text=name).to_json()
 
@@ -304,14 +310,14 @@ def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> 
     """The id of the token that ends a document.
 
     Raises:
-        UserError: if there is none of that name.
-        NoEndOfText: if there is none of a name in use.
+        UserError: if there is no token with that name.
+        NoEndOfText: if no name is given and there is none of EOT_NAMES.
     """
     for name in (end_of_text,) if end_of_text else EOT_NAMES:
         if name in vocabulary:
             return vocabulary[name]
     likely = [name for name in vocabulary if LIKELY_SPECIAL.fullmatch(name)][:8]
-    similar = f"; names like that in it: {', '.join(likely)}" if likely else ""
+    similar = f"; similar tokens of it: {', '.join(likely)}" if likely else ""
     if end_of_text:
         raise UserError(f"{origin} has no token {end_of_text!r}, which data.end_of_text names{similar}")
     example = likely[0] if likely else "NAME"
@@ -319,8 +325,10 @@ def find_eot(vocabulary: dict[str, int], origin: str, end_of_text: str = "") -> 
 
 
 def growth(described: Any) -> float:
-    """The factor by which the rules of a tokenizer.json can lengthen a text. Thirty rules that each replace one letter
-    by two would turn a letter into a gigabyte."""
+    """The factor by which the rules of a tokenizer.json can lengthen a text.
+
+    Thirty rules that each replace one letter by two would turn a letter into a gigabyte.
+    """
     factor = 1.0
     for part in ("normalizer", "decoder"):
         steps = [described.get(part)]

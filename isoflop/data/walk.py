@@ -1,9 +1,10 @@
-"""Lists the files below a folder. What is left out or cannot be read is counted and is never an error.
+"""Lists the files below a folder. Files that are excluded or cannot be read are counted; they are never an error.
 
-Left out is what is not the user's text: hidden files, run folders and prepared data, models, virtual environments,
+Excluded is what is not the user's text: hidden files, run folders and prepared data, models, virtual environments,
 repositories, and the metadata next to data sets. Linked folders are read once, however many links lead to them.
 """
 
+import errno
 import os
 import re
 import stat
@@ -13,12 +14,12 @@ from isoflop import files
 from isoflop.data.tally import Tally
 from isoflop.errors import UserError
 
-MOST_SIZED = 20_000  # how many files below a left-out folder have their sizes summed
+MOST_SIZED = 20_000  # files below an excluded folder whose sizes are summed
 RUN_FILES = frozenset({"metrics.jsonl", "events.jsonl", "plan.json"})  # a run folder has at least one of these
 MODEL_ENDINGS = (".safetensors", ".gguf", "pytorch_model.bin")
 PACKAGE_FOLDERS = {"node_modules": "package folder", "__pycache__": "cache folder"}
 METADATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "_SUCCESS"})
-METADATA_NEXT_TO = {  # a name that may be data too -> the endings of the data that it describes
+METADATA_NEXT_TO = {  # a name that may also be data -> the endings of the data that it describes
     "state.json": (".arrow",),
     "_metadata": (".parquet",),
     "_common_metadata": (".parquet",),
@@ -38,22 +39,22 @@ def from_printable(shown: str) -> str:
     """The inverse of `printable` if such a path exists, else `shown` itself."""
     if os.path.lexists(shown) or "\\x" not in shown:
         return shown
-    path = os.fsdecode(ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), os.fsencode(shown)))
+    path = os.fsdecode(ESCAPE.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(shown)))
     return path if os.path.lexists(path) else shown
 
 
 class Walk:
-    """One source's walk through its folders, with counts in `tally`; `seen` are the folders visited so far."""
+    """A walk through the folders of one source, with counts in `tally`; `visited` are the folders so far."""
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
-        self.seen: set[Identity] = set()
+        self.visited: set[Identity] = set()
         self.linked: list[str] = []
         self.ours = own_folder()
         self.output = {identity for number in (1, 2) if (identity := identity_of(number))}
 
     def below(self, folder: str) -> Iterator[str]:
-        """Every regular file below a folder, in an order that depends on names only: those in it, those in its folders,
+        """All regular files below a folder, in an order that depends on names only: those in it, those in its folders,
         then those in linked folders."""
         yield from self.folder(folder)
         while self.linked:
@@ -61,25 +62,25 @@ class Walk:
 
     def folder(self, path: str, linked: bool = False) -> Iterator[str]:
         identity = identity_of(path)
-        if identity in self.seen:
+        if identity in self.visited:
             if linked:
                 self.tally.leave_out("link", printable(path), 0, "it leads to a folder that is read anyway")
             return
         try:
             with os.scandir(path) as entries:
-                found = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+                sorted_entries = sorted(entries, key=lambda entry: os.fsencode(entry.name))
         except OSError as error:
             self.lost("folder", path, error)
             return
-        if linked and (kind := kind_of([entry.name for entry in found], path)):
+        if linked and (kind := kind_of([entry.name for entry in sorted_entries], path)):
             self.tally.leave_out(kind, printable(path), size_below(path))
             return
         if identity:
-            self.seen.add(identity)
+            self.visited.add(identity)
 
-        names = {entry.name for entry in found}
+        names = {entry.name for entry in sorted_entries}
         folders = []
-        for entry in found:
+        for entry in sorted_entries:
             try:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
@@ -88,13 +89,13 @@ class Walk:
             except OSError as error:
                 self.lost("link" if entry.is_symlink() else "file", entry.path, error)
         for inner in folders:
-            if kind := self.left_out(inner):
+            if kind := self.excluded(inner):
                 self.tally.leave_out(kind, printable(inner), size_below(inner))
             else:
                 yield from self.folder(inner)
 
     def wanted(self, entry: os.DirEntry[str], names: set[str]) -> bool:
-        """Whether an entry that is not a folder is a file to read; counts it if not.
+        """Whether an entry that is not a folder is a file to read; if not, it is counted.
 
         Raises:
             OSError: for a broken or circular link.
@@ -103,23 +104,23 @@ class Walk:
         if entry.name.startswith("."):
             self.tally.leave_out("hidden file", shown, entry.stat(follow_symlinks=False).st_size)
             return False
-        found = entry.stat()
-        if stat.S_ISDIR(found.st_mode):
+        status = entry.stat()
+        if stat.S_ISDIR(status.st_mode):
             self.linked.append(entry.path)
             return False
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             self.tally.leave_out("special file", shown, 0)
             return False
-        if (found.st_dev, found.st_ino) in self.output:
-            self.tally.leave_out("file", shown, found.st_size, "this command writes it")
+        if (status.st_dev, status.st_ino) in self.output:
+            self.tally.leave_out("file", shown, status.st_size, "this command writes it")
             return False
         if is_metadata(entry.name, names):
-            self.tally.leave_out("metadata file", shown, found.st_size)
+            self.tally.leave_out("metadata file", shown, status.st_size)
             return False
         return True
 
-    def left_out(self, path: str) -> str:
-        """The kind of a folder to leave out; "" for one to read."""
+    def excluded(self, path: str) -> str:
+        """The kind of a folder to exclude; "" for one to read."""
         name = os.path.basename(path)  # noqa: PTH119 - a Path costs as much as looking at the disk
         if name.startswith("."):
             return "hidden folder"
@@ -133,10 +134,16 @@ class Walk:
             return ""
 
     def lost(self, what: str, path: str, error: OSError) -> None:
-        reason = error.strerror or str(error)
-        if what == "link":
-            reason = "it leads nowhere" if isinstance(error, FileNotFoundError) else reason
+        """Count a file, folder or link that cannot be read as skipped."""
+        reason = link_reason(error) if what == "link" else error.strerror or str(error)
         self.tally.skip(printable(path), reason, 0, whole=True, what=what)
+
+
+def link_reason(error: OSError) -> str:
+    """Why a symbolic link cannot be followed."""
+    if error.errno == errno.ELOOP:
+        return "it leads back to itself"
+    return "it leads nowhere" if isinstance(error, FileNotFoundError) else error.strerror or str(error)
 
 
 def own_folder() -> set[Identity]:
@@ -149,7 +156,7 @@ def own_folder() -> set[Identity]:
 
 
 def kind_of(names: list[str], path: str) -> str:
-    """The kind of a folder with these names in it that holds no text: a run, prepared data, a model ...; else ""."""
+    """The kind of a folder without text, from the names in it: a run, prepared data, a model ...; else ""."""
     present = set(names)
     if "config.json" in present and present & RUN_FILES:
         return "run folder"
@@ -177,22 +184,22 @@ def is_metadata(name: str, names: set[str]) -> bool:
 def identity_of(path: str | int) -> Identity | None:
     """The identity of a path or an open descriptor; None if it does not exist."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - a descriptor too
+        status = os.stat(path)  # noqa: PTH116 - a descriptor too
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def size_below(folder: str) -> int:
     """Bytes of the first MOST_SIZED files below a folder, links not followed."""
-    size = files_seen = 0
-    for here, _, names in os.walk(folder):
+    size = counted = 0
+    for directory, _, names in os.walk(folder):
         for name in names:
             try:
-                size += os.lstat(os.path.join(here, name)).st_size  # noqa: PTH118
+                size += os.lstat(os.path.join(directory, name)).st_size  # noqa: PTH118
             except OSError:
                 continue
-            files_seen += 1
-            if files_seen >= MOST_SIZED:
+            counted += 1
+            if counted >= MOST_SIZED:
                 return size
     return size

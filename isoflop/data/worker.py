@@ -2,7 +2,7 @@
 
 It is a plain subprocess with length-prefixed messages rather than multiprocessing: fork is unsafe after torch and
 tokenizers have started threads, spawn and forkserver run the user's script a second time, and nothing is pickled here.
-The process ends when its standard input does, so it never outlives the one that started it.
+The process ends when its standard input is closed, so it never outlives the process that started it.
 
     input:    u8 length, tokenizer.json        then repeatedly: u8 count, u8 lengths, the documents
     output:                                    u8 counts of tokens, the tokens (end-of-text after each document)
@@ -37,7 +37,7 @@ def encode_documents(tokenizer: Tokenizer, documents: Sequence[bytes]) -> tuple[
 
 
 def in_groups(tokenizer: Tokenizer, documents: Sequence[bytes]) -> Iterator[list[tuple[int, bool, str]]]:
-    """(document's number, whether this is its last stretch, text), some 256 Ki characters at a time.
+    """Groups of (document's number, whether this is its last stretch, text), of about 256 Ki characters each.
 
     The library needs about a hundred bytes of memory per byte of text until a batch is done, so batches are small and a
     document of a hundred megabytes is encoded in stretches.

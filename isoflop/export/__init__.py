@@ -49,7 +49,7 @@ def read(path: Path, tokenizer: str = "", context: int = 0, end_of_text: str = "
     try:
         used = Tokenizer.from_json(bundle.tokenizer, tokenizer or f"the tokenizer of {path}", end_of_text)
     except NoEndOfText as error:
-        raise UserError(f"{error.said}: name its own with --end-of-text '{error.example}'") from None
+        raise UserError(f"{error.problem}: name its own with --end-of-text '{error.example}'") from None
     if end_of_text:
         bundle = replace(bundle, tokenizer=used.to_json())
     ids = used.vocab_size

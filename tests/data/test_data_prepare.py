@@ -121,7 +121,7 @@ def test_skipped_files_are_counted_reported_and_refused_when_strict(folder_of):
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_the_result_does_not_depend_on_the_workers(folder_of, tmp_path, workers, monkeypatch):
-    monkeypatch.setattr("isoflop.data.prepare.BYTES_A_WORKER", 1000)
+    monkeypatch.setattr("isoflop.data.prepare.BYTES_PER_WORKER", 1000)
     monkeypatch.setattr(encode_module, "MESSAGE_BYTES", 5000)
     folder = folder_of("text", 40)
     alone = prepare(config_of(folder), tmp_path / "alone")
@@ -367,7 +367,7 @@ def test_a_script_without_a_main_guard_may_prepare_in_parallel(folder_of, tmp_pa
     script = tmp_path / "script.py"
     script.write_text(
         "from isoflop.data import prepare\n"
-        "prepare.BYTES_A_WORKER = 1000\n"
+        "prepare.BYTES_PER_WORKER = 1000\n"
         f"config = prepare.DataConfig(sources=({str(folder_of('text', 30))!r},), vocab_size=300, workers=2)\n"
         "print(len(prepare.prepare(config).heldout()))\n"
     )

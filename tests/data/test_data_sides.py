@@ -38,5 +38,5 @@ def test_documents_left_out_by_a_small_budget_are_named(tmp_path, folder_of):
 def test_duplicates_between_sources_are_named(tmp_path, folder_of, story):
     folder_of("a", 30)
     write_records(tmp_path / "b.jsonl", [story(number) for number in range(30)])
-    with pytest.raises(UserError, match=r"no text of its own to train on \(duplicates: 30\); leave it out or add text"):
+    with pytest.raises(UserError, match=r"no text of its own to train on \(duplicates: 30\); remove it or add text"):
         prepare(weighted(tmp_path))

@@ -111,7 +111,7 @@ def test_the_share_is_right_and_every_byte_is_on_one_side(made, seed, fraction):
     whole = list(dict.fromkeys(document_of(*one) for one in made))
     total = sum(map(len, whole))
     stretches = Stretches(piece_size(fraction * total), fraction, seed)
-    possible = [stretches.look(number % 2, document) for number, document in enumerate(whole)]
+    possible = [stretches.observe(number % 2, document) for number, document in enumerate(whole)]
     stretches.choose()
 
     held, trained, held_bytes = set(), set(), 0
@@ -186,7 +186,7 @@ def test_any_text_has_a_held_out_side_of_the_right_size(tmp_path, kind, seed):
 
 
 def test_the_result_depends_on_the_seed_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("isoflop.data.prepare.BYTES_A_WORKER", 20_000)
+    monkeypatch.setattr("isoflop.data.prepare.BYTES_PER_WORKER", 20_000)
     source = write(tmp_path / "text", "books", random.Random(2))
     one, many = (prepare(config_of(source, workers=n), tmp_path / f"p{n}") for n in (1, 3))
     other = prepare(config_of(source, seed=1))
