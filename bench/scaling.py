@@ -35,7 +35,7 @@ from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.cost import Parallelism, traffic
 from isoflop.parallel.launch import joined
 from isoflop.parallel.mesh import Group
-from isoflop.parallel.shard import lay_out
+from isoflop.parallel.shard import distribute
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.processes import agree
@@ -90,7 +90,7 @@ def member(size: str, optimizer: str, mode: str, replicas: int, threads: int, st
     with torch.device("meta" if mode in DIVIDED else "cpu"):
         model = build_model(config.task, config.model)
     task = make_task(config)
-    layout = lay_out(model, task.loss, group, config.parallel, "cpu")
+    layout = distribute(model, task.loss, group, config.parallel, "cpu")
     optimizers = build(model, config.optim, torch.float32, layout.matrices)
     rows = config.batch.sequences // group.size
     tokens = torch.randint(config.model.vocab_size, (rows, config.model.context + 1))

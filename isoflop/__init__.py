@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # A package sets its name in its parent when it is first imported. This one is imported before the function of the same
-# name is defined below, so that no later import takes the function's place (tests/test_public.py).
+# name is defined below, so that no later import replaces the function (tests/test_public.py).
 import isoflop.evaluate  # noqa: F401
 from isoflop.errors import UserError
 
@@ -95,7 +95,7 @@ def pretrain(
         The run's result, or the plan with `dry_run`.
 
     Raises:
-        UserError: for anything that cannot be used, before anything is written.
+        UserError: for unusable arguments or text, before anything is written.
     """
     from isoflop import job
     from isoflop.screen import open_screen
@@ -136,7 +136,7 @@ def train(
         expected: the loss to compare with afterwards.
 
     Raises:
-        UserError: for anything that cannot be used, before anything is written.
+        UserError: for an unusable configuration or text, before anything is written.
     """
     from isoflop import job
     from isoflop.screen import open_screen
@@ -155,7 +155,7 @@ def resume(
     quiet: bool = False,
     listener: "Listener | None" = None,
 ) -> "RunResult":
-    """Resume a run from its last checkpoint; with a budget such as "+1h", from before its decay.
+    """Resume a run from its last checkpoint; with a budget such as "+1h", from the checkpoint before its decay.
 
     Args:
         sources: the new place of the run's text, if it was moved; it must be the same text.
@@ -166,7 +166,7 @@ def resume(
         listener: receives progress reports, in place of standard output.
 
     Raises:
-        UserError: if there is no run, it is finished and no budget is added, or its data changed.
+        UserError: if there is no run, it is finished and no budget is added, or its data has changed.
     """
     from isoflop import job
     from isoflop.screen import open_screen
@@ -178,7 +178,7 @@ def resume(
 
 
 def load(run: Path | str, device: str = "cpu") -> "tuple[Model, Tokenizer]":
-    """The model of a run's last checkpoint, ready to evaluate or sample, and its tokenizer.
+    """The model of a run's last checkpoint, in evaluation mode, and its tokenizer.
 
     Raises:
         UserError: if there is no run, it has no checkpoint yet, or its files are damaged.
@@ -302,7 +302,7 @@ def score(
         `to_dict()`: both as JSON. Scores are shares between 0 and 1 with 95 % intervals, or perplexities.
 
     Raises:
-        UserError: for a run that cannot be read or is no GPT, and for a malformed suite or item.
+        UserError: for a run that cannot be read or is not a GPT, and for a malformed suite or item.
     """
     from isoflop import job
 

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-LAST_WORDS = 1.0  # seconds: torchrun ends all as soon as one has left, and only one of them says why
+LAST_WORDS = 1.0  # seconds: torchrun kills all processes once one has exited, and only one of them prints the reason
 
 
 def main() -> None:
@@ -17,16 +17,18 @@ def main() -> None:
     keep_freed_memory()
     try:
         code = run(sys.argv[1:])
-    except SystemExit as end:  # tyro's: 0 after a help text, 2 for arguments that do not fit
+    except SystemExit as end:  # from tyro: 0 after a help text, 2 for invalid arguments
         code = end.code if isinstance(end.code, int) else 2 if end.code else 0
+
     try:
         sys.stdout.flush()
     except OutputLost as error:
         code = code or exit_code(error)
     sys.stderr.flush()
+
     if "WORLD_SIZE" in os.environ:
-        # One of many: gloo's own threads can abort an interpreter that is being taken down ("terminate called without
-        # an active exception"), and torchrun would call a finished run failed. All is written and closed by now.
+        # Under torchrun: gloo's threads can abort an interpreter that shuts down ("terminate called without an active
+        # exception"), and torchrun would report a finished run as failed. All files are written and closed here.
         if code:
             time.sleep(LAST_WORDS)
         os._exit(code)

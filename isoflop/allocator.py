@@ -1,8 +1,8 @@
 """Makes the C library's allocator keep freed memory in the process.
 
-A training step allocates and frees the same large blocks each time. By default glibc maps a new region for a large
-block (above 128 kB at first, above 32 MB always) and returns it to the system when it is freed, and the top of its heap
-as well; the kernel then has to find, zero and map every page again in each step.
+Every training step allocates and frees the same large blocks. By default glibc maps a new region for a large block
+(above 128 kB at first, above 32 MB always) and returns it to the system when it is freed, and also the top of its heap;
+the kernel then has to find, zero and map every page again in each step.
 
 This can be called at any time, before or after torch is imported; it applies to later allocations.
 """
@@ -13,7 +13,7 @@ import os
 # mallopt's parameters, from glibc's malloc.h
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 MOST = 2**31 - 1  # bytes; mallopt takes an int
-PAD = 2**26  # bytes by which the heap grows at least
+PAD = 2**26  # the least number of bytes by which the heap grows
 VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
 
 
@@ -33,6 +33,6 @@ def keep_freed_memory() -> bool:
         mallopt, _ = library.mallopt, library.gnu_get_libc_version
     except (OSError, AttributeError, TypeError):
         return False
-    if not mallopt(MMAP_THRESHOLD, MOST):  # glibc before 2.35 takes 32 MB at most, but can be told never to map
+    if not mallopt(MMAP_THRESHOLD, MOST):  # glibc before 2.35 accepts at most 32 MB, but can be told never to map
         mallopt(MMAP_MAX, 0)
     return bool(mallopt(TRIM_THRESHOLD, MOST)) and bool(mallopt(TOP_PAD, PAD))

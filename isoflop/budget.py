@@ -1,11 +1,11 @@
 """Budgets: the type, and the parser of its forms.
 
 90s  3m  2h  1d        seconds of training on this machine
-1e15  1e15flop         floating-point operations, C = 6 N D (N: block and head weights, each matmul weight once)
+1e15  1e15flop         floating-point operations, C = 6 N D (N: weights of matrix products in blocks and head)
 5e6tok  20Mtok         tokens read
 2000steps              optimiser steps
 $20@2.5/h              money at a price per hour, that is, seconds
-+1h                    more of the same, for an existing run (only with --resume)
++1h                    in addition to the budget of an existing run (only with --resume)
 """
 
 import math
@@ -23,10 +23,12 @@ EXAMPLES = "write 90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps or $20@2.5/h"
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount of one kind: `seconds`, `flops`, `tokens` or `steps`. `more` marks `+1h`: on top of an existing run.
+    """An amount of one kind.
 
     Attributes:
-        dollars: what was given as money at a price per hour; 0: nothing was.
+        kind: "seconds", "flops", "tokens" or "steps".
+        more: in addition to the budget of an existing run: `+1h`.
+        dollars: the amount of money, for a budget given as money at a price per hour; else 0.
     """
 
     kind: str
@@ -50,7 +52,7 @@ class Budget:
                 return f"{sign}{int(self.amount)}steps"
 
     def words(self) -> str:
-        """The budget as a person gave it: "8h", or "8h ($20 at $2.50 per hour)"."""
+        """The budget in words: "8h", or "8h ($20 at $2.50 per hour)"."""
         if not self.dollars:
             return str(self)
         return (
@@ -102,7 +104,7 @@ def unit_of(multiple: str, unit: str, text: str) -> tuple[str, float]:
     name = unit.lower()
     if name in ("", "flop", "flops"):
         if name == "" and multiple != "":
-            raise UserError(f"budget {text!r} does not say of what: {EXAMPLES}")
+            raise UserError(f"budget {text!r} has no unit: {EXAMPLES}")
         return "flops", MULTIPLES[multiple]
     if name in ("tok", "token", "tokens"):
         return "tokens", MULTIPLES[multiple]

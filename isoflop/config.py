@@ -1,12 +1,12 @@
-"""Frozen dataclass <-> dict <-> JSON, with dotted overrides. One schema: the dataclasses themselves.
+"""Frozen dataclass <-> dict <-> JSON, with dotted overrides. The dataclasses themselves are the only schema.
 
-A field's meaning is the string in its annotation, `steps: Annotated[int, "optimiser steps"] = 1000`, so that
-`isoflop config` can list every field without a second description of it.
+The meaning of a field is the string in its annotation, `steps: Annotated[int, "optimiser steps"] = 1000`, from which
+`isoflop config` lists all fields.
 
 - A class whose JSON form is not an object (model/config.py's Spec) defines `to_plain()` and `from_plain(value, where)`.
-- A field that may also be given as one word for a whole object has a `Named` in its annotation: `model=gpt2`.
+- A field that may also be given as a name for a complete object has a `Named` in its annotation: `model=gpt2`.
 - A field that names an entry of a table has a `OneOf`: `optim.name=muon`.
-- A class defines `as_written(object)` if missing fields of older files mean something else than their defaults.
+- A class defines `as_written(object)` if missing fields of older files do not mean their defaults.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from isoflop.untrusted import parse_json, read_text, too_deep
 
 T = TypeVar("T")
 
-LONGEST_NAME = 100  # characters that are compared with the valid names; a longer name is not a misspelling
+LONGEST_NAME = 100  # characters that are compared with the valid names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FieldInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """In a field's annotation: objects that may be given by name, each made on request."""
+    """In a field's annotation: the objects that may be given by name, each made on request."""
 
     makers: Mapping[str, Callable[[], Any]]
 
@@ -54,7 +54,7 @@ class Named:
 
 @dataclasses.dataclass(frozen=True)
 class OneOf:
-    """In the annotation of a `str` field: the table whose names it may hold. Each entry's `words` are its help."""
+    """In the annotation of a `str` field: the table whose names it may have. The entries' `words` are its help."""
 
     table: Mapping[str, Any]
 
@@ -62,7 +62,7 @@ class OneOf:
         """The name itself.
 
         Raises:
-            UserError: for a name that is not in the table, with the nearest that is.
+            UserError: for a name that is not in the table, with the nearest one that is.
         """
         if not isinstance(name, str) or name not in self.table:
             raise UserError(f"{where} = {name!r} is not one of {', '.join(self.table)}{nearest(name, self.table)}")
@@ -150,6 +150,7 @@ def convert(kind: Any, value: Any, where: str) -> Any:
 
 
 def convert_scalar(kind: Any, value: Any, where: str) -> Any:
+    """`convert` for a type that is not a container."""
     if kind is Any:
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -164,6 +165,7 @@ def convert_scalar(kind: Any, value: Any, where: str) -> Any:
 
 
 def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
+    """`convert` for a dataclass, from an object with its fields."""
     if isinstance(value, cls):
         return value
     if not isinstance(value, dict):
@@ -203,27 +205,30 @@ def override(config: T, assignments: Sequence[str]) -> T:
 
 
 def set_path(cls: Any, data: dict[str, Any], dotted: str, value: Any) -> None:
-    head, _, rest = dotted.partition(".")
+    """Set one dotted field in the dict of a configuration of class `cls`, in place."""
+    head, _, further = dotted.partition(".")
     prefix = ""
     while True:
         names = [field.name for field in dataclasses.fields(cls)]
         if head not in names:
             raise unknown_field(join(prefix, head), names)
+
         hint = typing.get_type_hints(cls, include_extras=True)[head]
         kind = bare(hint)
-        if not rest:
+        if not further:
             named = names_of(hint) if isinstance(value, str) else None
             data[head] = to_dict(named.make(value, join(prefix, head))) if named else value
             return
         if hasattr(kind, "from_plain"):  # an option of a Spec: model.norm.eps=1e-5
-            data[head] = kind.with_option(data[head], rest, value)
+            data[head] = kind.with_option(data[head], further, value)
             return
         if not dataclasses.is_dataclass(kind):
-            raise UserError(f"{join(prefix, head)} is a single value and has no field {rest!r}")
+            raise UserError(f"{join(prefix, head)} is a single value and has no field {further!r}")
         if data[head] is None:
             data[head] = {}
+
         prefix, data, cls = join(prefix, head), data[head], kind
-        head, _, rest = rest.partition(".")
+        head, _, further = further.partition(".")
 
 
 def parse_value(raw: str) -> Any:
@@ -301,7 +306,7 @@ def load_json(path: Path) -> Any:
     """Read one JSON file.
 
     Raises:
-        UserError: if it is missing or not JSON, or larger or deeper than any of ours.
+        UserError: if it is missing or not JSON, or exceeds the limits of untrusted.py.
     """
     return parse_json(read_text(path), str(path))
 
@@ -313,7 +318,7 @@ def has_default(field: dataclasses.Field[Any]) -> bool:
 def unknown_field(dotted: str, names: list[str]) -> UserError:
     head, _, last = dotted.rpartition(".")
     close = difflib.get_close_matches(last[:LONGEST_NAME], names, n=1, cutoff=0.5)
-    hint = f"did you mean {join(head, close[0])}?" if close else f"the fields here are {', '.join(names)}"
+    hint = f"did you mean {join(head, close[0])}?" if close else f"its fields are {', '.join(names)}"
     return UserError(f"unknown field {dotted}: {hint} (`isoflop config` lists all)")
 
 

@@ -1,16 +1,16 @@
-"""The one exception that a person is meant to read."""
+"""UserError, the exception whose message is for the user, and the form of such messages."""
 
 import shlex
 from typing import Any
 
-LONGEST = 1900  # characters of a message; of a longer one the middle is left out
+LONGEST = 1900  # characters of a message; the middle of a longer one is omitted
 
 
 class UserError(Exception):
-    """Something the user gave cannot be used.
+    """An argument, setting, file or text of the user cannot be used.
 
-    The message is one line: it names the offending value and the way out. The CLI prints it and exits with 2; from
-    Python it is an ordinary exception. Raise it before anything on disk is changed.
+    The message is one line: it names the offending value and a way out. The CLI prints it and exits with 2; from Python
+    it is an ordinary exception. Raise it before anything on disk is changed.
     """
 
     exit_code = 2
@@ -20,12 +20,12 @@ class UserError(Exception):
 
 
 class DiskError(UserError):
-    """Something of ours could not be written: a full, read-only or vanished disk."""
+    """A file could not be written: a full, read-only or vanished disk."""
 
 
 def one_line(text: str) -> str:
-    """Text as one line that a terminal shows as it is: a name that a message quotes may hold anything, line feeds and
-    a terminal's commands too, and be as long as a book."""
+    """Text as one line that is safe on a terminal: a name that a message quotes may contain any characters, such as
+    line feeds and escape sequences, and be of any length."""
     shown = shorter(text)
     return shorter("".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in shown))
 
@@ -35,5 +35,5 @@ def shorter(text: str) -> str:
 
 
 def quoted(value: Any) -> str:
-    """A path or a name as one word of a command that a message advises: what is copied from it has to work."""
+    """A path or a name quoted for a shell, so that a command in a message can be copied."""
     return shlex.quote(str(value))

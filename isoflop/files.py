@@ -1,4 +1,4 @@
-"""Atomic and durable writing of files and folders, and the folder of data that runs share."""
+"""Writes files and folders atomically and durably; finds the folder of data that runs share."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ from platformdirs import user_cache_path
 from isoflop.errors import DiskError, UserError
 
 NAME_HOME = "set ISOFLOP_HOME to a folder that can be written to"
-QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600
+QUIET_SECONDS, STALE_SECONDS = 600, 24 * 3600  # without a write, until a folder may and does count as abandoned
 
 
 def home() -> Path:
@@ -31,7 +31,9 @@ def home() -> Path:
         try:
             return Path(chosen).expanduser()
         except RuntimeError:
-            raise UserError(f"ISOFLOP_HOME={chosen} names a home folder; there is none, write a whole path") from None
+            raise UserError(
+                f"ISOFLOP_HOME={chosen} names a home folder that does not exist; write an absolute path"
+            ) from None
     cache = user_cache()
     return cache if cache is not None and can_write(cache) else temporary_home()
 
@@ -57,17 +59,17 @@ def temporary_home() -> Path:
     """A folder among the temporary files that belongs to this user only, the same in every process.
 
     Raises:
-        UserError: if it cannot be created, or belongs to somebody else.
+        UserError: if it cannot be created, or belongs to another user.
     """
     why = "no home folder can be written to"
     try:
         folder = Path(tempfile.gettempdir()) / f"isoflop-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError as error:
         raise UserError(f"{why}, and no temporary one ({error.strerror or error}); {NAME_HOME}") from None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise UserError(f"{why}, and {folder} is not this user's alone; {NAME_HOME}")
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise UserError(f"{why}, and other users can write to {folder} or own it; {NAME_HOME}")
     return folder
 
 
@@ -80,10 +82,10 @@ def home_note() -> str:
 
 
 def spool() -> Path:
-    """A folder, created now, for files that the writing process removes again.
+    """A folder for files that the writing process removes again; it is created if missing.
 
     Raises:
-        UserError: if none can be written to.
+        UserError: if it cannot be written to.
     """
     folder = home() / "spool"
     if not can_write(folder):
@@ -94,12 +96,13 @@ def spool() -> Path:
 
 
 def to_json(value: Any) -> str:
-    """JSON text that can be encoded: half of a surrogate pair, as in a name that is not UTF-8, becomes an escape."""
+    """JSON text that can be encoded in UTF-8: half of a surrogate pair, as in a name that is not UTF-8, becomes an
+    escape."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a temporary file next to it, fsync, rename."""
+    """Write a file atomically: a temporary file next to it, fsync, rename."""
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -120,16 +123,16 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder written whole or not at all.
+    """A context that writes a folder atomically.
 
     Yields a temporary folder next to `final`; on a clean exit every file and folder in it is fsynced and it is renamed
-    to `final` (which must not exist, or is replaced if empty). After an exception nothing of it remains.
+    to `final` (which must not exist, or is replaced if empty). After an exception the temporary folder is deleted.
     """
     make_folder(final.parent)
     temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:
-        with held(temporary):
+        with locked(temporary):
             yield temporary
         for path in sorted(temporary.rglob("*")):
             if path.is_dir():
@@ -145,7 +148,7 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold a lock on a folder, which the system releases when this process ends, if the file system supports locks."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -157,8 +160,8 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def abandoned(folder: Path) -> bool:
-    """Whether the process that was writing an unfinished folder has ended: nobody holds its lock and it was not touched
-    for some minutes (another host's lock may not be visible here), or, without locks, for a day."""
+    """Whether the process that wrote an unfinished folder has ended: its lock is free and it was not changed for some
+    minutes (locks of other hosts may not be visible here), or, without locks, for a day."""
     untouched = time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     if untouched < QUIET_SECONDS:
         return False
@@ -175,7 +178,7 @@ def abandoned(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Create a folder and its missing parents, durably: a file is lost if the entry of its folder is lost."""
+    """Create a folder and its missing parents durably, since a file is lost if the entry of its folder is lost."""
     missing = [path for path in (folder, *folder.parents) if not path.is_dir()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
@@ -205,13 +208,13 @@ def sha256(path: Path) -> str:
 
 @contextlib.contextmanager
 def disk_errors(what: str, then: str = "", instead: str = "name another folder") -> Iterator[None]:
-    """Turn the error of a full, read-only or vanished disk into one line. A broken pipe is not a disk's and passes.
+    """Turn the error of a full, read-only or vanished disk into one line. A broken pipe is not an error of the disk.
 
     Args:
-        then: the command to continue with when the disk is fixed; without it the message ends with `instead`.
+        then: the command to continue with when the disk is repaired; without it the message ends with `instead`.
 
     Raises:
-        UserError: naming `what` was being written and the system's reason.
+        DiskError: naming `what` was being written and the system's reason.
     """
     try:
         yield
@@ -222,15 +225,15 @@ def disk_errors(what: str, then: str = "", instead: str = "name another folder")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         way_out = f"free some space or {instead}" if full else instead
         if then:
-            way_out = f"{'free some space' if full else 'mend that'}, then: {then}"
+            way_out = f"{'free some space' if full else 'repair that'}, then: {then}"
         raise DiskError(f"{what} could not be written: {error.strerror or error}{place}; {way_out}") from error
 
 
 def try_folder(folder: Path, what: str, instead: str = "name another folder") -> None:
-    """Check that a folder can be created and written to, without leaving anything behind.
+    """Check that a folder can be created and written to; nothing of the check remains.
 
     Raises:
-        UserError: naming `what` it is for, and the system's reason.
+        DiskError: naming `what` it is for, and the system's reason.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     with disk_errors(what, instead=instead):

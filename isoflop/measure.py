@@ -1,4 +1,4 @@
-"""Held-out loss, perplexity and bits per byte: always plain cross-entropy, whatever the training loss."""
+"""Held-out loss, perplexity and bits per byte: always plain cross-entropy, with any training loss."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,11 +17,10 @@ from isoflop.records import Unused
 from isoflop.records.record import plain
 from isoflop.runtime import Runtime
 
-BATCH_TOKENS = 16384  # measured at once: enough to fill the machine, little enough for any
-
+BATCH_TOKENS = 16384  # per forward pass: enough to occupy any machine, few enough for its memory
 
 Piece = tuple[float, int, int]  # nats, tokens, bytes of one sequence
-Found = tuple[float, int, int, tuple[Piece, ...]]  # those of a group of sequences, and of each where that is asked for
+Measured = tuple[float, int, int, tuple[Piece, ...]]  # of a group of sequences, and of each of them if requested
 
 
 class Tokens(Protocol):
@@ -40,16 +39,16 @@ class HeldOut:
         nats: the sum of the cross-entropy of all tokens, including ends of documents.
         tokens: the number of tokens, including ends of documents.
         bytes: the number of bytes of text of these tokens; an end of document has none.
-        beside: what else the task is judged by, as names and numbers.
-        unused: what of the text named was not used, and found_bytes: that and what was read.
-        notes: what else the user should know of that text.
-        pieces: of each sequence, in order, where they were asked for.
+        task_metrics: other metrics of the task, by name.
+        unused: the parts of the text that were not used; found_bytes: bytes of these and of the text that was read.
+        notes: notes to the user about the text.
+        pieces: of each sequence, in order, if requested.
     """
 
     nats: float
     tokens: int
     bytes: int
-    beside: dict[str, Any] = field(default_factory=dict)
+    task_metrics: dict[str, Any] = field(default_factory=dict)
     unused: tuple[Unused, ...] = ()
     found_bytes: int = 0
     notes: tuple[str, ...] = ()
@@ -76,7 +75,7 @@ class HeldOut:
             "bits_per_byte": self.bits_per_byte,
             "tokens": self.tokens,
             "bytes": self.bytes,
-            **self.beside,
+            **self.task_metrics,
             **({"unused": plain(self.unused), "found_bytes": self.found_bytes} if self.unused else {}),
             **({"notes": list(self.notes)} if self.notes else {}),
         }
@@ -102,20 +101,20 @@ def measure(
 
     Args:
         tokens: ids, shape (n,).
-        token_bytes: bytes that each id stands for, shape (vocab_size,).
-        max_tokens: if the stream is longer, evenly spaced windows of about this many tokens in all; 0: everything.
-        group: the processes that share the work; all get the figure.
-        pieces: of each window too, for which the head is worked out a second time.
+        token_bytes: bytes of text of each id, shape (vocab_size,).
+        max_tokens: if the stream is longer, evenly spaced windows of about this many tokens in total; 0: all.
+        group: the processes that share the work; all get the result.
+        pieces: also measure each window by itself, for which the head is computed a second time.
     """
     context, count = model.config.context, len(tokens)
     starts = window_starts(count, context, max_tokens)
-    whole = [start for start in starts if start + context <= count]
+    complete = [start for start in starts if start + context <= count]
     rows = max(1, BATCH_TOKENS // context)
-    groups = [whole[i : i + rows] for i in range(0, len(whole), rows)]
-    if len(whole) < len(starts):
+    groups = [complete[i : i + rows] for i in range(0, len(complete), rows)]
+    if len(complete) < len(starts):
         groups.append([starts[-1]])
 
-    def one(starts: Sequence[int]) -> Found:
+    def measure_windows(starts: Sequence[int]) -> Measured:
         length = min(context, count - int(starts[0]))
         windows = np.stack([with_previous(tokens, int(start), length, eot) for start in starts])
         window = torch.from_numpy(windows).to(runtime.device)
@@ -123,10 +122,10 @@ def measure(
         with runtime.autocast():
             h_BTD = model.hidden(window[:, :-1])
             loss = head_loss(model, h_BTD, targets_BT, reduction="sum")
-            each = one_by_one(model, h_BTD, targets_BT, token_bytes) if pieces else ()
-        return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum()), each
+            by_window = measure_pieces(model, h_BTD, targets_BT, token_bytes) if pieces else ()
+        return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum()), by_window
 
-    return shared_out(model, groups, one, group)
+    return measure_groups(model, groups, measure_windows, group)
 
 
 def window_starts(count: int, context: int, max_tokens: int = 0) -> npt.NDArray[np.int64]:
@@ -137,25 +136,25 @@ def window_starts(count: int, context: int, max_tokens: int = 0) -> npt.NDArray[
     return starts
 
 
-def one_by_one(
+def measure_pieces(
     model: GPT | EncoderDecoder, h_BTD: torch.Tensor, targets_BT: torch.Tensor, token_bytes: npt.NDArray[Any]
 ) -> tuple[Piece, ...]:
     """Nats, tokens and bytes of each of B sequences, from their hidden states."""
-    found = []
+    measured = []
     for h_1TD, targets_1T in zip(h_BTD.split(1), targets_BT.split(1), strict=True):
-        there = targets_1T[targets_1T != IGNORED]
+        counted = targets_1T[targets_1T != IGNORED]
         nats = float(head_loss(model, h_1TD, targets_1T, reduction="sum"))
-        found.append((nats, there.numel(), int(token_bytes[there.cpu().numpy()].sum())))
-    return tuple(found)
+        measured.append((nats, counted.numel(), int(token_bytes[counted.cpu().numpy()].sum())))
+    return tuple(measured)
 
 
-def shared_out(
-    model: GPT | EncoderDecoder, groups: Sequence[Any], one: Callable[[Any], Found], group: Group
+def measure_groups(
+    model: GPT | EncoderDecoder, groups: Sequence[Any], measure_group: Callable[[Any], Measured], group: Group
 ) -> HeldOut:
-    """Measure groups of sequences, each process every N-th one, with the model in evaluation mode. The results are
-    added in the order of the groups, so that the sum does not depend on the number of processes.
+    """Measure groups of sequences, each process every N-th group, with the model in evaluation mode.
 
-    All processes measure equally many groups, some of them the last one again: with a sharded model, a forward pass
+    The results are added in the order of the groups, so that the sum does not depend on the number of processes. All
+    processes measure the same number of groups, some of them the last one again: with a sharded model, a forward pass
     needs all processes.
 
     Raises:
@@ -163,21 +162,22 @@ def shared_out(
     """
     was_training = model.training
     model.eval()
-    mine: list[Found] = []
+    own: list[Measured] = []
     try:
-        for turn in range(group.rank, -(-len(groups) // group.size) * group.size, group.size):
-            mine.append(one(groups[min(turn, len(groups) - 1)]))
+        for number in range(group.rank, -(-len(groups) // group.size) * group.size, group.size):
+            own.append(measure_group(groups[min(number, len(groups) - 1)]))
             group.pause()
     finally:
         model.train(was_training)
-    everyone = group.gather(mine)
-    nats, counted, text_bytes = 0.0, 0, 0
+
+    of_all = group.gather(own)
+    nats, tokens, text_bytes = 0.0, 0, 0
     pieces: list[Piece] = []
-    for turn in range(len(groups)):
-        found = everyone[turn % group.size][turn // group.size]
-        nats, counted, text_bytes = nats + found[0], counted + found[1], text_bytes + found[2]
-        pieces += found[3]
-    return HeldOut(nats, counted, text_bytes, pieces=tuple(pieces))
+    for number in range(len(groups)):
+        measured = of_all[number % group.size][number // group.size]
+        nats, tokens, text_bytes = nats + measured[0], tokens + measured[1], text_bytes + measured[2]
+        pieces += measured[3]
+    return HeldOut(nats, tokens, text_bytes, pieces=tuple(pieces))
 
 
 def with_previous(tokens: Tokens, start: int, length: int, eot: int) -> npt.NDArray[np.int64]:
@@ -188,7 +188,7 @@ def with_previous(tokens: Tokens, start: int, length: int, eot: int) -> npt.NDAr
 
 
 class Pairs(Protocol):
-    """Inputs and outputs by number, each an array of ids (isoflop.data.prepared_pairs has the real ones)."""
+    """Inputs and outputs by number, each an array of ids (implemented in isoflop.data.prepared_pairs)."""
 
     @property
     def source(self) -> Any: ...
@@ -210,30 +210,33 @@ def measure_pairs(
     group: Group = ALONE,
     pieces: bool = False,
 ) -> HeldOut:
-    """Measure an encoder-decoder on pairs: the cross-entropy of every output given its input, ends included; the bytes
-    are those of the outputs.
+    """Measure an encoder-decoder on pairs: the cross-entropy of every output given its input, with the end-of-text
+    tokens; the bytes are those of the outputs.
 
     Args:
         batch: numbers of pairs -> (source_BS, visible_BS, inputs_BT, targets_BT).
-        max_tokens: if the outputs hold more, evenly spaced pairs with about this many tokens of output; 0: everything.
-        group: the processes that share the work; all get the figure.
-        pieces: of each pair too, in the order of their lengths.
+        token_bytes: bytes of text of each id, shape (vocab_size,).
+        max_tokens: if the outputs have more, evenly spaced pairs with about this many output tokens; 0: all.
+        group: the processes that share the work; all get the result.
+        pieces: also measure each pair by itself, in the order of their lengths.
     """
     lengths = np.asarray(pairs.target.lengths) + 1
     chosen = np.arange(len(pairs))
     if max_tokens and lengths.sum() > max_tokens:
         count = max(1, int(max_tokens / lengths.mean()))
         chosen = np.unique(np.linspace(0, len(pairs) - 1, count).astype(np.int64))
+    # Pairs of similar length share a batch, which saves padding.
     chosen = chosen[np.argsort(np.asarray(pairs.source.lengths)[chosen] + lengths[chosen], kind="stable")]
     rows = max(1, BATCH_TOKENS // int(2 * lengths.max()))
 
-    def one(numbers: npt.NDArray[Any]) -> Found:
+    def measure_batch(numbers: npt.NDArray[Any]) -> Measured:
         *inputs, targets_BT = (part.to(runtime.device) for part in batch(numbers))
         with runtime.autocast():
             h_BTD = model.hidden(*inputs)
             loss = head_loss(model, h_BTD, targets_BT, reduction="sum")
-            each = one_by_one(model, h_BTD, targets_BT, token_bytes) if pieces else ()
-        there = targets_BT[targets_BT != IGNORED]
-        return float(loss), there.numel(), int(token_bytes[there.cpu().numpy()].sum()), each
+            by_pair = measure_pieces(model, h_BTD, targets_BT, token_bytes) if pieces else ()
+        counted = targets_BT[targets_BT != IGNORED]
+        return float(loss), counted.numel(), int(token_bytes[counted.cpu().numpy()].sum()), by_pair
 
-    return shared_out(model, [chosen[first : first + rows] for first in range(0, len(chosen), rows)], one, group)
+    batches = [chosen[first : first + rows] for first in range(0, len(chosen), rows)]
+    return measure_groups(model, batches, measure_batch, group)

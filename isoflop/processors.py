@@ -1,9 +1,9 @@
-"""The processors that this process may use, and whether other programs use them.
+"""The processors that this process may use, and their load by other programs.
 
-Another program makes a timing worthless. The timing itself does not show it, but these do: our processor seconds fall
-behind the wall clock, our processors do work that is not ours (/proc/stat), a host takes processors away from a virtual
-machine (steal), or tasks wait for a processor (/proc/pressure/cpu). Systems other than Linux report only our own
-processor seconds; unknown values are None.
+Another program makes a timing worthless. The timing itself does not show it, but these counters do: our processor
+seconds are fewer than the wall-clock seconds, our processors do work that is not ours (/proc/stat), a host takes
+processors away from a virtual machine (steal), or tasks wait for a processor (/proc/pressure/cpu). Systems other than
+Linux report only our own processor seconds; unknown values are None.
 """
 
 import contextlib
@@ -16,14 +16,16 @@ from pathlib import Path
 PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 STOLEN = 0.05  # share of the processors' time above which a host counts as taking them away
 OTHERS = 0.2  # processors used by others above which a timing is disturbed, if hardly any is idle
-BARELY = 0.7  # our processor seconds per second below which we were kept waiting: at least one thread always works
-SHORT = 0.03  # seconds below which the counters, which count hundredths, are too coarse
-WAITING = 0.25  # share of the time in which some task waited for a processor; only used without /proc/stat
+BARELY = 0.7  # our processor seconds per second below which we had to wait: at least one thread always works
+SHORT = 0.03  # seconds below which the counters, in units of 10 ms, are too coarse
+WAITING = 0.25  # share of the time in which some task waited for a processor; used only without /proc/stat
 
 
 def cores(groups: Path = CGROUP, proc: Path = PROC) -> int:
-    """The number of processors that this process may use: those it may run on, and at most its control group's quota.
-    For a quota of 2.5 it is 2: a third thread would be stopped half of the time, and the others would wait for it."""
+    """The number of processors that this process may use: those it may run on, at most the quota of its control group.
+
+    For a quota of 2.5 it is 2: a third thread would be stopped half of the time, and the others would wait for it.
+    """
     allowed = len(processors())
     limit = quota(groups, proc)
     return allowed if limit is None else max(1, min(allowed, int(limit)))
@@ -53,7 +55,7 @@ def quota_of(group: Path) -> float | None:
 
 def control_groups(controller: str, groups: Path = CGROUP, proc: Path = PROC) -> list[Path]:
     """The folders of this process's control groups, and of those above them, that can limit a `controller`."""
-    found: list[Path] = []
+    folders: list[Path] = []
     with contextlib.suppress(OSError, ValueError):
         for line in (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
             _, controllers, name = line.split(":", 2)
@@ -61,8 +63,8 @@ def control_groups(controller: str, groups: Path = CGROUP, proc: Path = PROC) ->
                 continue
             for top in dict.fromkeys((groups / controllers, groups / controller if controllers else groups)):
                 own = top / name.lstrip("/")
-                found += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
-    return found
+                folders += [parent for parent in (own, *own.parents) if parent.is_relative_to(top)]
+    return folders
 
 
 @dataclass(frozen=True)
@@ -92,18 +94,18 @@ def read(proc: Path = PROC) -> Reading:
 
 
 def read_stat(path: Path) -> tuple[float, float, float] | None:
-    """Seconds that the processors of this process worked, were idle, and were taken by a host; None if the file is
-    missing or counts nothing."""
+    """Seconds in which the processors of this process worked, were idle, and were used by a host for other guests; None
+    if the file is missing or its counters are 0."""
     ours = {f"cpu{number}" for number in processors()}
     worked = idle = stolen = 0
     with contextlib.suppress(OSError, ValueError, IndexError):
         for line in path.read_text(encoding="utf-8").splitlines():
             name, _, counts = line.partition(" ")
             if name in ours:
-                user, nice, system, no_work, no_disk, hard, soft, taken = (int(count) for count in counts.split()[:8])
+                user, nice, system, no_work, no_disk, hard, soft, steal = (int(count) for count in counts.split()[:8])
                 worked += user + nice + system + hard + soft
                 idle += no_work + no_disk
-                stolen += taken
+                stolen += steal
     if not worked + idle:
         return None
     tick = os.sysconf("SC_CLK_TCK")
@@ -122,13 +124,13 @@ def read_pressure(path: Path) -> float | None:
 
 @dataclass(frozen=True)
 class Load:
-    """Who used the processors between two readings, as average numbers of processors.
+    """The use of the processors between two readings, as average numbers of processors.
 
     Attributes:
         seconds: between the readings.
         own: used by this process.
         others: used by other programs; None: unknown.
-        idle, stolen: idle, and taken by a host for other guests; None: unknown.
+        idle, stolen: idle, and used by a host for other guests; None: unknown.
         waiting: the share of the time in which some task waited for a processor; None: unknown.
     """
 
@@ -148,15 +150,15 @@ class Load:
             return None if start is None or end is None else (end - start) / seconds
 
         own, worked, idle, stolen = (rate(name) for name in ("own", "worked", "idle", "stolen"))
-        if worked is None or idle is None or worked + idle + (stolen or 0.0) < 0.5:  # counters that do not count
+        if worked is None or idle is None or worked + idle + (stolen or 0.0) < 0.5:  # counters that stand still
             return cls(seconds, own or 0.0, waiting=rate("waited"))
         return cls(seconds, own or 0.0, max(0.0, worked - (own or 0.0)), idle, stolen, rate("waited"))
 
     def trouble(self, computing: bool = True) -> str:
-        """What kept this process from its processors, in words; "" if nothing did.
+        """The reason why this process did not get its processors, in words; "" if it got them.
 
         Args:
-            computing: whether the process computed all the time, rather than wait for a GPU.
+            computing: whether the process computed all the time, rather than waiting for a GPU.
         """
         if self.seconds < SHORT:
             return ""
@@ -180,7 +182,7 @@ def load_now(seconds: float = 0.3, proc: Path = PROC) -> Load:
 
 
 def busy_now(load: Load) -> str:
-    """How others use the processors while this process sleeps, in words; "" if little enough to time steps."""
+    """The use of the processors by others while this process slept, in words; "" if it is low enough to time steps."""
     if load.stolen is not None and load.others is not None:
         if load.stolen > OTHERS / 2:
             return f"the host took {load.stolen:.1f} processors away"
@@ -192,5 +194,5 @@ def busy_now(load: Load) -> str:
 
 
 def thread_counts(most: int) -> Iterator[int]:
-    """How many threads are worth trying: one, half of the processors, all; ascending."""
+    """The numbers of threads worth trying: one, half of the processors, all; ascending."""
     yield from sorted({1, max(1, most // 2), most})

@@ -1,4 +1,4 @@
-"""The machine: device and dtype, threads, seeds, memory, and its peak of matrix products."""
+"""The machine: device and dtype, threads, seeds, memory, and the peak of its matrix products."""
 
 import contextlib
 import itertools
@@ -21,8 +21,9 @@ from isoflop.processors import control_groups, cores
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-# Dense FLOP/s in bfloat16 with float32 accumulation, from NVIDIA's data sheets (half of figures that count sparsity),
-# by words of the GPU's name in torch; the first row whose words all occur counts.
+
+# Dense FLOP/s in bfloat16 with float32 accumulation, from NVIDIA's data sheets (half of figures with sparsity), by
+# words of the GPU's name in torch; the first row whose words all occur is used.
 CARDS = {
     "gb200": 2500e12,
     "b200": 2250e12,
@@ -44,7 +45,7 @@ CARDS = {
     "rtx 4090": 165.2e12,
     "rtx 3090": 71e12,
 }
-OTHER = {"laptop", "mig", "d", "ti", "max"}  # words of GPUs that are slower, or faster, than the one of that name
+OTHER_MODELS = {"laptop", "mig", "d", "ti", "max"}  # words in names of GPUs that are slower or faster than the row's
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,21 @@ class Runtime:
         that is launched after this call, and returns their values."""
         if self.device.type != "cuda":
             return lambda: [float(number) for number in numbers]
-        here = torch.empty(len(numbers), pin_memory=True)
-        here.copy_(torch.stack(list(numbers)), non_blocking=True)
+        copy = torch.empty(len(numbers), pin_memory=True)
+        copy.copy_(torch.stack(list(numbers)), non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record(torch.cuda.current_stream(self.device))
 
         def wait() -> list[float]:
             arrived.synchronize()
-            values: list[float] = here.tolist()
+            values: list[float] = copy.tolist()
             return values
 
         return wait
 
 
 def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0) -> Runtime:
-    """Choose a device and set this process's thread count (0 leaves it).
+    """Choose a device and set this process's number of threads (0: unchanged).
 
     Raises:
         UserError: for an unknown or absent device or dtype.
@@ -106,7 +107,11 @@ def make_runtime(device: str = "auto", dtype: str = "float32", threads: int = 0)
 
 
 def choose_device(wanted: str = "auto") -> str:
-    """ "auto" -> "cuda", "mps" or "cpu", the first that is available."""
+    """ "auto" -> "cuda", "mps" or "cpu", the first that is available.
+
+    Raises:
+        UserError: for a device that is not available.
+    """
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
@@ -134,16 +139,16 @@ def default_dtype(device: str) -> str:
 
 
 def card_peak(card: str) -> float | None:
-    """Dense bfloat16 FLOP/s of a GPU by its name in torch, from its data sheet; None if unknown."""
+    """Dense bfloat16 FLOP/s in the data sheet of a GPU, by its name in torch; None if unknown."""
     words = set(re.split(r"[^a-z0-9]+", card.lower()))
-    if words & OTHER:
+    if words & OTHER_MODELS:
         return None
     return next((peak for name, peak in CARDS.items() if words.issuperset(name.split())), None)
 
 
 def utilisation(flops_per_second: float, device: str, dtype: str) -> float | None:
-    """The share of the bfloat16 peak in a GPU's data sheet: MFU, if FLOPs are counted as in PaLM (model/count.py). None
-    on other devices, in other dtypes and for GPUs that are not in CARDS."""
+    """The share of the bfloat16 peak in a GPU's data sheet: the MFU, if FLOPs are counted as in PaLM (model/count.py).
+    None on other devices, in other dtypes and for GPUs that are not in CARDS."""
     if not device.startswith("cuda") or dtype != "bfloat16":
         return None
     peak = card_peak(torch.cuda.get_device_name(device))
@@ -171,24 +176,24 @@ def keep_threads_and_random_state() -> Iterator[None]:
 
 
 def measure_peak(device: str, seconds: float = 1.0) -> dict[str, float]:
-    """The highest FLOP/s of square matrix products on this machine, by dtype: the peak that steps are compared with.
+    """The highest FLOP/s of square matrix products on this machine, by dtype: the peak with which steps are compared.
 
-    A product of n x n matrices is 2 n^3 FLOPs. Sizes 256 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
-    calls, since the peak is wanted and not the average. A size that would take too long at the speed of the previous
-    one is left out: a CPU without bfloat16 units computes such products a hundred times slower.
+    A product of n x n matrices is 2 n^3 FLOPs. Sizes are 256 to 2048 on a CPU, to 8192 on a GPU; the best of repeated
+    calls counts, since the peak is wanted and not the average. A size that would take too long at the speed of the
+    previous one is skipped: a CPU without bfloat16 units computes such products a hundred times slower.
     """
     if device != "cpu":
         sizes = (1024, 2048, 4096, 8192)
         return {name: peak_of(device, dtype, sizes, seconds / len(DTYPES)) for name, dtype in DTYPES.items()}
 
-    # with all threads, and with one: next to another program all threads wait for the one that shares its core
+    # With all threads, and with one: next to another program all threads wait for the one that shares its core.
     best, threads = dict.fromkeys(DTYPES, 0.0), torch.get_num_threads()
     try:
         counts = sorted({1, threads})
         for name, count in itertools.product(DTYPES, counts):
             torch.set_num_threads(count)
-            each = seconds / len(DTYPES) / len(counts)
-            best[name] = max(best[name], peak_of(device, DTYPES[name], (256, 512, 1024, 2048), each))
+            share = seconds / len(DTYPES) / len(counts)
+            best[name] = max(best[name], peak_of(device, DTYPES[name], (256, 512, 1024, 2048), share))
     finally:
         torch.set_num_threads(threads)
     return best
@@ -205,6 +210,7 @@ def peak_of(device: str, dtype: torch.dtype, sizes: tuple[int, ...], seconds: fl
         b = torch.randn(n, n, device=device).to(dtype)
         a @ b
         runtime.synchronize()
+
         deadline = time.perf_counter() + seconds / len(sizes)
         while time.perf_counter() < deadline:
             started = time.perf_counter()
@@ -215,7 +221,7 @@ def peak_of(device: str, dtype: torch.dtype, sizes: tuple[int, ...], seconds: fl
 
 
 def peak_memory(device: str) -> int:
-    """The most bytes this process has held: device memory on a GPU, resident memory on a CPU."""
+    """The peak memory of this process in bytes: device memory on a GPU, resident memory on a CPU."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
     with contextlib.suppress(OSError):  # Linux, whose getrusage includes the parent's peak before the fork
@@ -229,19 +235,20 @@ def peak_memory(device: str) -> int:
 def free_memory(device: str) -> int | None:
     """Free bytes on a device, or in main memory for "cpu"; None if the system does not report it.
 
-    Main memory: what Linux calls available (free, or used by caches that it would drop), or what is left of the limit
-    of the process's control group, whichever is less.
+    For main memory, the smaller of what Linux calls available (free, or used by caches that it would drop) and the
+    remainder of the limit of the process's control group.
     """
     if device.startswith("cuda"):
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + held
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     if device.startswith("mps"):
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
-    left = [bytes_ for bytes_ in (available(Path("/proc/meminfo")), *map(left_of, control_groups("memory"))) if bytes_]
-    return min(left, default=None)
+    limits = (available(Path("/proc/meminfo")), *map(remaining, control_groups("memory")))
+    return min(filter(None, limits), default=None)
 
 
 def available(meminfo: Path) -> int | None:
+    """Bytes of main memory that Linux calls available; None on other systems."""
     with contextlib.suppress(OSError, ValueError):
         for line in meminfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("MemAvailable:"):
@@ -249,16 +256,17 @@ def available(meminfo: Path) -> int | None:
     return None
 
 
-def left_of(group: Path) -> int | None:
-    """What is left of a control group's limit (cgroup v2, or v1), file caches counted as free; None without a limit."""
+def remaining(group: Path) -> int | None:
+    """The remainder of a control group's limit in bytes (cgroup v2, or v1), with file caches counted as free; None
+    without a limit."""
     names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     for limit, used in names:
         with contextlib.suppress(OSError, ValueError):  # "max": no limit
-            left = int((group / limit).read_text()) - int((group / used).read_text())
+            free = int((group / limit).read_text()) - int((group / used).read_text())
             for line in (group / "memory.stat").read_text().splitlines():
                 if line.startswith("inactive_file "):
-                    left += int(line.split()[1])
-            return max(left, 1)
+                    free += int(line.split()[1])
+            return max(free, 1)
     return None
 
 

@@ -54,7 +54,7 @@ class Screen(Hook):
     """
 
     def __init__(self, quiet: bool = False, is_result: bool = False) -> None:
-        self._output = Shown(tells=not is_result)
+        self._output = Shown(reports=not is_result)
         self.console = Console(file=cast(IO[str], self._output), quiet=quiet, highlight=False, force_jupyter=False)
         self.live_bars = self._output.isatty() and not self.console.is_dumb_terminal and not quiet
         self.peak = 0.0

@@ -15,13 +15,13 @@ from typing import Any, TextIO
 
 from rich.cells import cell_len
 
-BESIDE = 50  # columns for value and reason together, below which the reason is shown under the value
+NEXT_TO_EACH_OTHER = 50  # the least columns for value and reason on one line; else the reason is under the value
 FEWEST = 20  # the least width of a column of text
 NOTEBOOK_WIDTH = 100  # columns of a notebook's output, whose width is unknown
 
 
 class OutputLost(BrokenPipeError):
-    """Standard output accepts nothing more: closed at the other end (EPIPE), a full disk, a lost terminal."""
+    """Standard output does not accept writes: closed at the other end (EPIPE), a full disk, a lost terminal."""
 
 
 class Guard(io.RawIOBase):
@@ -63,7 +63,7 @@ class Guard(io.RawIOBase):
 def guard_standard_streams() -> None:
     """Make standard input, output and error of this process usable, however the process was started.
 
-    A closed descriptor is opened on the null device: otherwise the next opened file, perhaps a checkpoint, would get
+    A closed descriptor is opened on the null device: otherwise the next opened file, such as a checkpoint, would get
     its number, and printed text would be written into it.
     """
     for descriptor in (0, 1, 2):
@@ -93,11 +93,11 @@ def exit_code(error: OSError) -> int:
     message on standard error."""
     if error.errno == errno.EPIPE:
         return 0
-    sys.stderr.write(f"isoflop: {lost_told(error)}; send it somewhere else\n")
+    sys.stderr.write(f"isoflop: {lost_in_words(error)}; write it to another file\n")
     return 2
 
 
-def lost_told(error: BaseException) -> str:
+def lost_in_words(error: BaseException) -> str:
     reason = error.strerror if isinstance(error, OSError) else str(error)
     return f"standard output could not be written: {reason or type(error).__name__}"
 
@@ -106,14 +106,14 @@ class Shown(io.TextIOBase):
     """The screen's stream: standard output at the time of construction, until it fails; later writes are discarded.
 
     Args:
-        tells: report a failure on standard error, once; a reader that closes a pipe is not a failure.
+        reports: report a failure on standard error, once. A reader that closes a pipe is not a failure.
 
     Attributes:
         lost: the error of the first failed write, or None.
     """
 
-    def __init__(self, tells: bool = True) -> None:
-        stream, self.tells = sys.stdout, tells
+    def __init__(self, reports: bool = True) -> None:
+        stream, self.reports = sys.stdout, reports
         self._stream: Any = getattr(stream, "rich_proxied_file", stream)
         self.lost: BaseException | None = None
 
@@ -150,9 +150,9 @@ class Shown(io.TextIOBase):
             call()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed in this process
             self.lost = error
-            if self.tells and getattr(error, "errno", None) != errno.EPIPE and sys.stderr is not None:
+            if self.reports and getattr(error, "errno", None) != errno.EPIPE and sys.stderr is not None:
                 with contextlib.suppress(OSError, ValueError):
-                    sys.stderr.write(f"isoflop: {lost_told(error)}: nothing more is shown, the work goes on\n")
+                    sys.stderr.write(f"isoflop: {lost_in_words(error)}: nothing more is shown, the run continues\n")
 
 
 def width_without_terminal() -> int | None:
@@ -164,8 +164,10 @@ def width_without_terminal() -> int | None:
 
 
 def wrapped(text: str, width: int | None, indent: int = 0) -> list[str]:
-    """Wrap a text to lines of at most `width` columns, with continuation lines indented. Breaks only at spaces, so that
-    no word or number is cut; one that is wider than a line gets its own line."""
+    """Wrap a text to lines of at most `width` columns, with continuation lines indented.
+
+    Breaks only at spaces, so that no word or number is cut; a word that is wider than a line gets its own line.
+    """
     lines: list[str] = []
     for line in text.split("\n"):
         if width is None or cell_len(line) <= width:
@@ -209,17 +211,17 @@ def reasons(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tup
     widest = max(cell_len(value) for _, value, _ in rows)
     lines: list[tuple[str, str]] = []
 
-    if width is None or width - names >= BESIDE:
+    if width is None or width - names >= NEXT_TO_EACH_OTHER:
         column = widest if width is None else min(widest, max(FEWEST, (width - names - 2) * 2 // 5))
         for name, value, reason in rows:
             values = wrapped(value, column)
-            column_here = max(column, *(cell_len(line) for line in values))
-            room = None if width is None else max(width - names - column_here - 2, FEWEST)
+            value_width = max(column, *(cell_len(line) for line in values))
+            room = None if width is None else max(width - names - value_width - 2, FEWEST)
             whys = wrapped(reason, room) if reason else []
             for index in range(max(len(values), len(whys))):
                 first = padded(name if index == 0 else "", names) + (values[index] if index < len(values) else "")
                 why = whys[index] if index < len(whys) else ""
-                lines.append((padded(first, names + column_here + 2) if why else first.rstrip(), why))
+                lines.append((padded(first, names + value_width + 2) if why else first.rstrip(), why))
         return lines
 
     for name, value, reason in rows:
@@ -232,8 +234,8 @@ def reasons(rows: Sequence[tuple[str, str, str]], width: int | None) -> list[tup
 
 
 def listing(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[str]:
-    """Rows under a header, in columns if they fit; else a paragraph per row, its first cell on its own line, the others
-    with their names."""
+    """Rows under a header, in columns if they fit; else a paragraph per row, with the first cell on its own line and
+    the other cells with their names."""
     columns = [max(cell_len(row[index]) for row in (head, *rows)) for index in range(len(head))]
     if width is None or sum(columns) + 2 * (len(columns) - 1) <= width:
         return [
@@ -249,7 +251,7 @@ def listing(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
 
 
 def fitted(parts: Sequence[str], room: int) -> str:
-    """The first parts that fit into `room` columns, none of them cut; " ..." marks that some are left out."""
+    """The first parts that fit into `room` columns, none of them cut; " ..." if parts are omitted."""
     for count in range(len(parts), 0, -1):
         text = "  ".join(parts[:count]) + (" ..." if count < len(parts) else "")
         if cell_len(text) <= room:

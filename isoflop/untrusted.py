@@ -1,7 +1,7 @@
-"""Reading files that may come from anyone: sizes are checked before parsing, and every error is one line.
+"""Reads files that may come from anyone: sizes are checked before parsing, and every error is one line.
 
 Nothing here runs code from a file. A pipe or a device in place of a file is refused before it is read (it may never
-end), a size before it costs memory, deep nesting before it overflows a stack.
+end), a large file before it takes memory, deep nesting before it overflows a stack.
 """
 
 import io
@@ -18,7 +18,7 @@ from isoflop.errors import UserError
 
 LARGEST_TEXT = 256 * 2**20  # bytes of one JSON file; a tokenizer of 200,000 entries has 20 MB
 LARGEST_LOG = 4 * 2**30  # bytes of a log; a line per step for ten million steps
-DEEPEST = 100  # objects and lists inside one another; ours have five
+DEEPEST = 100  # levels of nested objects and lists; isoflop's files have five
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -43,7 +43,7 @@ def open_regular(path: Path) -> io.BufferedReader:
 
 
 def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
-    """A whole file.
+    """The content of a file.
 
     Raises:
         UserError: if it is missing, not a regular file, or has more than `largest` bytes.
@@ -52,7 +52,7 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > largest:
-                raise UserError(f"{path} has {size:,} bytes; no such file has more than {largest:,}")
+                raise UserError(f"{path} has {size:,} bytes; the limit for such files is {largest:,}")
             return file.read(size)  # not more: read allocates the requested size at once
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
@@ -61,7 +61,7 @@ def read_bytes(path: Path, largest: int = LARGEST_TEXT) -> bytes:
 
 
 def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
-    """A whole file of UTF-8.
+    """The content of a UTF-8 file.
 
     Raises:
         UserError: as `read_bytes`, and for bytes that are not UTF-8.
@@ -92,7 +92,7 @@ def parse_json(text: str | bytes, origin: str) -> Any:
 
 
 def too_deep(value: Any, text: str | bytes) -> bool:
-    """Whether a value is nested more than DEEPEST deep; `text` is what it was read from."""
+    """Whether a value is nested more than DEEPEST deep; `text` is its JSON form."""
     opening = text.count(b"[") + text.count(b"{") if isinstance(text, bytes) else text.count("[") + text.count("{")
     if opening <= DEEPEST:
         return False
@@ -133,7 +133,7 @@ def foreign(what: str) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        # a panic of a library written in Rust is not an Exception
+        # A panic of a library written in Rust is not an Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__

@@ -52,7 +52,7 @@ class GradientNorms(Hook):
         within = {id(parameter) for layer in layers for parameter in layer}
         layers.append([parameter for parameter in state.model.parameters() if id(parameter) not in within])
         norms = [torch.nn.utils.get_total_norm([p.grad for p in layer if p.grad is not None]) for layer in layers]
-        self.lines.append((state.step + 1, [float(state.layout.whole(norm)) for norm in norms]))
+        self.lines.append((state.step + 1, [float(state.layout.global_norm(norm)) for norm in norms]))
 
 
 class PowerCut(Exception):

@@ -599,7 +599,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "encrypted; unpack": "unzip asks for the password on a terminal",
     "name its encoding with --set data.encoding=NAME": "only the user knows it",
     "pip install": "the names of the extras are compared below",
-    "is SentencePiece's own form": "needs sentencepiece",
+    "is SentencePiece's own format": "needs sentencepiece",
     "train with one of that kind": "needs a tokenizer of SentencePiece's kind",
     "id 1 for the beginning of a text": "needs one with other ids",
     "the run folder {} disappeared": "the folder has to come back first",

@@ -380,7 +380,7 @@ def test_a_huge_text_is_not_read(saved):
     with (saved / "config.json").open("r+b") as file:
         file.truncate(LARGEST_TEXT + 1)  # sparse: takes no room
     rewrite_manifest(saved)
-    with pytest.raises(UserError, match="no such file has more"):
+    with pytest.raises(UserError, match="the limit for such files is"):
         checkpoint.read(saved)
 
 
@@ -429,7 +429,7 @@ def test_a_linked_checkpoint_on_another_disk_is_used_and_dropped(saved, tmp_path
     elsewhere = tmp_path / "other disk"
     saved.rename(elsewhere)
     saved.symlink_to(elsewhere)
-    assert checkpoint.last_whole(saved.parent) == (saved, [])
+    assert checkpoint.last_intact(saved.parent) == (saved, [])
     model, optimizers = make()
     save(saved.parent, model, optimizers, step=7)
     checkpoint.prune(saved.parent, keep_last=1)

@@ -197,7 +197,7 @@ class Recall:
     def measure_sources(self, model, tokenizer, config, runtime, beam=1):
         data = self.prepare_data(config)
         data.heldout = data.train + data.heldout
-        return replace(self.measure(model, data, runtime), beside=self.judge(model, data))
+        return replace(self.measure(model, data, runtime), task_metrics=self.judge(model, data))
 
     def samples(self, model, data, config, until=None):
         for word in data.heldout[:2]:

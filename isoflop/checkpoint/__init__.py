@@ -1,4 +1,4 @@
-"""Checkpoints: one self-contained folder per step, written whole or not at all. Reading one never executes its content.
+"""Checkpoints: one self-contained folder per step, written atomically. Reading one never executes its content.
 
     checkpoints/step-00001000/
       manifest.json     size and SHA-256 of every other file
@@ -7,9 +7,9 @@
       state.json        format, step, data fingerprint, and the trainer's progress (seconds, tokens)
       tensors/*.safetensors     model.*, optim.* (see parallel/state.py) and rng.*: torch's generators
 
-A folder that differs from its manifest is refused: a changed byte, a missing file and an unknown file (a planted
-pickle, say) are each an error that names the file. Nothing is ever unpickled. A checkpoint may come from anyone: its
-content is checked before use, in time and memory bounded by the size of its files.
+A folder that differs from its manifest is refused: a changed byte, a missing file and an unknown file (such as a
+planted pickle) are errors that name the file. Nothing is ever unpickled. A checkpoint may come from anyone: its content
+is checked before use, in time and memory bounded by the size of its files.
 
 Python's and numpy's random generators are not saved: a step does not use them.
 """
@@ -20,7 +20,7 @@ from isoflop.checkpoint.folder import (
     STEP_FOLDER,
     Damaged,
     at_step,
-    last_whole,
+    last_intact,
     latest,
     listing,
     prune,
@@ -53,7 +53,7 @@ __all__ = [
     "at_step",
     "check_buffers",
     "check_weights",
-    "last_whole",
+    "last_intact",
     "latest",
     "listing",
     "load",

@@ -30,7 +30,7 @@ def verify(path: Path) -> None:
     """Check every file of a checkpoint against its manifest.
 
     Raises:
-        Damaged: naming the file that is damaged or missing, and what to do.
+        Damaged: naming the file that is damaged or missing, with advice.
         UserError: naming a file that is not part of the checkpoint.
     """
     if not (path / MANIFEST).is_file():
@@ -53,12 +53,12 @@ def compare(path: Path, manifest: Mapping[str, Any]) -> None:
             f"{path} is not a checkpoint of the format {FORMAT!r}; name a run or use the isoflop that wrote it"
         )
 
-    # Names in the manifest are only compared with those found in the folder, never opened.
-    found = listing(path)
+    # Names in the manifest are only compared with those in the folder, never opened.
+    present = listing(path)
     for name in [*REQUIRED, *files]:
-        if name not in files or name not in found:
+        if name not in files or name not in present:
             raise damaged(path, name, "is missing")
-    for name, file in found.items():
+    for name, file in present.items():
         if name == MANIFEST:
             continue
         if name not in files:
@@ -67,33 +67,33 @@ def compare(path: Path, manifest: Mapping[str, Any]) -> None:
             )
         entry = files[name]
         if not isinstance(entry, dict) or entry.get("bytes") != file.stat().st_size:
-            raise damaged(path, name, "has another size than when it was written")
+            raise damaged(path, name, "does not have the size with which it was written")
         if entry.get("sha256") != sha256(file):
-            raise damaged(path, name, "has other bytes than when it was written")
+            raise damaged(path, name, "does not have the content with which it was written")
 
 
-def damaged(path: Path, name: str, what: str) -> Damaged:
+def damaged(path: Path, name: str, problem: str) -> Damaged:
     return Damaged(
-        f"checkpoint {path} is damaged: {name[:200]!r} {what}; delete that folder to use the checkpoint before it"
+        f"checkpoint {path} is damaged: {name[:200]!r} {problem}; delete that folder to use the previous checkpoint"
     )
 
 
 def listing(path: Path) -> dict[str, Path]:
-    """Every file below `path` by its relative name, with forward slashes.
+    """All files below `path` by their relative names, with forward slashes.
 
     Raises:
-        UserError: for anything but files and folders, such as a link out of the checkpoint.
+        UserError: for anything other than files and folders, such as a link out of the checkpoint.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for top, folders, names in os.walk(path):
         for name in [*folders, *names]:
             item = Path(top, name)
             mode = item.lstat().st_mode
             if stat.S_ISREG(mode):
-                found[item.relative_to(path).as_posix()] = item
+                files[item.relative_to(path).as_posix()] = item
             elif not stat.S_ISDIR(mode):
                 raise UserError(f"{path} holds {name[:200]!r}, which is neither a file nor a folder; remove it")
-    return dict(sorted(found.items()))
+    return dict(sorted(files.items()))
 
 
 def steps(checkpoints: Path) -> list[int]:
@@ -107,15 +107,15 @@ def steps(checkpoints: Path) -> list[int]:
 
 def latest(checkpoints: Path) -> Path | None:
     """The checkpoint of the highest step, or None if there is none."""
-    found = steps(checkpoints)
-    return checkpoints / folder_name(found[-1]) if found else None
+    numbers = steps(checkpoints)
+    return checkpoints / folder_name(numbers[-1]) if numbers else None
 
 
-def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The undamaged checkpoint of the highest step, and the damaged ones above it, with the reason. Nothing is changed.
+def last_intact(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """The undamaged checkpoint of the highest step, and the damaged ones above it with the reasons. Nothing is changed.
 
     Raises:
-        UserError: if it contains a file that is not part of it.
+        UserError: if a checkpoint contains a file that is not part of it.
     """
     broken: list[tuple[Path, str]] = []
     folders = [p for p in checkpoints.iterdir() if STEP_FOLDER.fullmatch(p.name)] if checkpoints.is_dir() else []
@@ -129,7 +129,7 @@ def last_whole(checkpoints: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is not used and nothing of it is lost."""
+    """Rename a damaged checkpoint, so that it is not used and no file of it is lost."""
     aside = path.with_name(f"damaged-{path.name}-{secrets.token_hex(2)}")
     with disk_errors(f"the damaged checkpoint {path}"):
         path.replace(aside)
@@ -140,29 +140,29 @@ def at_step(checkpoints: Path, step: int) -> Path:
     """The checkpoint of one step.
 
     Raises:
-        UserError: listing the steps there are.
+        UserError: listing the steps that have one.
     """
-    found = steps(checkpoints)
-    if step not in found:
-        there = ", ".join(map(str, found)) or "none"
-        raise UserError(f"{checkpoints} has no checkpoint of step {step}; there is {there}")
+    numbers = steps(checkpoints)
+    if step not in numbers:
+        existing = ", ".join(map(str, numbers)) or "none"
+        raise UserError(f"{checkpoints} has no checkpoint of step {step}; the steps that have one: {existing}")
     return checkpoints / folder_name(step)
 
 
 def prune(checkpoints: Path, keep_last: int, keep: Collection[int] = ()) -> None:
-    """Delete all checkpoints but the last `keep_last` and those of the steps in `keep`. Only the first process does."""
-    found = steps(checkpoints)
+    """Delete all checkpoints except the last `keep_last` and those of the steps in `keep`, in the first process."""
+    numbers = steps(checkpoints)
     if not state.first():
         return
     with disk_errors(f"old checkpoints of {checkpoints}"):
-        for step in found[: max(0, len(found) - keep_last)]:
+        for step in numbers[: max(0, len(numbers) - keep_last)]:
             if step not in keep:
                 remove(checkpoints / folder_name(step))
         sweep(checkpoints)
 
 
 def remove(folder: Path) -> None:
-    """Delete a checkpoint; it is renamed first, so that a partly deleted one is never found."""
+    """Delete a checkpoint. It is renamed first, so that a partly deleted one is never used."""
     doomed = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
     folder.replace(doomed)
     if doomed.is_symlink():  # moved to another disk by the user: its target stays
@@ -172,7 +172,7 @@ def remove(folder: Path) -> None:
 
 
 def sweep(checkpoints: Path) -> None:
-    """Delete what killed saves left behind. A run has one writer, so no other process is writing these."""
+    """Delete the temporary folders of killed saves. A run has one writer, so no other process is writing to them."""
     if checkpoints.is_dir():
         for path in checkpoints.iterdir():
             if LEFT_OVER.fullmatch(path.name):
@@ -180,6 +180,11 @@ def sweep(checkpoints: Path) -> None:
 
 
 def find(path: Path, step: int | None) -> Path:
+    """The folder of a checkpoint: `path` itself, or one of a run's, by default the last.
+
+    Raises:
+        UserError: if there is none.
+    """
     if (path / MANIFEST).is_file():
         return path
     run = RunFolder(path)

@@ -1,4 +1,4 @@
-"""Reading a checkpoint: restoring a run, or loading a model with its tokenizer and configuration."""
+"""Reads a checkpoint: restores a run, or loads a model with its tokenizer and configuration."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from isoflop.model.mtp import TRAINING_ONLY
 from isoflop.parallel import state
 from isoflop.untrusted import read_text
 
-TRIES = 3  # to read the last checkpoint of a running run, which drops old ones meanwhile
+TRIES = 3  # attempts to read the last checkpoint of a running run, which deletes old ones at the same time
 BUFFERS = 256 * 2**20  # bytes of computed tables that a model may have, in addition to 8 times its weights
 
 
@@ -30,11 +30,11 @@ class Snapshot:
         path: the checkpoint's folder.
         config: the run's configuration, as plain JSON values; `config["model"]` is the ModelConfig.
         weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once. Heads that
-            only training uses are left out.
+            only training uses are omitted.
         tokenizer: the text of tokenizer.json.
-        fingerprint: of the data trained on.
+        fingerprint: of the training data.
         step: optimiser steps taken.
-        progress: what the trainer recorded: seconds, tokens.
+        progress: the trainer's counters: seconds, tokens.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Snapshot:
 
     @property
     def task(self) -> str:
-        """What the run learns (trainer/task.py)."""
+        """The name of the run's task (trainer/task.py)."""
         return str(self.config.get("task", "causal_lm"))
 
 
@@ -56,10 +56,11 @@ def load(
 ) -> dict[str, Any]:
     """Restore a run as it was when `path` was saved: weights, optimisers, torch's generators.
 
-    The optimisers may be new: their state is created. Training then continues bit for bit as without the interruption.
+    The optimisers may be new: their state is created. Training then continues with the same bits as without the
+    interruption.
 
     Args:
-        verified: the files were checked already, by `last_whole`.
+        verified: the files were checked already, by `last_intact`.
 
     Returns:
         The progress given to `take`, with `step` and `fingerprint`.
@@ -86,32 +87,32 @@ def read(path: Path | str, step: int | None = None) -> Snapshot:
         UserError: if there is no such checkpoint, none yet, or it is damaged.
     """
     for _ in range(TRIES):
-        found = find(Path(path), step)
+        folder = find(Path(path), step)
         try:
-            return read_whole(found)
+            return read_folder(folder)
         except (UserError, OSError):
-            if found.is_dir():
+            if folder.is_dir():
                 raise
-    raise UserError(f"{found} was dropped while it was read, by the run that goes on; try again")
+    raise UserError(f"{folder} was deleted while it was read, by the running run; try again")
 
 
-def read_whole(found: Path) -> Snapshot:
-    """`read` for a checkpoint's folder."""
-    verify(found)
-    saved = read_state(found)
-    config = read_object(found / "config.json")
+def read_folder(folder: Path) -> Snapshot:
+    """`read` for the folder of a checkpoint."""
+    verify(folder)
+    saved = read_state(folder)
+    config = read_object(folder / "config.json")
     stored = {
         name: tensor
-        for name, tensor in state.stored_tensors(found / "tensors").items()
+        for name, tensor in state.stored_tensors(folder / "tensors").items()
         if name.startswith("model.") and not name.startswith(f"model.{TRAINING_ONLY}")
     }
     weights = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
-    state.load_tensors(found / "tensors", weights, stored)
+    state.load_tensors(folder / "tensors", weights, stored)
     return Snapshot(
-        path=found,
+        path=folder,
         config=config,
         weights={name.removeprefix("model."): tensor for name, tensor in weights.items()},
-        tokenizer=read_text(found / "tokenizer.json"),
+        tokenizer=read_text(folder / "tokenizer.json"),
         fingerprint=saved["fingerprint"],
         step=saved["step"],
         progress=saved["progress"],
@@ -166,10 +167,10 @@ def check_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Raises UserError, naming the first tensor, unless `weights` have the names and shapes of the model's."""
     own = {name.removeprefix("model."): tensor for name, tensor in state.model_tensors(model).items()}
     for name in [*weights, *own]:
-        there, here = (tuple(side[name].shape) if name in side else "absent" for side in (weights, own))
-        if here != there:
+        saved, built = (tuple(side[name].shape) if name in side else "absent" for side in (weights, own))
+        if built != saved:
             raise UserError(
-                f"weight {name[:200]!r} is {there} in the checkpoint and {here} in the model: configurations differ"
+                f"weight {name[:200]!r} is {saved} in the checkpoint and {built} in the model: configurations differ"
             )
         if weights[name].dtype.is_floating_point != own[name].dtype.is_floating_point:
             raise UserError(f"weight {name[:200]!r} is {weights[name].dtype} and should be {own[name].dtype}")

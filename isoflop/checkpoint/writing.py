@@ -1,4 +1,4 @@
-"""Taking and writing a checkpoint, whole or not at all."""
+"""Takes and writes a checkpoint, atomically."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -176,7 +176,7 @@ class Tokenizer:
         """The JSON that `from_json` reads. An end-of-text token with an uncommon name is marked by a field that the
         library and other readers ignore."""
         text = str(self._inner.to_str())
-        return marked(text, self.eot) if self.end_of_text else text
+        return mark_end(text, self.eot) if self.end_of_text else text
 
     # Text <-> ids
 
@@ -273,7 +273,7 @@ class NoEndOfText(UserError):
         self.problem, self.example = problem, example
 
 
-def marked(text: str, eot: int) -> str:
+def mark_end(text: str, eot: int) -> str:
     """A tokenizer.json in which the added token that ends a document is marked."""
     described = json.loads(text)
     for added in described["added_tokens"]:

@@ -1,4 +1,4 @@
-"""Import and export of weights. Reading detects the format from the path; writing reads its result back and compares.
+"""Imports and exports weights. Reading detects the format from the path; writing reads its result back and compares.
 
 formats        the formats, and which of them a configuration fits       fit     which configurations a format can hold
 anatomy        a model in the terms that all formats share               names   each format's names of our tensors
@@ -31,21 +31,23 @@ def read(path: Path, tokenizer: str = "", context: int = 0, end_of_text: str = "
 
     Args:
         tokenizer: a file with the tokenizer to use instead of the model's own: tokenizer.json, GPT-2's vocab.bpe, or
-            llama2.c's tokenizer.bin, which is also looked for next to a .bin.
+            llama2.c's tokenizer.bin. For a .bin the default is the tokenizer.bin next to it.
         context: positions to keep; 0: all, but at most 8,192 with rotary positions.
         end_of_text: the token that ends a document; "": the first of the common names, else the one that the model's
             own files name.
 
     Raises:
-        UserError: if the path does not exist, is none of these, or the model cannot be expressed with our blocks.
+        UserError: if the path does not exist or is none of these, or the model cannot be expressed with our blocks.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist; name a Hugging Face folder, a .gguf or a llama2.c .bin")
-    given = read_tokenizer_file(Path(tokenizer)) if tokenizer else ""
+
+    tokenizer_text = read_tokenizer_file(Path(tokenizer)) if tokenizer else ""
     try:
-        bundle = read_kind(path, given, context)
+        bundle = read_kind(path, tokenizer_text, context)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+
     try:
         used = Tokenizer.from_json(bundle.tokenizer, tokenizer or f"the tokenizer of {path}", end_of_text)
     except NoEndOfText as error:
@@ -55,12 +57,13 @@ def read(path: Path, tokenizer: str = "", context: int = 0, end_of_text: str = "
     ids = used.vocab_size
     if ids > bundle.config.vocab_size:
         raise UserError(
-            f"the tokenizer has {ids} ids and the model knows {bundle.config.vocab_size}: they do not belong together"
+            f"the tokenizer has {ids} ids and the model {bundle.config.vocab_size}: they do not belong together"
         )
     return bundle
 
 
 def read_kind(path: Path, tokenizer: str, context: int) -> Bundle:
+    """The model at a path, with the reader of its format."""
     if path.is_dir():
         files = sorted(path.glob("*.gguf"))
         if len(files) == 1 and not (path / "config.json").is_file():
@@ -78,6 +81,7 @@ def read_kind(path: Path, tokenizer: str, context: int) -> Bundle:
 
 
 def read_tokenizer_file(path: Path) -> str:
+    """The text of a tokenizer.json, or what another file of a tokenizer gives in that form."""
     if path.suffix == ".bin" and path.is_file():
         return read_pieces(path)
     text = read_tokenizer_text(path)
@@ -98,8 +102,8 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
         name: of the model.
 
     Returns:
-        The architecture that it was written as, and the largest difference between the logits before and after, in
-        units of the largest logit.
+        The architecture of the file, and the largest difference between the logits before and after, in units of the
+        largest logit.
 
     Raises:
         UserError: naming the block that the format cannot express; or if the model that is read back differs.
@@ -112,7 +116,7 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
 
 
 def open_to_readers(folder: Path) -> None:
-    """Give every file in a folder the mode of new files: some libraries make files that only their owner can read."""
+    """Give all files in a folder the mode of new files: some libraries create files that only their owner can read."""
     probe = folder / f".{secrets.token_hex(4)}.tmp"
     probe.touch()
     mode = probe.stat().st_mode & 0o777

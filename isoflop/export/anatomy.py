@@ -1,7 +1,7 @@
 """Anatomy: the description of a model that all file formats share.
 
-Six families of Hugging Face architectures consist of parts that isoflop has. Each is a row of FAMILIES, with everything
-that the family fixes. fit.py decides which configurations belong to a family.
+Six families of Hugging Face architectures consist of parts that isoflop has. Each is a row of FAMILIES, with all
+choices that the family fixes. fit.py decides which configurations belong to a family.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Family:
         final_norm: there is a norm before the head.
         biases: of attention and feed-forward: "always", "never" or "either" (a field of its config.json decides).
         free_width: d_ff is a field; else it is 4 d_model.
-        kv_heads: key-value heads may be fewer, and heads may have another width than d_model / heads.
+        kv_heads: there may be fewer key-value heads than heads, and heads of another width than d_model / heads.
     """
 
     norm: str
@@ -100,13 +100,16 @@ class Anatomy:
         """
         family = FAMILIES[self.family]
         if family.qk_norm and self.eps != QK_EPS:
-            raise UserError(f"{where}: {self.family} with rms_norm_eps {self.eps:g}; our QK norm has {QK_EPS:g} only")
+            raise UserError(
+                f"{where}: {self.family} with rms_norm_eps {self.eps:g}; our QK norm supports only {QK_EPS:g}"
+            )
 
         attention: dict[str, Any] = {"bias": self.attention_bias}
         if self.kv_heads != self.heads:
             attention["kv_heads"] = self.kv_heads
         if family.qk_norm:
             attention |= {"qk_norm": True, "qk_gain": True}
+
         position = Spec(family.position)
         if family.position == "rotary":
             position = Spec("rotary", base=self.base, **self.scaling.options())

@@ -14,7 +14,7 @@ from isoflop.export.fields import Fields
 from isoflop.export.fit import Limits
 from isoflop.export.names import LLAMA, Key, Names, conv_blocks, llama_blocks
 
-# Hugging Face's names of activations; the first name of each of ours is the one written
+# Hugging Face's names of activations -> ours; of several names for one of ours the first is written.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -25,7 +25,7 @@ ACTIVATIONS = {
     "relu2": "relu2",
     "linear": "identity",
 }
-GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}  # its "gelu" is the tanh form
+GPT1_ACTIVATIONS = {"gelu": "gelu_tanh", "relu": "relu", "silu": "silu", "swish": "silu"}  # its "gelu" is by tanh
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Architecture:
         cls: its language-model class.
         names: of the tensors.
         defaults: values of fields that are missing in config.json (transformers itself writes all of them).
-        activation: the field of the activation, and its value if missing.
+        activation: the field of the activation, and its default.
         activations: names of the activations.
-        read, write: config.json to an Anatomy, and the fields of config.json that are specific to this architecture
-            (the field of the activation is an argument).
+        read: (config.json's fields, family) -> Anatomy.
+        write: (Anatomy, field of the activation) -> the fields of config.json that are specific to this architecture.
     """
 
     cls: str
@@ -147,11 +147,11 @@ def read_rotary(fields: Fields, default: float) -> tuple[float, Scaling]:
     """
     theta, scaling = fields.get("rope_theta", default), UNSCALED
     for name in ("rope_scaling", "rope_parameters"):
-        stated = fields.get(name, {})
-        if not isinstance(stated, dict):
-            raise fields.wrong(name, stated, "an object")
-        kind = stated.get("rope_type", stated.get("type", "default"))
-        inner = Fields(stated, f"{fields.origin}: {name}")
+        parameters = fields.get(name, {})
+        if not isinstance(parameters, dict):
+            raise fields.wrong(name, parameters, "an object")
+        kind = parameters.get("rope_type", parameters.get("type", "default"))
+        inner = Fields(parameters, f"{fields.origin}: {name}")
 
         if kind == "llama3":
             scaling = Scaling(
@@ -161,26 +161,28 @@ def read_rotary(fields: Fields, default: float) -> tuple[float, Scaling]:
                 original=inner.size("original_max_position_embeddings"),
             )
             if scaling.factor <= 0 or not 0 < scaling.low_freq < scaling.high_freq:
-                raise UserError(f"{inner.origin} of kind 'llama3' has factors that make no sense: {str(stated)[:160]}")
+                raise UserError(f"{inner.origin} of kind 'llama3' has inconsistent factors: {str(parameters)[:160]}")
         elif kind != "default":
             raise UserError(f"{fields.origin}: {name} of kind {str(kind)[:80]!r}; ours have Llama 3's scaling or none")
-        if stated.get("partial_rotary_factor", 1.0) != 1.0:
-            raise UserError(f"{fields.origin}: partial_rotary_factor is not 1; our rotary positions rotate whole heads")
-        theta = stated.get("rope_theta", theta)
+        if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+            raise UserError(
+                f"{fields.origin}: partial_rotary_factor is not 1; our rotary positions rotate complete heads"
+            )
+        theta = parameters.get("rope_theta", theta)
     return Fields({"rope_theta": theta}, fields.origin).number("rope_theta"), scaling
 
 
 def read_activation(fields: Fields, family: str) -> str:
-    name, default = HUGGING_FACE[family].activation
-    known = HUGGING_FACE[family].activations
-    stated = fields.text(name, default)
-    if stated not in known:
-        raise UserError(f"{fields.origin}: {name} = {stated[:80]!r} is not one of {', '.join(known)}")
-    return known[stated]
+    field_name, default = HUGGING_FACE[family].activation
+    activations = HUGGING_FACE[family].activations
+    value = fields.text(field_name, default)
+    if value not in activations:
+        raise UserError(f"{fields.origin}: {field_name} = {value[:80]!r} is not one of {', '.join(activations)}")
+    return activations[value]
 
 
 def write_config(anatomy: Anatomy) -> dict[str, Any]:
-    """An Anatomy within the limits of its architecture (`limits`) as config.json."""
+    """config.json of an Anatomy within the limits of its architecture (`limits`)."""
     architecture = HUGGING_FACE[anatomy.family]
     activation = next(theirs for theirs, ours in architecture.activations.items() if ours == anatomy.activation)
     return {
@@ -194,7 +196,7 @@ def write_config(anatomy: Anatomy) -> dict[str, Any]:
 
 
 def limits() -> dict[str, Limits]:
-    """Each architecture supports the activations that it has names for, and everything else of its family."""
+    """Each architecture supports the activations for which it has names, and all other features of its family."""
     return {name: Limits(tuple(dict.fromkeys(row.activations.values()))) for name, row in HUGGING_FACE.items()}
 
 
@@ -247,9 +249,9 @@ def write_rotary(anatomy: Anatomy) -> dict[str, Any]:
             "high_freq_factor": anatomy.scaling.high_freq,
             "original_max_position_embeddings": anatomy.scaling.original,
         }
-    both = {**kind, "rope_theta": anatomy.base}
-    scaled = {"rope_scaling": both} if anatomy.scaling != UNSCALED else {}
-    return {"rope_theta": anatomy.base, **scaled, "rope_parameters": both}
+    parameters = {**kind, "rope_theta": anatomy.base}
+    scaled = {"rope_scaling": parameters} if anatomy.scaling != UNSCALED else {}
+    return {"rope_theta": anatomy.base, **scaled, "rope_parameters": parameters}
 
 
 HUGGING_FACE: dict[str, Architecture] = {

@@ -1,4 +1,4 @@
-"""A model as it is imported and exported: configuration, weights and tokenizer, independent of the format."""
+"""Bundle: an imported or exported model (configuration, weights and tokenizer), independent of the format."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,18 +26,18 @@ class Bundle:
     Attributes:
         weights: by our names, in float32, a tied head only once.
         tokenizer: the text of a tokenizer.json; "" if there is none.
-        made_of: what it was read from, in a few words: "gguf llama".
+        source: the format and architecture that it was read from: "gguf llama".
     """
 
     config: ModelConfig
     weights: dict[str, Tensor] = field(repr=False)
     tokenizer: str = field(repr=False)
-    made_of: str = ""
+    source: str = ""
 
     def model(self) -> GPT:
         """The GPT with these weights, in evaluation mode."""
         with torch.device("meta"):
-            check_buffers(GPT(self.config), self.made_of)
+            check_buffers(GPT(self.config), self.source)
         model = GPT(self.config)
         load_weights(model, self.weights)
         return model.eval()
@@ -46,7 +46,7 @@ class Bundle:
 def gather(
     anatomy: Anatomy,
     names: Names,
-    found: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...]],
     load: Callable[[str], Tensor],
     origin: str,
     context: int = 0,
@@ -54,7 +54,7 @@ def gather(
     """Configuration and weights from tensors with a format's names.
 
     Args:
-        found: name -> shape of every tensor in the file.
+        shapes: name -> shape of every tensor in the file.
         load: reads one; called only after all shapes were checked against the configuration.
         origin: the file, for messages.
         context: positions to keep; 0: all, but at most LONGEST_CONTEXT with rotary positions.
@@ -62,15 +62,17 @@ def gather(
     Raises:
         UserError: for inconsistent sizes, and tensors that are missing or unexpected.
     """
-    if anatomy.layers > len(found):
-        raise UserError(f"{origin} says {anatomy.layers} layers and has {len(found)} tensors: it is damaged")
+    if anatomy.layers > len(shapes):
+        raise UserError(f"{origin} states {anatomy.layers} layers and has {len(shapes)} tensors: it is damaged")
+
     config = anatomy.to_config(origin)
     with torch.device("meta"):
-        shapes = {name: tensor.detach() for name, tensor in weights_of(GPT(config)).items()}
-    wanted = keys(names, anatomy.layers, shapes)
-    check_shapes(to_theirs(wanted, shapes, anatomy.head_dim), found, origin)
-    sizes = {name: tensor.shape for name, tensor in shapes.items()}
-    weights = to_ours(wanted, load, sizes, anatomy.head_dim)
+        expected = {name: tensor.detach() for name, tensor in weights_of(GPT(config)).items()}
+    mapping = keys(names, anatomy.layers, expected)
+    check_shapes(to_theirs(mapping, expected, anatomy.head_dim), shapes, origin)
+
+    our_shapes = {name: tensor.shape for name, tensor in expected.items()}
+    weights = to_ours(mapping, load, our_shapes, anatomy.head_dim)
     return shorten(config, weights, context)
 
 
@@ -81,7 +83,7 @@ def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tu
         UserError: for more positions than the model has.
     """
     if context < 0 or context > config.context:
-        raise UserError(f"--context {context} is not in 1 to {config.context}, the positions that this model knows")
+        raise UserError(f"--context {context} is not in 1 to {config.context}, the context of this model")
     if not context:
         context = min(config.context, LONGEST_CONTEXT) if config.position.name == "rotary" else config.context
     table = "position.table.weight"
@@ -95,12 +97,12 @@ def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
     model lacks become ones and zeros."""
     weights = in_halves_of(bundle)
     with torch.device("meta"):
-        wanted = weights_of(GPT(anatomy.to_config("this model")))
-    full = {
+        expected = weights_of(GPT(anatomy.to_config("this model")))
+    complete = {
         name: weights[name] if name in weights else torch.full(like.shape, float(name.endswith(".weight")))
-        for name, like in wanted.items()
+        for name, like in expected.items()
     }
-    return to_theirs(keys(names, anatomy.layers, full), full, anatomy.head_dim)
+    return to_theirs(keys(names, anatomy.layers, complete), complete, anatomy.head_dim)
 
 
 def in_halves_of(bundle: Bundle) -> dict[str, Tensor]:
@@ -121,34 +123,33 @@ def weights_of(model: GPT) -> dict[str, Tensor]:
     return {name.removeprefix("model."): tensor for name, tensor in model_tensors(model).items()}
 
 
-def compare(one: Bundle, other: Bundle, context: int = 64, ends: bool = True) -> float:
+def compare(written: Bundle, read_back: Bundle, context: int = 64, ends: bool = True) -> float:
     """The largest difference between two models' logits on the same random tokens, in units of the largest logit.
 
     Args:
-        one: the model that was written; its tensors must be read back unchanged. Logits alone do not show all of them:
-            a head that is still zero hides the rest, as do rows of tokens and positions that are not used.
-        ends: compare the ids that begin and end a document too.
+        written: the model that was written; its tensors must be read back unchanged. Logits alone do not show all of
+            them: a head of zeros hides all others, and some rows of tokens and positions are not used.
+        context: tokens per sequence, at most.
+        ends: also compare the ids that begin and end a document.
 
     Raises:
         UserError: if a tensor differs, the logits differ by more than SAME, or the tokenizers encode a probe text
             differently.
     """
-    for name, tensor in in_halves_of(one).items():
-        if name not in other.weights or not torch.equal(tensor.float(), other.weights[name].float()):
-            raise UserError(
-                f"what was written does not read back as the same model: {name} is another tensor; nothing was kept"
-            )
-    rows = min(one.config.vocab_size, other.config.vocab_size)
-    tokens_BT = torch.randint(rows, (2, min(context, one.config.context)), generator=torch.Generator().manual_seed(0))
+    problem = "the export does not read back as the same model"
+    for name, tensor in in_halves_of(written).items():
+        if name not in read_back.weights or not torch.equal(tensor.float(), read_back.weights[name].float()):
+            raise UserError(f"{problem}: {name} is another tensor; nothing was kept")
+
+    rows, length = min(written.config.vocab_size, read_back.config.vocab_size), min(context, written.config.context)
+    tokens_BT = torch.randint(rows, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, logits_again = (b.model()(tokens_BT) for b in (one, other))
+        logits, logits_again = (bundle.model()(tokens_BT) for bundle in (written, read_back))
     difference = float((logits - logits_again).abs().max() / logits.abs().max().clamp(min=1.0))
     if not difference <= SAME:
-        raise UserError(
-            f"what was written does not read back as the same model: logits differ by {difference:.2g} of the largest; "
-            "nothing was kept"
-        )
-    first, again = (Tokenizer.from_json(b.tokenizer) for b in (one, other))
+        raise UserError(f"{problem}: logits differ by {difference:.2g} of the largest; nothing was kept")
+
+    first, again = (Tokenizer.from_json(bundle.tokenizer) for bundle in (written, read_back))
     if first.encode(PROBE) != again.encode(PROBE) or (ends and (first.start, first.eot) != (again.start, again.eot)):
-        raise UserError("what was written does not read back with the same tokenizer; nothing was kept")
+        raise UserError("the export does not read back with the same tokenizer; nothing was kept")
     return difference

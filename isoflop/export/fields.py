@@ -1,4 +1,4 @@
-"""Reading a header that may come from anyone: every value's type and size are checked before it is used."""
+"""Reads a header that may come from anyone: the type and size of every value are checked before it is used."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Fields:
         """Raises UserError unless the value is absent or `allowed`, for features that isoflop does not support."""
         value = self.get(name, allowed)
         if value != allowed:
-            raise UserError(f"{self.origin}: {name} = {str(value)[:80]} is something that our blocks do not do")
+            raise UserError(f"{self.origin}: {name} = {str(value)[:80]} is not supported by our blocks")
 
     def wrong(self, name: str, value: Any, wanted: str) -> UserError:
         return UserError(f"{self.origin}: {name} = {str(value)[:80]!r} is not {wanted}")

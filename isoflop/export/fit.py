@@ -1,4 +1,4 @@
-"""Decides which configurations a format can hold, what prevents the others, and the settings that would remove it.
+"""Decides which configurations a format can hold, what prevents the others, and which settings would change that.
 
 Entries are resolved, never compared by name: `swiglu` is the class Gated with silu, `banded` is Attention with a
 window, and a window that is no narrower than the context is none. For each family of a format the obstacles are
@@ -28,8 +28,8 @@ from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.registry import SLOTS, Preset, class_of, resolve
 
-# The options of each class that the families can express; any other option must have its default.
-SAYABLE: dict[type, tuple[str, ...]] = {
+# The options of each class that the families can express; all other options must have their defaults.
+EXPRESSIBLE: dict[type, tuple[str, ...]] = {
     LayerNorm: ("eps", "bias"),
     RMSNorm: ("eps", "gain"),
     Learned: (),
@@ -40,10 +40,21 @@ SAYABLE: dict[type, tuple[str, ...]] = {
     PreNorm: (),
     PostNorm: (),
 }
-# The fields of a ModelConfig that an Anatomy holds, that only matter to initialisation, or that a GPT does not use.
-HELD = ("vocab_size", "context", "layers", "d_model", "heads", "head_dim", "final_norm", "tied_head", "init", "dropout")
+# The fields of a ModelConfig that an Anatomy has, that only affect initialisation, or that a GPT does not use.
+IN_ANATOMY = (
+    "vocab_size",
+    "context",
+    "layers",
+    "d_model",
+    "heads",
+    "head_dim",
+    "final_norm",
+    "tied_head",
+    "init",
+    "dropout",
+)
 INERT = ("encoder_layers", "value_gate")  # of an encoder-decoder; of value embeddings, which are refused themselves
-ENTRY, ACTIVATION, NUMBER = 3, 2, 1  # costs: how far a change takes a model from the user's configuration
+ENTRY, ACTIVATION, NUMBER = 3, 2, 1  # costs: the distance of a change from the user's configuration
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,9 @@ class Limits:
 
     Attributes:
         activations: those that it supports, the usual one first; None: any.
-        attention_bias, mlp_bias: whether it supports them, if the family leaves the choice.
+        attention_bias, mlp_bias: whether it supports them, if they are optional in the family.
         scaling: whether rotary positions may be scaled.
-        eps, base: the only value that it supports; None: any.
+        eps, base: the only supported value; None: any.
         even_heads: heads must be d_model / heads wide.
     """
 
@@ -72,7 +83,7 @@ ANY = {name: Limits() for name in FAMILIES}  # the families without restrictions
 
 @dataclass(frozen=True)
 class Resolved:
-    """An entry of a configuration: its class and the value of every option, given or not."""
+    """An entry of a configuration: its class and the value of every option, set or default."""
 
     cls: Any
     options: Mapping[str, Any]
@@ -83,13 +94,13 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a family cannot hold a model.
+    """A reason why a family cannot hold a model.
 
     Attributes:
-        what: in the configuration, as "model.norm = none".
-        why: what the family has instead.
-        sets: the assignments that remove it.
-        cost: how far they take the model from the user's configuration.
+        what: the part of the configuration: "model.norm = none".
+        why: the family's own choice.
+        sets: the assignments that remove the obstacle.
+        cost: the distance of the result from the user's configuration.
     """
 
     what: str
@@ -107,12 +118,12 @@ def anatomy_of(config: ModelConfig, limits: Mapping[str, Limits], target: str) -
     Raises:
         UserError: naming the obstacle, and the settings with which the nearest family could hold the model.
     """
-    name, found = nearest(config, limits)
-    if found:
-        first = found[0]
+    name, obstacles = nearest(config, limits)
+    if obstacles:
+        first = obstacles[0]
         raise UserError(
-            f"{first.what} cannot be written as {target}: {first.why}; to have it, train with "
-            f"--set {' '.join(sets_of(found))}"
+            f"{first.what} cannot be written as {target}: {first.why}; for such a model, train with "
+            f"--set {' '.join(sets_of(obstacles))}"
         )
 
     family = FAMILIES[name]
@@ -146,14 +157,14 @@ def anatomy_of(config: ModelConfig, limits: Mapping[str, Limits], target: str) -
 
 def nearest(config: ModelConfig, limits: Mapping[str, Limits]) -> tuple[str, list[Obstacle]]:
     """The family that holds a model, or the nearest one, with the obstacles."""
-    found = {name: obstacles(config, name, limit) for name, limit in limits.items()}
-    name = min(found, key=lambda name: sum(one.cost for one in found[name]))
-    return name, found[name]
+    by_family = {name: obstacles_of(config, name, limit) for name, limit in limits.items()}
+    name = min(by_family, key=lambda name: sum(obstacle.cost for obstacle in by_family[name]))
+    return name, by_family[name]
 
 
-def sets_of(found: list[Obstacle]) -> list[str]:
+def sets_of(obstacles: list[Obstacle]) -> list[str]:
     """The assignments that remove all of these obstacles, each once."""
-    return list(dict.fromkeys(assignment for one in found for assignment in one.sets))
+    return list(dict.fromkeys(assignment for obstacle in obstacles for assignment in obstacle.sets))
 
 
 def would_fit(config: ModelConfig, assignments: list[str]) -> ModelConfig:
@@ -161,11 +172,11 @@ def would_fit(config: ModelConfig, assignments: list[str]) -> ModelConfig:
     return override(config, [text.removeprefix("model.") for text in assignments])
 
 
-def obstacles(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
+def obstacles_of(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
     """The obstacles for a family within the limits of a format, each with the settings that remove it."""
     family, parts = FAMILIES[name], resolved_parts(config)
 
-    found = [
+    obstacles = [
         *of_norm(config, name, limits, parts["norm"]),
         *of_position(config, name, limits, parts["position"]),
         *of_entry(config, "wiring", name, family.wiring, parts["wiring"], {}),
@@ -173,26 +184,26 @@ def obstacles(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
         *of_feed_forward(config, name, limits, parts["feed_forward"]),
     ]
     if config.final_norm != family.final_norm:
-        has = json.dumps(family.final_norm)
-        what, sets = f"model.final_norm = {config.final_norm}", (f"model.final_norm={has}",)
-        found.append(Obstacle(what, f"{name} has {has}", sets, ENTRY))
+        value = json.dumps(family.final_norm)
+        what, sets = f"model.final_norm = {config.final_norm}", (f"model.final_norm={value}",)
+        obstacles.append(Obstacle(what, f"{name} has {value}", sets, ENTRY))
     if config.layers < 1:
-        found.append(Obstacle("model.layers = 0", "it has blocks", ("model.layers=1",)))
-    found += of_heads(config, name, limits)
+        obstacles.append(Obstacle("model.layers = 0", "it has blocks", ("model.layers=1",)))
+    obstacles += of_heads(config, name, limits)
 
     for field in fields(ModelConfig):
         value = getattr(config, field.name)
-        if field.name not in (*HELD, *INERT, *SLOTS) and value != field.default:
+        if field.name not in (*IN_ANATOMY, *INERT, *SLOTS) and value != field.default:
             default = json.dumps(field.default)
-            found.append(
+            obstacles.append(
                 Obstacle(
                     f"model.{field.name} = {value}",
-                    f"{field.name} has no place in it",
+                    f"{name} has no such feature",
                     (f"model.{field.name}={default}",),
                     ENTRY,
                 )
             )
-    return found
+    return obstacles
 
 
 def of_heads(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
@@ -218,93 +229,97 @@ def of_heads(config: ModelConfig, name: str, limits: Limits) -> list[Obstacle]:
 def of_norm(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
     family = FAMILIES[name]
     wanted = QK_EPS if family.qk_norm else limits.eps
-    found = of_entry(config, "norm", name, family.norm, parts, {} if wanted is None else {"eps": wanted})
+    obstacles = of_entry(config, "norm", name, family.norm, parts, {} if wanted is None else {"eps": wanted})
     eps = parts[0].get("eps")
-    if not found and wanted is not None and eps != wanted:
+    if not obstacles and wanted is not None and eps != wanted:
         why = f"{name} has {wanted:g} there"
         if family.qk_norm:
             why = f"{name} has one eps for all norms, and QK norm's is {QK_EPS:g}"
         sets = set_options(config, "norm", parts[0].cls, {**parts[0].options, "eps": wanted})
-        found = [Obstacle(f"model.norm.eps = {eps:g}", why, sets)]
-    return found
+        obstacles = [Obstacle(f"model.norm.eps = {eps:g}", why, sets)]
+    return obstacles
 
 
 def of_position(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
-    found = of_entry(config, "position", name, FAMILIES[name].position, parts, {})
-    if found or parts[0].cls is not Rotary:
-        return found
+    obstacles = of_entry(config, "position", name, FAMILIES[name].position, parts, {})
+    if obstacles or parts[0].cls is not Rotary:
+        return obstacles
     options = dict(parts[0].options)
     if not limits.scaling and options["factor"] != 1.0:
         wanted = {**options, "factor": 1.0}
         sets = set_options(config, "position", Rotary, wanted)
-        found.append(Obstacle(f"model.position.factor = {options['factor']:g}", f"{name} scales nothing there", sets))
+        obstacles.append(
+            Obstacle(f"model.position.factor = {options['factor']:g}", f"{name} has no scaling there", sets)
+        )
     if limits.base is not None and options["base"] != limits.base:
         wanted = {**options, "base": limits.base}
         sets = set_options(config, "position", Rotary, wanted)
-        found.append(Obstacle(f"model.position.base = {options['base']:g}", f"{name} has {limits.base:g} there", sets))
-    return found
+        obstacles.append(
+            Obstacle(f"model.position.base = {options['base']:g}", f"{name} has {limits.base:g} there", sets)
+        )
+    return obstacles
 
 
 def of_attention(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
     family = FAMILIES[name]
     parts = [without_wide_window(part, config.context) for part in parts]
-    bias_there = family.biases[0] != "never" and limits.attention_bias
+    has_bias = family.biases[0] != "never" and limits.attention_bias
     wanted: dict[str, Any] = {"qk_norm": family.qk_norm, "bias": False}
     if parts and parts[0].cls is Attention:
-        known = parts[0].options
-        wanted["bias"] = known["bias"] and bias_there
-        wanted |= {option: known[option] for option in ("kv_heads", "qk_gain")}
+        options = parts[0].options
+        wanted["bias"] = options["bias"] and has_bias
+        wanted |= {option: options[option] for option in ("kv_heads", "qk_gain")}
     if not family.kv_heads:
         wanted["kv_heads"] = 0
-    found = of_entry(config, "attention", name, "full", parts, wanted)
-    if found or not parts:
-        return found
+    obstacles = of_entry(config, "attention", name, "full", parts, wanted)
+    if obstacles or not parts:
+        return obstacles
 
     sets = set_options(config, "attention", Attention, wanted)
-    known = parts[0].options
-    if known["qk_norm"] != family.qk_norm:
-        has = json.dumps(family.qk_norm)
-        what = f"model.attention.qk_norm = {json.dumps(known['qk_norm'])}"
-        found.append(Obstacle(what, f"{name}, nearest to this model, has {has}", sets, ENTRY))
-    kv_heads = known["kv_heads"] or config.heads
+    options = parts[0].options
+    if options["qk_norm"] != family.qk_norm:
+        value = json.dumps(family.qk_norm)
+        what = f"model.attention.qk_norm = {json.dumps(options['qk_norm'])}"
+        obstacles.append(Obstacle(what, f"{name}, nearest to this model, has {value}", sets, ENTRY))
+    kv_heads = options["kv_heads"] or config.heads
     if not family.kv_heads and kv_heads != config.heads:
-        found.append(Obstacle(f"model.attention.kv_heads = {kv_heads}", f"{name} has as many as heads", sets))
-    if known["bias"] and not bias_there:
-        found.append(Obstacle("model.attention.bias = true", f"{name} has no biases there", sets))
-    return found
+        obstacles.append(Obstacle(f"model.attention.kv_heads = {kv_heads}", f"{name} has as many as heads", sets))
+    if options["bias"] and not has_bias:
+        obstacles.append(Obstacle("model.attention.bias = true", f"{name} has no biases there", sets))
+    return obstacles
 
 
 def of_feed_forward(config: ModelConfig, name: str, limits: Limits, parts: list[Resolved]) -> list[Obstacle]:
     family = FAMILIES[name]
     cls = class_of(SLOTS["feed_forward"][family.feed_forward])
-    bias_there = family.biases[1] != "never" and limits.mlp_bias
-    known = dict(parts[0].options) if parts else {}
-    said = known.get("activation")
+    has_bias = family.biases[1] != "never" and limits.mlp_bias
+    options = dict(parts[0].options) if parts else {}
+    own_activation = options.get("activation")
     allowed = limits.activations
-    activation = allowed[0] if allowed and said not in allowed else said
-    wanted = {option: known[option] for option in SAYABLE[cls] if option in known} if known else {}
+    activation = allowed[0] if allowed and own_activation not in allowed else own_activation
+    wanted = {option: options[option] for option in EXPRESSIBLE[cls] if option in options} if options else {}
     if not parts or parts[0].cls is not cls:
-        wanted = {}  # widths of another kind of branch are not comparable
-    wanted |= {"bias": bool(known.get("bias")) and bias_there}
+        wanted = {}  # the widths of another kind of branch are not comparable
+    wanted |= {"bias": bool(options.get("bias")) and has_bias}
     if activation is not None:
         wanted["activation"] = activation
     if not family.free_width:
         wanted |= {"ratio": 4.0, "d_ff": 0}
-    found = of_entry(config, "feed_forward", name, family.feed_forward, parts, wanted)
-    if found or not parts:
-        return found
+    obstacles = of_entry(config, "feed_forward", name, family.feed_forward, parts, wanted)
+    if obstacles or not parts:
+        return obstacles
 
     sets = set_options(config, "feed_forward", cls, wanted)
     if not family.free_width:
-        d_ff = hidden_width(config.d_model, known["ratio"], known["d_ff"])
+        d_ff = hidden_width(config.d_model, options["ratio"], options["d_ff"])
         if d_ff != 4 * config.d_model:
-            found.append(Obstacle(f"model.feed_forward.d_ff = {d_ff}", f"{name} has 4 d_model", sets))
-    if allowed and said not in allowed:
+            obstacles.append(Obstacle(f"model.feed_forward.d_ff = {d_ff}", f"{name} has 4 d_model", sets))
+    if allowed and own_activation not in allowed:
         why = f"{name} has {' or '.join(allowed)}"
-        found.append(Obstacle(f"model.feed_forward.activation = {said}", why, sets, ACTIVATION))
-    if known["bias"] and not bias_there:
-        found.append(Obstacle("model.feed_forward.bias = true", f"{name} has no biases there", sets))
-    return found
+        obstacles.append(Obstacle(f"model.feed_forward.activation = {own_activation}", why, sets, ACTIVATION))
+    if options["bias"] and not has_bias:
+        obstacles.append(Obstacle("model.feed_forward.bias = true", f"{name} has no biases there", sets))
+    return obstacles
 
 
 def of_entry(
@@ -318,9 +333,9 @@ def of_entry(
         return [Obstacle(what, f"{name}, nearest to this model, has {entry}", sets, ENTRY)]
     defaults = resolve_entry(slot, Spec(entry))[0].options
     for option, value in parts[0].options.items() if parts else ():
-        if option not in SAYABLE[cls] and value != defaults[option]:
+        if option not in EXPRESSIBLE[cls] and value != defaults[option]:
             sets = set_options(config, slot, cls, wanted, anew=True)
-            return [Obstacle(f"model.{slot}.{option} = {value}", f"{option} has no place in {name}", sets, ENTRY)]
+            return [Obstacle(f"model.{slot}.{option} = {value}", f"{name} has no such option", sets, ENTRY)]
     return []
 
 
@@ -330,18 +345,18 @@ def set_options(
     """Assignments after which a slot has this class with these options.
 
     Args:
-        anew: start with the entry's name, whatever the options are now.
+        anew: start with the entry's name, without the present options.
     """
     spec = getattr(config, slot)
     entry = resolve(SLOTS[slot], spec.name, f"model.{slot}")
     fixed = entry.keywords if isinstance(entry, partial) and not isinstance(entry, Preset) else {}
-    plain = next(name for name, known in SLOTS[slot].items() if known is cls)
-    now = resolve_entry(slot, spec)[0]
+    plain = next(name for name, candidate in SLOTS[slot].items() if candidate is cls)
+    present = resolve_entry(slot, spec)[0]
     if anew or class_of(entry) is not cls or any(fixed.get(option, value) != value for option, value in wanted.items()):
-        sets, now = [f"model.{slot}={plain}"], resolve_entry(slot, Spec(plain))[0]
+        sets, present = [f"model.{slot}={plain}"], resolve_entry(slot, Spec(plain))[0]
     else:
         sets = []
-    changed = [(option, value) for option, value in wanted.items() if now.get(option) != value]
+    changed = [(option, value) for option, value in wanted.items() if present.get(option) != value]
     return (*sets, *(f"model.{slot}.{option}={json.dumps(value)}".replace('"', "") for option, value in changed))
 
 
@@ -351,7 +366,7 @@ def resolved_parts(config: ModelConfig) -> dict[str, list[Resolved]]:
 
 
 def resolve_entry(slot: str, spec: Spec, layers: int = 1) -> list[Resolved]:
-    """An entry with the value of every option, given or default, for each of `layers` layers.
+    """An entry with the value of every option, set or default, for each of `layers` layers.
 
     Raises:
         UserError: for an entry that does not exist.
@@ -361,13 +376,13 @@ def resolve_entry(slot: str, spec: Spec, layers: int = 1) -> list[Resolved]:
     if class_of(entry) is not ByDepth:
         return [Resolved(class_of(entry), options)] * layers
     pattern = options["pattern"]
-    chosen = [Spec.from_plain(pattern[layer % len(pattern)], f"model.{slot}.pattern") for layer in range(layers)]
-    return [resolve_entry(slot, one)[0] for one in chosen]
+    specs = [Spec.from_plain(pattern[layer % len(pattern)], f"model.{slot}.pattern") for layer in range(layers)]
+    return [resolve_entry(slot, spec)[0] for spec in specs]
 
 
 @cache
 def defaults_of(entry: Any) -> dict[str, Any]:
-    """Every option of an entry that has a default."""
+    """The options of an entry with their defaults."""
     parameters = inspect.signature(entry).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 

@@ -1,6 +1,6 @@
 """FORMATS: the export formats, and which of them a configuration fits.
 
-To add one, add a line here; help, errors and the line of the plan follow from it.
+To add one, add a line here; help, errors and the plan's line on exports follow from it.
 """
 
 import json
@@ -23,10 +23,11 @@ class Format:
 
     Attributes:
         words: its description, for help.
-        limits: what it can express of each family.
-        tokenizer: why it cannot hold a tokenizer.json; "" if it can.
-        write: (bundle, existing empty folder, name) -> the architecture; raises UserError for what it cannot express.
-        read: (folder, positions) -> what was written.
+        limits: its restrictions for each family.
+        tokenizer: the reason why it cannot hold a tokenizer.json; "" if it can.
+        write: (bundle, existing empty folder, name) -> the architecture; raises UserError for a model that the format
+            cannot express.
+        read: (folder, positions) -> the bundle.
         ends: it records which tokens begin and end a document; else its readers assume them.
     """
 
@@ -97,9 +98,9 @@ class Outlook:
     """Whether a model can be written in a format.
 
     Attributes:
-        architecture: the one that it is written as; the nearest one if it cannot be written.
-        sets: assignments that would make its configuration possible; empty if it is.
-        tokenizer: why the format cannot hold its tokenizer; "" if it can.
+        architecture: the one in which it is written; if it cannot be written, the nearest one.
+        sets: assignments that would make its configuration possible; empty if it is possible.
+        tokenizer: the reason why the format cannot hold its tokenizer; "" if it can.
     """
 
     architecture: str

@@ -21,7 +21,7 @@ from isoflop.export.fields import Fields
 from isoflop.export.fit import Limits, anatomy_of
 from isoflop.export.gguf_file import Stored, load, mapped, need_package, read_header, same
 from isoflop.export.gguf_tokenizer import read_tokenizer, tokenizer_values
-from isoflop.export.names import GGUF_WHOLE, QKV, Key, Names, gguf_blocks
+from isoflop.export.names import GGUF_OUTSIDE, QKV, Key, Names, gguf_blocks
 from isoflop.export.rope import TENSOR as ROPE_FACTORS
 from isoflop.export.rope import factors, scaling_of
 
@@ -30,7 +30,7 @@ FILE_NAME = "model.gguf"
 HEAD, TABLE = "output.weight", "token_embd.weight"
 
 # xIELU (Huang and Schlag 2024, 2411.13010) is p x^2 + b x above 0 and n (exp(x) - 1 - x) + b x below. llama.cpp applies
-# log(1 + exp(.)) to the stored p and n and adds b to n: these make p = 1 and b = n = 0, which is squared ReLU.
+# log(1 + exp(.)) to the stored p and n and adds b to n: these values give p = 1 and b = n = 0, which is squared ReLU.
 XIELU = {"alpha_p": math.log(math.e - 1.0), "alpha_n": -1000.0, "beta": 0.0, "eps": -1e-6}
 SAME = 1e-6  # of p, n and b in a file that is read
 
@@ -45,7 +45,7 @@ class Architecture:
 
     Attributes:
         xielu: its activation is xIELU.
-        own_head: a tied head is written twice, since llama.cpp does not use the embedding in its place.
+        own_head: a tied head is written twice, since llama.cpp does not use the embedding as the head.
     """
 
     names: Names
@@ -54,18 +54,19 @@ class Architecture:
     own_head: bool = False
 
 
-def named(turned: bool) -> Names:
-    return Names("blk.{n}.", GGUF_WHOLE, gguf_blocks(turned=turned))
+def names_of(turned: bool) -> Names:
+    """The names of an architecture like llama; `turned`: see names.Key."""
+    return Names("blk.{n}.", GGUF_OUTSIDE, gguf_blocks(turned=turned))
 
 
 GGUF: dict[str, Architecture] = {
-    "llama": Architecture(named(turned=True), Limits(("silu",))),
-    "qwen3": Architecture(named(turned=False), Limits(("silu",), attention_bias=False, scaling=False)),
+    "llama": Architecture(names_of(turned=True), Limits(("silu",))),
+    "qwen3": Architecture(names_of(turned=False), Limits(("silu",), attention_bias=False, scaling=False)),
     "gpt2": Architecture(
-        Names("blk.{n}.", GGUF_WHOLE, (Key("attn_qkv", QKV), *gguf_blocks(turned=False)[3:])), Limits(("gelu_tanh",))
+        Names("blk.{n}.", GGUF_OUTSIDE, (Key("attn_qkv", QKV), *gguf_blocks(turned=False)[3:])), Limits(("gelu_tanh",))
     ),
-    "arcee": Architecture(named(turned=True), Limits(("relu2",), attention_bias=False, mlp_bias=False)),
-    "apertus": Architecture(named(turned=False), Limits(("relu2",)), xielu=True, own_head=True),
+    "arcee": Architecture(names_of(turned=True), Limits(("relu2",), attention_bias=False, mlp_bias=False)),
+    "apertus": Architecture(names_of(turned=False), Limits(("relu2",)), xielu=True, own_head=True),
 }
 
 
@@ -77,7 +78,7 @@ def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     """The model in a GGUF file.
 
     Args:
-        tokenizer: a tokenizer's text to use in place of the one in the file.
+        tokenizer: the text of a tokenizer to use instead of the one in the file.
         context: see bundle.gather.
 
     Raises:
@@ -94,8 +95,8 @@ def read_gguf(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
             anatomy = replace(anatomy, tied=True)
             stored = {name: tensor for name, tensor in stored.items() if name != HEAD}
         if ROPE_FACTORS in stored and is_rotary(anatomy.family):
-            found = load(data, stored[ROPE_FACTORS], str(path))
-            anatomy = replace(anatomy, scaling=read_scaling(fields, anatomy, found))
+            factors_F = load(data, stored[ROPE_FACTORS], str(path))
+            anatomy = replace(anatomy, scaling=read_scaling(fields, anatomy, factors_F))
             stored = {name: tensor for name, tensor in stored.items() if name != ROPE_FACTORS}
 
         shapes = {name: tensor.shape for name, tensor in stored.items()}
@@ -129,12 +130,14 @@ def read_metadata(fields: Fields, stored: dict[str, Stored]) -> Anatomy:
         raise UserError(f"{fields.origin}: {heads} heads, {kv_heads} for keys, do not fit a width of {d_model}")
     if TABLE not in stored:
         raise UserError(f"{fields.origin} has no tensor {TABLE!r}")
+
     rotary, row = is_rotary(family), GGUF[family]
     if rotary:
         fields.refuse_unless(key("rope.dimension_count"), head_dim)
     if row.xielu:
         require_squared_relu(fields)
     norm = "attention.layer_norm_rms_epsilon" if rotary else "attention.layer_norm_epsilon"
+
     return Anatomy(
         family=family,
         vocab_size=stored[TABLE].shape[0],
@@ -161,7 +164,7 @@ def may_have_mlp_bias(family: str) -> bool:
 def require_squared_relu(fields: Fields) -> None:
     """Raises UserError unless xIELU is squared ReLU in every layer, the only case that isoflop supports."""
     for name, wanted in (("alpha_p", 1.0), ("alpha_n", 0.0), ("beta", 0.0)):
-        value = fields.get(f"xielu.{name}")  # one number for all layers, or one for each
+        value = fields.get(f"xielu.{name}")  # one number for all layers, or one per layer
         numbers = value if isinstance(value, list) and value else [value]
         if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in numbers):
             raise fields.wrong(f"xielu.{name}", value, "numbers")
@@ -179,15 +182,15 @@ def softplus(value: float) -> float:
     return value if value > 20.0 else math.log1p(math.exp(value))
 
 
-def read_scaling(fields: Fields, anatomy: Anatomy, found: Tensor) -> Scaling:
-    """The scaling that gives the factors in a file, by the numbers next to them if isoflop wrote it."""
+def read_scaling(fields: Fields, anatomy: Anatomy, factors_F: Tensor) -> Scaling:
+    """The scaling that gives the factors in a file; from the numbers next to them if isoflop wrote the file."""
     stated = None
     if ORIGINAL in fields.values:
         numbers = {name: fields.number(key) for name, key in SCALING.items()}
         stated = Scaling(**numbers, original=fields.size(ORIGINAL))
         if not 0 < stated.low_freq < stated.high_freq or stated.factor <= 0:
-            raise UserError(f"{fields.origin}: {SCALING['factor']} and those next to it make no sense")
-    return scaling_of(found, anatomy.head_dim, anatomy.base, stated, fields.origin)
+            raise UserError(f"{fields.origin}: {SCALING['factor']} and the numbers next to it are inconsistent")
+    return scaling_of(factors_F, anatomy.head_dim, anatomy.base, stated, fields.origin)
 
 
 def is_rotary(family: str) -> bool:
@@ -215,9 +218,9 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
     anatomy = anatomy_of(bundle.config, limits(), TITLE)
     family, row = anatomy.family, GGUF[anatomy.family]
     package = need_package("GGUF is written by the gguf package")
-    described = tokenizer_values(bundle.tokenizer, bundle.config.vocab_size)
+    tokenizer = tokenizer_values(bundle.tokenizer, bundle.config.vocab_size)
 
-    # the header
+    # The header.
     writer = package.GGUFWriter(folder / FILE_NAME, family)
     writer.add_name(name)
     writer.add_file_type(package.LlamaFileType.ALL_F32)
@@ -243,9 +246,9 @@ def write_gguf(bundle: Bundle, folder: Path, name: str) -> str:
         for number, key in SCALING.items():
             writer.add_float64(key, getattr(anatomy.scaling, number))
         writer.add_uint32(ORIGINAL, anatomy.scaling.original)
-    described.add_to(writer)
+    tokenizer.add_to(writer)
 
-    # the tensors
+    # The tensors.
     for tensor_name, tensor in all_tensors(bundle, anatomy).items():
         writer.add_tensor(tensor_name, tensor.numpy())
     writer.write_header_to_file()

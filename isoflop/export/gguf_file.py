@@ -1,8 +1,8 @@
 """The GGUF file format: a header of typed values, then tensors, possibly quantised.
 
-The `gguf` package's own reader trusts every length in a file, so that a false one costs unbounded time and memory. The
-header is therefore parsed here, with each length checked against the rest of the file. The package dequantises, and
-writes.
+The reader of the `gguf` package trusts every length in a file, so that a false one costs unbounded time and memory. The
+header is therefore parsed here, with each length checked against the remainder of the file. The package dequantises
+and writes.
 """
 
 import math
@@ -52,14 +52,14 @@ def mapped(path: Path) -> Iterator[mmap.mmap]:
 
 
 class Cursor:
-    """Reads values in order, never past the end."""
+    """Reads values in order, never beyond the end of the file."""
 
     def __init__(self, data: mmap.mmap, origin: str) -> None:
         self.data, self.origin, self.at = data, origin, 0
 
     def take(self, count: int) -> bytes:
         if count < 0 or count > len(self.data) - self.at:
-            raise UserError(f"{self.origin} is damaged: at byte {self.at:,} it states more than it holds")
+            raise UserError(f"{self.origin} is damaged: at byte {self.at:,} it states more than its size allows")
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -80,8 +80,8 @@ class Cursor:
         if kind in SCALARS:
             size = struct.calcsize(f"<{SCALARS[kind]}")
             return [item[0] for item in struct.iter_unpack(f"<{SCALARS[kind]}", self.take(count * size))]
-        if count > len(self.data) - self.at:  # each takes at least a byte
-            self.take(count)
+        if count > len(self.data) - self.at:  # each item takes at least a byte
+            self.take(count)  # raises the error
         return [self.value(kind, nested=True) for _ in range(count)]
 
 
@@ -89,7 +89,7 @@ def read_header(data: mmap.mmap, origin: str) -> tuple[dict[str, Any], dict[str,
     """Metadata, and the tensors by name.
 
     Raises:
-        UserError: if it is not a GGUF file, or states more than the file holds.
+        UserError: if it is not a GGUF file, or states more than its size allows.
     """
     cursor = Cursor(data, origin)
     if data[:4] != MAGIC:
@@ -119,12 +119,17 @@ def read_header(data: mmap.mmap, origin: str) -> tuple[dict[str, Any], dict[str,
     for name, shape, kind, offset in headed:
         size = bytes_of(shape, kind, f"{origin}: tensor {name[:80]!r}")
         if name in stored or begin + offset + size > len(data):
-            raise UserError(f"{origin} is damaged: tensor {name[:80]!r} is there twice or reaches past its end")
+            raise UserError(f"{origin} is damaged: tensor {name[:80]!r} occurs twice or ends beyond the file")
         stored[name] = Stored(shape, kind, begin + offset, size)
     return values, stored
 
 
 def bytes_of(shape: tuple[int, ...], kind: int, what: str) -> int:
+    """The size of a tensor of this shape and type; `what`: its name in messages.
+
+    Raises:
+        UserError: for a type that the gguf package does not know, and rows that do not fit its blocks.
+    """
     if kind in (F32, F16, BF16):
         return math.prod(shape) * (4 if kind == F32 else 2)
     package = need_package(f"{what} is quantised")
@@ -149,16 +154,22 @@ def load(data: mmap.mmap, tensor: Stored, origin: str) -> Tensor:
     try:
         values = package.dequantize(rows, kind)
     except (NotImplementedError, ValueError) as error:
-        raise UserError(f"{origin}: quantisation {kind.name} cannot be undone ({str(error)[:80]})") from None
+        raise UserError(f"{origin}: {kind.name} tensors cannot be dequantised ({str(error)[:80]})") from None
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).view(tensor.shape)
 
 
-def same(data: mmap.mmap, stored: dict[str, Stored], one: str, other: str) -> bool:
-    a, b = stored.get(one), stored.get(other)
+def same(data: mmap.mmap, stored: dict[str, Stored], first: str, second: str) -> bool:
+    """Whether two tensors exist and have the same bytes."""
+    a, b = stored.get(first), stored.get(second)
     return a is not None and b is not None and data[a.start : a.start + a.bytes] == data[b.start : b.start + b.bytes]
 
 
 def need_package(why: str) -> Any:
+    """The gguf package.
+
+    Raises:
+        UserError: if it is not installed; `why` it is needed.
+    """
     try:
         return import_module("gguf")
     except ImportError:

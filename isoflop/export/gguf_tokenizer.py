@@ -21,20 +21,21 @@ from isoflop.export.vocabulary import (
 )
 
 NO_MERGES = "a tokenizer without merges, which llama.cpp does not load"
-# The token that ends a document if it has an uncommon name: "eos" may be the end of a turn in a conversation.
+# The key of the token that ends a document, if it has an uncommon name: "eos" may be the end of a turn in a
+# conversation.
 END_OF_TEXT = "isoflop.end_of_text_token_id"
 
 
 def read_tokenizer(fields: Fields) -> str:
     """The tokenizer in the header as JSON, with its end-of-text token marked if that has an uncommon name."""
     text = read_pieces(fields)
-    if (own := fields.get(END_OF_TEXT, None)) is None:
+    if (end_of_text := fields.get(END_OF_TEXT, None)) is None:
         end = fields.get("tokenizer.ggml.eos_token_id", None)
         return with_end_of_text(text, end if isinstance(end, int) else None)
     pieces = fields.list_of("tokenizer.ggml.tokens", str)
-    if not isinstance(own, int) or not 0 <= own < len(pieces):
-        raise fields.wrong(END_OF_TEXT, own, "the id of a token")
-    return Tokenizer.from_json(text, fields.origin, pieces[own]).to_json()
+    if not isinstance(end_of_text, int) or not 0 <= end_of_text < len(pieces):
+        raise fields.wrong(END_OF_TEXT, end_of_text, "the id of a token")
+    return Tokenizer.from_json(text, fields.origin, pieces[end_of_text]).to_json()
 
 
 def read_pieces(fields: Fields) -> str:
@@ -54,7 +55,7 @@ def read_pieces(fields: Fields) -> str:
 
     if kind == "llama":
         if not fields.flag("tokenizer.ggml.add_space_prefix", True):
-            raise UserError(f"{fields.origin}: its tokenizer puts no space ahead of a text, which ours of that kind do")
+            raise UserError(f"{fields.origin}: its tokenizer adds no space before a text, as isoflop's of that kind do")
         scores = fields.list_of("tokenizer.ggml.scores", float)
         if len(scores) < len(pieces):
             raise UserError(f"{fields.origin}: its tokenizer has {len(pieces)} tokens and {len(scores)} scores")
@@ -73,7 +74,7 @@ def read_pieces(fields: Fields) -> str:
 
 @dataclass(frozen=True)
 class TokenizerValues:
-    """A tokenizer's values in the header. There are as many `pieces` as the model has rows."""
+    """The values of a tokenizer in the header. There are as many `pieces` as the model has rows."""
 
     model: str
     cut: str

@@ -1,6 +1,6 @@
 """Hugging Face folders: config.json, safetensors (one file or sharded) and the tokenizer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from isoflop.data.tokenizer import Tokenizer, marked, with_end_of_text
+from isoflop.data.tokenizer import Tokenizer, mark_end, with_end_of_text
 from isoflop.errors import UserError
 from isoflop.export.architectures import HUGGING_FACE, limits, read_config, write_config
 from isoflop.export.bundle import Bundle, gather, spread
@@ -34,17 +34,19 @@ def read_folder(folder: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     """
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
     anatomy = read_config(fields)
-    found, load = open_weights(folder)
+    stored_shapes, load = open_weights(folder)
     names = HUGGING_FACE[anatomy.family].names
-    given = {name: theirs(name, found, names.optional_prefix) for name in found}
+
+    full_names = {stored: full_name(stored, stored_shapes, names.optional_prefix) for stored in stored_shapes}
     heads = {"lm_head.weight"} if anatomy.tied else set()
-    kept = {
+    stored_names = {
         name: stored
-        for stored, name in given.items()
+        for stored, name in full_names.items()
         if name not in heads and not any(name.endswith(ending) for ending in names.ignored)
     }
-    shapes = {name: found[stored] for name, stored in kept.items()}
-    config, weights = gather(anatomy, names, shapes, lambda name: load(kept[name]), str(folder), context)
+    shapes = {name: stored_shapes[stored] for name, stored in stored_names.items()}
+    config, weights = gather(anatomy, names, shapes, lambda name: load(stored_names[name]), str(folder), context)
+
     text = tokenizer or with_end_of_text(read_tokenizer(folder), end_of_text(folder, fields))
     return Bundle(config, weights, text, f"hugging face {anatomy.family}")
 
@@ -61,10 +63,10 @@ def end_of_text(folder: Path, fields: Fields) -> str | int | None:
     return number if isinstance(number, int) else None
 
 
-def theirs(name: str, found: dict[str, tuple[int, ...]], prefix: str) -> str:
+def full_name(stored: str, names: Iterable[str], prefix: str) -> str:
     """The full name of a tensor: OpenAI's own files omit the prefix."""
-    bare = prefix and not any(other.startswith(prefix) for other in found)
-    return prefix + name if bare and not name.startswith("lm_head.") else name
+    lacks_prefix = prefix and not any(name.startswith(prefix) for name in names)
+    return prefix + stored if lacks_prefix and not stored.startswith("lm_head.") else stored
 
 
 def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]:
@@ -83,33 +85,33 @@ def open_weights(folder: Path) -> tuple[dict[str, tuple[int, ...]], Callable[[st
         files = ["model.safetensors"]
     elif pickled := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
         raise UserError(
-            f"{pickled[0]} is a pickle, which isoflop never opens, and there is no model.safetensors beside it; "
+            f"{pickled[0]} is a pickle, which isoflop never opens, and there is no model.safetensors next to it; "
             "save the model as safetensors first"
         )
     else:
         raise UserError(f"{folder} has no model.safetensors")
 
-    found: dict[str, tuple[int, ...]] = {}
-    where: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    paths: dict[str, Path] = {}
     for file in files:
         if not (folder / file).is_file():
-            raise UserError(f"{folder / file} is missing, or is no file")
+            raise UserError(f"{folder / file} is missing or not a file")
         with opened(folder / file) as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 part = tensors.get_slice(name)
                 if part.get_dtype() not in DTYPES:
                     raise UserError(
-                        f"{folder / file}: {name[:200]!r} is {part.get_dtype()}; read are {', '.join(DTYPES)}"
+                        f"{folder / file}: {name[:200]!r} is {part.get_dtype()}; supported are {', '.join(DTYPES)}"
                     )
-                if name in found:
+                if name in shapes:
                     raise UserError(f"{folder} has {name[:200]!r} in two files")
-                found[name], where[name] = tuple(part.get_shape()), folder / file
+                shapes[name], paths[name] = tuple(part.get_shape()), folder / file
 
     def load(name: str) -> Tensor:
-        with opened(where[name]) as tensors:
+        with opened(paths[name]) as tensors:
             return tensors.get_tensor(name)
 
-    return found, load
+    return shapes, load
 
 
 class opened:
@@ -154,12 +156,12 @@ def write_folder(bundle: Bundle, folder: Path) -> str:
     config = write_config(anatomy)
     start, eos = token(tokenizer, tokenizer.start), token(tokenizer, tokenizer.eot)
     ids = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.eot}
-    begun = starting(bundle.tokenizer, start, tokenizer.start)
+    tokenizer_text = starting(bundle.tokenizer, start, tokenizer.start)
     texts = {
-        # the padding token is the end of text, which would get no gradient if the model's configuration named it
+        # The padding token is the end of text, which would get no gradient if the model's configuration named it.
         "config.json": to_json({**config, **ids, "pad_token_id": None}),
         "generation_config.json": to_json({**ids, "pad_token_id": tokenizer.eot}),
-        "tokenizer.json": marked(begun, tokenizer.eot) if tokenizer.end_of_text else begun,
+        "tokenizer.json": mark_end(tokenizer_text, tokenizer.eot) if tokenizer.end_of_text else tokenizer_text,
         "tokenizer_config.json": to_json(
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",

@@ -53,14 +53,14 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     """The model of a llama2.c .bin.
 
     Args:
-        tokenizer: its tokenizer's text as JSON (see `read_pieces`).
+        tokenizer: the text of its tokenizer as JSON (see `read_pieces`).
         context: see bundle.gather.
 
     Raises:
         UserError: if the file's size is not the one that its header gives.
     """
     if not tokenizer:
-        raise UserError(f"{path} has no tokenizer in it; name one: --tokenizer tokenizer.bin")
+        raise UserError(f"{path} does not contain a tokenizer; name one: --tokenizer tokenizer.bin")
 
     anatomy = read_header(path)
     layers, D = anatomy.layers, anatomy.d_model
@@ -72,9 +72,9 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         places[f"{name}.weight"] = (offset, shape)
         offset += 4 * math.prod(shape)
 
-    found = path.stat().st_size
-    if found < 4 * layers * 2 * D:  # before a false header can create that many names
-        raise wrong_size(path, found)
+    size = path.stat().st_size
+    if size < 4 * layers * 2 * D:  # before a false header can create that many names
+        raise wrong_size(path, size)
     place("embedding", (anatomy.vocab_size, D))
     for name, shape in in_blocks(anatomy):
         for n in range(layers):
@@ -83,8 +83,8 @@ def read_bin(path: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     offset += 4 * anatomy.context * anatomy.head_dim  # cosines and sines
     if not anatomy.tied:
         place("head", (anatomy.vocab_size, D))
-    if found != offset:
-        raise wrong_size(path, found, offset)
+    if size != offset:
+        raise wrong_size(path, size, offset)
 
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
 
@@ -130,7 +130,9 @@ def read_header(path: Path) -> Anatomy:
     fields = Fields({**header, "vocab_size": abs(header["vocab_size"])}, f"{path} (read as llama2.c's)")
     D, heads, kv_heads = (fields.size(name) for name in ("dim", "n_heads", "n_kv_heads"))
     if D % heads or heads % kv_heads or D // heads % 2:
-        raise UserError(f"{fields.origin}: {D} wide with {heads} heads, {kv_heads} for keys, is not a llama2.c model")
+        raise UserError(
+            f"{fields.origin}: d_model {D} with {heads} heads and {kv_heads} key-value heads is not a llama2.c model"
+        )
 
     return Anatomy(
         family="llama",
@@ -149,9 +151,9 @@ def read_header(path: Path) -> Anatomy:
     )
 
 
-def wrong_size(path: Path, found: int, wanted: int | None = None) -> UserError:
-    reason = f"its header gives {wanted:,}" if wanted else "that is too few for its header"
-    return UserError(f"{path} is not a llama2.c model: it has {found:,} bytes and {reason}")
+def wrong_size(path: Path, size: int, expected: int | None = None) -> UserError:
+    reason = f"its header gives {expected:,}" if expected else "that is too few for its header"
+    return UserError(f"{path} is not a llama2.c model: it has {size:,} bytes and {reason}")
 
 
 def read_pieces(path: Path) -> str:
@@ -163,7 +165,8 @@ def read_pieces(path: Path) -> str:
     data = read_bytes(path)
     pieces: list[str] = []
     scores: list[float] = []
-    offset = 4  # the longest piece's length, which nothing here needs
+    offset = 4  # after the length of the longest piece, which is not needed
+
     try:
         while offset < len(data):
             score, length = struct.unpack_from("<fi", data, offset)
@@ -175,6 +178,7 @@ def read_pieces(path: Path) -> str:
             offset += length
     except (struct.error, ValueError) as error:
         raise UserError(f"{path} is not a llama2.c tokenizer ({error})") from None
+
     if len(pieces) < 259 or pieces[3] != "<0x00>":
         raise UserError(f"{path} is not a llama2.c tokenizer: pieces 3 to 258 are not the bytes")
     pieces[BEGIN] = "<s>"
@@ -191,7 +195,7 @@ def write_llama2c(bundle: Bundle, folder: Path) -> str:
     Raises:
         UserError: naming the block, or the tokenizer, that llama2.c does not support.
     """
-    require_sentencepiece(bundle.tokenizer)  # first: no other setting helps a run without one
+    require_sentencepiece(bundle.tokenizer)  # first: without it no change of the configuration helps
     anatomy = anatomy_of(bundle.config, LIMITS, TITLE)
     pieces = pieces_of(bundle.tokenizer, anatomy.vocab_size)
     tensors = spread(bundle, anatomy, LLAMA2C)
@@ -216,7 +220,7 @@ def require_sentencepiece(text: str) -> None:
     model = json.loads(text)["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise UserError(
-            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one cuts "
+            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one splits "
             "text before it merges; export --to gguf, or train with one of that kind: --set data.tokenizer=FILE"
         )
 
@@ -243,7 +247,7 @@ def pieces_of(text: str, rows: int) -> bytes:
     special = {token["content"] for token in described.get("added_tokens") or [] if token["special"]}
     written, longest = [], 1
     for piece in ordered:
-        # text must not produce a special piece: begin and end of a document are between line ends, as in its own files
+        # Text must not give a special piece: begin and end of a document are between line ends, as in its own files.
         spelt = f"\n{piece}\n" if piece in special and piece != "<unk>" else piece.replace(SPACE, " ")
         raw = spelt.encode()
         longest = max(longest, len(raw))

@@ -1,12 +1,12 @@
 """Key maps: the names of our tensors in each format, and their layouts.
 
-A Key is one tensor of theirs, and the one or more of ours whose rows it stacks. Two layouts differ from ours:
+A Key is one tensor of a format, and our tensors whose rows it stacks. Two layouts differ from ours:
 
     transposed      GPT-1's and GPT-2's Hugging Face weights are (in, out): y = x W
     turned          rows of q and k are in pairs (0, 1), (2, 3), ... for interleaved rotary positions, as in GGUF
                     and llama2.c; ours and Hugging Face's are in halves (0, K/2), (1, K/2 + 1), ...
 
-A table lists all tensors that a family may have; those that a model lacks (a bias, a tied head) are left out.
+A table lists all tensors that a family may have; those that a model lacks (a bias, a tied head) are omitted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,8 +22,8 @@ QKV = ("attention.q", "attention.k", "attention.v")
 
 @dataclass(frozen=True)
 class Key:
-    """Their name, ours, and the layout. In the tables, names of a block lack its prefix, and one key stands for
-    `.weight` and `.bias`."""
+    """The name in the format, our names, and the layout. In the tables, names of a block lack its prefix, and one key
+    stands for `.weight` and `.bias`."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -36,15 +36,15 @@ class Names:
     """The names of one format and family.
 
     Attributes:
-        block: their prefix of block n, with {n}.
-        whole: keys outside the blocks.
+        block: the format's prefix of block n, with {n}.
+        outside: keys outside the blocks.
         blocks: keys of one block.
         optional_prefix: a prefix that some files of this family omit.
         ignored: endings of names of tensors that are not parameters.
     """
 
     block: str
-    whole: tuple[Key, ...]
+    outside: tuple[Key, ...]
     blocks: tuple[Key, ...]
     optional_prefix: str = ""
     ignored: tuple[str, ...] = ()
@@ -77,18 +77,18 @@ def llama_blocks(before_attention: str, before_feed_forward: str) -> tuple[Key, 
     )
 
 
-LLAMA_WHOLE = (
+LLAMA_OUTSIDE = (
     Key("model.embed_tokens", ("embedding",)),
     Key("model.norm", ("norm",)),
     Key("lm_head", ("head",)),
 )
 LLAMA = Names(
     "model.layers.{n}.",
-    LLAMA_WHOLE,
+    LLAMA_OUTSIDE,
     llama_blocks("input_layernorm", "post_attention_layernorm"),
     ignored=(".rotary_emb.inv_freq",),
 )
-GGUF_WHOLE = (
+GGUF_OUTSIDE = (
     Key("token_embd", ("embedding",)),
     Key("position_embd", ("position.table",)),
     Key("output_norm", ("norm",)),
@@ -130,9 +130,9 @@ LLAMA2C = Names(
 
 
 def keys(names: Names, layers: int, ours: Iterable[str]) -> list[Key]:
-    """Every key of a model whose tensors are called `ours`, with full names."""
+    """All keys of a model whose tensors are called `ours`, with full names."""
     present = set(ours)
-    prefixed = list(names.whole)
+    prefixed = list(names.outside)
     for n in range(layers):
         theirs = names.block.format(n=n)
         prefixed += [
@@ -148,7 +148,7 @@ def keys(names: Names, layers: int, ours: Iterable[str]) -> list[Key]:
 
 
 def to_theirs(keys: Iterable[Key], weights: Mapping[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """Our tensors with their names and layout."""
+    """Our tensors with the names and the layout of the format."""
     tensors = {}
     for key in keys:
         tensor = torch.cat([in_pairs(weights[n], head_dim) if key.turned else weights[n] for n in key.ours])
@@ -159,10 +159,10 @@ def to_theirs(keys: Iterable[Key], weights: Mapping[str, Tensor], head_dim: int)
 def to_ours(
     keys: Iterable[Key], load: Callable[[str], Tensor], shapes: Mapping[str, torch.Size], head_dim: int
 ) -> dict[str, Tensor]:
-    """Their tensors, loaded one after another in float32, with our names and layout.
+    """The tensors of the format, loaded one after another in float32, with our names and layout.
 
     Args:
-        shapes: of ours.
+        shapes: of our tensors.
     """
     weights = {}
     for key in keys:
@@ -174,22 +174,22 @@ def to_ours(
     return weights
 
 
-def check_shapes(wanted: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]], origin: str) -> None:
+def check_shapes(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], origin: str) -> None:
     """Raises UserError, naming the first tensor that is missing, has another shape, or is unknown to the model."""
-    for name, tensor in wanted.items():
-        if name not in found:
-            raise UserError(f"{origin} has no tensor {name!r}, which its configuration asks for")
-        if tuple(found[name]) != tuple(tensor.shape):
+    for name, tensor in expected.items():
+        if name not in shapes:
+            raise UserError(f"{origin} has no tensor {name!r}, which its configuration requires")
+        if tuple(shapes[name]) != tuple(tensor.shape):
             raise UserError(
-                f"{origin}: {name!r} is {tuple(found[name])}; its configuration gives {tuple(tensor.shape)}"
+                f"{origin}: {name!r} is {tuple(shapes[name])}; its configuration gives {tuple(tensor.shape)}"
             )
-    for name in found:
-        if name not in wanted:
-            raise UserError(f"{origin} has a tensor {name[:200]!r} that our blocks have no place for")
+    for name in shapes:
+        if name not in expected:
+            raise UserError(f"{origin} has a tensor {name[:200]!r} that no block of ours has")
 
 
 def in_pairs(rows: Tensor, head_dim: int) -> Tensor:
-    """(heads * K, ...) in halves -> in pairs: row i of a head's first half next to row i of its second."""
+    """(heads * K, ...) in halves -> in pairs: row i of the first half of a head next to row i of its second half."""
     return rows.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 

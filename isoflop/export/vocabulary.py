@@ -1,8 +1,8 @@
 """Converts tokenizers of other formats from and to the JSON of the `tokenizers` library.
 
 SentencePiece BPE stores pieces with scores and no merges: it merges the pair whose joint piece has the highest score.
-Merges in order of that score give the same ids. It adds a leading space to a text; U+2581 in a piece is a space, and
-text without a piece is spelt in bytes.
+Merges in the order of that score give the same ids. It adds a leading space to a text; U+2581 in a piece is a space,
+and text without a piece is encoded in bytes.
 """
 
 import json
@@ -18,7 +18,7 @@ from isoflop.untrusted import foreign, parse_json, read_text
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 LONGEST_PIECE = 1024  # characters
-# kinds of piece, as SentencePiece and GGUF number them
+# Kinds of pieces, with the numbers of SentencePiece and GGUF.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 LLAMA3_SPLIT = (
@@ -47,7 +47,7 @@ def digits_apart() -> Any:
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), plain()])
 
 
-# GGUF's name of a pre-tokenizer, which splits text before merges -> a function that makes it
+# GGUF's name of a pre-tokenizer, which splits text before merging -> a function that makes it.
 CUTS = {
     "gpt-2": plain,
     "default": plain,
@@ -69,12 +69,12 @@ def read_tokenizer(folder: Path) -> str:
         vocabulary = parse_json(read_text(folder / "vocab.json"), str(folder / "vocab.json"))
         lines = read_text(folder / "merges.txt").split("\n")
         merges = [line.rstrip("\r") for line in lines if line.strip() and not line.startswith("#version")]
-        with foreign(f"{folder}: vocab.json and merges.txt are no tokenizer"):
+        with foreign(f"{folder}: vocab.json and merges.txt are not a tokenizer"):
             return byte_level(vocabulary, merges, "gpt-2", {}, str(folder))
     if (folder / "tokenizer.model").is_file():
         raise UserError(
-            f"{folder / 'tokenizer.model'} is SentencePiece's own form, which is not read; save the tokenizer as "
-            "tokenizer.json (transformers' AutoTokenizer does), or name another with --tokenizer FILE"
+            f"{folder / 'tokenizer.model'} is SentencePiece's own format, which is not supported; save the tokenizer "
+            "as tokenizer.json (transformers' AutoTokenizer does), or name another with --tokenizer FILE"
         )
     raise UserError(
         f"{folder} has no tokenizer.json, and no vocab.json with merges.txt; name a tokenizer with --tokenizer FILE"
@@ -82,8 +82,8 @@ def read_tokenizer(folder: Path) -> str:
 
 
 def without_composition(text: str) -> str:
-    """A byte-level tokenizer.json without the NFC normaliser of Qwen's: text that is composed already, as nearly all
-    text is, keeps its ids, and other text decodes exactly. GGUF leaves it out as well."""
+    """A byte-level tokenizer.json without Qwen's NFC normaliser: text that is composed already, as nearly all text is,
+    keeps its ids, and other text decodes exactly. GGUF omits it as well."""
     try:
         described = parse_json(text, "")
         if described["normalizer"] != {"type": "NFC"} or described["decoder"]["type"] != "ByteLevel":
@@ -94,8 +94,10 @@ def without_composition(text: str) -> str:
 
 
 def spell_out_prefix(text: str) -> str:
-    """A SentencePiece tokenizer.json whose leading space is added by "Metaspace", with an invertible rule instead:
-    Metaspace adds no space if the text has one, so that "a" and " a" get the same ids."""
+    """A SentencePiece tokenizer.json whose leading space is added by "Metaspace", with an invertible rule instead.
+
+    Metaspace adds no space if the text has one, so that "a" and " a" get the same ids.
+    """
     try:
         described = parse_json(text, "")
         cut, model = described.get("pre_tokenizer") or {}, described.get("model") or {}
@@ -133,13 +135,13 @@ def sentencepiece(
     """
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
-        raise UserError(f"{origin}: its tokenizer has two pieces that read the same")
+        raise UserError(f"{origin}: its tokenizer has two equal pieces")
     if any(len(piece) > LONGEST_PIECE for piece in pieces):  # each is tried at every cut
         raise UserError(f"{origin}: its tokenizer has a piece of more than {LONGEST_PIECE} characters")
     missing = [b for b in range(256) if f"<0x{b:02X}>" not in vocabulary]
     if missing:
         raise UserError(
-            f"{origin}: its tokenizer has no piece for byte {missing[0]:#04x}, so it cannot write every text"
+            f"{origin}: its tokenizer has no piece for byte {missing[0]:#04x}, so it cannot encode every text"
         )
 
     joined = {piece for piece, kind in zip(pieces, kinds, strict=True) if kind == NORMAL}
@@ -155,7 +157,7 @@ def sentencepiece(
     unknown = next((p for p, kind in zip(pieces, kinds, strict=True) if kind == UNKNOWN), None)
     pairs = [pair for *_, pair in merges]
     special = [p for p, kind in zip(pieces, kinds, strict=True) if kind not in (NORMAL, BYTE)]
-    with foreign(f"{origin}: its pieces are no tokenizer"):
+    with foreign(f"{origin}: its pieces are not a tokenizer"):
         model = models.BPE(vocabulary, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=True)
         inner = tokenizers.Tokenizer(model)
         with_prefix(inner)
@@ -166,8 +168,8 @@ def sentencepiece(
 
 
 def starting(text: str, piece: str, number: int) -> str:
-    """A tokenizer.json that puts one token in front of a text and nothing after it, as isoflop does; a pair of texts
-    gets one such token."""
+    """A tokenizer.json that adds one token before a text and nothing after it, as isoflop does; a pair of texts gets
+    one such token."""
     with foreign("this tokenizer"):
         inner = tokenizers.Tokenizer.from_str(text)
         around = list(inner.encode("", add_special_tokens=True).ids)
@@ -202,7 +204,7 @@ def byte_level(
         UserError: for an unknown pre-tokenizer, or merges that do not belong to the vocabulary.
     """
     if cut not in CUTS:
-        raise UserError(f"{origin}: its tokenizer splits text by {cut[:80]!r}; known are {', '.join(CUTS)}")
+        raise UserError(f"{origin}: its tokenizer splits text by {cut[:80]!r}; supported are {', '.join(CUTS)}")
 
     pairs = []
     for merge in merges:
@@ -212,7 +214,7 @@ def byte_level(
         pairs.append((left, right))
 
     named = {piece: True for piece in vocabulary if piece.startswith("<|") and piece.endswith("|>")} | added
-    with foreign(f"{origin}: its vocabulary and merges are no tokenizer"):
+    with foreign(f"{origin}: its vocabulary and merges are not a tokenizer"):
         inner = tokenizers.Tokenizer(models.BPE(vocabulary, pairs))
         inner.pre_tokenizer, inner.decoder = CUTS[cut](), decoders.ByteLevel()
         inner.add_tokens([AddedToken(p, special=special, normalized=False) for p, special in named.items()])
@@ -225,19 +227,19 @@ def cut_of(described: dict[str, Any]) -> str:
     """GGUF's name of the pre-tokenizer of a byte-level tokenizer.json.
 
     Raises:
-        UserError: if it is none of CUTS.
+        UserError: if it is not one of CUTS.
     """
     for name, make in CUTS.items():
         probe = tokenizers.Tokenizer(models.BPE())
         probe.pre_tokenizer = make()
         if same_cut(json.loads(probe.to_str())["pre_tokenizer"], described.get("pre_tokenizer")):
             return name
-    raise UserError(f"the tokenizer splits text in a way that GGUF has no name for among {', '.join(CUTS)}")
+    raise UserError(f"the tokenizer splits text by none of the pre-tokenizers supported for GGUF: {', '.join(CUTS)}")
 
 
-def same_cut(one: Any, other: Any) -> bool:
+def same_cut(first: Any, second: Any) -> bool:
     """Whether two pre-tokenizers are equal, apart from ByteLevel's trim_offsets, which does not affect ids."""
-    return without_offsets(one) == without_offsets(other)
+    return without_offsets(first) == without_offsets(second)
 
 
 def without_offsets(value: Any) -> Any:

@@ -33,7 +33,7 @@ def judge(
         pieces: also return the loss of each sequence.
     """
     heldout = task.measure(model, data, runtime, max_tokens, group, pieces)
-    return replace(heldout, beside=task.judge(model, data, beam)) if group.first else heldout
+    return replace(heldout, task_metrics=task.judge(model, data, beam)) if group.first else heldout
 
 
 def pieces_of(heldout: HeldOut, fingerprint: str) -> HeldOutPieces:

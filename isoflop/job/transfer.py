@@ -61,7 +61,7 @@ def import_model(
     # the run's own tokenizer, so that config.json can be trained as it is
     data = DataConfig(tokenizer=str((final / "tokenizer.json").resolve()))
     config = to_dict(RunConfig(model=bundle.config, data=data, runtime=RuntimeConfig(device="cpu", dtype="float32")))
-    plan = Plan.imported(str(path), bundle.made_of, parameters.matmul, parameters.total)
+    plan = Plan.imported(str(path), bundle.source, parameters.matmul, parameters.total)
 
     with disk_errors(f"the run folder {final}"), new_folder(final) as temporary:
         folder = RunFolder(temporary)
@@ -81,8 +81,8 @@ def import_model(
         write_json(folder.environment, describe_machine("cpu"))
         write_text(folder.tokenizer, bundle.tokenizer)
         write_json(folder.config, config)
-        folder.event("imported", source=str(path), format=bundle.made_of)
-    return Transfer(final, bundle.made_of, parameters.total)
+        folder.event("imported", source=str(path), format=bundle.source)
+    return Transfer(final, bundle.source, parameters.total)
 
 
 def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:

@@ -1,4 +1,4 @@
-"""The parts of one layer, from a configuration: each function builds the entry of one slot (registry.py) with the
+"""Builds the parts of one layer from a configuration: each function builds the entry of one slot (registry.py) with the
 shapes that its constructor takes. gpt.py and encoder_decoder.py combine them."""
 
 from typing import Any
@@ -41,11 +41,12 @@ def make_final_norm(config: ModelConfig) -> nn.Module | None:
 
 
 def make_position(config: ModelConfig, level: str, init: Init, head_dim: int) -> Position:
-    """The chosen position for heads of this width if it acts at this level, else one that does nothing."""
+    """The configured position encoding for heads of this width if it acts at this level ("input" or "attention"), else
+    one that does nothing."""
     kind = resolve(POSITIONS, config.position.name, "model.position")
     if not issubclass(kind, Position):
         raise UserError(
-            f"model.position = {config.position.name!r} is not a position; use one of {', '.join(POSITIONS)}"
+            f"model.position = {config.position.name!r} is not a position encoding; use one of {', '.join(POSITIONS)}"
         )
     if kind.level != level:
         return Position()
@@ -70,10 +71,10 @@ def layer_shapes(config: ModelConfig, layer: int, init: Init) -> dict[str, Any]:
 
 
 def branch_init(config: ModelConfig, init: Init) -> Init:
-    """The initialisation that the wiring wants for its branches; a user's own wiring need not define one."""
-    chosen = getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "branch_init", None)
-    wanted: Init = chosen(init, config.layers) if chosen is not None else init
-    return wanted
+    """The initialisation of the branches by the wiring. A user's own wiring need not define one."""
+    of_wiring = getattr(resolve(WIRINGS, config.wiring.name, "model.wiring"), "branch_init", None)
+    chosen: Init = of_wiring(init, config.layers) if of_wiring is not None else init
+    return chosen
 
 
 def make_attention(config: ModelConfig, layer: int, init: Init) -> Any:
@@ -107,7 +108,7 @@ def make_value_embedding(config: ModelConfig, layer: int, init: Init, attention:
     if not attention.value_width:
         raise UserError(
             f"model.value_embedding = {every} adds to the values of layer {layer}, and model.attention = "
-            f"{config.attention.name!r} has none there that a vector per token can be added to; "
+            f"{config.attention.name!r} has no values there that a vector per token can be added to; "
             f"use {' or '.join(entries_with(ATTENTIONS, 'takes_values'))}, or 0"
         )
     return ValueEmbedding(

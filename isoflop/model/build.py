@@ -1,4 +1,4 @@
-"""Which model a task trains: the table, and how a configuration becomes a model."""
+"""MODELS: the table of the model of each task; builds a model from a configuration."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -30,7 +30,7 @@ class ModelConfig:
     """
 
     vocab_size: Annotated[int, "token ids"] = 1024
-    context: Annotated[int, "most positions in one sequence"] = 256
+    context: Annotated[int, "largest number of positions in a sequence"] = 256
     layers: Annotated[int, "blocks (of an encoder-decoder: of its decoder)"] = 4
     encoder_layers: Annotated[int, "blocks of an encoder-decoder's encoder; 0: as many as the decoder's"] = 0
     d_model: Annotated[int, "width of the residual stream"] = 128
@@ -44,7 +44,7 @@ class ModelConfig:
     init: Annotated[Spec, ", ".join(INITS)] = Spec("modern")
     embedding_norm: Annotated[bool, "normalise the embedding before the first block"] = False
     embedding_shortcut: Annotated[bool, "mix the embedding into every block's input, by learned scalars"] = False
-    value_embedding: Annotated[int, "every n-th layer adds a learned vector per token to its values; 0: none does"] = 0
+    value_embedding: Annotated[int, "every n-th layer adds a learned vector per token to its values; 0: no layer"] = 0
     value_gate: Annotated[bool, "weight the value embedding by a gate per head"] = True
     final_norm: Annotated[bool, "normalise before the head"] = True
     tied_head: Annotated[bool, "the head's weight is the embedding's"] = False
@@ -54,10 +54,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context", "d_model", "heads"):
             if not 1 <= getattr(self, name) <= LARGEST:
-                raise UserError(f"model.{name} = {getattr(self, name)} is not positive, or larger than in any model")
+                raise UserError(f"model.{name} = {getattr(self, name)} is not in 1 to {LARGEST}")
         for name in ("layers", "encoder_layers", "head_dim", "value_embedding"):
-            if not 0 <= getattr(self, name) <= (LARGEST if name == "head_dim" else MOST_LAYERS):
-                raise UserError(f"model.{name} = {getattr(self, name)} is negative, or larger than in any model")
+            largest = LARGEST if name == "head_dim" else MOST_LAYERS
+            if not 0 <= getattr(self, name) <= largest:
+                raise UserError(f"model.{name} = {getattr(self, name)} is not in 0 to {largest}")
         if not self.head_dim and self.d_model % self.heads:
             raise UserError(
                 f"model.heads = {self.heads} does not divide model.d_model = {self.d_model}; "
@@ -74,5 +75,5 @@ class ModelConfig:
 
     @property
     def head_width(self) -> int:
-        """K: `head_dim`, or d_model / heads where that is 0."""
+        """K: `head_dim`, or d_model / heads if that is 0."""
         return self.head_dim or self.d_model // self.heads

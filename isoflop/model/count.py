@@ -1,8 +1,8 @@
-"""Parameters and FLOPs, by every convention that our sources use. The convention is always in the name.
+"""Counts parameters and FLOPs by all conventions that our sources use. The convention is always in the name.
 
 Nothing here depends on a particular block: parameters are counted on a model built on the meta device, and each block
 declares the weights of its matrix products (Part.matmul_weights) and the width of its scores (Part.score_width). The
-one exception is Chinchilla's formula, which leaves out the products of the positions.
+one exception is Chinchilla's formula, which excludes the matrix products of the position encoding.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ class Parameters:
     """Parameter counts of one model.
 
     Attributes:
-        total: every distinct parameter, a tied weight once.
+        total: all distinct parameters; a tied weight counts once.
         embedding: the token table, V D.
         position: tables at the input (learned positions).
-        head: V D, also where the tensor is the embedding's.
-        blocks: everything in the blocks: matrices, biases, gains, tables of value embeddings.
-        matmul: the weights that multiply a token, each once: matrices of the blocks and the head. No look-up, bias or
-            gain. This is the N of "6n".
+        head: V D, also if the tensor is the embedding's.
+        blocks: all parameters of the blocks: matrices, biases, gains, tables of value embeddings.
+        matmul: the weights that multiply a token, each counted once: matrices of the blocks and the head. No look-up
+            table, bias or gain. This is the N of "6n".
     """
 
     total: int
@@ -42,10 +42,10 @@ class Parameters:
 
 
 def build_on_meta(config: ModelConfig, task: str = "causal_lm") -> Model:
-    """The model on the meta device, without memory. Also the cheapest check that a configuration can be built.
+    """The model on the meta device, which takes no memory. This is also the cheapest check of a configuration.
 
     Raises:
-        UserError: if it cannot.
+        UserError: for a configuration that cannot be built.
     """
     with torch.device("meta"):
         return build_model(task, config)
@@ -55,7 +55,7 @@ def parameters(config: ModelConfig, task: str = "causal_lm") -> Parameters:
     """Count the parameters of a configuration by building it.
 
     Raises:
-        UserError: if it cannot be built.
+        UserError: for a configuration that cannot be built.
     """
     return count(build_on_meta(config, task))
 
@@ -90,7 +90,7 @@ def six_n_blocks(model: Model, context: int) -> float:
 
 def palm(model: Model, context: int) -> float:
     """6 N + 12 L H Q T, the "model FLOPs" of PaLM's utilisation (2204.02311, appendix B): attention over the full
-    T x T square, as if nothing were masked; recomputation never counted. N as in "6n". In a banded layer T is the
+    T x T square, as if nothing were masked; recomputation is never counted. N as in "6n". In a banded layer T is the
     window, as in nanochat, so that FLOPs that are never computed are not counted."""
     scores = sum(m.score_width * m.band(context) for m in model.modules() if isinstance(m, Part))
     return 6 * count(model).matmul + 12 * scores
@@ -101,8 +101,8 @@ def chinchilla_f(model: Model, context: int) -> float:
 
         3 (2 V d + L [6 d H K + 2 S H K + 3 H S + 2 S H K + 2 H K d + 4 d F] + 2 V d)
 
-    The look-up counts as a product, the full square of scores counts, and a softmax counts 3 per score. The matrix of
-    the relative positions, the fifth in its parameter counts, does not count."""
+    The embedding look-up counts as a matrix product, the full square of scores counts, and the softmax counts 3 per
+    score. The matrix of the relative positions, the fifth in the paper's parameter counts, does not count."""
     return chinchilla_a4(model, context) + 3 * 4 * model.head_weight.numel()
 
 
@@ -121,8 +121,8 @@ def chinchilla_a4(model: Model, context: int) -> float:
 
 
 def executed(model: Model, context: int) -> float:
-    """What is computed: three times the forward FLOPs that the parts declare, so that causal attention counts half,
-    look-ups and elementwise work nothing. (The backward pass of a product is two products.)"""
+    """The FLOPs computed: three times the forward FLOPs that the parts declare, so that causal attention counts half;
+    look-ups and elementwise operations count nothing. (The backward pass of a matrix product is two of them.)"""
     return 3 * model.flops(context)
 
 
@@ -144,19 +144,19 @@ def flops_per_token(config: ModelConfig, context: int | None = None, convention:
         UserError: for an unknown convention, or a configuration that cannot be built.
     """
     if convention not in CONVENTIONS:
-        known = ", ".join(CONVENTIONS)
-        raise UserError(f"convention {convention!r} is not one of {known}{nearest(convention, CONVENTIONS)}")
+        names = ", ".join(CONVENTIONS)
+        raise UserError(f"convention {convention!r} is not one of {names}{nearest(convention, CONVENTIONS)}")
     return CONVENTIONS[convention](build_on_meta(config), config.context if context is None else context)
 
 
 def pair_flops_per_token(config: ModelConfig, source: float, target: float) -> float:
-    """Training FLOPs per token of an encoder-decoder, averaged over source and target tokens, in pairs of S and T: as
-    "6n", 6 (N_S S + N_T T) / (S + T), N_S the weights that multiply a source token and N_T those that multiply a target
-    token. Padding is not counted.
+    """Training FLOPs per token of an encoder-decoder, averaged over the source and target tokens of pairs of S and T
+    tokens: as "6n", 6 (N_S S + N_T T) / (S + T), with N_S the weights that multiply a source token and N_T those that
+    multiply a target token. Padding is not counted.
 
     Raises:
         UserError: for a configuration that cannot be built.
     """
     with torch.device("meta"):
-        read, written = EncoderDecoder(config).weights_by_side()
-    return 6 * (read * source + written * target) / (source + target)
+        source_weights, target_weights = EncoderDecoder(config).weights_by_side()
+    return 6 * (source_weights * source + target_weights * target) / (source + target)

@@ -1,8 +1,8 @@
-"""Next-token cross-entropy that never holds all the logits.
+"""Next-token cross-entropy that never holds all logits.
 
-At a vocabulary of 50,257 the logits of one batch take more memory than everything else in a step. Here head, softmax
-and both gradients are computed for one chunk of tokens at a time, and only the gradients of the hidden states and of
-the head are kept.
+At a vocabulary of 50,257 the logits of one batch take more memory than everything else in a step. Here the head, the
+softmax and both gradients are computed for one chunk of tokens at a time, and only the gradients of the hidden states
+and of the head are kept.
 
 Letters: B batch, T time, N = B T tokens, C tokens of one chunk, D d_model, V vocabulary.
 """
@@ -20,7 +20,7 @@ CHUNK_LOGITS = 2**19  # 2 MB in float32: on a CPU a chunk that stays in cache is
 # On a GPU each chunk costs one more pass over the head's gradient, V x D numbers in float32. 5,000 tokens of GPT-2's
 # vocabulary have this many logits, 0.5 GB in bfloat16.
 CHUNK_LOGITS_GPU = 2**28
-WIDE_LOGITS = 2**21  # how many narrower logits are converted to float32 at once on a CPU, 8 MB
+WIDE_LOGITS = 2**21  # logits of a narrower dtype that are converted to float32 at once on a CPU: 8 MB
 SMALLEST_CHUNK = 512  # each chunk adds V x D numbers to the head's gradient, which would dominate small chunks
 
 
@@ -32,7 +32,7 @@ class LossOptions:
         smoothing: e of -(1 - e) ln p(target) - e mean_v ln p(v).
         z: coefficient of the added term (ln sum_v exp(logit_v))^2.
         cap: logit soft cap: each logit s becomes cap tanh(s / cap) first; 0 disables it.
-        chunk: tokens whose logits are held at once; 0: `chunk_for` decides.
+        chunk: tokens per chunk; 0: `chunk_for` decides.
         compiled: use one compiled kernel between the matrix products, if gradients are wanted.
     """
 
@@ -47,7 +47,7 @@ PLAIN = LossOptions()
 
 
 class HasHead(Protocol):
-    """A model's head, as a loss uses it."""
+    """The interface of a model to a loss."""
 
     @property
     def head_weight(self) -> Tensor: ...
@@ -118,7 +118,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.grads is None:
-            raise RuntimeError("this loss keeps its gradients for one backward; compute it again for another")
+            raise RuntimeError("this loss keeps its gradients for one backward pass; compute it again for another")
         grads, ctx.grads = ctx.grads, None
         scaled = [None if grad is None else grad.mul_(grad_total.to(grad.dtype)) for grad in grads]
         return (*scaled, None, None)
@@ -127,7 +127,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 def forward_backward(
     h_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, options: LossOptions, wants: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The summed loss and its gradients with respect to h and the weight; each is None unless `wants` asks for it."""
+    """The summed loss and its gradients with respect to h and the weight; each is None unless `wants` requests it."""
     wants_h, wants_weight = wants
     device = h_ND.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else h_ND.dtype
@@ -138,7 +138,7 @@ def forward_backward(
         weight = weight_VD.to(product)
         total = torch.zeros((), dtype=exact, device=h_ND.device)
         grad_h_ND = torch.empty_like(h_ND) if wants_h else None
-        grad_weight_VD = None  # V x D, so passes over it are slow: the first chunk creates it, without zeros before
+        grad_weight_VD = None  # V x D, so passes over it are slow: the first chunk creates it, which saves zeroing
 
         for first in range(0, len(h_ND), options.chunk):
             rows = slice(first, first + options.chunk)
@@ -274,14 +274,14 @@ def log_softmax_over(logits_CV: Tensor, exact: torch.dtype) -> Tensor:
 
 
 def add_narrower(total_VD: Tensor, more_VD: Tensor) -> None:
-    """total += more, of a narrower dtype. torch converts all of it first, so on a CPU some rows at a time are added."""
+    """total += more, of a narrower dtype. torch would convert all of it first, so a CPU adds some rows at a time."""
     rows = rows_widened(more_VD, total_VD.dtype)
-    for some_VD, more in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
-        some_VD += more
+    for total_rows_VD, more_rows_VD in zip(total_VD.split(rows), more_VD.split(rows), strict=True):
+        total_rows_VD += more_rows_VD
 
 
 def rows_widened(narrow_CV: Tensor, wide: torch.dtype) -> int:
-    """How many rows to convert at once: all, but on a CPU at most WIDE_LOGITS numbers."""
+    """The number of rows to convert at once: all, but on a CPU at most WIDE_LOGITS numbers."""
     if narrow_CV.dtype == wide or narrow_CV.device.type != "cpu":
         return len(narrow_CV)
     return max(1, WIDE_LOGITS // narrow_CV.shape[1])

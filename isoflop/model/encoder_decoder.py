@@ -104,9 +104,9 @@ class EncoderDecoder(LanguageModel):
         return EncodedSource(tuple(block.memory.remember(x_BSD) for block in self.decoder), visible_BS)
 
     def write(self, tokens_BT: Tensor, source: EncodedSource, cache: Cache | None = None) -> Tensor:
-        """The decoder's pass: h_BTD. With a cache the tokens follow those that it holds."""
-        held, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
-        self.check_room(held, T)
+        """The decoder's pass: h_BTD. With a cache the tokens follow the cached positions."""
+        cached, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
+        self.check_room(cached, T)
 
         x_BTD = self.embed(tokens_BT, cache.start(T) if cache is not None else 0)
         for block, keys_values in zip(self.decoder, source.layers, strict=True):
@@ -115,12 +115,12 @@ class EncoderDecoder(LanguageModel):
             cache.advance(T)
         return self.norm(x_BTD) if self.norm is not None else x_BTD
 
-    def check_room(self, held: int, T: int) -> None:
+    def check_room(self, cached: int, T: int) -> None:
         """Raises:
-        ValueError: if T tokens after those held do not fit in the context.
+        ValueError: if T tokens after the cached ones do not fit in the context.
         """
-        if held + T > self.config.context:
-            raise ValueError(f"{held} + {T} positions do not fit in {self.config.context}")
+        if cached + T > self.config.context:
+            raise ValueError(f"{cached} + {T} positions do not fit in a context of {self.config.context}")
 
     def embed(self, tokens_BT: Tensor, start: Start) -> Tensor:
         """x_BTD, the first block's input, for tokens from position `start` on, or at positions_BT."""
@@ -134,26 +134,27 @@ class EncoderDecoder(LanguageModel):
         return [*self.encoder, *self.decoder]
 
     def units_within(self) -> list[nn.Module]:
-        """Parts that are also called outside of their block: `read` computes keys and values (`remember`) before the
-        block runs."""
+        """Parts that are also called outside their block: `read` computes keys and values (`remember`) before the block
+        runs."""
         return [block.memory for block in self.decoder]
 
     def matmul_weights(self) -> int:
         return self.head_weight.numel() if self.head is None else 0  # an untied head counts itself
 
     def weights_by_side(self) -> tuple[int, int]:
-        """The number of weights that multiply a token of the source, and of those that multiply a token of the target.
-        The keys and values of cross-attention count for the source."""
+        """The numbers of weights that multiply a source token, and that multiply a target token. The projections to
+        keys and values of cross-attention count for the source."""
         source = multiplied(self.encoder) + sum(block.memory.memory_weights() for block in self.decoder)
         return source, multiplied(self) - source
 
     def pair_flops(self, source: int, target: int) -> float:
-        """Forward FLOPs of the matrix products for one pair of S and T tokens, no padding, causal attention at half."""
-        read, written = self.weights_by_side()
-        inside = sum(block.attention.score_flops(source) for block in self.encoder) * source
-        across = sum(block.memory.score_flops(source) for block in self.decoder) * target
-        back = sum(block.attention.score_flops(target) for block in self.decoder) * target
-        return 2 * read * source + 2 * written * target + inside + across + back
+        """Forward FLOPs of the matrix products for one pair of S and T tokens, without padding; causal attention counts
+        half."""
+        source_weights, target_weights = self.weights_by_side()
+        encoder = sum(block.attention.score_flops(source) for block in self.encoder) * source
+        cross = sum(block.memory.score_flops(source) for block in self.decoder) * target
+        decoder = sum(block.attention.score_flops(target) for block in self.decoder) * target
+        return 2 * source_weights * source + 2 * target_weights * target + encoder + cross + decoder
 
     def flops(self, context: int) -> float:
         """Forward FLOPs per token in pairs of `context` tokens per side."""
@@ -186,7 +187,7 @@ class DecoderBlock(Unit):
     def __init__(self, config: ModelConfig, layer: int, init: Init) -> None:
         super().__init__()
         self.attention = make_attention(config, layer, init)
-        # without positions: there is no distance between positions of two sequences
+        # Without positions: there is no distance between positions of two sequences.
         self.memory = make_unmasked(CrossAttention, config, layer, init, Position())
         self.feed_forward = make_feed_forward(config, layer, init)
         self.wiring = make_wiring(config, 3 - self.attention.absent - self.feed_forward.absent)
@@ -207,15 +208,15 @@ def make_unmasked(
     kind: type[CrossAttention], config: ModelConfig, layer: int, init: Init, position: Position
 ) -> CrossAttention:
     """An attention without a mask, with those options of `model.attention` that its constructor takes."""
-    known = inspect.signature(kind).parameters
-    options = {name: value for name, value in config.attention.options if name in known}
+    accepted = inspect.signature(kind).parameters
+    options = {name: value for name, value in config.attention.options if name in accepted}
     spec, shapes = Spec("full", **options), layer_shapes(config, layer, init)
     attention: CrossAttention = make({"full": kind}, spec, "model.attention", position=position, **shapes)
     return attention
 
 
 def multiplied(module: nn.Module) -> int:
-    """The number of weights in a module that multiply a token."""
+    """The number of weights of a module that multiply a token."""
     return sum(part.matmul_weights() for part in module.modules() if isinstance(part, (Part, Linear)))
 
 
@@ -226,7 +227,7 @@ def check(config: ModelConfig) -> None:
     for name in ("value_embedding", "embedding_shortcut"):
         if getattr(config, name):
             value = str(getattr(config, name)).lower()
-            raise UserError(f"model.{name} = {value} is for task causal_lm; leave it out with seq2seq")
+            raise UserError(f"model.{name} = {value} is for task causal_lm; remove it for seq2seq")
     if not getattr(resolve(POSITIONS, config.position.name, "model.position"), "both_ways", True):
         raise UserError(
             f"model.position = {config.position.name!r} is defined for earlier keys only, and an encoder is "

@@ -105,14 +105,14 @@ class GPT(LanguageModel):
         return self.logits(self.hidden(tokens_BT, cache))
 
     def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
-        """h_BTD, the head's input. With a cache the tokens follow those that it holds.
+        """h_BTD, the head's input. With a cache the tokens follow the cached positions.
 
         Raises:
             ValueError: if they do not fit in the context.
         """
-        held, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
-        if held + T > self.config.context:
-            raise ValueError(f"{held} + {T} positions do not fit in a context of {self.config.context}")
+        cached, T = (cache.length if cache is not None else 0), tokens_BT.shape[1]
+        if cached + T > self.config.context:
+            raise ValueError(f"{cached} + {T} positions do not fit in a context of {self.config.context}")
 
         start = cache.start(T) if cache is not None else 0
         x_BTD = self.embed(tokens_BT, start)
@@ -137,8 +137,8 @@ class GPT(LanguageModel):
     # --- Everything below serves options and training. The forward pass is complete above. ---
 
     def extra_inputs(self, tokens_BT: Tensor, x0_BTD: Tensor) -> dict[str, Tensor]:
-        """Further inputs of every block: only what value embeddings and shortcuts need, since each input of a unit
-        costs distribution and recomputation something. Empty in most models."""
+        """Further inputs of every block, only if value embeddings or shortcuts need them, since sharding and
+        recomputation handle each input of a unit. Empty in most models."""
         extra = {}
         if self.config.value_embedding:
             extra["tokens_BT"] = tokens_BT

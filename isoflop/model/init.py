@@ -1,6 +1,6 @@
-"""Initialisation, each entry a table: role -> standard deviation. Biases are zero and gains one, whatever the entry.
+"""Initialisations; each is a table: role -> standard deviation. Biases are zero and gains one in all of them.
 
-Each is a pure function of torch's global seed. Roles are explained at blocks/part.py's Init.
+Each is a pure function of torch's global seed. blocks/part.py (Init) explains the roles.
 """
 
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class GPT2:
-    """GPT-2's, as its paper (section 2.3) and its code (src/model.py) give it together.
+    """GPT-2's initialisation, from its paper (section 2.3) and its code (src/model.py) together.
 
     | role                | distribution                                                                  |
     |---------------------|-------------------------------------------------------------------------------|
@@ -43,7 +43,7 @@ class Normal:
 
 
 class Modern:
-    """Every branch starts at zero, and every matrix product keeps the scale of its input at any width.
+    """All branches start at zero, and all matrix products keep the scale of their input at any width.
 
     | role      | distribution                                                                        |
     |-----------|-------------------------------------------------------------------------------------|
@@ -78,16 +78,16 @@ class Modern:
 
 
 class Xavier:
-    """N(0, sqrt(2 / (fan-in + fan-out))) for every matrix (Glorot & Bengio 2010, section 4.2.1), residual products and
-    head too, and N(0, embedding_std) for what is looked up: what the theory of Xiong et al. 2020 (2002.04745, section
-    3.2) assumes, with inputs of size sqrt(D)."""
+    """N(0, sqrt(2 / (fan-in + fan-out))) for every matrix (Glorot & Bengio 2010, section 4.2.1), including residual
+    products and the head, and N(0, embedding_std) for look-up tables, as the theory of Xiong et al. 2020 (2002.04745,
+    section 3.2) assumes, with inputs of norm sqrt(D)."""
 
     def __init__(self, *, embedding_std: float = 1.0) -> None:
         self.embedding_std = embedding_std
 
     def __call__(self, weight: Tensor, role: str) -> None:
-        looked_up = role in ("embedding", "position", "value")
-        normal(weight, self.embedding_std if looked_up else math.sqrt(2 / sum(weight.shape[-2:])))
+        is_table = role in ("embedding", "position", "value")
+        normal(weight, self.embedding_std if is_table else math.sqrt(2 / sum(weight.shape[-2:])))
 
 
 def normal(weight: Tensor, std: float) -> None:

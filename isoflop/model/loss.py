@@ -1,7 +1,7 @@
 """Training losses by name: the table LOSSES and its entries.
 
 A loss is for training only: held-out text is always measured by plain cross-entropy (measure.py). All losses use one
-chunked kernel (cross_entropy.py), which never holds all the logits.
+chunked kernel (cross_entropy.py), which never holds all logits.
 
 Adding a loss takes one class and one line in the table. A class that only adds terms to cross-entropy sets `options`;
 one that needs other hidden states or targets overrides `__call__`; one that needs further modules during training
@@ -36,7 +36,7 @@ class CrossEntropy:
         """Add the modules that only training needs to the model. Called once, before its optimisers are built."""
 
     def compile(self) -> None:
-        """From now on compute everything between the head's matrix products in one compiled kernel."""
+        """Use one compiled kernel between the matrix products of the head from now on."""
         self.options = replace(self.options, compiled=True)
 
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ def gpt1(**overrides: Any) -> ModelConfig:
     """GPT-1 (Radford et al. 2018), 116,534,784 parameters.
 
     Post-norm LayerNorm and none at the end, learned positions, GELU by the tanh formula, biases everywhere, tied head,
-    N(0, 0.02) everywhere, dropout 0.1. The paper's 40,000 are merges; with 478 more tokens the vocabulary is 40,478.
+    N(0, 0.02) everywhere, dropout 0.1. The paper has 40,000 merges; with 478 more tokens the vocabulary is 40,478.
     """
     config = ModelConfig(
         vocab_size=40_478,
@@ -36,8 +36,8 @@ def gpt1(**overrides: Any) -> ModelConfig:
 def gpt2(**overrides: Any) -> ModelConfig:
     """GPT-2 small (Radford et al. 2019), 124,439,808 parameters; the paper's 117M is wrong.
 
-    Pre-norm LayerNorm, learned positions, GELU by the tanh formula, biases everywhere, tied head. Dropout is 0: what
-    OpenAI trained with was not published.
+    Pre-norm LayerNorm, learned positions, GELU by the tanh formula, biases everywhere, tied head. Dropout is 0: the
+    value in OpenAI's training was not published.
     """
     config = ModelConfig(
         vocab_size=50_257,
@@ -57,11 +57,11 @@ def gpt2(**overrides: Any) -> ModelConfig:
 
 
 def gpt3(**overrides: Any) -> ModelConfig:
-    """GPT-3 (Brown et al. 2020, 2005.14165, tables 2.1 and D.1): GPT-2 with a context of 2048 and dense and locally
-    banded layers in turn. Without overrides the 175B one, 174,604,259,328 parameters.
+    """GPT-3 (Brown et al. 2020, 2005.14165, tables 2.1 and D.1): GPT-2 with a context of 2048 and alternating dense and
+    locally banded layers. Without overrides GPT-3 175B, 174,604,259,328 parameters.
 
-    The width of the band was never published. Ours is 256, that of GPT-Neo, the open replication. Table 2.1 prints 24
-    heads of 128 for XL and a width of 5140 for 13B; table D.1's counts need 16 heads and 5120, which the presets have.
+    The width of the band was not published; ours is that of GPT-Neo, the open replication: 256. Table 2.1 prints 24
+    heads of 128 for XL and a width of 5140 for 13B; the counts of table D.1 require 16 heads and 5120, as used here.
     """
     config = gpt2(
         context=2048,
@@ -77,10 +77,11 @@ def chinchilla(**overrides: Any) -> ModelConfig:
     """Chinchilla (Hoffmann et al. 2022, 2203.15556, table 4) and, with other shapes, Gopher (Rae et al. 2021,
     2112.11446) and the 50 models of table A9.
 
-    Pre-norm RMS norm, Transformer-XL's relative positions, tied head. Table A9's parameters are L (5 d H K + 2 d F) +
-    V d, the fifth matrix being that of the positions: this model's `matmul` count exactly, 70,055,362,560 for the 70B
-    and 279,697,162,240 for Gopher. The totals are the norms' gains and the positions' u and v more: 70,057,992,192 and
-    279,702,421,504. The activation, biases (none here) and initialisation were not published: they are our choice.
+    Pre-norm RMS norm, Transformer-XL's relative positions, tied head. Table A9 counts L (5 d H K + 2 d F) + V d
+    parameters; the fifth matrix is that of the positions. That is exactly the `matmul` count of this model:
+    70,055,362,560 for Chinchilla 70B and 279,697,162,240 for Gopher. The totals also include the gains of the norms and
+    the u and v of the positions: 70,057,992,192 and 279,702,421,504. The activation, biases (none here) and
+    initialisation were not published: they are our choice.
     """
     config = ModelConfig(
         vocab_size=32_000,
@@ -100,7 +101,7 @@ def chinchilla(**overrides: Any) -> ModelConfig:
 
 
 def llama(d_ff: int = 11_008, kv_heads: int = 0, **overrides: Any) -> ModelConfig:
-    """LLaMA (Touvron et al. 2023, 2302.13971, table 2) and models like it. Without overrides the 7B one, 6,738,415,616
+    """LLaMA (Touvron et al. 2023, 2302.13971, table 2) and similar models. Without overrides LLaMA 7B, 6,738,415,616
     parameters.
 
     Pre-norm RMS norm, rotary positions, SwiGLU, no biases, an untied head. Rotary is half-split as in Hugging Face's
@@ -123,7 +124,7 @@ def llama(d_ff: int = 11_008, kv_heads: int = 0, **overrides: Any) -> ModelConfi
 
 
 def smollm2(**overrides: Any) -> ModelConfig:
-    """SmolLM2-135M (Allal et al. 2025, 2502.02737), 134,515,008 parameters, as its config.json has it."""
+    """SmolLM2-135M (Allal et al. 2025, 2502.02737), 134,515,008 parameters, from its config.json."""
     shape: dict[str, Any] = {
         "vocab_size": 49_152,
         "context": 8192,

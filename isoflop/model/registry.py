@@ -1,4 +1,4 @@
-"""THE list of what can be swapped: literal tables of blocks and initialisations, and make(), which builds one entry.
+"""The list of all parts that can be swapped: literal tables of blocks and initialisations; make() builds an entry.
 
 Adding an entry takes a class in blocks/ (or init.py) and a line here; help and error texts are derived from the tables.
 A Spec may also name a class by its dotted path (`mypkg.blocks.MyNorm`) without a line here; code from outside isoflop
@@ -35,7 +35,7 @@ LARGEST = 2**28  # limit of any size: the bytes of a product of two still fit in
 
 
 class Preset(partial[Any]):
-    """A class with other defaults, which a Spec may still set; the arguments of a plain partial are fixed."""
+    """A class with other defaults, which a Spec may override; the arguments of a plain partial are fixed."""
 
 
 Entry = type[Any] | partial[Any]  # a partial: a class with some of its options fixed by the name
@@ -122,12 +122,12 @@ def resolve(table: Mapping[str, Entry], name: str, where: str) -> Any:
             f"{where} = {name!r} is code from outside isoflop; if you trust it, pass --trust-code {package}"
         )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise UserError(f"{where} = {name!r} cannot be imported: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"{where} = {name!r} is not a torch.nn.Module class")
-    return found
+    return cls
 
 
 def class_of(entry: Entry) -> Any:
@@ -135,7 +135,7 @@ def class_of(entry: Entry) -> Any:
 
 
 def entries_with(table: Mapping[str, Entry], attribute: str, wanted: bool = True) -> list[str]:
-    """The names of the entries whose class has this attribute set (or not), for messages."""
+    """The names of the entries whose class has this attribute set (or, with `wanted` False, not set), for messages."""
     return [name for name, entry in table.items() if bool(getattr(class_of(entry), attribute, False)) == wanted]
 
 
@@ -154,33 +154,33 @@ def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> A
     fixed = cls.keywords if isinstance(cls, partial) and not isinstance(cls, Preset) else {}
     parameters = inspect.signature(cls).parameters
     hints = typing.get_type_hints(class_of(cls).__init__)
-    known = {*shapes, *fixed}
-    options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in known]
+    not_options = {*shapes, *fixed}
+    options = [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY and name not in not_options]
 
-    given = dict(spec.options)
-    for name in given:
+    values = dict(spec.options)
+    for name in values:
         if name in fixed:
-            raise UserError(f"{where}.{name} is {fixed[name]} by the name {spec.name}; choose another entry to set it")
+            raise UserError(f"{where}.{name} is {fixed[name]} in {spec.name}; choose another entry to set it")
         if name not in options:
             close = difflib.get_close_matches(name[:100], options, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(options) or 'none'}"
             raise UserError(f"{where}.{name} is not an option of {spec.name}: {hint}")
 
-    missing = [name for name in options if name not in given and parameters[name].default is inspect.Parameter.empty]
+    missing = [name for name in options if name not in values and parameters[name].default is inspect.Parameter.empty]
     if missing:
         raise UserError(f"{where} = {spec.name!r} needs {where}.{missing[0]}, which has no default")
-    for name, value in given.items():
+    for name, value in values.items():
         if isinstance(value, (int, float)) and not abs(value) <= LARGEST:
-            raise UserError(f"{where}.{name} = {value} is larger than in any model")
+            raise UserError(f"{where}.{name} = {value} is not at most {LARGEST} in size")
 
-    arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in given.items()}
+    arguments = {name: convert(hints.get(name, Any), value, f"{where}.{name}") for name, value in values.items()}
     arguments |= {name: shape for name, shape in shapes.items() if name in parameters}
     try:
-        made = cls(**arguments)
+        part = cls(**arguments)
     except UserError as error:
         raise UserError(f"{where} = {spec.name}: {error}") from None
 
-    if isinstance(made, ByDepth):
-        item = f"{where}.pattern[{made.item}]"
-        return make(table, Spec.from_plain(made.chosen, item), item, **shapes)
-    return made
+    if isinstance(part, ByDepth):
+        item = f"{where}.pattern[{part.item}]"
+        return make(table, Spec.from_plain(part.chosen, item), item, **shapes)
+    return part

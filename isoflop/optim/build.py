@@ -1,4 +1,4 @@
-"""Builds the optimisers of a model from its OptimConfig; learning rates and gradient clipping of a step."""
+"""Builds the optimisers of a model from its OptimConfig; sets learning rates and clips gradients."""
 
 from collections.abc import Callable, Iterable
 
@@ -23,7 +23,7 @@ def build(
     Args:
         model: has `units()`, the list of its blocks; already on its device.
         config: the optimiser and its settings.
-        dtype: of Muon's orthogonalisation; pass the dtype that was measured as fastest for the forward pass.
+        dtype: of Muon's orthogonalisation; pass the fastest dtype measured for the forward pass.
         matrices: how Muon gets full matrices if they are sharded or shared by processes; None: they are local.
     """
     groups = [
@@ -40,29 +40,31 @@ def build(
 
 
 def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None:
-    """Set every group's learning rate to `scale` times its peak, whatever it was before."""
+    """Set the learning rate of every group to `scale` times its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
 
 
-def clip_gradients(model: nn.Module, max_norm: float, whole: Callable[[Tensor], Tensor] = lambda norm: norm) -> Tensor:
+def clip_gradients(
+    model: nn.Module, max_norm: float, global_norm: Callable[[Tensor], Tensor] = lambda norm: norm
+) -> Tensor:
     """Scale all gradients by one factor so that their global L2 norm is at most `max_norm`; 0 disables clipping.
 
     Args:
-        whole: makes the global norm of this process's part of it (Layout.whole).
+        global_norm: makes the norm over all processes from the norm of this process's shards (Layout.global_norm).
 
     Returns:
         The norm before clipping, 0-dimensional, on the gradients' device; non-finite if a gradient is.
     """
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-    if max_norm > 0 and not small_already(norm, max_norm):
+    norm = global_norm(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    if max_norm > 0 and not needs_no_clipping(norm, max_norm):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
-def small_already(norm: Tensor, max_norm: float) -> bool:
-    """Whether clipping would multiply all gradients by 1. Checked on a CPU only: elsewhere it would synchronise with
-    the device."""
+def needs_no_clipping(norm: Tensor, max_norm: float) -> bool:
+    """Whether clipping would multiply all gradients by 1. Checked on a CPU only: elsewhere the check would synchronise
+    with the device."""
     return norm.device.type == "cpu" and bool(norm + 1e-6 <= max_norm)  # as in clip_grads_with_norm_; False for NaN

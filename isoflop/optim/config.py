@@ -32,7 +32,7 @@ class OptimConfig:
     betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
     eps: Annotated[float, "AdamW's term added to the denominator"] = 1e-8
     weight_decay: Annotated[
-        float, "decoupled decay: each step takes lr * weight_decay of a weight; none on 1-D tensors"
+        float, "decoupled decay: each step subtracts lr * weight_decay of each weight; none on 1-D tensors"
     ] = 0.1
     momentum: Annotated[float, "Muon's momentum"] = 0.9
     clip: Annotated[float, "largest global norm of the gradient; larger ones are scaled down; 0 disables it"] = 1.0
@@ -85,7 +85,7 @@ class ScheduleConfig:
 
     @classmethod
     def as_written(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """Defaults for a file of an earlier version: before `cosine_from` existed, every cosine began at the start."""
+        """Defaults for files of earlier versions: before `cosine_from` existed, every cosine began at the start."""
         return {"cosine_from": "start", **data}
 
     @cached_property
@@ -97,9 +97,9 @@ class ScheduleConfig:
 def bytes_of_copy() -> str:
     """The memory of a copy of weights and optimiser state, per parameter inside the blocks, for help texts."""
     sizes = {name: FLOAT + OptimConfig(name=name).entry.state_bytes("matrices") for name in OPTIMIZERS}
-    usual = sizes[OptimConfig().name]
-    others = [f"with {name} {size}" for name, size in sizes.items() if size != usual]
-    return ", ".join([f"{usual} bytes per parameter", *others])
+    default = sizes[OptimConfig().name]
+    alternatives = [f"with {name} {size}" for name, size in sizes.items() if size != default]
+    return ", ".join([f"{default} bytes per parameter", *alternatives])
 
 
 def require(

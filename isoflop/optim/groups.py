@@ -1,9 +1,9 @@
-"""Parameter groups: which parameter is trained by which optimiser, with or without weight decay.
+"""Parameter groups: the optimiser and the weight decay of each parameter.
 
 | group     | parameters                                                | weight decay | trained by |
 |-----------|-----------------------------------------------------------|--------------|------------|
 | matrices  | 2-D and higher inside the blocks (`model.units()`)        | yes          | Muon       |
-| embedding | lookup tables, wherever they are                          | yes          | AdamW      |
+| embedding | lookup tables, inside and outside the blocks              | yes          | AdamW      |
 | head      | other 2-D weights outside the blocks                      | yes          | AdamW      |
 | vectors   | gains, biases and scalars                                 | no           | AdamW      |
 
@@ -36,7 +36,7 @@ class Group:
 
 
 def split(model: nn.Module) -> list[Group]:
-    """Put every trainable parameter of `model` into exactly one group; empty groups are left out.
+    """Put every trainable parameter of `model` into exactly one group; empty groups are omitted.
 
     A tied parameter counts once, under its first name; tied between embedding and head it is an embedding. Frozen
     parameters (`requires_grad` False) are in no group.
@@ -49,7 +49,7 @@ def split(model: nn.Module) -> list[Group]:
     groups = [Group(name, name != "vectors", {}) for name in ("matrices", "embedding", "head", "vectors")]
     by_name = {group.name: group.parameters for group in groups}
 
-    for name, parameter in model.named_parameters():  # each tensor once, however many names it has
+    for name, parameter in model.named_parameters():  # a tensor with several names once
         if not parameter.requires_grad:
             continue
         if parameter.ndim < 2:

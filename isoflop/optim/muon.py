@@ -3,11 +3,11 @@
 The update is that of `torch.optim.Muon` (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): the same
 momentum, coefficients and scaling; a test compares it with torch's. Three things differ:
 
-- Matrices of equal shape go through the Newton-Schulz iteration as one batch. A model has a handful of shapes and many
-  layers, and a product of 128 x 128 matrices is too small to fill a processor (4 layers of width 128 on two cores:
-  10.7 ms per step, torch's 19.0).
+- Matrices of equal shape go through the Newton-Schulz iteration as one batch. A model has a few shapes and many layers,
+  and a product of 128 x 128 matrices is too small to occupy a processor (4 layers of width 128 on two cores: 10.7 ms
+  per step, torch 19.0 ms).
 - A parameter may have more than two dimensions: it is a stack of matrices.
-- If matrices are sharded over processes, `Matrices` says how to gather and scatter them.
+- If matrices are sharded over processes, `Matrices` gathers and scatters them.
 """
 
 import math
@@ -30,8 +30,8 @@ class Matrices(Protocol):
     def local(self, tensor: Tensor) -> Tensor:
         """This process's part of a parameter, gradient or buffer, sharing its memory."""
 
-    def work(self, work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-        """Apply `work`, which maps a stack (n, ..., R, C) to one of the same shape, to the full tensors of `like`'s
+    def apply(self, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        """Apply `function`, which maps a stack (n, ..., R, C) to one of the same shape, to the full tensors of `like`'s
         shape whose local parts are `parts`. Returns the local part of each result."""
 
 
@@ -41,8 +41,8 @@ class LocalMatrices:
     def local(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def work(self, work: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-        return list(work(torch.stack(list(parts))).unbind())
+    def apply(self, function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        return list(function(torch.stack(list(parts))).unbind())
 
 
 class Muon(torch.optim.Optimizer):
@@ -57,8 +57,8 @@ class Muon(torch.optim.Optimizer):
         lr: learning rate.
         momentum: weight of the old momentum; Nesterov's form.
         weight_decay: decoupled, as in AdamW.
-        dtype: of the iteration. bfloat16 is torch's, and about twice as fast on processors that support it; on others
-            float32 is faster.
+        dtype: of the iteration. bfloat16 is torch's choice, and about twice as fast on processors that support it; on
+            others float32 is faster.
         matrices: how they are distributed over processes.
 
     Attributes:
@@ -94,11 +94,11 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
 
         for group in self.param_groups:
-            alike: dict[tuple[Any, ...], list[Tensor]] = {}
+            by_shape: dict[tuple[Any, ...], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    alike.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
-            for parameters in alike.values():
+                    by_shape.setdefault((parameter.shape, parameter.dtype, parameter.device), []).append(parameter)
+            for parameters in by_shape.values():
                 self.update(parameters, group["lr"], group["momentum"], group["weight_decay"])
         return loss
 
@@ -120,7 +120,7 @@ class Muon(torch.optim.Optimizer):
             gradients = [torch.where(discard, b, g) for b, g in zip(buffers, gradients, strict=True)]
         torch._foreach_lerp_(buffers, gradients, 1 - momentum)
         nesterov = torch._foreach_lerp(gradients, buffers, momentum)
-        steps = self.matrices.work(self.orthogonal, nesterov, parameters[0])
+        steps = self.matrices.apply(self.orthogonal, nesterov, parameters[0])
 
         weights = [self.matrices.local(parameter) for parameter in parameters]
         if self.found_inf is None:

@@ -44,7 +44,7 @@ class Decision:
         if self.at_step < 0:
             raise UserError(f"decision.at_step = {self.at_step} is negative")
         if self.steps > MOST_STEPS:
-            raise UserError(f"decision.steps = {self.steps} is larger than in any run")
+            raise UserError(f"decision.steps = {self.steps} is larger than {MOST_STEPS}")
         if self.steps <= self.at_step:
             raise UserError(f"decision.steps = {self.steps} is not after the step it is taken at, {self.at_step}")
         if self.progress is not None and not 0.0 <= self.progress < 1.0:
@@ -68,7 +68,7 @@ class Decision:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Decision":
-        """Read a line back. Fields that the log has beside these (a time, say) are passed over.
+        """Read a line of decisions.jsonl. Its other fields, such as the time, are ignored.
 
         Raises:
             UserError: for a missing field or a wrong type.
@@ -141,7 +141,7 @@ class Timetable:
             u = pieces[-1].progress(decision.at_step, self.read) if decision.progress is None else decision.progress
             if u >= 1.0:
                 raise UserError(
-                    f"decision.at_step = {decision.at_step} is at the run's end: set decision.progress to go on"
+                    f"decision.at_step = {decision.at_step} is at the run's end: set decision.progress to continue"
                 )
             pieces.append(Segment(decision.at_step, u, decision.steps))
         return tuple(pieces)
@@ -153,8 +153,8 @@ class Timetable:
 
     @cached_property
     def warmup_steps(self) -> int:
-        """Steps until the full rate, rounded to the nearest number. It depends on the plan only, so that no decision
-        changes a step that was taken."""
+        """Steps until the full rate, rounded to the nearest number. It depends on the plan only, so that decisions do
+        not change earlier steps."""
         wanted = self.config.warmup * self.read(self.steps)
         over = bisect.bisect_left(range(self.steps), wanted, key=self.read)
         return max(1, min((max(over - 1, 0), over), key=lambda steps: (abs(self.read(steps) - wanted), steps % 2)))
@@ -167,11 +167,11 @@ class Timetable:
         """
         if not self.config.entry.stable:
             return None
-        # u only falls where a decision sets it back, so bisection works from the last of these on
+        # u only falls at decisions that set it back, so bisection is correct from the last of these on.
         start = max((d.at_step for d in self.decisions if d.progress is not None), default=0)
         steps = range(start, self.total_steps)
-        found = start + bisect.bisect_left(steps, True, key=lambda step: self.shape(self.progress(step)) < 1.0)
-        return found if found < self.total_steps else None
+        first = start + bisect.bisect_left(steps, True, key=lambda step: self.shape(self.progress(step)) < 1.0)
+        return first if first < self.total_steps else None
 
     def progress(self, step: int) -> float:
         """u of a step (0-based): 0 at the start, 1 from the end on."""

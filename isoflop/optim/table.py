@@ -1,7 +1,7 @@
-"""OPTIMIZERS and SCHEDULES: the values of `optim.name` and `schedule.name`, and the interface of each to other files.
+"""OPTIMIZERS and SCHEDULES: the values of `optim.name` and `schedule.name`, and their interfaces to other files.
 
-Adding one takes a class and a line in its table. The fields of the class are its schema: each is a field of OptimConfig
-or ScheduleConfig (config.py) of the same name, whose value it gets. Help and error texts are derived from here.
+Adding one takes a class and a line in its table. The fields of the class are its schema: each gets the value of the
+field of OptimConfig or ScheduleConfig (config.py) with the same name. Help and error texts are derived from here.
 """
 
 import math
@@ -17,7 +17,7 @@ from isoflop.optim.muon import Matrices, Muon
 
 FLOAT = 4  # bytes: weights and the optimisers' state are float32
 WIDTH = 128  # d_model at which the default learning rates were measured (LAB.md)
-EMBEDDING = 4.0  # the embedding's learning rate over that of AdamW's other parts (LAB.md)
+EMBEDDING = 4.0  # ratio of the embedding's learning rate to that of AdamW's other groups (LAB.md)
 
 T = TypeVar("T")
 
@@ -31,8 +31,8 @@ class Optimizer:
     first step, as tensors or numbers per parameter, so that checkpoints can hold it.
 
     Class attributes:
-        decay_worth: how far the loss falls while the learning rate decays, relative to Muon (bench/onway.py); what a
-            running forecast expects before the decay (trainer/curve.py).
+        decay_worth: the fall of the loss while the learning rate decays, relative to Muon (bench/onway.py), for running
+            forecasts before the decay (trainer/curve.py).
     """
 
     words: ClassVar[str] = ""
@@ -45,7 +45,7 @@ class Optimizer:
         return self.lr
 
     def state_bytes(self, group: str) -> int:
-        """Bytes of optimiser state per parameter of a group; one number per tensor is not counted."""
+        """Bytes of optimiser state per parameter of a group, without the few numbers per tensor."""
         raise NotImplementedError
 
     def stacks(self, group: str) -> bool:
@@ -102,9 +102,9 @@ class AdamW(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class MuonAdamW(AdamW):
-    """Muon for the matrices inside the blocks, AdamW for the rest."""
+    """Muon for the matrices inside the blocks, AdamW for all other parameters."""
 
-    words: ClassVar[str] = "Muon for the matrices inside the blocks, AdamW for the rest"
+    words: ClassVar[str] = "Muon for the matrices inside the blocks, AdamW for all else"
     decay_worth: ClassVar[float] = 1.0
 
     matrix_lr: float
@@ -132,9 +132,9 @@ class MuonAdamW(AdamW):
         self, groups: Sequence[dict[str, Any]], dtype: torch.dtype, matrices: Matrices | None
     ) -> list[torch.optim.Optimizer]:
         by_muon = [group for group in groups if self.by_muon(group["name"])]
-        others = [group for group in groups if not self.by_muon(group["name"])]
-        first = [Muon(by_muon, momentum=self.momentum, dtype=dtype, matrices=matrices)] if by_muon else []
-        return [*first, *super().make(others, dtype, matrices)]
+        by_adamw = [group for group in groups if not self.by_muon(group["name"])]
+        muon = [Muon(by_muon, momentum=self.momentum, dtype=dtype, matrices=matrices)] if by_muon else []
+        return [*muon, *super().make(by_adamw, dtype, matrices)]
 
     @staticmethod
     def by_muon(group: str) -> bool:
@@ -180,8 +180,8 @@ class WSD(Schedule):
     floor: float
 
     def shape(self, u: float) -> float:
-        left = (1.0 - u) / self.decay if self.decay > 0 else 1.0
-        return self.floor + (1.0 - self.floor) * left if left < 1.0 else 1.0
+        remaining = (1.0 - u) / self.decay if self.decay > 0 else 1.0
+        return self.floor + (1.0 - self.floor) * remaining if remaining < 1.0 else 1.0
 
     def explained(self) -> str:
         return f"decay {self.decay:.0%}"
@@ -194,8 +194,8 @@ COSINE_STARTS: dict[str, Callable[[float], float]] = {"warmup": lambda warmup: w
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
     """Half a period of the cosine, down to the floor at `length` (Loshchilov and Hutter 2017, 1608.03983, without
-    restarts). It begins where the warm-up ends, as in most trainers since GPT-3, or at the run's start and multiplies
-    the warm-up, as in OpenAI's code of GPT-1.
+    restarts). It begins at the end of the warm-up, as in most trainers since GPT-3, or at the start of the run, where
+    it multiplies the warm-up, as in OpenAI's code of GPT-1.
 
     Raises:
         UserError: for a shape that would train part of the run at a rate of 0.
@@ -211,8 +211,8 @@ class Cosine(Schedule):
     def __post_init__(self) -> None:
         if self.length < 1.0 and self.floor == 0.0:
             raise UserError(
-                f"schedule.length = {self.length:g} with schedule.floor = 0 trains the rest of the run at a rate of 0; "
-                "raise the floor or leave the length at 1"
+                f"schedule.length = {self.length:g} with schedule.floor = 0 trains the end of the run at a learning "
+                "rate of 0; raise the floor or set the length to 1"
             )
 
     def shape(self, u: float) -> float:
@@ -226,7 +226,9 @@ class Cosine(Schedule):
         return self.floor + (1.0 - self.floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
     def explained(self) -> str:
-        where = "; it begins at the start, under the warm-up" if self.cosine_from == "start" and self.warmup else ""
+        where = (
+            "; it begins at the start and multiplies the warm-up" if self.cosine_from == "start" and self.warmup else ""
+        )
         return f"down to {self.floor:.0%} at {self.length:.0%} of the run{where}"
 
 
@@ -252,13 +254,13 @@ def choose(table: Mapping[str, Callable[..., T]], where: str, config: Any) -> T:
         UserError: for a name that is not in the table, or inconsistent values.
     """
     cls: Any = table[OneOf(table).check(config.name, where)]
-    made: T = cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
-    return made
+    entry: T = cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
+    return entry
 
 
 def without(field: str) -> str:
     """The names of the optimisers that do not read a field of OptimConfig, for its help."""
-    return ", ".join(name for name, cls in OPTIMIZERS.items() if field not in [known.name for known in fields(cls)])
+    return ", ".join(name for name, cls in OPTIMIZERS.items() if field not in [own.name for own in fields(cls)])
 
 
 def rates(optimizer: Optimizer) -> dict[str, float]:

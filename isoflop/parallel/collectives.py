@@ -18,8 +18,8 @@ from isoflop.parallel.failures import POLL, Failures
 
 
 class Collectives:
-    """The collectives of a group. All processes call each of them, in the same order. A single process communicates
-    nothing and gets its own value.
+    """The collectives of a group. All processes call each of them, in the same order. A single process gets its own
+    value, without communication.
 
     Attributes:
         rank, size: rank of this process, and number of processes.
@@ -54,7 +54,7 @@ class Collectives:
         return tensor
 
     def all_max(self, numbers: Sequence[int]) -> list[int]:
-        """The elementwise maximum over all processes; so a flag that one process sets reaches all."""
+        """The elementwise maximum over all processes, so that a flag set by one process reaches all."""
         if self.alone:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
@@ -87,7 +87,7 @@ class Collectives:
         mine = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)  # JSON ignores trailing spaces
         of_all = [torch.empty_like(mine) for _ in range(self.size)]
         dist.all_gather(of_all, mine)
-        return [json.loads(bytes(one.tolist())) for one in of_all]
+        return [json.loads(bytes(content.tolist())) for content in of_all]
 
     def order(self, value: Any = None) -> Any:
         """`broadcast` without a time limit, for values that the first process takes long to compute.

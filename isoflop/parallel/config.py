@@ -1,4 +1,4 @@
-"""ParallelConfig: how several processes share a run, with checks for settings that make no sense."""
+"""ParallelConfig: how several processes train one model, with checks for inconsistent settings."""
 
 import math
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class ParallelConfig:
         for field, value, plain in (("gather", self.gather, "float32"), ("reduce", self.reduce, "last")):
             if value != plain and mode not in DIVIDED:
                 raise UserError(
-                    f"parallel.{field} = {value} is for parallel.mode = fsdp or hsdp; the mode is {mode}; leave it out"
+                    f"parallel.{field} = {value} is for parallel.mode = fsdp or hsdp; the mode is {mode}; remove it"
                 )
 
         if size == 1 and mode != "none":
@@ -82,9 +82,9 @@ class ParallelConfig:
         if size % replicas:
             raise UserError(f"parallel.replicas = {replicas} does not divide the {size} processes")
         if not 1 < replicas < size:
-            other = "fsdp" if replicas == 1 else "ddp"
+            equivalent = "fsdp" if replicas == 1 else "ddp"
             raise UserError(
-                f"parallel.replicas = {replicas} of {size} processes is what parallel.mode = {other} does; use "
-                "that, or a number between"
+                f"parallel.replicas = {replicas} of {size} processes is the same as parallel.mode = {equivalent}; use "
+                f"that, or a number between 1 and {size}"
             )
         return mode, replicas

@@ -1,24 +1,24 @@
 """The cost of training one model with several processes: bytes to send per step, and bytes to hold. No torch.
 
-With N processes and collectives that move no byte twice (rings do; Patarasuk and Yuan 2009, "Bandwidth optimal
+With N processes and bandwidth-optimal collectives, such as rings (Patarasuk and Yuan 2009, "Bandwidth optimal
 all-reduce algorithms for clusters of workstations"), each process sends, of a tensor of B bytes,
 
-    all-gather       (N - 1) / N B     everyone ends with the whole
-    reduce-scatter   (N - 1) / N B     everyone ends with one part of the sum
-    all-reduce     2 (N - 1) / N B     the one and then the other
+    all-gather       (N - 1) / N B     every process ends with the full tensor
+    reduce-scatter   (N - 1) / N B     every process ends with one part of the sum
+    all-reduce     2 (N - 1) / N B     a reduce-scatter, then an all-gather
 
 No algorithm sends less: in an all-gather each process must receive the N - 1 parts that it lacks, and as much is sent
 as is received. In-network reduction (NVLink and InfiniBand SHARP), where switches do part of it, is not modelled.
 
-    ddp      the gradients are all-reduced; everyone holds everything
-    fsdp     parameters, gradients and optimiser state are cut into N shards (ZeRO-3, Rajbhandari et al. 2019,
+    ddp      the gradients are all-reduced; every process holds the full state
+    fsdp     parameters, gradients and optimiser state are split into N shards (ZeRO-3, Rajbhandari et al. 2019,
              1910.02054, section 7); a unit's parameters are all-gathered before its forward pass, and again before
              its backward pass if they were freed between the two; its gradients are reduce-scattered
     hsdp     fsdp within a shard group of N / R processes, and an all-reduce of the own shard's gradients across the R
              replicas (Zhao et al. 2023, 2304.11277, section 3.2.2)
 
-Not counted: what does not grow with the model (the loss, the gradient's norm, barriers), what is outside the steps (the
-first broadcast, checkpoints), and padding of tensors whose first dimension N does not divide.
+Not counted: traffic that does not grow with the model (the loss, the gradient's norm, barriers), traffic outside the
+steps (the first broadcast, checkpoints), and padding of tensors whose first dimension N does not divide.
 """
 
 from dataclasses import dataclass
@@ -31,14 +31,14 @@ Mode = Literal["none", "ddp", "fsdp", "hsdp"]
 
 @dataclass(frozen=True)
 class Parallelism:
-    """How `processes` train one model.
+    """The division of the training of one model over `processes`.
 
     Attributes:
         replicas: copies of the model: as many as processes in ddp, one in fsdp, between the two in hsdp. 0: chosen by
             the mode; hsdp needs a number.
 
     Raises:
-        UserError: for a combination that makes no sense.
+        UserError: for an inconsistent combination.
     """
 
     mode: Mode
@@ -48,13 +48,13 @@ class Parallelism:
     def __post_init__(self) -> None:
         fixed = {"none": 1, "ddp": self.processes, "fsdp": 1}
         if self.processes < 1:
-            raise UserError(f"{self.processes} processes cannot train anything; give at least 1")
+            raise UserError(f"{self.processes} is not a number of processes; give at least 1")
         if self.mode == "none" and self.processes > 1:
             raise UserError(f"mode none is for one process, not {self.processes}; choose ddp, fsdp or hsdp")
         replicas = self.replicas or fixed.get(self.mode, 0)
         if self.mode in fixed and replicas != fixed[self.mode]:
             raise UserError(
-                f"{replicas} replicas do not go with {self.mode} on {self.processes} processes; leave it out"
+                f"{replicas} replicas do not fit {self.mode} on {self.processes} processes; omit the replicas"
             )
         if replicas < 1 or self.processes % replicas:
             raise UserError(f"{replicas} replicas do not divide {self.processes} processes; choose a divisor")
@@ -96,27 +96,27 @@ def traffic(
     kept: float = 0,
     reduce_every_pass: bool = False,
 ) -> Traffic:
-    """The least that a process must send for one optimiser step.
+    """The least number of bytes that a process must send per optimiser step.
 
     Args:
-        parameters: trainable parameters of the model, a tied weight once.
+        parameters: trainable parameters of the model; a tied weight counts once.
         parameter_bytes: per parameter when gathered: 4 in float32, 2 in bfloat16.
         reduce_bytes: per gradient when reduced.
         passes: forward and backward passes of this process per step (gradient accumulation).
         reshard: a unit's parameters are freed after its forward pass and gathered again before its backward pass;
             else each pass gathers them once.
-        kept: parameters that are kept between forward and backward in any case: FSDP2's root unit.
+        kept: parameters that are not freed between forward and backward: those of FSDP2's root unit.
         reduce_every_pass: gradients are reduced after every pass, not only after the last. Then fsdp holds no unsharded
-            gradients; ddp gains nothing.
+            gradients; ddp has no advantage.
     """
     gathers = passes * ((2 * parameters - kept) if reshard else parameters)
     reductions = passes if reduce_every_pass else 1
 
-    whole = part(layout.shards)
+    sent_share = part(layout.shards)
     gradient = reductions * parameters * reduce_bytes
     return Traffic(
-        gathered=whole * gathers * parameter_bytes,
-        scattered=whole * gradient,
+        gathered=sent_share * gathers * parameter_bytes,
+        scattered=sent_share * gradient,
         reduced=2 * part(layout.replicas) * gradient / layout.shards,
     )
 
@@ -183,8 +183,8 @@ def memory(
     own = parameters / layout.shards
 
     if layout.shards > 1:
-        whole = min(2 * largest_unit + kept, parameters) if reshard else parameters
-        gathered = whole * compute_bytes + (parameters if whole_gradients else largest_unit) * reduce_bytes
+        unsharded = min(2 * largest_unit + kept, parameters) if reshard else parameters
+        gathered = unsharded * compute_bytes + (parameters if whole_gradients else largest_unit) * reduce_bytes
         gathered += parameters * cast_bytes
     else:
         gathered = parameters * (cast_bytes or (compute_bytes if compute_bytes < parameter_bytes else 0))
@@ -202,5 +202,5 @@ def activation_bytes(tokens: float, layers: int, d_model: int, *, recompute: boo
     """Activations that the blocks of a plain GPT keep for the backward pass, in 16-bit: 34 L D bytes per token, or
     2 L D + 34 D with recomputation, which keeps only each block's input (Korthikanti et al. 2022, 2205.05198, equation
     1 and table 2, without the scores, which fused attention never writes). Logits are not included."""
-    a_block = 34 * d_model * tokens
-    return 2 * layers * d_model * tokens + a_block if recompute else layers * a_block
+    per_block = 34 * d_model * tokens
+    return 2 * layers * d_model * tokens + per_block if recompute else layers * per_block

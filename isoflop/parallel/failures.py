@@ -1,9 +1,9 @@
-"""How a process group ends when one process fails: all end with the same exit code, and one of them prints the reason.
+"""Ends all processes of a group when one fails: with the same exit code, and one printed message.
 
 Exit code 2 is an error that the user can fix, 1 a failure (a run that diverged, a lost or silent process), 128 + signal
 a run that a signal stopped and that is saved. The signal may be sent to torchrun, which forwards SIGTERM and SIGINT, or
-to any one process. torchrun itself (2.13, tried) exits with 1 in all of these cases, after a summary with each
-process's code; it waits 30 seconds for the processes that it told to stop, then kills them.
+to any one process. torchrun itself (measured with 2.13) exits with 1 in all of these cases, after a summary of all exit
+codes; it waits 30 seconds for the processes to which it sent a signal, then kills them.
 
 A process that fails writes its exit code into the store, where the others read it. The store is on one host, which may
 itself be lost.
@@ -16,7 +16,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 POLL = 0.2  # seconds between two reads of the store
-LEAVING = 10.0  # seconds that a process waits for the others to leave with it
+LEAVING = 10.0  # seconds that a process waits for the others to leave
 
 
 class FailedElsewhere(Exception):
@@ -32,7 +32,7 @@ class FailedElsewhere(Exception):
 
 
 class Lost(Exception):
-    """The connection to another process broke: it was killed, or its host is gone."""
+    """The connection to another process broke: the process was killed, or its host is lost."""
 
     exit_code = 1
 
@@ -60,8 +60,8 @@ class Failures:
         return FailedElsewhere(int(self.store.get("failure")))
 
     def claims_error(self, exit_code: int) -> bool:
-        """Whether this process prints why the group ends: the first caller does, and the others read its exit code.
-        Without the store (its host may be lost), the first process of every host does."""
+        """Whether this process prints the reason why the group ends: the first caller does, and the others read its
+        exit code. Without the store (its host may be lost), the first process of every host prints it."""
         if self.store is None:
             return True
         try:
@@ -73,7 +73,8 @@ class Failures:
         return True
 
     def failing(self, error: BaseException) -> BaseException:
-        """What this process raises for its own error: the error, or FailedElsewhere if another process was first."""
+        """The exception to raise for this process's own error: the error, or FailedElsewhere if another process failed
+        first."""
         if self.store is None or isinstance(error, FailedElsewhere):
             return error
         exit_code = 130 if isinstance(error, KeyboardInterrupt) else int(getattr(error, "exit_code", 1))
@@ -88,9 +89,11 @@ class Failures:
         return FailedElsewhere(exit_code)
 
     def leave(self, exit_code: int = 0) -> None:
-        """Wait a short time for the others to leave as well. torchrun kills all remaining processes when one has
-        failed, and a process that has saved should exit with its own code. The first process, which may host the store,
-        leaves last."""
+        """Wait a short time for the others to leave as well.
+
+        torchrun kills all remaining processes when one has failed, and a process that has saved should exit with its
+        own code. The first process, which may host the store, leaves last.
+        """
         if self.store is None or not (exit_code == 0 or exit_code > 128):
             return
         with contextlib.suppress(RuntimeError):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from isoflop.errors import UserError
 from isoflop.parallel.mesh import Group
 
-JOINING = timedelta(minutes=10)  # how long a process waits for the others to start
+JOINING = timedelta(minutes=10)  # limit of the wait for the other processes to start
 NEVER = timedelta(days=7)  # collectives have no time limit: watch.py decides which process is silent
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "TORCHELASTIC_RESTART_COUNT")
 
@@ -30,7 +30,7 @@ _times_joined = itertools.count()  # a process may join, leave and join again wi
 
 
 def is_main(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is the first or only one, and so prints; usable before there is a group."""
+    """Whether this process is the first or only one, which prints; usable before the group exists."""
     return environment.get("RANK", "0") == "0"
 
 
@@ -87,8 +87,8 @@ def joined() -> Iterator[Group]:
         raise raised from error
     group.failures.leave()
 
-    # Reference cycles left by a run keep communicators alive, and gloo's threads must not outlive the interpreter
-    # ("terminate called without an active exception", seen once in some hundred groups of four).
+    # Reference cycles of a finished run keep communicators alive, and gloo's threads must not outlive the interpreter
+    # ("terminate called without an active exception", about once per hundred groups of four).
     gc.collect()
     dist.destroy_process_group()
 

@@ -1,11 +1,10 @@
 """Full matrices for an optimiser that needs them (Muon), if each process holds all of them, or a shard of each.
 
-Both classes implement Matrices of optim/muon.py. The matrices are distributed round-robin: process r is the only one to
-work on every N-th of a list, beginning with number r. Nothing is computed twice, and all processes continue with the
-same bits.
+Both classes implement Matrices of optim/muon.py. The matrices are distributed round-robin: process r computes every
+N-th of a list, beginning with number r. Nothing is computed twice, and all processes continue with the same bits.
 
-    ReplicatedMatrices   full in every process (DDP)   work on the own ones ──> all-gather the results
-    ShardedMatrices      rows sharded (FSDP2)          rows ──all-to-all──> own full ones ──> work ──all-to-all──> rows
+    ReplicatedMatrices   full in every process (DDP)   compute the own matrices ──> all-gather the results
+    ShardedMatrices      rows sharded (FSDP2)          rows ──all-to-all──> own matrices ──compute──all-to-all──> rows
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from isoflop.parallel.mesh import Group
 
-Work = Callable[[Tensor], Tensor]
+Function = Callable[[Tensor], Tensor]
 
 
 class ReplicatedMatrices:
@@ -29,18 +28,18 @@ class ReplicatedMatrices:
     def local(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
-        each = -(-len(parts) // self.size)  # a process with one matrix less works on the last one again
-        own = [parts[min(i, len(parts) - 1)] for i in range(self.rank, each * self.size, self.size)]
-        done = work(torch.stack(own)).contiguous()
-        everyone = [torch.empty_like(done) for _ in range(self.size)]
-        dist.all_gather(everyone, done)
-        return [everyone[i % self.size][i // self.size] for i in range(len(parts))]
+    def apply(self, function: Function, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+        count = -(-len(parts) // self.size)  # per process; one with a matrix less computes the last one again
+        own = [parts[min(i, len(parts) - 1)] for i in range(self.rank, count * self.size, self.size)]
+        results = function(torch.stack(own)).contiguous()
+        gathered = [torch.empty_like(results) for _ in range(self.size)]
+        dist.all_gather(gathered, results)
+        return [gathered[i % self.size][i // self.size] for i in range(len(parts))]
 
 
 class ShardedMatrices:
-    """Every process has some rows (of the first dimension) of each tensor, as FSDP2 shards them: ceil(rows / N) each,
-    the last shards shorter or empty. Each replica of the model (HSDP) does the same work."""
+    """Every process has some rows (of the first dimension) of each tensor, as FSDP2 shards them: ceil(rows / N) per
+    process, the last shards shorter or empty. All replicas of the model (HSDP) compute the same."""
 
     def __init__(self, mesh: DeviceMesh) -> None:
         self.group = mesh.get_group()
@@ -51,7 +50,7 @@ class ShardedMatrices:
 
         return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
-    def work(self, work: Work, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    def apply(self, function: Function, parts: Sequence[Tensor], like: Tensor) -> list[Tensor]:
         shape = like.shape
         most = -(-shape[0] // self.size)
         rows = [max(0, min(most, shape[0] - rank * most)) for rank in range(self.size)]
@@ -66,14 +65,15 @@ class ShardedMatrices:
         flat = torch.cat([parts[i].reshape(-1) for i in order])
         arrived = self.exchange(flat, sent, received)
         pieces = [p.view(mine, count, *shape[1:]) for p, count in zip(arrived.split(received), rows, strict=True)]
-        whole = torch.cat(pieces, dim=1)
-        done = work(whole) if mine else whole
+        full = torch.cat(pieces, dim=1)
+        results = function(full) if mine else full
 
-        back = torch.cat([p.reshape(-1) for p in done.split(rows, dim=1)]).to(flat.dtype)
-        results = self.exchange(back, received, sent).view(len(parts), rows[self.rank], *shape[1:])
-        return [results[order.index(i)] for i in range(len(parts))]
+        back = torch.cat([p.reshape(-1) for p in results.split(rows, dim=1)]).to(flat.dtype)
+        local = self.exchange(back, received, sent).view(len(parts), rows[self.rank], *shape[1:])
+        return [local[order.index(i)] for i in range(len(parts))]
 
     def exchange(self, flat: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """All-to-all: `sent` elements of `flat` to each process, `received` from each."""
         arrived = flat.new_empty(sum(received))
         dist.all_to_all_single(arrived, flat, received, sent, group=self.group)
         return arrived

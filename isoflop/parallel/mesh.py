@@ -19,7 +19,7 @@ class Group(Collectives):
         local_rank, local_size: rank on this host, and number of processes on this host.
         node: the rank of this host.
         launch: torchrun's id of this launch, the same after restarts; "" without torchrun.
-        restarts: how often torchrun has restarted the processes.
+        restarts: the number of restarts by torchrun.
         pause: called by all processes between two parts of long work; see pause.py.
     """
 

@@ -20,12 +20,12 @@ class Pauses:
     """`Group.pause` during long work.
 
     Args:
-        asked: returns whether this process was asked to stop.
+        stop_requested: returns whether this process was asked to stop.
     """
 
-    def __init__(self, group: Group, asked: Callable[[], bool]) -> None:
-        self.group, self.asked = group, asked
-        self.parts, self.until = 0, 1  # since the last exchange, and to the next
+    def __init__(self, group: Group, stop_requested: Callable[[], bool]) -> None:
+        self.group, self.stop_requested = group, stop_requested
+        self.parts, self.until = 0, 1  # parts since the last exchange, and at the next
         self.at = time.monotonic()
 
     def __call__(self) -> None:
@@ -39,21 +39,22 @@ class Pauses:
         Raises:
             CutShort: in all processes.
         """
-        asked, self.until = self.group.all_max([int(self.asked()), max(1, min(parts, MOST)) * self.group.first])
-        if asked:
+        flags = [int(self.stop_requested()), max(1, min(parts, MOST)) * self.group.first]
+        requested, self.until = self.group.all_max(flags)
+        if requested:
             raise CutShort
         self.parts, self.at = 0, time.monotonic()
 
 
 @contextlib.contextmanager
-def stoppable(group: Group, asked: Callable[[], bool]) -> Iterator[None]:
+def stoppable(group: Group, stop_requested: Callable[[], bool]) -> Iterator[None]:
     """A context that all processes enter and leave together. Inside it `group.pause()` raises CutShort in all of them
     once any was asked to stop. Only for work that can be abandoned at any pause.
 
     Raises:
         CutShort: on entering, if a process was asked to stop before.
     """
-    pauses, before = Pauses(group, asked), group.pause
+    pauses, before = Pauses(group, stop_requested), group.pause
     pauses.exchange(1)
     group.pause = pauses
     try:

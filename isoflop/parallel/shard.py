@@ -1,17 +1,17 @@
-"""How a model is distributed over processes: in one process, replicated (DDP), sharded (FSDP2), or sharded within
-replicas (HSDP).
+"""Distributes a model over processes: in one process, replicated (DDP), sharded (FSDP2), or sharded within replicas
+(HSDP).
 
 The model stays single-device code: it lists its units, and this module wraps them. A training step uses it through a
 `Layout`:
 
-                parameters        forward and backward       gradients of the step         norm         Muon
-    Layout      in one process    the loss itself            local                         local        all matrices
-    Replicated  replicated        through DDP                all-reduced during backward   the first's  1/N of them
-    Sharded     1/N of each unit  units gathered in turn     reduce-scattered              over shards  1/N of them
+                parameters        forward and backward       gradients of the step         norm          Muon
+    Layout      in one process    the loss itself            local                         local         all matrices
+    Replicated  replicated        through DDP                all-reduced during backward   of process 0  1/N of them
+    Sharded     1/N of each unit  units gathered in turn     reduce-scattered              over shards   1/N of them
 
 Gradients are sums, never means: every pass is weighted by its share of the targets of the step over all processes. So
-the sum is the gradient of the step's mean loss however the targets are distributed (in batches of pairs each process
-has another number). Modes differ in the order of summation, so in the last bits, and in nothing else.
+the sum is the gradient of the step's mean loss for any distribution of the targets (in batches of pairs each process
+has another number). Modes differ only in the order of summation, and so in the last bits.
 
 All modes start from the same weights. A sharded model is built on the meta device and then initialised in the order of
 its construction, from the same seed as an unsharded one, and each unit is sharded as soon as it is initialised: no
@@ -35,7 +35,7 @@ from isoflop.parallel.mesh import ALONE, Group
 Loss = Callable[..., Tensor]
 Weights = Mapping[str, Tensor]
 
-# methods other than forward by which a model or a unit is called: FSDP has to gather parameters for these as well
+# Methods other than `forward` by which a model or a unit is called: FSDP has to gather parameters for these as well.
 ENTRANCES = ("hidden", "hidden_mtp", "logits", "read", "write", "remember")
 
 
@@ -66,11 +66,13 @@ class Layout:
         """The sum over all processes."""
         return self.group.sum(tensor)
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        """A gradient norm over all shards, with the same bits in all processes. (A norm that each process computes for
-        itself may differ between processors or numbers of threads; the first one's is used, and `tensor` may be
-        overwritten.)"""
-        return tensor
+    def global_norm(self, norm: Tensor) -> Tensor:
+        """The gradient norm over all shards, with the same bits in all processes, from that of this process's shards.
+
+        A norm that each process computes by itself may differ between processors or numbers of threads, so that of the
+        first process is used. `norm` may be overwritten.
+        """
+        return norm
 
 
 class Pass(nn.Module):
@@ -89,10 +91,10 @@ class Replicated(Layout):
 
     def __init__(self, model: nn.Module, loss: Loss, group: Group) -> None:
         super().__init__(model, loss, group)
-        # buffers are equal in all processes, so none is sent; torch 2.13 renamed the option
-        known = inspect.signature(DistributedDataParallel.__init__).parameters
-        quiet = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        options: Any = {quiet: False, "gradient_as_bucket_view": True}
+        # Buffers are equal in all processes, so none is sent; torch 2.13 renamed the option.
+        accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+        sync_buffers = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"
+        options: Any = {sync_buffers: False, "gradient_as_bucket_view": True}
         self._wrapped = DistributedDataParallel(Pass(model, loss), **options)
         self._wrapped.register_comm_hook(None, sum_bucket)
         self.matrices = ReplicatedMatrices(group)
@@ -106,8 +108,8 @@ class Replicated(Layout):
         with contextlib.nullcontext() if last else self._wrapped.no_sync():
             yield
 
-    def whole(self, tensor: Tensor) -> Tensor:
-        return self.group.broadcast_(tensor)
+    def global_norm(self, norm: Tensor) -> Tensor:
+        return self.group.broadcast_(norm)
 
 
 class Sharded(Layout):
@@ -124,13 +126,13 @@ class Sharded(Layout):
         mesh = group.mesh(device, replicas)
         self.every = config.reduce == "every"
         units = [*model.units_within(), *model.units()]
-        again = {id(unit): unit is not units[-1] for unit in units}  # backward starts with the last one: keep it
+        reshard = {id(unit): unit is not units[-1] for unit in units}  # the backward pass starts with the last unit
 
         def shard_unit(module: nn.Module) -> None:
-            if id(module) in again:
-                shard(module, mesh, again[id(module)], config.gather == "bfloat16")
+            if id(module) in reshard:
+                shard(module, mesh, reshard[id(module)], config.gather == "bfloat16")
             elif module is model:
-                shard(module, mesh, again=False)
+                shard(module, mesh, reshard=False)
 
         fill(model, device, weights or {}, shard_unit)
         self.matrices = ShardedMatrices(mesh["piece"] if replicas > 1 else mesh)
@@ -140,14 +142,14 @@ class Sharded(Layout):
         self.model.set_requires_gradient_sync(last or self.every)
         yield
 
-    def whole(self, tensor: Tensor) -> Tensor:
+    def global_norm(self, norm: Tensor) -> Tensor:
         from torch.distributed.tensor import DTensor
 
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        return whole if self.copies == 1 else self.group.broadcast_(whole)
+        full = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return full if self.copies == 1 else self.group.broadcast_(full)
 
 
-def lay_out(
+def distribute(
     model: Any, loss: Loss, group: Group, config: ParallelConfig, device: str, weights: Weights | None = None
 ) -> Layout:
     """Distribute a model, which is the same in all processes, as configured.
@@ -169,12 +171,12 @@ def fill(model: nn.Module, device: str, weights: Weights, filled: Callable[[nn.M
     """Allocate and initialise a model on the meta device, with the values of its construction from the same seed, or
     `weights`. Module by module, in the order of construction; `filled` is called with each module after its children.
     """
-    seen = set()
+    visited = set()
 
     def visit(module: Any, prefix: str) -> None:
-        if id(module) in seen:
+        if id(module) in visited:
             return
-        seen.add(id(module))
+        visited.add(id(module))
         module.to_empty(device=device, recurse=False)
         if module is not model and hasattr(module, "reset_parameters"):
             module.reset_parameters()
@@ -189,11 +191,11 @@ def fill(model: nn.Module, device: str, weights: Weights, filled: Callable[[nn.M
     visit(model, "")
 
 
-def shard(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
+def shard(module: Any, mesh: Any, reshard: bool, half: bool = False) -> None:
     """Apply FSDP2 to one module.
 
     Args:
-        again: free its gathered parameters after the forward pass and gather them again for the backward pass.
+        reshard: free its gathered parameters after the forward pass and gather them again for the backward pass.
         half: gather in bfloat16; gradients are still reduced in float32.
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -201,7 +203,7 @@ def shard(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
     policy = MixedPrecisionPolicy()
     if half:
         policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    sharded = fully_shard(module, mesh=mesh, reshard_after_forward=again, mp_policy=policy)
+    sharded = fully_shard(module, mesh=mesh, reshard_after_forward=reshard, mp_policy=policy)
     sharded.set_gradient_divide_factor(1.0)
     sharded.set_force_sum_reduction_for_comms(True)
     for name in ENTRANCES:
@@ -212,4 +214,4 @@ def shard(module: Any, mesh: Any, again: bool, half: bool = False) -> None:
 def sum_bucket(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's hook for a bucket of gradients: the sum over all processes, not DDP's default, the mean."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
+    return work.get_future().then(lambda future: future.value()[0])

@@ -1,8 +1,8 @@
-"""Training state as a flat dict of named tensors, written to and read from a folder of safetensors, sharded or not.
+"""Training state as a flat dict of named tensors, saved in and loaded from a folder of safetensors, sharded or not.
 
     model.<name>            a parameter or persistent buffer, under its name in the model; a tied one once
-    optim.<name>.<key>      what the optimiser keeps for that parameter: momentum, moments, its step count
-    rng.<device>            the state of torch's random generator there, a uint8 vector
+    optim.<name>.<key>      the optimiser's state for that parameter: momentum, moments, its step count
+    rng.<device>            the state of torch's random generator of that device, a uint8 vector
 
 The names do not depend on how the tensors are sharded. Each process writes the shards that it holds (torch's
 distributed checkpoint, DCP, in the safetensors format); a reader with another number of processes finds its parts by
@@ -26,7 +26,7 @@ from isoflop.errors import UserError
 from isoflop.files import new_folder
 from isoflop.parallel.mesh import present
 
-# added by torch.compile and recomputation to the names of the modules that they wrap
+# Added by torch.compile and recomputation to the names of the modules that they wrap.
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
 
@@ -41,10 +41,10 @@ class Stored:
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The live parameters and persistent buffers as `model.<name>`; a tied tensor once, under its first name."""
     tensors: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    visited: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
+        if id(tensor) not in visited:
+            visited.add(id(tensor))
             tensors[f"model.{clean(name)}"] = tensor
     return tensors
 
@@ -75,15 +75,15 @@ def owners(
 def save_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors into a folder. Every process calls it and writes its own shards.
 
-    Any sharding and any dtype of safetensors; tensors without elements or dimensions too.
+    Any sharding and any dtype of safetensors is possible, as are tensors without elements or dimensions.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: for an error of the disk.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     dcp = distributed_checkpoint()
     writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-    with plainly():
+    with unwrapped_errors():
         dcp.save(contiguous, storage_writer=writer, no_dist=not dist.is_initialized())
 
 
@@ -119,43 +119,43 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
     """
     # The files may come from anyone: any exception while reading their headers means a bad file.
     stored: dict[str, Stored] = {}
-    held: dict[str, int] = {}
+    element_counts: dict[str, int] = {}
     try:
         reader = distributed_checkpoint().HuggingFaceStorageReader(str(folder))
         for name, meta in reader.read_metadata().state_dict_metadata.items():
             stored[name] = Stored(tuple(meta.size), meta.properties.dtype)
             if any(offset < 0 for chunk in meta.chunks for offset in chunk.offsets):
                 raise ValueError(f"negative offset in {name}")
-            held[name] = sum(chunk.sizes.numel() for chunk in meta.chunks)
+            element_counts[name] = sum(chunk.sizes.numel() for chunk in meta.chunks)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder} cannot be read as safetensors ({reason}); use another checkpoint") from None
 
     for name, tensor in stored.items():
-        if held[name] != math.prod(tensor.shape):
+        if element_counts[name] != math.prod(tensor.shape):
             raise UserError(f"{folder} does not hold all of {name[:200]!r}: a shard is missing; use another checkpoint")
     return stored
 
 
 def load_tensors(folder: Path, tensors: Mapping[str, Tensor], stored: Mapping[str, Stored] | None = None) -> None:
-    """Load `tensors`, in place, from those of the same name in a folder. Others in the folder are ignored.
+    """Load `tensors`, in place, from those of the same name in a folder. Other tensors in it are ignored.
 
     Args:
         folder: as written by `save_tensors`, by any number of processes.
         tensors: name -> the tensor to fill, sharded or not.
-        stored: `stored_tensors(folder)`, if already known.
+        stored: `stored_tensors(folder)`, if it was read before.
 
     Raises:
         UserError: naming the first tensor that is missing or has another shape or dtype; nothing is changed.
     """
     stored = stored_tensors(folder) if stored is None else stored
     for name, tensor in tensors.items():
-        require_alike(name, tensor, stored.get(name))
+        require_same_kind(name, tensor, stored.get(name))
     if tensors:
         detached = {name: tensor.detach() for name, tensor in tensors.items()}
         dcp = distributed_checkpoint()
         reader = dcp.HuggingFaceStorageReader(str(folder))
-        with plainly():
+        with unwrapped_errors():
             dcp.load(detached, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
@@ -175,24 +175,24 @@ def restore(folder: Path, model: nn.Module, optimizers: Iterable[torch.optim.Opt
         if name.startswith("model.") and name not in weights:
             raise UserError(f"the checkpoint has {name[:200]!r} and the model does not: their configurations differ")
     for name, tensor in weights.items():
-        require_alike(name, tensor, stored.get(name))
+        require_same_kind(name, tensor, stored.get(name))
 
     created = create_state(optimizers)
     try:
-        wanted = match_state(model, optimizers, stored)
+        state_tensors = match_state(model, optimizers, stored)
     except UserError:
         drop(created)
         raise
 
-    load_tensors(folder, {**weights, **wanted}, stored)
+    load_tensors(folder, {**weights, **state_tensors}, stored)
     for name, optimizer, parameter in owners(model, optimizers):
         state = optimizer.state[parameter]
-        if not any(f"optim.{name}.{key}" in wanted for key in state):
-            drop([(optimizer, parameter)])  # saved before its first step
+        if not any(f"optim.{name}.{key}" in state_tensors for key in state):
+            drop([(optimizer, parameter)])  # it was saved before its first step
             continue
         for key, value in state.items():
             if value is not None and not isinstance(value, Tensor):
-                state[key] = type(value)(wanted[f"optim.{name}.{key}"].item())
+                state[key] = type(value)(state_tensors[f"optim.{name}.{key}"].item())
 
 
 def generator_tensors() -> dict[str, Tensor]:
@@ -207,10 +207,10 @@ def generator_tensors() -> dict[str, Tensor]:
 
 
 def restore_generators(folder: Path) -> None:
-    """Restore the generators that exist both here and in the folder. A run on another device uses a new one.
+    """Restore the generators that exist in this process and in the folder. A run on another device uses new ones.
 
     Raises:
-        UserError: if what is stored is not a generator's state.
+        UserError: if a stored tensor is not the state of a generator.
     """
     stored = stored_tensors(folder)
     tensors = {name: tensor for name, tensor in generator_tensors().items() if name in stored}
@@ -224,7 +224,7 @@ def restore_generators(folder: Path) -> None:
 
 
 def set_generators(tensors: Mapping[str, Tensor]) -> None:
-    """Set torch's generators to what `generator_tensors` gave."""
+    """Set torch's generators to states from `generator_tensors`."""
     for name, tensor in tensors.items():
         match name.split("."):
             case [_, "cpu"]:
@@ -238,10 +238,10 @@ def set_generators(tensors: Mapping[str, Tensor]) -> None:
 def match_state(
     model: nn.Module, optimizers: list[torch.optim.Optimizer], stored: Mapping[str, Stored]
 ) -> dict[str, Tensor]:
-    """The state tensors to load: all of a parameter's, or none if it had none when it was saved.
+    """The state tensors to load: per parameter all, or none if it had none when it was saved.
 
     Raises:
-        UserError: naming the first one that differs.
+        UserError: naming the first tensor that differs.
     """
     if not optimizers:
         return {}
@@ -256,12 +256,12 @@ def match_state(
             saved.add(name.rpartition(".")[0])
     wanted = {name: tensor for name, tensor in state.items() if name.rpartition(".")[0] in saved}
     for name, tensor in wanted.items():
-        require_alike(name, tensor, stored.get(name))
+        require_same_kind(name, tensor, stored.get(name))
     return wanted
 
 
 def create_state(optimizers: Iterable[torch.optim.Optimizer]) -> list[tuple[torch.optim.Optimizer, Tensor]]:
-    """Make optimisers that have not stepped yet create their state, by a step with a learning rate of 0.
+    """Let optimisers that have not taken a step create their state, by a step with a learning rate of 0.
 
     Returns:
         The (optimiser, parameter) pairs whose state is new.
@@ -296,16 +296,16 @@ def drop(owned: Iterable[tuple[torch.optim.Optimizer, Tensor]]) -> None:
         optimizer.state.pop(parameter, None)
 
 
-def require_alike(name: str, tensor: Tensor, stored: Stored | None) -> None:
+def require_same_kind(name: str, tensor: Tensor, stored: Stored | None) -> None:
     """Raises UserError unless `stored` exists and has the tensor's shape and dtype."""
     if stored is None:
         raise UserError(f"the checkpoint has no {name!r}: its configuration differs from this one")
     if stored.shape != tuple(tensor.shape):
-        here = tuple(tensor.shape)
-        raise UserError(f"{name!r} is {stored.shape} in the checkpoint and {here} here: their configurations differ")
+        shape = tuple(tensor.shape)
+        raise UserError(f"{name!r} is {stored.shape} in the checkpoint and {shape} in the run: configurations differ")
     if stored.dtype != tensor.dtype:
         raise UserError(
-            f"{name!r} is {stored.dtype} in the checkpoint and {tensor.dtype} here: their configurations differ"
+            f"{name!r} is {stored.dtype} in the checkpoint and {tensor.dtype} in the run: configurations differ"
         )
 
 
@@ -316,7 +316,7 @@ def clean(name: str) -> str:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def unwrapped_errors() -> Iterator[None]:
     """Unwrap DCP's exceptions, and silence its warning that there is only one process."""
     try:
         with warnings.catch_warnings():

@@ -1,18 +1,18 @@
 """Finds the process that hangs. When one of many processes hangs, all others wait for it without an error.
 
-Every process writes a heartbeat into the store each second or two: rank, host, step, and whether its main thread waits
-for others. While steps are taken nobody reads them. A process without progress for half of `timeout` starts to read
-them all, and after `timeout` it names the processes at fault, by the first of these rules that finds any:
+Every process writes a heartbeat into the store every second or two: rank, host, step, and whether its main thread waits
+for others. While the run makes progress, nobody reads them. A process without progress for half of `timeout` starts to
+read all heartbeats, and after `timeout` it names the processes at fault, by the first of these rules that applies:
 
-    no heartbeat any more            killed, stopped, or its host is lost
-    heartbeats, and does not wait    its own code hangs
-    heartbeats, waits, fewest marks  it waits for something that the others do not wait for
+    no heartbeat                         killed, stopped, or its host is lost
+    heartbeat, not waiting               its own code hangs
+    heartbeat, waiting, fewest reports   it waits for something that the others do not wait for
 
 The store is on one host, which may itself be lost: then the others name that host. The Python stack of every process
 without progress is in the run folder, `stacks/rank-N.txt` (faulthandler writes it even if the interpreter is stuck).
-All exit with code 1; the checkpoints are untouched, and the run can be resumed.
+All processes exit with code 1; the checkpoints are unchanged, and the run can be resumed.
 
-A call to the store may never return, so one thread communicates and another one judges by its own clock.
+A call to the store may never return, so one thread communicates and another judges by its own clock.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ from isoflop.parallel.failures import FailedElsewhere, Lost, broken
 from isoflop.parallel.mesh import Group
 
 BEATS = 20  # heartbeats per timeout, within the bounds of the next line
-FASTEST, SLOWEST = 0.1, 2.0  # seconds between two heartbeats
+FASTEST, SLOWEST = 0.1, 2.0  # bounds of the seconds between two heartbeats
 MISSED = 3  # heartbeats that a process may miss before it counts as silent
 WAITING = ("torch/distributed/", "torch/autograd/graph.py", "isoflop/parallel/")  # files whose code waits for others
 
 
 class Watchdog:
-    """A context in which the main thread reports its progress by `at`.
+    """A context in which the main thread reports its progress by calling `at`.
 
     Args:
         timeout: seconds without progress until the run ends.
@@ -70,7 +70,7 @@ class Watchdog:
         path.parent.mkdir(exist_ok=True)
         self.stack = path.open("w", encoding="utf-8")
         self.at(self.step, self.doing)
-        self.threads = [threading.Thread(target=run, daemon=True) for run in (self.talk, self.judge)]
+        self.threads = [threading.Thread(target=run, daemon=True) for run in (self.communicate, self.judge)]
         for thread in self.threads:
             thread.start()
         return self
@@ -84,26 +84,29 @@ class Watchdog:
             raise lost from error
 
     def lost(self, error: BaseException) -> Exception:
-        """The error behind a broken connection: another process reported a failure, or it is lost, and is named."""
+        """The error behind a broken connection: a failure that another process reported, or the processes that are
+        lost."""
         self.at(self.step, "without a connection")
         self.listening = True
         deadline = time.monotonic() + (MISSED + 3) * self.every + 2
-        gone: list[int] = []
+        ranks: list[int] = []
         store: Any = self.group.store
         with contextlib.suppress(RuntimeError):
-            while not gone and time.monotonic() < deadline:
+            while not ranks and time.monotonic() < deadline:
                 time.sleep(self.every)
                 if store.check(["failure"]):
                     return FailedElsewhere(int(store.get("failure")))
-                gone = [rank for rank in self.heard if self.missing(rank, time.monotonic())]
-        gone = gone or [rank for rank in range(self.group.size) if rank not in self.heard]
-        named = "; ".join(self.name(rank, time.monotonic()) for rank in gone[:8]) or f"to an unknown one ({error})"
+                ranks = [rank for rank in self.heard if self.missing(rank, time.monotonic())]
+
+        ranks = ranks or [rank for rank in range(self.group.size) if rank not in self.heard]
+        named = "; ".join(self.name(rank, time.monotonic()) for rank in ranks[:8]) or f"unknown ({error})"
         return Lost(
-            f"the connection to another process broke, which was killed or whose host is gone: {named}. Resume with: "
+            f"the connection to another process broke, which was killed or whose host is lost: {named}. Resume with: "
             f"isoflop train --resume {quoted(self.folder)}"
         )
 
     def close(self) -> None:
+        """End both threads, and delete this process's stack file if it is empty."""
         self.over.set()
         faulthandler.cancel_dump_traceback_later()
         self.threads[1].join()
@@ -115,17 +118,17 @@ class Watchdog:
                 path.parent.rmdir()  # fails, as it should, if another process has a file in it
 
     @property
-    def still(self) -> float:
+    def idle(self) -> float:
         """Seconds without progress."""
         return time.monotonic() - self.moved
 
-    def talk(self) -> None:
-        """The communicating thread: write heartbeats; read those of the others when there is no progress."""
+    def communicate(self) -> None:
+        """The communicating thread: write heartbeats; without progress, read those of the others."""
         while not self.over.is_set():
             with contextlib.suppress(RuntimeError):  # `judge` sees how long ago the store last answered
                 self.pulse += 1
                 self.store.set(f"beat/{self.group.rank}", json.dumps(self.beat()))
-                if self.listening or self.still > self.timeout / 2:
+                if self.listening or self.idle > self.timeout / 2:
                     self.listen()
                 self.answered = time.monotonic()
             self.over.wait(self.every)
@@ -149,8 +152,8 @@ class Watchdog:
     def listen(self) -> None:
         """Read the heartbeats of all processes."""
         names = [f"beat/{rank}" for rank in range(self.group.size)]
-        there = [rank for rank, name in enumerate(names) if self.store.check([name])]
-        for rank, text in zip(there, self.store.multi_get([names[rank] for rank in there]), strict=True):
+        existing = [rank for rank, name in enumerate(names) if self.store.check([name])]
+        for rank, text in zip(existing, self.store.multi_get([names[rank] for rank in existing]), strict=True):
             beat = json.loads(text)
             before = self.heard.get(rank)
             if before is None or before[0]["pulse"] != beat["pulse"]:
@@ -163,7 +166,7 @@ class Watchdog:
             if armed != self.marks:
                 armed = self.marks
                 faulthandler.dump_traceback_later(self.timeout, file=self.stack)
-            if self.still > self.timeout + self.every:
+            if self.idle > self.timeout + self.every:
                 self.end()
 
     def end(self) -> None:
@@ -171,18 +174,18 @@ class Watchdog:
         now = time.monotonic()
         if now - self.answered > self.timeout / 2:
             if self.group.local_rank == 0:
-                self.say(self.store_is_gone())
+                self.report(self.store_lost())
             os._exit(1)
 
-        blamed = self.silent(now)
-        if self.group.rank in blamed and len(blamed) < self.group.size:
+        at_fault = self.at_fault(now)
+        if self.group.rank in at_fault and len(at_fault) < self.group.size:
             self.over.wait(4 * self.every + 1)
         if self.group.failures.claims_error(1):
-            self.say(self.words(blamed, now))
+            self.report(self.words(at_fault, now))
         os._exit(1)
 
-    def silent(self, now: float) -> list[int]:
-        """The ranks at fault."""
+    def at_fault(self, now: float) -> list[int]:
+        """The ranks at fault, by the rules at the top of this file."""
         ranks = range(self.group.size)
         if missing := [rank for rank in ranks if self.missing(rank, now)]:
             return missing
@@ -191,32 +194,33 @@ class Watchdog:
         return busy or [rank for rank in ranks if self.heard[rank][0]["marks"] == fewest]
 
     def missing(self, rank: int, now: float) -> bool:
+        """Whether a process sends no heartbeats."""
         return rank not in self.heard or now - self.heard[rank][1] > MISSED * self.every + 1
 
-    def words(self, blamed: list[int], now: float) -> str:
-        named = "; ".join(self.name(rank, now) for rank in blamed[:8])
-        more = f" and {len(blamed) - 8} more" if len(blamed) > 8 else ""
+    def words(self, ranks: list[int], now: float) -> str:
+        named = "; ".join(self.name(rank, now) for rank in ranks[:8])
+        more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
         return f"no progress for {self.timeout:g} s: {named}{more}"
 
     def name(self, rank: int, now: float) -> str:
         if rank not in self.heard:
-            return f"rank {rank} was never heard of"
+            return f"rank {rank} never sent a heartbeat"
         beat, _ = self.heard[rank]
         where = f"rank {rank} on host {beat['host']}"
         if self.missing(rank, now):
-            return f"{where} is silent, last heard of at step {beat['step']}, {beat['doing']}"
-        what = "waits" if beat["waits"] else "hangs"
-        return f"{where} {what} at step {beat['step']}, {beat['doing']}"
+            return f"{where} is silent, its last heartbeat was at step {beat['step']}, {beat['doing']}"
+        verb = "waits" if beat["waits"] else "hangs"
+        return f"{where} {verb} at step {beat['step']}, {beat['doing']}"
 
-    def store_is_gone(self) -> str:
+    def store_lost(self) -> str:
         host = os.environ.get("MASTER_ADDR", "?")
-        there = [str(rank) for rank, (beat, _) in sorted(self.heard.items()) if beat["node"] == 0] or ["0"]
+        ranks = [str(rank) for rank, (beat, _) in sorted(self.heard.items()) if beat["node"] == 0] or ["0"]
         return (
-            f"no progress for {self.timeout:g} s: host {host}, which the processes meet at, does not answer (rank "
-            f"{', '.join(there)} and what else runs there); this one was at step {self.step}, {self.doing}"
+            f"no progress for {self.timeout:g} s: host {host}, the rendezvous of the processes, does not answer (it "
+            f"runs rank {', '.join(ranks)}); this process was at step {self.step}, {self.doing}"
         )
 
-    def say(self, text: str) -> None:
+    def report(self, text: str) -> None:
         """Print one line, and record it in the run's history."""
         line = (
             f"isoflop: {text}; the stacks are in {self.folder / 'stacks'}. Resume with: "

@@ -24,9 +24,9 @@ class Unit(Protocol):
 
 
 def recompute(model: nn.Module, units: Sequence[Unit]) -> None:
-    """Activation checkpointing: each unit keeps only its input in a training forward pass, and recomputes the rest in
-    the backward pass (Chen et al. 2016, 1604.06174). Loss and gradients keep their bits; a step takes one more forward
-    pass, about a third more time.
+    """Activation checkpointing: each unit keeps only its input in a training forward pass, and recomputes its
+    activations in the backward pass (Chen et al. 2016, 1604.06174). Loss and gradients keep their bits; a step takes
+    one more forward pass, about a third more time.
 
     Dropout draws the same numbers again. A forward pass without gradients is unchanged.
 
@@ -35,9 +35,8 @@ def recompute(model: nn.Module, units: Sequence[Unit]) -> None:
     """
     if any(getattr(module, "keeps_statistics", False) for module in model.modules()):
         raise UserError(
-            "runtime.recompute = true does not go with model.norm = batch, whose statistics would be updated twice per "
-            "step; "
-            "lower batch.micro_sequences to save memory"
+            "runtime.recompute = true is not possible with model.norm = batch, whose statistics would be updated twice "
+            "per step; lower batch.micro_sequences to save memory"
         )
     for unit in units:
         unit.wrap(checkpointed)

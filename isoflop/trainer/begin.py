@@ -19,7 +19,7 @@ from isoflop.optim.build import build
 from isoflop.optim.schedules import Decision, Timetable
 from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
-from isoflop.parallel.shard import lay_out
+from isoflop.parallel.shard import distribute
 from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import DataAccount, EventLine, Plan, RunFolder, SkipLine, read_lines, read_object
 from isoflop.records.lines import json_line
@@ -107,7 +107,7 @@ def make_run(
     # modules that only training needs, and the distribution of the model over the processes
     task.prepare(model)
     wrap(config, model, task)
-    layout = lay_out(model, task.loss, group, config.parallel, runtime.device.type, weights)
+    layout = distribute(model, task.loss, group, config.parallel, runtime.device.type, weights)
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
     state = RunState(
@@ -295,7 +295,7 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
     if not group.first:
         path = group.broadcast()
         return (Path(path) if path else None), []
-    last, broken = checkpoint.last_whole(folder.checkpoints)
+    last, broken = checkpoint.last_intact(folder.checkpoints)
     if last is None and broken:
         raise UserError(
             f"none of the {len(broken)} checkpoints of {folder.path} is complete: {broken[0][1]}; restore one, or "

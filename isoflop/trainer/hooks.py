@@ -38,10 +38,10 @@ class Hook:
             none, ddp     whole, in every process
             fsdp, hsdp    a DTensor: this process's shard of the sum
 
-        `torch.nn.utils.get_total_norm` takes both; `state.layout.whole` makes its result the norm over all processes,
-        with the same bits in each. That may communicate, as any operation on a DTensor may: such a hook must be on
-        every process of the group and do the same on each. On a GPU the backward pass may still be running: reading a
-        number here waits for it. The time counts as the step's.
+        `torch.nn.utils.get_total_norm` takes both; `state.layout.global_norm` makes its result the norm over all
+        processes, with the same bits in each. That may communicate, as any operation on a DTensor may: such a hook must
+        be on every process of the group and do the same on each. On a GPU the backward pass may still be running:
+        reading a number here waits for it. The time counts as the step's.
         """
 
     def updated(self, state: RunState) -> None:

@@ -173,7 +173,7 @@ def run_steps(
             )
             for hook in with_gradients:
                 hook.gradients_ready(state)
-            device_norm = clip_gradients(state.model, config.optim.clip, state.layout.whole)
+            device_norm = clip_gradients(state.model, config.optim.clip, state.layout.global_norm)
             numbers = runtime.fetch((device_loss, device_norm))
             if update_early:
                 update(optimizers, scale, find_inf((device_loss, device_norm)))

@@ -184,7 +184,7 @@ class Seq2Seq:
                 f"has {model.config.context}: leave longer pairs out"
             )
         heldout, metrics = self.measure(model, loose, runtime), self.judge(model, loose, beam)
-        heldout = replace(heldout, beside=metrics, unused=tally.unused(), found_bytes=tally.found_bytes)
+        heldout = replace(heldout, task_metrics=metrics, unused=tally.unused(), found_bytes=tally.found_bytes)
         return replace(heldout, notes=notes_of(tally))
 
     def samples(

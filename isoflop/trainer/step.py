@@ -43,7 +43,7 @@ def take_step(
     """
     layout = layout or Layout(model, task.loss)
     loss = forward_backward(model, task, batch, micro=micro, runtime=runtime, layout=layout)
-    norm = clip_gradients(model, clip, layout.whole)
+    norm = clip_gradients(model, clip, layout.global_norm)
     update(optimizers, scale)
     return loss, norm
 

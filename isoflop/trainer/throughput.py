@@ -234,7 +234,7 @@ class TimedStep:
         )
 
         started = self.now()
-        norm = clip_gradients(self.model, self.config.optim.clip, self.layout.whole)
+        norm = clip_gradients(self.model, self.config.optim.clip, self.layout.global_norm)
         numbers = self.runtime.fetch((loss, norm))
         if self.ahead:
             update(self.optimizers, LR_SCALE, find_inf((loss, norm)))

@@ -79,7 +79,7 @@ def test_entries_are_resolved(config, hf, gguf, tmp_path, tokenizer):
         folder.mkdir()
         assert found[target].possible == (architecture is not None)
         if architecture is None:
-            with pytest.raises(UserError, match="to have it, train with --set "):
+            with pytest.raises(UserError, match="for such a model, train with --set "):
                 export.write(bundle, target, folder, "x")
         else:
             assert found[target].architecture == architecture

@@ -198,7 +198,7 @@ def test_a_byte_level_tokenizer_that_composes_characters_is_read_without_that(hf
 def test_sentencepieces_own_format_is_refused_by_name(hf):
     (hf / "tokenizer.json").unlink()
     (hf / "tokenizer.model").write_bytes(b"\n\x0e\n\x05<unk>")
-    with pytest.raises(UserError, match=r"tokenizer\.model is SentencePiece's own form"):
+    with pytest.raises(UserError, match=r"tokenizer\.model is SentencePiece's own format"):
         export.read(hf)
 
 

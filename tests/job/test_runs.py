@@ -53,9 +53,9 @@ def test_sample_works_for_each_task(golden):
 def test_evaluating_on_its_own_text_and_on_another(golden):
     own = evaluate("words")
     assert own.bits_per_byte == pytest.approx(read_run("words").result.heldout.bits_per_byte, rel=1e-3)
-    assert evaluate("words", ["texts"]).tokens > own.tokens and own.beside == {}
+    assert evaluate("words", ["texts"]).tokens > own.tokens and own.task_metrics == {}
     judged = evaluate("pairs", ["pairs.tsv"])
-    assert judged.beside["inputs"] > evaluate("pairs").beside["inputs"]
+    assert judged.task_metrics["inputs"] > evaluate("pairs").task_metrics["inputs"]
     (golden / "empty.txt").write_text("")
     with pytest.raises(UserError, match=r"empty\.txt"):
         evaluate("words", ["empty.txt"])

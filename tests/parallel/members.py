@@ -16,7 +16,7 @@ from isoflop.model.cross_entropy import IGNORED
 from isoflop.optim.build import build
 from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.launch import joined
-from isoflop.parallel.shard import lay_out
+from isoflop.parallel.shard import distribute
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.step import take_step
@@ -56,7 +56,7 @@ def make(config, group, mode):
     parallel = replace(config.parallel, mode=mode, replicas=2 if mode == "hsdp" else 0)
     if mode not in DIVIDED:
         parallel = replace(parallel, reduce="last", gather="float32")
-    layout = lay_out(model, task.loss, group, parallel, "cpu")
+    layout = distribute(model, task.loss, group, parallel, "cpu")
     return task, model, layout, build(model, config.optim, torch.float32, layout.matrices)
 
 
@@ -106,7 +106,7 @@ def run(case, mode, group, folder):
             layout=layout,
         )
         lines.append([float(loss), float(norm)])
-    found = {"lines": lines, "alike": group.gather(float(layout.whole(torch.tensor(float(group.rank)))))}
+    found = {"lines": lines, "alike": group.gather(float(layout.global_norm(torch.tensor(float(group.rank)))))}
     tensors = {f"gradients {name}": gradient for name, gradient in gradients.items()}
     tensors |= {f"weights {name}": whole(p.detach()).clone() for name, p in model.named_parameters()}
     if group.first:

@@ -23,29 +23,29 @@ def test_a_process_without_heartbeats_is_silent(watchdog):
     beat, at = watchdog.heard[2]
     watchdog.heard[2] = (beat, at - 100)
     now = time.monotonic()
-    assert watchdog.silent(now) == [2]
+    assert watchdog.at_fault(now) == [2]
     assert watchdog.words([2], now) == (
-        "no progress for 60 s: rank 2 on host b is silent, last heard of at step 7, in the step"
+        "no progress for 60 s: rank 2 on host b is silent, its last heartbeat was at step 7, in the step"
     )
 
 
 def test_of_the_live_processes_the_one_that_does_not_wait_hangs(watchdog):
     hear(watchdog, {}, {"waits": False, "step": 6}, {"marks": 3})
     now = time.monotonic()
-    assert watchdog.silent(now) == [1]
+    assert watchdog.at_fault(now) == [1]
     assert "rank 1 on host a hangs at step 6" in watchdog.words([1], now)
 
 
 def test_if_all_wait_the_one_furthest_behind_is_named(watchdog):
     hear(watchdog, {}, {}, {"marks": 3})
-    assert watchdog.silent(time.monotonic()) == [2]
+    assert watchdog.at_fault(time.monotonic()) == [2]
 
 
 def test_a_process_that_never_started_is_named(watchdog):
     hear(watchdog, {}, {})
     now = time.monotonic()
-    assert watchdog.silent(now) == [2]
-    assert "rank 2 was never heard of" in watchdog.words([2], now)
+    assert watchdog.at_fault(now) == [2]
+    assert "rank 2 never sent a heartbeat" in watchdog.words([2], now)
 
 
 def test_one_process_is_not_watched(tmp_path):

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from isoflop.config import override
 from isoflop.model.build import build_model
-from isoflop.optim.build import build, clip_gradients, small_already
+from isoflop.optim.build import build, clip_gradients, needs_no_clipping
 from isoflop.runtime import Runtime
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.step import find_inf, forward_backward, support_found_inf, update
@@ -76,8 +76,8 @@ class Poisoned(CausalLM):
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_no_step_waits_for_the_device_and_all_steps_are_the_same_operations(fields, dtype, monkeypatch):
-    assert not small_already(torch.zeros((), device="meta"), 1.0), "only a CPU is asked"
-    monkeypatch.setattr("isoflop.optim.build.small_already", lambda *_: False)
+    assert not needs_no_clipping(torch.zeros((), device="meta"), 1.0), "only a CPU is asked"
+    monkeypatch.setattr("isoflop.optim.build.needs_no_clipping", lambda *_: False)
     _, optimizers, step = stepper(fields, dtype)
     assert support_found_inf(optimizers)
     step()  # state is made in the first one

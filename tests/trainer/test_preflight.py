@@ -10,7 +10,7 @@ from isoflop.config import override
 from isoflop.errors import UserError
 from isoflop.model.build import build_model
 from isoflop.records import read_run
-from isoflop.runtime import available, free_memory, left_of, make_runtime
+from isoflop.runtime import available, free_memory, make_runtime, remaining
 from isoflop.trainer import RunConfig, train
 from isoflop.trainer.memory.estimate import RunMemory, estimate, plainly_fits, saved_bytes
 from isoflop.trainer.memory.preflight import check_memory
@@ -123,9 +123,9 @@ def test_free_memory_respects_the_control_group(tmp_path):
     (tmp_path / "memory.max").write_text("1000000\n")
     (tmp_path / "memory.current").write_text("700000\n")
     (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
-    assert left_of(tmp_path) == 350_000
+    assert remaining(tmp_path) == 350_000
     (tmp_path / "memory.max").write_text("max\n")
-    assert left_of(tmp_path) is None
+    assert remaining(tmp_path) is None
 
 
 def test_a_tokenizer_other_than_the_checkpoints_is_refused(config, tmp_path, monkeypatch):

@@ -16,8 +16,10 @@ from isoflop.errors import UserError
 
 BLOCK = 128  # the least number of queries per block of a band: below this, calls cost more than they save
 NARROWEST = 16  # the least head_dim that torch's FlexAttention supports
-# Up to this many keys two GEMMs and a softmax in bfloat16 beat torch's fused kernel on a CPU with units for bfloat16:
-# 2.2 times as fast at 256, 2 at 512, 0.9 at 1,024 (docs/where-the-time-goes.md), where scores also take much memory.
+
+# Up to this many keys two GEMMs and a softmax in bfloat16 are faster than torch's fused kernel on a CPU with bfloat16
+# units: 2.2 times at 256 keys, 2 times at 512, 0.9 times at 1,024 (docs/where-the-time-goes.md), where the scores also
+# take much memory.
 FEW_KEYS = 512
 
 
@@ -33,9 +35,10 @@ def attend(
     dropout: float = 0.0,
     scale: float | None = None,
 ) -> Tensor:
-    """y_BHTV = softmax(cap(scale q k^T + bias)) v for the last T of S positions, by the fastest kernel. A position
-    attends to itself and the ones before it, to `window` positions at most (0: all). Keys and values may have fewer
-    heads than queries, and another width.
+    """y_BHTV = softmax(cap(scale q k^T + bias)) v for the last T of S positions, by the fastest kernel.
+
+    A position attends to itself and the ones before it, at most `window` positions (0: all). Keys and values may have
+    fewer heads than queries, and values another width.
 
     Args:
         bias: broadcasts to (B, H, T, S).
@@ -44,12 +47,12 @@ def attend(
         scale: 1 / sqrt(K) if not given.
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
-    everything = not window or window >= S
+    sees_all = not window or window >= S
     plain = bias is None and visible_BS is None and not dropout
 
-    if (soft_cap or not everything) and T == S and plain and flexible(q_BHTK):
+    if (soft_cap or not sees_all) and T == S and plain and flexible(q_BHTK):
         return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
-    if not everything and max(window, BLOCK) < T:
+    if not sees_all and max(window, BLOCK) < T:
         return attend_in_blocks(
             q_BHTK,
             k_BGSK,
@@ -68,37 +71,40 @@ def attend(
         hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
         return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
 
-    # torch's is_causal aligns the first query with the first key, so it is right only without a cache. A single new
-    # position attends to every key and needs no mask; queries that share a head of keys then take the place of its T,
+    # torch's is_causal aligns the first query with the first key, so it is correct only without a cache. A single new
+    # position attends to all keys and needs no mask; then the queries that share a head of keys take the dimension T,
     # so that no key is copied.
-    is_causal = 1 < T == S and everything and plain and not soft_cap
-    if T == 1 and everything and G < H:
+    is_causal = 1 < T == S and sees_all and plain and not soft_cap
+    if T == 1 and sees_all and G < H:
         q_BHTK = q_BHTK.view(-1, G, H // G, q_BHTK.shape[-1])
         bias = None if bias is None else bias.unflatten(-3, (G, -1)).squeeze(-2)
 
-    visible = None if is_causal or (T == 1 and everything) else band(T, S, window, q_BHTK.device)
+    visible = None if is_causal or (T == 1 and sees_all) else band(T, S, window, q_BHTK.device)
     if visible_BS is not None:
         visible = own_positions(visible_BS, visible, T)
 
     if soft_cap:
         y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible, soft_cap, dropout, scale)
     else:
-        mask = visible
-        if bias is not None:
-            mask = bias if visible is None else bias.masked_fill(~visible, -torch.inf)
-            mask = mask.to(q_BHTK.dtype)
         y_BHTV = F.scaled_dot_product_attention(
             q_BHTK,
             k_BGSK,
             v_BGSV,
-            attn_mask=mask,
+            attn_mask=mask_of(bias, visible, q_BHTK.dtype),
             is_causal=is_causal,
             dropout_p=dropout,
             scale=scale,
             enable_gqa=q_BHTK.shape[1] != G,
         )
-
     return y_BHTV.reshape(-1, H, T, y_BHTV.shape[-1])
+
+
+def mask_of(bias: Tensor | None, visible: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The mask of torch's fused kernel: `visible` itself (boolean) without a bias, else additive in dtype `dtype`."""
+    if bias is None:
+        return visible
+    mask = bias if visible is None else bias.masked_fill(~visible, -torch.inf)
+    return mask.to(dtype)
 
 
 def attend_in_blocks(
@@ -111,18 +117,18 @@ def attend_in_blocks(
     window: int,
     **how: Any,
 ) -> Tensor:
-    """The blocked kernel for a band: a block of queries at a time with the keys inside any of their windows, which
+    """The blocked kernel for a band: one block of queries at a time, with the keys inside any of their windows. It
     computes T (block + window) scores instead of T S."""
     T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
 
     parts = []
     for begin in range(0, T, block):
         end = min(begin + block, T)
-        seen = slice(max(0, S - T + begin + 1 - window), S - T + end)
-        near = None if bias is None else bias[..., begin:end, seen]
-        how["visible_BS"] = None if visible_BS is None else visible_BS[:, seen]
+        keys = slice(max(0, S - T + begin + 1 - window), S - T + end)
+        bias_of_block = None if bias is None else bias[..., begin:end, keys]
+        how["visible_BS"] = None if visible_BS is None else visible_BS[:, keys]
         parts.append(
-            attend(q_BHTK[:, :, begin:end], k_BGSK[:, :, seen], v_BGSV[:, :, seen], near, window=window, **how)
+            attend(q_BHTK[:, :, begin:end], k_BGSK[:, :, keys], v_BGSV[:, :, keys], bias_of_block, window=window, **how)
         )
     return torch.cat(parts, dim=2)
 
@@ -137,8 +143,10 @@ def attend_capped(
     dropout: float,
     scale: float | None,
 ) -> Tensor:
-    """The unfused kernel with a soft cap on the scores, which no fused kernel of torch supports. The cap applies to the
-    input of the softmax, the bias of positions included."""
+    """The unfused kernel with a soft cap on the scores, which no fused kernel of torch supports.
+
+    The cap applies to the input of the softmax, including the bias of position encodings.
+    """
     G = k_BGSK.shape[1]
     scale = q_BHTK.shape[-1] ** -0.5 if scale is None else scale
     q_BGNTK = q_BHTK.unflatten(1, (G, -1)) * scale
@@ -188,7 +196,7 @@ def attend_unfused(
 
 
 def hide(visible: Tensor, like: Tensor) -> Tensor:
-    """The additive mask: 0 where something is visible, else minus infinity, in the dtype of `like`."""
+    """The additive mask: 0 where `visible`, else minus infinity, in the dtype of `like`."""
     return like.new_zeros(visible.shape).masked_fill_(~visible, -torch.inf)
 
 
@@ -200,21 +208,21 @@ def flexible(q_BHTK: Tensor) -> bool:
 def attend_flexibly(
     q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, *, window: int, soft_cap: float, scale: float | None
 ) -> Tensor:
-    """The kernel compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496): it holds no scores
-    and skips blocks that are masked. Under autocast queries and keys may have a wider dtype than values."""
+    """The kernel compiled for this band and this cap (FlexAttention, Dong et al. 2024, 2412.05496). It holds no scores
+    in memory and skips masked blocks. Under autocast, queries and keys may have a wider dtype than values."""
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
         return soft_capped(score, soft_cap)
 
-    inside = torch.compiler.is_compiling()  # a compiled block must not read the caches below
-    attention: Any = flex.flex_attention if inside else compiled_flex()
-    in_blocks = band_in_blocks if inside else remembered_band
+    compiling = torch.compiler.is_compiling()  # a compiled block must not read the caches below
+    attention: Any = flex.flex_attention if compiling else compiled_flex()
+    make_mask = band_in_blocks if compiling else cached_band
     y_BHTV: Tensor = attention(
         q_BHTK.to(v_BGSV.dtype),
         k_BGSK.to(v_BGSV.dtype),
         v_BGSV,
         score_mod=capped if soft_cap else None,
-        block_mask=in_blocks(q_BHTK.shape[2], window, q_BHTK.device),
+        block_mask=make_mask(q_BHTK.shape[2], window, q_BHTK.device),
         scale=scale,
         enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
     )
@@ -228,7 +236,7 @@ def compiled_flex() -> Any:
 
 
 def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
-    """`band(T, T, window)` as a block mask, which knows its empty and its full blocks."""
+    """`band(T, T, window)` as a block mask, in which empty and full blocks are marked."""
 
     def visible(b: Tensor, h: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return (s <= t) & (t - s < window)
@@ -237,20 +245,21 @@ def band_in_blocks(T: int, window: int, device: torch.device) -> flex.BlockMask:
 
 
 @cache
-def remembered_band(T: int, window: int, device: torch.device) -> flex.BlockMask:
+def cached_band(T: int, window: int, device: torch.device) -> flex.BlockMask:
+    """`band_in_blocks`, computed once per process."""
     return band_in_blocks(T, window, device)
 
 
 def band(T: int, S: int, window: int, device: torch.device) -> Tensor:
-    """visible_TS: whether query t, of the last T of S positions, attends to key s: not after it, and one of the last
-    `window` positions up to it (0: any)."""
+    """visible_TS: whether query t, of the last T of S positions, attends to key s: one that is not after it, among the
+    last `window` positions (0: all)."""
     visible_TS = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
     return visible_TS.triu(S - T - window + 1) if window else visible_TS
 
 
 def own_positions(visible_BS: Tensor, visible_TS: Tensor | None, T: int) -> Tensor:
-    """(B, 1, T, S): the mask of all rows without each row's padding. A query always attends to itself, since a softmax
-    over no keys is not a number."""
+    """(B, 1, T, S): the mask without the padding of each row. A query always attends to itself, since a softmax over no
+    keys is NaN."""
     visible_BTS = visible_BS.unsqueeze(1)
     if T > 1:
         S = visible_BS.shape[1]

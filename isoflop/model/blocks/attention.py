@@ -27,8 +27,8 @@ class Attention(Part):
     three are different maps. It also allows fewer key-value heads, and importers find the names that they know.
 
     With a window each position attends to itself and the window - 1 positions before it (sliding window: Child et al.
-    2019, 1904.10509; Mistral), so that L layers reach L (window - 1) positions back. A cache then holds two windows at
-    most, and long sequences are processed in blocks: memory and time grow with the window.
+    2019, 1904.10509; Mistral), so that L layers reach L (window - 1) positions back. A cache then holds at most two
+    windows, and long sequences are processed in blocks: memory and time per token grow with the window.
 
     Options:
         window: positions that each one attends to, itself included; None: all earlier ones.
@@ -37,7 +37,7 @@ class Attention(Part):
         qk_norm: RMS norm over each head's queries and keys before position (Henry et al. 2020, 2010.04245).
         qk_gain: a learned gain in that norm (Qwen3 has one).
         soft_cap: scores s become cap tanh(s / cap) (Gemma 2, 2408.00118, section 2; its cap is 50); 0 disables it.
-            torch's fused kernels do not support it, so this is slower and holds all the scores.
+            torch's fused kernels do not support it, so this is slower and holds all scores in memory.
         bias: on the four matrix products.
     """
 
@@ -119,12 +119,12 @@ class Attention(Part):
         """Queries, keys and values, (B, T, C) each. Under autocast one product computes all three: the weights are
         cast in any case, so concatenating them costs no more, and the product sums the gradients with respect to
         x_BTD."""
-        maps, device = (self.q, self.k, self.v), x_BTD.device.type
+        linears, device = (self.q, self.k, self.v), x_BTD.device.type
         if not torch.is_autocast_enabled(device):
-            return tuple(each(x_BTD) for each in maps)
+            return tuple(linear(x_BTD) for linear in linears)
 
         dtype = torch.get_autocast_dtype(device)
-        weight_CD = torch.cat([each.weight.to(dtype) for each in maps])
-        biases = [each.bias.to(dtype) for each in maps if each.bias is not None]
-        together_BTC = F.linear(x_BTD, weight_CD, torch.cat(biases) if biases else None)
-        return together_BTC.split([each.out_features for each in maps], dim=-1)
+        weight_CD = torch.cat([linear.weight.to(dtype) for linear in linears])
+        biases = [linear.bias.to(dtype) for linear in linears if linear.bias is not None]
+        qkv_BTC = F.linear(x_BTD, weight_CD, torch.cat(biases) if biases else None)
+        return qkv_BTC.split([linear.out_features for linear in linears], dim=-1)

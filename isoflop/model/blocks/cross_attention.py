@@ -17,8 +17,8 @@ class CrossAttention(Part):
     """softmax(q k^T / sqrt(K)) v over all positions of a memory, which may be another sequence (Vaswani et al. 2017,
     1706.03762, section 3.2.3: "encoder-decoder attention").
 
-    `remember` computes keys and values once for all queries: a decoder caches nothing else of its encoder. Options as
-    those of attention.Attention.
+    `remember` computes keys and values once for all queries: a decoder caches nothing else of its encoder. The options
+    are those of attention.Attention.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class CrossAttention(Part):
         return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
 
     def memory_weights(self) -> int:
-        """How many of its children's weights multiply a position of the memory, rather than a query's."""
+        """The number of its children's weights that multiply a position of the memory, rather than a query's."""
         return self.k.matmul_weights() + self.v.matmul_weights()
 
     def score_flops(self, context: int) -> float:

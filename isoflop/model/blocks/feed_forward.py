@@ -13,8 +13,8 @@ from isoflop.model.blocks.part import Init, Linear, Part, entry
 
 
 class SquaredRelu(torch.autograd.Function):
-    """max(x, 0)^2, with the gradient 2 max(x, 0) in one pass over memory where autograd's chain of operations makes
-    four: less than half the time on a CPU."""
+    """max(x, 0)^2, with the gradient 2 max(x, 0) computed in one pass over memory instead of autograd's four: less than
+    half the time on a CPU."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class MLP(Part):
     """y = W_down f(W_up x). The entry "linear" is this with f(x) = x.
 
     Options: `activation` (relu, gelu, gelu_tanh, relu2, silu, identity); the hidden width is `ratio` * d_model, or
-    `d_ff` where that is not 0; `bias` on both products.
+    `d_ff` if that is not 0; `bias` in both matrix products.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Gated(Part):
     """y = W_down (f(W_gate x) * W_up x) (Shazeer 2020, 2002.05202, equations 5 and 6). The entries "swiglu", "geglu",
     "reglu" and "bilinear" are this with f = silu, gelu, relu and the identity.
 
-    Options: as MLP's. The hidden width is 8/3 d_model, which makes three matrices weigh what an MLP's two do at ratio
-    4 (the paper's 2/3 rule), rounded up to a multiple of `multiple_of`; or `d_ff` where that is not 0.
+    Options: those of MLP. The hidden width is 8/3 d_model, with which three matrices have as many weights as the two of
+    an MLP at ratio 4 (the paper's 2/3 rule), rounded up to a multiple of `multiple_of`; or `d_ff` if that is not 0.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Gated(Part):
 
 
 def hidden_width(d_model: int, ratio: float, d_ff: int) -> int:
-    """`d_ff`, or ratio * d_model where that is 0.
+    """`d_ff`, or ratio * d_model if that is 0.
 
     Raises:
         UserError: if it is not positive.

@@ -1,7 +1,7 @@
 """Multi-head latent attention: the cache holds one narrow vector per position, whatever the number of heads.
 
 Letters: B batch, T queries, S keys, D d_model, H heads, K head_dim, C width of the latent, R width of the part of a
-head that carries the position, V width of a value: K, or C where the latent itself is the value.
+head that carries the position, V width of a value: K, or C if the latent itself is the value.
 """
 
 import torch
@@ -53,7 +53,7 @@ class Latent(Part):
         C, R = kv_rank or 4 * head_dim, rope_dim or 2 * max(1, head_dim // 4)
         for name, value in (("kv_rank", C), ("q_rank", q_rank), ("rope_dim", R)):
             if value < 0:
-                raise UserError(f"{name} = {value} is negative; 0 chooses it")
+                raise UserError(f"{name} = {value} is negative; 0 is the default")
         if R % 2:
             raise UserError(f"rope_dim = {R} is odd; rotary rotates pairs of dimensions, so make it even")
 
@@ -64,8 +64,8 @@ class Latent(Part):
         self.position = position(R)
         if self.position.whole_heads:
             raise UserError(
-                "its position acts on a part of each head alone, which this model.position cannot; "
-                "use one that can, such as rotary"
+                "it needs a position encoding for a part of each head, and this model.position needs complete heads; "
+                "use another, such as rotary"
             )
 
         self.kv_down = Linear(d_model, C, bias=False, init=init)

@@ -35,8 +35,9 @@ class MoE(Part):
             2401.06066).
         gated: experts are W_down (f(W_gate x) * W_up x), else W_down f(W_up x). No biases.
         activation: f, as MLP's.
-        ratio: the experts of one token are ratio * d_model wide together, so that another K costs as much.
-        d_ff: the width of one expert, where that is not 0.
+        ratio: the K experts of a token and the shared ones are ratio * d_model wide in total, so that the cost does not
+            depend on K.
+        d_ff: the width of one expert, if it is not 0.
         normalise: the K weights are divided by their sum (Mixtral, 2401.04088); else they are p_e (Switch).
         balance, z: coefficients of the auxiliary losses.
 
@@ -66,7 +67,7 @@ class MoE(Part):
         check_routing(experts, top_k, shared, normalise)
         for name, value in (("balance", balance), ("z", z)):
             if value < 0:
-                raise UserError(f"{name} = {value:g} is negative; 0 leaves that loss out")
+                raise UserError(f"{name} = {value:g} is negative; 0 disables that loss")
 
         width = hidden_width(d_model, ratio / (top_k + shared), d_ff)
         self.top_k, self.normalise, self.balance, self.z = top_k, normalise, balance, z
@@ -154,7 +155,7 @@ class Experts(Part):
         self.init(self.down_EDF, "residual")
 
     def forward(self, x_MD: Tensor, counts: list[int]) -> Tensor:
-        """Rows sorted by expert, `counts` of them for each."""
+        """y_MD for rows that are sorted by expert, `counts` of them per expert."""
         ups, downs = self.up_EFD.unbind(), self.down_EDF.unbind()
         gates = self.gate_EFD.unbind() if self.gate_EFD is not None else [None] * len(counts)
         y_MD = [
@@ -179,13 +180,12 @@ def check_routing(experts: int, top_k: int, shared: int, normalise: bool) -> Non
     UserError: for inconsistent numbers of experts.
     """
     if experts < 2:
-        raise UserError(f"experts = {experts} leaves nothing to choose; make it at least 2, or use mlp")
+        raise UserError(f"experts = {experts} leaves no choice to the router; make it at least 2, or use mlp")
     if not 1 <= top_k <= experts:
         raise UserError(f"top_k = {top_k} is not between 1 and experts = {experts}")
     if shared < 0:
-        raise UserError(f"shared = {shared} is negative; 0 shares none")
+        raise UserError(f"shared = {shared} is negative; 0 means no shared experts")
     if top_k == 1 and normalise:
         raise UserError(
-            "top_k = 1 with normalise = true has weight 1 whatever the router's output, so the router learns nothing; "
-            "set normalise=false"
+            "top_k = 1 with normalise = true always has weight 1, so the router gets no gradient; set normalise=false"
         )

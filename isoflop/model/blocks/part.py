@@ -54,8 +54,8 @@ class Cache(Protocol):
 
 
 class Part(nn.Module):
-    """A piece of a model. It maps (B, T, D) to (B, T, D), builds on the meta device, initialises itself and counts its
-    own weights and FLOPs.
+    """A part of a model. It maps (B, T, D) to (B, T, D), can be built on the meta device, initialises itself and counts
+    its own weights and FLOPs.
 
     Attributes:
         causal: False if an output may depend on later positions.
@@ -65,15 +65,15 @@ class Part(nn.Module):
         positional: True if the forward of a norm takes `start`, the position of the first of the T tokens.
         ragged: True if the rows of a batch may be at different positions: a method that takes `start` takes
             positions_BT as well, and an attention applies the mask `cache.visible`. A subclass that overrides such a
-            method declares it again; without it a batch is decoded row by row.
+            method declares `ragged` again; if it is False, batches are decoded row by row.
         cache_width: numbers per position in a cache.
-        absent: True for the entry "none" of a branch: the parent leaves the branch out.
+        absent: True for the entry "none" of a branch: the parent omits the branch.
         score_width: width of the products between positions, at 4 FLOPs per pair: H * K of an attention (2 H K for the
             score, 2 H K for the weighted value), the mean if the two differ, else 0.
-        window: how many positions each one attends to at most, itself included; 0: all.
+        window: the most positions that each one attends to, itself included; 0: all.
         takes_values: True for a class of attention whose forward takes, as its third argument, a tensor that is added
             to its values.
-        value_width: G K, the width of those values; 0: it has none.
+        value_width: G K, the width of those values; 0: no values.
         auxiliary: the loss that the last training forward adds to the training loss, a scalar with gradient; GPT
             collects it.
     """
@@ -96,7 +96,7 @@ class Part(nn.Module):
         """Initialise every parameter and buffer that this module itself owns (its children initialise theirs)."""
 
     def matmul_weights(self) -> int:
-        """How many of its own weights multiply one token (children not included)."""
+        """The number of its own weights that multiply a token (children not included)."""
         return 0
 
     def score_flops(self, context: int) -> float:
@@ -192,8 +192,8 @@ class Linear(nn.Linear):
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T (+ b), as F.linear.
 
-    A few rows in bfloat16, as in decoding, are computed as (W x^T)^T: torch's product on a CPU reads W 1.3 to 1.8 times
-    as fast if W comes first (bench/decode.py), and so it does for one row if it is a vector.
+    A few rows in bfloat16, as in decoding, are computed as (W x^T)^T: on a CPU torch reads W 1.3 to 1.8 times as fast
+    if W comes first (bench/decode.py), and for one row if x is a vector.
     """
     few = weight.dtype == x.dtype == torch.bfloat16 and x.device.type == "cpu" and not torch.is_grad_enabled()
     if not few or not 1 <= x.shape[:-1].numel() <= FEW_ROWS:
@@ -240,11 +240,11 @@ def take_auxiliary(model: nn.Module) -> Tensor | float:
 
 def mean_readings(units: Iterable[nn.Module]) -> dict[str, float]:
     """The metrics of the parts of some blocks (Part.readings), each name's mean over the parts that have it."""
-    found: dict[str, list[float]] = {}
+    values_of: dict[str, list[float]] = {}
     for part in (module for unit in units for module in unit.modules() if isinstance(module, Part)):
         for name, value in part.readings().items():
-            found.setdefault(name, []).append(value)
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            values_of.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in values_of.items()}
 
 
 def entry(table: Mapping[str, Entry], name: str, where: str) -> Entry:

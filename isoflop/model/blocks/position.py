@@ -1,7 +1,7 @@
-"""Position encodings: how a model knows the order of its tokens.
+"""Position encodings: they tell a model the order of its tokens.
 
-One class per method. Its `level` says where it acts. "input": built once per model and added to the embedding
-(`embed`). "attention": built once per attention, which computes
+There is one class per method. Its `level` is the place where it acts. "input": built once per model and added to the
+embedding (`embed`). "attention": built once per attention, which computes
 
     scores_BHTS = query(q_BHTK) . rotate(k_BGSK) / sqrt(K) + bias(q_BHTK, S)
 
@@ -31,7 +31,7 @@ class Position(Part):
         level: "input" or "attention", where it acts.
         whole_heads: True if it needs all dimensions of a head, so that latent attention, which rotates a part of them,
             cannot use it.
-        both_ways: False if `bias` is undefined for keys after the query, so that no encoder can use it.
+        both_ways: False if `bias` is undefined for keys after the query, so that an encoder cannot use it.
     """
 
     ragged = True
@@ -132,10 +132,11 @@ class Rotary(Position):
             raise UserError(f"model.head_dim = {head_dim} is odd; rotary rotates pairs of dimensions, so make it even")
         if factor <= 0 or original < 1:
             raise UserError(
-                f"factor = {factor:g} and original = {original} have to be positive; factor 1 scales nothing"
+                f"factor = {factor:g} and original = {original} have to be positive; factor 1 disables the scaling"
             )
         if not 0 < low_freq < high_freq:
             raise UserError(f"low_freq = {low_freq:g} is not between 0 and high_freq = {high_freq:g}")
+
         self.base, self.interleaved = base, interleaved
         self.factor, self.low_freq, self.high_freq, self.original = factor, low_freq, high_freq, original
         self.register_buffer("cos_TK", torch.empty(context, head_dim), persistent=False)

@@ -1,8 +1,8 @@
-"""How branches are connected to the residual stream. A wiring applies its branches in the given order and does not know
-which is attention and which is feed-forward: each is a function of (B, T, D). `start` is the position of the first of
-the T tokens, or positions_BT of all, for norms that need it.
+"""Connects the branches of a block to the residual stream.
 
-`branch_init` says how a wiring wants the weights of its branches initialised, by the roles of blocks/part.py.
+A wiring applies its branches in the given order and does not know which is attention and which is feed-forward: each is
+a function of (B, T, D). `start` is the position of the first of the T tokens, or positions_BT of all, for norms that
+need it. `branch_init` is the initialisation of the branches' weights, by the roles of blocks/part.py.
 """
 
 from collections.abc import Callable
@@ -188,7 +188,7 @@ def residual_as_matrix(init: Init) -> Init:
 
 
 def scaled(init: Init, factor: float) -> Init:
-    """`init`, times `factor` for all products of a branch but those of role "score"."""
+    """`init`, multiplied by `factor` for the matrix products of a branch, except those of role "score"."""
 
     def fill(weight: Tensor, role: str) -> None:
         init(weight, role)

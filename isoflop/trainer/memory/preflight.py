@@ -100,7 +100,7 @@ def dry_batch(state: RunState) -> None:
             runtime=state.runtime,
             layout=state.layout,
         )
-        clip_gradients(state.model, state.config.optim.clip, state.layout.whole)
+        clip_gradients(state.model, state.config.optim.clip, state.layout.global_norm)
     except torch.OutOfMemoryError as error:
         half = next((n for n in range(rows // 2, 0, -1) if state.config.batch.sequences % n == 0), 1)
         reason = str(error).partition(". ")[0]
