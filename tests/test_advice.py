@@ -197,6 +197,13 @@ def test_a_file_that_is_to_be_unpacked_first(tool, here, refused, works):
     works("prepare", "b.txt", "--out", "p")
 
 
+def test_a_text_that_is_compressed_twice(here, refused, works):
+    (here / "a.txt").write_bytes(gzip.compress(gzip.compress(ENGLISH.encode())))
+    said = refused("prepare", "a.txt", "--out", "p")
+    shell(said.partition("unpack it once first: ")[2].partition(" > NEW")[0] + " > NEW", "gzip", FILE="a.txt", NEW="b")
+    works("prepare", "b", "--out", "p")
+
+
 def test_a_zstd_window_that_is_too_large(here, refused, works):
     """A frame whose header asks for 1 GiB, by the format's description (RFC 8878, 3.1.1)."""
     text = ENGLISH.encode()
@@ -531,7 +538,7 @@ TRIED = {  # what a message says -> the test that does it
     "unpack it first: xz": test_a_file_that_is_to_be_unpacked_first,
     "split there with --set": test_documents_with_an_apparent_separator,
     "name one with the source": test_records_without_the_column,
-    "holds {}, not text": test_a_column_of_numbers,
+    "choose another, as in PATH@NAME": test_a_column_of_numbers,
     "name the held-out text with --heldout": test_a_text_too_small_for_held_out_text,
     "make it with `isoflop prepare": test_a_folder_that_is_not_prepared,
     "set ISOFLOP_HOME to a folder that can be": test_a_home_that_cannot_be_written_to,

@@ -169,7 +169,7 @@ def test_checkpoints_are_found_and_other_files_ignored(saved):
     assert checkpoint.steps(folder) == [3, 5]
     assert checkpoint.latest(folder) == saved
     assert checkpoint.at_step(folder, 3) == folder / "step-00000003"
-    with pytest.raises(UserError, match="no checkpoint of step 4; there is 3, 5"):
+    with pytest.raises(UserError, match="no checkpoint of step 4; the steps that have one: 3, 5"):
         checkpoint.at_step(folder, 4)
     assert checkpoint.steps(folder / "absent") == [] and checkpoint.latest(folder / "absent") is None
 

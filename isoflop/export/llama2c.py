@@ -220,8 +220,8 @@ def require_sentencepiece(text: str) -> None:
     model = json.loads(text)["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise UserError(
-            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one splits "
-            "text before it merges; export --to gguf, or train with one of that kind: --set data.tokenizer=FILE"
+            "this run's tokenizer cannot be written as llama2.c's: its program has SentencePiece's, and this one "
+            "splits text before it merges; export --to gguf, or train with one of that kind: --set data.tokenizer=FILE"
         )
 
 

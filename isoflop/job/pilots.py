@@ -185,7 +185,7 @@ def scratch_folder() -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix="pilot-", dir=top))
     try:
-        with held(folder):
+        with locked(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

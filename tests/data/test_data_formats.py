@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from isoflop.data import corpus, decompress, json_records
 from isoflop.data.config import DataConfig
 from isoflop.data.corpus import describe
+from isoflop.data.decompress import UNPACKING
 from isoflop.data.encodings import ICONV, to_utf8
 from isoflop.data.json_records import values
 from isoflop.data.prepare import documents, prepare
@@ -207,6 +208,19 @@ def test_bad_elements_of_an_array_do_not_affect_others(tmp_path):
     assert found == ["a", "b"] and tally.skipped_records == 5
 
 
+@pytest.mark.parametrize("indent", [None, 2])
+def test_columns_in_one_object_are_named_with_the_way_out(tmp_path, indent):
+    """What pandas writes with `to_json`, unless it is told to write records."""
+    path = tmp_path / "data.json"
+    columns = {"text": {str(n): f"text {n}" for n in range(9)}, "id": {str(n): n for n in range(9)}}
+    path.write_text(json.dumps(columns, indent=indent))
+    found, tally = read(path)
+    reason = tally.skipped[0].reason
+    assert found == [] and "as pandas' to_json writes them" in reason and 'orient="records", lines=True' in reason
+    path.write_text("\n".join(json.dumps({name: columns[name][str(n)] for name in columns}) for n in range(9)))
+    assert read(path)[0] == list(columns["text"].values())
+
+
 @pytest.mark.parametrize("layout", ["lines", "array"])
 def test_records_without_the_column_are_skipped_with_advice(tmp_path, layout):
     content = records(column="content")
@@ -312,6 +326,23 @@ def test_columns_without_text(tmp_path, write):
         read(path)
     with pytest.raises(UserError, match=r"columns are text, body: name one with the source, as in .*@body"):
         read(path, "none")
+
+
+@pytest.mark.parametrize("write", [parquet_of, stream_of, arrow_file])
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list])
+def test_a_column_of_lists_says_how_to_join_them(tmp_path, write, kind):
+    path = tmp_path / "data"
+    lists = pa.array([["a", "b"], ["c"]], kind(pa.string()))
+    path.write_bytes(write(pa.table({"text": lists, "id": ["1", "2"]})))
+    with pytest.raises(
+        UserError, match=r"holds (large_)?list<.*, not text: join each .* pyarrow\.compute\.binary_join"
+    ):
+        read(path)
+    path.write_bytes(write(pa.table({"text": pa.compute.binary_join(lists, "\n")})))
+    assert read(path)[0] == ["a\nb", "c"]
+    path.write_bytes(write(pa.table({"text": [[1], [2]]})))
+    with pytest.raises(UserError, match="not text: write the text of each record into one column first"):
+        read(path)
 
 
 @pytest.mark.parametrize("write", [stream_of, arrow_file])
@@ -511,6 +542,18 @@ def test_formats_that_are_not_read_are_named(tmp_path, start, reason):
     assert found == [] and reason in tally.skipped[0].reason
 
 
+@pytest.mark.parametrize("outer", ["gzip", "bzip2", "xz", "zstd"])
+@pytest.mark.parametrize("inner", ["gzip", "zstd"])
+def test_what_is_compressed_twice_is_to_be_unpacked_once(tmp_path, outer, inner):
+    compress = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress, "zstd": zstandard.compress}
+    path = tmp_path / "a.txt"
+    path.write_bytes(compress[outer](compress[inner](b"some text\n" * 90)))
+    found, tally = read(path)
+    reason = tally.skipped[0].reason
+    assert found == [] and f"compressed twice, by {inner} and then by {outer}" in reason
+    assert f"unpack it once first: {UNPACKING[outer]} FILE > NEW" in reason
+
+
 # Encodings
 
 FRENCH = "Le café près de la forêt était fermé. « Déjà ? » dit-elle.\n" * 50
@@ -646,6 +689,19 @@ def test_separators_are_noticed_and_split_when_named(tmp_path, separator, betwee
 def test_a_separator_inside_a_sentence_is_not_one(tmp_path):
     path = tmp_path / "doc.md"
     path.write_text("A document ends with `<|endoftext|>`, as `</s>` does.\n")
+    assert read(path)[1].notes == {}
+
+
+@pytest.mark.parametrize("write", [parquet_of, stream_of, lambda table: table_text(texts=table["text"].to_pylist())])
+def test_separators_in_records_are_noted(tmp_path, write):
+    path = tmp_path / "data.csv"
+    joined = [f"story {n} <|endoftext|>" for n in range(9)]
+    path.write_bytes(write(table_of(joined)))
+    found, tally = read(path)
+    assert found == joined and ["its records contain <|endoftext|>" in note for note in tally.notes] == [True]
+    path.write_text("\n".join(json.dumps({"text": f"one\n{SEPARATORS[3]}\ntwo {n}"}) for n in range(2)))
+    assert [f"its records contain {SEPARATORS[3]}" in note for note in read(path)[1].notes] == [True]
+    path.write_bytes(write(table_of(["a text that mentions <|endoftext|> once", "and another"])))
     assert read(path)[1].notes == {}
 
 

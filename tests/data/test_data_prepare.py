@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from isoflop.data import encode as encode_module
@@ -24,7 +26,7 @@ from isoflop.data.prepare import documents, open_prepared, prepare, survey
 from isoflop.data.sample import Sample
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.files import held
+from isoflop.files import locked
 
 
 def config_of(*sources, **fields):
@@ -190,6 +192,7 @@ def test_another_format_version_is_refused(folder_of, tmp_path):
 def refusals(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "blank.txt").write_text(" \n\n ")
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), tmp_path / "none.parquet")
     (tmp_path / "single.txt").write_text("one short document")
     (tmp_path / "pictures").mkdir()
     for i in range(3):
@@ -200,6 +203,7 @@ def refusals(tmp_path):
         "missing.txt": "does not exist",
         "empty.txt": "is empty",
         "blank.txt": "nothing but white space",
+        "none.parquet": "holds no records",
         "single.txt": "--heldout",
         "pictures": "3 of its 3 files were skipped",
         "broken.jsonl": "all 2 records were skipped",
@@ -393,7 +397,7 @@ def test_files_of_killed_preparations_are_removed_and_files_being_written_are_ke
     for path in [p for folder in (lefts["left"], lefts["held"], beside) for p in (*folder.iterdir(), folder)]:
         os.utime(path, (time.time() - 1000,) * 2)
     (tmp_path / ".other.tmp").mkdir()
-    with held(lefts["held"]):
+    with locked(lefts["held"]):
         prepare(config_of(folder_of("text", 20)), tmp_path / "out")
     assert [name for name, folder in lefts.items() if folder.exists()] == ["held", "young"]
     assert not beside.exists() and (tmp_path / ".other.tmp").exists()

@@ -148,8 +148,12 @@ def test_an_empty_source_among_several_is_reported(corpus, tmp_path):
         prepare(config_of(*paths, strict=True))
     with pytest.raises(UserError, match="is empty"):
         prepare(config_of(corpus / "empty.txt"))
-    with pytest.raises(UserError, match=r"nowhere.txt\).* is empty.*1 link.*leads nowhere"):
+    with pytest.raises(UserError, match=r"nowhere.txt\) has no file that can be read.*1 link.*leads nowhere"):
         prepare(config_of(corpus / "nowhere.txt"))
+    (corpus / "circle.txt").symlink_to("circle.txt")
+    for name in ("circle.txt", "c*.txt"):
+        with pytest.raises(UserError, match=r"1 link, 0 bytes: it leads back to itself"):
+            prepare(config_of(corpus / name))
 
 
 def test_pairs_come_from_the_files_that_have_some(tmp_path):

@@ -153,7 +153,7 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
     [
         ("ddp", 0, 0, "0 processes"),
         ("none", 2, 0, "mode none is for one process, not 2"),
-        ("fsdp", 8, 2, "2 replicas do not go with fsdp"),
+        ("fsdp", 8, 2, "2 replicas do not fit fsdp"),
         ("hsdp", 8, 3, "3 replicas do not divide 8"),
         ("hsdp", 8, 0, "0 replicas do not divide 8"),
     ],

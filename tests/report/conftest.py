@@ -42,6 +42,20 @@ def lr_at(step: int) -> float:
 
 
 @pytest.fixture
+def blimp() -> dict[str, Any]:
+    """The record of scores on BLiMP, as `isoflop eval` keeps it."""
+    return {
+        "suite": "blimp",
+        "metric": "likelihood",
+        "score": 0.71,
+        "low": 0.7,
+        "high": 0.72,
+        "chance": 0.5,
+        "items": 67000,
+    }
+
+
+@pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     def make(name: str = "stdlib-3m", steps: int = STEPS, finished: bool = True, seed: int = 0, **changes: Any) -> Path:
         return write_run(tmp_path / name, steps, finished, seed, changes)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_the_report_of_a_finished_run_is_complete_and_self_contained(make_run: M
     assert referred and referred <= set(page.ids)
 
 
-def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
+def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun, blimp: dict[str, Any]) -> None:
     run = make_run()
     folder = RunFolder(run)
     for step in (100, 500, 1000):
@@ -107,17 +108,8 @@ def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun) -> None:
         )
     folder.append("suites", {"step": 1000, "tokens": 8192000, "suite": "words", "metric": "perplexity", "score": 40.25})
     folder.suites.mkdir()
-    kept = {
-        "suite": "blimp",
-        "metric": "likelihood",
-        "score": 0.71,
-        "low": 0.7,
-        "high": 0.72,
-        "chance": 0.5,
-        "items": 67000,
-    }
     published = [{"model": HOSTILE, "metric": "likelihood", "score": 0.815, "source": "x"}]
-    (folder.suites / "blimp.json").write_text(json.dumps({**kept, "references": published}))
+    (folder.suites / "blimp.json").write_text(json.dumps({**blimp, "references": published}))
     page = page_of(run)
     assert sum("against tokens read" in figure and "Scores on" in figure for figure in page.figures) == 2
     for phrase in (
