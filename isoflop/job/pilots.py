@@ -17,7 +17,7 @@ from pathlib import Path
 
 from isoflop.data.manifest import Data
 from isoflop.errors import UserError
-from isoflop.files import abandoned, held, home, spool
+from isoflop.files import abandoned, home, locked, spool
 from isoflop.parallel.mesh import ALONE
 from isoflop.plan.advice import Advice
 from isoflop.plan.pilot import OVERHEAD, PARTS, SHARE, Pilots, design_pilots, measured_tokens
