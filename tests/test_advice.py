@@ -578,7 +578,7 @@ TRIED = {  # what a message says -> the test that does it
     "predict with it: isoflop plan predict": test_a_law_that_was_not_stored,
 }
 TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it says
-    "to learn it as it stands:": "tests/data/test_data_readers.py",
+    "to read it as plain text:": "tests/data/test_data_readers.py",
     "data.end_of_text=": "tests/data/test_data_end_of_text.py",
     "with --end-of-text": "tests/export/test_end_of_text.py",
     "data.max_train_bytes=": "tests/data/test_data_sides.py",
@@ -617,7 +617,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "every.background=false": "needs a GPU with more memory than the host",
     "a pass of {} sequences:": "needs a device that runs out of memory",
     "no format of `isoflop export`": "no advice",
-    "used as it is instead of sources": "no advice",
+    "used instead of sources": "no advice",
     "none in one process, ddp under torchrun": "no advice",
     "is not of the form dotted": "a form",
     "is not positive; 1 is greedy": "a number",

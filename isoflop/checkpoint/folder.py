@@ -23,7 +23,7 @@ LEFT_OVER = re.compile(r"\.step-\d{8,15}\.[0-9a-f]+\.tmp")
 
 
 class Damaged(UserError):
-    """A checkpoint whose files differ from what was written."""
+    """A checkpoint whose files differ from those that were written."""
 
 
 def verify(path: Path) -> None:

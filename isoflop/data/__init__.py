@@ -2,8 +2,8 @@
 
 corpus     sources: files, folders, globs, standard input, the standard library; weights
 walk       the files below a folder, and which of them are excluded
-readers    one file -> documents, whatever its format and compression, in constant memory
-tally      counts of what was read and what was not, by kind
+readers    one file of any format and compression -> documents, in constant memory
+tally      counts of what was read and what was skipped, by kind
 clean      exact duplicates, the train/held-out split by document, the sampled share
 tokenizer  text <-> ids
 survey     a quick estimate of the amount and kind of text

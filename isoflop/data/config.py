@@ -78,7 +78,7 @@ class DataConfig:
         "few; 1: up to a tenth of the inputs, as in older runs",
     ] = 2
     workers: Annotated[int, "encoding processes; 0: one per core"] = 0
-    path: Annotated[str, "a folder made by `isoflop prepare`, used as it is instead of sources"] = ""
+    path: Annotated[str, "a folder made by `isoflop prepare`, used instead of sources"] = ""
 
     @classmethod
     def from_older(cls, value: dict[str, Any]) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
 
     matches = sorted(glob.glob(path, recursive=True), key=os.fsencode)  # noqa: PTH207 - may be absolute
     if not matches:
-        raise UserError(f"no file matches {source.pattern!r}; quote the pattern and check its folder")
+        raise UserError(f"no file matches {source.pattern!r}; quote the pattern for the shell, and check its folder")
     names = dict.fromkeys(older_matches(matches) if older else matched(matches, Walk(tally)))
     if not names:
         raise UserError(f"{source.pattern!r} matches only folders without files{because(tally)}")

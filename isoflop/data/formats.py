@@ -35,13 +35,13 @@ BINARY_STARTS = {
     b"\x89PNG": "a picture",
     b"\xff\xd8\xff": "a picture",
     b"GIF8": "a picture",
-    b"%PDF-": "a PDF, whose text has to be extracted first, as by pdftotext",
+    b"%PDF-": "a PDF; extract its text first, as with pdftotext",
     b"\x7fELF": "a program",
     b"SQLite format 3": "a database",
     b"PARE": "an encrypted parquet",
-    b"FEA1": "Feather of version 1; pyarrow writes it anew as parquet",
-    b"ORC": "ORC; pyarrow writes it anew as parquet",
-    b"Obj\x01": "Avro, which has to be written anew as parquet or .jsonl",
+    b"FEA1": "Feather of version 1; convert it to parquet with pyarrow",
+    b"ORC": "ORC; convert it to parquet with pyarrow",
+    b"Obj\x01": "Avro; convert it to parquet or .jsonl",
     b"\x89HDF": "HDF5",
     b"\x93NUMPY": "a numpy array",
     b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first: 7z x FILE",
@@ -121,12 +121,12 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
     """
     ending = ending_of(file.shown)
     if first.startswith(LFS_POINTER):
-        return Format("text", reason="a pointer of Git LFS in place of the file; fetch the file with: git lfs pull")
+        return Format("text", reason="a Git LFS pointer instead of the file; fetch the file with: git lfs pull")
     if how.format == AUTO:
         if first.startswith(b"PAR1"):
             return Format("parquet", promised=True)
         if ending == ".parquet" and binary_reason(first):
-            raise UserError(f"{file.shown} is not a parquet file, whatever its name says; fetch it again")
+            raise UserError(f"{file.shown} is named .parquet and is not a parquet file; fetch it again")
         if first.startswith(b"ARROW1\0\0"):
             return Format("arrow", promised=True)
         if first.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(first[4:8], "little") < 1 << 28:
@@ -148,7 +148,7 @@ def format_of(file: SourceFile, first: bytes, how: Reading, compression: str = "
         return Format("text", reason=f"{reason}, {hint}" if hint else reason)
     if detected.kind == "text" and ending == ".parquet":
         raise UserError(
-            f"{file.shown} is not a parquet file, whatever its name says; to learn it as it stands: "
+            f"{file.shown} is named .parquet and is not a parquet file; to read it as plain text: "
             "--set data.format=text"
         )
     return replace(detected, encoding=encoding, hint=hint if "seems" in hint else "")

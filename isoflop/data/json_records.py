@@ -174,7 +174,7 @@ def jsonl_documents(blocks: Iterable[bytes], column: TextColumn) -> Iterator[byt
 def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | str | None, str]:
     """(record, ""), or (None, why it is not a record); (None, "") for an empty line.
 
-    A string is a text itself, as it is in an array.
+    A string is a text itself, as in an array.
     """
     if size > LONGEST_LINE:
         return None, f"a record longer than {LONGEST_LINE >> 20} MiB"

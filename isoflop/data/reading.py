@@ -13,7 +13,7 @@ class Reading:
         column: the column of records that holds the text.
         encoding: of text that is not UTF-8, by its name in Python; "": such text is not read.
         separator: the string between the documents of a plain text; "": a file is one document.
-        format: AUTO: detected by content; TEXT: plain text, whatever the content.
+        format: AUTO: detected by content; TEXT: always plain text.
     """
 
     column: str = "text"

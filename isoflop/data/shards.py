@@ -146,11 +146,11 @@ def field(holder: Any, name: str, kind: type, manifest: Path) -> Any:
     """A field of a manifest, checked. A manifest may come from anyone, with a correct checksum.
 
     Raises:
-        UserError: if it is missing, of another kind, or a number below 0 or beyond what a file can have.
+        UserError: if it is missing, of another type, or a number that is negative or too large for any file.
     """
     value: Any = holder.get(name) if isinstance(holder, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and not 0 <= value < 1 << 60):
-        raise damaged(manifest, f"{name} is missing or no {kind.__name__} that it could be")
+        raise damaged(manifest, f"{name} is missing or not a valid {kind.__name__}")
     return value
 
 
@@ -158,7 +158,7 @@ def check_stream(described: Any, manifest: Path, vocab_size: int) -> dict[str, t
     """Check a manifest's entry of a stream. Returns its files with their SHA-256 and bytes.
 
     Raises:
-        UserError: for a field that ShardWriter.close cannot have written, such as a file outside the folder.
+        UserError: for a field that ShardWriter.close cannot have written, such as the name of a file elsewhere.
     """
     shards = field(described, "shards", list, manifest)
     total = sum(field(shard, "tokens", int, manifest) for shard in shards)
@@ -167,7 +167,7 @@ def check_stream(described: Any, manifest: Path, vocab_size: int) -> dict[str, t
     names = [field(shard, "file", str, manifest) for shard in shards]
     for name in names:
         if not SHARD_NAME.fullmatch(name):
-            raise damaged(manifest, f"{name[:80]!r} is no name of a token file in its folder")
+            raise damaged(manifest, f"{name[:80]!r} is not the name of a token file in its folder")
     width = dtype_for(vocab_size).itemsize
     sizes = [HEADER.size + shard["tokens"] * width for shard in shards]
     sums = [field(shard, "sha256", str, manifest) for shard in shards]

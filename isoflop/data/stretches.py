@@ -1,10 +1,10 @@
 """The second rule of the held-out split (`data.split=2`): short stretches of documents, chosen by their content.
 
 A document is cut into pieces at paragraph and line ends. A hash of a piece's bytes decides whether it is held out; the
-remainder of the document is trained on. The pieces are short enough for about PIECES held-out ones, whatever the text
-is: a dozen books, one long document, text without blank lines, or millions of short records, which are a piece each.
-With few pieces the share chosen by a hash varies by chance, so a bounded number of pieces whose hashes are nearest to
-the limit may change sides until the share is right.
+remainder of the document is trained on. The pieces are short enough for about PIECES held-out ones in any text: a dozen
+books, one long document, text without blank lines, or millions of short records, which are a piece each. With few
+pieces the share chosen by a hash varies by chance, so a bounded number of pieces whose hashes are nearest to the limit
+may change sides until the share is right.
 
 The same bytes are never on both sides: all copies of a piece have the same hash, and further copies of a held-out piece
 are dropped. The first rule, by whole documents, is in scan.py, so that older data can be prepared again.

@@ -67,7 +67,7 @@ def table_documents(blocks: Iterable[bytes], table: Table, column: TextColumn) -
         except StopIteration:
             return
         except csv.Error as error:
-            reason = f"a row is no CSV ({error})"
+            reason = f"a row is not CSV ({error})"
             if "limit" in str(error):
                 reason = f"a row longer than {LONGEST_FIELD >> 20} MiB"
         size, returned = lines.returned - returned, lines.returned

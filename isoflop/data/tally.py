@@ -1,4 +1,4 @@
-"""Counts what was read of a source and what was not, for the preparation, the survey and `eval`."""
+"""Counts what was read of a source and what was skipped, for the preparation, the survey and `eval`."""
 
 import re
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ PLACE = re.compile(r" at (byte|row|line) \d+")  # differs between two items skip
 
 @dataclass
 class Tally:
-    """Counts of what was read and what was not. `strict` turns every loss into an error.
+    """Counts of what was read and what was skipped. `strict` turns every loss into an error.
 
     Attributes:
-        documents: records, and plain-text files of which something was read.
-        pieces: the pieces that they were cut into.
+        documents: records, and plain-text files that were read at least in part.
+        pieces: the pieces into which they were cut.
         empty: records, pieces and files of white space only.
         used_bytes: of the records and pieces that were read, including the other columns of records.
         skipped: the first items that were lost.
         skipped_files: files, links and folders.
         skipped_records: records of a file whose reading continued, and pieces of a text.
         skipped_bytes: of all these; a file counts with its size on disk.
-        kinds: what was not used, by kind, reason, and whether it is intended.
+        kinds: the items that were not used, by kind, reason, and whether that is intended.
         failure: the first message of a file that could not be read.
         notes: notes about files that were read -> these files, the first 20.
     """

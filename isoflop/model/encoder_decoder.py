@@ -6,8 +6,8 @@
 
 (Vaswani et al. 2017, 1706.03762, figure 1.) Source and target share one vocabulary, one embedding and, if positions are
 added to it, one table of positions. The decoder's blocks are chosen by the same Specs as a GPT's. The encoder's
-attention and cross-attention are unmasked, whatever the window of `model.attention`; they use those of its options that
-they have (key-value heads, QK norm, biases).
+attention and cross-attention are unmasked and ignore the window of `model.attention`; of its other options they use
+those that they have (key-value heads, QK norm, biases).
 
 Letters: as in gpt.py, with S the source's positions. This is single-device code: it does not depend on ranks or files.
 """

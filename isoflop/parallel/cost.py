@@ -132,7 +132,7 @@ class ProcessMemory:
 
     Attributes:
         parameters: the process's own, all or one shard.
-        gradients: likewise.
+        gradients: the same share of them.
         optimizer: state.
         gathered: gathered units with their gradients; and casts of parameters.
         activations: kept by the forward pass for the backward pass.

@@ -110,7 +110,7 @@ def loss_curves(curves: LossCurves, width: float = 920) -> tuple[str, int]:
 
     Returns:
         The SVG, and how many of the T losses are above its upper limit: the loss falls so far in the first steps that
-        showing all of it would flatten the rest.
+        showing all of it would flatten the curve.
     """
     x, loss = floats(curves.tokens_T), floats(curves.loss_T)
     heldout_x, heldout = floats(curves.heldout_tokens_H), floats(curves.heldout_loss_H)

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from isoflop.report.drawing import COLORS, Floats, compact, drawing, floats, largest, to_svg
 
 ACROSS = 4
-ROW, TITLE, PLOT = 140, 28, 86  # CSS pixels per row, of which for the name and for the panel; the rest is the axis
+ROW, TITLE, PLOT = 140, 28, 86  # CSS pixels per row, and of these for the name and the panel; then comes the axis
 MOST = 24  # panels; of more subsets the first are drawn
 Z = 1.96  # two-sided 95 %
 

@@ -86,7 +86,7 @@ class Attention(Part):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, cache: Cache | None = None, added_BTC: Tensor | None = None) -> Tensor:
-        """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is what is cached."""
+        """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is cached."""
         start = cache.start(x_BTD.shape[1]) if cache is not None else 0
 
         q_BTC, k_BTC, v_BTC = self.project(x_BTD)
@@ -117,8 +117,7 @@ class Attention(Part):
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, (B, T, C) each. Under autocast one product computes all three: the weights are
-        cast in any case, so concatenating them costs no more, and the product sums the gradients with respect to
-        x_BTD."""
+        cast anyway, so concatenating them costs no more, and the product sums the gradients with respect to x_BTD."""
         linears, device = (self.q, self.k, self.v), x_BTD.device.type
         if not torch.is_autocast_enabled(device):
             return tuple(linear(x_BTD) for linear in linears)

@@ -1,4 +1,4 @@
-"""Multi-head latent attention: the cache holds one narrow vector per position, whatever the number of heads.
+"""Multi-head latent attention: the cache holds one narrow vector per position, for any number of heads.
 
 Letters: B batch, T queries, S keys, D d_model, H heads, K head_dim, C width of the latent, R width of the part of a
 head that carries the position, V width of a value: K, or C if the latent itself is the value.

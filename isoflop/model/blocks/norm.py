@@ -85,7 +85,7 @@ class BatchNorm(Part):
 
     Training uses the statistics of the current batch (of each pass, with gradient accumulation) and updates the running
     statistics with weight `momentum`, the variance unbiased. Evaluation always uses the running statistics. These are
-    float32 buffers, whatever the dtype of the matrix products, and part of every checkpoint.
+    float32 buffers with any dtype of the matrix products, and part of every checkpoint.
 
     Options:
         over: "batch": separate statistics for each position, over the sequences, so that nothing is learned from later

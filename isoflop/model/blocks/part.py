@@ -221,7 +221,7 @@ class Embedding(nn.Embedding):
 
 
 def reset_inside(model: nn.Module) -> None:
-    """Let every module below `model` initialise what it owns, in the order of construction."""
+    """Let every module below `model` initialise its own tensors, in the order of construction."""
     for module in model.modules():
         reset = getattr(module, "reset_parameters", None)
         if reset is not None and module is not model:

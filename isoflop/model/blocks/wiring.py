@@ -159,9 +159,9 @@ class DeepNorm(Wiring):
 
 
 class Shortcut(Part):
-    """a x + b x0 in front of a block, whatever its wiring: the residual stream x and the embedding x0, mixed by two
-    learned scalars that start at 1 and 0 (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which start at 1.15
-    to 1.05 and 0.2 to 0.05 over the depth)."""
+    """a x + b x0 in front of a block of any wiring: the residual stream x and the embedding x0, mixed by two learned
+    scalars that start at 1 and 0 (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which start at 1.15 to 1.05
+    and 0.2 to 0.05 over the depth)."""
 
     def __init__(self) -> None:
         super().__init__()
