@@ -150,17 +150,17 @@ class Stream:
     """Blocks as a file that is read sequentially."""
 
     def __init__(self, blocks: Iterable[bytes]) -> None:
-        self.blocks, self.held = iter(blocks), b""
+        self.blocks, self.buffer = iter(blocks), b""
 
     def read(self, size: int) -> bytes:
         parts, wanted = [], size
         while wanted > 0:
-            if not self.held:
-                self.held = next(self.blocks, b"")
-                if not self.held:
+            if not self.buffer:
+                self.buffer = next(self.blocks, b"")
+                if not self.buffer:
                     break
-            parts.append(self.held[:wanted])
-            self.held = self.held[wanted:]
+            parts.append(self.buffer[:wanted])
+            self.buffer = self.buffer[wanted:]
             wanted -= len(parts[-1])
         return b"".join(parts)
 

@@ -191,19 +191,19 @@ def parse_line(line: bytes, size: int) -> tuple[dict[str, Any] | str | None, str
 
 def lines(blocks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
     """(line without its end, its size in bytes). A line longer than LONGEST_LINE becomes (b"", its size)."""
-    held, dropped = bytearray(), 0
+    buffer, dropped = bytearray(), 0
     for block in blocks:
         *complete, beginning = block.split(b"\n")
         for line in complete:
-            held += line
-            yield (b"", dropped + len(held)) if dropped else (bytes(held).strip(), len(held) + 1)
-            held.clear()
+            buffer += line
+            yield (b"", dropped + len(buffer)) if dropped else (bytes(buffer).strip(), len(buffer) + 1)
+            buffer.clear()
             dropped = 0
-        held += beginning
-        if len(held) > LONGEST_LINE:
-            dropped += len(held)
-            held.clear()
-    yield (b"", dropped + len(held)) if dropped else (bytes(held).strip(), len(held))
+        buffer += beginning
+        if len(buffer) > LONGEST_LINE:
+            dropped += len(buffer)
+            buffer.clear()
+    yield (b"", dropped + len(buffer)) if dropped else (bytes(buffer).strip(), len(buffer))
 
 
 # Values of any layout
@@ -233,45 +233,45 @@ def values(blocks: Iterable[bytes]) -> Iterator[tuple[Any, int, str]]:
     decoder = json.JSONDecoder()
     text = codecs.getincrementaldecoder("utf-8")("surrogateescape")  # an invalid byte costs only its own record
     source = iter(blocks)
-    held, at, ended, in_array, started = "", 0, False, False, False
+    buffer, at, ended, in_array, started = "", 0, False, False, False
     wanted = 0  # characters to hold before the next attempt: twice as many after one that reached the end
 
     while True:
-        at = past_blanks(held, at)
-        while not ended and len(held) - at <= wanted:
+        at = past_blanks(buffer, at)
+        while not ended and len(buffer) - at <= wanted:
             block = next(source, None)
             ended = block is None
-            held, at = held[at:] + text.decode(block or b"", ended), 0
-            at = past_blanks(held, at)
-        if at >= len(held):
+            buffer, at = buffer[at:] + text.decode(block or b"", ended), 0
+            at = past_blanks(buffer, at)
+        if at >= len(buffer):
             return
 
         if not started:
             started = True
-            if held[at] == "[":
+            if buffer[at] == "[":
                 in_array, at = True, at + 1
                 continue
-        if in_array and held[at] == "]":
+        if in_array and buffer[at] == "]":
             in_array, started, at = False, False, at + 1  # another may follow
             continue
 
         try:
-            value, end = decoder.raw_decode(held, at)
-            complete = ended or end < len(held)  # a number may continue in the next block
+            value, end = decoder.raw_decode(buffer, at)
+            complete = ended or end < len(buffer)  # a number may continue in the next block
             reason = ""
         except RecursionError:
             complete, reason = True, "an element is nested too deeply"
         except ValueError:
             complete, reason = ended, "an element is not JSON, and what follows it is not read"
-            if not ended and len(held) - at > LONGEST_LINE:
+            if not ended and len(buffer) - at > LONGEST_LINE:
                 complete = True
                 reason = f"an element longer than {LONGEST_LINE >> 20} MiB, or no JSON; what follows it is not read"
 
         if not complete:
-            wanted = min(max(2 * (len(held) - at), 1), LONGEST_LINE)
+            wanted = min(max(2 * (len(buffer) - at), 1), LONGEST_LINE)
             continue
         if reason:
-            yield None, len(held) - at + sum(map(len, source)), reason
+            yield None, len(buffer) - at + sum(map(len, source)), reason
             return
         wanted = 0
         yield value, end - at, ""

@@ -93,6 +93,7 @@ def read_documents(
         UserError: for a damaged or truncated file, or if no record has the text column.
     """
     how = Reading(column=how) if isinstance(how, str) else how
+
     try:
         with file.path.open("rb") as raw:
             for document in documents_of(raw, file, how, tally, on_progress):

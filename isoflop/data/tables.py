@@ -20,7 +20,7 @@ class Lines:
 
     def __iter__(self) -> Iterator[str]:
         decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
-        held: list[str] = []
+        parts: list[str] = []
         length, first, end = 0, True, "\n"
         for block in self.blocks:
             text = decode(block)
@@ -29,14 +29,14 @@ class Lines:
                 end = "\r" if "\n" not in text and "\r" in text else end  # as older programs on a Mac end lines
             *complete, beginning = text.split(end)
             for line in complete:
-                yield self.counted("".join((*held, line, end)))
-                held, length = [], 0
-            held.append(beginning)
+                yield self.counted("".join((*parts, line, end)))
+                parts, length = [], 0
+            parts.append(beginning)
             length += len(beginning)
             if length > LONGEST_FIELD:
-                yield self.counted("".join(held))
-                held, length = [], 0
-        if last := "".join((*held, decode(b"", True))):
+                yield self.counted("".join(parts))
+                parts, length = [], 0
+        if last := "".join((*parts, decode(b"", True))):
             yield self.counted(last)
 
     def counted(self, line: str) -> str:

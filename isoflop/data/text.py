@@ -101,7 +101,7 @@ def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[by
 
     Each document has to be consumed before the next is requested.
     """
-    held, ended = bytearray(), False
+    buffer, ended = bytearray(), False
     source = iter(blocks)
 
     def document() -> Iterator[bytes]:
@@ -109,29 +109,29 @@ def separated(blocks: Iterable[bytes], separator: bytes) -> Iterator[Iterator[by
         nonlocal ended
         searched, begun = 0, False
         while True:
-            at = held.find(separator, searched)
+            at = buffer.find(separator, searched)
             if at >= 0:
-                part = bytes(held[:at]).rstrip(b"\r\n")
-                del held[: at + len(separator)]
+                part = bytes(buffer[:at]).rstrip(b"\r\n")
+                del buffer[: at + len(separator)]
                 yield part if begun else part.lstrip(b"\r\n")
                 return
 
             keep = len(separator) + 64  # the end may be the beginning of a separator, with line ends before it
-            if len(held) > LONGEST_PIECE + keep:
-                part = bytes(held[: len(held) - keep])
-                del held[: len(part)]
+            if len(buffer) > LONGEST_PIECE + keep:
+                part = bytes(buffer[: len(buffer) - keep])
+                del buffer[: len(part)]
                 yield part if begun else part.lstrip(b"\r\n")
                 begun = True
 
-            searched = max(0, len(held) - len(separator) + 1)
+            searched = max(0, len(buffer) - len(separator) + 1)
             block = next(source, None)
             if block is None:
                 ended = True
-                part = bytes(held)
-                held.clear()
+                part = bytes(buffer)
+                buffer.clear()
                 yield part if begun else part.lstrip(b"\r\n")
                 return
-            held.extend(block)
+            buffer.extend(block)
 
     while not ended:
         yield cut_pieces(document())
@@ -143,21 +143,21 @@ def cut_pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
     Cuts depend only on the text before them, so that a file to which text is appended keeps its pieces except the last.
     """
-    held = bytearray()
+    buffer = bytearray()
     for block in blocks:
-        held += block
+        buffer += block
         start = 0
-        while len(held) - start > LONGEST_PIECE:
-            end = start + piece_length(held[start : start + LONGEST_PIECE])
-            yield bytes(held[start:end])
+        while len(buffer) - start > LONGEST_PIECE:
+            end = start + piece_length(buffer[start : start + LONGEST_PIECE])
+            yield bytes(buffer[start:end])
             start = end
-        del held[:start]
-    while len(held) > PIECE:
-        end = piece_length(held[:LONGEST_PIECE])
-        yield bytes(held[:end])
-        del held[:end]
-    if held:
-        yield bytes(held)
+        del buffer[:start]
+    while len(buffer) > PIECE:
+        end = piece_length(buffer[:LONGEST_PIECE])
+        yield bytes(buffer[:end])
+        del buffer[:end]
+    if buffer:
+        yield bytes(buffer)
 
 
 def piece_length(window: bytearray) -> int:

@@ -43,15 +43,15 @@ def in_groups(tokenizer: Tokenizer, documents: Sequence[bytes]) -> Iterator[list
     document of a hundred megabytes is encoded in stretches.
     """
     group: list[tuple[int, bool, str]] = []
-    held = 0
+    size = 0
     for i, document in enumerate(documents):
         stretches = tokenizer.stretches(document.decode(), STRETCH)
         for number, text in enumerate(stretches, 1):
             group.append((i, number == len(stretches), text))
-            held += len(text)
-            if held >= STRETCH:
+            size += len(text)
+            if size >= STRETCH:
                 yield group
-                group, held = [], 0
+                group, size = [], 0
     if group:
         yield group
 

@@ -194,17 +194,17 @@ def scores(suites: Sequence[SuiteScore]) -> str:
         return "## Evaluation\n\nNo suite was scored; `isoflop eval RUN --suite NAME` keeps scores for this card."
 
     rows = []
-    for one in suites:
+    for suite in suites:
         overlap = MISSING
-        if one.contamination is not None:
-            clean = one.contamination.without
-            overlap = f"{count(one.contamination.overlapping)} items"
-            overlap += f"; {shown(clean.score, one)} without" if clean and one.contamination.overlapping else ""
-            too_short = one.contamination.too_short
+        if suite.contamination is not None:
+            clean = suite.contamination.without
+            overlap = f"{count(suite.contamination.overlapping)} items"
+            overlap += f"; {shown(clean.score, suite)} without" if clean and suite.contamination.overlapping else ""
+            too_short = suite.contamination.too_short
             overlap += f"; {count(too_short)} too short to tell" if too_short else ""
-        score = f"{shown(one.score, one)} ({shown(one.low, one)} to {shown(one.high, one)})"
-        about = [line(one.metric), overlap, line(one.licence or MISSING)]
-        rows.append([line(one.suite), score, percent(one.chance), count(one.items), *about])
+        score = f"{shown(suite.score, suite)} ({shown(suite.low, suite)} to {shown(suite.high, suite)})"
+        about = [line(suite.metric), overlap, line(suite.licence or MISSING)]
+        rows.append([line(suite.suite), score, percent(suite.chance), count(suite.items), *about])
 
     head = ["suite", "score (95 % interval)", "chance", "items", "metric", "in training text", "licence of the items"]
     return "## Evaluation\n\n" + table(head, rows)
@@ -217,8 +217,8 @@ def use(facts: Facts) -> str:
     return f"## Intended use and limits\n\nMeant for {purpose}.\n\n{limits}"
 
 
-def shown(value: float | None, one: SuiteScore) -> str:
-    return fixed(value) if one.chance is None else percent(value)
+def shown(value: float | None, score: SuiteScore) -> str:
+    return fixed(value) if score.chance is None else percent(value)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

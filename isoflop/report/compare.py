@@ -7,7 +7,7 @@ from typing import Any
 from isoflop.report import figures, words
 from isoflop.report.facts import Facts, column
 from isoflop.report.figures import RUN_COLORS
-from isoflop.report.paired import NOT_LEARNED_FROM, Chance, by_seed, difference
+from isoflop.report.paired import WITHOUT_INFLUENCE, Chance, by_seed, difference
 from isoflop.report.style import document, key, section, table
 from isoflop.report.words import count, duration, fixed, power, text
 
@@ -187,9 +187,9 @@ def differences(runs: list[Facts], names: list[str]) -> str:
         ]
         return table(["field", *heads], cells)
 
-    learned_from = [field for field in differing if field.partition(".")[0] not in NOT_LEARNED_FROM]
-    folded = [field for field in differing if field not in learned_from]
-    body = rows(learned_from) if learned_from else ""
+    decisive = [field for field in differing if field.partition(".")[0] not in WITHOUT_INFLUENCE]
+    folded = [field for field in differing if field not in decisive]
+    body = rows(decisive) if decisive else ""
     if folded:
         summary = f"<summary>{len(folded)} more, without influence on what is learned</summary>"
         body += f"<details>{summary}{rows(folded)}</details>"

@@ -25,7 +25,7 @@ Z = 1.96  # two-sided 95 %
 SEED_SHARE, SEED_PAIRS, SEED_KNOWN_TO = 0.0085, 8, 1_000_000
 
 # Fields of the configuration without influence on what is learned.
-NOT_LEARNED_FROM = ("every", "sample", "trackers", "parallel", "guard", "evaluate_tokens", "seconds", "runtime")
+WITHOUT_INFLUENCE = ("every", "sample", "trackers", "parallel", "guard", "evaluate_tokens", "seconds", "runtime")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def by_seed(runs: Sequence[Facts]) -> Chance:
         for first, second in combinations(runs, 2)
         if first.reached.bits_per_byte is not None
         and second.reached.bits_per_byte is not None
-        and learned_from(first.run) == learned_from(second.run)
+        and learning_setup(first.run) == learning_setup(second.run)
         and first.run.settings.seed != second.run.settings.seed
     ]
     if differences:
@@ -128,7 +128,7 @@ def by_seed(runs: Sequence[Facts]) -> Chance:
     return Chance(SEED_SHARE * base.reached.bits_per_byte, f"{share} in {SEED_PAIRS} pairs of small runs")
 
 
-def learned_from(run: Run) -> dict[str, Any]:
+def learning_setup(run: Run) -> dict[str, Any]:
     """Everything that decides what a run learns, except its seed: configuration, text, dtype, steps."""
-    config = {name: value for name, value in run.config.items() if name not in (*NOT_LEARNED_FROM, "seed", "data")}
+    config = {name: value for name, value in run.config.items() if name not in (*WITHOUT_INFLUENCE, "seed", "data")}
     return {**config, "text": run.data.fingerprint, "dtype": run.settings.runtime.dtype, "steps": run.result.step}

@@ -48,7 +48,7 @@ def story(facts: Facts) -> str:
     corpus = f" on {words.size(bytes_)} of {text(about)}" if bytes_ else ""
     start = run.settings.init
     origin = (
-        f"trained on from {text(start)}"
+        f"trained further from {text(start)}"
         if start
         else "trained from scratch"
         if run.training
