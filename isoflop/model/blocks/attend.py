@@ -54,22 +54,34 @@ def attend(
         return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
     if not sees_all and max(window, BLOCK) < T:
         return attend_in_blocks(
-            q_BHTK,
-            k_BGSK,
-            v_BGSV,
-            bias,
-            visible_BS,
-            window=window,
-            soft_cap=soft_cap,
-            dropout=dropout,
-            scale=scale,
+            q_BHTK, k_BGSK, v_BGSV, bias, visible_BS, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
         )
-
-    H, G = q_BHTK.shape[1], k_BGSK.shape[1]
     if plain and not soft_cap and unfused_is_faster(v_BGSV, T):
+        H, G = q_BHTK.shape[1], k_BGSK.shape[1]
         hidden_TS = hide(band(T, S, window, v_BGSV.device), v_BGSV)
         hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
         return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
+    return attend_masked(
+        q_BHTK, k_BGSK, v_BGSV, bias, visible_BS, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
+    )
+
+
+def attend_masked(
+    q_BHTK: Tensor,
+    k_BGSK: Tensor,
+    v_BGSV: Tensor,
+    bias: Tensor | None,
+    visible_BS: Tensor | None,
+    *,
+    window: int,
+    soft_cap: float,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """`attend` by torch's fused kernel with a mask; with a soft cap by the unfused one."""
+    (H, T), (G, S) = q_BHTK.shape[1:3], k_BGSK.shape[1:3]
+    sees_all = not window or window >= S
+    plain = bias is None and visible_BS is None and not dropout
 
     # torch's is_causal aligns the first query with the first key, so it is correct only without a cache. A single new
     # position attends to all keys and needs no mask; then the queries that share a head of keys take the dimension T,
