@@ -217,7 +217,7 @@ def find_files(source: Source, tally: Tally | None = None, older: bool = False) 
         raise UserError(f"no file matches {source.pattern!r}; quote the pattern for the shell, and check its folder")
     names = dict.fromkeys(older_matches(matches) if older else matched(matches, Walk(tally)))
     if not names:
-        raise UserError(f"{source.pattern!r} matches only folders without files{because(tally)}")
+        raise UserError(f"{source.pattern!r} matches no file that can be read; check its folders{because(tally)}")
     return with_sizes(names, tally)
 
 

@@ -222,7 +222,8 @@ def costs(facts: Facts) -> str:
     body += f'<h3>Commands</h3>\n<pre class="box">{text(commands(facts))}</pre>'
     config = text(to_json(run.config))
     body += f'<details><summary>The complete configuration</summary><pre class="box">{config}</pre></details>'
-    return section("Cost and machine", "Only training counts against a time budget.", body)
+    lead = "A budget in seconds is for training, with pilots and an abandoned attempt if there were any."
+    return section("Cost and machine", lead, body)
 
 
 def commands(facts: Facts) -> str:

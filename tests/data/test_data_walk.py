@@ -152,7 +152,7 @@ def test_an_empty_source_among_several_is_reported(corpus, tmp_path):
         prepare(config_of(corpus / "nowhere.txt"))
     (corpus / "circle.txt").symlink_to("circle.txt")
     for name in ("circle.txt", "c*.txt"):
-        with pytest.raises(UserError, match=r"1 link, 0 bytes: it leads back to itself"):
+        with pytest.raises(UserError, match=r"1 link.*it leads back to itself"):
             prepare(config_of(corpus / name))
 
 
