@@ -196,10 +196,11 @@ def require_same_data(path: Path, fingerprint: str, tokenizer: str = "") -> None
         run = path.parent.parent
         raise UserError(
             f"the data of this run changed: its checkpoint was trained on {trained_on[:12]}, the sources now give "
-            f"{fingerprint[:12]}; bring the old text back, or train on from its weights on what there is now: "
+            f"{fingerprint[:12]}; restore the old text, or start a new run on the new text from these weights: "
             f"isoflop train SOURCE --init {quoted(run)} --out NEW"
         )
     if tokenizer and read_text(path / "tokenizer.json") != tokenizer:
         raise UserError(
-            f"the tokenizer of {path} is not that of the data: its ids would mean other text; bring the old one back"
+            f"the tokenizer of {path} differs from that of the data: the same ids would mean other text; "
+            "restore the file that the run began with"
         )

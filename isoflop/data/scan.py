@@ -289,8 +289,8 @@ class Scan:
             enough = math.ceil(max(self.shares.sizes[number], account.read.bytes) / (source.weight or 1.0))
             return UserError(
                 f"source {source.name} has a weight, and none of its {account.read.documents:,} texts is in the share "
-                f"of it that is prepared for so small a budget ({share:.2g}, by a hash of each text); give more "
-                f"budget, or let more be prepared: --set data.max_train_bytes={enough}"
+                f"of it that is prepared for a budget of this size ({share:.2g}, by a hash of each text); give more "
+                f"budget, or prepare more of it: --set data.max_train_bytes={enough}"
             )
         reasons = ", ".join(f"{reason}: {count:,}" for reason, count in removed.items() if count)
         return UserError(

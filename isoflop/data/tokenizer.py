@@ -74,7 +74,7 @@ class Tokenizer:
         self.begins = bool(around)
         self.start: int = around[0] if around else self.eot
         if not 0 <= self.start < self.vocab_size:
-            raise UserError(f"{origin} begins texts with the id {self.start}, which is none of its own")
+            raise UserError(f"{origin} begins texts with the id {self.start}, which is not in its vocabulary")
 
         self._pieces = self._bytes_of_ids()
         self._strips_space = not self._byte_level and self._joined(self.encode("a")) == b" a"

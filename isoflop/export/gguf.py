@@ -127,7 +127,7 @@ def read_metadata(fields: Fields, stored: dict[str, Stored]) -> Anatomy:
     kv_heads = fields.size(key("attention.head_count_kv"), heads)
     fields.refuse_unless(key("attention.value_length"), head_dim)
     if heads % kv_heads or (not is_rotary(family) and d_model != heads * head_dim):
-        raise UserError(f"{fields.origin}: {heads} heads, {kv_heads} for keys, do not fit a width of {d_model}")
+        raise UserError(f"{fields.origin}: {heads} heads with {kv_heads} heads of keys do not fit a width of {d_model}")
     if TABLE not in stored:
         raise UserError(f"{fields.origin} has no tensor {TABLE!r}")
 

@@ -65,7 +65,7 @@ def read_pieces(fields: Fields) -> str:
         raise UserError(f"{fields.origin}: a tokenizer of kind {kind[:80]!r} is not read; gpt2 and llama are")
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     if len(vocabulary) != len(pieces):
-        raise UserError(f"{fields.origin}: its tokenizer has two tokens that read the same")
+        raise UserError(f"{fields.origin}: its tokenizer has two tokens of the same text")
     added = {p: kind == CONTROL for p, kind in zip(pieces, kinds, strict=True) if kind in (CONTROL, USER_DEFINED)}
     merges = fields.list_of("tokenizer.ggml.merges", str)
     cut = fields.text("tokenizer.ggml.pre", "default")
