@@ -156,7 +156,7 @@ def refused(capsys, *arguments: str) -> str:
 def test_files_without_pairs_are_refused(tmp_path, capsys):
     for name, content, word in (
         ("empty.tsv", b"", "holds no pairs"),
-        ("words.txt", b"alone\n" * 50, "tab or a blank"),
+        ("words.txt", b"alone\n" * 50, "tab or a space"),
         ("few.tsv", b"a\tb\nc\td\n", "only 2"),
         ("picture.tsv", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40, "picture.tsv"),
     ):

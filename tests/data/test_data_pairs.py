@@ -216,7 +216,7 @@ def test_skipped_steps_are_not_read_and_are_counted(data):
     assert account.tokens + account.passed_over == plain.tokens(33)
     assert gapped.span(18, 2) == (144 + 8, 32)  # steps 19 and 22 of an unbroken run, and what lies between them
     assert gapped.span(2, 1) == (16, 8)
-    with pytest.raises(UserError, match="no whole steps"):
+    with pytest.raises(UserError, match="are not complete steps"):
         PairLoader(data, 32, 8, 0, skipped=((4, 8),))
 
 

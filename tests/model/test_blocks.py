@@ -420,7 +420,7 @@ def test_gated_networks_by_name(name, f):
     block = make(FEED_FORWARDS, Spec(name, d_ff=6), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
     x = torch.randn(2, 3, 8)
     torch.testing.assert_close(block(x), (f(x @ block.gate.weight.T) * (x @ block.up.weight.T)) @ block.down.weight.T)
-    with pytest.raises(UserError, match=rf"feed_forward\.activation is \w+ by the name {name}"):
+    with pytest.raises(UserError, match=rf"feed_forward\.activation is \w+ in {name}"):
         make(FEED_FORWARDS, Spec(name, activation="relu"), "model.feed_forward", d_model=8, dropout=0.0, init=INIT)
 
 

@@ -111,8 +111,8 @@ def test_a_private_head_width_needs_no_division():
     ("fields", "message"),
     [
         ({"heads": 3}, "model.heads = 3 does not divide model.d_model = 16"),
-        ({"layers": -1}, "model.layers = -1 is negative"),
-        ({"vocab_size": 0}, "model.vocab_size = 0 is not positive"),
+        ({"layers": -1}, "model.layers = -1 is not in 0 to"),
+        ({"vocab_size": 0}, "model.vocab_size = 0 is not in 1 to"),
         ({"dropout": 1.0}, "model.dropout = 1.0 is not in"),
         ({"norm": {"eps": 1e-5}}, "model.norm = "),
         ({"head_dim": 3}, "model.position = rotary: model.head_dim = 3 is odd"),
@@ -126,10 +126,13 @@ def test_a_private_head_width_needs_no_division():
             {"attention": {"name": "alternating", "pattern": ["full", {"name": "banded", "widow": 3}]}},
             "model.attention.pattern[1].widow is not an option of banded: did you mean window?",
         ),
-        ({"attention": "latent", "position": "relative"}, "model.attention = latent: its position acts on a part"),
+        (
+            {"attention": "latent", "position": "relative"},
+            "model.attention = latent: it needs a position encoding for a part of each head",
+        ),
         ({"logit_cap": -1.0}, "model.logit_cap = -1 is negative"),
         ({"logit_cap": math.nan}, "model.logit_cap = nan is negative or not a number"),
-        ({"value_embedding": -1}, "model.value_embedding = -1 is negative"),
+        ({"value_embedding": -1}, "model.value_embedding = -1 is not in 0 to"),
         (
             {"value_embedding": 1, "attention": "latent"},
             "adds to the values of layer 0, and model.attention = 'latent'",
@@ -137,7 +140,7 @@ def test_a_private_head_width_needs_no_division():
         ({"value_embedding": 2, "attention": "none"}, "model.value_embedding = 2 adds to the values of layer 1, and"),
         (
             {"value_embedding": 1, "attention": {"name": "alternating", "pattern": ["full", "none"]}},
-            "adds to the values of layer 1, and model.attention = 'alternating' has none there",
+            "adds to the values of layer 1, and model.attention = 'alternating' has no values there",
         ),
         ({"init": "gtp2"}, "model.init = 'gtp2' is not one of gpt2, normal, modern, xavier; did you mean gpt2?"),
     ],

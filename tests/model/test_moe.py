@@ -163,7 +163,7 @@ def test_router_stays_in_float32_under_autocast():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"experts": 1}, "experts = 1 leaves nothing to choose"),
+        ({"experts": 1}, "experts = 1 leaves no choice to the router"),
         ({"top_k": 9}, "top_k = 9 is not between 1 and experts = 8"),
         ({"top_k": 0}, "top_k = 0 is not between"),
         ({"shared": -1}, "shared = -1 is negative"),

@@ -70,7 +70,7 @@ def test_an_entry_may_be_a_class_with_other_defaults():
     assert windows(Spec("alternating", pattern=(Spec("banded", window=2), "full"))) == [2, 0, 2]
     with pytest.raises(UserError, match="window = 0 is not positive"):
         windows(Spec("banded", window=0))
-    with pytest.raises(UserError, match="activation is silu by the name swiglu"):
+    with pytest.raises(UserError, match="activation is silu in swiglu"):
         GPT(ModelConfig(**shape, feed_forward=Spec("swiglu", activation="relu")))
 
 

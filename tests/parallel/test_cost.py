@@ -151,7 +151,7 @@ def test_memory_falls_from_8_to_128_gpus_as_published():
 @pytest.mark.parametrize(
     ("mode", "processes", "replicas", "message"),
     [
-        ("ddp", 0, 0, "0 processes"),
+        ("ddp", 0, 0, "0 is not a number of processes"),
         ("none", 2, 0, "mode none is for one process, not 2"),
         ("fsdp", 8, 2, "2 replicas do not fit fsdp"),
         ("hsdp", 8, 3, "3 replicas do not divide 8"),

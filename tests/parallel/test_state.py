@@ -194,7 +194,7 @@ def test_state_that_is_a_plain_number_stays_one(tmp_path):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"width": 16}, r"model\.embed\.weight' is \(13, 8\) in the checkpoint and \(13, 16\) here"),
+        ({"width": 16}, r"model\.embed\.weight' is \(13, 8\) in the checkpoint and \(13, 16\) in the run"),
         ({"tied": False}, r"no 'model\.head\.weight'"),
         ({"name": "adamw"}, r"optim\.blocks\.0\.1\.weight\.momentum_buffer'"),
     ],
@@ -219,7 +219,7 @@ def test_a_tensor_that_the_model_lacks_is_named(tmp_path):
 
 def test_another_dtype_is_refused(tmp_path):
     state.save_tensors(tmp_path, {"a": torch.ones(2)})
-    with pytest.raises(UserError, match=r"float32 in the checkpoint and torch\.bfloat16 here"):
+    with pytest.raises(UserError, match=r"float32 in the checkpoint and torch\.bfloat16 in the run"):
         state.load_tensors(tmp_path, {"a": torch.ones(2, dtype=torch.bfloat16)})
 
 

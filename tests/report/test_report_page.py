@@ -349,7 +349,7 @@ def test_runs_are_compared(make_run: MakeRun) -> None:
     for word in ("first is lowest", "model.layers", "optim.lr", "1.228", "5.73 M"):
         assert word in page.words
     fields = page.words[page.words.index("Configuration") :]
-    assert "The 9 fields in which the runs differ" in fields
+    assert "The 11 fields in which the runs differ" in fields
     assert "seed" not in fields.split()  # the same in both
 
 
