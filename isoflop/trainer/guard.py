@@ -10,8 +10,8 @@ stop      end the run; the last checkpoint is from before
 
 All decisions are pure functions of plain numbers: loss and norm of the step, those of the good steps before it (kept in
 the checkpoint), and the recorded lines. Several processes have the same numbers, to the bit, so each makes the same
-decision by itself: the loss is a sum over all processes; the norm is a sum too, or that of rank 0 (Layout.global_norm in
-parallel/shard.py); the recorded lines are those that rank 0 read (begin.restore).
+decision by itself: the loss is a sum over all processes; the norm is a sum too, or that of rank 0 (Layout.global_norm
+in parallel/shard.py); the recorded lines are those that rank 0 read (begin.restore).
 
 The host reads both numbers once per step, before the update. A GPU would be idle until then, so on a GPU the update is
 launched first (step.updates_ahead), with a flag on the device that makes the optimisers discard a non-finite step; the
