@@ -54,8 +54,9 @@ def loss(facts: Facts) -> str:
     if len(curves.fan):
         legend.append(key("heldout", f"{running_forecast(run)} bits per byte at the end", band=True))
     if above:
-        first = f"The first {count(above)} log lines, from {fixed(training_loss[0])} nats on"
-        legend.append(f"<span>{first}, are above the upper limit of the axis.</span>")
+        lines = f"The first {count(above)} log lines are" if above > 1 else "The first log line is"
+        highest = fixed(training_loss[0])
+        legend.append(f"<span>{lines} above the upper limit of the axis, from {highest} nats on.</span>")
     legend += decision_legend(facts)
     if facts.starts - 1 > RESUMES_LABELLED:
         legend.append(f"<span>Dotted lines: the run was resumed {count(facts.starts - 1)} times.</span>")
