@@ -21,7 +21,7 @@ import numpy as np
 
 from isoflop.config import from_dict
 from isoflop.data.corpus import parse_sources
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.records import Run, read_run
 from isoflop.trainer import RunConfig
 from isoflop.trainer.curve import PRIOR, Observed, Prior, Schedule, extrapolate

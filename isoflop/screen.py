@@ -15,7 +15,7 @@ from rich.text import Text
 
 from isoflop.errors import quoted
 from isoflop.job.listener import Listener
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.launch import is_main
 from isoflop.plan.advice import Advice
 from isoflop.plan.pilot import why_no_forecast

@@ -10,7 +10,7 @@ from isoflop.data.corpus import parse_sources
 from isoflop.model.count import build_on_meta
 from isoflop.model.gpt import GPT
 from isoflop.optim.build import build
-from isoflop.optim.schedules import Timetable
+from isoflop.optim.timetable import Timetable
 from isoflop.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"

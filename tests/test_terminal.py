@@ -19,7 +19,7 @@ from rich.cells import cell_len
 
 from isoflop import screen as screens
 from isoflop.budget import parse_budget
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.plan.advice import Choice
 from isoflop.records import BadSteps, read_run
 from isoflop.screen import Screen, describe_bad_steps, show_plan, show_runs

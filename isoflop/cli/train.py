@@ -29,18 +29,23 @@ def train(
         tyro.conf.arg(metavar="FILE.py:NAME", help_behavior_hint="", help="a Python function that returns a RunConfig"),
     ] = "",
     config: Annotated[
-        Path | None, tyro.conf.arg(metavar="FILE.json", help_behavior_hint="", help="a config.json to run again")
+        Path | None,
+        tyro.conf.arg(
+            metavar="FILE.json", help_behavior_hint="", help="a run's config.json, to train with the same settings"
+        ),
     ] = None,
     task: Annotated[
         str,
         tyro.conf.arg(
             metavar="causal_lm|seq2seq",
-            help="seq2seq: an encoder-decoder on pairs, one per line, input and output separated by a tab or blank",
+            help="seq2seq: an encoder-decoder on pairs, one per line, input and output separated by a tab or a space",
         ),
     ] = "causal_lm",
     init: Annotated[
         str,
-        tyro.conf.arg(metavar="RUN", help_behavior_hint="", help="start from the weights of another run, on new text"),
+        tyro.conf.arg(
+            metavar="RUN", help_behavior_hint="", help="start from the weights of another run, on other text"
+        ),
     ] = "",
     heldout: Annotated[
         tuple[str, ...],
@@ -60,15 +65,20 @@ def train(
         tyro.conf.arg(
             metavar="RUN",
             help_behavior_hint="",
-            help="repeat RUN in a new run, except for --set; with SOURCE if its text was moved",
+            help="repeat RUN as a new run, changing only what --set names; with SOURCE if its text was moved",
         ),
     ] = None,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the plan and train nothing")] = False,
-    no_pilots: Annotated[bool, tyro.conf.arg(help="forecast the loss without tiny runs on the text first")] = False,
-    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
+    no_pilots: Annotated[
+        bool, tyro.conf.arg(help="skip the tiny runs on the text that sharpen the loss forecast")
+    ] = False,
+    strict: Annotated[bool, tyro.conf.arg(help="treat every unreadable file or record as an error")] = False,
     profile: Annotated[bool, tyro.conf.arg(help="profile a few steps and show the result in the report")] = False,
     diagnose: Annotated[
-        bool, tyro.conf.arg(help="show in the report gradients, activations and updates by layer; see every.diagnose")
+        bool,
+        tyro.conf.arg(
+            help="show gradients, activations and updates by layer in the report; how often: --set every.diagnose=STEPS"
+        ),
     ] = False,
     set: Annotated[
         tuple[str, ...],

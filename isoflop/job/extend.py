@@ -9,7 +9,7 @@ from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
 from isoflop.job.ledger import record_forecast
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.plan.fitted import of_key
 from isoflop.plan.pilot import observations
 from isoflop.plan.predictability import Predictability

@@ -14,7 +14,7 @@ from isoflop.job.ledger import record_divergence, record_forecast, record_outcom
 from isoflop.job.listener import Listener, Phases
 from isoflop.job.outcome import FINAL_TOKENS, judge, mfu, pieces_of
 from isoflop.measure import HeldOut
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.plan.ceiling import is_peak, machine_peak, raised
 from isoflop.plan.far import check_against_plan

@@ -18,7 +18,7 @@ from isoflop.job.listener import Listener, Phases
 from isoflop.job.reopen import Moved, is_prepared, open_run_data, relocate, reopen
 from isoflop.job.start import claim, folder_for
 from isoflop.model.count import parameters
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.parallel.mesh import Group
 from isoflop.records import Plan, Run, read_run
 from isoflop.trainer import RunConfig, RunResult

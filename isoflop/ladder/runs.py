@@ -23,7 +23,7 @@ from isoflop.data.manifest import Data
 from isoflop.files import disk_errors
 from isoflop.job.pilots import FinalMeasurement
 from isoflop.model.registry import trust_code
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.plan.settings import scaled
 from isoflop.records import RunFolder, read_lines
 from isoflop.records.ladder import LadderRun

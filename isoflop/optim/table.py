@@ -150,7 +150,7 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A learning-rate schedule after the warm-up, which all share. It is a function of the progress u, with u = 1 at
-    the end of the run, so that the end can be moved at any time (schedules.py).
+    the end of the run, so that the end can be moved at any time (timetable.py).
 
     Class attributes:
         stable: it stays at the full rate up to a final decay; a run can be extended from before the decay.

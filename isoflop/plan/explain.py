@@ -107,8 +107,8 @@ def vocabulary_choice(proposal: Proposal, made: int, text_bytes: float) -> Choic
     elif proposal.asked.names("data.vocab_size"):
         reason = BY_YOU
     else:
-        reason = f"goes with {proposal.flops:.2g} FLOPs and {text_bytes / 1e6:.3g} MB of text; "
-        reason += "more would be most of the model"
+        reason = f"chosen for {proposal.flops:.2g} FLOPs and {text_bytes / 1e6:.3g} MB of text; "
+        reason += "more ids would be most of the weights"
     if made < proposal.vocabulary:
         reason += f", but {proposal.vocabulary:,} were planned and the text gives no more"
     return line("vocabulary", f"{made:,} ids", reason)
@@ -122,11 +122,13 @@ def choices_of_size(
     counted = parameters(model, config.task)
     count = counted.matmul
 
-    shape = f"the candidate that the budget feeds best{speed_in_words(config, best, proposal.machines)}"
+    by_loss = proposal.budget.kind in ("seconds", "flops")  # see Candidate.score
+    rule = "the lowest expected loss" if by_loss else f"the closest to {TOKENS_PER_PARAMETER:g} tokens per parameter"
+    shape = f"{rule} of the shapes considered{speed_in_words(config, best, proposal.machines)}"
     if workload.notes.shape:
         shape += f"; {workload.notes.shape}"
 
-    size = "block and head weights, each that multiplies counted once; C = 6 N D"
+    size = "weights in matrix products, shared ones counted once; C = 6 N D"
     if int(best.weights) != count and not workload.static_shapes:
         size = f"block and head weights; {int(best.weights):,} multiply a token on average, C = 6 of them per token"
     size += f"; {counted.total:,} parameters in all"

@@ -105,7 +105,7 @@ class SampleLine(Record):
 @dataclass(frozen=True, kw_only=True)
 class DecisionLine(Record):
     """A decision of the clock or an extension, a line of decisions.jsonl: from `at_step` on, the run ends at `steps`
-    (optim.schedules.Decision).
+    (optim.timetable.Decision).
 
     Attributes:
         progress: at `at_step`, from 0 to 1; None keeps the run's own.

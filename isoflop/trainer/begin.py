@@ -16,7 +16,7 @@ from isoflop.errors import UserError, quoted
 from isoflop.files import write_json, write_text
 from isoflop.model.build import Model, build_model
 from isoflop.optim.build import build
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import distribute

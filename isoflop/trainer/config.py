@@ -15,7 +15,7 @@ from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import LOSSES, make_loss
 from isoflop.model.presets import PRESETS
 from isoflop.optim.config import OptimConfig, ScheduleConfig, bytes_of_copy
-from isoflop.optim.schedules import MOST_STEPS
+from isoflop.optim.timetable import MOST_STEPS
 from isoflop.parallel.config import ParallelConfig
 from isoflop.processors import cores
 from isoflop.runtime import choose_device, default_dtype

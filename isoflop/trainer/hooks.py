@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from isoflop.measure import HeldOut as Measured
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.failures import CutShort
 from isoflop.records import ForecastLine, HeldOutLine, SkipLine, read_lines
 from isoflop.trainer.state import RunState

@@ -18,7 +18,7 @@ from isoflop.data.manifest import Data
 from isoflop.errors import quoted
 from isoflop.files import disk_errors
 from isoflop.optim.build import clip_gradients
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.parallel.watch import Watchdog
 from isoflop.records import Lock, Plan, RunFolder, read_lines

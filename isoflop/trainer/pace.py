@@ -1,6 +1,6 @@
 """Keeps a run within its budget in seconds: when the speed drifts from the calibration, the end of the run moves.
 
-The learning rate remains a pure function of the step and of the recorded decisions (optim/schedules.py); this module
+The learning rate remains a pure function of the step and of the recorded decisions (optim/timetable.py); this module
 only makes the decisions. They depend on the time that steps took, and on the work between steps: each evaluation, set
 of samples and checkpoint still due is expected to cost what it cost so far.
 """
@@ -9,7 +9,7 @@ import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 
 FIRST_LOOK = 0.05  # share of the run after which its own speed predicts better than the calibration
 LATE = 0.8  # share of the run after which little time is left to correct an error

@@ -11,7 +11,7 @@ import torch
 from isoflop.errors import UserError
 from isoflop.model.blocks.part import Part
 from isoflop.model.count import build_on_meta
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.trainer.config import RunConfig
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.records import EventLine, ForecastLine, HeldOutLine, Plan, TrainingLine
 from isoflop.records.plan import Expectation
 from isoflop.trainer.curve import LEVEL, Forecast, Observed, Schedule, extrapolate

@@ -8,7 +8,7 @@ import torch
 from isoflop.data.loader import Batches
 from isoflop.data.manifest import Data
 from isoflop.model.build import Model
-from isoflop.optim.schedules import Timetable
+from isoflop.optim.timetable import Timetable
 from isoflop.parallel.pause import stoppable
 from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder, SkipLine, TrainingLine

@@ -38,6 +38,8 @@ def take_step(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A full step without the guard's check of loss and gradient norm: `forward_backward`, `clip_gradients`, `update`.
 
+    For measurements: the training loop calls the three itself, and checks between them.
+
     Returns:
         The loss in nats per token and the gradient's norm before clipping, both still on the device.
     """

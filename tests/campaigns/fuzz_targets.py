@@ -66,7 +66,7 @@ from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.optim.build import build
 from isoflop.optim.config import OptimConfig
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.recipe import load_recipe
 from isoflop.records import RunFolder, SkipLine, find_runs, read_lines, read_run
 from isoflop.report.page import write_report

@@ -9,7 +9,7 @@ from isoflop.budget import parse_budget
 from isoflop.config import from_dict
 from isoflop.errors import UserError
 from isoflop.job.extend import extend, extended_length, extended_plan
-from isoflop.optim.schedules import Timetable
+from isoflop.optim.timetable import Timetable
 from isoflop.records import DecisionLine, Plan, Run, RunFolder, TrainingLine, read_run
 from isoflop.trainer import RunConfig
 from small import tree_of

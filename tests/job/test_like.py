@@ -10,7 +10,7 @@ import isoflop
 from isoflop import job
 from isoflop.cli import run as command
 from isoflop.errors import UserError
-from isoflop.optim.schedules import Decision
+from isoflop.optim.timetable import Decision
 from isoflop.records import read_run
 from isoflop.report.page import write_report
 from small import TINY, tree_of, write_texts

@@ -17,8 +17,8 @@ from isoflop.job.listener import Listener
 from isoflop.optim.build import build
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.groups import split
-from isoflop.optim.schedules import Timetable
 from isoflop.optim.table import OPTIMIZERS, SCHEDULES, Optimizer, Schedule, rates
+from isoflop.optim.timetable import Timetable
 from isoflop.parallel.state import stored_tensors
 from isoflop.records import read_run
 from isoflop.trainer.config import RunConfig

@@ -47,7 +47,7 @@ def test_every_choice_has_a_line_with_its_value_and_reason():
 
 
 def test_the_reason_for_the_vocabulary():
-    assert lines()["vocabulary"].reason.startswith("goes with")
+    assert lines()["vocabulary"].reason.startswith("chosen for")
     assert lines("data.vocab_size=700")["vocabulary"].reason == "set by you"
     assert lines(given=5000)["vocabulary"].reason == "the tokenizer that was given"
     assert lines(keep=Keep(model=True, rates=True))["vocabulary"].reason == "the tokenizer that was given"

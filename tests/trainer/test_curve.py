@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoflop.optim.config import ScheduleConfig
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.trainer.curve import PRIOR, Observed, Schedule, extrapolate
 from isoflop.trainer.running_forecast import sample_schedule
 

@@ -15,7 +15,7 @@ from isoflop.job.job import Job
 from isoflop.measure import HeldOut
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
-from isoflop.optim.schedules import Timetable
+from isoflop.optim.timetable import Timetable
 from isoflop.parallel import state
 from isoflop.parallel.mesh import ALONE
 from isoflop.records import Plan, RunFolder, SkipLine, read_lines, read_run

@@ -1,7 +1,7 @@
 import pytest
 
 from isoflop.optim.config import ScheduleConfig
-from isoflop.optim.schedules import Timetable
+from isoflop.optim.timetable import Timetable
 from isoflop.trainer.pace import Pace
 
 

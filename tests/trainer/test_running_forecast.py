@@ -8,7 +8,7 @@ import pytest
 
 from isoflop.config import override
 from isoflop.optim.config import ScheduleConfig
-from isoflop.optim.schedules import Timetable
+from isoflop.optim.timetable import Timetable
 from isoflop.records import Expectation, HeldOutLine, Plan, RunFolder, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.screen import Screen

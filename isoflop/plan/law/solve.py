@@ -1,4 +1,4 @@
-"""Many fits of one law at once: Levenberg-Marquardt with bounds, over a batch of targets or of starting points.
+"""The objective of a fit and its minimum, for many fits at once: Levenberg-Marquardt with bounds, in a batch.
 
 A bootstrap needs a thousand fits of all constants, each from one good start; as one batch of array operations they take
 seconds. The residuals are those of the logarithm,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from isoflop.config import from_dict, override, to_dict
 from isoflop.errors import UserError
 from isoflop.optim.config import ScheduleConfig
-from isoflop.optim.schedules import Decision, Timetable
+from isoflop.optim.timetable import Decision, Timetable
 from isoflop.trainer.config import RunConfig
 
 SHARES = st.floats(0, 1)

@@ -1,9 +1,10 @@
-"""The learning rate as a pure function of the step.
+"""The progress of each step through the schedule; shapes of schedules are in table.py.
 
-The rate depends on the run's progress u, from 0 to 1: the share of the planned tokens that were read, u = step / steps
-if all steps read the same number. A decision, made when the clock drifts or the budget grows, changes the map from
-steps to u from one step on and nothing before it; the final decay moves with it. The plan and the list of decisions
-determine every step's rate, so `--resume` replays the file of decisions and needs no other state.
+The learning rate is a pure function of the run's progress u, from 0 to 1: the share of the planned tokens that were
+read, u = step / steps if all steps read the same number. A decision, made when the clock drifts or the budget grows,
+changes the map from steps to u from one step on and nothing before it; the final decay moves with it. The plan and
+the list of decisions determine every step's rate, so `--resume` replays the file of decisions and needs no other
+state.
 """
 
 import bisect
