@@ -132,7 +132,7 @@ def compare(
         tyro.conf.arg(
             metavar="FILE.py:NAME|FILE.json",
             help_behavior_hint="",
-            help="a recipe or config.json; without it a small model",
+            help="the first arm: a recipe or config.json; without it a small model",
         ),
     ] = "",
     set: Annotated[
@@ -157,7 +157,9 @@ def compare(
     json: Json = False,
     trust_code: Trusted = (),
 ) -> int:
-    """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference that matters, 13: undecided."""
+    """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference that matters, 13: undecided.
+
+    The base is the first arm; each --arm is compared with it."""
     from isoflop.lab.compare import Question, claim_of, command_of
     from isoflop.lab.store import Store
     from isoflop.model.registry import trust_code as trusting
@@ -294,7 +296,7 @@ def report(
 ) -> None:
     """Write the pages of claims from what is on record, and the front page of all.
 
-    An unfinished claim's page shows how far it is, and an interval only if the claim's rule allows looking by then."""
+    An unfinished claim's page shows how far it is, and an interval only under rule = anytime."""
     from isoflop.files import to_json
     from isoflop.lab.front import write_front
     from isoflop.lab.page import write_page

@@ -34,11 +34,16 @@ def ladder(
         tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
     ] = (),
     workers: Annotated[
-        int, tyro.conf.arg(metavar="N", help_behavior_hint="", help="runs at a time; by default as trains most in all")
+        int,
+        tyro.conf.arg(
+            metavar="N",
+            help_behavior_hint="",
+            help="runs at a time; by default the number with the highest total throughput",
+        ),
     ] = 0,
     dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
     strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
-    json: Annotated[bool, tyro.conf.arg(help="print one JSON object; what happens goes to standard error")] = False,
+    json: Annotated[bool, tyro.conf.arg(help="print one JSON object; progress goes to standard error")] = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,
