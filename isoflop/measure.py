@@ -18,6 +18,7 @@ from isoflop.records.record import plain
 from isoflop.runtime import Runtime
 
 BATCH_TOKENS = 16384  # per forward pass: enough to occupy any machine, few enough for its memory
+FINAL_TOKENS = 4_000_000  # held-out tokens of a run's final evaluation, or all if there are fewer
 
 Piece = tuple[float, int, int]  # nats, tokens, bytes of one sequence
 Measured = tuple[float, int, int, tuple[Piece, ...]]  # of a group of sequences, and of each of them if requested

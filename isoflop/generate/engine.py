@@ -16,7 +16,7 @@ from torch import Tensor
 
 from isoflop.generate.batch import Batch, Order, next_logits
 from isoflop.generate.cache import KVCache
-from isoflop.generate.rules import Sampling
+from isoflop.generate.rules import TEMPERATURE, Sampling
 from isoflop.generate.sample import check_arguments
 from isoflop.generate.text import Text, Tokenizer, check_stops
 from isoflop.model.gpt import GPT
@@ -27,7 +27,7 @@ def generate(
     tokenizer: Tokenizer,
     prompt: str,
     tokens: int,
-    temperature: float = 0.8,
+    temperature: float = TEMPERATURE,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -70,7 +70,7 @@ def generate_all(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     tokens: int,
-    temperature: float = 0.8,
+    temperature: float = TEMPERATURE,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -112,7 +112,7 @@ def stream(
     model: GPT,
     prompt: Sequence[int],
     tokens: int,
-    temperature: float = 0.8,
+    temperature: float = TEMPERATURE,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
@@ -130,7 +130,7 @@ def stream_all(
     model: GPT,
     prompts: Sequence[Sequence[int]],
     tokens: int,
-    temperature: float = 0.8,
+    temperature: float = TEMPERATURE,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,

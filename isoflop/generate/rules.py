@@ -11,6 +11,8 @@ from torch import Tensor
 
 from isoflop.errors import UserError
 
+TEMPERATURE = 0.8  # where none is asked for
+
 AT_A_TIME = 64  # random numbers that are drawn from a row's generator at once
 
 Rows = npt.NDArray[np.int64]
@@ -31,7 +33,7 @@ class Sampling:
             2407.01082); 0: all.
     """
 
-    temperature: float = 0.8
+    temperature: float = TEMPERATURE
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0

@@ -12,8 +12,8 @@ from isoflop.data.manifest import Data
 from isoflop.files import disk_errors, write_json
 from isoflop.job.ledger import record_divergence, record_forecast, record_outcome
 from isoflop.job.listener import Listener, Phases
-from isoflop.job.outcome import FINAL_TOKENS, judge, mfu, pieces_of
-from isoflop.measure import HeldOut
+from isoflop.job.outcome import judge, mfu, pieces_of
+from isoflop.measure import FINAL_TOKENS, HeldOut
 from isoflop.optim.timetable import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.plan.ceiling import is_peak, machine_peak, raised

@@ -11,7 +11,6 @@ from isoflop.runtime import Runtime, utilisation
 from isoflop.trainer.config import RuntimeConfig
 from isoflop.trainer.task import Task
 
-FINAL_TOKENS = 4_000_000  # held-out tokens of the final evaluation, or all if there are fewer
 MOST_PIECES = 256  # stretches in heldout.json
 
 

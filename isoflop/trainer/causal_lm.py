@@ -17,6 +17,7 @@ from isoflop.errors import UserError
 from isoflop.generate.engine import generate
 from isoflop.generate.layout import lay_out, narrow
 from isoflop.generate.request import Request
+from isoflop.generate.rules import TEMPERATURE
 from isoflop.measure import HeldOut, measure
 from isoflop.model.count import flops_per_token
 from isoflop.model.gpt import GPT
@@ -212,7 +213,7 @@ class CausalLM:
             tokenizer,
             prompt,
             request.tokens,
-            temperature=0.8 if request.temperature is None else request.temperature,
+            temperature=TEMPERATURE if request.temperature is None else request.temperature,
             top_k=request.top_k,
             top_p=request.top_p,
             seed=request.seed,

@@ -14,6 +14,7 @@ import numpy as np
 
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
+from isoflop.measure import FINAL_TOKENS
 from isoflop.optim.timetable import Decision, Timetable
 from isoflop.records import EventLine, ForecastLine, HeldOutLine, Plan, TrainingLine
 from isoflop.records.plan import Expectation
@@ -24,7 +25,6 @@ from isoflop.trainer.state import RunState
 PER_RUN = 40  # forecasts in a run, besides those after held-out measurements
 EARLIEST = 0.1  # progress of the first forecast
 POINTS = 240  # at which the schedule is sampled
-MOST_HELD_OUT = 4_000_000  # held-out tokens of the final measurement, at most
 WINDOW, SCATTER = 256, 0.08  # the loss on WINDOW tokens varies by this share of its mean between places in the text
 OFF_COURSE = "off course"  # name of the event
 IN_A_ROW, SAY_FROM = 2, 0.1  # forecasts outside the plan's interval, and progress, before the user is told
@@ -71,7 +71,7 @@ class BitsConversion:
         if not valid:
             return None
 
-        total = min(available, MOST_HELD_OUT)
+        total = min(available, FINAL_TOKENS)
         wide = next((line for line in reversed(valid) if line.wide_bits_per_byte and line.wide_tokens), None)
         line, part = (wide, wide.wide_tokens) if wide is not None else (valid[-1], measured or total)
         assert line.heldout_loss
