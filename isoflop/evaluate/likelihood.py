@@ -1,9 +1,9 @@
 """The likelihood of a continuation given a context: the sum of ln p over its tokens.
 
 Context and continuation are cut as in lm-eval 0.4, so that the same weights give the same numbers: the two are encoded
-together, the context once more alone, and what is left of the whole after as many ids as the context has is the
-continuation. Blanks at the end of a context belong to the continuation. An empty context is the id that begins a
-document; no other context has one in front, unless the tokenizer always writes it.
+together, the context once more alone, and the continuation is whole[len(context):]. Blanks at the end of a context
+belong to the continuation. An empty context is the id that begins a document; no other context has one in front,
+unless the tokenizer always writes it.
 
 Sequences of nearly one length go through the model together (batches.py), padded at the right, where nothing that
 counts sees it. Contexts and inputs that several requests share are computed once, and only the tokens that are scored
@@ -117,8 +117,8 @@ def encode(tokenizer: Tokenizer, requests: Sequence[Request]) -> Iterator[tuple[
 
 
 def cut_to_fit(ids: Ids, scored: int, context: int) -> tuple[list[Window], int]:
-    """Windows that a model of this context can read, and how many ids at the left are left out: as in lm-eval those
-    that are too many. A continuation that is longer than the context is scored in pieces, each after half a context."""
+    """Windows that a model of this context can read, and the number of ids dropped from the left, as lm-eval does. A
+    continuation that is longer than the context is scored in pieces, each after half a context."""
     room = context + 1
     if scored <= context:
         return [Window(ids[-room:], scored)], max(0, len(ids) - room)
@@ -181,8 +181,8 @@ def read(
 
 
 def positions_held(model: GPT, runtime: Runtime, group: Group) -> int:
-    """How many positions a cache of shared contexts may hold. 0, so that there is none, where a part of the model needs
-    all rows at one position, and with several processes, whose batches have to take as many passes."""
+    """The number of positions that a cache of shared contexts may hold. 0 (no cache) if a block needs all rows at one
+    position, and with several processes, whose batches must take equally many passes."""
     if group.size > 1 or not_ragged(model):
         return 0
     return CACHE_BYTES.get(runtime.device.type, CACHE_BYTES["cuda"]) // max(1, bytes_of_row(model, 1))
@@ -190,7 +190,7 @@ def positions_held(model: GPT, runtime: Runtime, group: Group) -> int:
 
 def read_batch(model: GPT, windows: Sequence[Window], batch: Batch, runtime: Runtime) -> tuple[list[float], list[bool]]:
     """The results of `read` for each window of a batch, row by row."""
-    # the inputs, and of all scored ids where they are predicted, what they are, and whose
+    # the inputs; for each scored id its position, the id itself, and its window
     rests = [windows[row[0]].ids[batch.skipped(b) : -1] for b, row in enumerate(batch.rows)]
     longest = max(len(rest) for rest in rests)
     tokens_BT = np.zeros((len(batch.rows), longest), dtype=np.int64)

@@ -30,7 +30,7 @@ class Strided:
     Attributes:
         nats: the sum of -ln p over all tokens.
         tokens, words, bytes: how many there were; words are separated by white space.
-        stride, context: by which, and how many ids a window has.
+        stride: ids between the beginnings of two windows; context: ids per window.
         documents: how many texts.
     """
 
@@ -91,7 +91,7 @@ def strided(model: GPT, tokenizer: Tokenizer, texts: Iterable[str], stride: int,
 
 
 def groups(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[tuple[str, Ids]]]:
-    """Texts with their ids behind the one that begins a document, as many at once as have MOST_IDS."""
+    """Groups of (text, its ids after the one that begins a document), each of about MOST_IDS ids."""
     held: list[tuple[str, Ids]] = []
     count = 0
     for text in texts:

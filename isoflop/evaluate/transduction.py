@@ -1,8 +1,9 @@
 """Edit-distance rates of outputs against references: phoneme error rate, character error rate, exact match.
 
-An output is compared unit by unit: units are separated by blanks if the references contain blanks (phonemes, words),
-else they are characters. The rate is edits over reference units, like the word error rate in speech recognition (NIST's
-sclite): it can be above 1. An input with several references is scored against the one with the fewest edits per unit.
+An output is compared unit by unit: units are separated by blanks if more than half of the references contain one
+(phonemes, words), else they are characters. The rate is edits over reference units, like the word error rate in speech
+recognition (NIST's sclite): it can be above 1. An input with several references is scored against the one with the
+fewest edits per unit.
 """
 
 from collections.abc import Callable, Mapping, Sequence

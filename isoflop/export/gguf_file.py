@@ -1,8 +1,8 @@
 """The GGUF file format: a header of typed values, then tensors, possibly quantised.
 
 The reader of the `gguf` package trusts every length in a file, so that a false one costs unbounded time and memory. The
-header is therefore parsed here, with each length checked against the remainder of the file. The package dequantises
-and writes.
+header is therefore parsed here, with each length checked against the remainder of the file. This module only
+reads; the package dequantises, and gguf.py writes with it.
 """
 
 import math

@@ -154,7 +154,7 @@ class Planning:
 
 @dataclass(frozen=True)
 class SecondAttempt:
-    """Plans a run again that was abandoned because of its speed, for Job.next_attempt."""
+    """Plans again after a run was abandoned for its speed; for Job.next_attempt."""
 
     planning: Planning
     maker: PilotMaker

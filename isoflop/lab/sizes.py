@@ -85,7 +85,7 @@ def flops_of(outcome: Outcome) -> float:
 
 
 def direction(findings: Sequence[Finding]) -> str:
-    """How the size of the difference goes from the smallest size to the largest."""
+    """Whether the effect grows, shrinks or changes sign with the model's size."""
     first, last = findings[0].estimate, findings[-1].estimate
     if not all(map(math.isfinite, (first.value, last.value, first.low, first.high, last.low, last.high))):
         return MISSING

@@ -28,7 +28,7 @@ class Finding:
         signs: the sign-flip test's p; None where there are too few pairs for it to reject, or a difference is infinite.
         bootstrap: an interval from resampled pairs.
         needs: pairs that it would take to settle it; 0 where it is settled, and where no further pairs can be had.
-        lost: runs of the arm, and of what it is compared with, that diverged or never got there.
+        lost: runs of the arm, and of what it is compared with, that diverged or never reached the target loss.
     """
 
     comparison: Comparison
@@ -104,8 +104,8 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
 
     Args:
         measured: measures by arm and pair number; a comparison leaves out pairs that not all of its arms have.
-        looks_before: verdicts that were given before with fewer pairs. After one of the rule "fixed", which spends all
-            of alpha, later ones are by the anytime rule and spend alpha once more.
+        looks_before: verdicts that were given before with fewer pairs. Under the rule "fixed" the first one spends
+            alpha; all later ones use the anytime rule and together spend alpha once more.
         comparing: the size of the family that Holm's correction is over, where it is larger than this claim.
     """
     setup = claim.setup
@@ -201,8 +201,7 @@ def reference(comparison: Comparison, measured: Mapping[str, Values], pair: int)
 
 def predicted(comparison: Comparison, measured: Mapping[str, Values], pair: int) -> float:
     """What L = a C^-b, fitted by least squares of log L on log C to the arms of the law, predicts at the FLOPs of the
-    arm. A run of the law that diverged leaves nothing to predict with: then it is infinite like that run, and a tie if
-    the arm diverged too."""
+    arm. If a run of the law diverged, the prediction is infinite; if the arm diverged too, the two tie."""
     logs: list[tuple[float, float]] = []
     for arm in comparison.law:
         flops, loss = (value_of(measured, arm, pair, name) for name in ("flops", comparison.measure))
@@ -247,8 +246,8 @@ def resampled(d: Sequence[float], alpha: float) -> tuple[float, float]:
 
 
 def pairs_to_settle(claim: Claim, comparison: Comparison, d: Sequence[float], family: int, anytime_rule: bool) -> int:
-    """Pairs with which both the smallest interesting effect and, if there is none, its absence would be found with the
-    claim's power, by the scatter of the differences so far; MOST_PAIRS where that is not known."""
+    """Pairs needed, at the claim's power, to detect the smallest effect or to show its absence, by the scatter of the
+    differences so far; MOST_PAIRS where that is not known."""
     finite = [value for value in d if math.isfinite(value)]
     if d and by_median(d, comparison):  # signs decide: as many as can, and one more than could not
         alpha = claim.setup.alpha / family
@@ -262,7 +261,7 @@ def pairs_to_settle(claim: Claim, comparison: Comparison, d: Sequence[float], fa
 
 
 def pairs_for(claim: Claim, comparison: Comparison, sd: float, family: int, anytime_rule: bool) -> int:
-    """The same from the standard deviation of a difference."""
+    """Pairs needed, given the standard deviation of a difference."""
     setup = claim.setup
     alpha = setup.alpha / family
     if anytime_rule:

@@ -18,7 +18,7 @@ class Performed:
     """A finished job.
 
     Attributes:
-        seconds: that it took, on the clock of the wall.
+        seconds: wall-clock time.
         machine: of the worker, if it was another one than this.
     """
 
@@ -47,8 +47,8 @@ class Pool(Protocol):
         """Jobs that run at the same time, one at least."""
 
     def run(self, jobs: Iterator[Job], done: Done) -> None:
-        """Run jobs as long as `jobs` gives any; each is asked for when there is room for it, so that what has ended by
-        then may decide whether there is one more. `done` gets each as it ends.
+        """Run jobs as long as `jobs` gives any. A job is drawn when a worker is free, so that `jobs` may stop early in
+        view of those that are finished. `done` gets each as it ends.
 
         Raises:
             UserError: if a job cannot be run, or its worker was lost.

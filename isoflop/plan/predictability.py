@@ -30,8 +30,8 @@ class Predictability:
     Attributes:
         ngram: of an interpolated n-gram model of bytes, see ngram_bits_per_byte.
         lzma: of the sample compressed by LZMA.
-        doubt: standard deviation of the logarithms of both as measures of the whole text; 0: as exact as those of the
-            prior's corpora.
+        doubt: uncertainty of log(ngram) and log(lzma) by sampling, a standard deviation; 0: no more
+            than for the prior's corpora.
     """
 
     ngram: float

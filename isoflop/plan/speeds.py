@@ -11,7 +11,7 @@ from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.workload import Workload
 
 SECONDS_EACH = 4.0  # at most, for timing one candidate, in turns with the others
-STEPS_EACH = 12  # at least, of those timed in these seconds
+STEPS_EACH = 12  # steps that must fit into SECONDS_EACH; larger configurations are timed with fewer sequences
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Speed:
     """How fast a candidate trains.
 
     Attributes:
-        flops_per_second: 6 N D.
+        flops_per_second: tokens_per_second times the task's FLOPs per token.
         extrapolated: from smaller shapes, or a usual share of the peak.
     """
 
