@@ -49,17 +49,24 @@ def fit(
     out: Annotated[
         Path | None, tyro.conf.arg(metavar="FIT.json", help_behavior_hint="", help="store the fit, for plan predict")
     ] = None,
-    samples: Annotated[int, tyro.conf.arg(help="of the bootstrap behind the intervals")] = 1000,
+    samples: Annotated[
+        int | None,
+        tyro.conf.arg(
+            metavar="INT", help_behavior_hint="", help="of the bootstrap behind the intervals; by default 1000"
+        ),
+    ] = None,
     seed: Annotated[int, tyro.conf.arg(help="of the bootstrap")] = 0,
     json: Json = False,
 ) -> None:
     """Fit L(N, D) = E + A/N^alpha + B/D^beta to a table of runs, with intervals and warnings."""
     from isoflop.cli.show_laws import show_study
     from isoflop.files import write_text
+    from isoflop.plan.law.bootstrap import SAMPLES
     from isoflop.plan.law.counting import Counts
     from isoflop.plan.law.points import Columns, read_points
     from isoflop.plan.law.study import study, to_dict, to_text
 
+    samples = SAMPLES if samples is None else samples
     if samples < 20:
         raise UserError(f"--samples {samples} is too few for intervals: give at least 20")
     if out is not None and out.exists():

@@ -7,6 +7,7 @@ from typing import Any
 from isoflop import job
 from isoflop.errors import UserError
 from isoflop.evaluate.compare import Compared
+from isoflop.evaluate.contamination import WORDS
 from isoflop.evaluate.methods import METRICS
 from isoflop.evaluate.scores import Scores
 from isoflop.evaluate.statistics import Interval
@@ -95,7 +96,7 @@ def contamination(scores: Scores) -> list[str]:
     if overlap is None:
         return []
     count = len(scores.asked.items)
-    text = f"{overlap['overlapping']:,} of {count:,} items share 13 words in a row with the training text"
+    text = f"{overlap['overlapping']:,} of {count:,} items share {WORDS} words in a row with the training text"
     if overlap["without"] is not None and overlap["overlapping"]:
         without_record: dict[str, Any] = overlap["without"]
         without = Interval(without_record["score"], without_record["low"], without_record["high"])
