@@ -77,7 +77,7 @@ def test_diverged_unfinished_and_replaced_forecasts_count_as_such(tmp_path):
     assert [(one.inside, one.of) for one in found.whole.coverage] == [(1, 2)] * 3
     text = "\n".join(to_lines(found))
     assert "too few" in text and "1 unfinished" in text and "diverged" in text
-    assert max(map(len, text.splitlines())) <= 80 or "chosen for" in text
+    assert max(map(len, text.splitlines())) <= 80 or "goes with" in text
 
 
 def test_an_extended_run_keeps_the_score_of_what_it_reached_before(tmp_path):
