@@ -9,8 +9,8 @@ a short trial is left out, and a line says so. In a round ours, theirs and the m
 of `sum` over 512 MB with the same threads); figures are medians over rounds.
 
 Bytes a token: every weight that it is multiplied by, once a step, and the keys and values held at the middle of what is
-written; share: those bytes a second over the read bandwidth of the same round. What ours does in each dtype is given
-beside that.
+written; share: those bytes a second over the read bandwidth of the same round. Our speed in each dtype is
+printed as well.
 """
 
 import argparse

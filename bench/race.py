@@ -7,7 +7,7 @@
 
 Both train on the same documents (the first --text-mb megabytes of the source), and both are judged on the same held-out
 ones. Ours is `isoflop train` with its defaults, for shares of the peer's seconds, smallest first, until it is as good;
-its seconds are those of training. What either spends before the first step is told beside them.
+its seconds are those of training. What either spends before the first step is printed separately.
 
 nanoGPT is run as its README says for a CPU, characters for tokens: train.py takes some steps first, to be timed, and is
 then run with max_iters and lr_decay_iters set so that its schedule ends with the budget; its seconds are those of its

@@ -20,6 +20,18 @@ Trusted = Annotated[
     tyro.conf.UseAppendAction,
     tyro.conf.arg(metavar="PACKAGE", help="a package that a configuration may take blocks from"),
 ]
+Heldout = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
+]
+Assignments = Annotated[
+    tuple[str, ...],
+    tyro.conf.UseAppendAction,
+    tyro.conf.arg(metavar="FIELD=VALUE", help="set one field of the configuration, as in model.norm=layer"),
+]
+Strict = Annotated[bool, tyro.conf.arg(help="treat every unreadable file or record as an error")]
+JsonWithProgress = Annotated[bool, tyro.conf.arg(help="print one JSON object; progress goes to standard error")]
 RunArgument = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="a run folder")]
 
 

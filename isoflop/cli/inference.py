@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from isoflop.cli.arguments import RunArgument, Sources, Trusted
+from isoflop.cli.arguments import RunArgument, Sources, Strict, Trusted
 
 
 def sample(
@@ -100,7 +100,7 @@ def evaluate(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(metavar="PATH", help="the new place of the run's --heldout text, if it was moved"),
     ] = (),
-    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
+    strict: Strict = False,
     trust_code: Trusted = (),
 ) -> None:
     """Measure held-out loss (seq2seq: and error rates) on the run's own held-out text, or on the sources named; or

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from isoflop.cli.arguments import Sources, Trusted
+from isoflop.cli.arguments import JsonWithProgress, Sources, Trusted
 from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.lab.claim import Claim
     from isoflop.lab.workers import Pool
 
-Json = Annotated[bool, tyro.conf.arg(help="print one JSON object; progress goes to standard error")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="the folder of runs, verdicts and pages")]
 BudgetOption = Annotated[
     str, tyro.conf.arg(metavar="BUDGET", help_behavior_hint="(default: the claim's)", help="as in 90s, 30m or 2h")
@@ -43,7 +42,7 @@ def lab() -> None:
     raise UserError("lab needs a command: isoflop lab list, run, report, new, compare or account")
 
 
-def show_list(*, out: Folder = Path("lab"), json: Json = False) -> None:
+def show_list(*, out: Folder = Path("lab"), json: JsonWithProgress = False) -> None:
     """List the claims that come with isoflop, and the verdicts so far."""
     from isoflop.files import to_json
     from isoflop.lab.claim import all_claims
@@ -92,7 +91,7 @@ def run(
     ray: RayOption = "",
     out: Folder = Path("lab"),
     dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
-    json: Json = False,
+    json: JsonWithProgress = False,
     trust_code: Trusted = (),
 ) -> int:
     """Put a claim to the test. Exit code 10: supported, 11: refuted, 12: equivalent, 13: undecided."""
@@ -154,7 +153,7 @@ def compare(
     ray: RayOption = "",
     out: Folder = Path("lab"),
     dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
-    json: Json = False,
+    json: JsonWithProgress = False,
     trust_code: Trusted = (),
 ) -> int:
     """Is a change better than the base? Exit code 10: yes, 11: worse, 12: no difference that matters, 13: undecided.
@@ -291,7 +290,7 @@ def report(
     ] = (),
     *,
     out: Folder = Path("lab"),
-    json: Json = False,
+    json: JsonWithProgress = False,
     trust_code: Trusted = (),
 ) -> None:
     """Write the pages of claims from what is on record, and the front page of all.
@@ -347,7 +346,7 @@ def new(
 def account(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="the last run of a chain of --init")],
     *,
-    json: Json = False,
+    json: JsonWithProgress = False,
 ) -> None:
     """Show the cost of each stage of a chain of runs and the share of pretraining, next to published cases."""
     from isoflop.files import to_json

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from isoflop.cli.arguments import Sources, Trusted
+from isoflop.cli.arguments import Assignments, Heldout, JsonWithProgress, Sources, Strict, Trusted
 from isoflop.errors import UserError
 
 
@@ -28,11 +28,7 @@ def ladder(
             metavar="DIR", help_behavior_hint="", help="where runs and page are kept; by default ladders/SOURCE"
         ),
     ] = None,
-    heldout: Annotated[
-        tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
-    ] = (),
+    heldout: Heldout = (),
     workers: Annotated[
         int,
         tyro.conf.arg(
@@ -42,13 +38,9 @@ def ladder(
         ),
     ] = 0,
     dry_run: Annotated[bool, tyro.conf.arg(help="say what would be run, and run nothing")] = False,
-    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
-    json: Annotated[bool, tyro.conf.arg(help="print one JSON object; progress goes to standard error")] = False,
-    set: Annotated[
-        tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FIELD=VALUE", help="set one field of the configuration, as in model.norm=layer"),
-    ] = (),
+    strict: Strict = False,
+    json: JsonWithProgress = False,
+    set: Assignments = (),
     trust_code: Trusted = (),
 ) -> None:
     """Small runs on your text that say what larger ones will reach: a scaling law, which `train` uses from then on."""
@@ -56,7 +48,7 @@ def ladder(
     from isoflop.job import Listener
     from isoflop.ladder.begin import Wanted
     from isoflop.ladder.climb import climb
-    from isoflop.ladder.told import to_dict
+    from isoflop.ladder.messages import to_dict
     from isoflop.model.registry import trust_code as trusting
     from isoflop.screen import Screen, listener_for
 

@@ -5,19 +5,15 @@ from typing import Annotated
 
 import tyro
 
-from isoflop.cli.arguments import Sources
+from isoflop.cli.arguments import Heldout, Sources, Strict
 
 
 def prepare(
     sources: Sources = (),
     *,
     out: Annotated[Path, tyro.conf.arg(help="a new folder for the prepared text")],
-    heldout: Annotated[
-        tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
-    ] = (),
-    strict: Annotated[bool, tyro.conf.arg(help="treat files that would be skipped as errors")] = False,
+    heldout: Heldout = (),
+    strict: Strict = False,
     set: Annotated[
         tuple[str, ...],
         tyro.conf.UseAppendAction,

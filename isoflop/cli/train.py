@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from isoflop.cli.arguments import Sources, Trusted
+from isoflop.cli.arguments import Assignments, Heldout, Sources, Strict, Trusted
 from isoflop.errors import UserError, quoted
 
 
@@ -47,11 +47,7 @@ def train(
             metavar="RUN", help_behavior_hint="", help="start from the weights of another run, on other text"
         ),
     ] = "",
-    heldout: Annotated[
-        tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="PATH", help="held-out text, in place of a share of the sources"),
-    ] = (),
+    heldout: Heldout = (),
     resume: Annotated[
         str | None,
         tyro.conf.arg(
@@ -72,7 +68,7 @@ def train(
     no_pilots: Annotated[
         bool, tyro.conf.arg(help="skip the tiny runs on the text that sharpen the loss forecast")
     ] = False,
-    strict: Annotated[bool, tyro.conf.arg(help="treat every unreadable file or record as an error")] = False,
+    strict: Strict = False,
     profile: Annotated[bool, tyro.conf.arg(help="profile a few steps and show the result in the report")] = False,
     diagnose: Annotated[
         bool,
@@ -80,11 +76,7 @@ def train(
             help="show gradients, activations and updates by layer in the report; how often: --set every.diagnose=STEPS"
         ),
     ] = False,
-    set: Annotated[
-        tuple[str, ...],
-        tyro.conf.UseAppendAction,
-        tyro.conf.arg(metavar="FIELD=VALUE", help="set one field of the configuration, as in model.norm=layer"),
-    ] = (),
+    set: Assignments = (),
     trust_code: Trusted = (),
 ) -> None:
     """Pretrain a GPT on raw text within a budget."""

@@ -77,7 +77,7 @@ def assignments(claim: Claim, arm: str) -> tuple[str, ...]:
 
 
 def begin(claim: Claim, arm: str) -> RunConfig:
-    """The base with what the claim and the arm set, on the sources as they are named.
+    """The base with what the claim and the arm set, on the named sources.
 
     Raises:
         UserError: for an assignment that does not fit.

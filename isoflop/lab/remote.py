@@ -105,7 +105,7 @@ def read_result(text: str) -> Performed:
 
 
 def packed(job: Job) -> dict[str, bytes]:
-    """The files of a job's prepared data, as they are sent."""
+    """The files of a job's prepared data, as sent to a machine."""
     task = PROCEDURES[job.procedure].task(job.config)
     folder = data_here(job.data) or task.prepare_data(job.config.data).folder
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

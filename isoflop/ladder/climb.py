@@ -17,7 +17,7 @@ from isoflop.errors import UserError, quoted
 from isoflop.files import try_folder
 from isoflop.job.listener import Listener
 from isoflop.job.workers import Workers
-from isoflop.ladder import fit, page, rungs, told
+from isoflop.ladder import fit, messages, page, rungs
 from isoflop.ladder.begin import Ladder, Wanted, begun, pace_of, recorded, reopened, rungs_of, seconds_of
 from isoflop.ladder.pace import Pace, shaped
 from isoflop.ladder.rungs import Planned
@@ -61,7 +61,7 @@ def climb(wanted: Wanted, listener: Listener | None = None) -> Ladder | None:
     missing = [work for work in works if one.piece(work).missing]
     there = sum(len(work.lengths) - len(one.piece(work).missing) for work in works)
     costs = [rungs.seconds_of(work, one.decay, one.measured) for work in missing]
-    for line in told.ahead(one.rungs, works, pace, rungs.wall(costs, pace.at_once), there):
+    for line in messages.ahead(one.rungs, works, pace, rungs.wall(costs, pace.at_once), there):
         say(line)
     if wanted.dry_run:
         return None
@@ -89,7 +89,7 @@ def make_runs(one: Ladder, works: Sequence[Planned], pace: Pace, ends: float, sa
         one.known = one.folder.rows()
         for key in one.known.keys() - shown:
             shown.add(key)
-            say(told.run_line(one.known[key]))
+            say(messages.run_line(one.known[key]))
 
     def fitting(planned: Sequence[Planned]) -> Iterator[Piece]:
         for work in planned:
@@ -136,7 +136,7 @@ def conclude(one: Ladder, listener: Listener) -> None:
         folder=str(one.folder.path.resolve()),
     )
     one.law = fit.keep(one.climbed, holds_for, config)
-    for line in (*told.law_lines(one.climbed), *told.transfer_lines(one.climbed.transfer)):
+    for line in (*messages.law_lines(one.climbed), *messages.transfer_lines(one.climbed.transfer)):
         say(line)
     wanted = [parse_budget(text) for text in one.begun.targets]
     one.targets = tuple(look(target, one.base, one.workload, one.data, one.asked, one.law) for target in wanted)

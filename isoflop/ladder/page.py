@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.files import disk_errors, home, write_text
-from isoflop.ladder import told
+from isoflop.ladder import messages
 from isoflop.ladder.fit import Climbed
 from isoflop.ladder.store import Folder
 from isoflop.ladder.targets import Target
@@ -195,8 +195,8 @@ def constants(found: Climbed) -> str:
     rows = []
     for name in ("E", "A", "B", "alpha", "beta", "a"):
         one = samples.interval(lambda law, name=name: getattr(law, name))  # type: ignore[misc]
-        rows.append([name, told.shown(one.value), f"{told.shown(one.low)} to {told.shown(one.high)}"])
-    said = "".join(f"<li>{text(line.strip())}</li>" for line in told.law_lines(found)[2:])
+        rows.append([name, messages.shown(one.value), f"{messages.shown(one.low)} to {messages.shown(one.high)}"])
+    said = "".join(f"<li>{text(line.strip())}</li>" for line in messages.law_lines(found)[2:])
     lead = "Bits per byte = E + A / N^alpha + B / D^beta. The best N grows as compute to the power of a."
     return section("The law", lead, table(["", "value", "90 % interval"], rows, {1, 2}) + f"<ul>{said}</ul>")
 
@@ -216,7 +216,7 @@ def rates(found: Climbed) -> str:
         for one in brackets
     ]
     heads = ["parameters", *(f"× {factor:g}" for factor in factors), "best"]
-    said = "".join(f"<p>{text(line)}</p>" for line in told.transfer_lines(found.transfer)[len(brackets) :])
+    said = "".join(f"<p>{text(line)}</p>" for line in messages.transfer_lines(found.transfer)[len(brackets) :])
     lead = "Held-out bits per byte at factors of the plan's learning rates, at two sizes."
     return section("Learning rates", lead, table(heads, rows, set(range(1, len(heads)))) + said)
 

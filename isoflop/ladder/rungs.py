@@ -27,7 +27,7 @@ FACTORS = (0.5, 1.0, 2.0)  # of the learning rates, tried at two sizes
 AT = 2  # length of the runs with other rates and seeds
 OWN_SEED, RATE_SEED = 0, 1  # of the runs of several lengths, and of those with other rates
 REPEATS = ((2, 3), (2,))  # further seeds at the smallest and the middle size
-AROUND = 1.5  # seconds of a run beside its steps: starting, measuring, checkpoints
+AROUND = 1.5  # seconds of a run outside its steps: starting, measuring, checkpoints
 FILLED = 0.9  # of a budget that is planned for: the estimates are what they are
 
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
+from isoflop.ladder.messages import transfer_lines
 from isoflop.ladder.rates import MOST, bracket, following, transfer
-from isoflop.ladder.told import transfer_lines
 
 
 def losses(best: float, factors=(0.5, 1.0, 2.0), bend: float = 0.02) -> dict[float, float]:

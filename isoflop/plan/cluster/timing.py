@@ -97,7 +97,7 @@ class Transfer:
         return Transfer(self.wire + other.wire, self.busy + other.busy, self.edge + other.edge)
 
     def exposed(self, compute: float, paid: float = PAID) -> float:
-        """Seconds that they add to the computing beside which they run."""
+        """Seconds that they add to the computation that they overlap with."""
         return max(self.edge + paid * self.busy, self.wire - compute)
 
 
