@@ -252,7 +252,7 @@ def many(result: dict[str, Any]) -> str:
 
 
 def lm_eval_parity(result: dict[str, Any]) -> str:
-    """Accuracy of both, and the choices that differ."""
+    """Accuracy of both, the choices that differ, and the speed of both."""
     rows = [
         [
             row["suite"],
@@ -266,7 +266,10 @@ def lm_eval_parity(result: dict[str, Any]) -> str:
     ]
     metrics = " and ".join(name.replace("_", " ") for name in result["rows"][0]["differing"])
     head = ["suite", "items", "ours", "lm-eval", f"choices that differ, by {metrics}", "furthest, nats"]
-    return lines(head, rows) + f"\n\n{provenance(result)}"
+
+    items, seconds = sum(row["items"] for row in result["rows"]), result["seconds"]
+    speeds = f"Items per second: ours {items / seconds['ours']:.1f}, lm-eval {items / seconds['lm_eval']:.1f}."
+    return lines(head, rows) + f"\n\n{speeds} {provenance(result)}"
 
 
 def suites(result: dict[str, Any]) -> str:
