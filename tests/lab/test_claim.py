@@ -28,7 +28,7 @@ HASHES = {
     "feed-forward": "6160ccfbd9e9",
     "width": "599031fe3e85",
     "residuals": "e1251d3292fe",
-    "residuals-trained": "578448d46617",
+    "residuals-trained": "15ca3688f764",
     "pre-norm": "231f91634185",
     "pre-norm-trained": "50ba16b7ac84",
     "normalise": "735c67a14baa",
