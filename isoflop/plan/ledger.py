@@ -242,9 +242,10 @@ def to_lines(scored: Score) -> list[str]:
         return [*lines, "nothing to judge: train with a budget, then ask again"]
     if not whole.enough:
         last = whole.coverage[-1] if whole.coverage else None
-        doubt = f": {last.inside} of {last.of} inside the {last.level:.0%} intervals" if last else ""
-        doubt += f" goes with a true coverage of {last.low:.0%} to {last.high:.0%}" if last else ""
-        lines.append(f"too few to judge the intervals by (fewer than {ENOUGH}){doubt}")
+        lines.append(f"too few to judge the intervals by (fewer than {ENOUGH})")
+        if last:
+            lines.append(f"  {last.inside} of {last.of} inside the {last.level:.0%} intervals goes with")
+            lines[-1] += f" a true coverage of {last.low:.0%} to {last.high:.0%}"
 
     head = f"{'':<26}{'runs':>5}{'bias':>8}{'error':>8}" + "".join(f"{f'{level:.0%}':>8}" for level in LEVELS)
     lines += ["", f"{head}{'width':>8}{'score':>8}"]
