@@ -7,10 +7,12 @@ The meaning of a field is the string in its annotation, `steps: Annotated[int, "
 - A field that may also be given as a name for a complete object has a `Named` in its annotation: `model=gpt2`.
 - A field that names an entry of a table has a `OneOf`: `optim.name=muon`.
 - A class defines `as_written(object)` if missing fields of older files do not mean their defaults.
+- A field that came after configurations had become parts of keys on record has an `Added`; see `to_key`.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
 import sys
 import types
@@ -82,6 +84,12 @@ class Derived:
     meaning: Callable[[], str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """In a field's annotation: keys on record (of timings, of runs of a ladder or of the lab, of recipes) were made
+    before the field existed, and still hold where it has its default."""
+
+
 def to_dict(value: Any) -> Any:
     """Dataclasses, tuples and paths as plain JSON values; everything else unchanged."""
     if hasattr(value, "to_plain"):
@@ -95,6 +103,30 @@ def to_dict(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return value
+
+
+def to_key(value: Any) -> Any:
+    """`to_dict` without the fields marked `Added` that have their default: the part of a configuration of which keys on
+    record are hashes."""
+    if hasattr(value, "to_plain") or not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return to_dict(value)
+    added = added_fields(type(value))
+    return {
+        field.name: to_key(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        if field.name not in added or getattr(value, field.name) != added[field.name]
+    }
+
+
+@functools.cache
+def added_fields(cls: Any) -> dict[str, Any]:
+    """The fields of a class that are marked `Added`, with their defaults."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    added = [field for field in dataclasses.fields(cls) if note_of(hints[field.name], Added)]
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in added
+    }
 
 
 def from_dict(cls: type[T], data: Any, where: str = "") -> T:

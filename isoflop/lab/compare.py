@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from isoflop.config import nearest, to_dict
+from isoflop.config import nearest, to_key
 from isoflop.errors import UserError, quoted
 from isoflop.lab import arms as making
 from isoflop.lab.arms import OVERHEAD, timed
@@ -96,7 +96,7 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
         question=f"Does it lower held-out bits per byte by at least {question.smallest:g} at equal {question.equal}?",
         prediction="Each arm is better than the base.",
         setup=Setup(
-            base=to_dict(question.base) if question.base else {},
+            base=to_key(question.base) if question.base else {},
             set=given,
             sources=question.sources,
             tokens=question.tokens or 1.0,

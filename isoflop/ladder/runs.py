@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from isoflop import checkpoint
-from isoflop.config import to_dict
+from isoflop.config import to_key
 from isoflop.data.manifest import Data
 from isoflop.files import disk_errors
 from isoflop.job.pilots import FinalMeasurement
@@ -71,7 +71,7 @@ class Piece:
     def key(self, length: int) -> str:
         """Hexadecimal digits that stand for all that decides a run. Where and by how many threads it is computed does
         not."""
-        plain = to_dict(self.config)
+        plain = to_key(self.config)
         config = {name: value for name, value in plain.items() if name not in ("data", "runtime", "every", "guard")}
         deciding = [FORMAT, config, self.config.runtime.dtype, length, self.fingerprint]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:24]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop import files
-from isoflop.config import load_json, to_dict
+from isoflop.config import load_json, to_key
 from isoflop.errors import UserError
 from isoflop.runtime import describe_machine
 from isoflop.trainer import RunConfig
@@ -40,7 +40,7 @@ def shape(config: RunConfig) -> str:
 def key(config: RunConfig, data: str = "") -> str:
     """A hash of all that affects how fast a configuration trains. `data`: the fingerprint of the data it is timed
     on."""
-    plain = to_dict(config)
+    plain = to_key(config)
     decides = json.dumps([data, *(plain[name] for name in DECIDE)], sort_keys=True)
     return hashlib.sha256(decides.encode()).hexdigest()[:16]
 

@@ -11,7 +11,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from isoflop.config import to_dict
+from isoflop.config import to_dict, to_key
 from isoflop.model.presets import heads_for
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.table import rates
@@ -29,7 +29,7 @@ NEAR_RATE, NEAR_HEAD, NEAR_CONTEXT, NEAR_BATCH = 2.0, 2.0, 4.0, 4.0
 def recipe_of(config: RunConfig) -> dict[str, Any]:
     """The recipe as a JSON object: task, blocks, loss, optimiser and schedule. Not part of it: sizes, learning rates
     (which depend on the size), and fields that decide only where and how fast a run is computed."""
-    plain: dict[str, Any] = to_dict(config)
+    plain: dict[str, Any] = to_key(config)
     model = {name: value for name, value in plain["model"].items() if name not in SIZES}
     optim = {name: value for name, value in plain["optim"].items() if name not in rates(config.optim.entry)}
     if "matrix_lr" not in rates(config.optim.entry):
@@ -43,6 +43,7 @@ def recipe_of(config: RunConfig) -> dict[str, Any]:
         "schedule": plain["schedule"],
         "ramp": bool(config.batch.ramp_from),
         "init": bool(config.init),
+        **({"average": plain["average"]} if "average" in plain else {}),
     }
 
 
@@ -60,8 +61,9 @@ def differs_from_prior(config: RunConfig) -> bool:
 def differences(config: RunConfig) -> tuple[str, ...]:
     """How a run's recipe differs from the prior's, one string per setting with both values; empty if it does not."""
     own, prior = flat(recipe_of(config)), flat(prior_recipe())
+    default = flat(to_dict(RunConfig()))  # of fields that the prior's recipe does not have
     settings = [
-        f"{name} = {' and not '.join(in_words(own.get(name), prior.get(name)))}"
+        f"{name} = {' and not '.join(in_words(own.get(name), prior.get(name, default.get(name))))}"
         for name in dict.fromkeys([*own, *prior])
         if own.get(name) != prior.get(name)
     ]

@@ -13,10 +13,10 @@ whose options are a format, since Python names change between commits. Only the 
 
 What is compared: loss, gradient norm and rate of every step and the held-out losses (metrics.jsonl); every tensor of
 the last checkpoint, weights and optimiser state, bit for bit; the plan with its candidates and expected values
-(plan.json); configuration, samples, events, account of the data and result; and what `sample` and `eval` print. Keys
-that hold times, speeds or paths are left out (VOLATILE), and so are keys and events that earlier versions did not write
-(BESIDE). One line per case says `same`, or `DIFFERS` and where. Exit code 0 if all are the same, 1 if any differs or
-fails.
+(plan.json); configuration (the fields that both have), samples, events, account of the data and result; and what
+`sample` and `eval` print. Keys that hold times, speeds or paths are left out (VOLATILE), and so are keys and events
+that earlier versions did not write (BESIDE). One line per case says `same`, or `DIFFERS` and where. Exit code 0 if all
+are the same, 1 if any differs or fails.
 """
 
 import argparse
@@ -411,6 +411,8 @@ def compare_records(old: Path, new: Path, file: str, volatile: set[str]) -> Iter
     one, other = (list(read_records(folder, file, volatile)) for folder in (old, new))
     if not one and not other:
         yield f"{file} is in neither"
+    if file.endswith("config.json") and len(one) == len(other):
+        other = [only_known(b, a) for a, b in zip(one, other, strict=True)]
     if len(one) != len(other):
         yield f"{file}: {len(one)} and {len(other)} records"
     for number, (a, b) in enumerate(zip(one, other, strict=False)):
@@ -436,6 +438,13 @@ def without(value: Any, keys: set[str]) -> Any:
     if isinstance(value, dict):
         return {key: without(item, keys) for key, item in value.items() if key not in keys}
     return [without(item, keys) for item in value] if isinstance(value, list) else value
+
+
+def only_known(new: Any, old: Any) -> Any:
+    """A configuration without the fields that earlier versions did not have."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return {key: only_known(item, old[key]) for key, item in new.items() if key in old}
+    return new
 
 
 def first_difference(a: Any, b: Any, where: str = "") -> str:

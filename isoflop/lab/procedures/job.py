@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from isoflop.config import to_dict
+from isoflop.config import to_key
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import make_task
 
@@ -42,7 +42,7 @@ class Job:
     def key(self) -> str:
         """A hash of everything that decides the outcome, in hexadecimal digits: a job whose key is on record is not run
         again. Data enters by its fingerprint, whatever its path; not at all where the procedure reads none."""
-        config = {name: value for name, value in to_dict(self.config).items() if name != "data"}
+        config = {name: value for name, value in to_key(self.config).items() if name != "data"}
         deciding = [FORMAT, self.procedure, config, self.order, dict(self.options), self.data]
         return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:24]
 
