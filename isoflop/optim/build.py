@@ -1,4 +1,4 @@
-"""Builds the optimisers of a model from its OptimConfig; sets learning rates and clips gradients."""
+"""Builds the optimisers of a model from its OptimConfig; sets what changes by step, and clips gradients."""
 
 from collections.abc import Callable, Iterable
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
 from isoflop.optim.muon import Matrices
+from isoflop.optim.table import WEIGHT_DECAY_COURSES, Course
 
 
 def build(
@@ -18,7 +19,8 @@ def build(
 ) -> list[torch.optim.Optimizer]:
     """The optimisers of a model, in the order of the table's entry.
 
-    Every parameter group has a `name` (see groups.py) and keeps its peak learning rate as `base_lr`.
+    Every parameter group has a `name` (see groups.py), and keeps its peak learning rate as `base_lr` and the courses of
+    its other settings that change during the run as `courses` (see `set_lr`).
 
     Args:
         model: has `units()`, the list of its blocks; already on its device.
@@ -33,17 +35,33 @@ def build(
             "lr": config.entry.rate(group.name),
             "base_lr": config.entry.rate(group.name),
             "weight_decay": config.weight_decay if group.decay else 0.0,
+            "courses": config.entry.courses(group.name) | weight_decay_course(config, group.decay),
         }
         for group in split(model)
     ]
     return config.entry.make(groups, dtype, matrices)
 
 
-def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float) -> None:
-    """Set the learning rate of every group to `scale` times its peak."""
+def weight_decay_course(config: OptimConfig, decays: bool) -> dict[str, Course]:
+    """The weight decay of a group as a course, if it changes during the run."""
+    if not decays or config.weight_decay_course == "constant":
+        return {}
+    factor, peak = WEIGHT_DECAY_COURSES[config.weight_decay_course], config.weight_decay
+    return {"weight_decay": lambda scale, step, u: peak * factor(scale, step, u)}
+
+
+def set_lr(optimizers: Iterable[torch.optim.Optimizer], scale: float, step: int = 0, progress: float = 0.0) -> None:
+    """Set the learning rate of every group to `scale` times its peak, and its other settings that change by step.
+
+    Args:
+        step: from 0.
+        progress: u, the share of the run before this step.
+    """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["base_lr"] * scale
+            for name, course in group.get("courses", {}).items():
+                group[name] = course(scale, step, progress)
 
 
 def clip_gradients(

@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from isoflop.config import Derived, OneOf
+from isoflop.config import Added, Derived, OneOf
 from isoflop.errors import UserError
+from isoflop.optim.muon import Neurons
+from isoflop.optim.orthogonal import ITERATIONS
 from isoflop.optim.table import FLOAT, OPTIMIZERS, SCHEDULES, Optimizer, Schedule, choose, without
+
+MOST_ROUNDS = 100
+Betas = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -36,17 +41,52 @@ class OptimConfig:
     ] = 0.1
     momentum: Annotated[float, "Muon's momentum"] = 0.9
     clip: Annotated[float, "largest global norm of the gradient; larger ones are scaled down; 0 disables it"] = 1.0
+    value_lr: Annotated[
+        float,
+        "AdamW's peak learning rate for value embeddings; 0: that of lookup tables (nanochat: half of it)",
+        Added(),
+    ] = 0.0
+    embedding_betas: Annotated[
+        Betas | None, "betas for lookup tables; null: optim.betas (nanochat: [0.8, 0.995])", Added()
+    ] = None
+    head_betas: Annotated[
+        Betas | None, "betas for an untied head; null: optim.betas (nanochat: [0.8, 0.96])", Added()
+    ] = None
+    weight_decay_course: Annotated[
+        Literal["constant", "with_lr", "linear", "cosine"],
+        "weight decay during the run: constant; times the learning rate's factor; or falling to 0 over the whole run",
+        Added(),
+    ] = "constant"
+    cautious_decay: Annotated[
+        bool, "Muon's weight decay only where the step moves no weight away from 0 (2510.12402)", Added()
+    ] = False
+    momentum_from: Annotated[float, "Muon's momentum at the first step, if optim.momentum_steps > 0", Added()] = 0.85
+    momentum_steps: Annotated[int, "steps in which Muon's momentum rises to optim.momentum; 0: none", Added()] = 0
+    iteration: Annotated[str, "Muon's orthogonalisation:", OneOf(ITERATIONS), Added()] = "quintic"
+    rounds: Annotated[int, "Muon's rounds of orthogonalisation", Added()] = 5
+    neurons: Annotated[
+        Neurons,
+        "lines of Muon's steps that are divided by their running root mean square (NorMuon, 2510.05491): none; rows; "
+        "or longer: rows of tall and columns of wide matrices",
+        Added(),
+    ] = "none"
+    neuron_beta: Annotated[float, "decay rate of that mean square", Added()] = 0.95
 
     def __post_init__(self) -> None:
         for field in ("lr", "matrix_lr", "eps"):
             require(f"optim.{field}", getattr(self, field), 0.0, math.inf, open_low=True)
-        for i, beta in enumerate(self.betas):
-            require(f"optim.betas[{i}]", beta, 0.0, 1.0, open_high=True)
-        require("optim.head_lr", self.head_lr, 0.0, math.inf)
-        require("optim.embedding_lr", self.embedding_lr, 0.0, math.inf)
-        require("optim.momentum", self.momentum, 0.0, 1.0, open_high=True)
+        for field in ("betas", "embedding_betas", "head_betas"):
+            for i, beta in enumerate(getattr(self, field) or ()):
+                require(f"optim.{field}[{i}]", beta, 0.0, 1.0, open_high=True)
+        for field in ("head_lr", "embedding_lr", "value_lr"):
+            require(f"optim.{field}", getattr(self, field), 0.0, math.inf)
+        for field in ("momentum", "momentum_from", "neuron_beta"):
+            require(f"optim.{field}", getattr(self, field), 0.0, 1.0, open_high=True)
+        require("optim.momentum_steps", self.momentum_steps, 0, math.inf)
+        require("optim.rounds", self.rounds, 1, MOST_ROUNDS)
         require("optim.weight_decay", self.weight_decay, 0.0, math.inf)
         require("optim.clip", self.clip, 0.0, math.inf)
+        OneOf(ITERATIONS).check(self.iteration, "optim.iteration")
         _ = self.entry
 
     @cached_property

@@ -4,6 +4,7 @@
 |-----------|-----------------------------------------------------------|--------------|------------|
 | matrices  | 2-D and higher inside the blocks (`model.units()`)        | yes          | Muon       |
 | embedding | lookup tables, inside and outside the blocks              | yes          | AdamW      |
+| value     | tables of value embeddings                                | yes          | AdamW      |
 | head      | other 2-D weights outside the blocks                      | yes          | AdamW      |
 | vectors   | gains, biases and scalars                                 | no           | AdamW      |
 
@@ -45,8 +46,9 @@ def split(model: nn.Module) -> list[Group]:
         raise TypeError(f"{type(model).__name__} has no units(): the list of its blocks")
 
     inside = {id(p) for unit in model.units() for p in unit.parameters()}
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    groups = [Group(name, name != "vectors", {}) for name in ("matrices", "embedding", "head", "vectors")]
+    # the role that a table is initialised by (model/blocks/part.py) tells those of value embeddings
+    tables = {id(m.weight): getattr(m, "role", "") for m in model.modules() if isinstance(m, nn.Embedding)}
+    groups = [Group(name, name != "vectors", {}) for name in ("matrices", "embedding", "value", "head", "vectors")]
     by_name = {group.name: group.parameters for group in groups}
 
     for name, parameter in model.named_parameters():  # a tensor with several names once
@@ -55,7 +57,7 @@ def split(model: nn.Module) -> list[Group]:
         if parameter.ndim < 2:
             kind = "vectors"
         elif id(parameter) in tables:
-            kind = "embedding"
+            kind = "value" if tables[id(parameter)] == "value" else "embedding"
         else:
             kind = "matrices" if id(parameter) in inside else "head"
         by_name[kind][name] = parameter

@@ -13,7 +13,8 @@ import torch
 
 from isoflop.config import OneOf
 from isoflop.errors import UserError
-from isoflop.optim.muon import Matrices, Muon
+from isoflop.optim.muon import Matrices, Muon, Neurons
+from isoflop.optim.orthogonal import ITERATIONS
 
 FLOAT = 4  # bytes: weights and the optimisers' state are float32
 WIDTH = 128  # d_model at which the default learning rates were measured (LAB.md)
@@ -21,10 +22,13 @@ EMBEDDING = 4.0  # ratio of the embedding's learning rate to that of AdamW's oth
 
 T = TypeVar("T")
 
+# (factor on the learning rate, step from 0, progress u) -> a setting of a parameter group at that step
+Course = Callable[[float, int, float], float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """An optimiser of all parameters. Groups are named as in groups.py: matrices, embedding, head, vectors.
+    """An optimiser of all parameters. Groups are named as in groups.py: matrices, embedding, value, head, vectors.
 
     If its torch class has `_step_supports_amp_scaling`, it discards a step by itself when `found_inf` is set on the
     device; for any other the host waits for the gradient's norm before the step. Its state has to be created in the
@@ -44,8 +48,12 @@ class Optimizer:
         """The peak learning rate of a parameter group."""
         return self.lr
 
+    def courses(self, group: str) -> dict[str, Course]:
+        """The settings of a parameter group, other than learning rate and weight decay, that change during the run."""
+        return {}
+
     def state_bytes(self, group: str) -> int:
-        """Bytes of optimiser state per parameter of a group, without the few numbers per tensor."""
+        """Bytes of optimiser state per parameter of a group, without the few numbers per tensor or row."""
         raise NotImplementedError
 
     def stacks(self, group: str) -> bool:
@@ -70,19 +78,29 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Optimizer):
-    """AdamW (Loshchilov and Hutter 2019, 1711.05101), torch's fused one. Head and embedding may have their own learning
-    rates; 0 is `lr`."""
+    """AdamW (Loshchilov and Hutter 2019, 1711.05101), torch's fused one. Head, embedding and value embeddings may have
+    their own learning rates: 0 is `lr`, for value embeddings that of the embedding. Head and embeddings may have their
+    own betas: None is `betas`."""
 
     words: ClassVar[str] = "AdamW for all"
     decay_worth: ClassVar[float] = 0.5
 
     head_lr: float
     embedding_lr: float
+    value_lr: float
     betas: tuple[float, float]
+    head_betas: tuple[float, float] | None
+    embedding_betas: tuple[float, float] | None
     eps: float
 
     def rate(self, group: str) -> float:
-        return {"head": self.head_lr, "embedding": self.embedding_lr}.get(group) or self.lr
+        own = {"head": self.head_lr, "embedding": self.embedding_lr, "value": self.value_lr or self.embedding_lr}
+        return own.get(group) or self.lr
+
+    def betas_of(self, group: str) -> tuple[float, float]:
+        """The decay rates of the moments of a parameter group."""
+        own = {"head": self.head_betas, "embedding": self.embedding_betas, "value": self.embedding_betas}
+        return own.get(group) or self.betas
 
     def state_bytes(self, group: str) -> int:
         return 2 * FLOAT  # both moments
@@ -97,7 +115,8 @@ class AdamW(Optimizer):
     ) -> list[torch.optim.Optimizer]:
         if not groups:
             return []
-        return [torch.optim.AdamW(list(groups), lr=self.lr, betas=self.betas, eps=self.eps, fused=True)]
+        with_betas = [{**group, "betas": self.betas_of(group["name"])} for group in groups]
+        return [torch.optim.AdamW(with_betas, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +128,22 @@ class MuonAdamW(AdamW):
 
     matrix_lr: float
     momentum: float
+    momentum_from: float
+    momentum_steps: int
+    iteration: str
+    rounds: int
+    neurons: Neurons
+    neuron_beta: float
+    cautious_decay: bool
 
     def rate(self, group: str) -> float:
         return self.matrix_lr if self.by_muon(group) else super().rate(group)
+
+    def courses(self, group: str) -> dict[str, Course]:
+        if not self.by_muon(group) or not self.momentum_steps:
+            return {}
+        first, last, steps = self.momentum_from, self.momentum, self.momentum_steps
+        return {"momentum": lambda scale, step, u: first + (last - first) * min(1.0, step / steps)}
 
     def state_bytes(self, group: str) -> int:
         return FLOAT if self.by_muon(group) else super().state_bytes(group)
@@ -133,8 +165,21 @@ class MuonAdamW(AdamW):
     ) -> list[torch.optim.Optimizer]:
         by_muon = [group for group in groups if self.by_muon(group["name"])]
         by_adamw = [group for group in groups if not self.by_muon(group["name"])]
-        muon = [Muon(by_muon, momentum=self.momentum, dtype=dtype, matrices=matrices)] if by_muon else []
+        muon = [self.make_muon(by_muon, dtype, matrices)] if by_muon else []
         return [*muon, *super().make(by_adamw, dtype, matrices)]
+
+    def make_muon(self, groups: list[dict[str, Any]], dtype: torch.dtype, matrices: Matrices | None) -> Muon:
+        return Muon(
+            groups,
+            momentum=self.momentum,
+            dtype=dtype,
+            matrices=matrices,
+            iteration=ITERATIONS[self.iteration],
+            rounds=self.rounds,
+            neurons=self.neurons,
+            neuron_beta=self.neuron_beta,
+            cautious=self.cautious_decay,
+        )
 
     @staticmethod
     def by_muon(group: str) -> bool:
@@ -144,6 +189,15 @@ class MuonAdamW(AdamW):
 OPTIMIZERS: dict[str, type[Optimizer]] = {
     "muon": MuonAdamW,
     "adamw": AdamW,
+}
+
+
+# `optim.weight_decay_course` -> the factor on the weight decay of every group at a step
+WEIGHT_DECAY_COURSES: dict[str, Course] = {
+    "constant": lambda scale, step, u: 1.0,
+    "with_lr": lambda scale, step, u: scale,
+    "linear": lambda scale, step, u: 1.0 - u,
+    "cosine": lambda scale, step, u: 0.5 * (1.0 + math.cos(math.pi * u)),
 }
 
 

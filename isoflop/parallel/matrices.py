@@ -36,6 +36,9 @@ class ReplicatedMatrices:
         dist.all_gather(gathered, results)
         return [gathered[i % self.size][i // self.size] for i in range(len(parts))]
 
+    def total(self, sums: Tensor, like: Tensor) -> Tensor:
+        return sums
+
 
 class ShardedMatrices:
     """Every process has some rows (of the first dimension) of each tensor, as FSDP2 shards them: ceil(rows / N) per
@@ -71,6 +74,13 @@ class ShardedMatrices:
         back = torch.cat([p.reshape(-1) for p in results.split(rows, dim=1)]).to(flat.dtype)
         local = self.exchange(back, received, sent).view(len(parts), rows[self.rank], *shape[1:])
         return [local[order.index(i)] for i in range(len(parts))]
+
+    def total(self, sums: Tensor, like: Tensor) -> Tensor:
+        if like.ndim > 2:
+            return sums  # a stack is divided between its matrices
+        summed = sums.clone()
+        dist.all_reduce(summed, group=self.group)
+        return summed
 
     def exchange(self, flat: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """All-to-all: `sent` elements of `flat` to each process, `received` from each."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from isoflop.config import added_fields
 from isoflop.errors import UserError
 from isoflop.files import home, write_text
 from isoflop.optim.config import OptimConfig
@@ -164,8 +165,11 @@ def rates_of(config: RunConfig) -> dict[str, str]:
     """The learning rates over those of the plan for the model's width, in two digits: 1 where the plan chose them."""
     planned = with_rates(replace(config, optim=OptimConfig(name=config.optim.name))).optim
     usual = rates(planned.entry)
+    unset = added_fields(OptimConfig)  # laws on record were fitted before these existed
     return {
-        name: f"{rate / usual[name] if usual[name] else rate:.2g}" for name, rate in rates(config.optim.entry).items()
+        name: f"{rate / usual[name] if usual[name] else rate:.2g}"
+        for name, rate in rates(config.optim.entry).items()
+        if rate != unset.get(name)
     }
 
 

@@ -228,7 +228,13 @@ def repetition(tokens: int, unique: int) -> Point:
 
 
 def rates_shown(config: RunConfig) -> list[tuple[str, float]]:
-    named = {"matrix_lr": "matrices", "head_lr": "head", "embedding_lr": "embedding", "lr": "rest"}
+    named = {
+        "matrix_lr": "matrices",
+        "head_lr": "head",
+        "embedding_lr": "embedding",
+        "value_lr": "values",
+        "lr": "rest",
+    }
     return [(named.get(name, name), value) for name, value in rates(config.optim.entry).items() if value]
 
 

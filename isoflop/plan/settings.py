@@ -8,7 +8,7 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
-RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr")
+RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr", "value_lr")
 ON_A_GPU = 8  # a batch is a multiple of it on a GPU, which may have to split it into several passes
 
 

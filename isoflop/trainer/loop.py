@@ -165,7 +165,7 @@ def run_steps(
             # ---- forward and backward ----
             seed_step(group, config.seed, state.step)
             watchdog.at(state.step, "in the step")
-            scale = state.timetable.scale(state.step)
+            scale, progress = state.timetable.scale(state.step), state.timetable.progress(state.step)
             statistics.save()
             micro = config.batch.micro_sequences or len(batch[0])
             device_loss = forward_backward(
@@ -176,7 +176,8 @@ def run_steps(
             device_norm = clip_gradients(state.model, config.optim.clip, state.layout.global_norm)
             numbers = runtime.fetch((device_loss, device_norm))
             if update_early:
-                update(optimizers, scale, find_inf((device_loss, device_norm)))
+                bad = find_inf((device_loss, device_norm))
+                update(optimizers, scale, bad, step=state.step, progress=progress)
             # read and send the next batch while the device computes
             batch = runtime.send(state.batches.batch(state.step + 1, group.rank, group.size))
             loss, norm = numbers()  # waits for the device
@@ -185,7 +186,7 @@ def run_steps(
             trouble = state.watch.judge(loss, norm)
             update_taken = trouble is None or trouble.action == "keep"
             if update_taken and not update_early:
-                update(optimizers, scale)
+                update(optimizers, scale, step=state.step, progress=progress)
             elif not update_taken:
                 discard_step(optimizers, statistics)
             if trouble:

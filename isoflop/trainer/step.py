@@ -89,14 +89,22 @@ def forward_backward(
     return layout.sum(total)
 
 
-def update(optimizers: Sequence[torch.optim.Optimizer], scale: float, found_inf: torch.Tensor | None = None) -> None:
+def update(
+    optimizers: Sequence[torch.optim.Optimizer],
+    scale: float,
+    found_inf: torch.Tensor | None = None,
+    *,
+    step: int = 0,
+    progress: float = 0.0,
+) -> None:
     """Take the optimiser step at `scale` times the peak learning rates, and free the gradients.
 
     Args:
+        step, progress: the step's number from 0 and its u, for other settings that change during a run (`set_lr`).
         found_inf: a flag on the device (`find_inf`): 1 discards the update, so that weights, moments and step counts
             are unchanged. Only for optimisers that `support_found_inf`.
     """
-    set_lr(optimizers, scale)
+    set_lr(optimizers, scale, step, progress)
     for optimizer in optimizers:
         setattr(optimizer, FOUND_INF, found_inf)
         optimizer.step()

@@ -13,7 +13,8 @@ from isoflop.config import override
 from isoflop.model.blocks import attend
 from isoflop.model.build import build_model
 from isoflop.optim.build import build
-from isoflop.optim.muon import Muon, orthogonalize
+from isoflop.optim.muon import Muon
+from isoflop.optim.orthogonal import orthogonalize
 from isoflop.runtime import make_runtime, seed_everything
 from isoflop.trainer.begin import wrap
 from isoflop.trainer.config import RunConfig

@@ -107,10 +107,11 @@ def test_the_gate_starts_at_one_and_the_table_small():
     assert values.table.weight.std().item() == pytest.approx(1 / math.sqrt(16), rel=0.02)
 
 
-def test_tables_are_trained_as_embeddings_and_mixing_scalars_as_vectors():
+def test_tables_are_a_group_of_their_own_and_mixing_scalars_vectors():
     model = GPT(ModelConfig(**TINY, value_embedding=1, embedding_shortcut=True))
     groups = {group.name: group for group in split(model)}
-    assert "blocks.0.values.table.weight" in groups["embedding"].parameters
+    assert list(groups["value"].parameters) == [f"blocks.{i}.values.table.weight" for i in (0, 1)]
+    assert list(groups["embedding"].parameters) == ["embedding.weight"]
     assert "blocks.0.values.gate.weight" in groups["matrices"].parameters
     assert "blocks.0.shortcut.mix" in groups["vectors"].parameters and not groups["vectors"].decay
 

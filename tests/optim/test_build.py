@@ -58,6 +58,48 @@ def test_the_embedding_may_have_its_own_rate(name):
     assert rates["head"] == rates["vectors"] == config.lr
 
 
+class WithValues(Model):
+    def __init__(self):
+        super().__init__()
+        self.values = nn.Embedding(13, 8)
+        self.values.role = "value"
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_value_embeddings_may_have_their_own_rate(name):
+    for own, expected in ((0.0, 0.05), (0.02, 0.02)):
+        config = OptimConfig(name=name, embedding_lr=0.05, value_lr=own)
+        rates = {group["name"]: group["base_lr"] for group in groups(build(WithValues(), config))}
+        assert (rates["embedding"], rates["value"]) == (0.05, expected)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_tables_and_head_may_have_their_own_betas(name):
+    config = OptimConfig(name=name, embedding_betas=(0.8, 0.995), head_betas=(0.8, 0.96))
+    betas = {group["name"]: group.get("betas") for group in groups(build(WithValues(), config))}
+    assert betas["embedding"] == betas["value"] == (0.8, 0.995) and betas["head"] == (0.8, 0.96)
+    assert betas["vectors"] == config.betas and (betas["matrices"] == config.betas) == (name == "adamw")
+
+
+def test_momentum_rises_from_one_value_to_another_over_its_steps():
+    optimizers = build(Model(), OptimConfig(momentum=0.95, momentum_from=0.75, momentum_steps=4))
+    for step, expected in ((0, 0.75), (1, 0.8), (4, 0.95), (5, 0.95), (2, 0.85)):
+        set_lr(optimizers, 1.0, step)
+        found = {group["name"]: group.get("momentum") for group in groups(optimizers)}
+        assert found.pop("matrices") == pytest.approx(expected) and set(found.values()) == {None}
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_weight_decay_follows_its_course(name):
+    for course, factor in (("constant", 1.0), ("with_lr", 0.5), ("linear", 0.75), ("cosine", 0.853553)):
+        optimizers = build(Model(), OptimConfig(name=name, weight_decay=0.2, weight_decay_course=course))
+        set_lr(optimizers, 0.5, 3, 0.25)
+        for group in groups(optimizers):
+            assert group["weight_decay"] == pytest.approx(0.0 if group["name"] == "vectors" else 0.2 * factor)
+        set_lr(optimizers, 0.0, 9, 1.0)
+        assert course == "constant" or all(group["weight_decay"] == 0 for group in groups(optimizers))
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_it_learns(name):
     torch.manual_seed(0)

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from isoflop.optim.muon import Muon, orthogonalize
+from isoflop.optim.muon import Muon
+from isoflop.optim.orthogonal import orthogonalize
 
 SHAPES = [(16, 16), (16, 16), (32, 16), (16, 48), (32, 16)]
 
@@ -76,3 +77,83 @@ def test_a_parameter_without_gradient_does_not_change():
 def test_vectors_are_refused():
     with pytest.raises(ValueError, match="matrices"):
         Muon([nn.Parameter(torch.ones(4))])
+
+
+def muon(params, **options):
+    return Muon(params, lr=0.02, momentum=0.9, weight_decay=0.1, dtype=torch.float64, **options)
+
+
+def doubles(*shapes):
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator, dtype=torch.float64)) for shape in shapes]
+
+
+@pytest.mark.parametrize("neurons", ["rows", "longer"])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (2, 4, 6)])
+def test_the_second_moment_evens_out_the_lines_of_a_step(neurons, shape):
+    """NorMuon's algorithm 1, except that the orthogonal step's Frobenius norm is kept, in place of 0.2 sqrt(R C)."""
+    (p,), (plain,) = doubles(shape), doubles(shape)
+    with_moment, without = muon([p], neurons=neurons, neuron_beta=0.8), muon([plain])
+    axis = -2 if neurons == "longer" and shape[-1] > shape[-2] else -1
+    v = 0.0
+    for seed in range(3):
+        plain.data.copy_(p.data)
+        for one in (p, plain):
+            one.grad = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        start = p.detach().clone()
+        with_moment.step()
+        without.step()
+        step = start * (1 - 0.002) - plain
+        v = 0.8 * v + 0.2 * (step**2).mean(axis, keepdim=True)
+        expected = step / v.sqrt()
+        expected *= (step.square().sum((-2, -1), keepdim=True) / expected.square().sum((-2, -1), keepdim=True)).sqrt()
+        torch.testing.assert_close(start * (1 - 0.002) - p, expected)
+        if seed == 0:  # all lines have one mean square at first
+            torch.testing.assert_close(
+                expected.square().mean(axis), expected.square().mean(axis)[..., :1].expand_as(v.squeeze(axis))
+            )
+    with_moment_state = with_moment.state[p]["second_moment"]
+    assert with_moment_state.numel() == p.numel() // shape[axis]
+
+
+def test_a_zero_gradient_gives_a_zero_step_with_a_second_moment():
+    (p,) = doubles((4, 3))
+    before = p.detach().clone()
+    p.grad = torch.zeros_like(p)
+    Muon([p], neurons="rows").step()
+    assert torch.equal(p, before)
+
+
+def test_cautious_decay_is_where_the_step_goes_towards_zero():
+    (p,), (plain,) = doubles((5, 7)), doubles((5, 7))
+    p.data[0] = plain.data[0] = 0.0
+    start = p.detach().clone()
+    for one in (p, plain):
+        one.grad = torch.randn(5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    muon([p], cautious=True).step()
+    Muon([plain], lr=0.02, momentum=0.9, dtype=torch.float64).step()
+    towards = (start - plain) * start >= 0
+    assert 5 < towards.sum() < 30
+    torch.testing.assert_close(p, plain - torch.where(towards, 0.002 * start, 0.0))
+
+
+@pytest.mark.parametrize("options", [{}, {"neurons": "rows"}, {"neurons": "longer", "cautious": True}])
+def test_a_discarded_step_changes_nothing_and_one_that_is_taken_is_the_same(options):
+    params, others = doubles(*SHAPES[:4]), doubles(*SHAPES[:4])
+    a, b = muon(params, **options), muon(others, **options)
+    for step in range(3):
+        for p in params:
+            p.grad = torch.full_like(p, torch.nan)
+        before = [t.clone() for p in params for t in (p, *a.state.get(p, {}).values())]
+        a.found_inf = torch.ones(())
+        a.step()
+        if step:
+            after = [t for p in params for t in (p, *a.state[p].values())]
+            assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+        for i, (p, q) in enumerate(zip(params, others, strict=True)):
+            p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(9 * step + i), dtype=torch.float64)
+            q.grad = p.grad.clone()
+        a.found_inf = torch.zeros(())
+        a.step()
+        b.step()
+        assert all(torch.allclose(p, q, rtol=1e-6) for p, q in zip(params, others, strict=True))

@@ -18,6 +18,11 @@ from isoflop.optim.config import OptimConfig, ScheduleConfig
         ("eps", 0),
         ("weight_decay", -0.1),
         ("momentum", 1.0),
+        ("momentum_from", -0.1),
+        ("momentum_steps", -1),
+        ("rounds", 0),
+        ("neuron_beta", 1.0),
+        ("value_lr", math.nan),
         ("clip", -1),
     ],
 )
@@ -29,6 +34,16 @@ def test_a_value_out_of_range_is_named(field, value):
 def test_betas_are_checked_one_by_one():
     with pytest.raises(UserError, match=r"optim\.betas\[1\] = 1 "):
         OptimConfig(betas=(0.9, 1.0))
+
+
+def test_the_iteration_and_the_betas_of_a_group_are_checked():
+    with pytest.raises(UserError, match=r"optim\.iteration = 'polar' is not one of quintic, polar_express"):
+        OptimConfig(iteration="polar")
+    with pytest.raises(UserError, match=r"optim\.head_betas\[0\] = 1.5 "):
+        override(OptimConfig(), ["head_betas=[1.5, 0.9]"])
+    assert override(OptimConfig(), ["head_betas=[0.8, 0.9]"]).head_betas == (0.8, 0.9)
+    with pytest.raises(UserError, match="neurons = 'columns' is not one of none, rows, longer"):
+        override(OptimConfig(), ["neurons=columns"])
 
 
 @pytest.mark.parametrize(("field", "value"), [("warmup", 1.5), ("decay", -0.1), ("floor", 2), ("floor", math.nan)])

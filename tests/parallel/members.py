@@ -43,6 +43,11 @@ CASES: dict[str, tuple[list[str], int]] = {
     "experts": (["model.feed_forward=moe"], 3),
     "experts_in_passes": (["model.feed_forward=moe", "batch.micro_sequences=4"], 3),
     "options": (["model.value_embedding=1", "model.embedding_shortcut=true", "model.logit_cap=15"], 3),
+    "neurons": (
+        ["optim.neurons=rows", "optim.cautious_decay=true", "optim.iteration=polar_express", "optim.momentum_steps=9"],
+        3,
+    ),
+    "neurons_longer": (["optim.neurons=longer", "model.value_embedding=1", "optim.value_lr=0.003"], 3),
     "pairs": (["task=seq2seq"], 3),
 }
 
