@@ -30,16 +30,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.data.config import DataConfig
 from isoflop.data.prepare import prepare
 from isoflop.lab.stats import pooled
 from isoflop.plan.settings import with_rates
-from isoflop.records import RunFolder
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer import train as train_steps
@@ -51,10 +47,7 @@ PAIRS_OF_TURNS = 3  # timings of an arm in turns with the default; the median co
 SECONDS = 3.0  # seconds of steps per side of a timing
 
 # name -> assignments. FIELD*=FACTOR multiplies the default's value. One change each; two fields that belong together (a
-# batch and its rates) have an arm together and arms of their own. AVERAGE=SHARE is not a field: it measures the mean of
-# the weights over this last share of the steps.
-AVERAGE = "average"
-POINTS = 10  # checkpoints of which that mean is taken
+# batch and its rates) have an arm together and arms of their own.
 ARMS: dict[str, tuple[str, ...]] = {
     DEFAULT: (),
     # architecture
@@ -113,11 +106,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "decay 60 %": ("schedule.decay=0.6",),
     "decay 100 %": ("schedule.decay=1",),
     "cosine": ("schedule.name=cosine",),
-    "averaged over the last 10 %": (f"{AVERAGE}=0.1",),
-    "constant, averaged over 20 %": ("schedule.name=constant", f"{AVERAGE}=0.2"),
+    "averaged over the last 10 %": ("average.name=tail", "average.share=0.1"),
+    "constant, averaged over 20 %": ("schedule.name=constant", "average.name=tail", "average.share=0.2"),
 }
-FREE = ("optim.", "schedule.", AVERAGE)  # assignments that begin so do not change the time of a step; except for:
-TIMED = ("optim.name", "optim.clip")
+FREE = ("optim.", "schedule.", "average.")  # assignments that begin so do not change the time of a step; except for:
+TIMED = ("optim.name", "optim.clip", "optim.rounds", "optim.neurons", "optim.cautious_decay")
 
 
 @dataclass(frozen=True)
@@ -128,7 +121,6 @@ class Job:
     seed: int
     config: RunConfig
     ratio: float
-    average: float = 0.0
 
     @property
     def key(self) -> tuple[str, int]:
@@ -138,11 +130,6 @@ class Job:
 def fields_of(arm: str) -> tuple[str, ...]:
     """The assignments of an arm: those of ARMS by name, or the given ones."""
     return ARMS[arm] if arm in ARMS else tuple(arm.split())
-
-
-def averaged(arm: str) -> float:
-    """The share of a run's steps over which an arm averages its weights; 0: none."""
-    return sum(float(field.partition("=")[2]) for field in fields_of(arm) if field.startswith(AVERAGE))
 
 
 def costs_time(arm: str) -> bool:
@@ -173,7 +160,7 @@ def configure(sources: Sequence[str], common: Sequence[str], arm: str, train_byt
         *common,
     ]
     base = with_rates(override(RunConfig(data=DataConfig(sources=tuple(sources))), fields))
-    config = override(base, [settle(base, field) for field in fields_of(arm) if not field.startswith(AVERAGE)])
+    config = override(base, [settle(base, field) for field in fields_of(arm)])
     every = replace(config.every, evaluate=0, sample=0, checkpoint=0, log=50, keep=1)
     return replace(config, every=every)
 
@@ -190,15 +177,10 @@ def ratio_to_default(base: RunConfig, config: RunConfig) -> float:
 def run(job: Job) -> dict[str, Any]:
     """Train once and measure the loss on up to 400,000 held-out tokens."""
     config = job.config
-    if job.average:
-        between = max(1, round(config.steps * job.average / POINTS))
-        config = replace(config, every=replace(config.every, checkpoint=between, keep=POINTS))
     prepared = prepare(config.data)
     with tempfile.TemporaryDirectory() as folder:
         result = train_steps(config, Path(folder) / "run", prepared=prepared)
         model, _, _ = checkpoint.load_model(result.folder)
-        if job.average:
-            put_mean(model, RunFolder(result.folder).checkpoints)
         found = make_task(config).measure(model, prepared, make_runtime("cpu", "float32", 1), 400_000)
     return {
         "arm": job.arm,
@@ -209,14 +191,6 @@ def run(job: Job) -> dict[str, Any]:
         "flops": result.flops,
         "bits_per_byte": found.bits_per_byte,
     }
-
-
-def put_mean(model: nn.Module, checkpoints: Path) -> None:
-    """Load the mean of the weights of all checkpoints into a model."""
-    states = [checkpoint.read(checkpoint.at_step(checkpoints, step)).weights for step in checkpoint.steps(checkpoints)]
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.stack([state[name].double() for state in states[-POINTS:]]).mean(0))
 
 
 def plan_jobs(
@@ -243,7 +217,7 @@ def plan_jobs(
         prepare(config.data)
         ratio = ratios.get(arm) or (ratio_to_default(base, config) if timed and costs_time(arm) else 1.0)
         steps = round(tokens * ratio / config.tokens_per_step)
-        jobs += [Job(arm, seed, replace(config, seed=seed, steps=steps), ratio, averaged(arm)) for seed in wanted]
+        jobs += [Job(arm, seed, replace(config, seed=seed, steps=steps), ratio) for seed in wanted]
     return sorted(jobs, key=lambda job: job.seed)
 
 

@@ -2,7 +2,7 @@ import dataclasses
 
 import pytest
 
-from isoflop.config import describe, from_dict, override, to_dict
+from isoflop.config import added_fields, describe, from_dict, override, to_dict, to_key
 from isoflop.errors import UserError
 from isoflop.model.config import Spec
 from isoflop.model.presets import PRESETS
@@ -61,3 +61,20 @@ def test_every_field_has_a_docstring():
     lines = describe(RunConfig)
     assert len({line.name for line in lines}) == len(lines) > 50
     assert [line.name for line in lines if not line.meaning] == []
+
+
+def test_fields_that_came_later_are_in_a_key_only_if_they_are_set():
+    """Keys on record (of timings, runs of a ladder, recipes) were made without them and still hold."""
+    added = {f"{part}.{name}" for part in ("model", "optim") for name in added_fields(type(getattr(RunConfig(), part)))}
+    assert {"optim.rounds", "model.smear"} <= added and added_fields(RunConfig) == {"average": RunConfig().average}
+    plain, key = to_dict(RunConfig()), to_key(RunConfig())
+    assert [field for field in added if field.partition(".")[2] in key[field.partition(".")[0]]] == []
+    for dotted in (*added, "average"):
+        part, _, name = dotted.partition(".")
+        plain[part].pop(name) if name else plain.pop(part)
+    assert key == plain
+
+    changed = override(RunConfig(), ["optim.rounds=6", "average.name=tail", "model.attention.qk_scale=1.2"])
+    assert to_key(changed)["optim"] == {**key["optim"], "rounds": 6}
+    assert to_key(changed)["average"] == to_dict(changed.average)
+    assert to_key(changed)["model"]["attention"] == to_dict(changed.model.attention)

@@ -5,7 +5,7 @@
       config.json       the run's resolved configuration
       tokenizer.json
       state.json        format, step, data fingerprint, and the trainer's progress (seconds, tokens)
-      tensors/*.safetensors     model.*, optim.* (see parallel/state.py) and rng.*: torch's generators
+      tensors/*.safetensors     model.*, average.*, optim.* (see parallel/state.py) and rng.*: torch's generators
 
 A folder that differs from its manifest is refused: a changed byte, a missing file and an unknown file (such as a
 planted pickle) are errors that name the file. Nothing is ever unpickled. A checkpoint may come from anyone: its content
@@ -37,6 +37,7 @@ from isoflop.checkpoint.reading import (
     check_weights,
     load,
     load_model,
+    load_tensors,
     load_weights,
     read,
     require_same_data,
@@ -58,6 +59,7 @@ __all__ = [
     "listing",
     "load",
     "load_model",
+    "load_tensors",
     "load_weights",
     "prune",
     "read",

@@ -224,7 +224,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path / 'state.json'} is of step {content['step']}; rename the folder to that step")
 
     for name, value in content["progress"].items():
-        if name in ("seconds", "aside", "tokens") and not number(value):
+        if name in ("seconds", "aside", "tokens", "averaged") and not number(value):
             raise UserError(
                 f"{path / 'state.json'}: progress {name} = {value!r} is not a number; use another checkpoint"
             )

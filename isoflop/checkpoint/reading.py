@@ -30,7 +30,7 @@ class Snapshot:
         path: the checkpoint's folder.
         config: the run's configuration, as plain JSON values; `config["model"]` is the ModelConfig.
         weights: parameters and persistent buffers by their names in the model, on the CPU; a tied one once. Heads that
-            only training uses are omitted.
+            only training uses are omitted. Of a run that averages its weights (trainer/average.py), the average.
         tokenizer: the text of tokenizer.json.
         fingerprint: of the training data.
         step: optimiser steps taken.
@@ -76,6 +76,15 @@ def load(
     return {**saved["progress"], "step": saved["step"], "fingerprint": saved["fingerprint"]}
 
 
+def load_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Load further tensors of a verified checkpoint, in place, by their names in its files.
+
+    Raises:
+        UserError: naming the first one that is missing or differs in shape or dtype; nothing is changed then.
+    """
+    state.load_tensors(path / "tensors", tensors)
+
+
 def read(path: Path | str, step: int | None = None) -> Snapshot:
     """Read a checkpoint without its optimiser state.
 
@@ -101,17 +110,18 @@ def read_folder(folder: Path) -> Snapshot:
     verify(folder)
     saved = read_state(folder)
     config = read_object(folder / "config.json")
-    stored = {
-        name: tensor
-        for name, tensor in state.stored_tensors(folder / "tensors").items()
-        if name.startswith("model.") and not name.startswith(f"model.{TRAINING_ONLY}")
-    }
-    weights = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in stored.items()}
+    stored = state.stored_tensors(folder / "tensors")
+    sources = {}  # name in the model -> name in the folder
+    for name in (name.removeprefix(state.MODEL) for name in stored if name.startswith(state.MODEL)):
+        if not name.startswith(TRAINING_ONLY):
+            average = f"{state.AVERAGE}{name}"
+            sources[name] = average if average in stored else f"{state.MODEL}{name}"
+    weights = {source: torch.zeros(stored[source].shape, dtype=stored[source].dtype) for source in sources.values()}
     state.load_tensors(folder / "tensors", weights, stored)
     return Snapshot(
         path=folder,
         config=config,
-        weights={name.removeprefix("model."): tensor for name, tensor in weights.items()},
+        weights={name: weights[source] for name, source in sources.items()},
         tokenizer=read_text(folder / "tokenizer.json"),
         fingerprint=saved["fingerprint"],
         step=saved["step"],

@@ -39,6 +39,7 @@ def take(
     tokenizer: str,
     fingerprint: str,
     progress: dict[str, Any],
+    average: Mapping[str, Tensor] | None = None,
     copied: bool = False,
 ) -> Pending:
     """Collect the checkpoint of a step.
@@ -50,12 +51,14 @@ def take(
         tokenizer: the text of tokenizer.json.
         fingerprint: of the data.
         progress: JSON values that `load` returns.
+        average: the average of the weights, as `average.<name>`.
         copied: copy the tensors into main memory, so that training can continue before they are written.
     """
     tensors = {
         **state.model_tensors(model),
         **state.optimizer_tensors(model, optimizers),
         **state.generator_tensors(),
+        **(average or {}),
     }
 
     return Pending(

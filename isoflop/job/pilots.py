@@ -47,7 +47,8 @@ class FinalMeasurement(Hook):
 
     def ended(self, state: RunState) -> None:
         if state.done:
-            heldout = state.task.measure(state.model, state.prepared, state.runtime, self.tokens)
+            with state.averaged():
+                heldout = state.task.measure(state.model, state.prepared, state.runtime, self.tokens)
             self.bits_per_byte = heldout.bits_per_byte
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from isoflop.config import Added, Derived, OneOf
 from isoflop.errors import UserError
+from isoflop.optim.average import AVERAGES, Averaging
 from isoflop.optim.muon import Neurons
 from isoflop.optim.orthogonal import ITERATIONS
 from isoflop.optim.table import FLOAT, OPTIMIZERS, SCHEDULES, Optimizer, Schedule, choose, without
@@ -132,6 +133,31 @@ class ScheduleConfig:
     def entry(self) -> Schedule:
         """The schedule `name` with these settings."""
         return choose(SCHEDULES, "schedule.name", self)
+
+
+@dataclass(frozen=True)
+class AverageConfig:
+    """The average of the weights that is evaluated and saved in their place.
+
+    Raises:
+        UserError: naming the field, for a value outside its range.
+    """
+
+    name: Annotated[str, OneOf(AVERAGES)] = "none"
+    share: Annotated[float, "share of the run, at its end, over which tail takes the mean"] = 0.1
+    beta: Annotated[float, "decay rate of exponential, per step"] = 0.99
+    every: Annotated[int, "steps between two points of the average"] = 4
+
+    def __post_init__(self) -> None:
+        require("average.share", self.share, 0.0, 1.0, open_low=True)
+        require("average.beta", self.beta, 0.0, 1.0, open_high=True)
+        require("average.every", self.every, 1, math.inf)
+        _ = self.entry
+
+    @cached_property
+    def entry(self) -> Averaging:
+        """The rule `name` with these settings."""
+        return choose(AVERAGES, "average.name", self)
 
 
 def bytes_of_copy() -> str:

@@ -176,7 +176,9 @@ def course_in_words(schedule: ScheduleConfig) -> str:
 
 
 def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
-    """The choices about steps, optimiser and schedule, which are the same for every task."""
+    """The choices about steps, optimiser, schedule and average, which are the same for every task."""
+    average = config.average.entry.explained()
+    averaged = (line("average", average, "of the weights; evaluated and saved in their place"),) if average else ()
     return (
         Choice.of("steps", f"{config.steps:,}", "D over the batch"),
         line(
@@ -189,4 +191,5 @@ def choices_of_course(config: RunConfig) -> tuple[Choice, ...]:
             course_in_words(config.schedule),
             "ends at the budget" + ("; can be extended from before the decay" if config.schedule.entry.stable else ""),
         ),
+        *averaged,
     )

@@ -24,6 +24,7 @@ from isoflop.parallel.wrap import compile_units, recompute
 from isoflop.records import DataAccount, EventLine, Plan, RunFolder, SkipLine, read_lines, read_object
 from isoflop.records.lines import json_line
 from isoflop.runtime import describe_machine, make_runtime, seed_everything
+from isoflop.trainer.average import WeightAverage
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.guard import ACTIONS, Watch, gaps
 from isoflop.trainer.processes import world_of
@@ -122,6 +123,7 @@ def make_run(
         timetable=timetable,
         flops_per_token=task.flops_per_token(config, prepared),
         layout=layout,
+        average=WeightAverage(config.average),
         notices=notices,
     )
 
@@ -313,13 +315,14 @@ def last_checkpoint(folder: RunFolder, group: Group) -> tuple[Path | None, list[
 
 
 def restore(state: RunState, last: Path | None) -> dict[str, Any]:
-    """Restore a run from a verified checkpoint, or to its start without one: weights, optimisers, random generators,
-    step, the statistics that steps are judged by, and the logs that are replayed.
+    """Restore a run from a verified checkpoint, or to its start without one: weights, their average, optimisers, random
+    generators, step, the statistics that steps are judged by, and the logs that are replayed.
 
     Returns:
         All progress entries of the checkpoint.
     """
     progress = {} if last is None else checkpoint.load(last, state.model, state.optimizers, verified=True)
+    state.average.restore(state.model, last, progress.get("averaged", 0))
     state.step = progress.get("step", 0)
     state.folder.drop_lines_after(state.step)
     state.watch = Watch(state.config.guard, progress.get("recent", ()))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from isoflop.config import Derived, Named, OneOf
+from isoflop.config import Added, Derived, Named, OneOf
 from isoflop.data.config import DataConfig
 from isoflop.errors import UserError
 from isoflop.model.build import MODELS
@@ -14,7 +14,7 @@ from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import LOSSES, make_loss
 from isoflop.model.presets import PRESETS
-from isoflop.optim.config import OptimConfig, ScheduleConfig, bytes_of_copy
+from isoflop.optim.config import AverageConfig, OptimConfig, ScheduleConfig, bytes_of_copy
 from isoflop.optim.timetable import MOST_STEPS
 from isoflop.parallel.config import ParallelConfig
 from isoflop.processors import cores
@@ -216,6 +216,7 @@ class RunConfig:
     batch: BatchConfig = field(default_factory=BatchConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    average: Annotated[AverageConfig, Added()] = field(default_factory=AverageConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     every: EveryConfig = field(default_factory=EveryConfig)

@@ -106,7 +106,7 @@ class HeldOut(Hook):
 
         more_tokens = wide_tokens(state)
         try:
-            with state.may_be_cut_short():
+            with state.averaged(), state.may_be_cut_short():
                 heldout = self.measure(state, state.config.evaluate_tokens)
                 readings = state.model.mean_readings()
                 wide = self.measure(state, more_tokens) if more_tokens else None
@@ -207,7 +207,8 @@ class Samples(Hook):
                 pass  # raises CutShort in all processes if another one received a signal
             if not (layout.forward_is_collective or state.folder.is_writer):
                 return
-            with state.may_be_cut_short(by_all=layout.forward_is_collective), torch.no_grad(), state.runtime.autocast():
+            cut_short = state.may_be_cut_short(by_all=layout.forward_is_collective)
+            with state.averaged(), cut_short, torch.no_grad(), state.runtime.autocast():
                 for line in state.task.samples(state.model, state.prepared, state.config, time_limit):
                     cut_mark = {"cut": True} if time_limit.next() else {}
                     lines.append(line.updated(step=state.step, **cut_mark))

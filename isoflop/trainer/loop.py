@@ -203,6 +203,7 @@ def run_steps(
             state.step += 1
             state.seconds = time.monotonic() - started
             if update_taken:
+                state.average.update(state.model, state.step, state.timetable.progress(state.step), state.done)
                 log.add(loss, norm, scale)
 
         # ---- hooks ----

@@ -12,6 +12,7 @@ from isoflop.errors import UserError
 from isoflop.model.blocks.part import Part
 from isoflop.model.count import build_on_meta
 from isoflop.optim.timetable import Decision
+from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.trainer.config import RunConfig
 
@@ -42,6 +43,13 @@ def check_world(config: RunConfig, group: Group) -> None:
         )
     if group.alone:
         return
+
+    mode, _ = config.parallel.resolve(group.size, group.hosts)
+    if config.average.entry.on and mode in DIVIDED:
+        raise UserError(
+            f"average.name = {config.average.name} needs all weights in every process, and parallel.mode = {mode} "
+            "divides them; use --set parallel.mode=ddp or --set average.name=none"
+        )
 
     gpus = torch.cuda.device_count()
     if config.runtime.device.startswith("cuda") and gpus < group.local_size:

@@ -4,8 +4,9 @@
               training continues
 
 At most one is being written; the next save waits for it. A disk error in the thread is raised in the run, at the next
-step. The copy takes main memory, from the save until it is written: per parameter 4 bytes for the weights and 4 (Muon)
-or 8 (AdamW) for the optimiser. The files are the same, bit for bit, as when written in the foreground.
+step. The copy takes main memory, from the save until it is written: per parameter 4 bytes for the weights, 4 for their
+average if there is one, and 4 (Muon) or 8 (AdamW) for the optimiser. The files are the same, bit for bit, as when
+written in the foreground.
 """
 
 import math
@@ -55,7 +56,9 @@ class Saver:
                 "aside": state.aside_seconds,
                 "tokens": state.tokens,
                 "recent": state.watch.state(),
+                **({"averaged": state.average.points} if state.average.points else {}),
             },
+            average=state.average.tensors(),
             copied=self.background,
         )
 

@@ -13,6 +13,7 @@ from isoflop.parallel.pause import stoppable
 from isoflop.parallel.shard import Layout
 from isoflop.records import RunFolder, SkipLine, TrainingLine
 from isoflop.runtime import Runtime
+from isoflop.trainer.average import WeightAverage
 from isoflop.trainer.config import GuardConfig, RunConfig
 from isoflop.trainer.guard import Watch
 from isoflop.trainer.signals import Signals
@@ -29,6 +30,7 @@ class RunState:
         budget: the limit of training seconds; 0: none.
         aside_seconds: the part of `seconds` not spent on steps but on evaluation, samples and checkpoints.
         layout: how the model is distributed over the processes.
+        average: of the weights, if config.average asks for one.
         flops: 6 N D so far, N as in model/count.py's "6n", with the modules that the loss adds to the model.
         line: the newest training line; None before the first step. A step whose update was discarded has none.
         watch: judges each step's loss and gradient norm.
@@ -49,6 +51,7 @@ class RunState:
     timetable: Timetable
     flops_per_token: float
     layout: Layout
+    average: WeightAverage
     step: int = 0
     seconds: float = 0.0
     budget: float = 0.0
@@ -71,6 +74,11 @@ class RunState:
     @property
     def done(self) -> bool:
         return self.step >= self.timetable.total_steps
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the model has the weights that an evaluation is of: their average, if there is one. To be
+        entered outside `may_be_cut_short`, which may end its work anywhere."""
+        return self.average.applied(self.model)
 
     def may_be_cut_short(self, by_all: bool = True) -> contextlib.AbstractContextManager[None]:
         """A context for long work of a hook that can be abandoned without a trace: a signal raises CutShort, with one

@@ -53,7 +53,7 @@ class Suites(Hook):
         if not state.due(state.config.every.suite):
             return
         try:
-            with state.may_be_cut_short():
+            with state.averaged(), state.may_be_cut_short():
                 for suite_items in self.suites:
                     self.score(state, suite_items)
         except CutShort:

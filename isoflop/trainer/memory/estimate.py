@@ -32,7 +32,7 @@ class RunMemory:
     """Bytes that a run needs.
 
     Attributes:
-        fixed: weights, gradients, the optimiser's state, and the temporary stacks of Muon's step.
+        fixed: weights and their average, gradients, the optimiser's state, and the temporary stacks of Muon's step.
         sequence: activations per sequence in a pass.
         copy: of a checkpoint that is being written, in main memory.
     """
@@ -79,7 +79,8 @@ def upper_bound_bytes(config: RunConfig, rows: int = 0, fixed: bool = False) -> 
         * (model.layers + model.encoder_layers + 1)
         * values_per_layer
     )
-    return 8 * weights + activations
+    average = 2 * weights if config.average.entry.on else 0  # itself, and its part of a checkpoint's copy
+    return 8 * weights + average + activations
 
 
 def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> RunMemory:
@@ -88,6 +89,7 @@ def estimate(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) 
         model = build_model(config.task, config.model)
     task.prepare(model)
     weights, moments, stack = count_bytes(model, config.optim)
+    moments += average_bytes(config, weights)
     return RunMemory(
         fixed=2 * weights + moments + 3 * stack,
         sequence=bytes_per_sequence(config, task, batches, runtime),
@@ -105,6 +107,11 @@ def count_bytes(model: Any, optim: OptimConfig) -> tuple[int, int, int]:
             if entry.stacks(group.name):
                 stacks[tensor.shape] = stacks.get(tensor.shape, 0) + FLOAT * tensor.numel()
     return FLOAT * sum(tensor.numel() for tensor in model.parameters()), state, max(stacks.values(), default=0)
+
+
+def average_bytes(config: RunConfig, weights: int) -> int:
+    """Bytes of the average of the weights, given theirs."""
+    return weights if config.average.entry.on else 0
 
 
 def bytes_per_sequence(config: RunConfig, task: Task, batches: Batches, runtime: Runtime) -> int:

@@ -18,7 +18,14 @@ from isoflop.parallel.cost import Mode, Parallelism, memory
 from isoflop.parallel.mesh import Group
 from isoflop.runtime import free_memory, make_runtime
 from isoflop.trainer.config import RunConfig
-from isoflop.trainer.memory.estimate import FLOAT, bytes_per_sequence, count_bytes, format_bytes, plainly_fits
+from isoflop.trainer.memory.estimate import (
+    FLOAT,
+    average_bytes,
+    bytes_per_sequence,
+    count_bytes,
+    format_bytes,
+    plainly_fits,
+)
 from isoflop.trainer.task import Task
 
 CAST = 2  # bytes: autocast keeps a bfloat16 copy of every weight from forward to backward
@@ -32,7 +39,7 @@ class Footprint:
         parameters: of the model.
         unit: parameters of the largest unit.
         kept: parameters that remain gathered from forward to backward: those outside the units, and the last unit.
-        state: bytes of the optimiser's state, for all parameters.
+        state: bytes of the optimiser's state and of an average of the weights, for all parameters.
         stack: bytes of the largest stack in Muon's step, if Muon is used.
         sequence: bytes of activations per sequence in a pass.
         cast: bytes that autocast keeps per parameter.
@@ -80,7 +87,7 @@ def measure_footprint(config: RunConfig, task: Task, batches: Batches, device: s
         parameters=weights // FLOAT,
         unit=max(units),
         kept=weights // FLOAT - sum(units) + units[-1],
-        state=moments,
+        state=moments + average_bytes(config, weights),
         stack=stack,
         sequence=bytes_per_sequence(config, task, batches, runtime),
         cast=CAST if runtime.dtype != torch.float32 and config.parallel.gather == "float32" else 0,
@@ -137,6 +144,9 @@ def fitting_settings(config: RunConfig, footprint: Footprint, layout: Parallelis
     for n in fewer:
         if footprint.per_process(layout, n, rows // n, reduce_every) <= available:
             yield f"use --set batch.micro_sequences={n}"
+
+    if config.average.entry.on:
+        return  # an average needs all weights in every process
 
     divided, settings = layout, ""
     if layout.mode != "fsdp":
