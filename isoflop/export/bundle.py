@@ -10,6 +10,7 @@ from isoflop.checkpoint import check_buffers, load_weights
 from isoflop.data.tokenizer import PROBE, Tokenizer
 from isoflop.errors import UserError
 from isoflop.export.anatomy import Anatomy
+from isoflop.export.fit import resolved_parts
 from isoflop.export.names import Names, check_shapes, in_halves, keys, to_ours, to_theirs
 from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import GPT
@@ -95,7 +96,7 @@ def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tu
 def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
     """The tensors of a bundle with the names and the layout of a format. Gains and biases that the family has and the
     model lacks become ones and zeros."""
-    weights = in_halves_of(bundle)
+    weights = as_written(bundle)
     with torch.device("meta"):
         expected = weights_of(GPT(anatomy.to_config("this model")))
     complete = {
@@ -105,11 +106,22 @@ def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
     return to_theirs(keys(names, anatomy.layers, complete), complete, anatomy.head_dim)
 
 
-def in_halves_of(bundle: Bundle) -> dict[str, Tensor]:
-    """The weights in the layout of a model with half-split rotary pairs."""
-    if not dict(bundle.config.position.options).get("interleaved"):
-        return bundle.weights
-    return {name: halved(name, tensor, bundle.config.head_width) for name, tensor in bundle.weights.items()}
+def as_written(bundle: Bundle) -> dict[str, Tensor]:
+    """The weights in the layout of a model with half-split rotary pairs, with the constant scale of queries and keys as
+    gains."""
+    weights, config = bundle.weights, bundle.config
+    if dict(config.position.options).get("interleaved"):
+        weights = {name: halved(name, tensor, config.head_width) for name, tensor in weights.items()}
+
+    scale = resolved_parts(config)["attention"][0].get("qk_scale", 1.0)
+    if scale == 1.0:
+        return weights
+    gains = {}
+    for layer in range(config.layers):
+        for norm in ("q_norm", "k_norm"):
+            name = f"blocks.{layer}.attention.{norm}.weight"
+            gains[name] = scale * weights.get(name, torch.ones(config.head_width))
+    return {**weights, **gains}
 
 
 def halved(name: str, tensor: Tensor, head_dim: int) -> Tensor:
@@ -137,7 +149,7 @@ def compare(written: Bundle, read_back: Bundle, context: int = 64, ends: bool = 
             differently.
     """
     problem = "the export does not read back as the same model"
-    for name, tensor in in_halves_of(written).items():
+    for name, tensor in as_written(written).items():
         if name not in read_back.weights or not torch.equal(tensor.float(), read_back.weights[name].float()):
             raise UserError(f"{problem}: {name} is another tensor; nothing was kept")
 

@@ -3,7 +3,8 @@
 Entries are resolved, never compared by name: `swiglu` is the class Gated with silu, `banded` is Attention with a
 window, and a window that is no narrower than the context is none. For each family of a format the obstacles are
 collected, each with the settings that remove it; the family with the lowest cost is the nearest. Gains and biases that
-a family always has and a model lacks are written as ones and zeros: exactly the same function.
+a family always has and a model lacks are written as ones and zeros, and a constant scale as a gain: exactly the same
+function.
 """
 
 import inspect
@@ -34,7 +35,7 @@ EXPRESSIBLE: dict[type, tuple[str, ...]] = {
     RMSNorm: ("eps", "gain"),
     Learned: (),
     Rotary: ("base", "interleaved", "factor", "low_freq", "high_freq", "original"),
-    Attention: ("kv_heads", "qk_norm", "qk_gain", "bias"),
+    Attention: ("kv_heads", "qk_norm", "qk_gain", "qk_scale", "bias"),
     MLP: ("activation", "ratio", "d_ff", "bias"),
     Gated: ("activation", "ratio", "multiple_of", "d_ff", "bias"),
     PreNorm: (),
@@ -53,7 +54,8 @@ IN_ANATOMY = (
     "init",
     "dropout",
 )
-INERT = ("encoder_layers", "value_gate")  # of an encoder-decoder; of value embeddings, which are refused themselves
+# of an encoder-decoder; of value embeddings and of the shortcut, which are refused themselves
+INERT = ("encoder_layers", "value_gate", "shortcut_residual", "shortcut_embedding")
 ENTRY, ACTIVATION, NUMBER = 3, 2, 1  # costs: the distance of a change from the user's configuration
 
 
@@ -264,11 +266,12 @@ def of_attention(config: ModelConfig, name: str, limits: Limits, parts: list[Res
     family = FAMILIES[name]
     parts = [without_wide_window(part, config.context) for part in parts]
     has_bias = family.biases[0] != "never" and limits.attention_bias
-    wanted: dict[str, Any] = {"qk_norm": family.qk_norm, "bias": False}
+    wanted: dict[str, Any] = {"qk_norm": family.qk_norm, "bias": False}  # qk_scale needs the norm
     if parts and parts[0].cls is Attention:
         options = parts[0].options
         wanted["bias"] = options["bias"] and has_bias
         wanted |= {option: options[option] for option in ("kv_heads", "qk_gain")}
+        wanted["qk_scale"] = options["qk_scale"] if family.qk_norm else 1.0
     if not family.kv_heads:
         wanted["kv_heads"] = 0
     obstacles = of_entry(config, "attention", name, "full", parts, wanted)

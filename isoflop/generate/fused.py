@@ -50,6 +50,8 @@ def fusible(model: nn.Module) -> bool:
     subclass may compute something else, and to have no hooks, which would not be called."""
     if type(model) is not GPT or model.embedding.weight.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
+    if model.smear is not None or model.backout is not None:
+        return False
     modules = list(model.modules())
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return False
@@ -131,9 +133,11 @@ class FusedStep:
 
         # the queries that share a head of keys are M rows of one product
         if not room.many:
-            y_RGMK = F.scaled_dot_product_attention(room.q_RGMK, k_RGSK, v_RGSK, attn_mask=hidden_R11S)
+            y_RGMK = F.scaled_dot_product_attention(
+                room.q_RGMK, k_RGSK, v_RGSK, attn_mask=hidden_R11S, scale=layer.scale
+            )
             return y_RGMK.reshape(room.y_RC.shape)
-        torch.mul(room.q_RGMK, layer.head_dim**-0.5, out=room.scaled_RGMK)
+        torch.mul(room.q_RGMK, layer.scale or layer.head_dim**-0.5, out=room.scaled_RGMK)
         scores_AMS = torch.bmm(room.scaled_AMK, k_RGSK.flatten(0, 1).transpose(1, 2))
         if hidden_R11S is not None:
             scores_AMS.view(*room.q_RGMK.shape[:3], S).add_(hidden_R11S)
@@ -180,7 +184,7 @@ class Layer:
     def __init__(self, block: Any) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.norms = list(block.wiring.norms)
-        self.number, self.window = attention.layer, attention.window
+        self.number, self.window, self.scale = attention.layer, attention.window, attention.scale
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.head_dim = attention.q.out_features // attention.heads
 

@@ -8,6 +8,7 @@ from torch import nn
 from isoflop.errors import UserError
 from isoflop.model.blocks.part import Init, Part
 from isoflop.model.blocks.position import Position
+from isoflop.model.blocks.stream import Backout, Smear
 from isoflop.model.blocks.value import ValueEmbedding
 from isoflop.model.blocks.wiring import Shortcut
 from isoflop.model.config import ModelConfig
@@ -121,6 +122,22 @@ def make_value_embedding(config: ModelConfig, layer: int, init: Init, attention:
     )
 
 
-def make_shortcut(config: ModelConfig) -> Shortcut | None:
+def make_shortcut(config: ModelConfig, layer: int) -> Shortcut | None:
     """The module that mixes the embedding into a layer's input, or None."""
-    return Shortcut() if config.embedding_shortcut else None
+    if not config.embedding_shortcut:
+        return None
+    depth = layer / max(config.layers - 1, 1)
+    residual, embedding = (
+        first + (last - first) * depth for first, last in (config.shortcut_residual, config.shortcut_embedding)
+    )
+    return Shortcut(residual=residual, embedding=embedding)
+
+
+def make_smear(config: ModelConfig, init: Init) -> Smear | None:
+    """The module that adds the previous token's embedding, or None."""
+    return Smear(d_model=config.d_model, init=init) if config.smear else None
+
+
+def make_backout(config: ModelConfig) -> Backout | None:
+    """The module that subtracts the stream of the middle, or None."""
+    return Backout() if config.backout else None

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Annotated
 
+from isoflop.config import Added
 from isoflop.errors import UserError
 from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, INITS, LARGEST, NORMS, POSITIONS, WIRINGS
 from isoflop.model.spec import Spec as Spec
@@ -15,7 +16,7 @@ MOST_LAYERS = 10_000
 class ModelConfig:
     """A transformer, decoder-only or encoder-decoder. The defaults are the preset "modern" at its smallest.
 
-    Three options belong to no slot, since they combine with nearly every entry of all slots; each is off by default:
+    Five options belong to no slot, since they combine with nearly every entry of all slots; each is off by default:
 
         logit_cap c           logit soft cap: logits s become c tanh(s / c) in training, evaluation and decoding
                               (Gemma 2, 2408.00118, section 2: 30; modded-nanogpt and nanochat: 15)
@@ -24,6 +25,9 @@ class ModelConfig:
                               `value_gate` the factor is 1
         embedding_shortcut    x <- a x + b x0 in front of every block, x0 the embedding, a and b learned
                               (modded-nanogpt and nanochat)
+        smear                 x_t <- x_t + a sigmoid(w x_t[:24]) x_(t-1) in front of the first block (the same)
+        backout               x <- x - b x_mid behind the last block, x_mid the stream after half of the blocks (the
+                              same)
 
     Raises:
         UserError: naming the field, for inconsistent shapes.
@@ -49,6 +53,18 @@ class ModelConfig:
     final_norm: Annotated[bool, "normalise before the head"] = True
     tied_head: Annotated[bool, "the head's weight is the embedding's"] = False
     logit_cap: Annotated[float, "logit soft cap: logits s become cap tanh(s / cap); 0 disables it"] = 0.0
+    shortcut_residual: Annotated[
+        tuple[float, float],
+        "first values of the shortcut's a in the first and last block, linear between (nanochat: 1.15, 1.05)",
+        Added(),
+    ] = (1.0, 1.0)
+    shortcut_embedding: Annotated[
+        tuple[float, float],
+        "first values of the shortcut's b in the first and last block, linear between (nanochat: 0.2, 0.05)",
+        Added(),
+    ] = (0.0, 0.0)
+    smear: Annotated[bool, "add the previous token's embedding, weighted by a learned gate", Added()] = False
+    backout: Annotated[bool, "subtract a learned share of the middle block's output before the head", Added()] = False
     dropout: Annotated[float, "after the embedding, on attention weights and at the end of each branch"] = 0.0
 
     def __post_init__(self) -> None:
@@ -68,6 +84,9 @@ class ModelConfig:
             raise UserError(f"model.dropout = {self.dropout} is not in [0, 1)")
         if not 0.0 <= self.logit_cap <= LARGEST:
             raise UserError(f"model.logit_cap = {self.logit_cap:g} is negative or not a number; 0 disables it")
+        for name in ("shortcut_residual", "shortcut_embedding"):
+            if not all(abs(value) <= LARGEST for value in getattr(self, name)):
+                raise UserError(f"model.{name} = {list(getattr(self, name))} is too large or not a number")
         for field in dataclasses.fields(self):  # a name alone is a Spec: ModelConfig(norm="layer")
             value = getattr(self, field.name)
             if isinstance(field.default, Spec) and not isinstance(value, Spec):

@@ -224,7 +224,7 @@ def check(config: ModelConfig) -> None:
     """Raises:
     UserError: for an entry that is undefined in an encoder, or an option of decoder-only models.
     """
-    for name in ("value_embedding", "embedding_shortcut"):
+    for name in ("value_embedding", "embedding_shortcut", "smear", "backout"):
         if getattr(config, name):
             value = str(getattr(config, name)).lower()
             raise UserError(f"model.{name} = {value} is for task causal_lm; remove it for seq2seq")

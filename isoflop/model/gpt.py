@@ -1,10 +1,10 @@
 """A decoder-only transformer, from tokens to logits.
 
-    tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> dropout
+    tokens_BT -> embedding (+ learned or sinusoidal positions) -> [norm] -> [smear] -> dropout
               -> L blocks, in each of which the wiring joins two branches to the residual stream:
                      attention     q, k, v -> [QK norm] -> [rotary] -> softmax(q k / sqrt(K) [+ bias]) v -> out
                      feed_forward  up -> activation -> down, or gated, or a few of many experts
-              -> norm -> head -> [logit soft cap] -> logits_BTV
+              -> [backout] -> norm -> head -> [logit soft cap] -> logits_BTV
 
 The default ("modern"): pre-norm, RMS norm without gains, rotary positions, QK norm, squared ReLU, no biases, branches
 that start at zero, an untied head. Every part is an entry of a table in registry.py, chosen by config.py's Specs and
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from isoflop.model.assemble import (
     make_attention,
+    make_backout,
     make_feed_forward,
     make_final_norm,
     make_init,
     make_norm,
     make_position,
     make_shortcut,
+    make_smear,
     make_value_embedding,
     make_wiring,
 )
@@ -46,7 +48,7 @@ class Block(Unit):
         self.values = make_value_embedding(config, layer, init, self.attention)  # None in most models
         self.feed_forward = make_feed_forward(config, layer, init)
         self.wiring = make_wiring(config, branches=2 - self.attention.absent - self.feed_forward.absent)
-        self.shortcut = make_shortcut(config)  # None in most models
+        self.shortcut = make_shortcut(config, layer)  # None in most models
 
     def compute(
         self,
@@ -92,8 +94,10 @@ class GPT(LanguageModel):
         self.embedding = Embedding(config.vocab_size, config.d_model, init=init, role=role)
         self.position = make_position(config, "input", init, config.head_width)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.smear = make_smear(config, init)  # None in most models, as is `backout`
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer, init) for layer in range(config.layers))
+        self.backout = make_backout(config)
         self.norm = make_final_norm(config)
         self.head = None
         if not config.tied_head:
@@ -115,19 +119,27 @@ class GPT(LanguageModel):
             raise ValueError(f"{cached} + {T} positions do not fit in a context of {self.config.context}")
 
         start = cache.start(T) if cache is not None else 0
-        x_BTD = self.embed(tokens_BT, start)
-        extra = self.extra_inputs(tokens_BT, x_BTD)
-        for block in self.blocks:
+        x_BTD = self.embed(tokens_BT, start, cache)
+        extra, middle = self.extra_inputs(tokens_BT, x_BTD), self.middle
+        middle_BTD = x_BTD if middle == 0 else None
+        for number, block in enumerate(self.blocks, 1):
             x_BTD = block(x_BTD, cache, **extra)
+            if number == middle:
+                middle_BTD = x_BTD
 
+        if self.backout is not None:
+            x_BTD = self.backout(x_BTD, middle_BTD)
         if cache is not None:
             cache.advance(T)
         return normalise(self.norm, x_BTD, start)
 
-    def embed(self, tokens_BT: Tensor, start: Start) -> Tensor:
+    def embed(self, tokens_BT: Tensor, start: Start, cache: Cache | None = None) -> Tensor:
         """x_BTD, the first block's input, for tokens from position `start` on, or at positions_BT."""
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
-        dropped_BTD: Tensor = self.dropout(normalise(self.embedding_norm, x_BTD, start))
+        x_BTD = normalise(self.embedding_norm, x_BTD, start)
+        if self.smear is not None:
+            x_BTD = self.smear(x_BTD, start, cache)
+        dropped_BTD: Tensor = self.dropout(x_BTD)
         return dropped_BTD
 
     def logits(self, h_BTD: Tensor) -> Tensor:
@@ -135,6 +147,11 @@ class GPT(LanguageModel):
         return soft_capped(product(h_BTD, self.head_weight), self.logit_cap)
 
     # --- Everything below serves options and training. The forward pass is complete above. ---
+
+    @property
+    def middle(self) -> int | None:
+        """The number of blocks after which `backout` takes the stream; None: it is not needed."""
+        return self.config.layers // 2 if self.backout is not None else None
 
     def extra_inputs(self, tokens_BT: Tensor, x0_BTD: Tensor) -> dict[str, Tensor]:
         """Further inputs of every block, only if value embeddings or shortcuts need them, since sharding and
@@ -155,13 +172,19 @@ class GPT(LanguageModel):
             )
 
     def hidden_mtp(self, tokens_BT: Tensor) -> list[Tensor]:
-        """h_BTD for the next token, as `hidden`, and for each later token that has its own head."""
+        """h_BTD for the next token, as `hidden`, and for each later token that has its own head (without backout)."""
         x_BTD = self.embed(tokens_BT, 0)
-        extra = self.extra_inputs(tokens_BT, x_BTD)
-        for block in self.blocks[:-1]:
+        extra, middle = self.extra_inputs(tokens_BT, x_BTD), self.middle
+        middle_BTD = x_BTD if middle == 0 else None
+        for number, block in enumerate(self.blocks[:-1], 1):
             x_BTD = block(x_BTD, **extra)
+            if number == middle:
+                middle_BTD = x_BTD
 
-        h_BTD = normalise(self.norm, self.blocks[-1](x_BTD, **extra), 0)
+        last_BTD = self.blocks[-1](x_BTD, **extra)
+        if self.backout is not None:
+            last_BTD = self.backout(last_BTD, middle_BTD)
+        h_BTD = normalise(self.norm, last_BTD, 0)
         return [h_BTD, *(head(x_BTD, **extra) for head in self.ahead)]
 
     def units(self) -> list[Unit]:

@@ -124,8 +124,9 @@ FEED_FORWARDS = st.builds(
     st.booleans(),
 )
 ATTENTIONS = st.builds(
-    lambda name, **options: Spec(name, **options),
+    lambda name, qk_scale, **options: Spec(name, qk_scale=qk_scale if options["qk_norm"] else 1.0, **options),
     st.sampled_from(["full", "banded"]),
+    st.sampled_from([1.0, 1.2]),
     kv_heads=st.sampled_from([0, 1, 2]),
     qk_norm=st.booleans(),
     qk_gain=st.booleans(),

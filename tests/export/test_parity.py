@@ -74,6 +74,14 @@ OURS = {
     "interleaved": modern(
         vocab_size=V, context=32, layers=2, d_model=48, heads=3, position=Spec("rotary", interleaved=True, base=500.0)
     ),
+    "sharper": modern(
+        vocab_size=V,
+        context=32,
+        layers=2,
+        d_model=48,
+        heads=3,
+        attention=Spec("full", qk_norm=True, qk_gain=False, qk_scale=1.2, bias=False),
+    ),
     "scaled": modern(vocab_size=V, context=32, layers=2, d_model=48, heads=3, position=Spec("rotary", **LLAMA3)),
     "qwen3": ModelConfig(
         vocab_size=V,

@@ -162,6 +162,8 @@ def test_a_llama2c_file_of_another_size_is_refused(tmp_path, hf):
         (gpt2(**SHAPE, logit_cap=30.0), "gguf", "model.logit_cap = 30.0 cannot be written as"),
         (gpt2(**SHAPE, value_embedding=2), "hf", "model.value_embedding = 2 cannot be written as"),
         (gpt2(**SHAPE, embedding_shortcut=True), "gguf", "model.embedding_shortcut = True cannot be written as"),
+        (gpt2(**SHAPE, smear=True), "hf", "model.smear = True cannot be written as"),
+        (gpt2(**SHAPE, backout=True), "gguf", "model.backout = True cannot be written as"),
         (modern(**SHAPE, feed_forward=Spec("none")), "hf", "model.feed_forward = none"),
         (modern(**SHAPE, norm=Spec("rms", eps=1e-5)), "hf", "model.norm.eps"),
         (gpt2(**SHAPE, attention=Spec("full", kv_heads=1)), "hf", "kv_heads"),

@@ -48,6 +48,8 @@ CASES = [
     {"feed_forward": Spec("moe", experts=4, top_k=3, shared=2)},
     {"value_embedding": 1, "embedding_shortcut": True, "logit_cap": 30.0, "wiring": "parallel"},
     {"value_embedding": 1, "attention": Spec("banded", window=3, kv_heads=1)},
+    {"smear": True, "backout": True, "attention": Spec("full", qk_norm=True, qk_scale=1.5)},
+    {"smear": True, "embedding_norm": True, "attention": WINDOW},
 ]
 
 

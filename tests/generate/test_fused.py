@@ -30,6 +30,7 @@ CASES = {
     "interleaved": {**LLAMA, "position": Spec("rotary", interleaved=True)},
     "scaled": {"position": Spec("rotary", factor=4.0, original=8, low_freq=1.0, high_freq=4.0)},
     "gains": {"attention": Spec("full", kv_heads=1, qk_norm=True)},
+    "sharper": {"attention": Spec("full", kv_heads=2, qk_norm=True, qk_gain=False, qk_scale=1.3)},
     "banded": {"attention": Spec("banded", window=5)},
     "alternating": {"attention": Spec("alternating", pattern=(Spec("banded", window=3), Spec("full", kv_heads=2)))},
     "sinusoidal": {"position": "sinusoidal", "embedding_norm": True, "final_norm": False},
@@ -45,6 +46,8 @@ ELSE = [
     {"feed_forward": "moe"},
     {"value_embedding": 1},
     {"embedding_shortcut": True},
+    {"smear": True},
+    {"backout": True},
 ]
 
 

@@ -1,4 +1,4 @@
-"""The options outside the slots equal their formulas: value embeddings, embedding shortcut, logit soft cap."""
+"""The options outside the slots equal their formulas: value embeddings, shortcut, smear, backout, logit soft cap."""
 
 import math
 
@@ -99,6 +99,67 @@ def test_the_shortcut_starts_as_the_identity():
     assert torch.equal(made(embedding_shortcut=True), made())
 
 
+def test_the_shortcuts_first_values_are_linear_over_the_depth():
+    fields = {"shortcut_residual": (1.15, 1.05), "shortcut_embedding": (0.2, 0.05)}
+    blocks = GPT(ModelConfig(**{**TINY, "layers": 3}, embedding_shortcut=True, **fields)).blocks
+    expected = [[1.15, 0.2], [1.1, 0.125], [1.05, 0.05]]
+    torch.testing.assert_close(torch.stack([block.shortcut.mix for block in blocks]), torch.tensor(expected))
+    (alone,) = GPT(ModelConfig(**{**TINY, "layers": 1}, embedding_shortcut=True, **fields)).blocks
+    torch.testing.assert_close(alone.shortcut.mix, torch.tensor([1.15, 0.2]))
+    with pytest.raises(UserError, match=r"model\.shortcut_embedding = \[nan, 0"):
+        ModelConfig(**TINY, shortcut_embedding=(math.nan, 0.0))
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_smear_adds_the_previous_tokens_embedding_by_a_gate(normed):
+    model, plain = stirred(smear=True, embedding_norm=normed), stirred(embedding_norm=normed)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "smear" not in k})
+    x = plain.embed(TOKENS, 0)
+    expected = x.clone()
+    for t in range(1, 8):
+        gate = torch.sigmoid((x[:, t] * model.smear.gate).sum(-1, keepdim=True))  # 16 features are fewer than 24
+        expected[:, t] += model.smear.share * gate * x[:, t - 1]
+    torch.testing.assert_close(model.embed(TOKENS, 0), expected)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 4])
+def test_backout_subtracts_the_stream_after_half_of_the_blocks(layers):
+    model, plain = stirred(backout=True, layers=layers), stirred(layers=layers)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "backout" not in k})
+    streams = [plain.embed(TOKENS, 0)]
+    for block in plain.blocks:
+        streams.append(block(streams[-1]))
+    middle = streams[{1: 0, 2: 1, 3: 1, 4: 2}[layers]]
+    torch.testing.assert_close(model.hidden(TOKENS), plain.norm(streams[-1] - model.backout.share * middle))
+
+
+def test_smear_starts_as_the_identity_and_backout_at_a_fifth():
+    def made(**fields):
+        torch.manual_seed(0)
+        return GPT(modern(**TINY, **fields))
+
+    assert torch.equal(made(smear=True).embed(TOKENS, 0), made().embed(TOKENS, 0))
+    assert made(backout=True).backout.share.item() == pytest.approx(0.2)
+    vectors = next(group for group in split(made(smear=True, backout=True)) if group.name == "vectors")
+    assert list(vectors.parameters) == ["smear.share", "smear.gate", "backout.share"] and not vectors.decay
+
+
+def test_a_scale_multiplies_normalised_queries_and_keys():
+    scaled, gained = (
+        stirred(attention=Spec("full", qk_norm=True, qk_gain=True, bias=False, **options))
+        for options in ({"qk_scale": 1.2}, {})
+    )
+    gained.load_state_dict(scaled.state_dict())
+    with torch.no_grad():
+        for block in gained.blocks:
+            for norm in (block.attention.q_norm, block.attention.k_norm):
+                norm.weight.mul_(1.2)
+    torch.testing.assert_close(scaled.hidden(TOKENS), gained.hidden(TOKENS))
+    for options, message in (({"qk_scale": 1.2}, "set qk_norm"), ({"qk_scale": 0.0, "qk_norm": True}, "not above 0")):
+        with pytest.raises(UserError, match=message):
+            GPT(ModelConfig(**TINY, attention=Spec("full", **options)))
+
+
 def test_the_gate_starts_at_one_and_the_table_small():
     torch.manual_seed(0)
     values = GPT(modern(**{**TINY, "vocab_size": 4096}, value_embedding=2)).blocks[1].values
@@ -155,6 +216,9 @@ def test_an_encoder_decoder_has_the_cap_and_refuses_decoder_only_options():
     assert 1.5 < logits.abs().max() <= 2
     loss = Seq2Seq().loss(model, TOKENS, seen, TOKENS, TOKENS.flip(0))
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), TOKENS.flip(0).flatten()))
-    for fields, setting in (({"value_embedding": 2}, "value_embedding = 2"), ({"embedding_shortcut": True}, "= true")):
+    refused = [{"value_embedding": 2}, {"embedding_shortcut": True}, {"smear": True}, {"backout": True}]
+    for fields in refused:
+        ((name, value),) = fields.items()
+        setting = f"{name} = {str(value).lower()}"
         with pytest.raises(UserError, match=f"{setting} is for task causal_lm"):
             build_model("seq2seq", ModelConfig(**TINY, **fields))

@@ -29,6 +29,7 @@ VARIANTS = [  # options that change what an entry computes
     ("attention", Spec("full", kv_heads=2)),
     ("attention", Spec("full", kv_heads=1, qk_norm=True, bias=False)),
     ("attention", Spec("full", qk_norm=True, qk_gain=False)),
+    ("attention", Spec("full", qk_norm=True, qk_scale=1.2)),
     ("attention", Spec("full", soft_cap=2.0, kv_heads=2)),
     ("attention", Spec("banded", window=4)),
     ("attention", Spec("banded", window=1)),
@@ -67,6 +68,10 @@ BESIDE = [  # options beside the slots
     {"value_embedding": 1, "attention": Spec("alternating", pattern=(Spec("banded", window=4), "full"))},
     {"embedding_shortcut": True},
     {"embedding_shortcut": True, "embedding_norm": True, "wiring": "post"},
+    {"embedding_shortcut": True, "shortcut_residual": (1.15, 1.05), "shortcut_embedding": (0.2, 0.05)},
+    {"smear": True},
+    {"backout": True},
+    {"smear": True, "backout": True, "embedding_norm": True, "embedding_shortcut": True, "layers": 3},
     {"logit_cap": 30.0},
     {"logit_cap": 30.0, "value_embedding": 1, "embedding_shortcut": True, "wiring": "parallel", "tied_head": True},
 ]

@@ -48,6 +48,7 @@ CASES: dict[str, tuple[list[str], int]] = {
         3,
     ),
     "neurons_longer": (["optim.neurons=longer", "model.value_embedding=1", "optim.value_lr=0.003"], 3),
+    "stream": (["model.smear=true", "model.backout=true", "model.attention.qk_scale=1.2"], 3),
     "pairs": (["task=seq2seq"], 3),
 }
 

@@ -44,8 +44,9 @@ def train(again: bool, **fields) -> tuple[torch.Tensor, dict[str, torch.Tensor],
         {"feed_forward": "moe"},
         {"attention": "alternating"},
         {"value_embedding": 1, "embedding_shortcut": True},
+        {"smear": True, "backout": True},
     ],
-    ids=["modern", "dropout", "moe", "alternating", "options"],
+    ids=["modern", "dropout", "moe", "alternating", "options", "stream"],
 )
 def test_recomputation_keeps_less_and_gives_the_same_bits(fields):
     loss, gradients, held = train(False, **fields)

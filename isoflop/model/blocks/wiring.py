@@ -160,18 +160,22 @@ class DeepNorm(Wiring):
 
 class Shortcut(Part):
     """a x + b x0 in front of a block of any wiring: the residual stream x and the embedding x0, mixed by two learned
-    scalars that start at 1 and 0 (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which start at 1.15 to 1.05
-    and 0.2 to 0.05 over the depth)."""
+    scalars (modded-nanogpt, record of 2024-11-06; nanochat's lambdas, which start at 1.15 to 1.05 and 0.2 to 0.05 over
+    the depth).
 
-    def __init__(self) -> None:
+    Args:
+        residual, embedding: a and b at the start; 1 and 0 change nothing.
+    """
+
+    def __init__(self, *, residual: float = 1.0, embedding: float = 0.0) -> None:
         super().__init__()
+        self.start = (residual, embedding)
         self.mix = nn.Parameter(torch.empty(2))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         with torch.no_grad():
-            self.mix.zero_()
-            self.mix[0] = 1.0
+            self.mix[0], self.mix[1] = self.start
 
     def forward(self, x_BTD: Tensor, x0_BTD: Tensor) -> Tensor:
         a, b = self.mix.to(x_BTD.dtype).unbind()
