@@ -130,6 +130,22 @@ def narrow_residual_stream() -> Any:
     return Narrow()
 
 
+def parts(spec: dict[str, Any], gate: Gate) -> None:
+    """A whole step of our default model on random tokens (trainer/throughput.py), endlessly, with some of the compiled
+    kernels' parts: "blocks", "loss". Without any it is also the step of a checkout that has none."""
+    from isoflop.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    from isoflop.trainer.throughput import make_step
+    from paths import use, whole_step
+
+    step = make_step(whole_step(spec["size"], spec["dtype"], int(os.environ["OMP_NUM_THREADS"])))
+    use(step, spec["uses"])
+    while True:
+        step()
+        gate.step()
+
+
 class Tokens:
     """A file of 16-bit ids as the data of a run."""
 
@@ -316,6 +332,7 @@ def plain_loop(
 
 
 TRAINERS: dict[str, Callable[[dict[str, Any], Gate], None]] = {
+    "parts": parts,
     "isoflop": isoflop,
     "nanogpt": nanogpt,
     "transformers": transformers,

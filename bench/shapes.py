@@ -35,6 +35,14 @@ SIZES = {
     "L": Size(12, 768, 12, 1024, 1, 50_304, steps=1),  # GPT-2 with a padded vocabulary
 }
 
+# Shapes that a plan takes for minutes on a CPU, with our default architecture (paths.py)
+PLANNED = {
+    "3x96": Size(3, 96, 1, 256, 32, 2048, steps=4),
+    "2x128": Size(2, 128, 2, 256, 16, 4096, steps=8),
+    "4x128": Size(4, 128, 2, 256, 32, 2048, steps=4),
+    "6x192": Size(6, 192, 3, 256, 64, 4096, steps=1),
+}
+
 # On a GPU: nanoGPT's own batch, 40 passes of 12 sequences; and a size for a CPU, to rehearse.
 CARD_SIZES = {
     "124M": Size(12, 768, 12, 1024, 480, 50_304, steps=10),

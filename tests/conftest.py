@@ -32,7 +32,9 @@ def own_signals():
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """A separate ISOFLOP_HOME per test, and one thread, since tests share the machine."""
+    """A separate ISOFLOP_HOME per test, in which no kernels are compiled, and one thread, since tests share the
+    machine."""
+    monkeypatch.setenv("ISOFLOP_KERNELS", "0")
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path_factory.mktemp("home")))
     torch.set_num_threads(1)
 

@@ -39,6 +39,10 @@ class CrossEntropy:
         """Use one compiled kernel between the matrix products of the head from now on."""
         self.options = replace(self.options, compiled=True)
 
+    def use_kernels(self) -> None:
+        """Use the kernels of isoflop/kernels between the matrix products of the head from now on."""
+        self.options = replace(self.options, kernels=True)
+
     def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """The loss of one pass, a scalar with gradient, in nats."""
         return self.of(model, model.hidden(inputs_BT), targets_BT)

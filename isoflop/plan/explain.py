@@ -10,11 +10,12 @@ from isoflop.plan.repetition import TOKENS_PER_PARAMETER, WORN_OUT
 from isoflop.records.plan import LABELS, Choice
 from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
+from isoflop.trainer.config import RuntimeConfig
 
 BY_YOU = "set by you"
 # For each line of the plan: the fields that alone determine it, and those that influence it
 DECIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "device": ((), ("runtime.device", "runtime.threads", "runtime.compile")),
+    "device": ((), ("runtime.device", "runtime.threads", "runtime.compile", "runtime.kernels")),
     "context": (("model.context",), ()),
     "shape": (("model.layers", "model.d_model"), ("model.encoder_layers", "model.heads", "model.head_dim")),
     "batch": (("batch.sequences",), ("batch.ramp_from",)),
@@ -79,7 +80,7 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
 
     source = "measured on the prepared text" if facts.measured else "estimated: a dry run does not prepare so much text"
     return (
-        line("device", device + (", compiled" if runtime.compile else ""), device_reason(proposal)),
+        line("device", device + how_compiled(runtime), device_reason(proposal)),
         vocabulary_choice(proposal, facts.vocab_size, workload.text.size),
         line(
             "context",
@@ -91,6 +92,13 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         line("tokenizer", f"{facts.bytes_per_token:.2f} bytes per token", source),
         line("export", *destinations(config, facts.tokenizer_json)),
     )
+
+
+def how_compiled(runtime: RuntimeConfig) -> str:
+    """What of a step is compiled, in words that follow the device's; "" if nothing is."""
+    if runtime.compile:
+        return ", compiled"
+    return ", compiled kernels" if runtime.kernels == "compiled" else ""
 
 
 def device_reason(proposal: Proposal, given: str = "") -> str:

@@ -11,6 +11,7 @@ from isoflop.budget import Budget
 from isoflop.config import load_json
 from isoflop.errors import UserError
 from isoflop.files import home, write_json
+from isoflop.kernels.compiled import available
 from isoflop.plan import known
 from isoflop.plan.asked import Asked
 from isoflop.plan.trials import Trial
@@ -22,7 +23,7 @@ from isoflop.trainer.workload import Workload
 
 TRIAL_SECONDS = 2.0  # at most, for the steps of each dtype or number of threads, timed in turns
 COMPILED_FROM = 600.0  # seconds of a budget: every shape that is timed takes up to a minute to compile
-PATHS = 2  # increased when a change of the code makes a step faster in one of the dtypes, so that they are timed again
+PATHS = 3  # increased when a change of the code makes a step faster in one of the dtypes, so that they are timed again
 GAIN = 1.15  # bfloat16 is chosen if its steps are at least so many times as fast
 STALLS = 3.0  # more threads may take so many times as long as one for a small product; on an idle machine, briefly 1.5
 STALLED = "threads waited for a processor"
@@ -87,6 +88,15 @@ def choose_runtime(
         reached = threads.tokens_per_second * workload.flops_per_token(trial.config)
         calibration = calibration.updated(flops_per_second=reached)
     return config, calibration
+
+
+def choose_kernels(config: RunConfig, workload: Workload, asked: Asked) -> RunConfig:
+    """Choose the compiled kernels (isoflop/kernels) for text on a CPU, where they can be compiled. They are not timed:
+    at the shapes of a plan they were faster everywhere (bench/paths.py), and noise could give the same command
+    different bits."""
+    if workload.text is None or resolve_runtime(config).runtime.device != "cpu" or not available():
+        return config
+    return asked.choose(config, "runtime", kernels="compiled")
 
 
 def choose_threads(config: RunConfig, trial: Trial | None, budget: Budget, until: float) -> Chosen:

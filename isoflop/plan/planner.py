@@ -30,7 +30,7 @@ from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.explain import choices_of
 from isoflop.plan.fewer_ids import inputs_for_ids, needs_new_shapes, rescaled, with_ids
 from isoflop.plan.fitted import Fitted
-from isoflop.plan.machine import choose_runtime
+from isoflop.plan.machine import choose_kernels, choose_runtime
 from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
 from isoflop.plan.recipe import differences, differs_from_prior
@@ -201,7 +201,7 @@ def propose(
     Raises:
         UserError: if the budget buys fewer than MIN_STEPS steps.
     """
-    initial = config
+    initial = config = choose_kernels(config, workload, asked)
     device, allowed = resolve_runtime(config).runtime.device, allowed or calibration_seconds(budget)
     until = time.perf_counter() + allowed
     say(f"measuring this machine ({device}), for at most {allowed:.0f} s")

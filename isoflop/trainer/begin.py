@@ -14,7 +14,9 @@ from isoflop.data.loader import Batches
 from isoflop.data.manifest import Data
 from isoflop.errors import UserError, quoted
 from isoflop.files import write_json, write_text
+from isoflop.kernels.compiled import why_not
 from isoflop.model.build import Model, build_model
+from isoflop.model.fused import fuse
 from isoflop.optim.build import build
 from isoflop.optim.timetable import Decision, Timetable
 from isoflop.parallel.config import DIVIDED
@@ -107,7 +109,9 @@ def make_run(
 
     # modules that only training needs, and the distribution of the model over the processes
     task.prepare(model)
-    wrap(config, model, task)
+    wrap(config, model, task, sharded)
+    if config.runtime.kernels == "compiled" and (why := why_not()):
+        notices = [*notices, f"note: runtime.kernels = compiled cannot be used, so torch's operations are: {why}"]
     layout = distribute(model, task.loss, group, config.parallel, runtime.device.type, weights)
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
     timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
@@ -183,15 +187,31 @@ def initial_weights(
     return None, warnings
 
 
-def wrap(config: RunConfig, model: Model, task: Task) -> None:
-    """Apply runtime.recompute and runtime.compile to a model and to its task's loss."""
+def wrap(config: RunConfig, model: Model, task: Task, sharded: bool = False) -> None:
+    """Apply runtime.kernels, runtime.recompute and runtime.compile to a model and to its task's loss.
+
+    Args:
+        sharded: the weights are divided among processes, which the fused blocks do not know.
+    """
     batch, units = config.batch, list(model.units())
+    if uses_kernels(config) and not sharded:
+        fuse(model)
+        use_kernels = getattr(task, "use_kernels", None)  # a task of the user's own need not have it
+        if use_kernels is not None:
+            use_kernels()
     if config.runtime.recompute:
         recompute(model, units)
     if config.runtime.compile:
         fixed = task.static_shapes and not (batch.ramp_from and not batch.micro_sequences)
         compile_units(units, fixed)
         task.compile()
+
+
+def uses_kernels(config: RunConfig) -> bool:
+    """Whether a run uses the compiled kernels: on a CPU, if it asks for them and this machine has them. Blocks that
+    torch.compile handles are left to it."""
+    runtime = config.runtime
+    return runtime.kernels == "compiled" and runtime.device == "cpu" and not runtime.compile and not why_not()
 
 
 def require_same_start(folder: RunFolder, fingerprint: str) -> None:

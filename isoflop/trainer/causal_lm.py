@@ -124,6 +124,9 @@ class CausalLM:
     def compile(self) -> None:
         self.criterion.compile()
 
+    def use_kernels(self) -> None:
+        self.criterion.use_kernels()
+
     def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
         return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()
 

@@ -107,6 +107,11 @@ class RuntimeConfig:
     dtype: Annotated[str, "dtype of matrix products: auto, float32 or bfloat16; weights stay float32"] = "auto"
     threads: Annotated[int, "CPU threads of a host, shared among its processes; 0: one per core"] = 0
     compile: Annotated[bool, "torch.compile each block; needs a C++ compiler or a GPU"] = False
+    kernels: Annotated[
+        Literal["torch", "compiled"],
+        "between matrix products on a CPU: torch's operations, or one compiled kernel for many, which differs in the "
+        "last bits and needs a C compiler",
+    ] = "torch"
     recompute: Annotated[
         bool, "recompute each block's activations in the backward pass: less memory, a third more time, the same bits"
     ] = False

@@ -109,6 +109,9 @@ class Seq2Seq:
     def compile(self) -> None:
         """Does nothing: nearly every batch has another shape, and each would be compiled anew."""
 
+    def use_kernels(self) -> None:
+        self.criterion.use_kernels()
+
     def loss(
         self,
         model: EncoderDecoder,

@@ -219,6 +219,7 @@ class Version:
             **os.environ,
             "PYTHONPATH": str(root),
             "OMP_NUM_THREADS": "1",
+            "ISOFLOP_KERNELS": "0",  # a plan would use them where earlier versions had none
             "ISOFLOP_HOME": str(folder / "home"),
             "PYTHONHASHSEED": "0",
         }

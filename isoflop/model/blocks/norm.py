@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from isoflop.errors import UserError
+from isoflop.kernels import calls
 from isoflop.model.blocks.part import Part, Start, entry, rows_at
 
 
@@ -38,6 +39,8 @@ class RMSNorm(Part):
     Options: `gain=False` leaves the weight out.
     """
 
+    kernels = False
+
     def __init__(self, *, dim: int, eps: float = 1e-6, gain: bool = True) -> None:
         super().__init__()
         self.dim = dim
@@ -49,7 +52,14 @@ class RMSNorm(Part):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
+    def use_kernels(self) -> None:
+        """Use the compiled kernels (isoflop/kernels) in training from now on, if there is no gain. The result then has
+        the dtype of matrix products, to which it would be cast for its first product."""
+        self.kernels = self.weight is None
+
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if self.kernels and torch.is_grad_enabled() and (dtype := calls.product_dtype(x_BTD)):
+            return KernelRMS.apply(x_BTD.contiguous(), self.eps, dtype)
         if x_BTD.device.type != "cpu":
             return F.rms_norm(x_BTD, (self.dim,), self.weight, self.eps)
         y_BTD = UnitRMS.apply(x_BTD, self.eps)
@@ -77,6 +87,22 @@ class UnitRMS(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
         y, r = ctx.saved_tensors
         return torch.addcmul(dy, y, (dy * y).mean(dim=-1, keepdim=True), value=-1).mul_(r), None
+
+
+class KernelRMS(torch.autograd.Function):
+    """UnitRMS by the compiled kernels, with a result in `dtype`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        y, r = calls.norm(x, eps, dtype)
+        ctx.save_for_backward(y, r)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        y, r = ctx.saved_tensors
+        return calls.norm_back(None, dy.contiguous(), y, r)[0], None, None
 
 
 class BatchNorm(Part):

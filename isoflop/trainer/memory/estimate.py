@@ -14,9 +14,11 @@ import torch
 from isoflop.data.loader import Batches
 from isoflop.model.build import build_model
 from isoflop.model.count import parameters
+from isoflop.model.fused import fuse
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
 from isoflop.runtime import Runtime, free_memory
+from isoflop.trainer.begin import uses_kernels
 from isoflop.trainer.config import RunConfig
 from isoflop.trainer.task import Task
 
@@ -130,6 +132,8 @@ def activation_bytes_per_sequence(config: RunConfig, task: Task, batches: Batche
         with runtime.device:
             small = build_model(config.task, trial)
         task.prepare(small)
+        if uses_kernels(config):
+            fuse(small)
         statistics = any(getattr(module, "keeps_statistics", False) for module in small.modules())
         fewest = 2 if statistics else 1  # there are no statistics over one sequence
         first, second = (saved_bytes(small, task, batches.largest(rows), runtime) for rows in (fewest, 2 * fewest))

@@ -1,0 +1,296 @@
+"""The usual block's training pass in few operations, for CPUs.
+
+A step of a small model spends half of its time around its matrix products: in dispatching several hundred operations,
+in casts of weights and activations, and in passes over memory. Here a block is two functions of autograd with attention
+between them, whose forward and backward passes are written out:
+
+    before attention   norm -> one product for queries, keys and values -> heads, QK norm, rotary positions
+    attention          two batched products with a causal softmax between them, up to FEW_KEYS positions
+    after attention    out -> residual sum and norm -> up -> squared ReLU -> down -> residual sum
+
+What is between the products are the compiled kernels (isoflop/kernels). In bfloat16 weights are cast once per step, not
+once per pass. The residual stream, its gradient, norms and softmaxes are float32, products in the dtype of autocast, as
+in the plain path; intermediate results are rounded in fewer places, so that the two differ in their last bits
+(tests/model/test_fused.py).
+
+Blocks with other parts, evaluation and decoding use the plain path: `fusible` says which.
+
+Letters: B batch, T time, N = B T, D d_model, H heads, G key-value heads, K head_dim, C = (H + 2 G) K, F d_ff.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from isoflop.kernels import calls
+from isoflop.model.blocks.attend import attend
+from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.feed_forward import MLP, relu2
+from isoflop.model.blocks.norm import RMSNorm
+from isoflop.model.blocks.part import Linear
+from isoflop.model.blocks.position import Rotary
+from isoflop.model.blocks.value import ValueEmbedding
+from isoflop.model.blocks.wiring import PreNorm
+from isoflop.model.gpt import GPT, Block
+
+FEW_KEYS = 512  # up to this many keys attention holds all scores; above, torch's fused kernel is used
+FEATURES = 1024  # the widest head
+
+Compute = Callable[..., Tensor]
+
+
+def fuse(model: nn.Module) -> int:
+    """Let the training passes of a model's blocks and of its final norm use the kernels, where they can.
+
+    Returns:
+        The number of blocks that do.
+    """
+    if type(model) is not GPT:
+        return 0
+    if type(model.norm) is RMSNorm:
+        model.norm.use_kernels()
+    blocks = [block for block in model.blocks if fusible(block)]
+    for block in blocks:
+        block.wrap(lambda compute, block=block: FusedBlock(block, compute))
+    return len(blocks)
+
+
+def fusible(block: nn.Module) -> bool:
+    """Whether FusedBlock computes this block. Each part has to be exactly of a class that is written out here, since a
+    subclass may compute something else."""
+    if type(block) is not Block or type(block.wiring) is not PreNorm:
+        return False
+    attention, feed_forward = block.attention, block.feed_forward
+    if type(attention) is not Attention or type(feed_forward) is not MLP or feed_forward.activation is not relu2:
+        return False
+    norms = [*block.wiring.norms, attention.q_norm, attention.k_norm]
+    if not all(type(norm) is RMSNorm and norm.weight is None for norm in norms):
+        return False
+    linears = (attention.q, attention.k, attention.v, attention.out, feed_forward.up, feed_forward.down)
+    if not all(type(linear) is Linear and linear.bias is None for linear in linears):
+        return False
+    rotary = attention.position
+    if type(rotary) is not Rotary or rotary.interleaved or rotary.cos_TK.shape[1] > FEATURES:
+        return False
+    plain = not attention.soft_cap and not attention.attention_dropout
+    quiet = all(module.p == 0.0 for module in block.modules() if isinstance(module, nn.Dropout))
+    return plain and quiet and (block.values is None or type(block.values) is ValueEmbedding)
+
+
+class FusedBlock:
+    """The forward pass of a block in training; other passes are the plain `compute`."""
+
+    def __init__(self, block: Block, compute: Compute) -> None:
+        self.block, self.compute = block, compute
+        attention = block.attention
+        self.qkv = Weights((attention.q.weight, attention.k.weight, attention.v.weight))
+        self.rest = tuple(
+            Weights((linear.weight,)) for linear in (attention.out, block.feed_forward.up, block.feed_forward.down)
+        )
+
+    def __call__(
+        self,
+        x_BTD: Tensor,
+        cache: Any = None,
+        *,
+        tokens_BT: Tensor | None = None,
+        x0_BTD: Tensor | None = None,
+    ) -> Tensor:
+        dtype = calls.product_dtype(x_BTD)
+        if cache is not None or not torch.is_grad_enabled() or dtype is None:
+            return self.compute(x_BTD, cache, tokens_BT=tokens_BT, x0_BTD=x0_BTD)
+
+        block, attention = self.block, self.block.attention
+        if block.shortcut is not None:
+            x_BTD = block.shortcut(x_BTD, x0_BTD)
+        table_BTC = gate_GD = None
+        if block.values is not None:
+            table_BTC = block.values.table(tokens_BT)
+            gate_GD = None if block.values.gate is None else block.values.gate.weight
+
+        T, rotary = x_BTD.shape[1], attention.position
+        first, second = block.wiring.norms
+        shape = (attention.heads, attention.kv_heads, first.eps, attention.q_norm.eps)
+        q_BHTK, k_BGTK, v_BGTK, x_BTD = BeforeAttention.apply(
+            x_BTD.contiguous(),
+            *(linear.weight for linear in (attention.q, attention.k, attention.v)),
+            table_BTC,
+            gate_GD,
+            self.qkv.in_dtype(dtype),
+            (rotary.cos_TK[:T], rotary.sin_TK[:T]),
+            shape,
+        )
+        y_BHTK = attend_causally(q_BHTK, k_BGTK, v_BGTK, attention.window)
+        y_BTD: Tensor = AfterAttention.apply(
+            x_BTD,
+            y_BHTK,
+            *(linear.weight for linear in (attention.out, block.feed_forward.up, block.feed_forward.down)),
+            tuple(weights.in_dtype(dtype) for weights in self.rest),
+            second.eps,
+        )
+        return y_BTD
+
+
+class Weights:
+    """Matrices one below the other in the dtype of the products. The copy is made again when one of them has changed:
+    once per step."""
+
+    def __init__(self, matrices: Iterable[nn.Parameter]) -> None:
+        self.matrices = list(matrices)
+        self.made_of: object = None
+        self.copy = torch.empty(0)
+
+    def in_dtype(self, dtype: torch.dtype) -> Tensor:
+        if len(self.matrices) == 1 and self.matrices[0].dtype == dtype:
+            return self.matrices[0].detach()
+        state = (dtype, *((matrix.data_ptr(), matrix._version) for matrix in self.matrices))
+        if state != self.made_of:
+            with torch.no_grad():
+                self.copy = torch.cat([matrix.to(dtype) for matrix in self.matrices])
+            self.made_of = state
+        return self.copy
+
+
+class BeforeAttention(torch.autograd.Function):
+    """Queries, keys and values, and x again, so that the gradient of the residual stream is added in the same pass as
+    that of the norm.
+
+    Values get gate * table if there is a table, with gate = 2 sigmoid(W_g y[:12]) or 1 (blocks/value.py).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTD: Tensor,
+        q_CD: Tensor,
+        k_CD: Tensor,
+        v_CD: Tensor,
+        table_BTC: Tensor | None,
+        gate_GD: Tensor | None,
+        weight_CD: Tensor,
+        angles: tuple[Tensor, Tensor],
+        shape: tuple[int, int, float, float],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        H, G, eps, qk_eps = shape
+        y_BTD, r_BT = calls.norm(x_BTD, eps, weight_CD.dtype)
+        qkv_BTC = torch.mm(y_BTD.flatten(0, 1), weight_CD.t()).unflatten(0, x_BTD.shape[:2])
+
+        gate_BTG = None
+        if table_BTC is not None:
+            table_BTC = table_BTC.float().contiguous()
+            if gate_GD is not None:
+                inputs_BTD = y_BTD[..., : gate_GD.shape[1]]
+                gate_BTG = F.linear(inputs_BTD, gate_GD.to(y_BTD.dtype)).float().sigmoid_().mul_(2)
+        made = calls.heads(qkv_BTC, *angles, H, G, qk_eps, table_BTC, gate_BTG)
+        q_BHTK, k_BGTK, v_BGTK, *scales = made
+
+        ctx.rows = (len(q_CD), len(k_CD), len(v_CD))
+        ctx.save_for_backward(y_BTD, r_BT, q_BHTK, k_BGTK, *scales, weight_CD, *angles, table_BTC, gate_BTG, gate_GD)
+        return q_BHTK, k_BGTK, v_BGTK, x_BTD
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor, dx: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        y_BTD, r_BT, q_BHTK, k_BGTK, rq, rk, weight_CD, cos_TK, sin_TK, table_BTC, gate_BTG, gate_GD = saved
+        grads = (dq.contiguous(), dk.contiguous(), dv.contiguous())
+        dqkv_BTC, dtable_BTC, dgate_BTG = calls.heads_back(
+            grads, q_BHTK, k_BGTK, (rq, rk), cos_TK, sin_TK, table_BTC, gate_BTG
+        )
+
+        dqkv_NC, y_ND = dqkv_BTC.flatten(0, 1), y_BTD.flatten(0, 1)
+        dweights = torch.mm(dqkv_NC.t(), y_ND).float().split(ctx.rows)
+        dy_ND = torch.mm(dqkv_NC, weight_CD)
+        dgate_GD = None
+        if gate_GD is not None and gate_BTG is not None and dgate_BTG is not None:
+            dlogit_NG = (dgate_BTG * gate_BTG * (1 - gate_BTG / 2)).flatten(0, 1).to(dy_ND.dtype)
+            few = gate_GD.shape[1]
+            dgate_GD = torch.mm(dlogit_NG.t(), y_ND[:, :few]).float()
+            dy_ND[:, :few] += torch.mm(dlogit_NG, gate_GD.to(dy_ND.dtype))
+        dx_ND, _ = calls.norm_back(dx.contiguous(), dy_ND, y_ND, r_BT)
+        return dx_ND.view(dx.shape), *dweights, dtable_BTC, dgate_GD, None, None, None
+
+
+class CausalAttention(torch.autograd.Function):
+    """softmax(q k^T / sqrt(K)) v by two batched products that hold all scores. Queries that share a head of keys are
+    stacked. In bfloat16 the mean key is subtracted before scores are rounded (blocks/attend.py)."""
+
+    @staticmethod
+    def forward(ctx: Any, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int) -> Tensor:
+        B, H, T, K = q_BHTK.shape
+        G = k_BGTK.shape[1]
+        q_AnK, k_ATK, v_ATK = q_BHTK.view(B * G, H // G * T, K), k_BGTK.view(B * G, T, K), v_BGTK.view(B * G, T, K)
+        if k_ATK.dtype != torch.float32:
+            k_ATK = calls.centred(k_ATK)
+        p_AnT = calls.softmax_(torch.bmm(q_AnK, k_ATK.transpose(1, 2)), T, K**-0.5, window)
+        ctx.window, ctx.T = window, T
+        ctx.save_for_backward(q_AnK, k_ATK, v_ATK, p_AnT)
+        return torch.bmm(p_AnT, v_ATK).view(B, H, T, K)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy_BHTK: Tensor) -> tuple[Tensor | None, ...]:
+        q_AnK, k_ATK, v_ATK, p_AnT = ctx.saved_tensors
+        (B, H, T, K), G = dy_BHTK.shape, len(k_ATK) // len(dy_BHTK)
+        dy_AnK = dy_BHTK.reshape(q_AnK.shape)
+        dv_ATK = torch.bmm(p_AnT.transpose(1, 2), dy_AnK)
+        ds_AnT = calls.softmax_back_(torch.bmm(dy_AnK, v_ATK.transpose(1, 2)), p_AnT, T, K**-0.5, ctx.window)
+        dq_AnK, dk_ATK = torch.bmm(ds_AnT, k_ATK), torch.bmm(ds_AnT.transpose(1, 2), q_AnK)
+        return dq_AnK.view(B, H, T, K), dk_ATK.view(B, G, T, K), dv_ATK.view(B, G, T, K), None
+
+
+def attend_causally(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int) -> Tensor:
+    """y_BHTK: attention of each position to itself and the ones before it, by the fastest kernel."""
+    T = q_BHTK.shape[2]
+    if T > FEW_KEYS:
+        return attend(q_BHTK, k_BGTK, v_BGTK, None, window=window)
+    y_BHTK: Tensor = CausalAttention.apply(q_BHTK, k_BGTK, v_BGTK, window if window < T else 0)
+    return y_BHTK
+
+
+class AfterAttention(torch.autograd.Function):
+    """x1 = x + W_out y, then x1 + W_down max(W_up norm(x1), 0)^2."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_BTD: Tensor,
+        y_BHTK: Tensor,
+        out_DC: Tensor,
+        up_FD: Tensor,
+        down_DF: Tensor,
+        weights: tuple[Tensor, Tensor, Tensor],
+        eps: float,
+    ) -> Tensor:
+        out, up, down = weights
+        ctx.shape = y_BHTK.shape
+        a_NC = y_BHTK.transpose(1, 2).reshape(-1, out.shape[1])
+        x_ND = x_BTD.view(-1, x_BTD.shape[-1])
+        sum_ND, y_ND, r_N = calls.add_norm(x_ND, torch.mm(a_NC, out.t()), eps)
+        h_NF = calls.relu2_(torch.mm(y_ND, up.t()))
+        if h_NF.dtype == torch.float32:
+            sum_ND.addmm_(h_NF, down.t())
+        else:
+            calls.add_(sum_ND, torch.mm(h_NF, down.t()))
+        ctx.save_for_backward(a_NC, y_ND, r_N, h_NF, out, up, down)
+        return sum_ND.view(x_BTD.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dx_BTD: Tensor) -> tuple[Tensor | None, ...]:
+        a_NC, y_ND, r_N, h_NF, out, up, down = ctx.saved_tensors
+        B, H, T, K = ctx.shape
+        dx_ND = dx_BTD.reshape(-1, dx_BTD.shape[-1])
+        dd_ND = dx_ND.to(h_NF.dtype)
+
+        ddown_DF = torch.mm(dd_ND.t(), h_NF).float()
+        du_NF = calls.relu2_back_(torch.mm(dd_ND, down), h_NF)
+        dup_FD = torch.mm(du_NF.t(), y_ND).float()
+        dx_ND, do_ND = calls.norm_back(dx_ND, torch.mm(du_NF, up), y_ND, r_N, narrow=True)
+        dout_DC = torch.mm(do_ND.t(), a_NC).float()
+        da_BHTK = torch.mm(do_ND, out).view(B, T, H, K).transpose(1, 2)
+        return dx_ND.view(dx_BTD.shape), da_BHTK, dout_DC, dup_FD, ddown_DF, None, None
