@@ -32,6 +32,7 @@ PLACE = re.compile(r"(<!-- bench: (?P<name>[\w-]+) -->\n).*?(<!-- end of bench: 
 SPEED = {"S": 1.6, "M": 1.7, "L": 2.2}  # times nanoGPT's tokens per second at its CPU default
 BEST_MODE = 1.2  # times those of its best mode
 PEAK_SHARE = {"S": 0.5, "M": 0.85, "L": 0.85}
+PATH = 1.6  # times our own tokens per second before
 MEMORY = {"L": 0.75}  # of nanoGPT's
 RACE = 0.25  # of its seconds
 RACE_NANOCHAT = 0.5  # of nanochat's, tuned for the budget
@@ -62,6 +63,29 @@ def lines(head: list[str], rows: list[list[str]], after: int = 1) -> str:
     """A Markdown table; all columns but the first `after` are right-aligned."""
     rule = ["---" if index < after else "---:" for index in range(len(head))]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def paths(result: dict[str, Any]) -> str:
+    """Our own step by part: speed relative to torch's operations, or to another checkout, and the operations."""
+    rows = []
+    for row in result["rows"]:
+        ways, base = row["ways"], row["base"]
+        parts = " ".join(
+            f"{name} {ways[name]['ratio']:.2f}" for name in ("blocks", "loss", "optimizer") if name in ways
+        )
+        before = ways["torch"]["operations"]
+        rows.append(
+            [
+                f"{row['shape']}, {row['dtype']}",
+                f"{ways[base]['tokens_per_second']:,}",
+                f"{ways['all']['tokens_per_second']:,}",
+                f"{ways['all']['ratio']:.2f} ({PATH})",
+                parts,
+                f"{before:,} to {ways['all']['operations']:,}",
+            ]
+        )
+    head = ["shape", "tokens/s before", "now", "ratio (target)", "each part alone", "operations of a step"]
+    return f"{lines(head, rows)}\n\nSeconds of the {result['clock']} clock. {provenance(result)}"
 
 
 def step(result: dict[str, Any]) -> str:
@@ -497,6 +521,7 @@ def rate(row: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "step": step,
+    "paths": paths,
     "step-epyc": step,
     "race": race,
     "race-epyc": race,

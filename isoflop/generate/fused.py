@@ -31,6 +31,7 @@ from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
 from isoflop.model.blocks.part import FEW_ROWS, Linear, Start, rows_at
 from isoflop.model.blocks.position import Position, Rotary
 from isoflop.model.blocks.wiring import PreNorm
+from isoflop.model.fused import FusedBlock
 from isoflop.model.gpt import GPT, Block
 
 COPIED = 2**19  # numbers: weights that are not next to each other are copied up to this size
@@ -68,7 +69,7 @@ def linear_fits(linear: nn.Linear, dtype: torch.dtype) -> bool:
 
 
 def block_fits(block: nn.Module) -> bool:
-    if type(block) is not Block or block._wrapped is not None:
+    if type(block) is not Block or not (block._wrapped is None or type(block._wrapped) is FusedBlock):
         return False
     if block.values is not None or block.shortcut is not None or type(block.wiring) is not PreNorm:
         return False

@@ -88,6 +88,7 @@ class FusedBlock:
         self.block, self.compute = block, compute
         attention = block.attention
         self.qkv = Weights((attention.q.weight, attention.k.weight, attention.v.weight))
+        self.inside = [module for module in block.modules() if module is not block]
         self.rest = tuple(
             Weights((linear.weight,)) for linear in (attention.out, block.feed_forward.up, block.feed_forward.down)
         )
@@ -101,7 +102,7 @@ class FusedBlock:
         x0_BTD: Tensor | None = None,
     ) -> Tensor:
         dtype = calls.product_dtype(x_BTD)
-        if cache is not None or not torch.is_grad_enabled() or dtype is None:
+        if cache is not None or not torch.is_grad_enabled() or dtype is None or self.observed():
             return self.compute(x_BTD, cache, tokens_BT=tokens_BT, x0_BTD=x0_BTD)
 
         block, attention = self.block, self.block.attention
@@ -133,6 +134,13 @@ class FusedBlock:
             second.eps,
         )
         return y_BTD
+
+    def observed(self) -> bool:
+        """Whether a part of the block has hooks: the fused path would not call them."""
+        return any(
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+            for module in self.inside
+        )
 
 
 class Weights:

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from isoflop.generate.fused import fusible as fast_enough
 from isoflop.kernels import calls
 from isoflop.model.blocks.norm import RMSNorm
 from isoflop.model.config import ModelConfig, Spec
@@ -12,6 +13,7 @@ from isoflop.model.cross_entropy import IGNORED, LossOptions, cross_entropy
 from isoflop.model.fused import FEW_KEYS, FusedBlock, fuse, fusible
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import CrossEntropy
+from isoflop.parallel.wrap import recompute
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -211,6 +213,34 @@ def test_a_block_with_another_part_is_left_to_its_modules(changes):
 
 def test_the_default_model_is_fusible():
     assert all(fusible(block) for block in GPT(ModelConfig()).blocks)
+
+
+def test_recomputed_blocks_have_the_same_bits():
+    tokens = torch.randint(40, (2, 20))
+    results = []
+    for again in (False, True):
+        model = model_of(value_embedding=1)
+        fuse(model)
+        if again:
+            recompute(model, model.units())
+        results.append(gradients(model, CrossEntropy(), tokens, torch.bfloat16))
+    assert all(results[0][name].equal(results[1][name]) for name in results[0])
+
+
+def test_hooks_inside_a_block_are_called():
+    model, seen = model_of(), []
+    fuse(model)
+    model(torch.randint(40, (2, 20)))
+    model.blocks[0].feed_forward.up.register_forward_hook(lambda *_: seen.append(True))
+    model(torch.randint(40, (2, 20)))
+    assert len(seen) == 1
+
+
+def test_decoding_while_training_is_as_fast_as_without():
+    model = model_of()
+    plain = fast_enough(model)
+    fuse(model)
+    assert plain and fast_enough(model)
 
 
 def test_a_norm_with_a_gain_keeps_torchs_operations():
