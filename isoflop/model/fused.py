@@ -53,7 +53,7 @@ def fuse(model: nn.Module) -> int:
         return 0
     if type(model.norm) is RMSNorm:
         model.norm.use_kernels()
-    blocks = [block for block in model.blocks if fusible(block)]
+    blocks = [block for block in model.blocks if isinstance(block, Block) and fusible(block)]
     for block in blocks:
         block.wrap(lambda compute, block=block: FusedBlock(block, compute))
     return len(blocks)
