@@ -123,14 +123,14 @@ void NAMED(norm_back)(const float *above, const NUMBER *dy, const NUMBER *y, con
 /* total += more. */
 void NAMED(add)(float *restrict total, const NUMBER *restrict more, long count, int threads)
 {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (parallel : threads > 1)
     for (long i = 0; i < count; i++) total[i] += WIDE(more[i]);
 }
 
 /* u = max(u, 0)^2. */
 void NAMED(relu2)(NUMBER *restrict u, long count, int threads)
 {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (parallel : threads > 1)
     for (long i = 0; i < count; i++) {
         float x = WIDE(u[i]);
         x = x < 0.0f ? 0.0f : x; /* keeps NaN */
@@ -141,7 +141,7 @@ void NAMED(relu2)(NUMBER *restrict u, long count, int threads)
 /* grad = 2 grad sqrt(h), the gradient of h = max(u, 0)^2. */
 void NAMED(relu2_back)(NUMBER *restrict grad, const NUMBER *restrict h, long count, int threads)
 {
-#pragma omp parallel for simd schedule(static) num_threads(threads) if (threads > 1)
+#pragma omp parallel for simd schedule(static) num_threads(threads) if (parallel : threads > 1)
     for (long i = 0; i < count; i++) grad[i] = NARROW(2.0f * WIDE(grad[i]) * sqrtf(WIDE(h[i])));
 }
 
