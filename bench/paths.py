@@ -1,7 +1,7 @@
 """Our own step at the shapes of a plan, before and after: tokens per second and operations, by part.
 
     python bench/paths.py [--previous CHECKOUT] [--sizes 3x96 2x128 ...] [--dtypes float32 bfloat16] [--threads 2]
-                          [--rounds 7] [--processor] [--json]
+                          [--rounds 7] [--tokens 262144] [--processor] [--json]
 
 Each way is a process of its own, and they take turns: `torch`, the step of torch's operations between the matrix
 products; `blocks`, the fused blocks and the final norm (model/fused.py); `loss`, the head's kernel
@@ -38,7 +38,6 @@ WAYS: dict[str, tuple[str, ...]] = {
     "loss": ("loss",),
     "all": ("blocks", "loss"),
 }
-TURN = 2**18  # tokens that a trainer reads per turn
 
 
 def whole_step(name: str, dtype: str, threads: int) -> RunConfig:
@@ -103,7 +102,7 @@ def measure(name: str, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
         specs["previous"] = {**common, "uses": ()}
         environments["previous"] = {**environment, "PYTHONPATH": str(given.previous.resolve())}
     with tempfile.TemporaryDirectory() as scratch:
-        steps = max(1, TURN // size.tokens)
+        steps = max(1, given.tokens // size.tokens)
         done, missing = take_turns(specs, steps, given.rounds, Path(scratch), environments)
     if missing:
         raise RuntimeError("\n".join(missing.values()))
@@ -148,6 +147,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--tokens", type=int, default=2**18, help="that a way reads in each of its turns")
     parser.add_argument("--processor", action="store_true", help="seconds of the process instead of the clock's")
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/paths.json")
     given = parser.parse_args()

@@ -9,8 +9,8 @@ between them, whose forward and backward passes are written out:
     after attention    out -> residual sum and norm -> up -> squared ReLU -> down -> residual sum
 
 What is between the products are the compiled kernels (isoflop/kernels). The residual stream, its gradient, norms and
-softmaxes are float32, products in the dtype of autocast, as in the plain path; intermediate results are rounded in fewer
-places, so that the two differ in their last bits (tests/kernels/test_fused.py).
+softmaxes are float32, products in the dtype of autocast, as in the plain path; intermediate results are rounded in
+fewer places, so that the two differ in their last bits (tests/kernels/test_fused.py).
 
 Blocks with other parts, evaluation and decoding use the plain path: `fusible` says which.
 
