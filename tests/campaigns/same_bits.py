@@ -62,7 +62,7 @@ PRELOADED = (
 VOLATILE = {
     "metrics.jsonl": {"seconds", "tokens_per_second", "wide_loss", "wide_bits_per_byte", "wide_tokens"},
     "plan.json": {"phases", "forecast"},
-    "config.json": {"diagnose"},
+    "config.json": {"diagnose", "kernels"},
     "samples.jsonl": set(),
     "events.jsonl": {"time", "seconds", "launch"},
     "data.json": {"folder", "seconds", "reused"},
