@@ -37,7 +37,6 @@ static inline float exponential(float x)
 
 static inline float widen_float(float x) { return x; }
 static inline float narrow_float(float x) { return x; }
-
 static inline float widen_bfloat16(uint16_t x)
 {
     union { uint32_t bits; float value; } wide = {.bits = (uint32_t)x << 16};
@@ -255,8 +254,7 @@ void NAMED(heads_back)(const NUMBER *dq, const NUMBER *dk, const NUMBER *dv, con
 }
 
 /* Causal softmax of scale * scores, in place: row i holds the scores of query i % queries, the last of which sees all
- * `keys` keys, at most the last `window` (0: all). Keys that a query does not see get 0. Returns 0, or 1 without memory.
- */
+ * `keys` keys, at most the last `window` (0: all). Unseen keys get 0. Returns 0, or 1 without memory. */
 int NAMED(softmax)(NUMBER *scores, long rows, long queries, long keys, long window, float scale, int threads)
 {
     int failed = 0;
@@ -359,12 +357,10 @@ int NAMED(cross_entropy)(NUMBER *logits, const int64_t *targets, float *losses, 
             if (target < 0) memset(row, 0, vocabulary * sizeof(NUMBER));
             if (target < 0 || !score || !weight) continue;
 
-            if (cap != 0.0f) { /* tanh(x) = 1 - 2 / (exp(2 x) + 1) */
+            for (long j = 0; j < vocabulary; j++) score[j] = WIDE(row[j]);
+            if (cap != 0.0f) /* tanh(x) = 1 - 2 / (exp(2 x) + 1) */
                 for (long j = 0; j < vocabulary; j++)
-                    score[j] = cap - 2.0f * cap / (exponential(WIDE(row[j]) * (2.0f / cap)) + 1.0f);
-            } else {
-                for (long j = 0; j < vocabulary; j++) score[j] = WIDE(row[j]);
-            }
+                    score[j] = cap - 2.0f * cap / (exponential(score[j] * (2.0f / cap)) + 1.0f);
 
             float largest = -INFINITY, total = 0.0f, sum = 0.0f;
 #pragma omp simd reduction(max : largest)
