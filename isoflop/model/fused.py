@@ -122,7 +122,7 @@ class FusedBlock:
             (rotary.cos_TK[:T], rotary.sin_TK[:T]),
             shape,
         )
-        y_BHTK = attend_causally(q_BHTK, k_BGTK, v_BGTK, attention.window)
+        y_BHTK = attend_causally(q_BHTK, k_BGTK, v_BGTK, attention.window, attention.scale)
         y_BTD: Tensor = AfterAttention.apply(
             x_BTD,
             y_BHTK,
@@ -216,18 +216,18 @@ class BeforeAttention(torch.autograd.Function):
 
 
 class CausalAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(K)) v by two batched products that hold all scores. Queries that share a head of keys are
+    """softmax(scale q k^T) v by two batched products that hold all scores. Queries that share a head of keys are
     stacked. In bfloat16 the mean key is subtracted before scores are rounded (blocks/attend.py)."""
 
     @staticmethod
-    def forward(ctx: Any, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int) -> Tensor:
+    def forward(ctx: Any, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float) -> Tensor:
         B, H, T, K = q_BHTK.shape
         G = k_BGTK.shape[1]
         q_AnK, k_ATK, v_ATK = q_BHTK.view(B * G, H // G * T, K), k_BGTK.view(B * G, T, K), v_BGTK.view(B * G, T, K)
         if k_ATK.dtype != torch.float32:
             k_ATK = calls.centred(k_ATK)
-        p_AnT = calls.softmax_(torch.bmm(q_AnK, k_ATK.transpose(1, 2)), T, K**-0.5, window)
-        ctx.window, ctx.T = window, T
+        p_AnT = calls.softmax_(torch.bmm(q_AnK, k_ATK.transpose(1, 2)), T, scale, window)
+        ctx.window, ctx.scale = window, scale
         ctx.save_for_backward(q_AnK, k_ATK, v_ATK, p_AnT)
         return torch.bmm(p_AnT, v_ATK).view(B, H, T, K)
 
@@ -238,17 +238,22 @@ class CausalAttention(torch.autograd.Function):
         (B, H, T, K), G = dy_BHTK.shape, len(k_ATK) // len(dy_BHTK)
         dy_AnK = dy_BHTK.reshape(q_AnK.shape)
         dv_ATK = torch.bmm(p_AnT.transpose(1, 2), dy_AnK)
-        ds_AnT = calls.softmax_back_(torch.bmm(dy_AnK, v_ATK.transpose(1, 2)), p_AnT, T, K**-0.5, ctx.window)
+        ds_AnT = calls.softmax_back_(torch.bmm(dy_AnK, v_ATK.transpose(1, 2)), p_AnT, T, ctx.scale, ctx.window)
         dq_AnK, dk_ATK = torch.bmm(ds_AnT, k_ATK), torch.bmm(ds_AnT.transpose(1, 2), q_AnK)
-        return dq_AnK.view(B, H, T, K), dk_ATK.view(B, G, T, K), dv_ATK.view(B, G, T, K), None
+        return dq_AnK.view(B, H, T, K), dk_ATK.view(B, G, T, K), dv_ATK.view(B, G, T, K), None, None
 
 
-def attend_causally(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int) -> Tensor:
-    """y_BHTK: attention of each position to itself and the ones before it, by the fastest kernel."""
-    T = q_BHTK.shape[2]
+def attend_causally(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float | None) -> Tensor:
+    """y_BHTK: attention of each position to itself and the ones before it, by the fastest kernel.
+
+    Args:
+        scale: of the scores; None: 1 / sqrt(K).
+    """
+    T, K = q_BHTK.shape[2:]
     if T > FEW_KEYS:
-        return attend(q_BHTK, k_BGTK, v_BGTK, None, window=window)
-    y_BHTK: Tensor = CausalAttention.apply(q_BHTK, k_BGTK, v_BGTK, window if window < T else 0)
+        return attend(q_BHTK, k_BGTK, v_BGTK, None, window=window, scale=scale)
+    scale = K**-0.5 if scale is None else scale
+    y_BHTK: Tensor = CausalAttention.apply(q_BHTK, k_BGTK, v_BGTK, window if window < T else 0, scale)
     return y_BHTK
 
 

@@ -111,6 +111,7 @@ class RuntimeConfig:
         Literal["torch", "compiled"],
         "between matrix products on a CPU: torch's operations, or one compiled kernel for many, which differs in the "
         "last bits and needs a C compiler",
+        Added(),
     ] = "torch"
     recompute: Annotated[
         bool, "recompute each block's activations in the backward pass: less memory, a third more time, the same bits"
