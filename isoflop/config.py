@@ -41,9 +41,14 @@ class FieldInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """In a field's annotation: the objects that may be given by name, each made on request."""
+    """In a field's annotation: the objects that may be given by name, each made on request.
+
+    Attributes:
+        keeps: name -> the fields of the present object that an assignment of this name leaves as they are.
+    """
 
     makers: Mapping[str, Callable[[], Any]]
+    keeps: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
 
     def make(self, name: str, where: str) -> Any:
         """Raises:
@@ -222,7 +227,8 @@ def override(config: T, assignments: Sequence[str]) -> T:
     """Apply `dotted.field=value` strings to a frozen config and return the new one.
 
     A value is parsed as JSON if possible (`3`, `0.1`, `true`, `null`, `[1, 2]`), else it is a string. They apply in
-    order: `model=gpt2` sets the whole preset, and `model.layers=3` after it changes one field of that.
+    order: `model=gpt2` sets the whole preset, and `model.layers=3` after it changes one field of that. (Some names
+    leave fields as they are, see Named.)
 
     Raises:
         UserError: for a string without `=`, an unknown field (with the nearest valid one) or a wrong type.
@@ -249,7 +255,10 @@ def set_path(cls: Any, data: dict[str, Any], dotted: str, value: Any) -> None:
         kind = bare(hint)
         if not further:
             named = names_of(hint) if isinstance(value, str) else None
-            data[head] = to_dict(named.make(value, join(prefix, head))) if named else value
+            if named:
+                made, kept = to_dict(named.make(value, join(prefix, head))), named.keeps.get(value, ())
+                value = made | {name: data[head][name] for name in kept}
+            data[head] = value
             return
         if hasattr(kind, "from_plain"):  # an option of a Spec: model.norm.eps=1e-5
             data[head] = kind.with_option(data[head], further, value)

@@ -585,6 +585,8 @@ TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it say
     "pass --trust-code": "tests/model/test_registry.py",
     "Resume with: isoflop train --resume": "tests/test_kill.py",
     "cannot be written as": "tests/export/test_fit.py",
+    "--set model=portable": "tests/export/test_own_code.py",
+    "--own-code does not go with": "tests/export/test_own_code.py",
     "use --set batch.micro_sequences": "tests/trainer/test_preflight.py",
 }
 FILES = {  # whose advice has tests of its own

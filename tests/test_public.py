@@ -20,7 +20,10 @@ from small import TINY
 
 ROOT = Path(__file__).parents[1]
 FUNCTIONS = [name for name in isoflop.__all__ if name.islower()]
-SUBMODULES = [found.name for found in pkgutil.walk_packages(isoflop.__path__, "isoflop.")]
+# Code that is copied into an export needs transformers, and isoflop imports only the part in torch alone.
+COPIED = ("isoflop.export.modeling.modeling_isoflop", "isoflop.export.modeling.configuration_isoflop")
+WALKED = [found.name for found in pkgutil.walk_packages(isoflop.__path__, "isoflop.")]
+SUBMODULES = [name for name in WALKED if name not in COPIED]
 TOLD = """
 import importlib, sys, types
 first = sys.argv[1]

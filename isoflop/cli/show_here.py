@@ -15,6 +15,8 @@ def show_here(screen: Screen, one: Here) -> None:
     screen.close()
     threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
     screen.say(f"{advice.budget.words()} on this machine: {runtime.device}, {runtime.dtype}, {threads}")
+    if (exports := advice.exports) is not None:
+        screen.say(f"exports to: {exports.words} ({exports.reason})")
     screen.reasons([(f"  {p.name}", p.value, f"{p.source}; doubt: {p.doubt}") for p in one.points])
     if advice.expected is not None:
         e = advice.expected
@@ -86,6 +88,7 @@ def here_dict(one: Here) -> dict[str, Any]:
         "unique_tokens": advice.unique_tokens,
         "flops": advice.flops,
         "expected": advice.expected.to_dict() if advice.expected else None,
+        "exports": advice.exports.to_dict() if advice.exports else None,
         "choices": [asdict(point) for point in one.points],
         "shapes": [asdict(option) for option in one.options],
         "best_at_equal_seconds": one.by_seconds,

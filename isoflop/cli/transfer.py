@@ -48,6 +48,10 @@ def export_model(
         ),
     ],
     out: Annotated[Path, tyro.conf.arg(help="a new folder")],
+    own_code: Annotated[
+        bool,
+        tyro.conf.arg(help="for hf: write isoflop's modeling code even if an architecture of transformers fits"),
+    ] = False,
     trust_code: Trusted = (),
 ) -> None:
     """Export a model to another format, read it back and compare."""
@@ -55,6 +59,8 @@ def export_model(
     from isoflop.model.registry import trust_code as trusting
 
     with trusting(*trust_code):
-        exported = job.export_model(run, to, out)
+        exported = job.export_model(run, to, out, own_code=own_code)
     print(f"exported: {exported.folder} ({exported.kind}, {exported.parameters:,} parameters)")
     print(f"read back: same token ids, logits within {exported.difference:.1e} of the largest")
+    for note in exported.notes:
+        print(f"note: {note}")

@@ -6,6 +6,7 @@ architectures  Hugging Face's, one row each, and their config.json       bundle 
 huggingface    folders of config.json and safetensors                    gguf    llama.cpp's models
 llama2c        llama2.c's .bin                                           gguf_file, gguf_tokenizer  parts of a GGUF file
 vocabulary     conversion of tokenizers                                  rope    Llama 3's RoPE scaling in GGUF
+own_code       Hugging Face folders with modeling code of our own        modeling  that code
 fields         a header's values, checked
 """
 
@@ -17,13 +18,25 @@ from isoflop.data.tokenizer import NoEndOfText, Tokenizer
 from isoflop.data.tokenizer import read_text as read_tokenizer_text
 from isoflop.errors import UserError
 from isoflop.export.bundle import Bundle, compare
-from isoflop.export.formats import FORMATS, Outlook, outlook
+from isoflop.export.formats import FORMATS, Outlook, needs_own_code, outlook
 from isoflop.export.gguf import read_gguf
 from isoflop.export.huggingface import read_folder
 from isoflop.export.llama2c import read_bin, read_pieces
+from isoflop.export.own_code import NOTES as OWN_CODE_NOTES
 from isoflop.untrusted import open_regular
 
-__all__ = ["FORMATS", "Bundle", "Outlook", "check_target", "compare", "outlook", "read", "write"]
+__all__ = [
+    "FORMATS",
+    "OWN_CODE_NOTES",
+    "Bundle",
+    "Outlook",
+    "check_target",
+    "compare",
+    "needs_own_code",
+    "outlook",
+    "read",
+    "write",
+]
 
 
 def read(path: Path, tokenizer: str = "", context: int = 0, end_of_text: str = "") -> Bundle:
@@ -88,18 +101,22 @@ def read_tokenizer_file(path: Path) -> str:
     return text if text.lstrip().startswith("{") else Tokenizer.from_gpt2_merges(path).to_json()
 
 
-def check_target(target: str) -> None:
-    """Raise UserError for a format that is not one of FORMATS."""
+def check_target(target: str, own_code: bool = False) -> None:
+    """Raise UserError for a format that is not one of FORMATS, or that has no place for modeling code."""
     if target not in FORMATS:
         raise UserError(f"--to {target} is not one of {', '.join(FORMATS)}")
+    if own_code and FORMATS[target].write_own is None:
+        places = " or ".join(name for name, row in FORMATS.items() if row.write_own is not None)
+        raise UserError(f"--own-code does not go with --to {target}, which holds no code: use --to {places}")
 
 
-def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, float]:
+def write(bundle: Bundle, target: str, folder: Path, name: str, own_code: bool = False) -> tuple[str, float]:
     """Write a bundle into an existing empty folder, read it back, and compare.
 
     Args:
         target: one of FORMATS.
         name: of the model.
+        own_code: use isoflop's own modeling code also if an architecture of the format fits.
 
     Returns:
         The architecture of the file, and the largest difference between the logits before and after, in units of the
@@ -108,9 +125,12 @@ def write(bundle: Bundle, target: str, folder: Path, name: str) -> tuple[str, fl
     Raises:
         UserError: naming the block that the format cannot express; or if the model that is read back differs.
     """
-    check_target(target)
+    check_target(target, own_code)
     row = FORMATS[target]
-    architecture = row.write(bundle, folder, name)
+    if row.write_own is not None and (own_code or needs_own_code(bundle.config, target)):
+        architecture = row.write_own(bundle, folder)
+    else:
+        architecture = row.write(bundle, folder, name)
     open_to_readers(folder)
     return architecture, compare(bundle, row.read(folder, bundle.config.context), ends=row.ends)
 

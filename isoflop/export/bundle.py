@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from isoflop.data.tokenizer import PROBE, Tokenizer
 from isoflop.errors import UserError
 from isoflop.export.anatomy import Anatomy
 from isoflop.export.fit import resolved_parts
-from isoflop.export.names import Names, check_shapes, in_halves, keys, to_ours, to_theirs
+from isoflop.export.names import Key, Names, check_shapes, in_halves, keys, to_ours, to_theirs
 from isoflop.model.config import ModelConfig
 from isoflop.model.gpt import GPT
 from isoflop.parallel.state import model_tensors
@@ -28,12 +29,14 @@ class Bundle:
         weights: by our names, in float32, a tied head only once.
         tokenizer: the text of a tokenizer.json; "" if there is none.
         source: the format and architecture that it was read from: "gguf llama".
+        as_named: the format has our names and our layout of every tensor.
     """
 
     config: ModelConfig
     weights: dict[str, Tensor] = field(repr=False)
     tokenizer: str = field(repr=False)
     source: str = ""
+    as_named: ClassVar[bool] = False
 
     def model(self) -> GPT:
         """The GPT with these weights, in evaluation mode."""
@@ -42,6 +45,11 @@ class Bundle:
         model = GPT(self.config)
         load_weights(model, self.weights)
         return model.eval()
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """logits_BTV, computed by `model`."""
+        logits_BTV: Tensor = self.model()(tokens_BT)
+        return logits_BTV
 
 
 def gather(
@@ -63,9 +71,7 @@ def gather(
     Raises:
         UserError: for inconsistent sizes, and tensors that are missing or unexpected.
     """
-    if anatomy.layers > len(shapes):
-        raise UserError(f"{origin} states {anatomy.layers} layers and has {len(shapes)} tensors: it is damaged")
-
+    refuse_few(shapes, anatomy.layers, origin)
     config = anatomy.to_config(origin)
     with torch.device("meta"):
         expected = {name: tensor.detach() for name, tensor in weights_of(GPT(config)).items()}
@@ -77,8 +83,34 @@ def gather(
     return shorten(config, weights, context)
 
 
+def gather_as_named(
+    config: ModelConfig,
+    prefix: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    load: Callable[[str], Tensor],
+    origin: str,
+    context: int = 0,
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """`gather` for a format whose tensors have our names after a prefix, and our layout."""
+    refuse_few(shapes, config.layers, origin)
+    with torch.device("meta"):
+        expected = weights_of(GPT(config))
+    check_shapes({prefix + name: tensor for name, tensor in expected.items()}, shapes, origin)
+
+    same = [Key(prefix + name, (name,)) for name in expected]
+    weights = to_ours(same, load, {name: tensor.shape for name, tensor in expected.items()}, config.head_width)
+    return shorten(config, weights, context)
+
+
+def refuse_few(shapes: Mapping[str, tuple[int, ...]], layers: int, origin: str) -> None:
+    """Raises UserError for more layers than tensors, before a model of so many is built."""
+    if layers > len(shapes):
+        raise UserError(f"{origin} states {layers} layers and has {len(shapes)} tensors: it is damaged")
+
+
 def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """The same model with fewer positions. A learned table loses the remaining rows.
+    """The same model with fewer positions. Tensors with a row per position lose the remaining rows: a learned table,
+    and the statistics of a batch norm per position.
 
     Raises:
         UserError: for more positions than the model has.
@@ -87,10 +119,11 @@ def shorten(config: ModelConfig, weights: dict[str, Tensor], context: int) -> tu
         raise UserError(f"--context {context} is not in 1 to {config.context}, the context of this model")
     if not context:
         context = min(config.context, LONGEST_CONTEXT) if config.position.name == "rotary" else config.context
-    table = "position.table.weight"
-    if table in weights and context < config.context:
-        weights = {**weights, table: weights[table][:context].clone()}
-    return replace(config, context=context), weights
+    shorter = replace(config, context=context)
+    with torch.device("meta"):
+        rows = {name: len(tensor) for name, tensor in weights_of(GPT(shorter)).items()}
+    cut = {name: weights[name][:count].clone() for name, count in rows.items() if count < len(weights[name])}
+    return shorter, {**weights, **cut}
 
 
 def spread(bundle: Bundle, anatomy: Anatomy, names: Names) -> dict[str, Tensor]:
@@ -149,14 +182,15 @@ def compare(written: Bundle, read_back: Bundle, context: int = 64, ends: bool = 
             differently.
     """
     problem = "the export does not read back as the same model"
-    for name, tensor in as_written(written).items():
+    expected = written.weights if read_back.as_named else as_written(written)
+    for name, tensor in expected.items():
         if name not in read_back.weights or not torch.equal(tensor.float(), read_back.weights[name].float()):
             raise UserError(f"{problem}: {name} is another tensor; nothing was kept")
 
     rows, length = min(written.config.vocab_size, read_back.config.vocab_size), min(context, written.config.context)
     tokens_BT = torch.randint(rows, (2, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        logits, logits_again = (bundle.model()(tokens_BT) for bundle in (written, read_back))
+        logits, logits_again = (one.logits(tokens_BT) for one in (written, read_back))
     difference = float((logits - logits_again).abs().max() / logits.abs().max().clamp(min=1.0))
     if not difference <= SAME:
         raise UserError(f"{problem}: logits differ by {difference:.2g} of the largest; nothing was kept")

@@ -380,7 +380,7 @@ def resolve_entry(slot: str, spec: Spec, layers: int = 1) -> list[Resolved]:
         return [Resolved(class_of(entry), options)] * layers
     pattern = options["pattern"]
     specs = [Spec.from_plain(pattern[layer % len(pattern)], f"model.{slot}.pattern") for layer in range(layers)]
-    return [resolve_entry(slot, spec)[0] for spec in specs]
+    return [resolve_entry(slot, spec, layer + 1)[layer] for layer, spec in enumerate(specs)]  # patterns may nest
 
 
 @cache

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isoflop.errors import UserError
-from isoflop.export import gguf, huggingface, llama2c
+from isoflop.export import gguf, huggingface, llama2c, own_code
 from isoflop.export.bundle import Bundle
 from isoflop.export.fit import Limits, nearest, sets_of
 from isoflop.export.gguf_tokenizer import NO_MERGES
@@ -22,6 +22,7 @@ class Format:
     """An export format.
 
     Attributes:
+        title: its name in sentences.
         words: its description, for help.
         limits: its restrictions for each family.
         tokenizer: the reason why it cannot hold a tokenizer.json; "" if it can.
@@ -29,14 +30,18 @@ class Format:
             cannot express.
         read: (folder, positions) -> the bundle.
         ends: it records which tokens begin and end a document; else its readers assume them.
+        write_own: `write` with modeling code of isoflop's own, for models that none of its architectures fits; None:
+            the format has no place for code.
     """
 
+    title: str
     words: str
     limits: Callable[[], Mapping[str, Limits]]
     tokenizer: Callable[[str], str]
     write: Callable[[Bundle, Path, str], str]
     read: Callable[[Path, int], Bundle]
     ends: bool = True
+    write_own: Callable[[Bundle, Path], str] | None = None
 
 
 def read_llama2c(folder: Path, context: int) -> Bundle:
@@ -69,13 +74,16 @@ def llama2c_tokenizer(text: str) -> str:
 
 FORMATS: dict[str, Format] = {
     "hf": Format(
+        "Hugging Face",
         "a Hugging Face folder",
         huggingface.limits,
         any_tokenizer,
         lambda bundle, folder, name: huggingface.write_folder(bundle, folder),
-        lambda folder, context: huggingface.read_folder(folder, context=context),
+        huggingface.read_written,
+        write_own=huggingface.write_own,
     ),
     "gguf": Format(
+        "GGUF",
         "llama.cpp's file",
         gguf.limits,
         gguf_tokenizer,
@@ -83,6 +91,7 @@ FORMATS: dict[str, Format] = {
         lambda folder, context: gguf.read_gguf(folder / gguf.FILE_NAME, context=context),
     ),
     "llama2c": Format(
+        "llama2.c",
         "llama2.c's files",
         lambda: llama2c.LIMITS,
         llama2c_tokenizer,
@@ -101,11 +110,13 @@ class Outlook:
         architecture: the one in which it is written; if it cannot be written, the nearest one.
         sets: assignments that would make its configuration possible; empty if it is possible.
         tokenizer: the reason why the format cannot hold its tokenizer; "" if it can.
+        own_code: it is written with modeling code of isoflop's own, since no architecture of the format fits.
     """
 
     architecture: str
     sets: tuple[str, ...] = ()
     tokenizer: str = ""
+    own_code: bool = False
 
     @property
     def possible(self) -> bool:
@@ -122,5 +133,16 @@ def outlook(config: ModelConfig, tokenizer: str = "") -> dict[str, Outlook]:
     for name, row in FORMATS.items():
         architecture, obstacles = nearest(config, row.limits())
         obstacle = row.tokenizer(tokenizer) if tokenizer else ""
-        outlooks[name] = Outlook(architecture, tuple(sets_of(obstacles)), obstacle)
+        if needs_own_code(config, name):
+            outlooks[name] = Outlook(own_code.NAME, (), obstacle, own_code=True)
+        else:
+            outlooks[name] = Outlook(architecture, tuple(sets_of(obstacles)), obstacle)
     return outlooks
+
+
+def needs_own_code(config: ModelConfig, target: str) -> bool:
+    """Whether a format can hold a model only with isoflop's own modeling code, and has a place for it."""
+    row = FORMATS[target]
+    if row.write_own is None or own_code.obstacle(config):
+        return False
+    return bool(nearest(config, row.limits())[1])

@@ -1,4 +1,5 @@
-"""Hugging Face folders: config.json, safetensors (one file or sharded) and the tokenizer."""
+"""Hugging Face folders: config.json, safetensors (one file or sharded) and the tokenizer; with an architecture of
+transformers (architectures.py), or with isoflop's own modeling code (own_code.py)."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from isoflop.data.tokenizer import Tokenizer, mark_end, with_end_of_text
 from isoflop.errors import UserError
+from isoflop.export import own_code
 from isoflop.export.architectures import HUGGING_FACE, limits, read_config, write_config
 from isoflop.export.bundle import Bundle, gather, spread
 from isoflop.export.fields import Fields
@@ -33,10 +35,14 @@ def read_folder(folder: Path, tokenizer: str = "", context: int = 0) -> Bundle:
         UserError: for a model that cannot be expressed with our blocks, or files that are damaged, missing or pickled.
     """
     fields = Fields(read_json(folder / "config.json"), str(folder / "config.json"))
+    if fields.get("model_type", "") == own_code.NAME:
+        shapes, load = open_weights(folder)
+        config, weights = own_code.read_model(fields, shapes, load, str(folder), context)
+        return Bundle(config, weights, text_of(folder, fields, tokenizer), f"hugging face {own_code.NAME}")
+
     anatomy = read_config(fields)
     stored_shapes, load = open_weights(folder)
     names = HUGGING_FACE[anatomy.family].names
-
     full_names = {stored: full_name(stored, stored_shapes, names.optional_prefix) for stored in stored_shapes}
     heads = {"lm_head.weight"} if anatomy.tied else set()
     stored_names = {
@@ -47,8 +53,21 @@ def read_folder(folder: Path, tokenizer: str = "", context: int = 0) -> Bundle:
     shapes = {name: stored_shapes[stored] for name, stored in stored_names.items()}
     config, weights = gather(anatomy, names, shapes, lambda name: load(stored_names[name]), str(folder), context)
 
-    text = tokenizer or with_end_of_text(read_tokenizer(folder), end_of_text(folder, fields))
-    return Bundle(config, weights, text, f"hugging face {anatomy.family}")
+    return Bundle(config, weights, text_of(folder, fields, tokenizer), f"hugging face {anatomy.family}")
+
+
+def read_written(folder: Path, context: int) -> Bundle:
+    """What was written, for the comparison with the original: if the folder has modeling code, that code computes the
+    logits."""
+    bundle = read_folder(folder, context=context)
+    if not (folder / own_code.FILES[0]).is_file():
+        return bundle
+    return own_code.Exported(bundle.config, bundle.weights, bundle.tokenizer, bundle.source)
+
+
+def text_of(folder: Path, fields: Fields, tokenizer: str) -> str:
+    """The text of the tokenizer that was given, or of the folder's."""
+    return tokenizer or with_end_of_text(read_tokenizer(folder), end_of_text(folder, fields))
 
 
 def end_of_text(folder: Path, fields: Fields) -> str | int | None:
@@ -149,11 +168,26 @@ def write_folder(bundle: Bundle, folder: Path) -> str:
         UserError: naming the block that none of its architectures has.
     """
     anatomy = anatomy_of(bundle.config, limits(), TITLE)
-    tensors = spread(bundle, anatomy, HUGGING_FACE[anatomy.family].names)
+    write_parts(bundle, folder, write_config(anatomy), spread(bundle, anatomy, HUGGING_FACE[anatomy.family].names))
+    return anatomy.family
+
+
+def write_own(bundle: Bundle, folder: Path) -> str:
+    """`write_folder` with isoflop's own modeling code in place of an architecture of transformers.
+
+    Raises:
+        UserError: naming the block that is not in isoflop's tables.
+    """
+    write_parts(bundle, folder, own_code.config_fields(bundle.config), own_code.tensors_of(bundle))
+    own_code.write_code(folder)
+    return own_code.NAME
+
+
+def write_parts(bundle: Bundle, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write the files of a folder, given those fields of config.json and the tensors that an architecture has."""
     safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
     tokenizer = Tokenizer.from_json(bundle.tokenizer)
-    config = write_config(anatomy)
     start, eos = token(tokenizer, tokenizer.start), token(tokenizer, tokenizer.eot)
     ids = {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.eot}
     tokenizer_text = starting(bundle.tokenizer, start, tokenizer.start)
@@ -176,7 +210,6 @@ def write_folder(bundle: Bundle, folder: Path) -> str:
     }
     for name, text in texts.items():
         (folder / name).write_bytes(text.encode("utf-8"))
-    return anatomy.family
 
 
 def token(tokenizer: Tokenizer, number: int) -> str:

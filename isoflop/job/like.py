@@ -20,6 +20,7 @@ from isoflop.job.start import claim, folder_for
 from isoflop.model.count import parameters
 from isoflop.optim.timetable import Decision, Timetable
 from isoflop.parallel.mesh import Group
+from isoflop.plan.destinations import destinations
 from isoflop.records import Plan, Run, read_run
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.begin import differing
@@ -78,6 +79,10 @@ def train_like(
     for line in describe_differences(original, config):
         listener.say(line)
     plan = plan_like(original, config, total_steps(config, moves), tokens)
+    exports = destinations(config, data.tokenizer.to_json())
+    if exports.words != (original.plan.exports and original.plan.exports.words):
+        listener.say(f"exports to: {exports.words} ({exports.reason})")
+    plan = plan.updated(exports=exports)
     return Job(group, folder, config, data, plan, listener, phases, decisions=moves).run()
 
 

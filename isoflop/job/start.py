@@ -222,8 +222,9 @@ def train(
         config = for_tokenizer(config, data, listener)
         tokens = task.batches(config, data).tokens(config.steps)
     listener.prepared(data.account())
-    listener.say("can be exported to: {} ({})".format(*destinations(config, data.tokenizer.to_json())))
-    return Job(group, folder, config, data, Plan.given(config.steps, tokens, expected), listener, phases).run()
+    exports = destinations(config, data.tokenizer.to_json())
+    listener.say(f"exports to: {exports.words} ({exports.reason})")
+    return Job(group, folder, config, data, Plan.given(config.steps, tokens, expected, exports), listener, phases).run()
 
 
 def for_tokenizer(config: RunConfig, data: Data, listener: Listener) -> RunConfig:

@@ -27,12 +27,14 @@ class Transfer:
         parameters: all weights.
         difference: largest difference between the logits of the run and of the export read back, relative to the
             largest logit; None for an import.
+        notes: what a reader of the export has to know.
     """
 
     folder: Path
     kind: str
     parameters: int
     difference: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 def import_model(
@@ -85,18 +87,19 @@ def import_model(
     return Transfer(final, bundle.source, parameters.total)
 
 
-def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
+def export_model(run: Path | str, to: str, out: Path | str, *, own_code: bool = False) -> Transfer:
     """Write the last checkpoint of a run in another format, with its model card, completely or not at all. The files
     are read back before they are kept, and their logits and token ids compared with those of the run.
 
     Args:
         to: one of export.FORMATS.
         out: a new folder.
+        own_code: write isoflop's own modeling code also if an architecture of the format fits (docs/export.md).
 
     Raises:
         UserError: naming the block that the format cannot express; if the folder is not new.
     """
-    export.check_target(to)
+    export.check_target(to, own_code)
     final = Path(out)
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise UserError(f"--out {final} is not empty; name a new folder")
@@ -107,11 +110,14 @@ def export_model(run: Path | str, to: str, out: Path | str) -> Transfer:
             f"{run} is an {kind} (--task {snapshot.task}), which no format supports; --task causal_lm trains a GPT"
         )
     bundle = export.Bundle(model.config, snapshot.weights, snapshot.tokenizer)
+    needed = export.needs_own_code(bundle.config, to)
+    notes = export.OWN_CODE_NOTES if needed or own_code else ()
     with disk_errors(f"the export {final}"), new_folder(final) as temporary:
         folder = run_folder_of(Path(run).resolve())
-        architecture, difference = export.write(bundle, to, temporary, folder.name)
+        architecture, difference = export.write(bundle, to, temporary, folder.name, own_code)
         if RunFolder(folder).config.is_file():
             from isoflop.report.card import write_card  # noqa: PLC0415 - matplotlib loads as long as a start takes
 
-            write_card(folder, temporary / "README.md")
-    return Transfer(final, f"{to} {architecture}", count(model).total, difference)
+            write_card(folder, temporary / "README.md", notes=notes)
+    ways = ("for a model that fits every format, train with --set model=portable",) if needed else ()
+    return Transfer(final, f"{to} {architecture}", count(model).total, difference, (*notes, *ways))

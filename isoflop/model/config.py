@@ -10,6 +10,8 @@ from isoflop.model.registry import ATTENTIONS, FEED_FORWARDS, INITS, LARGEST, NO
 from isoflop.model.spec import Spec as Spec
 
 MOST_LAYERS = 10_000
+# The fields of a ModelConfig that are sizes; the others are its blocks and options
+SIZES = ("vocab_size", "context", "layers", "encoder_layers", "d_model", "heads", "head_dim")
 
 
 @dataclass(frozen=True)

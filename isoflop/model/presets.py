@@ -1,11 +1,15 @@
-"""Models by name. A preset is a function whose keyword arguments override its fields."""
+"""Models by name. A preset is a function whose keyword arguments override its fields.
+
+Most are published shapes. Those in UNSIZED name blocks and options only: `--set model=portable` leaves the sizes as
+they are, so that a plan still chooses them.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from isoflop.model.config import ModelConfig, Spec
+from isoflop.model.config import SIZES, ModelConfig, Spec
 
 
 def gpt1(**overrides: Any) -> ModelConfig:
@@ -164,6 +168,36 @@ def modern(**overrides: Any) -> ModelConfig:
     return ModelConfig(**overrides)
 
 
+def portable(**overrides: Any) -> ModelConfig:
+    """Blocks that every format of `isoflop export` holds in an architecture of its own, without modeling code: Hugging
+    Face and GGUF as `apertus`, and so llama.cpp and other programs that read these.
+
+    Every block and option is spelled out, so that this stays what it is when the defaults of ModelConfig change. Now
+    they are the same. (tests/export/test_portable.py writes and reads it in every format.)
+    """
+    config = ModelConfig(
+        norm=Spec("rms", gain=False),
+        position=Spec("rotary"),
+        attention=Spec("full", qk_norm=True, qk_gain=False, bias=False),
+        feed_forward=Spec("mlp", activation="relu2", bias=False),
+        wiring=Spec("pre"),
+        init=Spec("modern"),
+        embedding_norm=False,
+        embedding_shortcut=False,
+        value_embedding=0,
+        value_gate=True,
+        final_norm=True,
+        tied_head=False,
+        logit_cap=0.0,
+        shortcut_residual=(1.0, 1.0),
+        shortcut_embedding=(0.0, 0.0),
+        smear=False,
+        backout=False,
+        dropout=0.0,
+    )
+    return replace(config, **overrides)
+
+
 def heads_for(d_model: int) -> int:
     """d_model / 64 heads, or the largest smaller number that divides d_model."""
     return next(h for h in range(max(1, d_model // 64), 0, -1) if d_model % h == 0)
@@ -192,4 +226,6 @@ PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "smollm2-135m": smollm2,
     "stories-260k": stories_260k,
     "modern": modern,
+    "portable": portable,
 }
+UNSIZED: dict[str, tuple[str, ...]] = {"portable": SIZES}  # preset -> the fields that it leaves as they are

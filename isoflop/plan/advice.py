@@ -10,7 +10,16 @@ from isoflop.plan.asked import Asked
 from isoflop.plan.candidates import Candidate
 from isoflop.plan.fitted import Fitted
 from isoflop.plan.predictability import Predictability
-from isoflop.records import Calibration, CandidateShape, Choice, Expectation, PilotRun, Plan, TextPredictability
+from isoflop.records import (
+    Calibration,
+    CandidateShape,
+    Choice,
+    Expectation,
+    Exports,
+    PilotRun,
+    Plan,
+    TextPredictability,
+)
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
@@ -126,6 +135,7 @@ class Advice:
         workload: the task on its data.
         proposal: the proposal that the plan was made from.
         law: the law of a ladder that chose the shape and made the forecast; None: the prior.
+        exports: the formats that the model can be exported to.
     """
 
     config: RunConfig
@@ -146,6 +156,7 @@ class Advice:
     differences: tuple[str, ...] = ()
     proposal: Proposal | None = None
     law: Fitted | None = None
+    exports: Exports | None = None
 
     def plan(self) -> Plan:
         """The record that is written as plan.json."""
@@ -163,6 +174,7 @@ class Advice:
             candidates=self.candidates,
             calibration=self.calibration,
             peak=self.peak,
+            exports=self.exports,
         )
         if self.text is None:
             return plan

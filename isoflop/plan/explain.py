@@ -5,9 +5,8 @@ from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.table import rates
 from isoflop.plan.advice import Facts, Proposal
 from isoflop.plan.candidates import Candidate
-from isoflop.plan.destinations import destinations
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, WORN_OUT
-from isoflop.records.plan import LABELS, Choice
+from isoflop.records.plan import LABELS, Choice, Exports
 from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
 from isoflop.trainer.config import RuntimeConfig
@@ -29,6 +28,11 @@ OF_MODEL, OF_RATES = ("context", "shape"), ("batch", "optimiser", "schedule")
 
 def line(name: str, value: str, reason: str) -> Choice:
     return Choice(name=name, value=value, reason=reason)
+
+
+def export_line(exports: Exports) -> Choice:
+    """The formats that the model can go to; the first line of a plan, since it cannot be changed after training."""
+    return line("export", exports.words or "none", exports.reason or "")
 
 
 def choices_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candidate, tokens: int) -> tuple[Choice, ...]:
@@ -75,7 +79,6 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
             *choices_of_size(proposal, facts, config, best, tokens),
             line("context", f"{config.model.context} positions", notes.context),
             *choices_of_course(config),
-            line("export", *destinations(config, facts.tokenizer_json)),
         )
 
     source = "measured on the prepared text" if facts.measured else "estimated: a dry run does not prepare so much text"
@@ -90,7 +93,6 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         *choices_of_size(proposal, facts, config, best, tokens),
         *choices_of_course(config),
         line("tokenizer", f"{facts.bytes_per_token:.2f} bytes per token", source),
-        line("export", *destinations(config, facts.tokenizer_json)),
     )
 
 

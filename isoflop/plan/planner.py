@@ -27,7 +27,8 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.by_law import Forecast, forecast_of, law_choice, law_of, score_of, why_not
 from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
 from isoflop.plan.ceiling import machine_peak, raised
-from isoflop.plan.explain import choices_of
+from isoflop.plan.destinations import destinations
+from isoflop.plan.explain import choices_of, export_line
 from isoflop.plan.fewer_ids import inputs_for_ids, needs_new_shapes, rescaled, with_ids
 from isoflop.plan.fitted import Fitted
 from isoflop.plan.machine import choose_kernels, choose_runtime
@@ -324,11 +325,10 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
     forecast = None if keep.model else forecast_of(law, facts.unique_tokens, text, observed, differ)
 
     # the plan, with its reasons
-    choices = choices_of(proposal, facts, config, best, tokens)
-    if law is not None:
-        choices = (*choices, law_choice(law, count, tokens))
-    if pilots.runs or pilots.note:
-        choices = (*choices, pilots_line(pilots))
+    exports = destinations(config, facts.tokenizer_json)
+    choices = [export_line(exports), *choices_of(proposal, facts, config, best, tokens)]
+    choices += [law_choice(law, count, tokens)] if law is not None else []
+    choices += [pilots_line(pilots)] if pilots.runs or pilots.note else []
     return Advice(
         config=config,
         budget=proposal.whole or budget,
@@ -337,7 +337,7 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
         flops=float(tokens) * workload.flops_per_token(config),
         seconds=seconds or None,
         expected=forecast(count, tokens) if forecast else None,
-        choices=choices,
+        choices=tuple(choices),
         candidates=tuple(candidate_line(one, proposal, forecast, one is best) for one in proposal.candidates),
         calibration=proposal.calibration,
         peak=proposal.peak,
@@ -348,6 +348,7 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
         differences=differ,
         proposal=proposal,
         law=law,
+        exports=exports,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from isoflop.config import to_dict, to_key
+from isoflop.model.config import SIZES
 from isoflop.model.presets import heads_for
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.table import rates
@@ -20,7 +21,6 @@ from isoflop.plan.settings import batch_tokens_for, context_for, with_rates
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import task_named
 
-SIZES = ("vocab_size", "context", "layers", "encoder_layers", "d_model", "heads", "head_dim")  # of ModelConfig
 # The largest factor, up or down, between a learning rate, head width, context or batch and the plan's own choice with
 # which the recipe still counts as the prior's. Chosen, not measured.
 NEAR_RATE, NEAR_HEAD, NEAR_CONTEXT, NEAR_BATCH = 2.0, 2.0, 4.0, 4.0

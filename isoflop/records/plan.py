@@ -143,6 +143,27 @@ class PilotRun(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Exports(Record):
+    """The formats that a model can be exported to.
+
+    Attributes:
+        formats: format -> architecture, both by their names in `isoflop export`.
+        own_code: those of them that hold the model with modeling code of isoflop's own.
+        words, reason: the same as a line of the plan.
+        low, high, source: bits per byte on held-out text that `--set model=portable` loses against this model, at the
+            sizes where that was measured; None if it was not, or if the model needs no code of its own.
+    """
+
+    formats: dict[str, str] = field(default_factory=dict)
+    own_code: tuple[str, ...] = ()
+    words: str | None = None
+    reason: str | None = None
+    low: float | None = rare()
+    high: float | None = rare()
+    source: str | None = rare()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan(Record):
     """plan.json.
 
@@ -165,6 +186,7 @@ class Plan(Record):
         init_bits_per_byte: of the initial weights (--init), on the run's held-out text.
         source, format: where an imported model came from.
         like: the run that this one repeats, except for what was set (`--like`).
+        exports: the formats that the model can be exported to.
     """
 
     budget: str | None = None
@@ -191,12 +213,16 @@ class Plan(Record):
     source: str | None = rare()
     format: str | None = rare()
     like: str | None = rare()
+    exports: Exports | None = rare()
 
     @classmethod
-    def given(cls, steps: int, tokens: int, expected: Expectation | None = None) -> "Plan":
+    def given(
+        cls, steps: int, tokens: int, expected: Expectation | None = None, exports: Exports | None = None
+    ) -> "Plan":
         """The plan of a run whose configuration was given."""
         plan = cls(kind="given", steps=steps, tokens=tokens, expected=expected)
-        return plan.written_as("kind", "steps", "tokens", *(("expected",) if expected else ()))
+        plan = plan.written_as("kind", "steps", "tokens", *(("expected",) if expected else ()))
+        return plan.updated(exports=exports) if exports else plan
 
     @classmethod
     def imported(cls, source: str, format: str, parameters: int, total_parameters: int) -> "Plan":

@@ -26,11 +26,12 @@ LIMITS = (
 )
 
 
-def write_card(run: Path, out: Path | None = None, licences: Sequence[str] = ()) -> Path:
+def write_card(run: Path, out: Path | None = None, licences: Sequence[str] = (), notes: Sequence[str] = ()) -> Path:
     """Write the card of a run and return its path.
 
     Args:
         out: the Markdown file; None: RUN/README.md.
+        notes: what a reader has to know about the export that contains the card.
         licences: "SOURCE=LICENCE" for sources of the run's text, or "LICENCE" alone for the model; kept in card.json.
 
     Raises:
@@ -49,7 +50,7 @@ def write_card(run: Path, out: Path | None = None, licences: Sequence[str] = ())
         raise UserError(f"{path} is a folder; name the Markdown file to write, as in {path / 'README.md'}")
 
     with disk_errors("the model card"):
-        write_text(path, card(facts, statements))
+        write_text(path, card(facts, statements, notes))
     return path
 
 
@@ -69,11 +70,12 @@ def with_licences(statements: CardNotes, licences: Sequence[str], sources: Seque
     return statements.updated(sources=by_source)
 
 
-def card(facts: Facts, statements: CardNotes) -> str:
+def card(facts: Facts, statements: CardNotes, notes: Sequence[str] = ()) -> str:
     """The text of the card."""
     parts = [
         front_matter(facts, statements),
         f"# {line(facts.run.name)}\n\n{about(facts)}",
+        formats(facts, notes),
         data(facts, statements),
         dropped(facts),
         compute(facts),
@@ -115,6 +117,14 @@ def about(facts: Facts) -> str:
     unfinished = "" if facts.finished else " Its training is not finished."
     origin = f", from the weights of {line(run.settings.init)}" if run.settings.init else ", from scratch"
     return f"{model}, pretrained with isoflop{origin}.{unfinished}"
+
+
+def formats(facts: Facts, notes: Sequence[str]) -> str:
+    """The formats that the model can be exported to, as the plan has them, and the notes on this export."""
+    planned = facts.run.plan.exports
+    lines = [f"`isoflop export` can write it as: {line(planned.words)} ({line(planned.reason)})"] if planned else []
+    lines += [line(note) for note in notes]
+    return "## Formats\n\n" + "\n".join(f"- {text}" for text in lines) if lines else ""
 
 
 def data(facts: Facts, statements: CardNotes) -> str:

@@ -199,6 +199,8 @@ def plan(facts: Facts) -> str:
     if recorded.choices:
         lines = [[text(c.name), f"<b>{text(words.plain(c.value))}</b>", text(c.reason)] for c in recorded.choices]
         body += "<h3>The plan's choices and their reasons</h3>\n" + table(["choice", "value", "reason"], lines)
+    elif exports := recorded.exports:
+        body += f"<p>Exports to: {text(exports.words)} ({text(exports.reason)}).</p>"
     return section("Plan and outcome", source_of_expectation(facts), body + shapes(facts))
 
 

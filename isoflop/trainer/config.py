@@ -13,7 +13,7 @@ from isoflop.model.build import MODELS
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import LOSSES, make_loss
-from isoflop.model.presets import PRESETS
+from isoflop.model.presets import PRESETS, UNSIZED
 from isoflop.optim.config import AverageConfig, OptimConfig, ScheduleConfig, bytes_of_copy
 from isoflop.optim.timetable import MOST_STEPS
 from isoflop.parallel.config import ParallelConfig
@@ -215,7 +215,7 @@ class RunConfig:
     trainer/task.py defines the parts of a task (data, model, loss, evaluation, samples)."""
 
     task: Annotated[str, "what is learned:", OneOf(MODELS)] = "causal_lm"
-    model: Annotated[ModelConfig, Named(PRESETS), "the whole model, by the name of a preset"] = field(
+    model: Annotated[ModelConfig, Named(PRESETS, UNSIZED), "the whole model, by the name of a preset"] = field(
         default_factory=ModelConfig
     )
     data: DataConfig = field(default_factory=DataConfig)

@@ -58,11 +58,11 @@ LLAMA = {**SHAPE, "norm": Spec("rms"), "attention": Spec("full", bias=False)}
         (gpt2(**SHAPE), "gpt2", "gpt2"),
         (gpt2(**SHAPE, feed_forward=Spec("linear")), "gpt2", None),
         (gpt2(**SHAPE, attention=Spec("full", window=16)), "gpt2", "gpt2"),
-        (gpt2(**SHAPE, attention=Spec("full", window=15)), None, None),
+        (gpt2(**SHAPE, attention=Spec("full", window=15)), "isoflop", None),
         (gpt2(**SHAPE, attention=Spec("banded")), "gpt2", "gpt2"),
-        (gpt2(**SHAPE, attention=Spec("banded", window=4)), None, None),
+        (gpt2(**SHAPE, attention=Spec("banded", window=4)), "isoflop", None),
         (gpt2(**SHAPE, attention=Spec("alternating")), "gpt2", "gpt2"),
-        (gpt2(**SHAPE, attention=Spec("alternating", pattern=("full", Spec("banded", window=8)))), None, None),
+        (gpt2(**SHAPE, attention=Spec("alternating", pattern=("full", Spec("banded", window=8)))), "isoflop", None),
         (gpt2(**SHAPE, attention=Spec("isoflop.model.blocks.attention.Attention")), "gpt2", "gpt2"),
         (gpt2(**SHAPE, value_gate=False, encoder_layers=3), "gpt2", "gpt2"),  # nothing reads them here
         (gpt2(**SHAPE, wiring=Spec("post"), final_norm=False), "openai-gpt", None),
@@ -179,7 +179,7 @@ def test_every_format_called_possible_is_written_and_read_back(fields, target, t
     config = would_fit(config, sets_of(nearest(config, FORMATS[target].limits())[1]))
     folder = tmp_path_factory.mktemp(target)
     architecture, difference = export.write(bundle_of(config, tokenizer), target, folder, "x")
-    assert architecture == outlook(config)[target].architecture and difference < 1e-4
+    assert architecture == outlook(config)[target].architecture != "isoflop" and difference < 1e-4
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from isoflop import export
 from isoflop.errors import UserError
 from isoflop.export.bundle import Bundle, weights_of
+from isoflop.export.formats import FORMATS
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
 from isoflop.model.presets import gpt2, modern
@@ -173,5 +174,6 @@ def test_a_llama2c_file_of_another_size_is_refused(tmp_path, hf):
     ],
 )
 def test_a_block_that_the_format_lacks_is_named(config, target, named, tmp_path, tokenizer):
+    """Of Hugging Face: that its architectures lack, so that the export has code of its own (test_own_code.py)."""
     with pytest.raises(UserError, match=named):
-        export.write(bundle_of(config, tokenizer), target, tmp_path, "x")
+        FORMATS[target].write(bundle_of(config, tokenizer), tmp_path, "x")

@@ -16,7 +16,7 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.causal_lm import TextWorkload
 from isoflop.trainer.workload import Text
 
-ORDER = "device vocabulary context shape parameters-N tokens-D batch steps optimiser schedule tokenizer export"
+ORDER = "export device vocabulary context shape parameters-N tokens-D batch steps optimiser schedule tokenizer"
 
 
 @pytest.fixture(autouse=True)
@@ -74,21 +74,25 @@ def test_rates_in_words():
 
 
 def test_the_plan_lists_export_formats():
-    assert lines()["export"].value == "hf (apertus), gguf (apertus)"
+    assert lines()["export"].value == "Hugging Face (apertus), GGUF (apertus)"
     export = lines("model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
-    assert export.value == "hf (llama)" and "gguf with --set model.feed_forward=gated" in export.reason
-    advised = export.reason.partition("gguf with --set ")[2].partition(";")[0].split()
+    assert export.value == "Hugging Face (llama)" and "GGUF with --set model.feed_forward=gated" in export.reason
+    advised = export.reason.partition("GGUF with --set ")[2].partition(";")[0].split()
     changed = lines("model.feed_forward=geglu", "model.attention.qk_norm=false", *advised)["export"]
-    assert changed.value == "hf (llama), gguf (llama)"
-    assert lines("model.wiring=parallel")["export"].value == "none"
+    assert changed.value == "Hugging Face (llama), GGUF (llama)"
+    parallel, _ = advice("model.wiring=parallel")
+    assert parallel.choices[0].value == "Hugging Face with its own code" == parallel.plan().exports.words
+    assert parallel.plan().to_dict()["exports"]["own_code"] == ["hf"]
 
 
 def test_the_plan_knows_the_tokenizer_and_the_task():
     bpe = Tokenizer.train(["some words, and some more words"] * 9, 270).to_json()
     config = replace(RunConfig(), model=PRESETS["stories-260k"]())
-    assert destinations(config)[0] == "hf (llama), gguf (llama), llama2c (llama)"
-    assert destinations(config, bpe) == ("hf (llama), gguf (llama)", "llama2c: its tokenizers are SentencePiece's")
-    assert destinations(replace(RunConfig(), task="seq2seq"), bpe)[0] == "none"
+    assert destinations(config).words == "Hugging Face (llama), GGUF (llama), llama2.c (llama)"
+    known = destinations(config, bpe)
+    assert known.words == "Hugging Face (llama), GGUF (llama)"
+    assert known.reason == "llama2.c: its tokenizers are SentencePiece's"
+    assert destinations(replace(RunConfig(), task="seq2seq"), bpe).words == "none"
 
 
 def test_a_reason_says_set_by_you_where_it_was():
