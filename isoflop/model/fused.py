@@ -5,7 +5,7 @@ in casts of weights and activations, and in passes over memory. Here a block is 
 between them, whose forward and backward passes are written out:
 
     before attention   norm -> one product for queries, keys and values -> heads, QK norm, rotary positions
-    attention          two batched products with a causal softmax between them, up to FEW_KEYS positions
+    attention          batched products with a causal softmax between them, up to FEW_KEYS positions
     after attention    out -> residual sum and norm -> up -> squared ReLU -> down -> residual sum
 
 What is between the products are the compiled kernels (isoflop/kernels). The residual stream, its gradient, norms and
@@ -39,6 +39,10 @@ from isoflop.model.gpt import GPT, Block
 
 FEW_KEYS = 512  # up to this many keys attention holds all scores; above, torch's fused kernel is used
 FEATURES = 1024  # the widest head
+QUERIES = {
+    torch.float32: 64,
+    torch.bfloat16: 128,
+}  # in a block of attention: smaller ones skip more keys that are hidden
 
 Compute = Callable[..., Tensor]
 
@@ -216,31 +220,58 @@ class BeforeAttention(torch.autograd.Function):
 
 
 class CausalAttention(torch.autograd.Function):
-    """softmax(scale q k^T) v by two batched products that hold all scores. Queries that share a head of keys are
-    stacked. In bfloat16 the mean key is subtracted before scores are rounded (blocks/attend.py)."""
+    """softmax(scale q k^T) v by batched products that hold all scores, for a block of queries at a time, with the
+    keys up to its last query. Queries that share a head of keys are stacked. In bfloat16 the mean key is subtracted
+    before scores are rounded (blocks/attend.py)."""
 
     @staticmethod
     def forward(ctx: Any, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float) -> Tensor:
         B, H, T, K = q_BHTK.shape
-        G = k_BGTK.shape[1]
-        q_AnK, k_ATK, v_ATK = q_BHTK.view(B * G, H // G * T, K), k_BGTK.view(B * G, T, K), v_BGTK.view(B * G, T, K)
+        A = B * k_BGTK.shape[1]
+        q_AMTK, k_ATK, v_ATK = q_BHTK.view(A, -1, T, K), k_BGTK.view(A, T, K), v_BGTK.view(A, T, K)
         if k_ATK.dtype != torch.float32:
             k_ATK = calls.centred(k_ATK)
-        p_AnT = calls.softmax_(torch.bmm(q_AnK, k_ATK.transpose(1, 2)), T, scale, window)
+
+        weights, parts = [], []
+        for first, end in blocks_of(T, q_BHTK.dtype):
+            q_AnK = q_AMTK[:, :, first:end].flatten(1, 2)
+            scores_AnS = torch.bmm(q_AnK, k_ATK[:, :end].transpose(1, 2))
+            weights.append(calls.softmax_(scores_AnS, end - first, scale, window))
+            parts.append(torch.bmm(weights[-1], v_ATK[:, :end]).view(A, -1, end - first, K))
         ctx.window, ctx.scale = window, scale
-        ctx.save_for_backward(q_AnK, k_ATK, v_ATK, p_AnT)
-        return torch.bmm(p_AnT, v_ATK).view(B, H, T, K)
+        ctx.save_for_backward(q_AMTK, k_ATK, v_ATK, *weights)
+        return in_one(parts).view(B, H, T, K)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_BHTK: Tensor) -> tuple[Tensor | None, ...]:
-        q_AnK, k_ATK, v_ATK, p_AnT = ctx.saved_tensors
-        (B, H, T, K), G = dy_BHTK.shape, len(k_ATK) // len(dy_BHTK)
-        dy_AnK = dy_BHTK.reshape(q_AnK.shape)
-        dv_ATK = torch.bmm(p_AnT.transpose(1, 2), dy_AnK)
-        ds_AnT = calls.softmax_back_(torch.bmm(dy_AnK, v_ATK.transpose(1, 2)), p_AnT, T, ctx.scale, ctx.window)
-        dq_AnK, dk_ATK = torch.bmm(ds_AnT, k_ATK), torch.bmm(ds_AnT.transpose(1, 2), q_AnK)
-        return dq_AnK.view(B, H, T, K), dk_ATK.view(B, G, T, K), dv_ATK.view(B, G, T, K), None, None
+        q_AMTK, k_ATK, v_ATK, *weights = ctx.saved_tensors
+        (B, H, T, K), dy_AMTK = dy_BHTK.shape, dy_BHTK.reshape(q_AMTK.shape)
+        dk_ATK, dv_ATK = torch.empty_like(k_ATK), torch.empty_like(v_ATK)
+        parts = []
+        for (first, end), p_AnS in zip(reversed(blocks_of(T, dy_BHTK.dtype)), reversed(weights), strict=True):
+            q_AnK, dy_AnK = (x_AMTK[:, :, first:end].flatten(1, 2) for x_AMTK in (q_AMTK, dy_AMTK))
+            dp_AnS = torch.bmm(dy_AnK, v_ATK[:, :end].transpose(1, 2))
+            ds_AnS = calls.softmax_back_(dp_AnS, p_AnS, end - first, ctx.scale, ctx.window)
+            parts.append(torch.bmm(ds_AnS, k_ATK[:, :end]).view(len(k_ATK), -1, end - first, K))
+            for grad_ATK, a_AnS, b_AnK in ((dk_ATK, ds_AnS, q_AnK), (dv_ATK, p_AnS, dy_AnK)):
+                if end == T:  # the last block, which comes first here and reaches all keys
+                    torch.bmm(a_AnS.transpose(1, 2), b_AnK, out=grad_ATK)
+                else:
+                    grad_ATK[:, :end] += torch.bmm(a_AnS.transpose(1, 2), b_AnK)
+        dq_BHTK = in_one(parts[::-1]).view(B, H, T, K)
+        return dq_BHTK, dk_ATK.view(B, -1, T, K), dv_ATK.view(B, -1, T, K), None, None
+
+
+def blocks_of(T: int, dtype: torch.dtype) -> list[tuple[int, int]]:
+    """The first query of each block, and the one after its last."""
+    size = QUERIES[dtype]
+    return [(first, min(first + size, T)) for first in range(0, T, size)]
+
+
+def in_one(parts: list[Tensor]) -> Tensor:
+    """Blocks of queries as one tensor."""
+    return torch.cat(parts, 2) if len(parts) > 1 else parts[0]
 
 
 def attend_causally(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int, scale: float | None) -> Tensor:

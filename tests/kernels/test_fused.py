@@ -32,6 +32,13 @@ SHAPES = {
     "own head width": {"heads": 3, "head_dim": 8, "d_model": 20},
     "window": {"attention": Spec("full", qk_norm=True, qk_gain=False, bias=False, window=5)},
     "sharper": {"attention": Spec("full", qk_norm=True, qk_gain=False, bias=False, qk_scale=1.3)},
+    "blocks of queries": {"context": 150, "layers": 1},
+    "blocks of queries that share keys": {
+        "context": 150,
+        "layers": 1,
+        "heads": 4,
+        "attention": Spec("full", qk_norm=True, qk_gain=False, bias=False, kv_heads=2, window=70),
+    },
     "long": {"context": FEW_KEYS + 8, "layers": 1},
     "value embeddings": {"value_embedding": 2},
     "value embeddings without a gate": {"value_embedding": 1, "value_gate": False},
