@@ -4,9 +4,7 @@
  * Every function exists for float and for bfloat16 (the type NUMBER below); sums, exponentials and the residual stream
  * are in float in both. Rows are independent of each other, so that results do not depend on the number of threads. All
  * arrays are contiguous; the caller (calls.py) checks types and shapes.
- *
- * The second half of the file is compiled twice, by including the file in itself.
- */
+ * The second half of the file is compiled twice, by including the file in itself. */
 
 #ifndef NUMBER
 
@@ -34,6 +32,9 @@ static inline float exponential(float x)
     union { uint32_t bits; float value; } power = {.bits = ((uint32_t)(int32_t)n + 127u) << 23};
     return y * power.value;
 }
+
+/* cap tanh(x / cap), by tanh(x) = 1 - 2 / (exp(2 x) + 1). */
+static inline float capped(float x, float cap) { return cap - 2.0f * cap / (exponential(x * (2.0f / cap)) + 1.0f); }
 
 static inline float widen_float(float x) { return x; }
 static inline float narrow_float(float x) { return x; }
@@ -106,12 +107,9 @@ void NAMED(norm_back)(const float *above, const NUMBER *dy, const NUMBER *y, con
         for (long j = 0; j < width; j++) dot += WIDE(grad[j]) * WIDE(unit[j]);
         dot /= width;
         const float scale = r[i];
-        if (above) {
-            const float *restrict more = above + i * width;
-            for (long j = 0; j < width; j++) out[j] = more[j] + scale * (WIDE(grad[j]) - WIDE(unit[j]) * dot);
-        } else {
-            for (long j = 0; j < width; j++) out[j] = scale * (WIDE(grad[j]) - WIDE(unit[j]) * dot);
-        }
+        const float *restrict more = above ? above + i * width : NULL;
+        for (long j = 0; j < width; j++)
+            out[j] = (more ? more[j] : 0.0f) + scale * (WIDE(grad[j]) - WIDE(unit[j]) * dot);
         if (copy) {
             NUMBER *restrict narrow = copy + i * width;
             for (long j = 0; j < width; j++) narrow[j] = NARROW(out[j]);
@@ -357,14 +355,16 @@ int NAMED(cross_entropy)(NUMBER *logits, const int64_t *targets, float *losses, 
             if (target < 0) memset(row, 0, vocabulary * sizeof(NUMBER));
             if (target < 0 || !score || !weight) continue;
 
-            for (long j = 0; j < vocabulary; j++) score[j] = WIDE(row[j]);
-            if (cap != 0.0f) /* tanh(x) = 1 - 2 / (exp(2 x) + 1) */
-                for (long j = 0; j < vocabulary; j++)
-                    score[j] = cap - 2.0f * cap / (exponential(score[j] * (2.0f / cap)) + 1.0f);
-
             float largest = -INFINITY, total = 0.0f, sum = 0.0f;
 #pragma omp simd reduction(max : largest)
-            for (long j = 0; j < vocabulary; j++) largest = largest < score[j] ? score[j] : largest;
+            for (long j = 0; j < vocabulary; j++) {
+                score[j] = WIDE(row[j]);
+                largest = largest < score[j] ? score[j] : largest;
+            }
+            if (cap != 0.0f) { /* it keeps the order of scores */
+                for (long j = 0; j < vocabulary; j++) score[j] = capped(score[j], cap);
+                largest = capped(largest, cap);
+            }
 #pragma omp simd reduction(+ : total)
             for (long j = 0; j < vocabulary; j++) {
                 weight[j] = exponential(score[j] - largest);
