@@ -1,17 +1,23 @@
 """The fused path equals the plain one: loss and every gradient, in both dtypes."""
 
 import copy
+import inspect
 
 import pytest
 import torch
 
 from isoflop.generate.fused import fusible as fast_enough
 from isoflop.kernels import calls
+from isoflop.model.blocks.attention import Attention
+from isoflop.model.blocks.feed_forward import MLP
 from isoflop.model.blocks.norm import RMSNorm
+from isoflop.model.blocks.position import Rotary
+from isoflop.model.blocks.value import ValueEmbedding
+from isoflop.model.blocks.wiring import PreNorm
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.cross_entropy import IGNORED, LossOptions, cross_entropy
 from isoflop.model.fused import FEW_KEYS, FusedBlock, fuse, fusible
-from isoflop.model.gpt import GPT
+from isoflop.model.gpt import GPT, Block
 from isoflop.model.loss import CrossEntropy
 from isoflop.parallel.wrap import recompute
 
@@ -218,6 +224,23 @@ def test_a_block_with_another_part_is_left_to_its_modules(changes):
     model = GPT(ModelConfig(**PLAIN_SHAPE | changes))
     assert fuse(model) == 0
     assert not any(isinstance(block._wrapped, FusedBlock) for block in model.blocks)
+
+
+def test_every_option_of_a_fused_block_is_known_to_the_fused_path():
+    """An option that `fusible` and FusedBlock do not know would be ignored in training and used elsewhere. Whoever adds
+    one computes it there, with a shape above, or refuses it, with a line above; then it is added here."""
+    shapes = {"self", "d_model", "heads", "head_dim", "context", "layer", "position", "init", "branches", "norm", "dim"}
+    known = {
+        Attention: {"dropout", "window", "kv_heads", "qk_norm", "qk_gain", "qk_scale", "soft_cap", "bias"},
+        MLP: {"dropout", "activation", "ratio", "d_ff", "bias"},
+        RMSNorm: {"eps", "gain"},
+        Rotary: {"base", "interleaved", "factor", "low_freq", "high_freq", "original"},
+        PreNorm: set(),
+        ValueEmbedding: {"vocab_size", "gate"},
+    }
+    for kind, options in known.items():
+        assert set(inspect.signature(kind.__init__).parameters) - shapes == options, kind.__name__
+    assert set(inspect.signature(Block.compute).parameters) == {"self", "x_BTD", "cache", "tokens_BT", "x0_BTD"}
 
 
 def test_the_default_model_is_fusible():
