@@ -78,7 +78,7 @@ class Moment:
 def timetable_at(run: Run, config: RunConfig, step: int) -> Timetable:
     """A run's timetable as of a step."""
     taken = [Decision.from_dict(line.to_dict()) for line in run.decisions if (line.at_step or 0) <= step]
-    return Timetable(config.schedule, config.steps, tuple(taken), read=config.batch.before)
+    return config.timetable(taken)
 
 
 def moments_of(path: Path) -> Iterator[Moment]:

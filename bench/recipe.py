@@ -215,10 +215,18 @@ def plan_jobs(
             continue
         config = configure(sources, common, arm, int(tokens * 6))
         prepare(config.data)
-        ratio = ratios.get(arm) or (ratio_to_default(base, config) if timed and costs_time(arm) else 1.0)
-        steps = round(tokens * ratio / config.tokens_per_step)
+        config, timed_as = (replace(one, steps=steps_for(one, tokens)) for one in (config, base))
+        ratio = ratios.get(arm) or (ratio_to_default(timed_as, config) if timed and costs_time(arm) else 1.0)
+        steps = steps_for(config, tokens * ratio)
         jobs += [Job(arm, seed, replace(config, seed=seed, steps=steps), ratio) for seed in wanted]
     return sorted(jobs, key=lambda job: job.seed)
+
+
+def steps_for(config: RunConfig, tokens: float) -> int:
+    """The number of steps that reads about so many tokens; a batch that grows needs more."""
+    if config.batch.ramp_from:
+        return config.batch.steps_for(tokens / config.model.context)
+    return round(tokens / config.tokens_per_step)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

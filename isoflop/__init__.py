@@ -254,6 +254,7 @@ def evaluate(
     moved: Texts = (),
     heldout: Texts = (),
     strict: bool = False,
+    windows: str = "",
 ) -> "HeldOut":
     """Evaluate a run on its own held-out text, or on each document (seq2seq: pair) of `sources`.
 
@@ -264,6 +265,7 @@ def evaluate(
         moved: the new place of the run's own text, if it was moved.
         heldout: the new place of the held-out text that was named, if it was moved.
         strict: treat files that would be skipped as errors.
+        windows: "running" through all documents, or "documents", each beginning with one; by default as in training.
 
     Returns:
         Nats per token, perplexity and bits per byte (measure.HeldOut); for seq2seq also error rates.
@@ -274,7 +276,7 @@ def evaluate(
     from isoflop import job
 
     return job.evaluate(
-        run, as_tuple(sources), text_column, beam, as_tuple(set), as_tuple(moved), as_tuple(heldout), strict
+        run, as_tuple(sources), text_column, beam, as_tuple(set), as_tuple(moved), as_tuple(heldout), strict, windows
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from isoflop.data.packing import windows_of_documents
 from isoflop.model.cross_entropy import IGNORED, head_loss
 from isoflop.model.encoder_decoder import EncoderDecoder
 from isoflop.model.gpt import GPT
@@ -92,6 +93,7 @@ def measure(
     max_tokens: int = 0,
     group: Group = ALONE,
     pieces: bool = False,
+    apart: int | None = None,
 ) -> HeldOut:
     """Measure a model on a stream of documents, each followed by `eot`.
 
@@ -106,6 +108,7 @@ def measure(
         max_tokens: if the stream is longer, evenly spaced windows of about this many tokens in total; 0: all.
         group: the processes that share the work; all get the result.
         pieces: also measure each window by itself, for which the head is computed a second time.
+        apart: the id that ends a document, if no token may attend to another document (BatchConfig.document_mask).
     """
     context, count = model.config.context, len(tokens)
     starts = window_starts(count, context, max_tokens)
@@ -119,12 +122,66 @@ def measure(
         length = min(context, count - int(starts[0]))
         windows = np.stack([with_previous(tokens, int(start), length, eot) for start in starts])
         window = torch.from_numpy(windows).to(runtime.device)
-        targets_BT = window[:, 1:]
+        inputs_BT, targets_BT = window[:, :-1], window[:, 1:]
+        documents = () if apart is None else (None, (inputs_BT == apart).cumsum(1))
         with runtime.autocast():
-            h_BTD = model.hidden(window[:, :-1])
+            h_BTD = model.hidden(inputs_BT, *documents)
             loss = head_loss(model, h_BTD, targets_BT, reduction="sum")
             by_window = measure_pieces(model, h_BTD, targets_BT, token_bytes) if pieces else ()
         return float(loss), targets_BT.numel(), int(token_bytes[targets_BT.cpu().numpy()].sum()), by_window
+
+    return measure_groups(model, groups, measure_windows, group)
+
+
+@torch.no_grad()
+def measure_documents(
+    model: GPT,
+    tokens: Tokens,
+    token_bytes: npt.NDArray[Any],
+    eot: int,
+    start: int,
+    runtime: Runtime,
+    max_tokens: int = 0,
+    group: Group = ALONE,
+    pieces: bool = False,
+) -> HeldOut:
+    """`measure` in windows that begin with a document, for a model that was trained in such (BatchConfig.windows).
+
+    Each window holds tokens of one document: all of them, or a part of a longer one, each part in a window of its own.
+    In front of its first token is `start`. Every token is predicted once, as in `measure`, so that bits per byte are of
+    the same text; but the first tokens of a window are predicted from less.
+
+    Args:
+        start: the id that a model reads before a document.
+        pieces: also measure each window by itself, in the order of their lengths.
+    """
+    starts, lengths = windows_of_documents(tokens, eot, model.config.context)
+    if max_tokens and len(tokens) > max_tokens:
+        wanted = max(1, round(max_tokens / lengths.mean()))
+        chosen = np.unique(np.linspace(0, len(starts) - 1, wanted).astype(np.int64))
+        starts, lengths = starts[chosen], lengths[chosen]
+
+    # windows of similar length share a batch, which saves padding
+    order = np.argsort(lengths, kind="stable")
+    groups: list[list[int]] = []
+    for window in order.tolist():
+        if not groups or (len(groups[-1]) + 1) * lengths[window] > BATCH_TOKENS:
+            groups.append([])
+        groups[-1].append(window)
+
+    def measure_windows(windows: Sequence[int]) -> Measured:
+        shape = (len(windows), int(lengths[windows].max()))
+        inputs_BT, targets_BT = np.full(shape, start, np.int64), np.full(shape, IGNORED, np.int64)
+        for row, window in enumerate(windows):
+            ids, length = tokens[int(starts[window]) : int(starts[window] + lengths[window])], int(lengths[window])
+            inputs_BT[row, 1:length], targets_BT[row, :length] = ids[:-1], ids
+        counted = targets_BT[targets_BT != IGNORED]
+        inputs, targets = (torch.from_numpy(ids).to(runtime.device) for ids in (inputs_BT, targets_BT))
+        with runtime.autocast():
+            h_BTD = model.hidden(inputs)
+            loss = head_loss(model, h_BTD, targets, reduction="sum")
+            by_window = measure_pieces(model, h_BTD, targets, token_bytes) if pieces else ()
+        return float(loss), len(counted), int(token_bytes[counted].sum()), by_window
 
     return measure_groups(model, groups, measure_windows, group)
 

@@ -290,10 +290,11 @@ def describe_bad_steps(counted: BadSteps) -> str:
 
 
 def time_left(state: RunState) -> str:
-    """The remaining training time at the average speed so far."""
+    """The remaining training time at the average speed so far, in tokens."""
     if not state.step:
         return "?"
-    seconds = (state.timetable.total_steps - state.step) * state.seconds / state.step
+    read, end = state.timetable.read, state.timetable.total_steps
+    seconds = (read(end) - read(state.step)) * state.seconds / read(state.step)
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 

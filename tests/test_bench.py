@@ -1,5 +1,6 @@
 """The tables of the docs equal the records, and the benchmarks measure what they claim."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -153,6 +154,14 @@ def test_an_arm_is_the_default_except_for_its_assignments():
     assert bench.configure(["x"], ["model.d_model=64"], "batch half", 1000).batch.sequences == base.batch.sequences // 2
     for name in bench.ARMS:
         bench.configure(["x"], [], name, 1000)
+
+
+def test_a_batch_that_grows_reads_as_many_tokens():
+    bench = recipe()
+    base = bench.configure(["x"], [], bench.DEFAULT, 1000)
+    grown = bench.configure(["x"], [], "batch.ramp_from=2 batch.ramp_share=0.4 batch.rates=sqrt", 1000)
+    read = [dataclasses.replace(one, steps=bench.steps_for(one, 1e6)).tokens for one in (base, grown)]
+    assert read[0] == pytest.approx(1e6, rel=0.01) == read[1]
 
 
 def test_only_rates_are_free():

@@ -10,7 +10,6 @@ from isoflop.data.corpus import parse_sources
 from isoflop.model.count import build_on_meta
 from isoflop.model.gpt import GPT
 from isoflop.optim.build import build
-from isoflop.optim.timetable import Timetable
 from isoflop.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -39,10 +38,6 @@ def recipe(name, *assignments):
     return config
 
 
-def timetable(config):
-    return Timetable(config.schedule, config.steps, read=config.batch.before)
-
-
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_builds(name):
     config = recipe(name)
@@ -55,7 +50,7 @@ def test_gpt1():
     config = recipe("gpt1.py:gpt1")
     assert (config.batch.sequences, config.model.context, config.tokens_per_step) == (64, 512, 32_768)
     assert config.optim.name == "adamw" and config.model.dropout == 0.1
-    table = timetable(config)
+    table = config.timetable()
     assert table.warmup_steps == 2_000
     assert config.optim.lr * table.scale(999) == pytest.approx(1.25e-4, rel=1e-3)
     assert config.optim.lr * table.scale(1_999) == pytest.approx(2.5e-4, rel=1e-3)
@@ -96,12 +91,12 @@ def test_gpt3(name):
 @pytest.mark.parametrize("name", ["small", "175b"])
 def test_gpt3_rate_and_batch_follow_the_tokens(name):
     config = recipe(f"gpt3.py:gpt3_{name}")
-    table, context = timetable(config), config.model.context
+    table, context = config.timetable(), config.model.context
 
     def step_at(tokens):
         return config.batch.steps_for(tokens / context)
 
-    assert config.batch.at(0) * context == 32_768
+    assert config.sizes.at(0) * context == 32_768
     assert config.tokens_before(table.warmup_steps) == pytest.approx(375e6, rel=1e-3)
     assert table.scale(step_at(187.5e6)) == pytest.approx(0.5, rel=2e-3)
     assert table.scale(step_at(375e6)) == pytest.approx(1.0, abs=1e-4)
@@ -110,10 +105,10 @@ def test_gpt3_rate_and_batch_follow_the_tokens(name):
     assert table.scale(step_at(260e9)) == table.scale(config.steps - 1) == pytest.approx(0.1)
     assert table.scale(step_at(259e9)) > 0.1
     ramp = {"small": 4e9, "175b": 12e9}[name]
-    halfway = config.batch.at(step_at(ramp / 2)) / config.batch.sequences
+    halfway = config.sizes.at(step_at(ramp / 2)) / config.batch.sequences
     assert halfway == pytest.approx(0.5, abs=0.06)
-    assert config.batch.at(step_at(ramp * 1.001)) == config.batch.sequences
-    assert config.batch.at(step_at(ramp * 0.9)) < config.batch.sequences
+    assert config.sizes.at(step_at(ramp * 1.001)) == config.batch.sequences
+    assert config.sizes.at(step_at(ramp * 0.9)) < config.batch.sequences
 
 
 def test_gpt3_mixture_is_table_2_2_divided_by_its_sum():

@@ -81,6 +81,13 @@ def evaluate(
     stride: Annotated[
         int, tyro.conf.arg(help="perplexity with a window that slides by this many tokens; 0: disjoint windows")
     ] = 0,
+    windows: Annotated[
+        str,
+        tyro.conf.arg(
+            metavar="running|documents",
+            help="windows through all documents, or each beginning with one; default: as in training",
+        ),
+    ] = "",
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: beam width; 1 is greedy")] = 1,
     text_column: Annotated[
         str, tyro.conf.arg(help="the column of records that holds the text; default: as in training")
@@ -114,6 +121,7 @@ def evaluate(
         from isoflop.cli import show_suites
 
         conflicting = {"--beam": beam != 1, "--moved": moved, "--heldout": heldout, "--strict": strict}
+        conflicting |= {"--windows": windows}
         with trusting(*trust_code):
             if suite:
                 of_text = {"--text-column": text_column, "--set": set, "--stride": stride}
@@ -126,7 +134,7 @@ def evaluate(
         return
 
     with trusting(*trust_code):
-        measured = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict)
+        measured = job.evaluate(run, sources, text_column, beam, set, moved, heldout, strict, windows)
     if json:
         print(to_json(measured.to_dict()), end="")
         return

@@ -6,6 +6,8 @@ the step + row). Number i is the j-th sequence drawn from some source; in epoch 
 
     i ── place ──> (source, j) ── permute ──> window w ──> tokens [offset + w * context, ... + context]
 
+Where windows begin with documents, the tokens of window w are those that packing.py puts into it.
+
 Every arrow is arithmetic. Nothing is shuffled in memory: only the places of a few hundred sequences, which are computed
 together, are cached. Step 10^6 costs as much as step 0.
 """
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 
 from isoflop.data.gaps import Gaps
+from isoflop.data.packing import DOCUMENTS, RUNNING, PackedText
 from isoflop.data.prepared import Prepared
 from isoflop.errors import UserError
 from isoflop.records import DataRead, SourceRead
@@ -58,6 +61,12 @@ class Loader:
         sequences: per step, over all ranks; or, if that changes, a function: step -> sequences read before it.
         seed: of the order within each source.
         skipped: (first, count) ranges of sequences to skip, as numbered in a run without gaps.
+        length: step -> tokens of each row, of which `context` is a multiple: a step with shorter rows reads the same
+            sequences, cut into several rows each. None: `context`.
+        windows: "running", one after the other through all documents; "documents", each row begins with a document
+            (packing.py).
+        number_documents: a batch has a third tensor, the number of each input's document in its row. What precedes a
+            document (`start`, or the end of the one before) belongs to it.
 
     Raises:
         UserError: if a source has less than one window of tokens.
@@ -70,9 +79,13 @@ class Loader:
         sequences: int | Callable[[int], int],
         seed: int,
         skipped: tuple[tuple[int, int], ...] = (),
+        length: Callable[[int], int] | None = None,
+        windows: str = RUNNING,
+        number_documents: bool = False,
     ) -> None:
         self.context, self.seed, self.gaps = context, seed, Gaps.of(skipped)
         self.before = sequences if callable(sequences) else partial(operator.mul, sequences)
+        self.length = length or (lambda step: context)
         weight_of = {name: weight for name, weight in prepared.weights().items() if prepared.train_tokens(name)}
         self.names = sorted(weight_of, key=lambda name: (-weight_of[name], prepared.sources.index(name)))
         self.weights = [weight_of[name] for name in self.names]
@@ -82,11 +95,19 @@ class Loader:
                 raise too_short(name, prepared.train_tokens(name), context)
         self.streams = [prepared.train(name) for name in self.names]
         self.windows = [-(-len(stream) // context) for stream in self.streams]
+        self.packed: list[PackedText] = []
+        self.first = 0  # the id in front of a document
+        if windows == DOCUMENTS:
+            self.first, eot = prepared.tokenizer.start, prepared.tokenizer.eot
+            self.packed = [PackedText(stream, context, eot) for stream in self.streams]
+        elif number_documents:
+            self.first = prepared.tokenizer.eot
+        self.number_documents = number_documents
         self.block = lru_cache(maxsize=2)(self.find_block)  # two: a batch may span a block boundary
 
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """(inputs_BT, targets_BT), int64, of step `step` (from 0): rows rank*B to (rank+1)*B of the step's sequences,
-        B = sequences / world.
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, ...]:
+        """(inputs_BT, targets_BT), int64, of step `step` (from 0): rows rank*B to (rank+1)*B of the step's rows,
+        B = sequences / world * context / T; with `number_documents` (inputs_BT, documents_BT, targets_BT).
 
         Raises:
             UserError: if the sequences cannot be divided by `world`.
@@ -98,29 +119,47 @@ class Loader:
                 "(and batch.ramp_from) a multiple"
             )
 
-        rows = sequences // world
+        rows, length = sequences // world, self.length(step)
         first = self.before(step) + rank * rows
-        windows_BT = np.empty((rows, self.context + 1), np.int64)
+        read = self.read_packed if self.packed else self.read_running
+        tokens_2BT = np.empty((2, rows, self.context), np.int64)
         for row in range(rows):
             number, within = divmod(first + row, BLOCK)
-            source, start = self.block(number)[within]
-            windows_BT[row] = self.streams[source].read(start, self.context + 1)
+            read(*self.block(number)[within], length, tokens_2BT[:, row])
+        inputs_BT, targets_BT = torch.from_numpy(tokens_2BT).view(2, -1, length)
+        if self.number_documents:
+            return inputs_BT, (inputs_BT == self.first).cumsum(1), targets_BT
+        return inputs_BT, targets_BT
 
-        tokens_BT = torch.from_numpy(windows_BT)
-        return tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous()
+    def read_running(self, source: int, offset: int, window: int, length: int, into_2T: np.ndarray) -> None:
+        """Inputs and targets of a sequence: a window of `context` tokens and the one after it."""
+        tokens = self.streams[source].read(offset + window * self.context, self.context + 1)
+        into_2T[0], into_2T[1] = tokens[:-1], tokens[1:]
 
-    def find_block(self, number: int) -> list[tuple[int, int]]:
-        """(source, first token) of each of the BLOCK sequences from number * BLOCK on.
+    def read_packed(self, source: int, offset: int, window: int, length: int, into_2T: np.ndarray) -> None:
+        """Inputs and targets of a sequence whose rows of `length` tokens begin with a document. Each document in it has
+        the tokenizer's start in front of its first token."""
+        inputs_T, targets_T = into_2T
+        at = 0
+        for begin, count in self.packed[source].pieces(offset, window, length):
+            tokens = self.streams[source].read(begin, count)
+            inputs_T[at] = self.first
+            inputs_T[at + 1 : at + count], targets_T[at : at + count] = tokens[:-1], tokens
+            at += count
+
+    def find_block(self, number: int) -> list[tuple[int, int, int]]:
+        """(source, offset, window) of each of the BLOCK sequences from number * BLOCK on: the window's first token is
+        offset + window * context.
 
         They are computed together, since one costs numpy as much as many.
         """
         first = number * BLOCK
         placed = np.array([place(self.shares, self.gaps.unbroken(i)) for i in range(first, first + BLOCK)], np.int64)
-        starts = np.empty(BLOCK, np.int64)
+        offsets, windows = np.empty((2, BLOCK), np.int64)
         for source in np.unique(placed[:, 0]):
             of_source = placed[:, 0] == source
-            starts[of_source] = self.starts(int(source), placed[of_source, 1])
-        return list(zip(placed[:, 0].tolist(), starts.tolist(), strict=True))
+            offsets[of_source], windows[of_source] = self.windows_of(int(source), placed[of_source, 1])
+        return list(zip(placed[:, 0].tolist(), offsets.tolist(), windows.tolist(), strict=True))
 
     def tokens(self, steps: int) -> int:
         """Tokens that the first `steps` steps read, as targets."""
@@ -131,19 +170,19 @@ class Loader:
 
     def largest(self, sequences: int) -> tuple[torch.Tensor, ...]:
         zeros_BT = torch.zeros((sequences, self.context), dtype=torch.int64)
-        return zeros_BT, zeros_BT.clone()
+        return tuple(zeros_BT.clone() for _ in range(2 + self.number_documents))
 
-    def starts(self, source: int, draws: np.ndarray) -> np.ndarray:
-        """The first token of each draw from a source."""
+    def windows_of(self, source: int, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The offset of the epoch and the window of each draw from a source."""
         windows, length = self.windows[source], len(self.streams[source])
-        starts = np.empty(len(draws), np.int64)
+        offsets, order = np.empty((2, len(draws)), np.int64)
         epochs = draws // windows
         for epoch in np.unique(epochs):
             of_epoch = epochs == epoch
             keys = keys_of(self.seed, self.names[source], int(epoch))
-            order = permute(draws[of_epoch] % windows, windows, keys[:ROUNDS])
-            starts[of_epoch] = (int(keys[ROUNDS]) % length + order * self.context) % length
-        return starts
+            order[of_epoch] = permute(draws[of_epoch] % windows, windows, keys[:ROUNDS])
+            offsets[of_epoch] = int(keys[ROUNDS]) % length
+        return offsets, order
 
     def account(self, steps: int) -> DataRead:
         """What the first `steps` steps read."""

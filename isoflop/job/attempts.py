@@ -41,6 +41,8 @@ class SpeedCheck(Hook):
     If the plan chose few threads because another program was running, steps with all threads are timed, once, as soon
     as that program is idle: the speed of the run itself cannot show what more threads would gain.
 
+    A run whose steps grow is not planned again.
+
     Attributes:
         advice: the plan that the run follows.
         say: called with the reason, one line.
@@ -66,6 +68,8 @@ class SpeedCheck(Hook):
         budget = self.advice.seconds or self.advice.budget.amount
         stepping = state.seconds - state.aside_seconds
         if self.reason or state.signals is None or state.seconds > UNTIL * budget:
+            return
+        if state.config.batch.grows:  # its first steps say little about the later ones; its pace moves the end
             return
         if self.marks and stepping - self.marks[-1][1] < CHECK_INTERVAL * budget:
             return

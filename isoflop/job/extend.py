@@ -41,7 +41,7 @@ def extend(
         raise UserError(f"budget {str(extra)!r} with --resume is added to that of the run: write +{extra}")
     folder = run.folder
     decisions = tuple(Decision.from_dict(line.to_dict()) for line in run.decisions)
-    timetable = Timetable(config.schedule, config.steps, decisions, read=config.batch.before)
+    timetable = config.timetable(decisions)
     steps = checkpoint.steps(folder.checkpoints)
     resume_step = step_before_decay(folder, config, timetable, steps)
 
@@ -52,7 +52,7 @@ def extend(
         plan = extended_plan(run.plan, extra, seconds, total)
 
     end = max(resume_step + 1, total)
-    progress = min(config.batch.before(resume_step) / config.batch.before(end), 0.999)
+    progress = min(timetable.read(resume_step) / timetable.read(end), 0.999)
     reason = f"extended by {extra}: continues from step {resume_step}, before the decay"
     decision = Decision(at_step=resume_step, steps=end, progress=progress, reason=reason)
     with disk_errors(f"the run folder {folder.path}"), folder.locked():
@@ -152,7 +152,8 @@ def extended_plan(plan: Plan, extra: Budget, seconds: float, steps: int) -> Plan
 def extended_length(run: Run, config: RunConfig, timetable: Timetable, extra: Budget) -> tuple[float, int]:
     """The limit of training seconds (0: none) and the total steps of a run with `extra` budget."""
     last = run.training[-1] if run.training else TrainingLine()
-    per_step = last.seconds / last.step if last.seconds and last.step else 0.0
+    seconds_so_far, done = last.seconds or 0.0, last.step or 0
+    per_step = seconds_so_far / done if done else 0.0
     limit = next((line.seconds for line in reversed(run.decisions) if line.seconds), config.seconds)
 
     match extra.kind:
@@ -160,6 +161,8 @@ def extended_length(run: Run, config: RunConfig, timetable: Timetable, extra: Bu
             if not per_step:
                 raise UserError(f"{run.folder.path} has no timed step yet; extend it by steps instead")
             seconds = (limit or per_step * timetable.total_steps) + extra.amount
+            if config.batch.ramp_from:  # early steps were smaller
+                return seconds, config.sizes.steps_for(seconds / seconds_so_far * timetable.read(done))
             return seconds, round(seconds / per_step)
         case "tokens" | "flops":
             total = last.tokens if extra.kind == "tokens" else last.flops

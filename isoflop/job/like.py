@@ -18,7 +18,7 @@ from isoflop.job.listener import Listener, Phases
 from isoflop.job.reopen import Moved, is_prepared, open_run_data, relocate, reopen
 from isoflop.job.start import claim, folder_for
 from isoflop.model.count import parameters
-from isoflop.optim.timetable import Decision, Timetable
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.plan.destinations import destinations
 from isoflop.records import Plan, Run, read_run
@@ -132,7 +132,7 @@ def config_like(run: Run, moved: Moved, assignments: Sequence[str], moves: Seque
 
 def total_steps(config: RunConfig, moves: Sequence[Decision]) -> int:
     """Steps of the run, after all moves of its end."""
-    return Timetable(config.schedule, config.steps, tuple(moves), read=config.batch.before).total_steps
+    return config.timetable(moves).total_steps
 
 
 def open_text(run: Run, config: RunConfig, moved: Moved, assignments: Sequence[str], listener: Listener) -> Data:

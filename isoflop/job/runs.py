@@ -29,6 +29,7 @@ from isoflop.records import (
 )
 from isoflop.runtime import DTYPES, choose_device, make_runtime
 from isoflop.trainer import RunConfig
+from isoflop.trainer.causal_lm import CausalLM
 from isoflop.trainer.task import make_task, task_named
 
 # the fields that determine how text is read
@@ -71,6 +72,7 @@ def evaluate(
     moved: Sequence[str] = (),
     heldout: Sequence[str] = (),
     strict: bool = False,
+    windows: str = "",
 ) -> HeldOut:
     """Evaluate a run on its own held-out text, or on each document (seq2seq: pair) of `sources`: held-out loss, and the
     task's other metrics.
@@ -81,6 +83,7 @@ def evaluate(
         set: assignments to fields of `data` that determine how the sources are read; otherwise they are as in the run.
         moved, heldout: the new places of the run's own text, and of named held-out text, if they were moved.
         strict: raise an error for anything in the sources that would be skipped.
+        windows: "running" or "documents", see batch.windows; "": as in training.
 
     Raises:
         UserError: if there is no run or no text, for an assignment to another field, or if `moved` is other text.
@@ -94,7 +97,9 @@ def evaluate(
 
     model, tokenizer, snapshot = checkpoint.load_model(path)
     config = from_dict(RunConfig, snapshot.config)
-    task = make_task(config)
+    task = make_task(override(config, [f"batch.windows={windows}"]) if windows else config)
+    if windows and not isinstance(task, CausalLM):
+        raise UserError(f"--windows {windows} is for text, and {run} has pairs; leave it out")
     runtime = make_runtime("auto", config.runtime.dtype, config.runtime.threads)
     model.to(runtime.device)
 

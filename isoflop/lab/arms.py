@@ -253,6 +253,10 @@ def speeds_of(claim: Claim) -> dict[str, float]:
         UserError: for pairs, which are not timed.
     """
     configs, names = configs_of(claim), trained(claim)
+    for arm in names:
+        if configs[arm].batch.grows:  # which part of a run has which steps depends on its length
+            tokens = claim.setup.tokens * claim.arms[arm].times
+            configs[arm] = with_steps(configs[arm], steps_for(configs[arm], cost_of(claim, arm, configs[arm]), tokens))
     if pairs := [arm for arm in names if PROCEDURES[claim.procedure(arm)].pairs]:
         raise UserError(
             f'arm {pairs[0]}: seconds are held equal for text only; for pairs use equal = ["flops"] or ["tokens"]'
@@ -281,7 +285,8 @@ def ready(claim: Claim, speeds: Mapping[str, float]) -> list[ReadyArm]:
             continue
 
         wanted = claim.setup.tokens * claim.arms[arm].times
-        config = with_steps(config, length(claim, wanted, costs[names[0]], costs[arm], speeds.get(arm, 1.0)))
+        tokens = tokens_of(claim, wanted, costs[names[0]], costs[arm], speeds.get(arm, 1.0))
+        config = with_steps(config, steps_for(config, costs[arm], tokens))
         tokens, batches = float(config.tokens), None
         if entry.pairs:
             task = entry.task(config)
@@ -291,14 +296,22 @@ def ready(claim: Claim, speeds: Mapping[str, float]) -> list[ReadyArm]:
     return made
 
 
-def length(claim: Claim, tokens: float, first: Cost, own: Cost, speed: float) -> int:
-    """Steps of an arm's runs, so that its tokens, FLOPs (6 N D) or seconds are those of the first arm with so many
-    tokens. Nearest whole step."""
+def tokens_of(claim: Claim, tokens: float, first: Cost, own: Cost, speed: float) -> float:
+    """Tokens of an arm's runs, so that these, their FLOPs (6 N D) or their seconds are those of the first arm with so
+    many tokens."""
     if claim.setup.length == "flops":
         tokens *= first.flops_per_token / own.flops_per_token
     elif claim.setup.length == "seconds":
         tokens *= speed
-    return max(1, round(tokens / own.tokens_per_step))
+    return tokens
+
+
+def steps_for(config: RunConfig, cost: Cost, tokens: float) -> int:
+    """The number of steps that reads about so many tokens."""
+    if not config.batch.ramp_from:
+        return max(1, round(tokens / cost.tokens_per_step))
+    enough = max(2, config.batch.steps_for(tokens / config.model.context))
+    return min(enough - 1, enough, key=lambda steps: abs(replace(config, steps=steps).tokens - tokens))
 
 
 def check_equal(sizes: Mapping[str, int]) -> None:

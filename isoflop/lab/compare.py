@@ -20,6 +20,7 @@ USUAL_RATES, USUAL_PAIRS = 4, 8  # runs per arm that a budget is divided by: val
 NOISE_RUNS = 3
 SHARE = 0.85  # of the budget that the runs are planned for
 SHORTEST = 20  # steps of a run
+GROWING = 1000  # steps of a run by which the mean step is timed, where steps grow
 FIXED, ANYTIME = "fixed", "anytime"
 RULES = (FIXED, ANYTIME)
 VOCABULARY, IDS = "model.vocab_size", "data.vocab_size"
@@ -148,8 +149,9 @@ def with_tokens(claim: Claim, budget: float, workers: int) -> Claim:
     """The claim with runs as long as the budget has room for, where every arm has its rates tuned and pairs enough to
     be compared."""
     configs = making.configs_of(claim)
-    first = making.with_steps(configs[BASE], 1)
-    each = timed(making.ReadyArm(BASE, first)).seconds  # of one step
+    count = GROWING if configs[BASE].batch.grows else 1
+    first = making.with_steps(configs[BASE], count)
+    each = timed(making.ReadyArm(BASE, first)).seconds / count  # of one step
     tuned = USUAL_RATES if len(claim.setup.rates) > 1 else 0
     runs = len(configs) * (tuned + USUAL_PAIRS) + NOISE_RUNS
     steps = int((SHARE * budget * max(1, workers) / runs - OVERHEAD) / each)
@@ -159,7 +161,7 @@ def with_tokens(claim: Claim, budget: float, workers: int) -> Claim:
             f"in {budget:.0f} s there is room for {runs} runs of {max(steps, 0)} steps, too few: give a --budget of "
             f"{math.ceil(needed / 60)}m or more, fewer arms, --no-tune, or the length of a run as --tokens"
         )
-    return replace(claim, setup=replace(claim.setup, tokens=float(steps * first.tokens_per_step)))
+    return replace(claim, setup=replace(claim.setup, tokens=float(making.with_steps(first, steps).tokens)))
 
 
 def assignments(words: Sequence[str]) -> tuple[str, ...]:

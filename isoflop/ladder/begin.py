@@ -98,6 +98,8 @@ class Ladder:
         made = shaped(self.base, (rung.size.layers, rung.size.d_model), middle, self.workload, self.asked)
         alone = planned.lengths[0] if self.decay is None else 1
         steps = max(FEWEST_STEPS, round(alone * rung.tokens / made.tokens_per_step))
+        if made.batch.ramp_share:
+            steps = max(FEWEST_STEPS, made.batch.steps_for(alone * rung.tokens / made.model.context))
         made = replace(made, runtime=replace(made.runtime, threads=ladder.threads or 1))
         unique = sum(self.data.train_tokens(name) for name in self.data.sources)
         piece = Piece(

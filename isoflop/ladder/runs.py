@@ -23,7 +23,7 @@ from isoflop.data.manifest import Data
 from isoflop.files import disk_errors
 from isoflop.job.pilots import FinalMeasurement
 from isoflop.model.registry import trust_code
-from isoflop.optim.timetable import Decision, Timetable
+from isoflop.optim.timetable import Decision
 from isoflop.plan.settings import scaled
 from isoflop.records import RunFolder, read_lines
 from isoflop.records.ladder import LadderRun
@@ -186,7 +186,7 @@ def ready(piece: Piece, steps: int) -> tuple[bool, tuple[Decision, ...]]:
         shutil.rmtree(piece.path, ignore_errors=True)
         return False, begin
     taken = tuple(Decision.from_dict(line) for line in read_lines(folder.log("decisions")))
-    timetable = Timetable(config.schedule, config.steps, taken, read=config.batch.before)
+    timetable = config.timetable(taken)
     if timetable.total_steps == steps:
         return True, ()
 
@@ -200,7 +200,7 @@ def ready(piece: Piece, steps: int) -> tuple[bool, tuple[Decision, ...]]:
             if step > at:
                 checkpoint.remove(checkpoint.at_step(folder.checkpoints, step))
         folder.drop_lines_after(at, drop_skips=True)
-        progress = min(config.batch.before(at) / config.batch.before(steps), 0.999)
+        progress = min(timetable.read(at) / timetable.read(steps), 0.999)
         decision = Decision(at_step=at, steps=steps, progress=progress, reason="a longer run")
         folder.append("decisions", decision.line(time.time()), durable=True)
     return True, ()

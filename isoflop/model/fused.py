@@ -99,10 +99,11 @@ class FusedBlock:
         *,
         tokens_BT: Tensor | None = None,
         x0_BTD: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
         dtype = calls.product_dtype(x_BTD)
         if cache is not None or not torch.is_grad_enabled() or dtype is None or self.observed():
-            return self.compute(x_BTD, cache, tokens_BT=tokens_BT, x0_BTD=x0_BTD)
+            return self.compute(x_BTD, cache, tokens_BT=tokens_BT, x0_BTD=x0_BTD, documents_BT=documents_BT)
 
         block, attention = self.block, self.block.attention
         if block.shortcut is not None:
@@ -126,7 +127,11 @@ class FusedBlock:
             (rotary.cos_TK[:T], rotary.sin_TK[:T]),
             shape,
         )
-        y_BHTK = attend_causally(q_BHTK, k_BGTK, v_BGTK, attention.window, attention.scale)
+        how = (attention.window, attention.scale)
+        if documents_BT is None:
+            y_BHTK = attend_causally(q_BHTK, k_BGTK, v_BGTK, *how)
+        else:
+            y_BHTK = attend_apart(q_BHTK, k_BGTK, v_BGTK, documents_BT, *how)
         y_BTD: Tensor = AfterAttention.apply(
             x_BTD,
             y_BHTK,
@@ -286,6 +291,13 @@ def attend_causally(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int,
     scale = K**-0.5 if scale is None else scale
     y_BHTK: Tensor = CausalAttention.apply(q_BHTK, k_BGTK, v_BGTK, window if window < T else 0, scale)
     return y_BHTK
+
+
+def attend_apart(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, documents_BT: Tensor, window: int, scale: float
+) -> Tensor:
+    """`attend_causally`, of each position to those of its own document."""
+    return attend(q_BHTK, k_BGTK, v_BGTK, None, documents_BS=documents_BT, window=window, scale=scale)
 
 
 class AfterAttention(torch.autograd.Function):

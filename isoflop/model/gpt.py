@@ -57,13 +57,16 @@ class Block(Unit):
         *,
         tokens_BT: Tensor | None = None,
         x0_BTD: Tensor | None = None,
+        documents_BT: Tensor | None = None,
     ) -> Tensor:
-        """x_BTD after this layer. The last two are inputs of `values` and `shortcut` (see GPT.extra_inputs)."""
+        """x_BTD after this layer. The last three are inputs of `values`, `shortcut` and `attention` (see
+        GPT.extra_inputs)."""
+        masked = {} if documents_BT is None else {"documents_BT": documents_BT}
         start = cache.start(x_BTD.shape[1]) if cache is not None else 0
 
         def attend(h_BTD: Tensor) -> Tensor:
             added = () if self.values is None else (self.values(tokens_BT, h_BTD),)
-            y_BTD: Tensor = self.attention(h_BTD, cache, *added)
+            y_BTD: Tensor = self.attention(h_BTD, cache, *added, **masked)
             return y_BTD
 
         branches = []
@@ -108,8 +111,12 @@ class GPT(LanguageModel):
         """logits_BTV: at each position those of the next token."""
         return self.logits(self.hidden(tokens_BT, cache))
 
-    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
+    def hidden(self, tokens_BT: Tensor, cache: Cache | None = None, documents_BT: Tensor | None = None) -> Tensor:
         """h_BTD, the head's input. With a cache the tokens follow the cached positions.
+
+        Args:
+            documents_BT: the number of each token's document, to attend to no other one; only without a cache. The
+                positions go on from one document to the next.
 
         Raises:
             ValueError: if they do not fit in the context.
@@ -119,8 +126,8 @@ class GPT(LanguageModel):
             raise ValueError(f"{cached} + {T} positions do not fit in a context of {self.config.context}")
 
         start = cache.start(T) if cache is not None else 0
-        x_BTD = self.embed(tokens_BT, start, cache)
-        extra, middle = self.extra_inputs(tokens_BT, x_BTD), self.middle
+        x_BTD = self.embed(tokens_BT, start, cache, documents_BT)
+        extra, middle = self.extra_inputs(tokens_BT, x_BTD, documents_BT), self.middle
         middle_BTD = x_BTD if middle == 0 else None
         for number, block in enumerate(self.blocks, 1):
             x_BTD = block(x_BTD, cache, **extra)
@@ -133,12 +140,14 @@ class GPT(LanguageModel):
             cache.advance(T)
         return normalise(self.norm, x_BTD, start)
 
-    def embed(self, tokens_BT: Tensor, start: Start, cache: Cache | None = None) -> Tensor:
+    def embed(
+        self, tokens_BT: Tensor, start: Start, cache: Cache | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
         """x_BTD, the first block's input, for tokens from position `start` on, or at positions_BT."""
         x_BTD = self.position.embed(self.embedding(tokens_BT), start)
         x_BTD = normalise(self.embedding_norm, x_BTD, start)
         if self.smear is not None:
-            x_BTD = self.smear(x_BTD, start, cache)
+            x_BTD = self.smear(x_BTD, start, cache, documents_BT)
         dropped_BTD: Tensor = self.dropout(x_BTD)
         return dropped_BTD
 
@@ -153,10 +162,10 @@ class GPT(LanguageModel):
         """The number of blocks after which `backout` takes the stream; None: it is not needed."""
         return self.config.layers // 2 if self.backout is not None else None
 
-    def extra_inputs(self, tokens_BT: Tensor, x0_BTD: Tensor) -> dict[str, Tensor]:
-        """Further inputs of every block, only if value embeddings or shortcuts need them, since sharding and
-        recomputation handle each input of a unit. Empty in most models."""
-        extra = {}
+    def extra_inputs(self, tokens_BT: Tensor, x0_BTD: Tensor, documents_BT: Tensor | None = None) -> dict[str, Tensor]:
+        """Further inputs of every block, only if value embeddings, shortcuts or a mask between documents need them,
+        since sharding and recomputation handle each input of a unit. Empty in most models."""
+        extra = {} if documents_BT is None else {"documents_BT": documents_BT}
         if self.config.value_embedding:
             extra["tokens_BT"] = tokens_BT
         if self.config.embedding_shortcut:
@@ -171,10 +180,10 @@ class GPT(LanguageModel):
                 MTPHead(Block(config, config.layers - 1, init), make_final_norm(config)) for _ in range(heads)
             )
 
-    def hidden_mtp(self, tokens_BT: Tensor) -> list[Tensor]:
+    def hidden_mtp(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> list[Tensor]:
         """h_BTD for the next token, as `hidden`, and for each later token that has its own head (without backout)."""
-        x_BTD = self.embed(tokens_BT, 0)
-        extra, middle = self.extra_inputs(tokens_BT, x_BTD), self.middle
+        x_BTD = self.embed(tokens_BT, 0, None, documents_BT)
+        extra, middle = self.extra_inputs(tokens_BT, x_BTD, documents_BT), self.middle
         middle_BTD = x_BTD if middle == 0 else None
         for number, block in enumerate(self.blocks[:-1], 1):
             x_BTD = block(x_BTD, **extra)

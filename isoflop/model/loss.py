@@ -43,9 +43,10 @@ class CrossEntropy:
         """Use the kernels of isoflop/kernels between the matrix products of the head from now on."""
         self.options = replace(self.options, kernels=True)
 
-    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """The loss of one pass, a scalar with gradient, in nats."""
-        return self.of(model, model.hidden(inputs_BT), targets_BT)
+    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
+        """The loss of one pass, a scalar with gradient, in nats. `documents_BT`: see GPT.hidden."""
+        h_BTD = model.hidden(inputs_BT) if documents_BT is None else model.hidden(inputs_BT, None, documents_BT)
+        return self.of(model, h_BTD, targets_BT)
 
     def of(self, model: HasHead, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """The loss of the head's logits for h_BTD."""
@@ -98,10 +99,10 @@ class MultiToken(CrossEntropy):
     def prepare(self, model: GPT) -> None:
         model.add_mtp_heads(self.tokens - 1)
 
-    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def __call__(self, model: GPT, inputs_BT: Tensor, targets_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor:
         losses = [
             self.of(model, h_BTD, later(targets_BT, distance))
-            for distance, h_BTD in enumerate(model.hidden_mtp(inputs_BT))
+            for distance, h_BTD in enumerate(model.hidden_mtp(inputs_BT, documents_BT))
         ]
         return torch.stack(losses).sum()
 

@@ -98,6 +98,11 @@ def same_each(step: int) -> int:
     return step
 
 
+def equal_rates(step: int) -> float:
+    """The factor of a step on the learning rates because of its batch, if all steps have the same."""
+    return 1.0
+
+
 @dataclass(frozen=True)
 class Timetable:
     """The learning rate's factor at every step.
@@ -107,6 +112,7 @@ class Timetable:
         steps: optimiser steps planned at the start.
         decisions: in the order taken.
         read: tokens read before a step, in any unit; strictly increasing.
+        rates: a further factor of each step, for a smaller batch.
 
     Raises:
         UserError: if there are no steps, or a decision is before an earlier one, after the run's end, or at its end
@@ -117,6 +123,7 @@ class Timetable:
     steps: int
     decisions: tuple[Decision, ...] = ()
     read: Callable[[int], int] = same_each
+    rates: Callable[[int], float] = equal_rates
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -182,7 +189,8 @@ class Timetable:
     def scale(self, step: int) -> float:
         """The factor on every group's peak learning rate at a step (0-based). It is above 0 at every step of the run:
         a floor of 0 is reached only at the end, after the last step."""
-        return min(1.0, self.read(step + 1) / self.read(self.warmup_steps)) * self.shape(self.progress(step))
+        warmup = min(1.0, self.read(step + 1) / self.read(self.warmup_steps))
+        return warmup * self.shape(self.progress(step)) * self.rates(step)
 
     def shape(self, u: float) -> float:
         """The factor without the warm-up: 1 at u = 0, never rising."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from isoflop.budget import Budget
 from isoflop.errors import UserError
@@ -38,6 +38,8 @@ class Candidate:
                 return budget.amount * (1 - HOOKS_SHARE) * self.tokens_per_second
             case "flops":
                 return budget.amount / self.workload.flops_per_token(self.config)
+            case "steps" if self.config.batch.ramp_share:
+                return self.workload.tokens(replace(self.config, steps=int(budget.amount)))
             case "steps":
                 return budget.amount * self.config.batch.sequences * self.workload.tokens_per_sequence(self.config)
             case _:
@@ -54,6 +56,12 @@ class Candidate:
 
         sequences = self.config.batch.sequences
         steps = int(self.tokens(budget) / (sequences * self.workload.tokens_per_sequence(self.config)))
+        batch = self.config.batch
+        # with batch.ramp_sequences other budgets buy as many steps as without a ramp, as they always have
+        if batch.ramp_share or (batch.ramp_from and budget.kind == "seconds"):
+            read = self.tokens(budget) / self.workload.tokens_per_sequence(self.config)
+            steps = self.config.batch.steps_for(read)
+            steps -= replace(self.config, steps=steps).sizes.before(steps) > read
         if steps < MIN_STEPS:
             each = f"{sequences} {self.workload.sequences}"
             if self.workload.static_shapes:

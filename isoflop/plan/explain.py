@@ -17,7 +17,7 @@ DECIDE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "device": ((), ("runtime.device", "runtime.threads", "runtime.compile", "runtime.kernels")),
     "context": (("model.context",), ()),
     "shape": (("model.layers", "model.d_model"), ("model.encoder_layers", "model.heads", "model.head_dim")),
-    "batch": (("batch.sequences",), ("batch.ramp_from",)),
+    "batch": (("batch.sequences",), ("batch.ramp_from", "batch.context_from")),
     "steps": (("steps",), ()),
     "optimiser": ((), ("optim",)),
     "schedule": ((), ("schedule",)),
@@ -154,6 +154,10 @@ def choices_of_size(
         if epochs > WORN_OUT:
             read += "; so many teach next to nothing: find more text, or spend less"
         batch = f"{sequences} x {model.context} = {config.tokens_per_step:,} tokens"
+        if config.batch.ramp_share:
+            batch += f", growing from {config.batch.ramp_from} x {model.context}"
+        if config.batch.context_from:
+            batch += f", at first in windows of {config.batch.context_from}"
     return (
         line("shape", f"{workload.depth(model)} x {model.d_model}, heads: {model.heads}", shape),
         line("parameters N", f"{count:,}", size),

@@ -41,8 +41,15 @@ def key(config: RunConfig, data: str = "") -> str:
     """A hash of all that affects how fast a configuration trains. `data`: the fingerprint of the data it is timed
     on."""
     plain = to_key(config)
-    decides = json.dumps([data, *(plain[name] for name in DECIDE)], sort_keys=True)
+    decides = json.dumps([data, *(plain[name] for name in DECIDE), *growth(config)], sort_keys=True)
     return hashlib.sha256(decides.encode()).hexdigest()[:16]
+
+
+def growth(config: RunConfig) -> list[tuple[tuple[int, int], float]]:
+    """Which share of the steps has which sequences and context; empty if all steps are alike."""
+    if not config.batch.grows:
+        return []
+    return [(size, round(share, 2)) for size, share in config.sizes.shares(config.steps).items()]
 
 
 def recall(what: str, device: str, of: str) -> float | None:

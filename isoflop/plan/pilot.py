@@ -153,6 +153,8 @@ def design_pilot(
     pilot = with_batch(pilot, tokens, workload, asked)
     pilot = with_rates(pilot, asked) if workload.rates_by_width else pilot
     steps = int(tokens / pilot.tokens_per_step)
+    if pilot.batch.ramp_from:
+        steps = pilot.batch.steps_for(tokens / pilot.model.context)
     if steps < FEWEST_STEPS:
         return None
     return replace(

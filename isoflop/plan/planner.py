@@ -230,10 +230,9 @@ def propose(
 
     def descending(first: Rung) -> Iterator[RunConfig]:
         """The shape of a rung, then those of all smaller rungs in descending order: one of them can be timed."""
-        yield resolved(shaped(first, tokens), config)
-        for rung in reversed(workload.ladder):
-            if rung < first:
-                yield resolved(shaped(rung, tokens), config)
+        for rung in (first, *(rung for rung in reversed(workload.ladder) if rung < first)):
+            one = resolved(shaped(rung, tokens), config)
+            yield replace(one, batch=one.batch.alike(one.batch.sequences, one.batch.micro_sequences))
 
     # the runtime: device, dtype, threads, compilation
     started = time.perf_counter()

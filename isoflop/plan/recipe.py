@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from isoflop.config import to_dict, to_key
+from isoflop.data.packing import RUNNING
 from isoflop.model.config import SIZES
 from isoflop.model.presets import heads_for
 from isoflop.optim.config import OptimConfig
@@ -44,6 +45,9 @@ def recipe_of(config: RunConfig) -> dict[str, Any]:
         "ramp": bool(config.batch.ramp_from),
         "init": bool(config.init),
         **({"average": plain["average"]} if "average" in plain else {}),
+        **({"context grows": True} if config.batch.context_from else {}),
+        **({"windows": config.batch.windows} if config.batch.windows != RUNNING else {}),
+        **({"document_mask": True} if config.batch.document_mask else {}),
     }
 
 

@@ -50,7 +50,13 @@ def with_batch(config: RunConfig, tokens: float, workload: Workload, asked: Aske
     multiple = max(workload.sequences_multiple, ON_A_GPU if on_gpu else 1)
     wanted = batch_tokens_for(tokens) / workload.tokens_per_sequence(config)
     sequences = max(workload.min_sequences, multiple * round(wanted / multiple))
-    return asked.choose(config, "batch", sequences=sequences, micro_sequences=0)
+    if ramp_from := config.batch.ramp_from:  # which has to divide it
+        sequences = ramp_from * max(1, round(sequences / ramp_from))
+    config = asked.choose(config, "batch", sequences=sequences, micro_sequences=0)
+    if config.batch.grows:  # about, so that steps are timed as they will be
+        steps = config.batch.steps_for(tokens / workload.tokens_per_sequence(config))
+        config = asked.choose(config, "", steps=max(1, steps))
+    return config
 
 
 def with_rates(config: RunConfig, asked: Asked = NOTHING) -> RunConfig:

@@ -12,6 +12,7 @@ from isoflop.report.style import document, key, section, table
 from isoflop.report.words import count, duration, fixed, power, text
 
 COSTS = (("tokens", "tokens read", False), ("seconds", "seconds of training", False), ("flops", "FLOPs (6 N D)", True))
+RUNNING = "running"  # the windows of runs whose config.json does not name them
 TOLERANCE = 0.01  # relative difference of tokens or FLOPs that gets no warning
 RUNS_WITH_SAMPLES = 6  # whose samples fit next to each other
 
@@ -126,6 +127,13 @@ def unequal(facts: Facts, base_facts: Facts) -> list[str]:
     dtypes = run.settings.runtime.dtype, base.settings.runtime.dtype
     if all(dtypes) and dtypes[0] != dtypes[1]:
         reasons.append(f"computed in {text(dtypes[0])}, not {text(dtypes[1])}")
+    batches = [one.config.get("batch") for one in (run, base)]
+    windows = [batch.get("windows", RUNNING) if isinstance(batch, dict) else RUNNING for batch in batches]
+    if windows[0] != windows[1]:
+        reasons.append(
+            f"measured in windows of kind {text(windows[0])}, not {text(windows[1])}, as it was trained: "
+            f"<code>isoflop eval --windows {text(windows[1])}</code> measures it like the other"
+        )
     budgets = run.plan.budget, base.plan.budget
     if budgets[0] != budgets[1] and not run.plan.like and not base.plan.like:
         reasons.append(f"planned for {text(budgets[0] or 'no budget')}, not {text(budgets[1] or 'no budget')}")

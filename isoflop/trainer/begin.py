@@ -18,7 +18,7 @@ from isoflop.kernels.compiled import why_not
 from isoflop.model.build import Model, build_model
 from isoflop.model.fused import fuse
 from isoflop.optim.build import build
-from isoflop.optim.timetable import Decision, Timetable
+from isoflop.optim.timetable import Decision
 from isoflop.parallel.config import DIVIDED
 from isoflop.parallel.mesh import Group
 from isoflop.parallel.shard import distribute
@@ -114,7 +114,7 @@ def make_run(
         notices = [*notices, f"note: runtime.kernels = compiled cannot be used, so torch's operations are: {why}"]
     layout = distribute(model, task.loss, group, config.parallel, runtime.device.type, weights)
     optimizers = build(model, config.optim, runtime.dtype, layout.matrices)
-    timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
+    timetable = config.timetable()
     state = RunState(
         config=config,
         folder=folder,
@@ -202,7 +202,8 @@ def wrap(config: RunConfig, model: Model, task: Task, sharded: bool = False) -> 
     if config.runtime.recompute:
         recompute(model, units)
     if config.runtime.compile:
-        fixed = task.static_shapes and not (batch.ramp_from and not batch.micro_sequences)
+        grows = (batch.ramp_from and not batch.micro_sequences) or batch.context_from
+        fixed = task.static_shapes and not grows
         compile_units(units, fixed)
         task.compile()
 

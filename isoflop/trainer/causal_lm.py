@@ -10,6 +10,7 @@ import torch
 
 from isoflop.data.config import DataConfig
 from isoflop.data.loader import Loader
+from isoflop.data.packing import DOCUMENTS, RUNNING
 from isoflop.data.prepare import Prepared, Progress, documents, open_prepared, prepare, survey
 from isoflop.data.tally import Tally, because, notes_of
 from isoflop.data.tokenizer import Tokenizer
@@ -18,11 +19,13 @@ from isoflop.generate.engine import generate
 from isoflop.generate.layout import lay_out, narrow
 from isoflop.generate.request import Request
 from isoflop.generate.rules import TEMPERATURE
-from isoflop.measure import HeldOut, measure
-from isoflop.model.count import flops_per_token
+from isoflop.measure import HeldOut, measure, measure_documents
+from isoflop.model.blocks.part import Part
+from isoflop.model.count import build_on_meta, flops_per_token
 from isoflop.model.gpt import GPT
 from isoflop.model.loss import CrossEntropy
 from isoflop.model.presets import heads_for
+from isoflop.model.registry import ATTENTIONS, entries_with
 from isoflop.parallel.mesh import ALONE, Group
 from isoflop.records import SampleLine
 from isoflop.runtime import Runtime
@@ -111,9 +114,16 @@ class TextWorkload(Workload):
 
 class CausalLM:
     """Next-token prediction (GPT-1, section 3.1): a loss of model/loss.py, by default cross-entropy, and the auxiliary
-    losses of the model's parts."""
+    losses of the model's parts.
+
+    Attributes:
+        windows: the kind of windows in which held-out text is measured, that of the run's training.
+        document_mask: whether they hide other documents of a window, as in the run's training.
+    """
 
     static_shapes = True
+    windows: str = RUNNING
+    document_mask: bool = False
 
     def __init__(self, criterion: CrossEntropy | None = None) -> None:
         self.criterion = criterion or CrossEntropy()
@@ -127,8 +137,10 @@ class CausalLM:
     def use_kernels(self) -> None:
         self.criterion.use_kernels()
 
-    def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        return self.criterion(model, inputs_BT, targets_BT) + model.auxiliary_loss()
+    def loss(self, model: GPT, inputs_BT: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        """`others`: targets_BT, and before these documents_BT if there is a mask between documents."""
+        *documents, targets_BT = others
+        return self.criterion(model, inputs_BT, targets_BT, *documents) + model.auxiliary_loss()
 
     def workload(self, config: RunConfig, progress: Progress | None = None) -> TextWorkload:
         surveyed = survey(config.data)
@@ -143,7 +155,19 @@ class CausalLM:
         return open_prepared(folder, verify_checksums)
 
     def batches(self, config: RunConfig, data: Prepared, skipped: tuple[tuple[int, int], ...] = ()) -> Loader:
-        return Loader(data, config.model.context, config.batch.before, config.seed, skipped)
+        sizes, batch = config.sizes, config.batch
+        if batch.document_mask:
+            require_documents(config)
+        return Loader(
+            data,
+            config.model.context,
+            sizes.before,
+            config.seed,
+            skipped,
+            sizes.context,
+            batch.windows,
+            batch.document_mask,
+        )
 
     def flops_per_token(self, config: RunConfig, data: Prepared) -> float:
         return config.flops_per_token
@@ -161,8 +185,25 @@ class CausalLM:
         pieces: bool = False,
     ) -> HeldOut:
         tokenizer = data.tokenizer
-        heldout, eot = data.heldout(), tokenizer.eot
-        return measure(model, heldout, tokenizer.token_bytes(), eot, runtime, max_tokens, group, pieces)
+        return self.measure_tokens(model, data.heldout(), tokenizer, tokenizer.eot, runtime, max_tokens, group, pieces)
+
+    def measure_tokens(
+        self,
+        model: GPT,
+        tokens: Any,
+        tokenizer: Tokenizer,
+        before: int,
+        runtime: Runtime,
+        max_tokens: int = 0,
+        group: Group = ALONE,
+        pieces: bool = False,
+    ) -> HeldOut:
+        """The loss on a stream of documents, in this task's windows. `before`: what precedes the very first token of
+        running windows."""
+        sizes, eot, how = tokenizer.token_bytes(), tokenizer.eot, (runtime, max_tokens, group, pieces)
+        if self.windows == DOCUMENTS:
+            return measure_documents(model, tokens, sizes, eot, tokenizer.start, *how)
+        return measure(model, tokens, sizes, before, *how, apart=eot if self.document_mask else None)
 
     def judge(self, model: GPT, data: Prepared, beam: int = 1) -> dict[str, Any]:
         """No metrics other than the loss."""
@@ -171,9 +212,9 @@ class CausalLM:
     def measure_sources(
         self, model: GPT, tokenizer: Tokenizer, config: DataConfig, runtime: Runtime, beam: int = 1
     ) -> HeldOut:
-        token_bytes, boundary, tally = tokenizer.token_bytes(), tokenizer.start, Tally(strict=config.strict)
+        tally = Tally(strict=config.strict)
         chunks = token_chunks(config, tokenizer, tally)
-        parts = [measure(model, tokens, token_bytes, boundary, runtime) for tokens in chunks]
+        parts = [self.measure_tokens(model, tokens, tokenizer, tokenizer.start, runtime) for tokens in chunks]
         if not parts:
             raise UserError(f"there is no text in {' '.join(config.sources)}{because(tally)}")
         nats, tokens, size = (sum(getattr(part, name) for part in parts) for name in ("nats", "tokens", "bytes"))
@@ -225,6 +266,17 @@ class CausalLM:
             repetition_penalty=request.repetition_penalty,
             stops=request.stops,
         )
+
+
+def require_documents(config: RunConfig) -> None:
+    """Raise UserError if an attention of the model cannot hide other documents."""
+    for part in build_on_meta(config.model).modules():
+        if isinstance(part, Part) and part.score_width and not part.takes_documents:
+            able = " or ".join(entries_with(ATTENTIONS, "takes_documents"))
+            raise UserError(
+                f"batch.document_mask = true hides other documents from attention, and model.attention = "
+                f"{config.model.attention.name!r} cannot do that; use {able}, or batch.document_mask=false"
+            )
 
 
 def existing_vocab_size(data: DataConfig) -> int:

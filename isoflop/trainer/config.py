@@ -1,7 +1,6 @@
 """RunConfig: all settings of a run. Frozen; derived values are properties."""
 
-import bisect
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -15,88 +14,11 @@ from isoflop.model.count import CONVENTIONS, build_on_meta
 from isoflop.model.loss import LOSSES, make_loss
 from isoflop.model.presets import PRESETS, UNSIZED
 from isoflop.optim.config import AverageConfig, OptimConfig, ScheduleConfig, bytes_of_copy
-from isoflop.optim.timetable import MOST_STEPS
+from isoflop.optim.timetable import MOST_STEPS, Decision, Timetable
 from isoflop.parallel.config import ParallelConfig
 from isoflop.processors import cores
 from isoflop.runtime import choose_device, default_dtype
-
-MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
-
-
-@dataclass(frozen=True)
-class BatchConfig:
-    """The sequences of one optimiser step, and of one forward and backward pass (gradient accumulation).
-
-    With a ramp, the first steps have `ramp_from` sequences, later ones 2, 3, ... times as many, each for an equal share
-    of `ramp_sequences`: linear in the sequences read, as in GPT-3 (2005.14165, appendix B). The size of a step, and the
-    number of sequences before it, depend on its number and these fields only.
-
-    Raises:
-        UserError: naming the field, for a value that is inconsistent with the others.
-    """
-
-    sequences: Annotated[int, "sequences of model.context tokens, or pairs, in one optimiser step"] = 32
-    micro_sequences: Annotated[
-        int, "sequences in one forward and backward pass of a process (gradient accumulation); 0: all of its part"
-    ] = 0
-    ramp_from: Annotated[int, "sequences in each of the first steps, from which the batch grows; 0: no ramp"] = 0
-    ramp_sequences: Annotated[int, "sequences read by the time the batch has grown to batch.sequences"] = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.sequences <= MOST_SEQUENCES:
-            raise UserError(f"batch.sequences = {self.sequences} is not between 1 and {MOST_SEQUENCES:,}")
-        if self.micro_sequences < 0 or (self.micro_sequences and self.sequences % self.micro_sequences):
-            raise UserError(
-                f"batch.micro_sequences = {self.micro_sequences} does not divide batch.sequences = {self.sequences}"
-            )
-
-        if self.ramp_from < 0 or (self.ramp_from and self.sequences % self.ramp_from):
-            raise UserError(f"batch.ramp_from = {self.ramp_from} does not divide batch.sequences = {self.sequences}")
-        if self.ramp_sequences < 0 or bool(self.ramp_from) != bool(self.ramp_sequences):
-            raise UserError(
-                f"batch.ramp_from = {self.ramp_from} and batch.ramp_sequences = {self.ramp_sequences}: "
-                "a ramp needs both above 0"
-            )
-        if self.ramp_from and self.micro_sequences and self.ramp_from % self.micro_sequences:
-            raise UserError(
-                f"batch.micro_sequences = {self.micro_sequences} does not divide batch.ramp_from = {self.ramp_from}"
-            )
-
-    @property
-    def micro(self) -> int:
-        """Sequences in one pass, with 0 resolved."""
-        return self.micro_sequences or self.sequences
-
-    @cached_property
-    def levels(self) -> tuple[tuple[int, int, int], ...]:
-        """(first step, sequences read before it, sequences of each step from it on), in order."""
-        levels, step, sequences_read = [], 0, 0
-        stages = self.sequences // self.ramp_from - 1 if self.ramp_from else 0
-        for stage in range(1, stages + 1):
-            size = stage * self.ramp_from
-            levels.append((step, sequences_read, size))
-            stage_steps = max(1, -(-(self.ramp_sequences * stage - sequences_read * stages) // (size * stages)))
-            step, sequences_read = step + stage_steps, sequences_read + stage_steps * size
-        return (*levels, (step, sequences_read, self.sequences))
-
-    def before(self, step: int) -> int:
-        """Sequences read before step `step` (from 0)."""
-        first, sequences_read, size = self.level(step)
-        return sequences_read + (step - first) * size
-
-    def at(self, step: int) -> int:
-        """Sequences that step `step` (from 0) reads."""
-        return self.level(step)[2]
-
-    def level(self, step: int) -> tuple[int, int, int]:
-        """The entry of `levels` that step `step` belongs to."""
-        return self.levels[bisect.bisect_right(self.levels, step, key=lambda level: level[0]) - 1]
-
-    def steps_for(self, sequences: float) -> int:
-        """The fewest steps that read at least `sequences` sequences."""
-        index = bisect.bisect_right(self.levels, max(sequences, 0), key=lambda level: level[1]) - 1
-        first, sequences_read, size = self.levels[index]
-        return first + math.ceil((sequences - sequences_read) / size)
+from isoflop.trainer.batch import BatchConfig, Sizes
 
 
 @dataclass(frozen=True)
@@ -244,15 +166,21 @@ class RunConfig:
             raise UserError(f"steps = {self.steps} is not between 1 and {MOST_STEPS:,}")
         if self.seconds < 0:
             raise UserError(f"seconds = {self.seconds} is negative; 0 sets no limit")
-        if self.seconds and self.batch.ramp_from:
-            raise UserError(
-                f"seconds = {self.seconds:g} and batch.ramp_from = {self.batch.ramp_from} cannot be combined: the pace "
-                "assumes that all steps take equally long; set one of them to 0"
-            )
         if self.model.vocab_size < 2:
             raise UserError(f"model.vocab_size = {self.model.vocab_size} is too small")
         object.__setattr__(self, "loss", Spec.from_plain(self.loss, "loss"))  # a name alone is a Spec
         make_loss(self.loss, self.model)
+        if self.batch.context_from:
+            _ = self.sizes  # refuses a context that does not double up to the model's
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The sizes of all steps."""
+        return self.batch.sizes(self.model.context, self.steps)
+
+    def timetable(self, decisions: Sequence[Decision] = ()) -> Timetable:
+        """The learning rate's factor at every step, after these decisions."""
+        return Timetable(self.schedule, self.steps, tuple(decisions), read=self.sizes.before, rates=self.sizes.rates)
 
     @property
     def tokens_per_step(self) -> int:
@@ -261,7 +189,7 @@ class RunConfig:
 
     def tokens_before(self, step: int) -> int:
         """Tokens read before step `step` (from 0)."""
-        return self.batch.before(step) * self.model.context
+        return self.sizes.before(step) * self.model.context
 
     @property
     def tokens(self) -> int:

@@ -141,7 +141,7 @@ def run_steps(
     update_early = updates_ahead(runtime, config.guard, state.layout, optimizers)
     budget = state.budget
     intervals = {name: getattr(config.every, name) for name in ("evaluate", "sample", "suite", "checkpoint")}
-    pace = Pace(budget, intervals) if budget and group.first else None
+    pace = Pace(budget, intervals, config.sizes) if budget and group.first else None
     log, statistics = TrainingLog(state), Statistics(state.model)
 
     saved_step = state.step if state.step else -1
@@ -167,7 +167,7 @@ def run_steps(
             watchdog.at(state.step, "in the step")
             scale, progress = state.timetable.scale(state.step), state.timetable.progress(state.step)
             statistics.save()
-            micro = config.batch.micro_sequences or len(batch[0])
+            micro = config.batch.micro_sequences * config.sizes.windows_per_sequence(state.step) or len(batch[0])
             device_loss = forward_backward(
                 state.model, state.task, batch, micro=micro, runtime=runtime, layout=state.layout
             )
@@ -198,7 +198,7 @@ def run_steps(
                     saver.wait()
                     roll_back(state, hooks)
                     saved_step, batch, log = state.step, None, TrainingLog(state)
-                    pace = Pace(budget, intervals) if pace else None
+                    pace = Pace(budget, intervals, config.sizes) if pace else None
                     continue
             state.step += 1
             state.seconds = time.monotonic() - started

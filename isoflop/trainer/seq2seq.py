@@ -93,7 +93,8 @@ class Seq2Seq:
     not counted.
 
     Raises:
-        UserError: for a loss that needs a decoder-only model, and (batches) for a ramp or a prompt that is too long.
+        UserError: for a loss that needs a decoder-only model, and (batches) for a setting of text or a prompt that is
+            too long.
     """
 
     static_shapes = False
@@ -133,10 +134,7 @@ class Seq2Seq:
         return open_pairs(folder, verify_checksums)
 
     def batches(self, config: RunConfig, data: PreparedPairs, skipped: tuple[tuple[int, int], ...] = ()) -> PairLoader:
-        if config.batch.ramp_from:
-            raise UserError(
-                f"batch.ramp_from = {config.batch.ramp_from} is for text; pairs have no batch ramp: set it to 0"
-            )
+        config.batch.refuse_pairs()
         for prompt in config.sample.prompts:
             if (length := len(data.tokenizer.encode(prompt))) > config.model.context:
                 raise UserError(

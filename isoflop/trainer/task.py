@@ -139,7 +139,10 @@ def make_task(config: RunConfig) -> Task:
     Raises:
         UserError: if the two are incompatible.
     """
-    return entry(TASKS, config.task, "task")(make_loss(config.loss, config.model))
+    task: Task = entry(TASKS, config.task, "task")(make_loss(config.loss, config.model))
+    if isinstance(task, CausalLM):
+        task.windows, task.document_mask = config.batch.windows, config.batch.document_mask
+    return task
 
 
 def task_named(name: str) -> Task:

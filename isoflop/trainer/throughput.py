@@ -1,6 +1,7 @@
 """Measures how fast a configuration trains on this machine, with real optimiser steps."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from isoflop.parallel.shard import Layout
 from isoflop.processors import Reading
 from isoflop.runtime import free_memory, make_runtime, seed_everything
 from isoflop.trainer.begin import wrap
-from isoflop.trainer.config import BatchConfig, RunConfig
+from isoflop.trainer.config import RunConfig
 from isoflop.trainer.memory.estimate import upper_bound_bytes
 from isoflop.trainer.step import find_inf, forward_backward, update, updates_ahead
 from isoflop.trainer.task import make_task
@@ -33,7 +34,8 @@ class Throughput:
 
     Attributes:
         seconds_per_step: by the upper quartile of the turns' speeds. (A run is as fast as its mean step, so slow steps
-            within a turn count; turns in which the machine was busy with something else do not.)
+            within a turn count; turns in which the machine was busy with something else do not.) Where steps grow, the
+            mean over all steps of the run.
         tokens_per_second: tokens of a step over that.
         steps: steps timed, after the warm-up.
         trouble: why it may be wrong, in words; "" if there is no reason.
@@ -67,6 +69,8 @@ def time_in_turns(
         times: for each configuration, how many times as many sequences a whole step has (see `limit_step`); by default
             1. The time of the passes is multiplied by this number, that of the update is not.
     """
+    if not data and any(config.batch.grows for config in configs):
+        return time_growing(configs, seconds, clock, read, times, until)
     batches: Sequence[Batches | None] = data or [None] * len(configs)
     scales = times or [1.0] * len(configs)
     if len(configs) > 1 and not fit_together(configs):
@@ -82,6 +86,56 @@ def time_in_turns(
     return [
         throughput(config, source, scale, timing)
         for config, source, scale, timing in zip(configs, batches, scales, timings, strict=True)
+    ]
+
+
+def time_growing(
+    configs: Sequence[RunConfig],
+    seconds: float,
+    clock: Callable[[], float],
+    read: Callable[[], Reading],
+    times: Sequence[float],
+    until: float,
+) -> list[Throughput]:
+    """`time_in_turns` for configurations of which some grow: steps of a few of their sizes are timed, each like the
+    steps of another configuration, and count by their share of the run."""
+    parts = [sizes_to_time(config) for config in configs]
+    alike = [one for part in parts for one, _ in part]
+    scales = [scale for part, scale in zip(parts, times or [1.0] * len(configs), strict=True) for _ in part]
+    timed = iter(time_in_turns(alike, seconds, (), clock, read, scales, until))
+    found = []
+    for part in parts:
+        each = [(share, next(timed)) for _, share in part]
+        per_step = math.fsum(share * one.seconds_per_step for share, one in each)
+        tokens = math.fsum(share * one.seconds_per_step * one.tokens_per_second for share, one in each)
+        trouble = next((one.trouble for _, one in each if one.trouble), "")
+        found.append(Throughput(per_step, tokens / per_step, sum(one.steps for _, one in each), trouble))
+    return found
+
+
+def sizes_to_time(config: RunConfig) -> list[tuple[RunConfig, float]]:
+    """Configurations whose steps are alike, each with its share of the run's steps: for every context, steps of the
+    smallest and of the largest batch of the ramp. The time of a batch between these lies on the line between theirs, so
+    that such a step counts as a part of either. Steps of a shorter context are those of a model that has no longer one,
+    with as many more sequences."""
+    batch, context = config.batch, config.model.context
+    least, most = batch.ramp_from or batch.sequences, batch.sequences
+    found: dict[tuple[int, int], float] = {}
+    for (sequences, length), share in config.sizes.shares(config.steps).items():
+        as_most = (sequences - least) / (most - least) if most > least else 1.0
+        for size, part in ((least, 1 - as_most), (most, as_most)):
+            if part:
+                found[size, length] = found.get((size, length), 0.0) + share * part
+    return [
+        (
+            replace(
+                config,
+                batch=batch.alike(size * (context // length), batch.micro_sequences * (context // length)),
+                model=replace(config.model, context=length),
+            ),
+            share,
+        )
+        for (size, length), share in found.items()
     ]
 
 
@@ -110,13 +164,13 @@ def limit_step(config: RunConfig, seconds_per_sequence: float, max_seconds: floa
     batch = config.batch
     sequences = max(1, min(batch.sequences, int(max_seconds / seconds_per_sequence)))
     if sequences < batch.sequences:
-        config = replace(config, batch=BatchConfig(sequences=sequences))
+        config = replace(config, batch=batch.alike(sequences))
 
     free = free_memory(config.runtime.device)
     while free is not None and upper_bound_bytes(config) >= FREE_SHARE * free:
         if config.batch.sequences == 1:
             return None
-        config = replace(config, batch=BatchConfig(sequences=config.batch.sequences // 2))
+        config = replace(config, batch=batch.alike(config.batch.sequences // 2))
     return config
 
 
@@ -157,7 +211,7 @@ def fits_on_device(config: RunConfig, sequences: int) -> bool:
     """Whether a step with one pass of `sequences` sequences fits in the device's memory. Tries it."""
     trial = replace(
         config,
-        batch=BatchConfig(sequences=sequences),
+        batch=config.batch.alike(sequences),
         runtime=replace(config.runtime, compile=False),
     )
     free, device = free_memory(config.runtime.device), torch.device(config.runtime.device).index
@@ -210,7 +264,10 @@ class TimedStep:
         shape = (config.batch.sequences, config.model.context + 1)
         tokens = torch.randint(config.model.vocab_size, shape)
         numbers = itertools.cycle(range(CYCLE))
-        self.read: Callable[[], Sequence[torch.Tensor]] = lambda: (tokens[:, :-1], tokens[:, 1:])
+        parts: tuple[torch.Tensor, ...] = (tokens[:, :-1], tokens[:, 1:])
+        if config.batch.document_mask:  # any document will do: the mask takes as long
+            parts = (parts[0], torch.zeros_like(parts[0]), parts[1])
+        self.read: Callable[[], Sequence[torch.Tensor]] = lambda: parts
         if batches is not None:
             self.read = lambda: batches.batch(next(numbers))
         self.batch = self.runtime.send(self.read())

@@ -347,7 +347,7 @@ def resumed(folder: RunFolder, config: RunConfig) -> None:
     assert saved_up_to(folder, config, 40) >= 0
     changed_machine(folder, config)
     decisions = tuple(Decision.from_dict(line) for line in read_lines(folder.log("decisions")))
-    timetable = Timetable(config.schedule, config.steps, decisions, read=config.batch.before)
+    timetable = Timetable(config.schedule, config.steps, decisions, read=config.sizes.before)
     assert timetable.warmup_steps and timetable.total_steps and timetable.scale(0) >= 0
     _ = timetable.decay_step
     folder.drop_lines_after(20)

@@ -168,6 +168,19 @@ def test_a_growing_batch_reads_the_same_sequences_in_the_same_order(mixture):
     assert grown.account(4) == plain.account(14)
 
 
+def test_shorter_rows_are_the_same_sequences_cut(mixture):
+    lengths = [4, 4, 8, 16, 16]
+    cut, plain = Loader(mixture, 16, 6, 3, length=lengths.__getitem__), Loader(mixture, 16, 6, 3)
+    for step, length in enumerate(lengths):
+        for side in (0, 1):
+            whole, parts = plain.batch(step)[side], cut.batch(step)[side]
+            assert parts.shape == (6 * 16 // length, length) and parts.is_contiguous()
+            assert torch.equal(parts.flatten(), whole.flatten())
+            ranks = [cut.batch(step, rank, 3)[side] for rank in range(3)]
+            assert torch.equal(torch.cat(ranks), parts)
+    assert cut.tokens(5) == plain.tokens(5) and cut.account(5) == plain.account(5)
+
+
 def test_skipped_ranges_are_whole_steps_of_a_growing_batch(mixture):
     sizes = [2, 2, 4, 6, 6, 6, 6, 6, 6]
     before = list(itertools.accumulate(sizes, initial=0)).__getitem__

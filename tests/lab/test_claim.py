@@ -268,6 +268,14 @@ def test_the_open_questions_of_the_recipe_can_be_asked_at_two_sizes(tmp_path, si
     assert "amount of text" in unlike["vocab_size-1024"] and "order" in unlike["vocab_size-1024"]
 
 
+@pytest.mark.parametrize("growing", ["ramp_share=0.5", "ramp_sequences=300"])
+def test_an_arm_whose_batch_grows_reads_as_many_tokens_in_more_steps(tmp_path, growing):
+    question = Question(arms=(f"batch.ramp_from=2 batch.{growing}",), tokens=1e5, equal="tokens")
+    claim = asked(question, 60.0, 1, Store(tmp_path))
+    base, grown = making.ready(claim, {})
+    assert grown.tokens == pytest.approx(base.tokens, rel=0.02) and grown.config.steps > base.config.steps
+
+
 def test_the_batch_does_not_change_the_order_of_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
     prepared = prepare(DataConfig(sources=(str(write_texts(tmp_path / "texts", files=8)),), vocab_size=300))

@@ -41,6 +41,19 @@ def test_the_users_settings_do_not_change_the_budget(budget, asked):
     assert advice.tokens == config.tokens == config.steps * config.tokens_per_step
 
 
+@pytest.mark.parametrize("budget", ["4e6tok", "1e13", "300steps"])
+def test_a_batch_that_grows_for_a_share_of_the_run_reads_the_budget(budget):
+    advice = plan(budget, "batch.ramp_from=2", "batch.ramp_share=0.5")
+    config = advice.config
+    assert config.batch.sequences % 2 == 0 and config.sizes.at(0) == 2 < config.batch.sequences
+    assert advice.tokens == config.tokens < config.steps * config.tokens_per_step
+    spent = {"4e6tok": (config.tokens, 4e6), "1e13": (advice.flops, 1e13), "300steps": (config.steps, 300)}[budget]
+    steps_off = {"4e6tok": config.tokens_per_step, "1e13": advice.flops / config.tokens * config.tokens_per_step}
+    assert abs(spent[0] - spent[1]) <= 2 * steps_off.get(budget, 0)
+    [line] = [choice for choice in advice.choices if choice.name == "batch"]
+    assert "growing from 2 x" in line.value
+
+
 def test_every_field_set_by_the_user_is_in_the_plan():
     asked = ("runtime.compile=true", "runtime.threads=1", "optim.lr=0.003", "every.evaluate=7", "evaluate_tokens=9999")
     config = plan("4e5tok", *asked).config

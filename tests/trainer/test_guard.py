@@ -100,7 +100,7 @@ def test_a_discarded_step_leaves_all_state_unchanged(config, prepared, tmp_path)
     model = build_model(config.task, config.model)
     optimizers = build(model, config.optim, torch.float32)
     batches = CausalLM().batches(config, prepared)
-    timetable = Timetable(config.schedule, config.steps, read=config.batch.before)
+    timetable = Timetable(config.schedule, config.steps, read=config.sizes.before)
     model.train()
     losses = {}
     for step in range(STEPS):

@@ -1,13 +1,17 @@
+import bisect
+
 import pytest
 
 from isoflop.optim.config import ScheduleConfig
 from isoflop.optim.timetable import Timetable
-from isoflop.trainer.pace import Pace
+from isoflop.trainer.batch import BatchConfig
+from isoflop.trainer.pace import EVEN, Pace
 
 
-def drive(planned: int, budget: float, seconds_of_step):
+def drive(planned: int, budget: float, seconds_of_step, sizes=EVEN):
     """Run the clock without a model: the seconds at the end, the timetable, and the scales that the steps had."""
-    timetable, pace, elapsed, step, scales = Timetable(ScheduleConfig(), planned), Pace(budget), 0.0, 0, []
+    timetable = Timetable(ScheduleConfig(), planned, read=sizes.before)
+    pace, elapsed, step, scales = Pace(budget, sizes=sizes), 0.0, 0, []
     while step < timetable.total_steps:
         scales.append(timetable.scale(step))
         elapsed += seconds_of_step(step)
@@ -33,6 +37,39 @@ def test_a_machine_that_slows_down_late_still_ends_within_five_percent(late):
 
 def test_a_steady_machine_needs_no_decision():
     assert drive(2000, 100.0, lambda step: 0.05 * (1 + 0.01 * (step % 3 - 1)))[1].decisions == ()
+
+
+GROWING = {
+    "ramp": BatchConfig(16, ramp_from=2, ramp_share=0.3),
+    "one long ramp": BatchConfig(8, ramp_from=1, ramp_share=1.0),
+    "context": BatchConfig(16, context_from=32, context_share=0.5),
+    "both": BatchConfig(16, ramp_from=4, ramp_share=0.4, context_from=64, context_share=0.6),
+}
+
+
+@pytest.mark.parametrize("fixed", [0.0, 2.0])
+@pytest.mark.parametrize("wrong", [0.5, 1.0, 1.8])
+@pytest.mark.parametrize("name", GROWING)
+def test_a_run_whose_steps_grow_ends_within_five_percent(name, wrong, fixed):
+    """Whatever share of a step does not depend on its size (`fixed`, over the time of the tokens), and however wrong
+    the planned steps are."""
+    batch, context, budget = GROWING[name], 256, 100.0
+
+    def seconds(sizes, step):
+        sequences, length = sizes.at(step) / batch.sequences, sizes.context(step) / context
+        return 0.2 * (fixed + sequences * (0.8 + 0.2 * length))
+
+    def seconds_of(planned):
+        sizes = batch.sizes(context, planned)
+        return sum(seconds(sizes, step) for step in range(planned))
+
+    planned = 1 + bisect.bisect_left(range(1, 2000), budget, key=seconds_of)  # if all of this were known
+    sizes = batch.sizes(context, round(planned * wrong))
+    elapsed, timetable, scales = drive(round(planned * wrong), budget, lambda step: seconds(sizes, step), sizes)
+    assert abs(elapsed - budget) < 0.05 * budget
+    assert scales[-1] < 0.1  # of few and long steps
+    if wrong == 1.0 and name != "one long ramp":
+        assert len(timetable.decisions) <= 1  # no bound is trusted beyond what it says
 
 
 COSTS = {"evaluate": 0.4, "sample": 2.5, "checkpoint": 0.6}

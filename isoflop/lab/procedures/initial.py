@@ -59,8 +59,8 @@ def initial(job: Job) -> Measured:
     A gradient of 0 or one that overflows is at the end of the scale of single precision, log10 = -38 and 38.
     """
     depths = depths_of(job)
-    inputs_BT, targets_BT = batch(job)
-    found = {depth: look(with_depth(job.config, depth), inputs_BT, targets_BT) for depth in depths}
+    first = batch(job)
+    found = {depth: look(with_depth(job.config, depth), first) for depth in depths}
 
     # by layer of the deepest, and by depth
     deepest = found[depths[-1]]
@@ -110,14 +110,14 @@ def batch(job: Job) -> tuple[Tensor, ...]:
     return first
 
 
-def look(config: RunConfig, inputs_BT: Tensor, targets_BT: Tensor) -> Layers:
-    """One forward and one backward pass of a fresh model in single precision."""
+def look(config: RunConfig, inputs: tuple[Tensor, ...]) -> Layers:
+    """One forward and one backward pass of a fresh model in single precision, on the inputs of the task's loss."""
     seed_everything(config.seed)
     model: Any = build_model(config.task, config.model)
     task = make_task(config)
     outputs: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda _m, _i, out: outputs.append(out.detach())) for block in model.blocks]
-    task.loss(model, inputs_BT, targets_BT).backward()
+    task.loss(model, *inputs).backward()
     for hook in hooks:
         hook.remove()
     return Layers(

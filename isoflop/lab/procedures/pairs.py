@@ -76,7 +76,7 @@ class OneText(CausalLM):
         if self.criterion.decoder_only:
             raise UserError(f"loss = {name_of(self.criterion)!r} is for text; with pairs use cross_entropy")
 
-    def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    def loss(self, model: GPT, inputs_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         counted = targets_BT != IGNORED
         h_1ND, targets_1N = model.hidden(inputs_BT)[counted].unsqueeze(0), targets_BT[counted].unsqueeze(0)
         return self.criterion.of(model, h_1ND, targets_1N) + model.auxiliary_loss()
@@ -93,6 +93,7 @@ class OneText(CausalLM):
     def batches(  # type: ignore[override]
         self, config: RunConfig, data: PreparedPairs, skipped: tuple[tuple[int, int], ...] = ()
     ) -> "OneTextLoader":
+        config.batch.refuse_pairs()
         return OneTextLoader(data, config.model.context, config.batch.sequences, config.seed, skipped)
 
     def flops_per_token(self, config: RunConfig, data: PreparedPairs) -> float:  # type: ignore[override]

@@ -30,6 +30,7 @@ def attend(
     bias: Tensor | None,
     *,
     visible_BS: Tensor | None = None,
+    documents_BS: Tensor | None = None,
     window: int = 0,
     soft_cap: float = 0.0,
     dropout: float = 0.0,
@@ -44,25 +45,43 @@ def attend(
         bias: broadcasts to (B, H, T, S).
         visible_BS: False at padding, as in front of a row that is shorter than the others; None: no padding. A query
             in the padding attends to itself.
+        documents_BS: the number of each position's document; positions of another document are not attended to. None:
+            all are of one.
         scale: 1 / sqrt(K) if not given.
     """
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     sees_all = not window or window >= S
-    plain = bias is None and visible_BS is None and not dropout
+    unbiased = bias is None and visible_BS is None and not dropout
+    plain = unbiased and documents_BS is None
 
     if (soft_cap or not sees_all) and T == S and plain and flexible(q_BHTK):
         return attend_flexibly(q_BHTK, k_BGSK, v_BGSV, window=min(window or T, T), soft_cap=soft_cap, scale=scale)
     if not sees_all and max(window, BLOCK) < T:
+        masks = {"visible_BS": visible_BS, "documents_BS": documents_BS}
         return attend_in_blocks(
-            q_BHTK, k_BGSK, v_BGSV, bias, visible_BS, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
+            q_BHTK, k_BGSK, v_BGSV, bias, masks, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
         )
-    if plain and not soft_cap and unfused_is_faster(v_BGSV, T):
+    if unbiased and not soft_cap and unfused_is_faster(v_BGSV, T):
         H, G = q_BHTK.shape[1], k_BGSK.shape[1]
-        hidden_TS = hide(band(T, S, window, v_BGSV.device), v_BGSV)
-        hidden_nS = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
-        return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden_nS, scale)
+        visible = band(T, S, window, v_BGSV.device)
+        if documents_BS is None:
+            hidden_TS = hide(visible, v_BGSV)
+            hidden = hidden_TS if H == G else hidden_TS.repeat(H // G, 1)
+        else:  # of each row, for its G heads of keys
+            hidden_BTS = hide(visible & same_document(documents_BS, T), v_BGSV)
+            hidden = hidden_BTS.repeat(1, H // G, 1).repeat_interleave(G, 0)
+        return attend_unfused(q_BHTK, k_BGSK, v_BGSV, hidden, scale)
     return attend_masked(
-        q_BHTK, k_BGSK, v_BGSV, bias, visible_BS, window=window, soft_cap=soft_cap, dropout=dropout, scale=scale
+        q_BHTK,
+        k_BGSK,
+        v_BGSV,
+        bias,
+        visible_BS,
+        documents_BS,
+        window=window,
+        soft_cap=soft_cap,
+        dropout=dropout,
+        scale=scale,
     )
 
 
@@ -72,6 +91,7 @@ def attend_masked(
     v_BGSV: Tensor,
     bias: Tensor | None,
     visible_BS: Tensor | None,
+    documents_BS: Tensor | None = None,
     *,
     window: int,
     soft_cap: float,
@@ -81,7 +101,7 @@ def attend_masked(
     """`attend` by torch's fused kernel with a mask; with a soft cap by the unfused one."""
     (H, T), (G, S) = q_BHTK.shape[1:3], k_BGSK.shape[1:3]
     sees_all = not window or window >= S
-    plain = bias is None and visible_BS is None and not dropout
+    plain = bias is None and visible_BS is None and documents_BS is None and not dropout
 
     # torch's is_causal aligns the first query with the first key, so it is correct only without a cache. A single new
     # position attends to all keys and needs no mask; then the queries that share a head of keys take the dimension T,
@@ -94,6 +114,9 @@ def attend_masked(
     visible = None if is_causal or (T == 1 and sees_all) else band(T, S, window, q_BHTK.device)
     if visible_BS is not None:
         visible = own_positions(visible_BS, visible, T)
+    if documents_BS is not None:
+        same_B1TS = same_document(documents_BS, T).unsqueeze(1)
+        visible = same_B1TS if visible is None else visible & same_B1TS
 
     if soft_cap:
         y_BHTV = attend_capped(q_BHTK, k_BGSK, v_BGSV, bias, visible, soft_cap, dropout, scale)
@@ -124,13 +147,13 @@ def attend_in_blocks(
     k_BGSK: Tensor,
     v_BGSV: Tensor,
     bias: Tensor | None,
-    visible_BS: Tensor | None,
+    masks: dict[str, Tensor | None],
     *,
     window: int,
     **how: Any,
 ) -> Tensor:
     """The blocked kernel for a band: one block of queries at a time, with the keys inside any of their windows. It
-    computes T (block + window) scores instead of T S."""
+    computes T (block + window) scores instead of T S. `masks`: those of `attend` that belong to the keys."""
     T, S, block = q_BHTK.shape[2], k_BGSK.shape[2], max(window, BLOCK)
 
     parts = []
@@ -138,7 +161,7 @@ def attend_in_blocks(
         end = min(begin + block, T)
         keys = slice(max(0, S - T + begin + 1 - window), S - T + end)
         bias_of_block = None if bias is None else bias[..., begin:end, keys]
-        how["visible_BS"] = None if visible_BS is None else visible_BS[:, keys]
+        how |= {name: None if mask is None else mask[:, keys] for name, mask in masks.items()}
         parts.append(
             attend(q_BHTK[:, :, begin:end], k_BGSK[:, :, keys], v_BGSV[:, :, keys], bias_of_block, window=window, **how)
         )
@@ -277,6 +300,11 @@ def own_positions(visible_BS: Tensor, visible_TS: Tensor | None, T: int) -> Tens
         S = visible_BS.shape[1]
         visible_BTS = visible_BTS | torch.eye(T, S, dtype=torch.bool, device=visible_BS.device).roll(S - T, dims=1)
     return (visible_BTS if visible_TS is None else visible_BTS & visible_TS).unsqueeze(1)
+
+
+def same_document(documents_BS: Tensor, T: int) -> Tensor:
+    """(B, T, S): whether query t, of the last T of S positions, and key s belong to one document."""
+    return documents_BS[:, documents_BS.shape[1] - T :, None] == documents_BS[:, None, :]
 
 
 def split_heads(x_BTC: Tensor, heads: int) -> Tensor:

@@ -45,6 +45,7 @@ class Attention(Part):
 
     ragged: ClassVar[bool] = True
     takes_values: ClassVar[bool] = True
+    takes_documents: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -94,8 +95,20 @@ class Attention(Part):
         self.attention_dropout = dropout
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, cache: Cache | None = None, added_BTC: Tensor | None = None) -> Tensor:
-        """`added_BTC`: added to the values, C = G K (blocks/value.py); the sum is cached."""
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cache: Cache | None = None,
+        added_BTC: Tensor | None = None,
+        *,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """y_BTD.
+
+        Args:
+            added_BTC: added to the values, C = G K (blocks/value.py); the sum is cached.
+            documents_BT: the number of each position's document, to attend to no other one; without a cache.
+        """
         start = cache.start(x_BTD.shape[1]) if cache is not None else 0
 
         q_BTC, k_BTC, v_BTC = self.project(x_BTD)
@@ -118,6 +131,7 @@ class Attention(Part):
             v_BGSK,
             self.position.bias(q_BHTK, k_BGSK.shape[2]),
             visible_BS=cache.visible(k_BGSK.shape[2]) if cache is not None else None,
+            documents_BS=documents_BT,
             window=self.window,
             soft_cap=self.soft_cap,
             scale=self.scale,

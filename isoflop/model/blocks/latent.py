@@ -33,6 +33,7 @@ class Latent(Part):
     """
 
     ragged = True
+    takes_documents = True
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class Latent(Part):
         self.attention_dropout = dropout
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None) -> Tensor:
         start, H = (cache.start(x_BTD.shape[1]) if cache is not None else 0), self.heads
         h_BTD = x_BTD
         if self.q_down is not None and self.q_norm is not None:
@@ -108,6 +109,7 @@ class Latent(Part):
             v_BHSV,
             self.position.bias(q_BHTR, key.shape[2]),
             visible_BS=cache.visible(key.shape[2]) if cache is not None else None,
+            documents_BS=documents_BT,
             soft_cap=self.soft_cap,
             dropout=self.attention_dropout if self.training else 0.0,
             scale=(self.head_dim + q_BHTR.shape[-1]) ** -0.5,

@@ -74,6 +74,8 @@ class Part(nn.Module):
         takes_values: True for a class of attention whose forward takes, as its third argument, a tensor that is added
             to its values.
         value_width: G K, the width of those values; 0: no values.
+        takes_documents: True for a class of attention whose forward takes `documents_BT`, and attends only to positions
+            of the same document.
         auxiliary: the loss that the last training forward adds to the training loss, a scalar with gradient; GPT
             collects it.
     """
@@ -86,6 +88,7 @@ class Part(nn.Module):
     absent: ClassVar[bool] = False
     keeps_statistics: ClassVar[bool] = False
     takes_values: ClassVar[bool] = False
+    takes_documents: ClassVar[bool] = False
     score_width: float = 0
     window: int = 0
     value_width: int = 0

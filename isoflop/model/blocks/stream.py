@@ -38,9 +38,15 @@ class Smear(Part):
         nn.init.zeros_(self.share)
         self.init(self.gate, "gate")
 
-    def forward(self, x_BTD: Tensor, start: Start = 0, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, start: Start = 0, cache: Cache | None = None, documents_BT: Tensor | None = None
+    ) -> Tensor:
+        """`documents_BT`: the number of each token's document, whose first token is left as it is, too."""
         gate_BT1 = F.linear(x_BTD[..., : len(self.gate)], self.gate.to(x_BTD.dtype).unsqueeze(0)).sigmoid()
         weight_BT1 = self.share.to(x_BTD.dtype) * gate_BT1.to(x_BTD.dtype)
+        if documents_BT is not None:
+            same_BT = F.pad(documents_BT[:, 1:] == documents_BT[:, :-1], (1, 0))
+            weight_BT1 = weight_BT1 * same_BT.unsqueeze(-1)
         return torch.addcmul(x_BTD, weight_BT1, self.previous(x_BTD, start, cache))
 
     def previous(self, x_BTD: Tensor, start: Start, cache: Cache | None) -> Tensor:

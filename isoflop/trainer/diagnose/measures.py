@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from isoflop.model.build import Model
+from isoflop.model.gpt import GPT
 
 Batch = Sequence[Tensor]
 Loss = Callable[..., Tensor]
@@ -64,6 +65,9 @@ def gradients(model: Model, loss: Loss, batch: Batch, parameters: Sequence[nn.Pa
 
 def hidden_of(model: Any, inputs: Batch) -> Tensor:
     """h_BTD, the input of the head, for the inputs of the task's model."""
+    if isinstance(model, GPT):
+        tokens_BT, *documents = inputs
+        return model.hidden(tokens_BT, None, *documents)
     h_BTD: Tensor = model.hidden(*inputs)
     return h_BTD
 
