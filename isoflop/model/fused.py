@@ -294,7 +294,7 @@ def attend_causally(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, window: int,
 
 
 def attend_apart(
-    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, documents_BT: Tensor, window: int, scale: float
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, documents_BT: Tensor, window: int, scale: float | None
 ) -> Tensor:
     """`attend_causally`, of each position to those of its own document."""
     return attend(q_BHTK, k_BGTK, v_BGTK, None, documents_BS=documents_BT, window=window, scale=scale)
