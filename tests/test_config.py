@@ -65,7 +65,7 @@ def test_every_field_has_a_docstring():
 
 def test_fields_that_came_later_are_in_a_key_only_if_they_are_set():
     """Keys on record (of timings, runs of a ladder, recipes) were made without them and still hold."""
-    parts = ("model", "optim", "runtime")
+    parts = ("model", "optim", "runtime", "batch")
     added = {f"{part}.{name}" for part in parts for name in added_fields(type(getattr(RunConfig(), part)))}
     assert {"optim.rounds", "model.smear"} <= added and added_fields(RunConfig) == {"average": RunConfig().average}
     plain, key = to_dict(RunConfig()), to_key(RunConfig())
