@@ -240,7 +240,8 @@ def test_every_option_of_a_fused_block_is_known_to_the_fused_path():
     }
     for kind, options in known.items():
         assert set(inspect.signature(kind.__init__).parameters) - shapes == options, kind.__name__
-    assert set(inspect.signature(Block.compute).parameters) == {"self", "x_BTD", "cache", "tokens_BT", "x0_BTD"}
+    inputs = {"self", "x_BTD", "cache", "tokens_BT", "x0_BTD", "documents_BT"}
+    assert set(inspect.signature(Block.compute).parameters) == inputs
 
 
 def test_the_default_model_is_fusible():
