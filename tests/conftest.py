@@ -15,6 +15,9 @@ hypothesis.settings.load_profile("shared machine")
 # the same width of lines in any terminal: pytest-xdist gives its workers 80 columns
 os.environ.pop("COLUMNS", None)
 
+# no kernels are compiled, also not in fixtures of a module: two runs of a test would differ in their last bits
+os.environ["ISOFLOP_KERNELS"] = "0"
+
 # A shell makes its background jobs ignore SIGINT, and child processes inherit that: tests that send it
 # would wait forever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -32,9 +35,7 @@ def own_signals():
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
-    """A separate ISOFLOP_HOME per test, in which no kernels are compiled, and one thread, since tests share the
-    machine."""
-    monkeypatch.setenv("ISOFLOP_KERNELS", "0")
+    """A separate ISOFLOP_HOME per test, and one thread, since tests share the machine."""
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path_factory.mktemp("home")))
     torch.set_num_threads(1)
 
