@@ -588,6 +588,7 @@ TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it say
     "--set model=portable": "tests/export/test_own_code.py",
     "--own-code does not go with": "tests/export/test_own_code.py",
     "use --set batch.micro_sequences": "tests/trainer/test_preflight.py",
+    "use --set batch.sequences": "tests/trainer/test_batch.py",
 }
 FILES = {  # whose advice has tests of its own
     "job/like.py": "tests/job/test_like.py",
