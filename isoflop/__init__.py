@@ -287,6 +287,7 @@ def score(
     items: Path | str = "",
     limit: int = 0,
     contamination: bool = False,
+    moved: Texts = (),
     say: Callable[[str], None] | None = None,
 ) -> "Scored":
     """Score runs on evaluation suites (docs/evaluation.md), and compare the runs item by item.
@@ -297,6 +298,7 @@ def score(
         items: the folder or tar archive with the items; "": next to the suite's own file.
         limit: items per subset, evenly spaced; 0: all.
         contamination: look for the items in each run's training text, and also score without those found.
+        moved: for the contamination of one run, the new places of its text, if that was moved.
         say: called with one line of progress at a time.
 
     Returns:
@@ -308,7 +310,8 @@ def score(
     """
     from isoflop import job
 
-    return job.score(as_tuple(runs), as_tuple(suites), items=items, limit=limit, contamination=contamination, say=say)
+    how: Any = {"items": items, "limit": limit, "contamination": contamination, "moved": as_tuple(moved), "say": say}
+    return job.score(as_tuple(runs), as_tuple(suites), **how)
 
 
 def __getattr__(name: str) -> Any:

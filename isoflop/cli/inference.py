@@ -23,7 +23,11 @@ def sample(
     repetition_penalty: Annotated[
         float, tyro.conf.arg(help="divide the logits of tokens already in the text by this; 1: no penalty")
     ] = 1.0,
-    stop: Annotated[tuple[str, ...], tyro.conf.arg(help="end the text before the first of these strings")] = (),
+    stop: Annotated[
+        tuple[str, ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(metavar="TEXT", help="end the text before this string"),
+    ] = (),
     seed: Annotated[int, tyro.conf.arg(help="the same seed writes the same text")] = 0,
     beam: Annotated[int, tyro.conf.arg(help="seq2seq: beam width; 1 is greedy")] = 1,
     dtype: Annotated[
@@ -120,17 +124,16 @@ def evaluate(
     if suite or items or limit or contamination or stride:
         from isoflop.cli import show_suites
 
-        conflicting = {"--beam": beam != 1, "--moved": moved, "--heldout": heldout, "--strict": strict}
-        conflicting |= {"--windows": windows}
+        conflicting = {"--beam": beam != 1, "--strict": strict, "--windows": windows}
         with trusting(*trust_code):
             if suite:
-                of_text = {"--text-column": text_column, "--set": set, "--stride": stride}
+                of_text = {"--text-column": text_column, "--set": set, "--stride": stride, "--heldout": heldout}
                 show_suites.refuse(conflicting | of_text, "--suite")
-                show_suites.evaluate_suites((run, *sources), suite, items, limit, contamination, json)
+                show_suites.evaluate_suites((run, *sources), suite, items, limit, contamination, moved, json)
             else:
-                of_suites = {"--items": items, "--limit": limit, "--contamination": contamination}
-                show_suites.refuse(conflicting | of_suites, "--stride")
-                show_suites.evaluate_strided(run, sources, stride, text_column, set, json)
+                show_suites.require_suite({"--items": items, "--limit": limit, "--contamination": contamination})
+                show_suites.refuse(conflicting, "--stride")
+                show_suites.evaluate_strided(run, sources, stride, text_column, set, moved, heldout, json)
         return
 
     with trusting(*trust_code):

@@ -148,12 +148,14 @@ def evaluate_suites(
     items: str,
     limit: int,
     contamination: bool,
+    moved: Sequence[str],
     json: bool,
 ) -> None:
     """`isoflop eval RUN [RUN ...] --suite NAME`."""
     screen = Screen(is_result=True)
     say = screen.say if screen.live_bars else None
-    scored = job.score(runs, split_names(suites), items=items, limit=limit, contamination=contamination, say=say)
+    names = split_names(suites)
+    scored = job.score(runs, names, items=items, limit=limit, contamination=contamination, moved=moved, say=say)
     if json:
         print(to_json(scored.to_dict()), end="")
     else:
@@ -166,10 +168,14 @@ def evaluate_strided(
     stride: int,
     text_column: str,
     set: Sequence[str],
+    moved: Sequence[str],
+    heldout: Sequence[str],
     json: bool,
 ) -> None:
     """`isoflop eval RUN [SOURCE ...] --stride N`."""
-    measured = job.perplexity(run, sources, stride, text_column=text_column, set=set).to_dict()
+    measured = job.perplexity(
+        run, sources, stride, text_column=text_column, set=set, moved=moved, heldout=heldout
+    ).to_dict()
     if json:
         print(to_json(measured), end="")
         return
@@ -182,6 +188,13 @@ def refuse(options: Mapping[str, Any], option: str) -> None:
     for name, value in options.items():
         if value:
             raise UserError(f"{name} does not go with {option}; leave one of them out")
+
+
+def require_suite(options: Mapping[str, Any]) -> None:
+    """Raise UserError for the first of `options` that is set, since it needs a suite."""
+    for name, value in options.items():
+        if value:
+            raise UserError(f"{name} goes with a suite; name one, as in: isoflop eval RUN --suite blimp {name} ...")
 
 
 def split_names(values: Sequence[str]) -> list[str]:

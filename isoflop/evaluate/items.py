@@ -1,7 +1,7 @@
 """A suite's items, from the user's files.
 
 Files are JSON lines, CSV or TSV with a header, in a folder or in a tar archive. A pattern is matched from the right of
-a path, so that `blimp/*.jsonl` is found however deep the folder lies.
+a path, so that `blimp/*.jsonl` is found however deep the folder lies; what lies where the pattern says comes first.
 """
 
 import csv
@@ -15,10 +15,12 @@ from typing import Any
 
 from isoflop.errors import UserError
 from isoflop.evaluate.suite import Shots, Suite, compiled, is_wanted
-from isoflop.evaluate.templates import fill
+from isoflop.evaluate.templates import fill, member
 from isoflop.untrusted import foreign, open_regular, parse_json, read_bytes
 
 LARGEST_FILE = 2**30  # bytes of one file of items
+NO_PLACE = "is no folder and no tar archive; name the folder that holds the items"
+KINDS = "items are JSON lines (an object per line), CSV or TSV, in UTF-8 and not compressed"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 Files = list[tuple[str, bytes]]  # names and contents of files
@@ -80,7 +82,7 @@ def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int =
     store = find_files(patterns, place, suite.name)
     records = [*wanted(suite, store, suite.files, suite.where)]
     if not records:
-        raise UserError(f"suite {suite.name}: none of the items in {place} is wanted: where = {suite.where}")
+        raise UserError(f"suite {suite.name}: {nothing_wanted(suite, store, place)}")
 
     shots = Examples(suite, suite.shots, store, records, make) if suite.shots else None
     places = [f"{suite.name} item {number} ({where})" for number, (_, where) in enumerate(records, 1)]
@@ -91,6 +93,14 @@ def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int =
         before = fill(suite.before, record, at) + (shots.before(record, at) if shots else "")
         complete.append(replace(item, shots=before))
     return complete
+
+
+def nothing_wanted(suite: Suite, store: dict[str, Files], place: Path) -> str:
+    """Why there is no item."""
+    count = sum(1 for _ in wanted(suite, store, suite.files, {}))
+    if not count:
+        return f"{', '.join(suite.files)} in {place} has no items"
+    return f"none of the {count:,} items in {place} is wanted: where = {suite.where}"
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
@@ -154,11 +164,15 @@ def records_of(name: str, content: bytes) -> Iterator[tuple[int, dict[str, Any]]
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{short} is not UTF-8 at byte {error.start}") from None
+        raise UserError(f"{short} is not UTF-8 at byte {error.start}; {KINDS}") from None
     kind = PurePosixPath(name).suffix.lower()
     if kind in (".csv", ".tsv"):
+        csv.field_size_limit(LARGEST_FILE)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",")
-        with foreign(f"{short} line {reader.line_num + 1} is no {kind[1:].upper()}"):
+        with foreign(f"{short} is no {kind[1:].upper()}"):
+            header = reader.fieldnames or ()
+            if twice := next((name for name in header if header.count(name) > 1), None):
+                raise UserError(f"{short} has the column {twice!r} twice; rename one")
             for row in reader:
                 if None in row or None in row.values():
                     raise UserError(f"{short} line {reader.line_num} has not as many values as the header")
@@ -166,9 +180,11 @@ def records_of(name: str, content: bytes) -> Iterator[tuple[int, dict[str, Any]]
         return
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
+            if number == 1 and line.strip() == "[":
+                raise UserError(f"{short} is an array of items; {KINDS}")
             record = parse_json(line, f"{short} line {number}")
             if not isinstance(record, dict):
-                raise UserError(f"{short} line {number} is no JSON object")
+                raise UserError(f"{short} line {number} is no JSON object; {KINDS}")
             yield number, record
 
 
@@ -176,7 +192,7 @@ def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Fi
     """The files that each pattern matches, in the order of their names.
 
     Raises:
-        UserError: if there are none, or a pattern matches files of two folders.
+        UserError: if there are none, or a pattern matches files of two folders, neither of which is where it says.
     """
     if not place.exists():
         raise UserError(f"--items {place} does not exist")
@@ -184,11 +200,17 @@ def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Fi
     for pattern in patterns:
         if not files[pattern]:
             raise UserError(f"suite {suite}: no file {pattern} in {place}; name the folder that holds it with --items")
-        folders = sorted({str(PurePosixPath(name).parent) for name, _ in files[pattern]})
-        if len(folders) > 1:
-            raise UserError(
-                f"suite {suite}: {pattern} is in {folders[0]} and in {folders[1]} of {place}; name one of them: --items"
+        by_folder: dict[str, Files] = {}
+        for file in files[pattern]:
+            by_folder.setdefault(str(PurePosixPath(file[0]).parent), []).append(file)
+        said = str(PurePosixPath(pattern).parent)
+        if len(by_folder) > 1 and said not in by_folder:
+            first, second = sorted(by_folder)[:2]
+            way_out = (
+                f"name one of them: --items {place / first}" if place.is_dir() else "unpack it and name one of them"
             )
+            raise UserError(f"suite {suite}: {pattern} is in {first} and in {second} of {place}; {way_out}")
+        files = {**files, pattern: by_folder.get(said, files[pattern])}
     return files
 
 
@@ -203,7 +225,7 @@ def in_folder(patterns: Sequence[str], place: Path) -> dict[str, Files]:
 
 
 def in_archive(patterns: Sequence[str], place: Path) -> dict[str, Files]:
-    with foreign(f"--items {place} is no folder and no tar archive"):
+    with foreign(f"--items {place} {NO_PLACE}"):
         about = place.stat()
     return unpacked(tuple(patterns), place, about.st_size, about.st_mtime_ns)
 
@@ -218,7 +240,7 @@ def unpacked(patterns: tuple[str, ...], place: Path, size: int, changed: int) ->
     """
     matching: dict[str, Files] = {pattern: [] for pattern in patterns}
     with (
-        foreign(f"--items {place} is no folder and no tar archive"),
+        foreign(f"--items {place} {NO_PLACE}"),
         open_regular(place) as raw,
         tarfile.open(fileobj=raw, mode="r|*") as archive,
     ):
@@ -249,9 +271,7 @@ def listed(suite: Suite, value: Any, record: dict[str, Any], name: str, at: str)
         UserError: if they are not two texts or more.
     """
     if isinstance(value, str):
-        if value not in record:
-            raise UserError(f"{at} has no field {value!r}; its fields: {', '.join(map(str, record)) or 'none'}")
-        texts = record[value]
+        texts = member(record, value, at)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{at}: {name}, its field {value!r}, is no list of texts")
     else:
@@ -259,6 +279,19 @@ def listed(suite: Suite, value: Any, record: dict[str, Any], name: str, at: str)
     if len(texts) < 2:
         raise UserError(f"{at} has {len(texts)} {name}; it needs two or more")
     return tuple(replaced(suite, text) for text in texts)
+
+
+def joined(suite: Suite, texts: Sequence[str], name: str, at: str) -> tuple[str, ...]:
+    """Texts behind the suite's delimiter, as they follow their contexts.
+
+    Raises:
+        UserError: if there is nothing to score.
+    """
+    continuations = tuple(suite.delimiter + text for text in texts)
+    if "" in continuations:
+        number = f" {continuations.index('') + 1} of {len(texts)}" if len(set(texts)) > 1 else ""
+        raise UserError(f"{at}: its {name}{number} is empty, so that there is nothing to score")
+    return continuations
 
 
 def answer_of(suite: Suite, record: dict[str, Any], options: Sequence[str], at: str) -> int:
@@ -269,11 +302,16 @@ def answer_of(suite: Suite, record: dict[str, Any], options: Sequence[str], at: 
     """
     text = fill(suite.answer, record, at).strip()
     if suite.answer_is == "text":
-        matching = [i for i, option in enumerate(options) if option.strip() == text]
+        same = replaced(suite, text).strip()  # as the options are
+        matching = [i for i, option in enumerate(options) if option.strip() == same]
     elif suite.answer_is == "letter":
         matching = [LETTERS.index(text.upper())] if len(text) == 1 and text.upper() in LETTERS else []
     else:
-        matching = [int(text)] if text.isdecimal() else []
+        matching = [int(text)] if text.isdecimal() and len(text) < 10 else []
     if not matching or matching[0] >= len(options):
-        raise UserError(f"{at}: its answer {text!r} is not the {suite.answer_is} of one of its {len(options)} options")
+        hint = '; numbers begin at 0, and answer_is = "letter" or "text" is for others'
+        raise UserError(
+            f"{at}: its answer {text[:60]!r} is not the {suite.answer_is} of one of its {len(options)} options"
+            + (hint if suite.answer_is == "number" else "")
+        )
     return matching[0]

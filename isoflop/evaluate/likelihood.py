@@ -118,7 +118,10 @@ def encode(tokenizer: Tokenizer, requests: Sequence[Request]) -> Iterator[tuple[
 
 def cut_to_fit(ids: Ids, scored: int, context: int) -> tuple[list[Window], int]:
     """Windows that a model of this context can read, and the number of ids dropped from the left, as lm-eval does. A
-    continuation that is longer than the context is scored in pieces, each after half a context."""
+    continuation that is longer than the context is scored in pieces, each after half a context; one without tokens is
+    certain, ln p = 0, and needs no window."""
+    if not scored:
+        return [], 0
     room = context + 1
     if scored <= context:
         return [Window(ids[-room:], scored)], max(0, len(ids) - room)

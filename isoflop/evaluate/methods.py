@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from isoflop.errors import UserError
-from isoflop.evaluate.items import Item, answer_of, listed, replaced
+from isoflop.evaluate.items import Item, answer_of, joined, listed, replaced
 from isoflop.evaluate.likelihood import Likelihood, Request
 from isoflop.evaluate.suite import Suite, compiled
 from isoflop.evaluate.templates import fill
@@ -46,6 +46,11 @@ class Metric:
     lm_eval: str = ""
 
 
+def exp(means: Values) -> Values:
+    """e to a mean, finite also for a long text that a model gives no chance."""
+    return np.exp(np.minimum(means, 700.0))
+
+
 METRICS: dict[str, Metric] = {
     "likelihood": Metric("the likeliest option is right", lm_eval="acc"),
     "per_token": Metric("the likeliest per token is right"),
@@ -53,7 +58,7 @@ METRICS: dict[str, Metric] = {
     "per_byte": Metric("the likeliest per byte of UTF-8 is right", lm_eval="acc_bytes"),
     "unconditional": Metric("the likeliest against itself without the context is right", lm_eval="acc_mutual_info"),
     "first_choice": Metric("every token of the word is the first choice", lm_eval="acc"),
-    "perplexity": Metric("of the word", shares=False, of=np.exp, lower=True, lm_eval="perplexity"),
+    "perplexity": Metric("of the word", shares=False, of=exp, lower=True, lm_eval="perplexity"),
     "exact_match": Metric("the generated answer is the expected one", lm_eval="exact_match"),
 }
 FREE = ("likelihood", "per_token", "per_character", "per_byte")  # that need no further forward pass
@@ -109,7 +114,7 @@ class Options:
             subset_of(suite, record, at),
             (context,) * len(options),
             options,
-            tuple(suite.delimiter + option for option in options),
+            joined(suite, options, "option", at),
             answer_of(suite, record, options, at),
         )
 
@@ -160,7 +165,7 @@ class Contexts(Options):
             subset_of(suite, record, at),
             contexts,
             (text,) * len(contexts),
-            (suite.delimiter + text,) * len(contexts),
+            joined(suite, [text] * len(contexts), "continuation", at),
             answer_of(suite, record, contexts, at),
         )
 
@@ -268,6 +273,12 @@ def method_of(suite: Suite) -> Method:
             raise UserError(
                 f"suite {suite.name}: reference {one.model}: metric {one.metric!r} is not one of its method's"
             )
+        shares = METRICS[one.metric or metrics_of(suite)[0]].shares
+        if one.score < 0 or (shares and one.score > 1):
+            raise UserError(
+                f"suite {suite.name}: reference {one.model}: score = {one.score:g} is not "
+                + ("a share from 0 to 1; write 81.5 % as 0.815" if shares else "a perplexity")
+            )
     return method
 
 
@@ -285,9 +296,11 @@ def subset_of(suite: Suite, record: dict[str, Any], at: str) -> str:
 
 def extracted(suite: Suite, text: str) -> str:
     """The part of an answer that is compared: the first group of `extract` where it last matches, else all of it, but
-    not what `ignore` matches, and without blanks around."""
-    if suite.extract and (matches := list(compiled(suite.extract, "extract").finditer(text))):
-        text = matches[-1][1] if matches[-1].re.groups else matches[-1][0]
+    not what `ignore` matches, and without blanks around. A match in which the group has no part does not count."""
+    if suite.extract:
+        pattern = compiled(suite.extract, "extract")
+        group = min(1, pattern.groups)
+        text = next((found[group] for found in reversed([*pattern.finditer(text)]) if found[group] is not None), text)
     for pattern in suite.ignore:
         text = compiled(pattern, "ignore").sub("", text)
     return text.strip()

@@ -3,7 +3,7 @@
     name = "arc_easy"                        what it is called
     about = "..."                            one line
     source = "..."; licence = "..."          where the items come from
-    files = ["arc_easy.jsonl"]               patterns, matched from the right; .jsonl, .csv or .tsv
+    files = ["arc_easy.jsonl"]               patterns, matched from the right of a path; JSON lines, .csv or .tsv
     method = "options"                       an entry of METHODS (methods.py), with the fields that it needs
     metric = "per_character"                 the headline, an entry of METRICS (methods.py)
 
@@ -13,9 +13,9 @@ file anywhere, named by its path, and its items lie next to it.
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isoflop.config import convert, from_dict, nearest
@@ -79,7 +79,7 @@ class Suite:
         before: the text in front of all examples and the item.
         context: template of what is read.
         delimiter: between context and option; it belongs to the option, as in lm-eval.
-        options: of `options`: the field that holds them, or a template for each.
+        options: of `options`: the field that holds them ("choices", "choices.text"), or a template for each.
         contexts: of `contexts`: likewise.
         continuation: of `contexts` and `last_word`: template of what is scored.
         good, bad: of `pairs`: templates of the two sentences.
@@ -157,7 +157,7 @@ def read_suite(path: Path) -> Suite:
         UserError: in one line that names the file and the field, or the line where it is no TOML.
     """
     with foreign(f"{path} is no TOML"):
-        fields = tomllib.loads(read_text(path, LARGEST_SUITE))
+        fields = tomllib.loads(read_text(path, LARGEST_SUITE).removeprefix("\ufeff"))  # as some editors begin a file
     for name in OWN:
         if name in fields:
             raise UserError(f"{path}: unknown field {name}")
@@ -175,10 +175,13 @@ def check_fields(suite: Suite) -> None:
         raise UserError(f"name = {suite.name!r} is not made of letters, digits, - and _")
     if not suite.files:
         raise UserError("files = [] names no file that holds the items")
+    check_patterns(suite.files, "files")
     if suite.answer_is not in ANSWERS:
         raise UserError(f"answer_is = {suite.answer_is!r} is not one of {', '.join(ANSWERS)}")
     if suite.tokens < 1:
         raise UserError(f"tokens = {suite.tokens} is too small")
+    if not all(suite.stops):
+        raise UserError(f"stops = {list(suite.stops)} has an empty string, which would end every answer at once")
     for name in TEMPLATES:
         check_template(getattr(suite, name), name)
     for name in ("options", "contexts"):
@@ -186,16 +189,34 @@ def check_fields(suite: Suite) -> None:
     for name, patterns in (("extract", [suite.extract]), ("ignore", suite.ignore)):
         for pattern in patterns:
             compiled(pattern, name)
-    for pattern, _ in suite.replace:
-        compiled(pattern, "replace")
+    for pattern, by in suite.replace:
+        with foreign(f"replace = {[pattern, by]} is no regular expression and its replacement"):
+            compiled(pattern, "replace").sub(by, "")
     if suite.shots is not None:
         if suite.shots.count < 0:
             raise UserError(f"shots.count = {suite.shots.count} is negative")
         check_template(suite.shots.same, "shots.same")
+        check_patterns(suite.shots.files, "shots.files")
+
+
+def check_patterns(patterns: Sequence[str], name: str) -> None:
+    """Patterns end in the name of a file, and lead nowhere but down."""
+    for pattern in patterns:
+        path = PurePosixPath(pattern)
+        if not path.name or path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"{name} = {pattern!r} is not the end of a file's path, as in items.jsonl or blimp/*.jsonl; the folder "
+                "is that of the suite's file, or --items"
+            )
 
 
 def check_listed(value: Any, name: str) -> None:
     if isinstance(value, str):
+        if "{" in value:
+            raise UserError(
+                f"{name} = {value!r} is a template; write the name of a field that holds all {name}, without braces, "
+                f'or a list with a template for each, as in ["{{a}}", "{{b}}"]'
+            )
         return
     for template in convert(tuple[str, ...], value, name):
         check_template(template, name)

@@ -1,4 +1,5 @@
-"""Text from an item's fields: `{question}`, `{choices[0]}`, `{subject:words}`; `{{` and `}}` are braces.
+"""Text from an item's fields: `{question}`, `{Best Answer}`, `{choices[0]}`, `{subject:words}`, and `{choices.text[0]}`
+of the object `choices`; `{{` and `}}` are braces.
 
 Only fields of the item, items of lists in them and the filters below: a suite file may come from anyone, and Python's
 own `str.format` would let it look into objects.
@@ -16,7 +17,7 @@ FILTERS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "words": lambda text: text.replace("_", " "),
 }
-PART = re.compile(r"\{\{|\}\}|\{(?P<field>[A-Za-z_]\w*)(?:\[(?P<index>\d+)\])?(?::(?P<filter>\w+))?\}|[{}]")
+PART = re.compile(r"\{\{|\}\}|\{(?P<field>[^\W\d][\w .-]*)(?:\[(?P<index>\d+)\])?(?::(?P<filter>\w+))?\}|[{}]")
 
 
 def check_template(template: str, where: str) -> None:
@@ -47,15 +48,27 @@ def fill(template: str, record: Mapping[str, Any], where: str) -> str:
 
 
 def look_up(record: Mapping[str, Any], field: str, index: str | None, where: str) -> Any:
-    if field not in record:
-        raise UserError(f"{where} has no field {field!r}; its fields: {', '.join(map(str, record)) or 'none'}")
-    value = record[field]
+    value = member(record, field, where)
     if index is None:
         return value
     if not isinstance(value, list) or int(index) >= len(value):
         there = f"a list of {len(value)}" if isinstance(value, list) else "no list"
         raise UserError(f"{where}: {field}[{index}] is not there, as {field} is {there}")
     return value[int(index)]
+
+
+def member(record: Mapping[str, Any], field: str, where: str) -> Any:
+    """The value of a field; `a.b` is the field `b` of the object `a`, unless a field has this whole name.
+
+    Raises:
+        UserError: naming `where`, if there is none.
+    """
+    value: Any = record
+    for name in [field] if field in record else field.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            raise UserError(f"{where} has no field {field!r}; its fields: {', '.join(map(str, record)) or 'none'}")
+        value = value[name]
+    return value
 
 
 def plain_text(value: Any, name: str, where: str) -> str:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from isoflop.generate.batch import Batch, Order, next_logits
+from isoflop.errors import UserError
+from isoflop.generate.batch import Batch, Ids, Order, next_logits
 from isoflop.generate.cache import KVCache
 from isoflop.generate.rules import TEMPERATURE, Sampling
-from isoflop.generate.sample import check_arguments
+from isoflop.generate.sample import check_arguments, check_seed
 from isoflop.generate.text import Text, Tokenizer, check_stops
 from isoflop.model.gpt import GPT
 
@@ -145,6 +146,10 @@ def stream_all(
     Prompts of any lengths are read in one pass each or together, a shared prefix once, and each row has its own
     position. A row's output does not depend on the other rows.
 
+    Raises:
+        UserError: for a prompt without ids or with one that the model does not have, for a sampling argument out of
+            range, or more than memory holds.
+
     When a row's context is full, the last half of it is read again from position 0 and generation continues from there:
     learned positions stay within their table, and a token sees three quarters of a context on average. Each row draws
     from its own random generator, seeded with `seed` + its number; torch's global one is not used.
@@ -152,9 +157,22 @@ def stream_all(
     if tokens < 1:
         return
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    sampling.check()
+    check_seed(seed)
     orders = [Order(np.array(ids, dtype=np.int64), tokens, seed + i, sampling) for i, ids in enumerate(prompts)]
+    check_ids([order.ids for order in orders], model.head_weight.shape[0])
     for numbers, given in steps(Batch(model, orders, stop, slots)):
         yield from zip(numbers, given, strict=True)
+
+
+def check_ids(prompts: Sequence[Ids], vocabulary: int) -> None:
+    """Raises UserError, with the number of the prompt, for one that is empty or has an unknown id."""
+    for number, ids in enumerate(prompts):
+        if not len(ids):
+            raise UserError(f"prompt {number} has no ids; begin it with the tokenizer's start")
+        if ids.min() < 0 or ids.max() >= vocabulary:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise UserError(f"prompt {number} has the id {wrong}; the model has 0 to {vocabulary - 1}")
 
 
 def steps(batch: Batch) -> Generator[tuple[list[int], list[int]]]:

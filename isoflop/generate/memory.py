@@ -30,6 +30,8 @@ def slots_for(model: LanguageModel, rows: int, positions: int, longest: int, spa
     Raises:
         UserError: if they do not fit, with the number that does.
     """
+    if slots < 0:
+        raise UserError(f"slots = {slots} is negative; 0 is as many as memory allows")
     wanted = min(rows, slots or AT_ONCE)
     device = next(model.parameters()).device
     free = free_memory(str(device))

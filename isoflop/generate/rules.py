@@ -1,7 +1,7 @@
 """Sampling settings of each row, and its random numbers: one generator per row."""
 
 from dataclasses import dataclass, field, fields
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor
 from isoflop.errors import UserError
 
 TEMPERATURE = 0.8  # where none is asked for
+LARGEST_PENALTY = 1e6
+LARGEST = float(np.finfo(np.float32).max)
 
 AT_A_TIME = 64  # random numbers that are drawn from a row's generator at once
 
@@ -47,6 +49,8 @@ class Sampling:
             value = getattr(self, each.name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise UserError(f"{each.name} = {value!r} is not a number")
+        if not isinstance(self.top_k, Integral):
+            raise UserError(f"--top-k {self.top_k:g} is not a whole number")
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(
                 f"--temperature {self.temperature:g} is not a number from 0 up; 0 takes the likeliest token"
@@ -57,9 +61,10 @@ class Sampling:
             raise UserError(f"--top-p {self.top_p:g} is not in (0, 1]; 1 keeps all tokens")
         if not 0.0 <= self.min_p <= 1.0:
             raise UserError(f"--min-p {self.min_p:g} is not in [0, 1]; 0 keeps all tokens")
-        if not 0.0 < self.repetition_penalty < float("inf"):
+        if not 1 / LARGEST_PENALTY <= self.repetition_penalty <= LARGEST_PENALTY:  # beyond, logits overflow
             raise UserError(
-                f"--repetition-penalty {self.repetition_penalty:g} is not a number above 0; 1 changes nothing"
+                f"--repetition-penalty {self.repetition_penalty:g} is not a number above 0 (from "
+                f"{1 / LARGEST_PENALTY:g} to {LARGEST_PENALTY:g}); 1 changes nothing"
             )
 
 
@@ -77,7 +82,7 @@ class Rules:
     @classmethod
     def for_rows(cls, rows: list[Sampling]) -> "Rules":
         def column(name: str) -> npt.NDArray[np.float32]:
-            return np.array([getattr(row, name) for row in rows], dtype=np.float32)
+            return np.array([min(getattr(row, name), LARGEST) for row in rows], dtype=np.float32)
 
         top_k = np.array([min(row.top_k, 2**31) for row in rows], dtype=np.int64)
         return cls(column("temperature"), top_k, column("top_p"), column("min_p"), column("repetition_penalty"))

@@ -7,6 +7,7 @@ and sorts everything only if it has to.
 
 from collections.abc import Iterator
 from copy import copy
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -245,12 +246,18 @@ def check_arguments(
     Raises:
         UserError: naming the option whose value makes no sense.
     """
+    if not isinstance(prompt, str):
+        raise UserError(f"the prompt {prompt!r} is not a string; decode bytes first")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"--prompt {ascii(prompt)[:80]} is not valid UTF-8 at character {error.start}") from None
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed {seed} is not between 0 and 2^63 - 1")
-    if tokens < 1:
+    check_seed(seed)
+    if not isinstance(tokens, Integral) or tokens < 1:
         raise UserError(f"--tokens {tokens} is not positive; ask for at least 1")
     Sampling(temperature, top_k, top_p, **further).check()
+
+
+def check_seed(seed: int) -> None:
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+        raise UserError(f"--seed {seed} is not a whole number between 0 and 2^63 - 1")

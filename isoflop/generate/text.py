@@ -97,7 +97,11 @@ def beginning_at_end(text: str, stop: str) -> int:
 
 def check_stops(stops: Sequence[str]) -> None:
     """Raises:
-    UserError: for an empty stop string.
+    UserError: for an empty stop string, or one string in place of a list, whose characters would each be one.
     """
+    if isinstance(stops, str | bytes):
+        raise UserError(f"stops = {stops!r} is one text; write a list of stop strings, as in [{stops!r}]")
+    if other := next((stop for stop in stops if not isinstance(stop, str)), None):
+        raise UserError(f"the stop string {other!r} is not a string; decode bytes first")
     if any(not stop for stop in stops):
         raise UserError("--stop '' is empty, which would end every text at once; leave it out")

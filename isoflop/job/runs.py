@@ -90,6 +90,7 @@ def evaluate(
     """
     path = Path(run)
     refuse_mixed(path, sources, {"--moved": moved, "--heldout": heldout}, {"--set": set, "--strict": strict})
+    refuse_runs(path, sources)
     if text_column and not sources:
         raise error_without_sources("--text-column", path)
     if not sources and was_imported(path):
@@ -124,6 +125,18 @@ def refuse_mixed(run: Path, sources: Sequence[str], own: dict[str, Any], others:
     for name, value in others.items():
         if value and not sources:
             raise error_without_sources(name, run)
+
+
+def refuse_runs(run: Path, sources: Sequence[str]) -> None:
+    """Raise UserError for a source that is itself a run: its records would be measured as text."""
+    for source in sources:
+        folder = RunFolder(Path(source))
+        if folder.config.is_file() and folder.checkpoints.is_dir():
+            both = f"{quoted(run)} {quoted(source)}"
+            raise UserError(
+                f"{source} is a run, not text; runs are compared on suites, isoflop eval {both} --suite NAME, or in a "
+                f"report, isoflop report {both}"
+            )
 
 
 def error_without_sources(name: str, run: Path) -> UserError:

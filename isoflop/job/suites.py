@@ -19,10 +19,11 @@ from isoflop.evaluate.perplexity import Strided, strided, texts_of
 from isoflop.evaluate.scores import Scores, ask
 from isoflop.evaluate.scores import score as score_suite
 from isoflop.files import disk_errors, write_json
-from isoflop.job.reopen import open_run_data, run_folder_of
-from isoflop.job.runs import config_for_sources, was_imported
+from isoflop.job.reopen import Moved, open_run_data, run_folder_of
+from isoflop.job.runs import EVALUATE, config_for_sources, refuse_mixed, refuse_runs, was_imported
+from isoflop.model.build import MODELS
 from isoflop.model.gpt import GPT
-from isoflop.records import RunFolder, SuiteScore, read_run
+from isoflop.records import RunFolder, SuiteScore, read_object, read_run
 from isoflop.runtime import Runtime, make_runtime
 from isoflop.trainer import RunConfig
 
@@ -56,6 +57,7 @@ def score(
     items: Path | str = "",
     limit: int = 0,
     contamination: bool = False,
+    moved: Sequence[str] = (),
     say: Callable[[str], None] | None = None,
 ) -> Scored:
     """Score the last checkpoints of runs on suites. The score on a whole suite is stored in the run's folder, as
@@ -66,11 +68,12 @@ def score(
         items: the folder or tar archive with the items; "": next to the suite's own file.
         limit: items per subset, evenly spaced; 0: all.
         contamination: look for the items in each run's training text, and also score without those found.
+        moved: for the contamination of one run, the new places of its text, if that was moved.
         say: called with one line of progress at a time.
 
     Raises:
-        UserError: for a run that cannot be read or is no GPT, and for a malformed suite or item, before any model is
-            read.
+        UserError: for a run that cannot be read or is no GPT, for a training text that is not there, and for a
+            malformed suite or item, before any model is scored.
     """
     if limit < 0:
         raise UserError(f"--limit {limit} is negative; 0 is all items")
@@ -80,10 +83,10 @@ def score(
     names = [items_of_suite.suite.name for items_of_suite in suite_items]
     if repeated := next((name for name in names if names.count(name) > 1), ""):
         raise UserError(f"--suite names {repeated} twice")
-    if contamination:
-        for run in runs:
-            if was_imported(Path(run)):
-                raise UserError(f"{run} was imported and has no training text to look in; leave out --contamination")
+    check_runs(runs)
+    if moved and (len(runs) > 1 or not contamination):
+        raise UserError("--moved is the new place of one run's text, for --contamination; leave it out")
+    texts = {str(run): training_text(Path(run), moved) for run in runs} if contamination else {}
 
     by_run: dict[str, list[Scores]] = {}
     notes: list[str] = []
@@ -95,11 +98,41 @@ def score(
                 say(f"{run}: {items_of_suite.suite.name}, {len(items_of_suite.items):,} items")
             scores.append(score_suite(model, tokenizer, items_of_suite, runtime))
         if contamination:
-            scores = with_overlap(scores, Path(run), tokenizer)
+            scores = with_overlap(scores, texts[str(run)], tokenizer)
         if not limit:
             notes += [note for items_of_suite in scores if (note := store_score(Path(run), snapshot, items_of_suite))]
         by_run[str(run)] = scores
     return Scored(by_run, compare(by_run) if len(by_run) > 1 else [], notes)
+
+
+def check_runs(runs: Sequence[Path | str]) -> None:
+    """Find the mistakes in a list of runs that are cheap to find, before hours are spent on the first.
+
+    Raises:
+        UserError: for a run that is named twice, has no checkpoint or is no GPT.
+    """
+    for number, run in enumerate(runs):
+        if any(Path(run) == Path(other) for other in runs[:number]):
+            raise UserError(f"{run} is named twice; a comparison is of different runs")
+        refuse_encoder_decoder(run, read_object(checkpoint.find(Path(run), None) / "config.json").get("task"))
+
+
+def refuse_encoder_decoder(run: Path | str, task: Any) -> None:
+    if task in MODELS and MODELS[task].build is not GPT:
+        raise UserError(f"{run} is an encoder-decoder; suites and --stride are for models that continue a text")
+
+
+def training_text(run: Path, moved: Sequence[str] = ()) -> Any:
+    """The prepared text of a run.
+
+    Raises:
+        UserError: if it has none, or that is not found.
+    """
+    if was_imported(run):
+        raise UserError(f"{run} was imported and has no training text to look in; leave out --contamination")
+    record = read_run(run_folder_of(run))
+    command = (f"{EVALUATE[0]} --suite NAME --contamination", EVALUATE[1])
+    return open_run_data(record, from_dict(RunConfig, record.config), None, Moved(moved), command)
 
 
 def load_for_scoring(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Runtime]:
@@ -110,17 +143,15 @@ def load_for_scoring(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Ru
         UserError: if there is no run, or its model is not a GPT.
     """
     model, tokenizer, snapshot = checkpoint.load_model(run)
-    if not isinstance(model, GPT):
-        raise UserError(f"{run} is an encoder-decoder; suites and --stride are for models that continue a text")
+    refuse_encoder_decoder(run, snapshot.task)
+    assert isinstance(model, GPT)
     settings = from_dict(RunConfig, snapshot.config).runtime
     runtime = make_runtime("auto", "float32", settings.threads)
     return model.to(runtime.device), tokenizer, snapshot, runtime
 
 
-def with_overlap(scores: Sequence[Scores], run: Path, tokenizer: Tokenizer) -> list[Scores]:
-    """The scores, with the overlap of each suite's items with the training text of a run."""
-    record = read_run(run_folder_of(run))
-    data: Any = open_run_data(record, from_dict(RunConfig, record.config))
+def with_overlap(scores: Sequence[Scores], data: Any, tokenizer: Tokenizer) -> list[Scores]:
+    """The scores, with the overlap of each suite's items with a prepared training text."""
 
     def training() -> Iterable[str]:
         for source in data.sources:
@@ -137,7 +168,8 @@ def with_overlap(scores: Sequence[Scores], run: Path, tokenizer: Tokenizer) -> l
 
 
 def store_score(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str:
-    """Store the score on a whole suite in the run's folder, unless `run` is a checkpoint or no run folder.
+    """Store the score on a whole suite in the run's folder, unless `run` is a checkpoint or no run folder. The
+    contamination that was found before stays, if it is of the same score.
 
     Returns:
         A note if it cannot be written; otherwise "".
@@ -147,13 +179,22 @@ def store_score(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str
         return ""
     suite = scores.asked.suite
     record = SuiteScore.read({**scores.to_dict(), "source": suite.source, "licence": suite.licence})
+    record = record.updated(step=snapshot.step)
+    before = next((one for one in read_run(run).suites if one.suite == suite.name), None)
+    if before and record.contamination is None and same_score(before, record):
+        record = record.updated(contamination=before.contamination)
     try:
         with disk_errors(f"the run folder {run}"):
             folder.suites.mkdir(exist_ok=True)
-            write_json(folder.suites / f"{suite.name}.json", record.updated(step=snapshot.step).to_dict())
+            write_json(folder.suites / f"{suite.name}.json", record.to_dict())
     except UserError as error:
         return f"note: the score on {suite.name} is not stored: {error}"
     return ""
+
+
+def same_score(one: SuiteScore, other: SuiteScore) -> bool:
+    """Whether two records are of one checkpoint and, as far as they can tell, the same items."""
+    return (one.step, one.items, one.metrics) == (other.step, other.items, other.metrics)
 
 
 def lm_eval_model(run: Path | str) -> Any:
@@ -188,17 +229,21 @@ def perplexity(
     *,
     text_column: str = "",
     set: Sequence[str] = (),
+    moved: Sequence[str] = (),
+    heldout: Sequence[str] = (),
 ) -> Strided:
     """Strided perplexity of a run on each document of `sources`, or on its own held-out text.
 
     Args:
         stride: tokens by which the window slides; 0: half the model's context.
-        text_column, set: how sources are read, as for `evaluate`.
+        text_column, set, moved, heldout: how sources are read, and where the run's own text is, as for `evaluate`.
 
     Raises:
         UserError: as for `evaluate`, and for a stride that is not below the context.
     """
     path = Path(run)
+    refuse_mixed(path, sources, {"--moved": moved, "--heldout": heldout}, {"--set": set, "--text-column": text_column})
+    refuse_runs(path, sources)
     if not sources and was_imported(path):
         raise UserError(
             f"{run} was imported and has no text of its own; name some: isoflop eval {run} SOURCE --stride N"
@@ -210,6 +255,6 @@ def perplexity(
         data_config = config_for_sources(config.data, sources, text_column, set)
         texts: Iterable[str] = whole_documents(data_config)
     else:
-        data: Any = open_run_data(read_run(run_folder_of(path)), config)
+        data: Any = open_run_data(read_run(run_folder_of(path)), config, None, Moved(moved, heldout), EVALUATE)
         texts = texts_of(data.heldout(), tokenizer)
     return strided(model, tokenizer, texts, stride or max(1, model.config.context // 2), runtime)

@@ -80,7 +80,7 @@ def card(facts: Facts, statements: CardNotes, notes: Sequence[str] = ()) -> str:
         dropped(facts),
         compute(facts),
         outcome(facts),
-        scores(facts.run.suites),
+        scores(facts.run.suites, facts.reached.steps),
         use(facts),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -198,8 +198,12 @@ def outcome(facts: Facts) -> str:
     return f"## Forecast and outcome\n\n{text}"
 
 
-def scores(suites: Sequence[SuiteScore]) -> str:
-    """Suites with their intervals, and contamination."""
+def scores(suites: Sequence[SuiteScore], steps: int | None) -> str:
+    """Suites with their intervals, and contamination.
+
+    Args:
+        steps: of the run; a score of an earlier checkpoint says so.
+    """
     if not suites:
         return "## Evaluation\n\nNo suite was scored; `isoflop eval RUN --suite NAME` keeps scores for this card."
 
@@ -214,7 +218,8 @@ def scores(suites: Sequence[SuiteScore]) -> str:
             overlap += f"; {count(too_short)} too short to tell" if too_short else ""
         score = f"{shown(suite.score, suite)} ({shown(suite.low, suite)} to {shown(suite.high, suite)})"
         about = [line(suite.metric), overlap, line(suite.licence or MISSING)]
-        rows.append([line(suite.suite), score, percent(suite.chance), count(suite.items), *about])
+        name = line(suite.suite) + words.of_step(suite.step, steps)
+        rows.append([name, score, percent(suite.chance), count(suite.items), *about])
 
     head = ["suite", "score (95 % interval)", "chance", "items", "metric", "in training text", "licence of the items"]
     return "## Evaluation\n\n" + table(head, rows)

@@ -6,7 +6,7 @@ from isoflop.records import Run, SuiteLine, SuiteScore
 from isoflop.report import multiples
 from isoflop.report.facts import Facts, column
 from isoflop.report.style import section, table
-from isoflop.report.words import MISSING, count, fixed, percent, text
+from isoflop.report.words import MISSING, count, fixed, of_step, percent, text
 
 LONGEST = 32  # characters of a subset's name that fit above a panel
 
@@ -14,7 +14,7 @@ LONGEST = 32  # characters of a subset's name that fit above a panel
 def suites(facts: Facts) -> str:
     """The section; empty if nothing was scored."""
     run = facts.run
-    parts = [*during_training(run), *afterwards(run.suites)]
+    parts = [*during_training(run), *afterwards(run.suites, facts.reached.steps)]
     lead = "Scores on tasks with known answers. Bands and ranges are 95 % intervals."
     return section("Scores on suites", lead, "\n".join(parts)) if parts else ""
 
@@ -57,13 +57,17 @@ def plain(name: str) -> str:
     return "".join(c for c in name[:LONGEST] if c.isalnum() or c in " -_")
 
 
-def afterwards(scores: Sequence[SuiteScore]) -> list[str]:
-    """A table of the whole suites that `isoflop eval` scored."""
+def afterwards(scores: Sequence[SuiteScore], steps: int | None) -> list[str]:
+    """A table of the whole suites that `isoflop eval` scored.
+
+    Args:
+        steps: of the run; a score of an earlier checkpoint says so.
+    """
     if not scores:
         return []
     rows = [
         [
-            text(score.suite),
+            text(score.suite) + of_step(score.step, steps),
             f"<b>{shown(score.score, score)}</b> "
             f"<small>{shown(score.low, score)} to {shown(score.high, score)}</small>",
             percent(score.chance),

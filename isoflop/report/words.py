@@ -114,6 +114,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return MISSING if share is None else f"{100 * share:.{digits}f} %"
 
 
+def of_step(step: int | None, steps: int | None) -> str:
+    """What to write behind a figure of an earlier checkpoint than the last; empty if it is of the last."""
+    return f" (at step {count(step)} of {count(steps)})" if step is not None and steps and step < steps else ""
+
+
 def change(reached: float | None, expected: float | None) -> str:
     """The relative difference in percent with its sign: +0.6 %."""
     if reached is None or not expected:

@@ -9,7 +9,7 @@ import pytest
 
 from isoflop.errors import UserError
 from isoflop.evaluate.items import Item, read_items
-from isoflop.evaluate.likelihood import Likelihood
+from isoflop.evaluate.likelihood import Likelihood, Request, likelihoods
 from isoflop.evaluate.methods import METHODS, METRICS, method_of, metrics_of
 from isoflop.evaluate.scores import ask, score
 from isoflop.evaluate.suite import find_suite, names, read_suite
@@ -218,7 +218,13 @@ GOOD = {"question": "Is it?", "choices": ["yes", "no"], "gold": 0}
         ({**GOOD, "gold": "-1"}, "item 2 .* its answer '-1' is not the number"),
         ({**GOOD, "question": None}, r"item 2 .*\{question\} is nothing \(null\) and no text"),
         ({**GOOD, "question": ["a"]}, r"item 2 .*\{question\} is a list and no text"),
-        (["no", "object"], r"own\.jsonl line 2 is no JSON object"),
+        (
+            ["no", "object"],
+            r"own\.jsonl line 2 is no JSON object; items are JSON lines \(an object per line\), CSV or TSV",
+        ),
+        ({**GOOD, "gold": "9" * 5000}, "item 2 .* its answer '9{60}' is not the number"),
+        ({**GOOD, "gold": 1.0}, "item 2 .* its answer '1.0' is not the number .*; numbers begin at 0, and answer_is"),
+        ({**GOOD, "choices": {"text": ["yes", "no"]}}, "item 2 .*'choices', is no list of texts"),
     ],
 )
 def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
@@ -237,10 +243,17 @@ def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
         ({"metrics": "likelihood"}, r"unknown field metrics: did you mean metric\?$"),
         ({"context": "{question"}, "context = '{question': a brace that belongs to no field"),
         ({"context": "{question:upper}", "options": "choices", "answer": "{gold}"}, "'upper' is not one of capitalize"),
-        ({"context": "{question.x}", "options": "choices", "answer": "{gold}"}, "a brace that belongs to no field"),
+        ({"context": "{question.x}", "options": "choices", "answer": "{gold}"}, "item 1 .* has no field 'question.x'"),
+        ({"context": "", "options": "{choices}", "answer": "{gold}"}, "options = '{choices}' is a template; write the"),
+        ({"files": [""]}, "files = '' is not the end of a file's path"),
+        ({"files": ["../own.jsonl"]}, r"files = '\.\./own\.jsonl' is not the end"),
+        ({"files": ["/own.jsonl"]}, "files = '/own.jsonl' is not the end"),
+        ({"shots": {"count": 1, "files": ["."]}}, r"shots\.files = '\.' is not the end"),
+        ({"replace": [["a", "\\9"]]}, r"replace = \['a', .* is no regular expression and its replacement"),
+        ({"method": "exact_match", "context": "{question}", "answer": "{gold}", "stops": [""]}, "has an empty string"),
         ({"files": []}, "names no file"),
         ({"files": ["absent.jsonl"]}, r"no file absent\.jsonl in .*--items"),
-        ({"where": {"split": "test"}}, "none of the items .* is wanted"),
+        ({"where": {"question": "?"}}, r"none of the 2 items in .* is wanted: where = \{'question': '\?'\}"),
         ({"replace": [["(", ""]]}, r"replace = '\(' is no regular expression"),
         ({"answer_is": "word"}, "answer_is = 'word' is not one of number, letter, text"),
         ({"name": "../x"}, "is not made of letters"),
@@ -270,26 +283,117 @@ def test_a_file_that_is_no_suite_is_refused(tmp_path):
 
 
 def test_templates_fill_fields_and_nothing_else():
-    record = {"a": "big_dog", "list": ["x", "y"], "n": 3}
+    record = {
+        "a": "big_dog",
+        "list": ["x", "y"],
+        "n": 3,
+        "deep": {"a": "in", "l": ["z"]},
+        "Best-1 Answer": "b",
+        "x.y": 1,
+    }
     for template, text in {
         "{a}": "big_dog",
         "{a:words} {list[1]} {n}": "big dog y 3",
         "{a:capitalize}": "Big_dog",
         "{{a}}": "{a}",
+        "{Best-1 Answer} {x.y}": "b 1",
+        "{deep.a} {deep.l[0]}": "in z",
         "no field": "no field",
     }.items():
         check_template(template, "context")
         assert fill(template, record, "item 1") == text
-    for template in ("{a.__class__}", "{a!r}", "{", "}", "{0}", "{a[b]}"):
+    for template in ("{a!r}", "{", "}", "{0}", "{a[b]}"):
         with pytest.raises(UserError, match="brace"):
             check_template(template, "context")
     for template, message in {
         "{b}": "no field 'b'",
+        "{a.__class__}": "no field 'a.__class__'",
+        "{deep.b}": "no field 'deep.b'",
         "{list[2]}": r"list\[2\] is not there",
         "{a[0]}": "is no list",
     }.items():
         with pytest.raises(UserError, match=message):
             fill(template, record, "item 1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("own.jsonl", b"\n", r"own\.jsonl in .* has no items"),
+        ("own.csv", b"question,gold\n", r"own\.csv in .* has no items"),
+        ("own.csv", b"question,gold,gold\na,0,1\n", "own.csv has the column 'gold' twice; rename one"),
+        ("own.jsonl.gz", b"\x1f\x8b\x08", "own.jsonl.gz is not UTF-8 at byte 1; .* and not compressed"),
+        ("own.json", b"[\n {}\n]", "own.json is an array of items; items are JSON lines"),
+    ],
+)
+def test_a_file_without_items_is_refused(write_suite, tmp_path, name, content, message):
+    path = write_suite([], files=[name])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        ask(str(path))
+
+
+def test_where_the_pattern_says_comes_first(write_suite, questions, tmp_path):
+    """Only a choice between other places is the user's, who can make it as the message says."""
+    path = write_suite(questions)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.jsonl").write_text((tmp_path / "own.jsonl").read_text())
+    assert len(ask(str(path)).items) == len(questions)
+    (tmp_path / "own.jsonl").unlink()
+    with pytest.raises(UserError, match=r"own\.jsonl is in one and in two of .*; name one of them: --items .*/one$"):
+        ask(str(path))
+    assert len(ask(str(path), tmp_path / "one").items) == len(questions)
+
+
+def test_items_as_others_publish_them(write_suite, tmp_path):
+    """Lists inside objects, answers as text, a byte order mark, a long field of a table."""
+    nested = [{"stem": "Is it?", "choices": {"text": ["a_b", "c"], "label": ["A", "B"]}, "key": "a_b"}]
+    how = {"context": "{stem}", "answer": "{key}", "answer_is": "text", "replace": [["_", " "]]}
+    path = write_suite(nested, options="choices.text", **how)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (item,) = ask(str(path)).items
+    assert item.options == ("a b", "c") and item.answer == 0
+
+    path = write_suite([], name="t", files=["t.csv"], options=["{a}", "{b}"], context="{q}", answer="{gold}")
+    (tmp_path / "t.csv").write_text("q,a,b,gold\n" + "word " * 40000 + ",yes,no,1\n")
+    assert len(ask(str(path)).items[0].contexts[0]) == 200000
+
+
+def test_there_is_something_to_score_or_the_item_is_named(write_suite, model, tokenizer, runtime):
+    empty = write_suite([GOOD, {**GOOD, "choices": ["yes", ""]}], delimiter="")
+    with pytest.raises(UserError, match=r"item 2 .*: its option 2 of 2 is empty"):
+        ask(str(empty))
+    fields = {"contexts": ["{a}", "{a}!"], "continuation": "{b}", "answer": "0", "delimiter": ""}
+    with pytest.raises(UserError, match=r"item 1 .*: its continuation is empty"):
+        ask(str(write_suite([{"a": "x", "b": ""}], name="c", method="contexts", **fields)))
+    nothing = likelihoods(model, tokenizer, [Request("The cat", ""), Request("", "")], runtime)
+    assert [(one.nats, one.tokens) for one in nothing] == [(0.0, 0)] * 2  # as lm-eval
+
+
+def test_a_word_without_any_chance_has_a_finite_perplexity(write_suite, model, tokenizer, runtime):
+    items = [{"c": "The", "w": "12345 " * 300}]
+    path = write_suite(items, method="last_word", context="{c}", continuation="{w}", metric="perplexity")
+    found = score(model, tokenizer, ask(str(path)), runtime).score()
+    assert found.low == found.value == found.high == pytest.approx(np.exp(700.0))
+
+
+def test_a_published_share_is_a_share(write_suite):
+    path = write_suite([GOOD])
+    for metric, value, refused in (("", 81.5, True), ("", 0.815, False), ("", -0.1, True)):
+        text = f'[[reference]]\nmodel = "GPT-2"\nmetric = "{metric}"\nscore = {value}\nsource = "x"\n'
+        (path.parent / "with.toml").write_text(path.read_text() + text)
+        if refused:
+            with pytest.raises(UserError, match=f"score = {value} is not a share from 0 to 1; write 81.5 % as 0.815"):
+                ask(str(path.parent / "with.toml"))
+        else:
+            ask(str(path.parent / "with.toml"))
+
+
+def test_an_answers_pattern_may_match_without_its_group(write_suite):
+    fields = {"context": "{q}", "answer": "{a}", "extract": "= (\\d+)|none"}
+    path = write_suite([{"q": "?", "a": "= 7, not none"}, {"q": "?", "a": "none"}], method="exact_match", **fields)
+    assert [item.expected for item in ask(str(path)).items] == ["7", "none"]
 
 
 def test_a_likelihood_that_is_not_finite_is_reported(write_suite, questions, model, tokenizer, runtime, monkeypatch):

@@ -160,6 +160,22 @@ PROMPTS = [[256, 5, 9], [256], [256, *range(40)], [256, 7, 7, 7, 7, 7, 7], [3, 1
 
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("prompts", "how", "named"),
+    [
+        ([[1], []], {}, "prompt 1 has no ids"),
+        ([[1], [2, 10**6]], {}, "prompt 1 has the id 1000000"),
+        ([[-1]], {}, "prompt 0 has the id -1"),
+        ([[1]], {"temperature": -1.0}, "--temperature -1"),
+        ([[1]], {"seed": -1}, "--seed -1"),
+        ([[1]], {"slots": -1}, "slots = -1 is negative"),
+    ],
+)
+def test_invalid_ids_and_rules_are_named(prompts, how, named):
+    with pytest.raises(UserError, match=named):
+        list(stream_all(model_of(), prompts, 2, **how))
+
+
 def test_each_row_of_a_batch_equals_the_row_alone(preset, temperature):
     """Prompts of all lengths, one past the context; on past the end of the context; by their own seeds."""
     model = model_of(preset).double()

@@ -95,6 +95,9 @@ def test_pick_draws_in_proportion_and_by_its_generator_alone():
         ({"tokens": 0}, "--tokens 0"),
         ({"seed": -1}, "--seed -1"),
         ({"prompt": "\ud800"}, "--prompt"),
+        ({"prompt": None}, "the prompt None is not a string"),
+        ({"tokens": 2.5}, "--tokens 2.5 is not positive"),
+        ({"seed": 1.5}, "--seed 1.5 is not a whole number"),
     ],
 )
 def test_arguments_out_of_range_are_named(arguments, named):

@@ -77,6 +77,11 @@ def test_a_row_that_reached_its_stop_string_is_not_computed():
     ("arguments", "named"),
     [
         ({"stops": [""]}, "--stop ''"),
+        ({"stops": "END"}, r"stops = 'END' is one text; write a list of stop strings, as in \['END'\]"),
+        ({"stops": [b"END"]}, "the stop string b'END' is not a string"),
+        ({"repetition_penalty": 1e300}, "--repetition-penalty 1e.300 is not a number above 0"),
+        ({"repetition_penalty": 1e-50}, "--repetition-penalty 1e-50 is not a number above 0"),
+        ({"top_k": 1.5}, "--top-k 1.5 is not a whole number"),
         ({"min_p": 1.5}, "--min-p 1.5"),
         ({"min_p": float("nan")}, "--min-p nan"),
         ({"repetition_penalty": 0.0}, "--repetition-penalty 0"),

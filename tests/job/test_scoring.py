@@ -120,6 +120,37 @@ def test_a_strided_perplexity_is_per_token_word_and_byte(golden, capsys, monkeyp
     assert called(capsys, "eval", "words", "--stride", "8")[0] == 0  # what it held out
 
 
+def test_a_list_of_runs_is_checked_before_the_first_is_scored(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    monkeypatch.setattr("isoflop.job.suites.score_suite", lambda *arguments: pytest.fail("something was scored"))
+    for wrong, message in (("absent", "neither a run nor a checkpoint"), ("pairs", "pairs is an encoder-decoder")):
+        code, _, err = called(capsys, "eval", "words", wrong, "--suite", "own.toml")
+        assert code == 2 and message in err
+    shutil.copytree("words", "moved")
+    record = json.loads(Path("moved/data.json").read_text())
+    Path("moved/data.json").write_text(json.dumps({**record, "folder": ""}))
+    config = json.loads(Path("moved/config.json").read_text())
+    config["data"]["sources"] = ["nowhere.txt"]
+    Path("moved/config.json").write_text(json.dumps(config))
+    code, _, err = called(capsys, "eval", "moved", "--suite", "own.toml", "--contamination")
+    assert code == 2 and "isoflop eval moved --suite NAME --contamination --moved SOURCE" in err
+
+
+def test_contamination_that_was_found_stays_with_its_score(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    assert called(capsys, "eval", "words", "--suite", "own.toml", "--contamination")[0] == 0
+    (found,) = [one for one in read_run("words").suites if one.suite == "own"]
+    assert found.contamination is not None and found.contamination.too_short == 12
+    assert called(capsys, "eval", "words", "--suite", "own.toml")[0] == 0
+    (again,) = [one for one in read_run("words").suites if one.suite == "own"]
+    assert again.contamination == found.contamination
+
+    path = golden / "words" / "suites" / "own.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "step": 1}))  # of an earlier checkpoint
+    assert called(capsys, "eval", "words", "--suite", "own.toml")[0] == 0
+    assert json.loads(path.read_text()).get("contamination") is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -129,7 +160,13 @@ def test_a_strided_perplexity_is_per_token_word_and_byte(golden, capsys, monkeyp
         (["words", "--suite", "own.toml", "--limit", "-1"], "--limit -1 is negative"),
         (["words", "--suite", "own.toml", "--stride", "4"], "--stride does not go with --suite"),
         (["words", "--suite", "own.toml", "--text-column", "x"], "--text-column does not go with --suite"),
-        (["words", "--items", "texts"], "--items does not go with"),
+        (["words", "--items", "texts"], "--items goes with a suite; name one, as in"),
+        (["words", "--contamination"], "--contamination goes with a suite"),
+        (["words", "words/", "--suite", "own.toml"], "words/ is named twice"),
+        (["words", "other"], "other is a run, not text; runs are compared on suites, isoflop eval words other --suite"),
+        (["words", "other", "--stride", "4"], "other is a run, not text"),
+        (["words", "--suite", "own.toml", "--moved", "texts"], "--moved is the new place of one run's text"),
+        (["words", "--stride", "4", "--text-column", "x"], "--text-column determines how sources are read"),
         (["words", "--stride", "32"], "--stride 32 is not from 1 to 31"),
         (["pairs", "--suite", "own.toml"], "encoder-decoder"),
         (["absent", "--suite", "own.toml"], "absent"),

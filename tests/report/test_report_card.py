@@ -9,6 +9,7 @@ from isoflop.cli.app import run as command
 from isoflop.errors import UserError
 from isoflop.records import RunFolder
 from isoflop.report.card import write_card
+from isoflop.report.page import write_report
 
 HOSTILE = "x](http://evil.example)\n---\n# | <script>alert(1)</script>"
 
@@ -48,6 +49,17 @@ def test_a_card_states_the_records(make_run, blimp):
         assert phrase in text
     assert front(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.71 and "license" not in front(text)
     assert write_card(run).read_text(encoding="utf-8") == text  # the same each time
+
+
+def test_a_score_of_an_earlier_checkpoint_says_so(make_run, blimp):
+    """As of a run that was extended after it was scored."""
+    run = make_run()
+    folder, steps = RunFolder(run), json.loads((run / "result.json").read_text())["steps"]
+    folder.suites.mkdir()
+    for step, said in ((steps, "| blimp |"), (steps - 7, f"| blimp (at step {steps - 7:,} of {steps:,}) |")):
+        (folder.suites / "blimp.json").write_text(json.dumps({**blimp, "step": step}))
+        assert said in write_card(run).read_text(encoding="utf-8")
+    assert f"blimp (at step {steps - 7:,} of {steps:,})" in write_report([run]).read_text(encoding="utf-8")
 
 
 def test_a_persons_notes_are_kept(make_run, capsys):
