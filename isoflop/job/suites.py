@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from isoflop import checkpoint
 from isoflop.config import from_dict
 from isoflop.data.config import DataConfig
@@ -13,10 +15,10 @@ from isoflop.data.tally import Tally
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
 from isoflop.evaluate.compare import Compared, compare
-from isoflop.evaluate.contamination import documents_of, find_overlap
+from isoflop.evaluate.contamination import Overlap, documents_of, find_overlap
 from isoflop.evaluate.harness import adapter
 from isoflop.evaluate.perplexity import Strided, strided, texts_of
-from isoflop.evaluate.scores import Scores, ask
+from isoflop.evaluate.scores import Asked, Scores, ask
 from isoflop.evaluate.scores import score as score_suite
 from isoflop.files import disk_errors, write_json
 from isoflop.job.reopen import Moved, open_run_data, run_folder_of
@@ -92,16 +94,22 @@ def score(
     notes: list[str] = []
     for run in runs:
         model, tokenizer, snapshot, runtime = load_for_scoring(Path(run))
-        scores: list[Scores] = []
-        for items_of_suite in suite_items:
+        overlaps: list[Overlap] = []
+        if contamination:
+            if init := from_dict(RunConfig, snapshot.config).init:
+                notes.append(f"note: {run} began with the weights of {init}, whose training text was not searched")
+            overlaps = overlaps_of(suite_items, texts[str(run)], tokenizer)
+
+        by_run[str(run)] = []
+        for number, items_of_suite in enumerate(suite_items):
             if say is not None:
                 say(f"{run}: {items_of_suite.suite.name}, {len(items_of_suite.items):,} items")
-            scores.append(score_suite(model, tokenizer, items_of_suite, runtime))
-        if contamination:
-            scores = with_overlap(scores, texts[str(run)], tokenizer)
-        if not limit:
-            notes += [note for items_of_suite in scores if (note := store_score(Path(run), snapshot, items_of_suite))]
-        by_run[str(run)] = scores
+            scores = score_suite(model, tokenizer, items_of_suite, runtime)
+            if contamination:
+                scores = replace(scores, overlaps=overlaps[number].overlaps, short=overlaps[number].short)
+            by_run[str(run)].append(scores)
+            if not limit and (note := store_score(Path(run), snapshot, scores)):  # at once: the next may be interrupted
+                notes.append(note)
     return Scored(by_run, compare(by_run) if len(by_run) > 1 else [], notes)
 
 
@@ -150,21 +158,17 @@ def load_for_scoring(run: Path) -> tuple[GPT, Tokenizer, checkpoint.Snapshot, Ru
     return model.to(runtime.device), tokenizer, snapshot, runtime
 
 
-def with_overlap(scores: Sequence[Scores], data: Any, tokenizer: Tokenizer) -> list[Scores]:
-    """The scores, with the overlap of each suite's items with a prepared training text."""
+def overlaps_of(suite_items: Sequence[Asked], data: Any, tokenizer: Tokenizer) -> list[Overlap]:
+    """The overlap of each suite's items with a prepared training text, which is read once."""
 
     def training() -> Iterable[str]:
         for source in data.sources:
             yield from documents_of(data.train(source), tokenizer)
 
-    items = [item for suite_scores in scores for item in suite_scores.asked.items]
-    overlap = find_overlap(items, training())
-    with_overlaps, first = [], 0
-    for suite_scores in scores:
-        rows = slice(first, first + len(suite_scores.asked.items))
-        with_overlaps.append(replace(suite_scores, overlaps=overlap.overlaps[rows], short=overlap.short[rows]))
-        first = rows.stop
-    return with_overlaps
+    overlap = find_overlap([item for asked in suite_items for item in asked.items], training())
+    ends = np.cumsum([len(asked.items) for asked in suite_items])[:-1]
+    parts = zip(np.split(overlap.overlaps, ends), np.split(overlap.short, ends), strict=True)
+    return [Overlap(overlaps, short, overlap.words) for overlaps, short in parts]
 
 
 def store_score(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str:

@@ -110,6 +110,9 @@ def make_suites(config: RunConfig) -> list[Suites]:
     except UserError as error:
         message = str(error).replace("--items ", "--set suite.items=")
         raise UserError(f"every.suite = {config.every.suite}: {message}") from None
+    names = [suite_items.suite.name for suite_items in suites]
+    if repeated := next((name for name in names if names.count(name) > 1), ""):
+        raise UserError(f"suite.names = {list(config.suite.names)} has {repeated} twice")
     return [Suites(suites, config.suite.share)] if suites else []
 
 

@@ -10,6 +10,7 @@ import torch
 import isoflop
 from isoflop import checkpoint
 from isoflop.cli.app import run as command
+from isoflop.job import suites as scoring
 from isoflop.records import read_run
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -134,6 +135,24 @@ def test_a_list_of_runs_is_checked_before_the_first_is_scored(golden, capsys, mo
     Path("moved/config.json").write_text(json.dumps(config))
     code, _, err = called(capsys, "eval", "moved", "--suite", "own.toml", "--contamination")
     assert code == 2 and "isoflop eval moved --suite NAME --contamination --moved SOURCE" in err
+
+
+def test_each_suite_is_stored_before_the_next_is_scored(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    Path("second.toml").write_text(Path("own.toml").read_text().replace('name = "own"', 'name = "second"'))
+    shutil.rmtree("words/suites", ignore_errors=True)
+    score_suite = scoring.score_suite
+
+    def stopped_at_the_second(model, tokenizer, asked, runtime):
+        if asked.suite.name == "second":
+            raise KeyboardInterrupt
+        return score_suite(model, tokenizer, asked, runtime)
+
+    monkeypatch.setattr("isoflop.job.suites.score_suite", stopped_at_the_second)
+    code, _, err = called(capsys, "eval", "words", "--suite", "own.toml,second.toml", "--contamination")
+    assert code == 130 and err == "isoflop: stopped\n"
+    (kept,) = read_run("words").suites
+    assert kept.suite == "own" and kept.contamination is not None
 
 
 def test_contamination_that_was_found_stays_with_its_score(golden, capsys, monkeypatch):

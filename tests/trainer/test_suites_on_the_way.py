@@ -169,3 +169,9 @@ def test_a_suite_that_cannot_be_scored_is_refused_before_the_run(assignments, me
     with pytest.raises(UserError, match=message):
         make_suites(override(RunConfig(), assignments))
     assert make_suites(RunConfig()) == []
+
+
+def test_a_suite_that_is_named_twice_is_refused(suite):
+    names = f"suite.names={json.dumps([str(suite)] * 2)}"
+    with pytest.raises(UserError, match=r"suite\.names = .* has \w+ twice"):
+        make_suites(override(RunConfig(), ["every.suite=5", names]))
