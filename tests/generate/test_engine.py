@@ -158,8 +158,6 @@ def test_invalid_arguments_are_refused_before_any_work(arguments):
 PROMPTS = [[256, 5, 9], [256], [256, *range(40)], [256, 7, 7, 7, 7, 7, 7], [3, 1]]
 
 
-@pytest.mark.parametrize("preset", ["gpt2", "modern"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
     ("prompts", "how", "named"),
     [
@@ -176,6 +174,8 @@ def test_invalid_ids_and_rules_are_named(prompts, how, named):
         list(stream_all(model_of(), prompts, 2, **how))
 
 
+@pytest.mark.parametrize("preset", ["gpt2", "modern"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_each_row_of_a_batch_equals_the_row_alone(preset, temperature):
     """Prompts of all lengths, one past the context; on past the end of the context; by their own seeds."""
     model = model_of(preset).double()
