@@ -298,9 +298,9 @@ def extracted(suite: Suite, text: str) -> str:
     """The part of an answer that is compared: the first group of `extract` where it last matches, else all of it, but
     not what `ignore` matches, and without blanks around. A match in which the group has no part does not count."""
     if suite.extract:
-        pattern = compiled(suite.extract, "extract")
-        group = min(1, pattern.groups)
-        text = next((found[group] for found in reversed([*pattern.finditer(text)]) if found[group] is not None), text)
+        wanted = compiled(suite.extract, "extract")
+        group = min(1, wanted.groups)
+        text = next((found[group] for found in reversed([*wanted.finditer(text)]) if found[group] is not None), text)
     for pattern in suite.ignore:
         text = compiled(pattern, "ignore").sub("", text)
     return text.strip()

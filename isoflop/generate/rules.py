@@ -46,11 +46,11 @@ class Sampling:
         UserError: naming the option whose value makes no sense.
         """
         for each in fields(self):  # from Python anything may come
-            value = getattr(self, each.name)
+            value: Any = getattr(self, each.name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise UserError(f"{each.name} = {value!r} is not a number")
-        if not isinstance(self.top_k, Integral):
-            raise UserError(f"--top-k {self.top_k:g} is not a whole number")
+            if each.name == "top_k" and not isinstance(value, Integral):
+                raise UserError(f"--top-k {value:g} is not a whole number")
         if not 0.0 <= self.temperature < float("inf"):
             raise UserError(
                 f"--temperature {self.temperature:g} is not a number from 0 up; 0 takes the likeliest token"

@@ -8,6 +8,7 @@ and sorts everything only if it has to.
 from collections.abc import Iterator
 from copy import copy
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -239,7 +240,7 @@ def reached(weights_BN: Tensor, drawn_B: Tensor) -> Tensor:
 
 
 def check_arguments(
-    prompt: str, tokens: int, temperature: float, top_k: int, top_p: float, seed: int, **further: float
+    prompt: Any, tokens: Any, temperature: float, top_k: int, top_p: float, seed: Any, **further: float
 ) -> None:
     """`further`: the other fields of a `Sampling`.
 
@@ -253,11 +254,11 @@ def check_arguments(
     except UnicodeEncodeError as error:
         raise UserError(f"--prompt {ascii(prompt)[:80]} is not valid UTF-8 at character {error.start}") from None
     check_seed(seed)
-    if not isinstance(tokens, Integral) or tokens < 1:
+    if not isinstance(tokens, Integral) or int(tokens) < 1:
         raise UserError(f"--tokens {tokens} is not positive; ask for at least 1")
     Sampling(temperature, top_k, top_p, **further).check()
 
 
-def check_seed(seed: int) -> None:
-    if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+def check_seed(seed: Any) -> None:
+    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise UserError(f"--seed {seed} is not a whole number between 0 and 2^63 - 1")

@@ -198,7 +198,7 @@ def outcome(facts: Facts) -> str:
     return f"## Forecast and outcome\n\n{text}"
 
 
-def scores(suites: Sequence[SuiteScore], steps: int | None) -> str:
+def scores(suites: Sequence[SuiteScore], steps: float | None) -> str:
     """Suites with their intervals, and contamination.
 
     Args:

@@ -57,7 +57,7 @@ def plain(name: str) -> str:
     return "".join(c for c in name[:LONGEST] if c.isalnum() or c in " -_")
 
 
-def afterwards(scores: Sequence[SuiteScore], steps: int | None) -> list[str]:
+def afterwards(scores: Sequence[SuiteScore], steps: float | None) -> list[str]:
     """A table of the whole suites that `isoflop eval` scored.
 
     Args:

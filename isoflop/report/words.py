@@ -114,7 +114,7 @@ def percent(share: float | None, digits: int = 1) -> str:
     return MISSING if share is None else f"{100 * share:.{digits}f} %"
 
 
-def of_step(step: int | None, steps: int | None) -> str:
+def of_step(step: int | None, steps: float | None) -> str:
     """What to write behind a figure of an earlier checkpoint than the last; empty if it is of the last."""
     return f" (at step {count(step)} of {count(steps)})" if step is not None and steps and step < steps else ""
 

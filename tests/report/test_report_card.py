@@ -7,8 +7,9 @@ import pytest
 
 from isoflop.cli.app import run as command
 from isoflop.errors import UserError
-from isoflop.records import RunFolder
+from isoflop.records import RunFolder, read_run
 from isoflop.report.card import write_card
+from isoflop.report.facts import read_facts
 from isoflop.report.page import write_report
 
 HOSTILE = "x](http://evil.example)\n---\n# | <script>alert(1)</script>"
@@ -54,7 +55,7 @@ def test_a_card_states_the_records(make_run, blimp):
 def test_a_score_of_an_earlier_checkpoint_says_so(make_run, blimp):
     """As of a run that was extended after it was scored."""
     run = make_run()
-    folder, steps = RunFolder(run), json.loads((run / "result.json").read_text())["steps"]
+    folder, steps = RunFolder(run), read_facts(read_run(run)).reached.steps
     folder.suites.mkdir()
     for step, said in ((steps, "| blimp |"), (steps - 7, f"| blimp (at step {steps - 7:,} of {steps:,}) |")):
         (folder.suites / "blimp.json").write_text(json.dumps({**blimp, "step": step}))
