@@ -464,6 +464,13 @@ def test_arguments_that_eval_does_not_take(run, refused, works):
     works(*filled(command(message), SOURCE="texts/0.txt", **{"...": "data.strict=true"}))
 
 
+def test_a_run_in_place_of_text(run, refused, works):
+    shutil.copytree(run, "another run")
+    message = refused("eval", run, "another run")
+    assert "isoflop eval 'a run' 'another run' --suite NAME" in message  # in tests/job/test_scoring.py
+    assert Path(works(*command(message, "isoflop report ")).strip()).is_file()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["nowhere", "texts"])
 def test_folders_that_are_not_runs(wrong, run, refused, works):
@@ -570,6 +577,7 @@ TRIED = {  # what a message says -> the test that does it
     "eval takes no --set": test_arguments_that_eval_does_not_take,
     "itself; leave it out": test_arguments_that_eval_does_not_take,
     "determines how sources are read": test_arguments_that_eval_does_not_take,
+    "is a run, not text": test_a_run_in_place_of_text,
     "`isoflop runs` lists": test_folders_that_are_not_runs,
     "as in `isoflop runs": test_folders_that_are_not_runs,
     "no vocab.json with merges.txt": test_an_unknown_export_format,
