@@ -67,6 +67,7 @@ def library() -> ctypes.CDLL:
     try:
         if not path.is_file():
             compile_to(path)
+        require_own(path)
         return ctypes.CDLL(str(path))
     except OSError as error:
         raise NoKernels(f"they cannot be written to or loaded from {path}: {error.strerror or error}") from None
@@ -95,15 +96,28 @@ def compile_to(path: Path) -> None:
             raise NoKernels(f"{compiler[0]}: {lines[0][:200]}")
         if POOL not in made.read_bytes():
             raise NoKernels(f"{compiler[0]} uses another OpenMP than torch's {POOL.decode()}")
+        made.chmod(0o700)
         made.replace(path)
 
 
+def require_own(path: Path) -> None:
+    """Loading a library runs it, and a home folder may be shared.
+
+    Raises:
+        NoKernels: if another user owns the file or could have changed it.
+    """
+    status = path.stat()
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & 0o022:
+        raise NoKernels(f"other users can write to {path} or own it; remove it")
+
+
 def fingerprint() -> str:
-    """What a compiled library depends on, as a hash: the source, the flags, the compiler and the processor's
-    instructions, since machines may share a home folder."""
+    """What a compiled library depends on, as a hash: the source, the flags, the compiler, the processor's instructions
+    and the user, since machines and users may share a home folder."""
     instructions = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         instructions = next((line for line in lines if line.startswith(("flags", "Features"))), instructions)
-    parts = [SOURCE.read_text(encoding="utf-8"), *FLAGS, platform.machine(), os.environ.get("CC", ""), instructions]
+    source, user = SOURCE.read_text(encoding="utf-8"), str(os.getuid())
+    parts = [source, *FLAGS, platform.machine(), os.environ.get("CC", ""), instructions, user]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -72,6 +72,15 @@ def test_a_damaged_library_is_no_error(fresh, monkeypatch):
         compiled.library()
 
 
+@pytest.mark.parametrize("mode", [0o722, 0o770])
+def test_a_library_that_others_could_have_changed_is_not_run(fresh, mode):
+    path = fresh / "home" / "kernels" / f"{compiled.fingerprint()}.so"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"anything")
+    path.chmod(mode)
+    assert "other users can write to" in compiled.why_not()
+
+
 def test_another_compiler_or_source_is_compiled_anew(monkeypatch, tmp_path):
     before = compiled.fingerprint()
     monkeypatch.setenv("CC", "clang")
