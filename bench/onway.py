@@ -2,13 +2,14 @@
 
     python bench/onway.py RUN [RUN ...]             errors and coverage at 1/8, 1/4, 1/2 and 3/4 of finished runs
     python bench/onway.py RUN [RUN ...] --each      with a line per run
-    python bench/onway.py RUN [RUN ...] --fit 400   fit the prior of isoflop/trainer/curve.py, corpora left out in turn
+    python bench/onway.py RUN [RUN ...] --unprobed  without the measurements of the average of the weights
+    python bench/onway.py RUN [RUN ...] --fit 400   fit the prior of trainer/curve_law.py, corpora left out in turn
 
 A forecast is made again from the records up to a step, with the decisions taken by then and nothing later. It is
 compared with the bits per byte that the finished run reached on all of its held-out text. A corpus is the name of a
 run's first source; the runs of a corpus are left out together. `--fit N` draws N priors around the present one, makes
 every forecast with each, and takes for each corpus the prior that is best for all others. Then it prints the prior that
-is best for all corpora, which is copied into curve.py by hand.
+is best for all corpora, which is copied into curve_law.py by hand.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from isoflop.data.corpus import parse_sources
 from isoflop.optim.timetable import Decision, Timetable
 from isoflop.records import Run, read_run
 from isoflop.trainer import RunConfig
-from isoflop.trainer.curve import PRIOR, Observed, Prior, Schedule, extrapolate
+from isoflop.trainer.curve import Observed, extrapolate
+from isoflop.trainer.curve_law import PRIOR, Prior, Schedule
 from isoflop.trainer.running_forecast import BitsConversion, observed_losses, sample_schedule
 from record import record
 
@@ -43,6 +45,9 @@ DRAWN = {
     "repeat": 0.7,
     "repeat_width": 0.5,
     "slope_width": 0.7,
+    "reach": 0.5,
+    "averaged_width": 0.5,
+    "averaged_noise": 0.4,
     "heldout_noise": 0.4,
     "training_noise": 0.4,
 }
@@ -201,10 +206,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--each", action="store_true")
+    parser.add_argument("--unprobed", action="store_true")
     parser.add_argument("--fit", type=int, default=0, metavar="N")
     parser.add_argument("--json", action="store_true", help="record the result in bench/results/")
     given = parser.parse_args()
     moments = [moment for path in given.runs for moment in moments_of(path)]
+    if given.unprobed:
+        moments = [replace(moment, observed=moment.observed.unprobed()) for moment in moments]
     if given.each:
         show_each(moments)
     show(summary(moments))

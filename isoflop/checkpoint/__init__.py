@@ -5,7 +5,8 @@
       config.json       the run's resolved configuration
       tokenizer.json
       state.json        format, step, data fingerprint, and the trainer's progress (seconds, tokens)
-      tensors/*.safetensors     model.*, average.*, optim.* (see parallel/state.py) and rng.*: torch's generators
+      tensors/*.safetensors     model.*, average.*, optim.* (see parallel/state.py), rng.*: torch's generators, and
+                                probe.* (trainer/decay_probe.py)
 
 A folder that differs from its manifest is refused: a changed byte, a missing file and an unknown file (such as a
 planted pickle) are errors that name the file. Nothing is ever unpickled. A checkpoint may come from anyone: its content

@@ -40,6 +40,7 @@ def take(
     fingerprint: str,
     progress: dict[str, Any],
     average: Mapping[str, Tensor] | None = None,
+    more: Mapping[str, Tensor] | None = None,
     copied: bool = False,
 ) -> Pending:
     """Collect the checkpoint of a step.
@@ -52,6 +53,7 @@ def take(
         fingerprint: of the data.
         progress: JSON values that `load` returns.
         average: the average of the weights, as `average.<name>`.
+        more: further tensors by name, which `load` ignores.
         copied: copy the tensors into main memory, so that training can continue before they are written.
     """
     tensors = {
@@ -59,6 +61,7 @@ def take(
         **state.optimizer_tensors(model, optimizers),
         **state.generator_tensors(),
         **(average or {}),
+        **(more or {}),
     }
 
     return Pending(

@@ -157,7 +157,7 @@ class Job:
             self.config,
             self.folder.path,
             hooks=[
-                HeldOutHook(tuple(rank_0_hooks)),
+                HeldOutHook(tuple(rank_0_hooks), probe=True),
                 Samples(tuple(rank_0_hooks)),
                 *make_suites(self.config),
                 *rank_0_hooks,

@@ -36,7 +36,7 @@ class Optimizer:
 
     Class attributes:
         decay_worth: the fall of the loss while the learning rate decays, relative to Muon (bench/onway.py), for running
-            forecasts before the decay (trainer/curve.py).
+            forecasts before the decay (trainer/curve_law.py).
     """
 
     words: ClassVar[str] = ""

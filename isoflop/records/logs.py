@@ -37,6 +37,7 @@ class HeldOutLine(Record):
     Attributes:
         heldout_loss: plain cross-entropy, nats per token.
         wide_loss, wide_bits_per_byte, wide_tokens: the same model on more of the held-out text, once per run.
+        averaged_loss: that of the average of the weights (trainer/decay_probe.py), on the text of heldout_loss.
     """
 
     step: int | None = None
@@ -48,6 +49,7 @@ class HeldOutLine(Record):
     wide_loss: float | None = rare()
     wide_bits_per_byte: float | None = rare()
     wide_tokens: int | None = rare()
+    averaged_loss: float | None = rare()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,15 +5,20 @@ change the model, the random generators or the schedule: a run with hooks has th
 processes train one model, a hook that evaluates or samples runs on all of them, and one that prints on rank 0 only.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
+from isoflop import checkpoint
 from isoflop.measure import HeldOut as Measured
 from isoflop.optim.timetable import Decision
 from isoflop.parallel.failures import CutShort
 from isoflop.records import ForecastLine, HeldOutLine, SkipLine, read_lines
+from isoflop.runtime import free_memory
+from isoflop.trainer.decay_probe import ADDITIONS, DecayProbe
 from isoflop.trainer.state import RunState
 
 SAMPLES_SHARE = 0.03  # of a run's time limit, for each set of samples
@@ -84,6 +89,11 @@ WIDE_SHARE = 1 / 128
 WIDE_TIMES = 4
 
 
+PROBE_SHARE = 0.01  # of the run's time, for measuring the average of the weights
+MOST_APART = 4  # one of at most so many held-out measurements measures it too
+COPIES = 3  # of the weights in main memory: the average, the weights that it replaces, and a checkpoint's copy
+
+
 class HeldOut(Hook):
     """Measures held-out loss every `config.every.evaluate` steps and notifies the other hooks. The line also has the
     readings of the model's modules on the last held-out batch, such as the `load_entropy` of a mixture of experts. A
@@ -91,16 +101,25 @@ class HeldOut(Hook):
 
     These measurements read a small part of the held-out text, always the same. Once per run, at the first of them from
     WIDE_FROM on, a larger part is read as well: the difference between the two changes little during training.
+
+    Args:
+        probe: also measure, before the decay of the learning rate, the average of the weights (decay_probe.py).
     """
 
-    def __init__(self, listeners: tuple[Hook, ...] = ()) -> None:
-        self.listeners = listeners
+    def __init__(self, listeners: tuple[Hook, ...] = (), probe: bool = False) -> None:
+        self.listeners, self.probe = listeners, probe
 
     def started(self, state: RunState) -> None:
+        state.probe = make_probe(state) if self.probe else None
         if state.step and all(step != state.step for step, _ in state.heldout):
-            self.stepped(state)
+            self.measure_if_due(state)
 
     def stepped(self, state: RunState) -> None:
+        if state.probe is not None:
+            state.probe.follow(state.step, is_stable(state))
+        self.measure_if_due(state)
+
+    def measure_if_due(self, state: RunState) -> None:
         if not state.due(state.config.every.evaluate):
             return
 
@@ -110,6 +129,7 @@ class HeldOut(Hook):
                 heldout = self.measure(state, state.config.evaluate_tokens)
                 readings = state.model.mean_readings()
                 wide = self.measure(state, more_tokens) if more_tokens else None
+            averaged = self.measure_average(state)
         except CutShort:
             return
 
@@ -123,12 +143,21 @@ class HeldOut(Hook):
             wide_loss=wide.nats_per_token if wide else None,
             wide_bits_per_byte=wide.bits_per_byte if wide else None,
             wide_tokens=wide.tokens if wide else None,
+            averaged_loss=averaged.nats_per_token if averaged else None,
             others=readings,
         )
         state.folder.append("metrics", line)
         state.heldout.append((state.step, heldout.nats_per_token))
         for listener in self.listeners:
             listener.measured(state, line)
+
+    def measure_average(self, state: RunState) -> Measured | None:
+        """The measurement of the average of the weights, if it is due."""
+        probe, number = state.probe, state.step // state.config.every.evaluate
+        if probe is None or not probe.ready or not is_stable(state) or number % probe.each:
+            return None
+        with probe.in_place(), state.may_be_cut_short():  # a signal cuts the measurement, not the exchange
+            return self.measure(state, state.config.evaluate_tokens)
 
     @staticmethod
     def measure(state: RunState, tokens: int) -> Measured:
@@ -148,6 +177,39 @@ def wide_tokens(state: RunState) -> int:
     target = max(WIDE_SHARE * state.batches.tokens(timetable.total_steps), WIDE_TIMES * config.evaluate_tokens)
     count = min(available, int(target))
     return count if 0 < config.evaluate_tokens < count else 0
+
+
+def is_stable(state: RunState) -> bool:
+    """Whether all steps after the warm-up so far had the full learning rate."""
+    decay = state.timetable.decay_step
+    return decay is None or state.step <= decay
+
+
+def make_probe(state: RunState) -> DecayProbe | None:
+    """The average of the weights that is measured before the decay, as of the checkpoint that the run resumes from.
+
+    None if the schedule has no stable phase with a decay after it, or the measurements would take more than PROBE_SHARE
+    of the run's time; with several processes, on another device than the CPU and with running statistics, which the
+    average would not have; if main memory is short; and if the checkpoint is from a run without one.
+    """
+    config, runs_alone = state.config, state.layout.group.alone and state.runtime.device.type == "cpu"
+    decay = replace(state.timetable, decisions=()).decay_step  # as planned, so that a resumed run decides alike
+    statistics = any(getattr(module, "keeps_statistics", False) for module in state.model.modules())
+    if not runs_alone or decay is None or not config.every.evaluate or statistics:
+        return None
+
+    # a forward pass is a third of a step
+    measured = config.evaluate_tokens or state.prepared.account().heldout.tokens or 0
+    share = decay // config.every.evaluate * measured / 3 / state.batches.tokens(config.steps)
+    each = max(1, math.ceil(share / PROBE_SHARE))
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in state.model.parameters())
+    free = free_memory("cpu")
+    if each > MOST_APART or (free is not None and COPIES * weights > free / 2):
+        return None
+
+    probe = DecayProbe(state.model, max(1, config.steps // ADDITIONS), each)
+    folder = checkpoint.at_step(state.folder.checkpoints, state.step) if state.step else None
+    return probe if probe.restore(folder) else None
 
 
 class SampleTimeLimit:

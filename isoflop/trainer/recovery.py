@@ -50,6 +50,8 @@ def roll_back(state: RunState, hooks: Sequence[Hook]) -> None:
     from_step = state.step
     last, notices = last_checkpoint(state.folder, state.layout.group)
     restore(state, last)
+    if state.probe is not None and not state.probe.restore(last):
+        state.probe = None
     state.model.train()
     state.folder.event("rolled back", step=state.step, from_step=from_step)
     for hook in hooks:

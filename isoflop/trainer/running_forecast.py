@@ -7,10 +7,11 @@ all held-out text. If the forecast leaves the plan's interval, the user is told 
 
 import math
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
@@ -18,7 +19,8 @@ from isoflop.measure import FINAL_TOKENS
 from isoflop.optim.timetable import Decision, Timetable
 from isoflop.records import EventLine, ForecastLine, HeldOutLine, Plan, TrainingLine
 from isoflop.records.plan import Expectation
-from isoflop.trainer.curve import LEVEL, Forecast, Observed, Schedule, extrapolate
+from isoflop.trainer.curve import LEVEL, Forecast, Observed, extrapolate
+from isoflop.trainer.curve_law import Schedule
 from isoflop.trainer.hooks import Hook
 from isoflop.trainer.state import RunState
 
@@ -94,9 +96,15 @@ def forecast_bits(observed: Observed, schedule: Schedule, conversion: BitsConver
 def observed_losses(training: Sequence[TrainingLine], heldout: Sequence[HeldOutLine]) -> Observed:
     """The losses in the lines of a log."""
     losses = [(line.step, line.loss) for line in training if line.step is not None and line.loss is not None]
-    measured = [(line.step, line.heldout_loss) for line in heldout if line.step is not None and line.heldout_loss]
-    columns = (np.array(pairs, dtype=np.float64).reshape(-1, 2).T for pairs in (losses, measured))
-    return Observed(*next(columns), *next(columns))
+    steps, values = np.array(losses, dtype=np.float64).reshape(-1, 2).T
+    return Observed(steps, values, *measured_losses(heldout))
+
+
+def measured_losses(lines: Sequence[HeldOutLine]) -> Iterator[NDArray[np.float64]]:
+    """Steps and losses of the held-out measurements, then those of the average of the weights."""
+    for name in ("heldout_loss", "averaged_loss"):
+        found = [(line.step, getattr(line, name)) for line in lines if line.step is not None and getattr(line, name)]
+        yield from np.array(found, dtype=np.float64).reshape(-1, 2).T
 
 
 class RunningForecast(Hook):
@@ -159,8 +167,7 @@ class RunningForecast(Hook):
 
     def make_forecast(self, state: RunState, timetable: Timetable) -> Forecast | None:
         """The forecast after `state.step` if the rest of the run follows `timetable`."""
-        heldout = np.array([(line.step, line.heldout_loss) for line in self._heldout], dtype=np.float64)
-        observed = Observed(np.array(self._steps), np.array(self._losses), *heldout.reshape(-1, 2).T)
+        observed = Observed(np.array(self._steps), np.array(self._losses), *measured_losses(self._heldout))
         available = state.prepared.account().heldout.tokens or 0
         conversion = BitsConversion.of(self._heldout, state.config.evaluate_tokens, available)
         schedule = sample_schedule(timetable, epochs_of(state, timetable), state.config.optim.entry.decay_worth)

@@ -4,9 +4,9 @@
               training continues
 
 At most one is being written; the next save waits for it. A disk error in the thread is raised in the run, at the next
-step. The copy takes main memory, from the save until it is written: per parameter 4 bytes for the weights, 4 for their
-average if there is one, and 4 (Muon) or 8 (AdamW) for the optimiser. The files are the same, bit for bit, as when
-written in the foreground.
+step. The copy takes main memory, from the save until it is written: per parameter 4 bytes for the weights, 4 (Muon) or
+8 (AdamW) for the optimiser, 4 for their average if there is one, and 4 for the decay probe (decay_probe.py) if there is
+one. The files are the same, bit for bit, as when written in the foreground.
 """
 
 import math
@@ -43,6 +43,7 @@ class Saver:
         Returns:
             The step that was saved.
         """
+        probe = state.probe
         pending = checkpoint.take(
             state.folder.checkpoints,
             step=state.step,
@@ -57,8 +58,10 @@ class Saver:
                 "tokens": state.tokens,
                 "recent": state.watch.state(),
                 **({"averaged": state.average.points} if state.average.points else {}),
+                **({"probe": probe.count} if probe is not None else {}),
             },
             average=state.average.tensors(),
+            more=probe.tensors() if probe is not None else {},
             copied=self.background,
         )
 

@@ -15,6 +15,7 @@ from isoflop.records import RunFolder, SkipLine, TrainingLine
 from isoflop.runtime import Runtime
 from isoflop.trainer.average import WeightAverage
 from isoflop.trainer.config import GuardConfig, RunConfig
+from isoflop.trainer.decay_probe import DecayProbe
 from isoflop.trainer.guard import Watch
 from isoflop.trainer.signals import Signals
 from isoflop.trainer.task import Task
@@ -38,6 +39,7 @@ class RunState:
         heldout: (step, loss) of the held-out measurements so far.
         notices: lines for the user, before the first step.
         signals: interrupt evaluation and sampling; None: nothing does.
+        probe: the average of the weights that running forecasts measure; None: there is none.
     """
 
     config: RunConfig
@@ -62,6 +64,7 @@ class RunState:
     heldout: list[tuple[int, float]] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     signals: Signals | None = None
+    probe: DecayProbe | None = None
 
     @property
     def tokens(self) -> int:

@@ -60,7 +60,14 @@ PRELOADED = (
 
 # Keys of the records that hold times, speeds, memory or places, by file.
 VOLATILE = {
-    "metrics.jsonl": {"seconds", "tokens_per_second", "wide_loss", "wide_bits_per_byte", "wide_tokens"},
+    "metrics.jsonl": {
+        "seconds",
+        "tokens_per_second",
+        "wide_loss",
+        "wide_bits_per_byte",
+        "wide_tokens",
+        "averaged_loss",
+    },
     "plan.json": {"phases", "forecast"},
     "config.json": {"diagnose", "kernels"},
     "samples.jsonl": set(),

@@ -8,7 +8,9 @@ import pytest
 
 from isoflop.optim.config import ScheduleConfig
 from isoflop.optim.timetable import Decision, Timetable
-from isoflop.trainer.curve import PRIOR, Observed, Schedule, extrapolate
+from isoflop.trainer.curve import Observed, extrapolate
+from isoflop.trainer.curve_law import PRIOR, Schedule
+from isoflop.trainer.decay_probe import LAG
 from isoflop.trainer.running_forecast import sample_schedule
 
 STEPS = 1000
@@ -88,6 +90,31 @@ def test_the_path_begins_where_the_run_is_and_ends_at_the_forecast():
     assert steps == sorted(steps) and steps[0] > 600 and steps[-1] == schedule.end
     assert found.path[-1][1:] == (found.value, found.low, found.high)
     assert all(low <= value <= high for _, value, low, high in found.path)
+
+
+def with_averages(schedule: Schedule, seen: Observed, drop: float) -> Observed:
+    """The same run with the average of its weights measured, if the decay will lower its loss by a share `drop`."""
+    stable = seen.heldout_steps_H[seen.heldout_steps_H <= 0.7 * STEPS]
+    area = schedule.area(stable)
+    shown = drop * PRIOR.reach * area / (PRIOR.reach * area + PRIOR.onset)
+    lagging = losses_on(schedule, (1 - PRIOR.lag) * stable, noise=0.0)
+    return replace(seen, averaged_steps_V=stable, averaged_V=lagging - 3.0 * shown)
+
+
+def test_the_average_of_the_weights_shows_how_much_the_decay_will_bring():
+    schedule = course()
+    seen = seen_on(schedule)
+    drops = (0.06, 0.12, 0.24)
+    found = [extrapolate(with_averages(schedule, seen, drop).until(400), schedule) for drop in drops]
+    bare = extrapolate(seen.until(400), schedule)
+    assert all(one.high - one.low < bare.high - bare.low for one in found)
+    differences = -np.diff([one.value for one in found]) / 3.0
+    expected = np.diff(drops) * schedule.decay_effect(np.array([float(STEPS)]), PRIOR.onset)
+    assert differences == pytest.approx(expected, rel=0.25)
+
+
+def test_the_lag_of_the_average_is_that_of_its_window():
+    assert PRIOR.lag == pytest.approx(LAG)
 
 
 def test_missing_measurements_are_skipped_and_too_few_give_no_forecast():

@@ -12,7 +12,7 @@ from isoflop.optim.timetable import Timetable
 from isoflop.records import Expectation, HeldOutLine, Plan, RunFolder, read_lines, read_run
 from isoflop.report.page import write_report
 from isoflop.screen import Screen
-from isoflop.trainer import RunConfig, train
+from isoflop.trainer import RunConfig, hooks, train
 from isoflop.trainer.curve import Forecast
 from isoflop.trainer.hooks import HeldOut, Hook
 from isoflop.trainer.running_forecast import BitsConversion, RunningForecast
@@ -31,7 +31,7 @@ class Recorder(Hook):
 
 @pytest.fixture(scope="module")
 def corpus_and_runs(tmp_path_factory):
-    """A run without forecasts, one with them, and one that was cut and resumed."""
+    """A run without forecasts, one with them, and one that was cut before the decay and resumed."""
     folder = tmp_path_factory.mktemp("course")
     texts = write_texts(folder / "texts")
     more = [f"steps={STEPS}", "guard.preflight=false", "every.checkpoint=25", "evaluate_tokens=1024", "every.sample=0"]
@@ -41,12 +41,13 @@ def corpus_and_runs(tmp_path_factory):
         train(config, folder / "plain", hooks=[HeldOut()])
         recorder = Recorder()
         course = RunningForecast(Plan.blank(), [recorder], lambda text: None)
-        train(config, folder / "seen", hooks=[HeldOut((course,)), course])
+        patch.setattr(hooks, "PROBE_SHARE", 1.0)
+        train(config, folder / "seen", hooks=[HeldOut((course,), probe=True), course])
         with pytest.raises(PowerCut):
             cut = RunningForecast(Plan.blank(), [], lambda text: None)
-            train(config, folder / "cut", hooks=[HeldOut((cut,)), cut, CutAt(57)])
+            train(config, folder / "cut", hooks=[HeldOut((cut,), probe=True), cut, CutAt(37)])
         again = RunningForecast(Plan.blank(), [], lambda text: None)
-        train(config, folder / "cut", hooks=[HeldOut((again,)), again], resume=True)
+        train(config, folder / "cut", hooks=[HeldOut((again,), probe=True), again], resume=True)
     return folder, recorder
 
 
@@ -63,6 +64,7 @@ def test_running_forecasts_change_no_bits_and_are_the_same_after_a_resume(corpus
     assert [line.heldout_loss for line in seen.heldout] == [line.heldout_loss for line in plain.heldout]
     assert not plain.forecasts and len(seen.forecasts) > 5
     assert bare(seen.forecasts) == bare(cut.forecasts) == bare(recorder.lines)
+    assert [line.averaged_loss for line in seen.heldout] == [line.averaged_loss for line in cut.heldout]
 
 
 def test_a_forecast_is_of_the_end_and_its_interval_contains_its_value(corpus_and_runs):
