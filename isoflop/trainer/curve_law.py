@@ -196,19 +196,20 @@ def posterior(
 
     # the posterior of the coefficients for each alpha, and the evidence of that alpha
     weight_N = losses.noise_N**-2
-    precision_GCC = np.diag(width_C**-2) + np.einsum("gnc,n,gnd->gcd", observed_GNC, weight_N, observed_GNC)
-    target_GC = mean_C * width_C**-2 + np.einsum("gnc,n->gc", observed_GNC, weight_N * losses.values_N)
+    weighted_GCN = np.swapaxes(observed_GNC, 1, 2) * weight_N
+    precision_GCC = np.diag(width_C**-2) + weighted_GCN @ observed_GNC
+    target_GC = mean_C * width_C**-2 + weighted_GCN @ losses.values_N
     coefficients_GC = np.linalg.solve(precision_GCC, target_GC[:, :, None])[:, :, 0]
-    residual_GN = losses.values_N - np.einsum("gnc,gc->gn", observed_GNC, coefficients_GC)
+    residual_GN = losses.values_N - (observed_GNC @ coefficients_GC[:, :, None])[:, :, 0]
     cost_G = (weight_N * residual_GN**2).sum(1) + (((coefficients_GC - mean_C) / width_C) ** 2).sum(1)
     cost_G += np.linalg.slogdet(precision_GCC)[1] + GRID**2
     share_G = np.exp(-0.5 * (cost_G - cost_G.min()))
     share_G /= share_G.sum()
 
     # the mixture over alpha
-    mean_GP = np.einsum("gpc,gc->gp", future_GPC, coefficients_GC)
-    spread = np.linalg.solve(precision_GCC, np.swapaxes(future_GPC, 1, 2))
-    variance_GP = np.einsum("gpc,gcp->gp", future_GPC, spread)
+    mean_GP = (future_GPC @ coefficients_GC[:, :, None])[:, :, 0]
+    spread_GCP = np.linalg.solve(precision_GCC, np.swapaxes(future_GPC, 1, 2))
+    variance_GP = (np.swapaxes(future_GPC, 1, 2) * spread_GCP).sum(1)
     mean_P = share_G @ mean_GP
     variance_P = share_G @ (variance_GP + (mean_GP - mean_P) ** 2)
     return mean_P, np.sqrt(np.maximum(variance_P, 0.0))

@@ -1,9 +1,9 @@
 """The decay probe: measures, before the learning rate decays, how much that decay will lower the loss.
 
 At a constant learning rate the weights fluctuate around a path of lower loss. A decay ends these fluctuations; so does
-the average of the weights over the last part of the run, whose held-out loss predicts that after a decay (Hägele et al.
-2024, 2405.18392, section 4; Li et al. 2025, 2505.12082, section 4.3). The trainer measures the average next to the
-weights, and running forecasts use the difference (curve.py).
+the average of the weights over the last part of the run, whose loss is close to that after a decay (Hägele et al. 2024,
+2405.18392; Li et al. 2025, 2505.12082). The trainer measures the average next to the weights, and running forecasts use
+the difference (curve_law.py).
 
 The average is only read: weights are put back bit for bit, and no random generator is used. It is kept in main memory,
 and in the checkpoints of the stable phase, so that a resumed run measures the same.
