@@ -68,7 +68,7 @@ class Prior:
     level_width: float = 0.3
     slope_width: float = 0.001
     reach: float = 0.3
-    lag: float = 0.125
+    lag: float = 1 / 6
     averaged_width: float = 0.01
     heldout_noise: float = 0.004
     averaged_noise: float = 0.003

@@ -25,7 +25,7 @@ from isoflop.parallel.state import load_tensors, model_tensors
 
 # The weights after a share x of the additions count in proportion to x^POWER (Karras et al. 2023, 2312.02696, section
 # 3.1): the window grows with the run, and its mean lags behind by LAG of the steps so far.
-POWER = 6.0
+POWER = 4.0
 LAG = 1.0 / (POWER + 2.0)
 ADDITIONS = 256  # in a run as planned
 FEWEST = 16  # additions before the first measurement

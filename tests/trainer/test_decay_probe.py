@@ -124,7 +124,7 @@ def test_no_average_where_it_says_nothing_or_takes_too_long(monkeypatch):
 
     assert possible("every.evaluate=84")
     assert not possible("every.evaluate=0")
-    assert not possible("every.evaluate=2")  # more than a hundredth of the time
+    assert not possible("every.evaluate=5", "evaluate_tokens=65536")  # more than a hundredth of the time
     assert not possible("every.evaluate=84", "schedule.name=cosine")
     assert not possible("every.evaluate=84", "schedule.name=constant")
     assert not possible("every.evaluate=84", alone=False)
