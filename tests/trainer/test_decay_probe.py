@@ -122,6 +122,7 @@ def test_no_average_where_it_says_nothing_or_takes_too_long(monkeypatch):
         )
         return make_probe(state) is not None
 
+    monkeypatch.setattr(hooks, "PROBE_SHARE", 0.01)
     assert possible("every.evaluate=84")
     assert not possible("every.evaluate=0")
     assert not possible("every.evaluate=5", "evaluate_tokens=65536")  # more than a hundredth of the time
