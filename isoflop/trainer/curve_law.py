@@ -2,12 +2,14 @@
 
     held-out(t) = E + A (S(t) / S(now))^-alpha - (B + rho alpha A) D(t) + c R(t)
     training(t) = the same without R(t), + g + k log(S(t) / S(now))
-    averaged(t) = held-out, at S((1 - lag) t) and with the D of a decay of area `reach` S(t), + b
+    averaged(t) = held-out(t), with (1 - lag) S(t) in place of S(t) and D_a(t) in place of D(t), + b
 
 S   area under the learning rate, relative to its peak, in whole batches (Tissue et al. 2024, 2408.11029)
 D   effect so far of the decay of the learning rate, 1 for a full decay from the peak to 0. Each small decrease takes
     effect over the area x that follows it, as x / (x + tau): the form of the multi-power law with one parameter (Luo et
     al. 2025, 2503.12811)
+D_a what the average of the weights shows of the effect of a full decay: a share of it, S / (S + s) of that while the
+    window of the average is short
 R   epochs after the first: repeated text lowers the held-out loss less than the training loss
 g, k   difference of the training loss from the held-out loss, in level and in slope
 b   what the average of the weights (decay_probe.py) shows more or less than its share of the effect of a decay
@@ -46,33 +48,34 @@ class Prior:
         onset: tau, in whole batches.
         repeat, repeat_width: c, per epoch.
         level_width, slope_width: of g and k, whose means are 0.
-        reach, lag: of the average of the weights, as shares of the area so far; the window of its additions fixes the
-            lag (decay_probe.LAG). averaged_width: of b, whose mean is 0.
+        share, settled: what the average of the weights shows of the effect of a full decay, and s in whole batches.
+        lag: of that average; its window fixes it (decay_probe.LAG). averaged_width: of b, whose mean is 0.
         heldout_noise, averaged_noise, training_noise: of one measurement, and of a bin in addition to the scatter
             inside it.
         widen: factor on the posterior's standard deviation; least: the smallest standard deviation of a forecast.
     """
 
     window: float = 0.31
-    alpha: float = 0.52
-    alpha_width: float = 0.51
-    floor: float = 0.79
-    floor_width: float = 0.29
+    alpha: float = 0.37
+    alpha_width: float = 0.37
+    floor: float = 0.71
+    floor_width: float = 0.2
     fall_width: float = 0.5
-    drop: float = 0.124
-    drop_width: float = 0.015
-    steeper: float = 0.36
-    onset: float = 17.0
+    drop: float = 0.093
+    drop_width: float = 0.035
+    steeper: float = 0.35
+    onset: float = 13.0
     repeat: float = 0.004
     repeat_width: float = 0.005
     level_width: float = 0.3
-    slope_width: float = 0.001
-    reach: float = 0.3
+    slope_width: float = 0.0015
+    share: float = 0.72
+    settled: float = 175.0
     lag: float = 1 / 6
-    averaged_width: float = 0.01
-    heldout_noise: float = 0.004
-    averaged_noise: float = 0.003
-    training_noise: float = 0.001
+    averaged_width: float = 0.0025
+    heldout_noise: float = 0.008
+    averaged_noise: float = 0.005
+    training_noise: float = 0.0009
     widen: float = 1.55
     least: float = 0.003
 
@@ -166,8 +169,8 @@ def design(
     averaged, training = kind_N == AVERAGED, kind_N == TRAINING
     area = schedule.area(steps_N)
     effect = schedule.decay_effect(steps_N, prior.onset)
-    reach = prior.reach * area
-    effect = np.where(averaged, effect + (schedule.decay_worth - effect) * reach / (reach + prior.onset), effect)
+    shown = (schedule.decay_worth - effect) * prior.share * area / (area + prior.settled)
+    effect = np.where(averaged, effect + shown, effect)
     relative = np.log(np.maximum(np.where(averaged, 1.0 - prior.lag, 1.0) * area, 1e-9) / area_now)
 
     columns = np.zeros((alpha_G.size, steps_N.size, 7))

@@ -96,7 +96,7 @@ def with_averages(schedule: Schedule, seen: Observed, drop: float) -> Observed:
     """The same run with the average of its weights measured, if the decay will lower its loss by a share `drop`."""
     stable = seen.heldout_steps_H[seen.heldout_steps_H <= 0.7 * STEPS]
     area = schedule.area(stable)
-    shown = drop * PRIOR.reach * area / (PRIOR.reach * area + PRIOR.onset)
+    shown = drop * PRIOR.share * area / (area + PRIOR.settled)
     lagging = losses_on(schedule, (1 - PRIOR.lag) * stable, noise=0.0)
     return replace(seen, averaged_steps_V=stable, averaged_V=lagging - 3.0 * shown)
 
