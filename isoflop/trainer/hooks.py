@@ -188,14 +188,15 @@ def is_stable(state: RunState) -> bool:
 def make_probe(state: RunState) -> DecayProbe | None:
     """The average of the weights that is measured before the decay, as of the checkpoint that the run resumes from.
 
-    None if the schedule has no stable phase with a decay after it, or the measurements would take more than PROBE_SHARE
-    of the run's time; with several processes, on another device than the CPU and with running statistics, which the
-    average would not have; if main memory is short; and if the checkpoint is from a run without one.
+    None if the schedule has no stable phase with a decay after it, or if the held-out losses are those of an average
+    anyway; if the measurements would take more than PROBE_SHARE of the run's time; with several processes, on another
+    device than the CPU and with running statistics, which the average would not have; if main memory is short; and if
+    the checkpoint is from a run without one.
     """
     config, runs_alone = state.config, state.layout.group.alone and state.runtime.device.type == "cpu"
     decay = replace(state.timetable, decisions=()).decay_step  # as planned, so that a resumed run decides alike
     statistics = any(getattr(module, "keeps_statistics", False) for module in state.model.modules())
-    if not runs_alone or decay is None or not config.every.evaluate or statistics:
+    if not runs_alone or decay is None or not config.every.evaluate or statistics or config.average.entry.on:
         return None
 
     # a forward pass is a third of a step

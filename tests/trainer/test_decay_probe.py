@@ -128,6 +128,7 @@ def test_no_average_where_it_says_nothing_or_takes_too_long(monkeypatch):
     assert not possible("every.evaluate=5", "evaluate_tokens=65536")  # more than a hundredth of the time
     assert not possible("every.evaluate=84", "schedule.name=cosine")
     assert not possible("every.evaluate=84", "schedule.name=constant")
+    assert not possible("every.evaluate=84", "average.name=tail")
     assert not possible("every.evaluate=84", alone=False)
     assert not possible("every.evaluate=84", device="cuda")
     monkeypatch.setattr(hooks, "free_memory", lambda device: 100)
