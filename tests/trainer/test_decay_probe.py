@@ -9,7 +9,6 @@ from torch import nn
 from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.errors import UserError
-from isoflop.optim.timetable import Timetable
 from isoflop.records import read_run
 from isoflop.trainer import RunConfig, hooks, train
 from isoflop.trainer.decay_probe import LAG, POWER, DecayProbe
@@ -115,7 +114,7 @@ def test_no_average_where_it_says_nothing_or_takes_too_long(monkeypatch):
             config=config,
             layout=SimpleNamespace(group=SimpleNamespace(alone=alone)),
             runtime=SimpleNamespace(device=torch.device(device)),
-            timetable=Timetable(config.schedule, config.steps, read=config.batch.before),
+            timetable=config.timetable(),
             model=nn.Linear(2, 2),
             batches=SimpleNamespace(tokens=lambda steps: 4096 * steps),
             step=0,
