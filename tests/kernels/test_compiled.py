@@ -124,8 +124,10 @@ def test_a_run_that_used_them_goes_on_without_them(corpus, tmp_path, monkeypatch
     plain = train(config, tmp_path / "plain")
     config = override(config, ["runtime.kernels=compiled"])
     whole, heard = train(config, tmp_path / "whole"), Heard()
-    with pytest.raises(PowerCut):
-        train(config, tmp_path / "cut", hooks=[CutAt(6)])
+    for name in ("cut", "again"):
+        with pytest.raises(PowerCut):
+            train(config, tmp_path / name, hooks=[CutAt(6)])
+    assert train(config, tmp_path / "again", resume=True).loss == whole.loss, "a resumed run has the same bits"
 
     monkeypatch.setenv("ISOFLOP_KERNELS", "0")
     ended = train(config, tmp_path / "cut", hooks=[heard], resume=True)
