@@ -79,7 +79,7 @@ def alike(arguments: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], lis
         sampled = bool(given.get("do_sample", False))
         how = {
             "tokens": int(given.get("max_gen_toks", given.get("max_new_tokens", TOKENS))),
-            "stops": tuple([until] if isinstance(until, str) else until),
+            "stops": tuple(stop for stop in ([until] if isinstance(until, str) else until) if stop),  # as lm-eval
             "temperature": float(given.get("temperature", 1.0)) if sampled else 0.0,
             "top_k": int(given.get("top_k", 0)) if sampled else 0,
             "top_p": float(given.get("top_p", 1.0)) if sampled else 1.0,

@@ -2,9 +2,9 @@
 
 Intervals hold 95 %. A share of right answers has Wilson's (1927): inside 0 to 1 and right for few items too. What is no
 share has the percentiles of a bootstrap over items. Two models are compared on the same items: a share by McNemar's
-test in its exact form, the binomial of the items on which exactly one is right; anything else by the bootstrap of the
-difference. Of several comparisons each is judged after Holm (1979), so that the chance that any of them is called real
-where nothing differs is 5 %.
+test in its exact form, the binomial of the items on which exactly one is right, and with Newcombe's interval; anything
+else by the bootstrap of the difference. Of several comparisons each is judged after Holm (1979), so that the chance that
+any of them is called real where nothing differs is 5 %.
 """
 
 import math
@@ -81,6 +81,30 @@ def ln(number: int) -> float:
     return math.log(number >> shift) + shift * math.log(2)
 
 
+def newcombe(first_N: Values, second_N: Values) -> Interval:
+    """The difference of two shares over the same items, the second less the first, by Newcombe's method 10 (1998,
+    Statistics in Medicine 17, 2635): the distances of each share from the ends of its own interval, combined with the
+    correlation of the two. A bootstrap of few items would draw nothing but what it has: 100 to 100 points from one."""
+    count = len(first_N)
+    one, other = wilson(float(second_N.sum()), count), wilson(float(first_N.sum()), count)
+    both, neither = float((first_N * second_N).sum()), float(((1 - first_N) * (1 - second_N)).sum())
+    only_second, only_first = float(second_N.sum()) - both, float(first_N.sum()) - both
+
+    product = both * neither - only_second * only_first
+    if product > 0:
+        product = max(0.0, product - count / 2)
+    margins = (both + only_second) * (only_first + neither) * (both + only_first) * (only_second + neither)
+    correlation = product / math.sqrt(margins) if margins else 0.0
+
+    def reach(x: float, y: float) -> float:
+        return math.sqrt(max(0.0, x * x - 2 * correlation * x * y + y * y))
+
+    value = one.value - other.value
+    low = value - reach(one.value - one.low, other.high - other.value)
+    high = value + reach(one.high - one.value, other.value - other.low)
+    return Interval(value, max(-1.0, low), min(1.0, high))
+
+
 @dataclass(frozen=True)
 class Difference:
     """What a second model has more than a first, on the same items, with its interval.
@@ -101,12 +125,12 @@ def paired(first_N: Values, second_N: Values, shares: bool) -> Difference:
         shares: the values are 0 or 1.
     """
     differences = second_N - first_N
+    if shares:
+        p = mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))
+        return Difference(newcombe(first_N, second_N), p, "McNemar, exact")
     means = resampled_means(differences)
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     interval = Interval(float(differences.mean()), float(low), float(high))
-    if shares:
-        p = mcnemar(int((differences < 0).sum()), int((differences > 0).sum()))
-        return Difference(interval, p, "McNemar, exact")
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     return Difference(interval, min(1.0, 2 * float(beyond + 1) / (DRAWS + 1)), "bootstrap")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from isoflop.errors import UserError
-from isoflop.evaluate.harness import adapter, rolling
+from isoflop.evaluate.harness import adapter, alike, rolling
 from isoflop.evaluate.likelihood import Request, likelihoods
 from isoflop.generate.engine import generate
 
@@ -43,6 +43,11 @@ def test_it_answers_every_kind_of_request(lm, model, tokenizer, runtime):
     texts = lm.generate_until(asked(("The cat", how), ("A fox said", {**how, "max_gen_toks": 3}), ("The dogs", how)))
     for text, prompt, tokens in zip(texts, ("The cat", "A fox said", "The dogs"), (6, 3, 6), strict=True):
         assert text == generate(model, tokenizer, prompt, tokens, temperature=0.0, stops=["."])
+
+
+def test_stop_strings_that_are_empty_stop_nothing():
+    ((how, numbers),) = alike([{"until": ["", "Q:"]}, {"until": "Q:"}])
+    assert how["stops"] == ("Q:",) and numbers == [0, 1] and alike([{"until": ""}])[0][0]["stops"] == ()
 
 
 def test_a_long_text_is_cut_like_lm_evals():

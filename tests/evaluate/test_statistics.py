@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from isoflop.evaluate.statistics import bootstrap, holm, mcnemar, paired, wilson
+from isoflop.evaluate.statistics import bootstrap, holm, mcnemar, newcombe, paired, wilson
 
 
 @given(st.integers(1, 5000), st.data())
@@ -45,6 +45,26 @@ def test_two_models_are_compared_item_by_item():
     worse = paired(nats, nats + generator.normal(0.2, 0.5, 400), shares=False)
     assert worse.p < 0.01 and worse.difference.low > 0
     assert paired(nats, nats + generator.normal(0, 0.5, 400), shares=False).p > 0.01
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_an_interval_of_a_difference_of_shares(pairs):
+    first, second = np.array(pairs, dtype=float).T
+    found, back = newcombe(first, second), newcombe(second, first)
+    assert -1 <= found.low <= found.value <= found.high <= 1 and found.value == pytest.approx(
+        second.mean() - first.mean()
+    )
+    assert (back.low, back.high) == pytest.approx((-found.high, -found.low))
+    if len(pairs) > 7 and mcnemar(int((second < first).sum()), int((second > first).sum())) > 0.3:
+        assert found.low <= 0 <= found.high  # few items show nothing
+
+
+def test_with_many_items_it_is_the_bootstraps():
+    generator = np.random.default_rng(2)
+    first = (generator.random(3000) < 0.4).astype(float)
+    second = np.where(generator.random(3000) < 0.1, 1.0, first)
+    wide, drawn = newcombe(first, second), bootstrap(second - first)
+    assert (wide.low, wide.high) == pytest.approx((drawn.low, drawn.high), abs=0.002)
 
 
 def test_holms_correction_is_stricter_for_more_comparisons():
