@@ -3,8 +3,8 @@
 Intervals hold 95 %. A share of right answers has Wilson's (1927): inside 0 to 1 and right for few items too. What is no
 share has the percentiles of a bootstrap over items. Two models are compared on the same items: a share by McNemar's
 test in its exact form, the binomial of the items on which exactly one is right, and with Newcombe's interval; anything
-else by the bootstrap of the difference. Of several comparisons each is judged after Holm (1979), so that the chance that
-any of them is called real where nothing differs is 5 %.
+else by the bootstrap of the difference. Of several comparisons each is judged after Holm (1979), so that the chance
+that any of them is called real where nothing differs is 5 %.
 """
 
 import math
