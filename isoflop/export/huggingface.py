@@ -203,6 +203,7 @@ def write_parts(bundle: Bundle, folder: Path, config: dict[str, Any], tensors: d
                 "eos_token": eos,
                 "pad_token": eos,
                 "padding_side": "left",  # generated tokens follow the last token of each row
+                "model_input_names": ["input_ids", "attention_mask"],  # transformers 4 adds token_type_ids
                 "clean_up_tokenization_spaces": False,
                 "model_max_length": bundle.config.context,
             }

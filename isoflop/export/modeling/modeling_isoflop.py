@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from .attention_isoflop import Norm  # transformers before 5.1 or so copies only what this file itself imports
 from .configuration_isoflop import IsoflopConfig
 from .network_isoflop import Network
 
@@ -39,7 +40,7 @@ class IsoflopForCausalLM(PreTrainedModel, GenerationMixin):
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
-            elif name == "weight":
+            elif isinstance(module, Norm) and name == "weight":
                 nn.init.ones_(parameter)
 
     def forward(
