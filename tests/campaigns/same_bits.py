@@ -68,7 +68,7 @@ VOLATILE = {
         "wide_tokens",
         "averaged_loss",
     },
-    "plan.json": {"phases", "forecast"},
+    "plan.json": {"phases", "forecast", "exports"},
     "config.json": {"diagnose", "kernels"},
     "samples.jsonl": set(),
     "events.jsonl": {"time", "seconds", "launch"},
@@ -445,7 +445,12 @@ def read_records(folder: Path, file: str, volatile: set[str]) -> Iterator[Any]:
 def without(value: Any, keys: set[str]) -> Any:
     if isinstance(value, dict):
         return {key: without(item, keys) for key, item in value.items() if key not in keys}
-    return [without(item, keys) for item in value] if isinstance(value, list) else value
+    return [without(item, keys) for item in value if not is_reworded(item)] if isinstance(value, list) else value
+
+
+def is_reworded(item: Any) -> bool:
+    """Whether it is the plan's line on exports, which was the last one with other words in earlier versions."""
+    return isinstance(item, dict) and item.get("name") == "export"
 
 
 def only_known(new: Any, old: Any) -> Any:
