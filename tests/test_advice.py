@@ -645,6 +645,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "adds to that of an existing run": "in tests/job/test_extend.py",
     "search wider with --beam 4": "in tests/test_seq2seq_story.py",
     "does not exist; name a run folder": "no command",
+    "--set average.name=none": "for several processes; tests/trainer/test_average.py",
     "leave --task out": "an option to leave out",
     "leave one of the two out": "an option to leave out",
     "--set suite.items=": "a note on a run with a suite that takes long",
