@@ -269,7 +269,7 @@ def test_hooks_inside_a_block_are_called():
     assert len(seen) == 1
 
 
-def test_decoding_while_training_is_as_fast_as_without():
+def test_a_fused_model_decodes_in_few_operations_too():
     model = model_of()
     plain = fast_enough(model)
     fuse(model)
