@@ -160,6 +160,7 @@ def main() -> None:
     if given.json:
         peers = {"previous": commit(given.previous)} if given.previous else {}
         clock = "processor" if given.processor else "wall"
+        torch.set_num_threads(given.threads)  # for the record
         record("paths", {"threads": given.threads, "clock": clock, "rounds": given.rounds, "rows": rows}, peers)
 
 
