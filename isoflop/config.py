@@ -44,7 +44,7 @@ class Named:
     """In a field's annotation: the objects that may be given by name, each made on request.
 
     Attributes:
-        keeps: name -> the fields of the present object that an assignment of this name leaves as they are.
+        keeps: name -> the fields whose present values are kept when this name is assigned.
     """
 
     makers: Mapping[str, Callable[[], Any]]
@@ -228,7 +228,7 @@ def override(config: T, assignments: Sequence[str]) -> T:
 
     A value is parsed as JSON if possible (`3`, `0.1`, `true`, `null`, `[1, 2]`), else it is a string. They apply in
     order: `model=gpt2` sets the whole preset, and `model.layers=3` after it changes one field of that. (Some names
-    leave fields as they are, see Named.)
+    keep the present values of some fields, see Named.)
 
     Raises:
         UserError: for a string without `=`, an unknown field (with the nearest valid one) or a wrong type.

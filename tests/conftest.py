@@ -6,6 +6,7 @@ import hypothesis
 import pytest
 import torch
 
+from isoflop.kernels import compiled
 from small import write_texts
 
 # no deadline: on a shared machine an example may be slow for a moment
@@ -38,6 +39,27 @@ def own_home(tmp_path_factory, monkeypatch):
     """A separate ISOFLOP_HOME per test, and one thread, since tests share the machine."""
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path_factory.mktemp("home")))
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory):
+    """The compiled kernels, compiled once; skipped on a machine without a compiler for them."""
+    before = {name: os.environ.get(name) for name in ("ISOFLOP_HOME", "ISOFLOP_KERNELS")}
+    os.environ["ISOFLOP_HOME"] = str(tmp_path_factory.mktemp("kernels"))
+    os.environ.pop("ISOFLOP_KERNELS", None)
+    try:
+        why = compiled.why_not()
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+    if why:
+        pytest.skip(f"no kernels: {why}")
+
+
+@pytest.fixture
+def used(kernels, monkeypatch):
+    """The kernels, switched on."""
+    monkeypatch.delenv("ISOFLOP_KERNELS")
 
 
 @pytest.fixture

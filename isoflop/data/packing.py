@@ -4,7 +4,7 @@ A window begins with the id that a model reads before a document, and so does ev
 best-fit, and each token of the text is a target exactly once:
 
     a longer document    fills windows of its own, one after the other from its first token; the rest is a piece
-    pieces               the longest one that fits into what is left of a window; if none fits, the shortest is cut, and
+    pieces               the longest one that fits into the rest of a window; if none fits, the shortest is cut, and
                          its rest is a piece of its own
 
 nanochat's loader packs in the same way, but drops the rest of a document that it cuts. Here nothing is dropped: a text

@@ -83,7 +83,8 @@ FIELDS = (
     "logit_cap",
     "dropout",
 )
-# The rules of an entry's widths: option -> the width that the built entry has. Others are written as they are.
+# Widths that an entry may choose itself: option -> the width that the built module has. All other options are exported
+# with their configured values.
 WIDTHS: dict[type, dict[str, Callable[[Any], int]]] = {
     Attention: {"kv_heads": lambda attention: attention.kv_heads},
     Latent: {

@@ -115,8 +115,8 @@ class GPT(LanguageModel):
         """h_BTD, the head's input. With a cache the tokens follow the cached positions.
 
         Args:
-            documents_BT: the number of each token's document, to attend to no other one; only without a cache. The
-                positions go on from one document to the next.
+            documents_BT: the number of each token's document; tokens attend to their own document only. Not with a
+                cache. Positions continue across documents.
 
         Raises:
             ValueError: if they do not fit in the context.

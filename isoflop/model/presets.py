@@ -228,4 +228,4 @@ PRESETS: dict[str, Callable[..., ModelConfig]] = {
     "modern": modern,
     "portable": portable,
 }
-UNSIZED: dict[str, tuple[str, ...]] = {"portable": SIZES}  # preset -> the fields that it leaves as they are
+UNSIZED: dict[str, tuple[str, ...]] = {"portable": SIZES}  # preset -> the fields that it does not set

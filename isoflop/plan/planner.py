@@ -70,7 +70,7 @@ def plan(
         budget: for the run and its pilots.
         config: the initial configuration, which has the user's settings (`asked`).
         asked: the user's settings.
-        keep: the parts of `config` that stay as they are.
+        keep: the parts of `config` that are not changed.
         group: the processes that will train.
         say: receives messages, one line each.
         progress: receives the progress of preparing the data.

@@ -74,7 +74,7 @@ class BatchConfig:
         Added(),
     ] = "running"
     document_mask: Annotated[
-        bool, "no attention to tokens of another document in the window; positions go on from one to the next", Added()
+        bool, "no attention to tokens of other documents in the window; positions continue across documents", Added()
     ] = False
 
     def __post_init__(self) -> None:

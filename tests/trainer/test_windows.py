@@ -12,7 +12,6 @@ from isoflop.config import from_dict, override
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
 from isoflop.job import evaluate
-from isoflop.kernels.compiled import why_not
 from isoflop.measure import measure, measure_documents
 from isoflop.model.blocks.attend import attend, band
 from isoflop.model.config import ModelConfig, Spec
@@ -98,7 +97,7 @@ def test_long_rows_are_masked_whatever_the_kernel(heads, window):
     torch.testing.assert_close(rounded.float(), found, atol=0.05, rtol=0.05)
 
 
-@pytest.mark.skipif(bool(why_not()), reason="no C compiler")
+@pytest.mark.usefixtures("used")
 @pytest.mark.parametrize("name", ["default", "values and shortcut"])
 def test_blocks_with_kernels_hide_other_documents_as_others_do(name):
     plain, fused = model_of(name), model_of(name)

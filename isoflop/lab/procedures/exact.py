@@ -20,8 +20,8 @@ def linear(job: Job) -> Measured:
     """How far a stack of layers is from linear: |f(a x + b y) - a f(x) - b f(y)| / |f(a x + b y)|, as log10.
 
     nonlinearity         with every layer's attention weights held fixed, at what they are for one input, and without
-                         norms: what is left are sums and matrix products, and the feed-forward branch
-    nonlinearity_whole   of the blocks as they are: softmax over scores that depend on the input, norms and all
+                         norms: the rest is sums and matrix products, and the feed-forward branch
+    nonlinearity_whole   of the complete blocks: softmax over scores that depend on the input, norms and all
 
     -15 and less is rounding in double precision.
     """
