@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 from isoflop.errors import UserError
 from isoflop.untrusted import parse_json, read_text, too_deep
+from isoflop.values import KINDS, as_list, instead, spelled
 
 T = TypeVar("T")
 
@@ -169,19 +170,20 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if origin is typing.Literal:
         if value not in arguments:
             raise UserError(
-                f"{where} = {value!r} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}"
+                f"{where} = {spelled(value)} is not one of {', '.join(map(str, arguments))}{nearest(value, arguments)}"
             )
         return value
     if origin is tuple:
+        length = 0 if arguments[-1] is Ellipsis else len(arguments)
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where} = {value!r} is not a list")
-        if arguments[-1] is not Ellipsis and len(arguments) != len(value):
-            raise UserError(f"{where} = {value!r} does not have {len(arguments)} entries")
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+            raise UserError(f"{where} = {spelled(value)} is not a list{as_list(value, length)}")
+        if length and length != len(value):
+            raise UserError(f"{where} = {spelled(value)} is not a list of {length} values")
+        inner = list(arguments) if length else [arguments[0]] * len(value)
         return tuple(convert(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, value, strict=True)))
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where} = {value!r} is not an object")
+            raise UserError(f"{where} = {spelled(value)} is not an object")
         return value
     return convert_scalar(kind, value, where)
 
@@ -192,12 +194,12 @@ def convert_scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not abs(value) <= sys.float_info.max:
-            raise UserError(f"{where} = {value!r} is not a finite number")
+            raise UserError(f"{where} = {spelled(value)} is not a finite number")
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)
     if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
-        raise UserError(f"{where} = {value!r} is not {article(kind.__name__)}")
+        raise UserError(f"{where} = {spelled(value)} is not {KINDS.get(kind, kind.__name__)}{instead(kind, value)}")
     return value
 
 
@@ -206,7 +208,9 @@ def convert_dataclass(cls: Any, value: Any, where: str) -> Any:
     if isinstance(value, cls):
         return value
     if not isinstance(value, dict):
-        raise UserError(f"{where or cls.__name__} = {value!r} is not an object of fields")
+        by_name = isinstance(value, str) and where and "name" in [field.name for field in dataclasses.fields(cls)]
+        meant = f"; did you mean {where}.name={value}?" if by_name else ""
+        raise UserError(f"{where or cls.__name__} = {spelled(value)} is not an object of fields{meant}")
     if hasattr(cls, "as_written"):
         value = cls.as_written(value)
     if hasattr(cls, "from_older"):  # a file of an earlier version, and its meaning of missing fields
@@ -371,7 +375,3 @@ def nearest(value: Any, allowed: typing.Iterable[Any]) -> str:
 
 def join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def article(noun: str) -> str:
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 
@@ -55,6 +56,45 @@ def test_a_wrong_override_names_the_field_and_the_nearest_right_one(assignment, 
         override(RunConfig(), [assignment])
     assert names in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "advice"),
+    [
+        ("optim.lr=.3", "0.3"),
+        ("optim.rounds=2.5", "2"),
+        ("model.smear=yes", "true"),
+        ("model.smear=1", "true"),
+        ("model.backout=False", "false"),
+        ("optim.betas=0.8,0.9", "[0.8,0.9]"),
+        ("model.shortcut_residual=1", "[1,1]"),
+        ("sample.prompts=Once, twice", '["Once","twice"]'),
+        ("data.text_column=3", '"3"'),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_the_value_that_was_probably_meant(assignment, advice):
+    """The advice can be copied: with it the assignment is accepted."""
+    field = assignment.partition("=")[0]
+    with pytest.raises(UserError, match=re.escape(f"{field} = ")) as caught:
+        override(RunConfig(), [assignment])
+    assert f"write {advice}" in str(caught.value).replace("'", "")
+    override(RunConfig(), [f"{field}={advice}"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("batch.ramp_share=nan", "batch.ramp_share = 'nan' is not a number"),
+        ("optim.rounds=true", "optim.rounds = true is not a whole number"),
+        ("optim.embedding_betas=[0.8]", "optim.embedding_betas = [0.8] is not a list of 2 values"),
+        ("optim.embedding_betas=a,b,c", "optim.embedding_betas = 'a,b,c' is not a list"),
+        ("average=tail", "average = 'tail' is not an object of fields; did you mean average.name=tail?"),
+    ],
+)
+def test_messages_spell_values_as_they_are_written(assignment, message):
+    with pytest.raises(UserError) as caught:
+        override(RunConfig(), [assignment])
+    assert str(caught.value) == message
 
 
 def test_every_field_has_a_docstring():

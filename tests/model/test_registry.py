@@ -85,7 +85,7 @@ def test_a_shape_is_not_an_option():
 
 
 def test_an_option_of_the_wrong_type_is_named():
-    assert refusal(Spec("rms", eps="small")) == "model.norm.eps = 'small' is not a float"
+    assert refusal(Spec("rms", eps="small")) == "model.norm.eps = 'small' is not a number"
 
 
 def test_code_from_outside_is_refused_unless_trusted(private):
