@@ -88,7 +88,7 @@ class ModelConfig:
             raise UserError(f"model.logit_cap = {self.logit_cap:g} is negative or not a number; 0 disables it")
         for name in ("shortcut_residual", "shortcut_embedding"):
             if not all(abs(value) <= LARGEST for value in getattr(self, name)):
-                raise UserError(f"model.{name} = {list(getattr(self, name))} is too large or not a number")
+                raise UserError(f"model.{name} = {list(getattr(self, name))} is too large; about 1 is usual")
         for field in dataclasses.fields(self):  # a name alone is a Spec: ModelConfig(norm="layer")
             value = getattr(self, field.name)
             if isinstance(field.default, Spec) and not isinstance(value, Spec):

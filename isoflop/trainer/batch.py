@@ -80,42 +80,50 @@ class BatchConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.sequences <= MOST_SEQUENCES:
             raise UserError(f"batch.sequences = {self.sequences} is not between 1 and {MOST_SEQUENCES:,}")
-        if self.micro_sequences < 0 or (self.micro_sequences and self.sequences % self.micro_sequences):
-            raise UserError(
-                f"batch.micro_sequences = {self.micro_sequences} does not divide batch.sequences = {self.sequences}"
-            )
-
+        self.check_micro("sequences")
         for name in ("ramp_share", "context_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"batch.{name} = {getattr(self, name):g} is not between 0 and 1; 0.3 is 30 % of a run")
         self.check_ramp()
+        if self.ramp_from:
+            self.check_micro("ramp_from")
         if self.context_from < 0 or bool(self.context_from) != bool(self.context_share):
             raise UserError(
                 f"batch.context_from = {self.context_from} and batch.context_share = {self.context_share:g}: a context "
                 "that grows needs both above 0"
             )
 
+    def check_micro(self, name: str) -> None:
+        """Check that the sequences of a pass divide the field `name`."""
+        micro, whole = self.micro_sequences, getattr(self, name)
+        if micro < 0:
+            raise UserError(f"batch.micro_sequences = {micro} is negative; 0 is a whole step in one pass")
+        if micro and whole % micro:
+            divisor = next(n for n in range(min(micro, whole), 0, -1) if whole % n == 0)
+            raise UserError(f"batch.micro_sequences = {micro} does not divide batch.{name} = {whole}; use {divisor}")
+
     def check_ramp(self) -> None:
         """Check the fields of the ramp."""
-        if self.ramp_from < 0 or (self.ramp_from and self.sequences % self.ramp_from):
-            nearest = max(1, round(self.sequences / self.ramp_from)) * self.ramp_from if self.ramp_from > 0 else 0
-            instead = f"; use --set batch.sequences={nearest}" if nearest else ""
+        for name in ("ramp_from", "ramp_sequences"):
+            if getattr(self, name) < 0:
+                raise UserError(f"batch.{name} = {getattr(self, name)} is negative; 0 is no ramp")
+        if self.ramp_from and self.sequences % self.ramp_from:
+            nearest = max(1, round(self.sequences / self.ramp_from)) * self.ramp_from
             raise UserError(
-                f"batch.ramp_from = {self.ramp_from} does not divide batch.sequences = {self.sequences}{instead}"
+                f"batch.ramp_from = {self.ramp_from} does not divide batch.sequences = {self.sequences}; use --set "
+                f"batch.sequences={nearest}"
             )
         if self.ramp_sequences and self.ramp_share:
             raise UserError(
                 f"batch.ramp_sequences = {self.ramp_sequences} and batch.ramp_share = {self.ramp_share:g} both say how "
                 "long the batch grows; set one of them to 0"
             )
-        if self.ramp_sequences < 0 or bool(self.ramp_from) != bool(self.ramp_sequences or self.ramp_share):
+        length = f"batch.ramp_share = {self.ramp_share:g}" if self.ramp_share else ""
+        length = length or f"batch.ramp_sequences = {self.ramp_sequences}"
+        if bool(self.ramp_from) != bool(self.ramp_sequences or self.ramp_share):
             raise UserError(
-                f"batch.ramp_from = {self.ramp_from} and batch.ramp_sequences = {self.ramp_sequences}: "
-                "a ramp needs both above 0, or batch.ramp_share instead of the second"
-            )
-        if self.ramp_from and self.micro_sequences and self.ramp_from % self.micro_sequences:
-            raise UserError(
-                f"batch.micro_sequences = {self.micro_sequences} does not divide batch.ramp_from = {self.ramp_from}"
+                f"batch.ramp_from = {self.ramp_from} and {length}: a ramp needs both above 0; its length may be either "
+                "batch.ramp_share or batch.ramp_sequences"
             )
 
     def refuse_pairs(self) -> None:
@@ -183,7 +191,8 @@ class BatchConfig:
         doublings = (context // self.context_from).bit_length() - 1
         if self.context_from << max(doublings, 0) != context:
             powers = [context >> n for n in (1, 2, 3) if context % (1 << n) == 0]
-            instead = f"use one of {', '.join(map(str, powers))}" if powers else "make model.context a power of 2"
+            longer = next(self.context_from << n for n in range(64) if self.context_from << n >= context)
+            instead = f"use one of {', '.join(map(str, powers))}" if powers else f"use --set model.context={longer}"
             raise UserError(
                 f"batch.context_from = {self.context_from} does not become model.context = {context} by doubling; "
                 f"{instead}"

@@ -73,7 +73,9 @@ class Attention(Part):
             raise UserError(f"window = {window} is not positive; a position attends at least to itself")
 
         if qk_scale != 1.0 and not qk_norm:
-            raise UserError(f"qk_scale = {qk_scale:g} multiplies normalised queries and keys; set qk_norm to true")
+            raise UserError(
+                f"qk_scale = {qk_scale:g} multiplies normalised queries and keys; set qk_norm to true, or qk_scale to 1"
+            )
         if not qk_scale > 0:
             raise UserError(f"qk_scale = {qk_scale:g} is not above 0; 1 changes nothing")
 
