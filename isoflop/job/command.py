@@ -9,6 +9,7 @@ from isoflop.job.like import train_like
 from isoflop.job.listener import Listener
 from isoflop.job.start import pretrain, resume, start_from, train, with_sources
 from isoflop.plan.advice import Advice
+from isoflop.plan.unused import unused
 from isoflop.trainer import RunConfig, RunResult
 
 
@@ -71,6 +72,8 @@ def run_command(command: Command, listener: Listener | None = None) -> RunResult
 
     if command.base is not None and not command.budget:
         config = apply_options(command, command.base)
+        for line in unused(config, command.assignments):
+            (listener or Listener()).say(line)
         return config if command.dry_run else train(config, command.out, listener=listener)
 
     return pretrain(

@@ -21,6 +21,7 @@ from isoflop.model.count import parameters
 from isoflop.optim.timetable import Decision
 from isoflop.parallel.mesh import Group
 from isoflop.plan.destinations import destinations
+from isoflop.plan.unused import unused
 from isoflop.records import Plan, Run, read_run
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.begin import differing
@@ -76,7 +77,7 @@ def train_like(
     with phases.time("prepare"):
         data = open_text(original, config, moved, assignments, listener)
         tokens = make_task(config).batches(config, data).tokens(total_steps(config, moves))
-    for line in describe_differences(original, config):
+    for line in (*describe_differences(original, config), *unused(config, assignments)):
         listener.say(line)
     plan = plan_like(original, config, total_steps(config, moves), tokens)
     exports = destinations(config, data.tokenizer.to_json())

@@ -31,6 +31,7 @@ from isoflop.plan.machine import forget_dtypes
 from isoflop.plan.pilot import Pilots
 from isoflop.plan.planner import plan
 from isoflop.plan.replan import may_replan
+from isoflop.plan.unused import unused
 from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.processes import check_world
@@ -111,6 +112,8 @@ def pretrain(
     if data is not None:
         listener.prepared(data.account())
     listener.planned(advice)
+    for line in unused(advice.config, assignments):
+        listener.say(line)
     listener.say(phases_line(phases))
     if dry_run or data is None:
         return advice
