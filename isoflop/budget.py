@@ -18,6 +18,13 @@ SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 MULTIPLES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 NUMBER = r"(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?)"
 LONGEST = 100  # characters of a budget
+# More than any run can use: beyond it, plans would overflow the numbers of steps and seconds
+LARGEST = {
+    "seconds": (1e11, "3,000 years"),
+    "flops": (1e32, "1e32 FLOPs"),
+    "tokens": (1e18, "1e18 tokens"),
+    "steps": (1e15, "1e15 steps"),
+}
 EXAMPLES = "write 90s, 3m, 2h, 1e15 (FLOPs), 5e6tok, 2000steps or $20@2.5/h"
 
 
@@ -69,7 +76,8 @@ def parse_budget(text: str) -> Budget:
     """Parse one budget.
 
     Raises:
-        UserError: if `text` is none of the forms in the module's docstring, or not a positive finite amount.
+        UserError: if `text` is none of the forms in the module's docstring, not a positive finite amount, or more than
+            LARGEST.
     """
     if len(text) > LONGEST:
         raise UserError(f"budget {text!r} is not understood: {EXAMPLES}")
@@ -89,6 +97,8 @@ def parse_budget(text: str) -> Budget:
 
     if not (math.isfinite(amount) and amount > 0):
         raise UserError(f"budget {text!r} is not a positive amount: {EXAMPLES}")
+    if amount > LARGEST[kind][0]:
+        raise UserError(f"budget {text!r} is more than {LARGEST[kind][1]}: {EXAMPLES}")
     if kind in ("tokens", "steps"):
         if amount < 1:
             raise UserError(f"budget {text!r} is less than one: {EXAMPLES}")

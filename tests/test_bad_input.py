@@ -100,6 +100,32 @@ def test_a_stream_of_records_without_the_text_column(capsys, tmp_path, monkeypat
     assert "'text'" in message and "content" in message
 
 
+@pytest.mark.parametrize("budget", ["1e99h", "1e300", "1e20steps", "$1e90@1/h"])
+def test_a_budget_beyond_all_runs_is_refused_before_the_machine_is_timed(train, corpus, monkeypatch, budget):
+    monkeypatch.setattr("isoflop.plan.planner.choose_runtime", lambda *_: pytest.fail("the machine was timed"))
+    message = train(str(corpus), "--budget", budget)
+    assert f"'{budget}' is more than" in message and "write 90s" in message
+
+
+@pytest.mark.parametrize("option", ["--budget", "--out", "--init", "--recipe", "--heldout", "--task"])
+def test_an_option_without_its_value_as_from_an_unset_variable(capsys, corpus, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    for words in ([option, ""], [f"{option}="]):
+        assert f"{option} is empty" in refused(capsys, "train", str(corpus), *words, *SMALL)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "setting", ["batch.windows=documents", "batch.ramp_from=8 batch.ramp_share=0.3", "batch.rates=sqrt"]
+)
+def test_a_setting_of_text_is_refused_for_pairs_before_a_plan_is_shown(capsys, tmp_path, monkeypatch, setting):
+    (tmp_path / "pairs.tsv").write_text("".join(f"{i}\t{i * i}\n" for i in range(99)))
+    monkeypatch.setattr("isoflop.plan.planner.choose_runtime", lambda *_: pytest.fail("the machine was timed"))
+    words = ["--set", *setting.split()]
+    message = refused(capsys, "train", "--task", "seq2seq", str(tmp_path / "pairs.tsv"), "--dry-run", *words)
+    assert message.count(setting.partition("=")[0]) == 2 and "leave out" in message
+
+
 @pytest.fixture
 def finished(tmp_path, corpus, capsys) -> Path:
     out = tmp_path / "finished"
@@ -129,6 +155,9 @@ def test_commands_that_need_a_run(finished, corpus, capsys, tmp_path):
     assert "float16 is not one of" in refused(capsys, "sample", str(finished), "--dtype", "float16")
     assert "UTF-8" in refused(capsys, "sample", str(finished), "--prompt", "\udcff bad")
     assert "--seed" in refused(capsys, "sample", str(finished), "--seed", str(10**30))
+    assert "--windows docs is not one of" in refused(capsys, "eval", str(finished), "--windows", "docs")
+    assert "--init" in refused(capsys, "import", str(finished), "--out", str(tmp_path / "imported"))
+    assert "too large" in refused(capsys, "train", "--resume", str(finished), "--budget", "+1e15steps")
     for option in (["--dry-run"], ["--strict"], ["--set", "seed=2"], ["--init", str(finished)]):
         assert option[0] in refused(capsys, "train", "--resume", str(finished), "--budget", "+5steps", *option)
     assert "/no/such" in refused(capsys, "eval", str(finished), "/no/such")

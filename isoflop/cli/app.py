@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import tyro
 
 from isoflop import __version__
-from isoflop.cli.arguments import spread_set
+from isoflop.cli.arguments import refuse_empty, spread_set
 from isoflop.cli.inference import evaluate, sample
 from isoflop.cli.inspect import config, report, runs
 from isoflop.cli.lab import LAB, lab
@@ -57,6 +57,7 @@ def run(arguments: Sequence[str]) -> int:
         if list(arguments) == ["--version"]:
             print(f"isoflop {__version__}")
             return 0
+        refuse_empty(rest)
         result = tyro.extras.subcommand_cli_from_dict(
             dict(commands),
             prog=prog,

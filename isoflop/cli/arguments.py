@@ -1,10 +1,18 @@
 """Argument types that several commands share, and several assignments after one --set."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from isoflop.errors import UserError
+
+MAY_BE_EMPTY = (
+    "--prompt",
+    "--stop",
+)  # an empty prompt starts a document; for an empty stop there is an error of its own
 
 Sources = Annotated[
     tuple[str, ...],
@@ -52,6 +60,14 @@ def spread_set(arguments: Sequence[str]) -> list[str]:
             in_set = True
         spread.append(word)
     return spread
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise UserError for an option with an empty value, most likely a shell variable that is not set."""
+    pairs = [*pairwise(arguments), *(tuple(word.split("=", 1)) for word in arguments if "=" in word)]
+    for option, value in pairs:
+        if option.startswith("--") and not value and option not in MAY_BE_EMPTY:
+            raise UserError(f"{option} is empty; give it a value or leave it out")
 
 
 def is_assignment(word: str) -> bool:

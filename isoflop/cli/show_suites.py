@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop import job
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.evaluate.compare import Compared
 from isoflop.evaluate.contamination import WORDS
 from isoflop.evaluate.methods import METRICS
@@ -194,7 +194,8 @@ def require_suite(options: Mapping[str, Any]) -> None:
     """Raise UserError for the first of `options` that is set, since it needs a suite."""
     for name, value in options.items():
         if value:
-            raise UserError(f"{name} goes with a suite; name one, as in: isoflop eval RUN --suite blimp {name} ...")
+            given = name if value is True else f"{name} {quoted(value)}"
+            raise UserError(f"{name} goes with a suite; name one, as in: isoflop eval RUN --suite blimp {given}")
 
 
 def split_names(values: Sequence[str]) -> list[str]:

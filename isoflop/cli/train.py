@@ -103,13 +103,11 @@ def train(
             "--no-pilots": no_pilots,
         }
         if resume is not None:
-            refuse_empty("--resume", resume)
             refuse_with_resume(
                 resume,
                 {"--like": like, "--out": out, **new_run_options, "--dry-run": dry_run, "--no-pilots": no_pilots},
             )
         if like is not None:
-            refuse_empty("--like", like)
             refuse_with_like(like, {"--budget": budget, **new_run_options, "--task": task != "causal_lm" and task})
         command = job.Command(
             sources=sources,
@@ -133,12 +131,6 @@ def train(
         screen.say(to_json(to_dict(outcome)), verbatim=True)
     if dry_run:
         screen.require_shown()
-
-
-def refuse_empty(option: str, run: str) -> None:
-    """Raise UserError for an empty name, most likely a shell variable that is not set."""
-    if not run:
-        raise UserError(f"{option} is empty; name a run folder: `isoflop runs` lists them")
 
 
 def refuse_with_like(run: str, options: dict[str, Any]) -> None:

@@ -86,7 +86,8 @@ def read_kind(path: Path, tokenizer: str, context: int) -> Bundle:
         if file.read(4) == b"GGUF":
             return read_gguf(path, tokenizer, context)
     if path.suffix != ".bin":
-        raise UserError(f"{path} is neither a Hugging Face folder, a GGUF file nor a llama2.c .bin")
+        folder = f"; name the folder, {path.parent}" if (path.parent / "config.json").is_file() else ""
+        raise UserError(f"{path} is neither a Hugging Face folder, a GGUF file nor a llama2.c .bin{folder}")
     adjacent = path.with_name("tokenizer.bin")
     if not tokenizer and adjacent.is_file() and adjacent != path:
         tokenizer = read_pieces(adjacent)

@@ -9,7 +9,7 @@ from isoflop.budget import Budget, parse_budget
 from isoflop.errors import UserError
 from isoflop.files import disk_errors, write_json, write_text
 from isoflop.job.ledger import record_forecast
-from isoflop.optim.timetable import Decision, Timetable
+from isoflop.optim.timetable import MOST_STEPS, Decision, Timetable
 from isoflop.plan.fitted import of_key
 from isoflop.plan.pilot import observations
 from isoflop.plan.predictability import Predictability
@@ -49,6 +49,11 @@ def extend(
     checkpoint.require_same_data(checkpoint.at_step(folder.checkpoints, resume_step), fingerprint)
     with foreign(f"the records of {folder.path} do not allow extending it"):
         seconds, total = extended_length(run, config, timetable, extra)
+        if total > MOST_STEPS:
+            raise UserError(
+                f"budget {str(extra)!r} is too large: with it {folder.path} has {total:.2g} steps, and a run "
+                f"has at most {MOST_STEPS:.0e}; give it less"
+            )
         plan = extended_plan(run.plan, extra, seconds, total)
 
     end = max(resume_step + 1, total)

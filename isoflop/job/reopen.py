@@ -69,7 +69,7 @@ def reopen(
         with disk_errors(f"the run folder {folder.path}"), folder.locked():
             switch_to_next_attempt(folder)
     run = read_run(folder.path)
-    config = override(from_dict(RunConfig, run.config), check_changeable(assignments))
+    config = override(from_dict(RunConfig, run.config), check_changeable(assignments, run.folder.path))
     check_world(config, group)
     refuse_to_resume(run, budget)
     extra = parse_budget(budget) if budget else None
@@ -111,8 +111,8 @@ def refuse_to_resume(run: Run, budget: str) -> None:
         )
 
 
-def check_changeable(assignments: Sequence[str]) -> Sequence[str]:
-    """The assignments, if all of them may change when a run resumes.
+def check_changeable(assignments: Sequence[str], run: Path) -> Sequence[str]:
+    """The assignments for resuming `run`, if all of them may change when a run resumes.
 
     Raises:
         UserError: naming one that may not.
@@ -121,7 +121,8 @@ def check_changeable(assignments: Sequence[str]) -> Sequence[str]:
         if assignment.partition(".")[0] not in CHANGEABLE:
             raise UserError(
                 f"--set {assignment} does not go with --resume: a run resumes with its config.json, except for "
-                f"{' and '.join(f'{name}.*' for name in CHANGEABLE)}"
+                f"{' and '.join(f'{name}.*' for name in CHANGEABLE)}; to repeat it with this change: "
+                f"isoflop train --like {quoted(run)} --set {quoted(assignment)}"
             )
     return assignments
 

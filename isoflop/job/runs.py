@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from isoflop import checkpoint
-from isoflop.config import from_dict, override
+from isoflop.config import from_dict, nearest, override
 from isoflop.data.config import DataConfig, check
 from isoflop.data.manifest import MANIFEST
+from isoflop.data.packing import DOCUMENTS, RUNNING
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError, quoted
 from isoflop.generate.request import Request
@@ -35,6 +36,7 @@ from isoflop.trainer.task import make_task, task_named
 # the fields that determine how text is read
 READING_FIELDS = ("data.text_column", "data.encoding", "data.document_separator", "data.format", "data.strict")
 EVALUATE = ("isoflop eval RUN", "--moved SOURCE")  # names the new place of a run's text, if it was moved
+WINDOWS = (RUNNING, DOCUMENTS)
 DEFAULT = Request()
 
 
@@ -91,6 +93,9 @@ def evaluate(
     path = Path(run)
     refuse_mixed(path, sources, {"--moved": moved, "--heldout": heldout}, {"--set": set, "--strict": strict})
     refuse_runs(path, sources)
+    if windows and windows not in WINDOWS:
+        kinds = ", ".join(WINDOWS)
+        raise UserError(f"--windows {windows} is not one of {kinds}{nearest(windows, WINDOWS)}")
     if text_column and not sources:
         raise error_without_sources("--text-column", path)
     if not sources and was_imported(path):

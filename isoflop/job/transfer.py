@@ -6,7 +6,7 @@ from pathlib import Path
 from isoflop import checkpoint, export
 from isoflop.config import to_dict
 from isoflop.data.config import DataConfig
-from isoflop.errors import UserError
+from isoflop.errors import UserError, quoted
 from isoflop.files import disk_errors, new_folder, write_json, write_text
 from isoflop.job.reopen import run_folder_of
 from isoflop.model.build import MODELS
@@ -57,6 +57,11 @@ def import_model(
     if final.is_dir() and any(final.iterdir()):
         raise UserError(f"--out {final} is not empty; name a new folder")
 
+    if RunFolder(Path(path)).checkpoints.is_dir():
+        raise UserError(
+            f"{path} is a run already, ready for isoflop sample, eval and export; to train from its weights: isoflop "
+            f"train SOURCE --init {quoted(path)}"
+        )
     bundle = export.read(Path(path), tokenizer, context, end_of_text)
     model = bundle.model()
     parameters = count(model)

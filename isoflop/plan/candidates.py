@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from isoflop.budget import Budget
 from isoflop.errors import UserError
+from isoflop.optim.timetable import MOST_STEPS
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER, reducible_loss
 from isoflop.plan.trials import usual_speed
 from isoflop.trainer import RunConfig
@@ -49,7 +50,7 @@ class Candidate:
         """The number of steps that the budget buys this candidate.
 
         Raises:
-            UserError: if it is less than MIN_STEPS and the budget is not in steps.
+            UserError: if it is less than MIN_STEPS and the budget is not in steps, or more than a run can have.
         """
         if budget.kind == "steps":
             return int(budget.amount)
@@ -69,6 +70,11 @@ class Candidate:
             raise UserError(
                 f"budget {str(budget)!r} is too small: it buys {steps} steps of {each}, and fewer than {MIN_STEPS} "
                 "train nothing; give it more"
+            )
+        if steps > MOST_STEPS:
+            raise UserError(
+                f"budget {str(budget)!r} is too large: it buys {steps:.2g} steps, and a run has at most "
+                f"{MOST_STEPS:.0e}; give it less"
             )
         return steps
 

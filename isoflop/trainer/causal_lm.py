@@ -143,6 +143,8 @@ class CausalLM:
         return self.criterion(model, inputs_BT, targets_BT, *documents) + model.auxiliary_loss()
 
     def workload(self, config: RunConfig, progress: Progress | None = None) -> TextWorkload:
+        if config.batch.document_mask:
+            require_documents(config)
         surveyed = survey(config.data)
         if not surveyed.bytes:  # report what is wrong with the text before the machine is timed
             prepare(config.data)

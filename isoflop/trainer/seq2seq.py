@@ -125,6 +125,7 @@ class Seq2Seq:
         return self.criterion(writer, inputs_BT, targets_BT) + model.auxiliary_loss()
 
     def workload(self, config: RunConfig, progress: Progress | None = None) -> PairWorkload:
+        config.batch.refuse_pairs()  # before the machine is timed and a plan is shown
         return PairWorkload(prepare_pairs(config.data, progress))
 
     def prepare_data(self, config: DataConfig, progress: Progress | None = None) -> PreparedPairs:
