@@ -127,15 +127,7 @@ class GPT(LanguageModel):
 
         start = cache.start(T) if cache is not None else 0
         x_BTD = self.embed(tokens_BT, start, cache, documents_BT)
-        extra, middle = self.extra_inputs(tokens_BT, x_BTD, documents_BT), self.middle
-        middle_BTD = x_BTD if middle == 0 else None
-        for number, block in enumerate(self.blocks, 1):
-            x_BTD = block(x_BTD, cache, **extra)
-            if number == middle:
-                middle_BTD = x_BTD
-
-        if self.backout is not None:
-            x_BTD = self.backout(x_BTD, middle_BTD)
+        _, x_BTD = self.run_blocks(x_BTD, cache, self.extra_inputs(tokens_BT, x_BTD, documents_BT))
         if cache is not None:
             cache.advance(T)
         return normalise(self.norm, x_BTD, start)
@@ -151,16 +143,23 @@ class GPT(LanguageModel):
         dropped_BTD: Tensor = self.dropout(x_BTD)
         return dropped_BTD
 
+    def run_blocks(self, x_BTD: Tensor, cache: Cache | None, extra: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The last block's input, and its output, from which `backout` has subtracted its share of the middle's."""
+        before_BTD = middle_BTD = x_BTD
+        for number, block in enumerate(self.blocks, 1):
+            before_BTD, x_BTD = x_BTD, block(x_BTD, cache, **extra)
+            if number == len(self.blocks) // 2:
+                middle_BTD = x_BTD
+
+        if self.backout is not None:
+            x_BTD = self.backout(x_BTD, middle_BTD)
+        return before_BTD, x_BTD
+
     def logits(self, h_BTD: Tensor) -> Tensor:
         """logits_BTV = h W_VD^T, soft-capped."""
         return soft_capped(product(h_BTD, self.head_weight), self.logit_cap)
 
     # --- Everything below serves options and training. The forward pass is complete above. ---
-
-    @property
-    def middle(self) -> int | None:
-        """The number of blocks after which `backout` takes the stream; None: it is not needed."""
-        return self.config.layers // 2 if self.backout is not None else None
 
     def extra_inputs(self, tokens_BT: Tensor, x0_BTD: Tensor, documents_BT: Tensor | None = None) -> dict[str, Tensor]:
         """Further inputs of every block, only if value embeddings, shortcuts or a mask between documents need them,
@@ -183,18 +182,10 @@ class GPT(LanguageModel):
     def hidden_mtp(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> list[Tensor]:
         """h_BTD for the next token, as `hidden`, and for each later token that has its own head (without backout)."""
         x_BTD = self.embed(tokens_BT, 0, None, documents_BT)
-        extra, middle = self.extra_inputs(tokens_BT, x_BTD, documents_BT), self.middle
-        middle_BTD = x_BTD if middle == 0 else None
-        for number, block in enumerate(self.blocks[:-1], 1):
-            x_BTD = block(x_BTD, **extra)
-            if number == middle:
-                middle_BTD = x_BTD
-
-        last_BTD = self.blocks[-1](x_BTD, **extra)
-        if self.backout is not None:
-            last_BTD = self.backout(last_BTD, middle_BTD)
-        h_BTD = normalise(self.norm, last_BTD, 0)
-        return [h_BTD, *(head(x_BTD, **extra) for head in self.ahead)]
+        extra = self.extra_inputs(tokens_BT, x_BTD, documents_BT)
+        before_BTD, x_BTD = self.run_blocks(x_BTD, None, extra)
+        h_BTD = normalise(self.norm, x_BTD, 0)
+        return [h_BTD, *(head(before_BTD, **extra) for head in self.ahead)]
 
     def units(self) -> list[Unit]:
         return [*self.blocks, *(head.block for head in self.ahead)]

@@ -21,7 +21,7 @@ class Smear(Part):
 
         x_t <- x_t + a sigmoid(w x_t[:24]) x_(t-1)
 
-    with learned a, 0 at the start, and w; the first token is left as it is (modded-nanogpt and nanochat). A cache keeps
+    with learned a, 0 at the start, and w; the first token stays unchanged (modded-nanogpt and nanochat). A cache keeps
     the last embedding, like a key of an attention with a window of two.
     """
 
@@ -41,7 +41,7 @@ class Smear(Part):
     def forward(
         self, x_BTD: Tensor, start: Start = 0, cache: Cache | None = None, documents_BT: Tensor | None = None
     ) -> Tensor:
-        """`documents_BT`: the number of each token's document, whose first token is left as it is, too."""
+        """`documents_BT`: the number of each token's document, whose first token stays unchanged, too."""
         gate_BT1 = F.linear(x_BTD[..., : len(self.gate)], self.gate.to(x_BTD.dtype).unsqueeze(0)).sigmoid()
         weight_BT1 = self.share.to(x_BTD.dtype) * gate_BT1.to(x_BTD.dtype)
         if documents_BT is not None:
