@@ -160,7 +160,7 @@ def seconds_to(target: float, runs: list[dict[str, Any]]) -> float | None:
 
 def seconds_of(budget: str) -> float:
     """Raises:
-    UserError: if it is no time.
+    UserError: if it is not a time.
     """
     amount = parse_budget(budget)
     if amount.kind != "seconds":
@@ -190,7 +190,7 @@ def race(
         `seconds` until ours reached nanoGPT's bits per byte, as a `share` of nanoGPT's, None if it did not; the runs.
 
     Raises:
-        UserError: if the budget is no time or the text is too short.
+        UserError: if the budget is not a time or the text is too short.
     """
     amount = seconds_of(budget)
     text, size = split(source, text_mb)
@@ -234,7 +234,7 @@ def race_nanochat(
         the runs of both and the seconds until ours reached nanochat's figures, None where it did not.
 
     Raises:
-        UserError: if a budget is no time, the text is too short, or nanochat cannot be run.
+        UserError: if a budget is not a time, the text is too short, or nanochat cannot be run.
     """
     budgets = sorted(seconds_of(budget) for budget in given.budget)
     recipe = Recipe.parse(given.recipe)

@@ -334,7 +334,7 @@ def new(
     stem = name.removesuffix(".toml")
     path = Path(f"{stem}.toml")
     if not NAME.fullmatch(path.stem):
-        raise UserError(f"{name!r} is no name for a claim: letters, digits, _ and - only, as in my-claim")
+        raise UserError(f"{name!r} is not a name for a claim: letters, digits, _ and - only, as in my-claim")
     if path.exists():
         raise UserError(f"{path} exists: name another one, or remove it")
     text = read_text(CLAIMS.parent / "template.toml").replace("NAME.toml", path.name)

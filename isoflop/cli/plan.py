@@ -263,7 +263,7 @@ def advise(
     gpus, name = parse_machine(machine)
     time = parse_budget(budget)
     if time.kind != "seconds" or time.more:
-        raise UserError(f"--budget {budget} is no time: write 72h, or $1440@20/h; for FLOPs see `plan predict`")
+        raise UserError(f"--budget {budget} is not a time: write 72h, or $1440@20/h; for FLOPs see `plan predict`")
     if not 0 <= price < float("inf"):
         raise UserError(f"--price {price:g} is not a number of dollars per GPU hour, as in 2.5")
     if not 0 <= share <= 1:

@@ -61,7 +61,7 @@ def check_encoding(name: str) -> None:
         codec = None
     if codec is None or codec.name in NO_TEXT or name.lower().replace("_", "-") in NO_TEXT:
         raise UserError(
-            f"data.encoding = {name!r} is no encoding of text that Python knows; examples are latin-1, cp1252, "
+            f"data.encoding = {name!r} is not an encoding of text that Python knows; examples are latin-1, cp1252, "
             "utf-16-le, shift_jis, gb18030"
         )
 

@@ -286,7 +286,7 @@ def plain_text_note(ending: str) -> str:
     if ending == ".json":
         return f"{READ_AS_TEXT} .json, because it is neither records nor an array of them; {WRITE_RECORDS}"
     if ending in TABLE_ENDINGS:
-        return f"{READ_AS_TEXT} {ending}, because its first line is no header that fits its rows; {WRITE_HEADER}"
+        return f"{READ_AS_TEXT} {ending}, because its first line is not a header that fits its rows; {WRITE_HEADER}"
     return ""
 
 

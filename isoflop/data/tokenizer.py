@@ -131,7 +131,7 @@ class Tokenizer:
 
         if not merges:
             raise UserError(f"{path} holds no merges; name a tokenizer.json or GPT-2's vocab.bpe")
-        with foreign(f"{path} is no list of merges"):
+        with foreign(f"{path} is not a list of merges"):
             return cls(with_eot(byte_level(models.BPE(vocabulary, merges))), str(path), end_of_text)
 
     @classmethod

@@ -1,7 +1,7 @@
 """A suite's items, from the user's files.
 
 Files are JSON lines, CSV or TSV with a header, in a folder or in a tar archive. A pattern is matched from the right of
-a path, so that `blimp/*.jsonl` is found however deep the folder lies; what lies where the pattern says comes first.
+a path, so that `blimp/*.jsonl` is found at any depth; a file at exactly that path is preferred.
 """
 
 import csv
@@ -19,7 +19,7 @@ from isoflop.evaluate.templates import fill, member
 from isoflop.untrusted import foreign, open_regular, parse_json, read_bytes
 
 LARGEST_FILE = 2**30  # bytes of one file of items
-NO_PLACE = "is no folder and no tar archive; name the folder that holds the items"
+NO_PLACE = "is neither a folder nor a tar archive; name the folder that holds the items"
 KINDS = "items are JSON lines (an object per line), CSV or TSV, in UTF-8 and not compressed"
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -169,13 +169,13 @@ def records_of(name: str, content: bytes) -> Iterator[tuple[int, dict[str, Any]]
     if kind in (".csv", ".tsv"):
         csv.field_size_limit(LARGEST_FILE)
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if kind == ".tsv" else ",")
-        with foreign(f"{short} is no {kind[1:].upper()}"):
+        with foreign(f"{short} is not {kind[1:].upper()}"):
             header = reader.fieldnames or ()
             if twice := next((name for name in header if header.count(name) > 1), None):
                 raise UserError(f"{short} has the column {twice!r} twice; rename one")
             for row in reader:
                 if None in row or None in row.values():
-                    raise UserError(f"{short} line {reader.line_num} has not as many values as the header")
+                    raise UserError(f"{short} line {reader.line_num} has more or fewer values than the header")
                 yield reader.line_num, dict(row)
         return
     for number, line in enumerate(text.split("\n"), 1):
@@ -184,7 +184,7 @@ def records_of(name: str, content: bytes) -> Iterator[tuple[int, dict[str, Any]]
                 raise UserError(f"{short} is an array of items; {KINDS}")
             record = parse_json(line, f"{short} line {number}")
             if not isinstance(record, dict):
-                raise UserError(f"{short} line {number} is no JSON object; {KINDS}")
+                raise UserError(f"{short} line {number} is not a JSON object; {KINDS}")
             yield number, record
 
 
@@ -192,7 +192,7 @@ def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Fi
     """The files that each pattern matches, in the order of their names.
 
     Raises:
-        UserError: if there are none, or a pattern matches files of two folders, neither of which is where it says.
+        UserError: if there are none, or a pattern matches files of two folders, neither of which is the pattern's own.
     """
     if not place.exists():
         raise UserError(f"--items {place} does not exist")
@@ -203,14 +203,14 @@ def find_files(patterns: Sequence[str], place: Path, suite: str) -> dict[str, Fi
         by_folder: dict[str, Files] = {}
         for file in files[pattern]:
             by_folder.setdefault(str(PurePosixPath(file[0]).parent), []).append(file)
-        said = str(PurePosixPath(pattern).parent)
-        if len(by_folder) > 1 and said not in by_folder:
+        own = str(PurePosixPath(pattern).parent)
+        if len(by_folder) > 1 and own not in by_folder:
             first, second = sorted(by_folder)[:2]
             way_out = (
                 f"name one of them: --items {place / first}" if place.is_dir() else "unpack it and name one of them"
             )
             raise UserError(f"suite {suite}: {pattern} is in {first} and in {second} of {place}; {way_out}")
-        files = {**files, pattern: by_folder.get(said, files[pattern])}
+        files = {**files, pattern: by_folder.get(own, files[pattern])}
     return files
 
 
@@ -273,7 +273,7 @@ def listed(suite: Suite, value: Any, record: dict[str, Any], name: str, at: str)
     if isinstance(value, str):
         texts = member(record, value, at)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise UserError(f"{at}: {name}, its field {value!r}, is no list of texts")
+            raise UserError(f"{at}: {name}, its field {value!r}, is not a list of texts")
     else:
         texts = [fill(template, record, at) for template in value]
     if len(texts) < 2:

@@ -1,7 +1,7 @@
 """How sure a score is, and a difference between two.
 
-Intervals hold 95 %. A share of right answers has Wilson's (1927): inside 0 to 1 and right for few items too. What is no
-share has the percentiles of a bootstrap over items. Two models are compared on the same items: a share by McNemar's
+Intervals hold 95 %. A share of right answers has Wilson's (1927): inside 0 to 1 and right for few items too. Any other
+score has the percentiles of a bootstrap over items. Two models are compared on the same items: a share by McNemar's
 test in its exact form, the binomial of the items on which exactly one is right, and with Newcombe's interval; anything
 else by the bootstrap of the difference. Of several comparisons each is judged after Holm (1979), so that the chance
 that any of them is called real where nothing differs is 5 %.
@@ -84,7 +84,7 @@ def ln(number: int) -> float:
 def newcombe(first_N: Values, second_N: Values) -> Interval:
     """The difference of two shares over the same items, the second less the first, by Newcombe's method 10 (1998,
     Statistics in Medicine 17, 2635): the distances of each share from the ends of its own interval, combined with the
-    correlation of the two. A bootstrap of few items would draw nothing but what it has: 100 to 100 points from one."""
+    correlation of the two. A bootstrap of a single item would have an interval of width 0."""
     count = len(first_N)
     one, other = wilson(float(second_N.sum()), count), wilson(float(first_N.sum()), count)
     both, neither = float((first_N * second_N).sum()), float(((1 - first_N) * (1 - second_N)).sum())

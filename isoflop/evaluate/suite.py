@@ -154,9 +154,9 @@ def read_suite(path: Path) -> Suite:
     """A suite file. What depends on its method is checked in methods.py.
 
     Raises:
-        UserError: in one line that names the file and the field, or the line where it is no TOML.
+        UserError: in one line that names the file and the field, or the line where it is not TOML.
     """
-    with foreign(f"{path} is no TOML"):
+    with foreign(f"{path} is not TOML"):
         fields = tomllib.loads(read_text(path, LARGEST_SUITE).removeprefix("\ufeff"))  # as some editors begin a file
     for name in OWN:
         if name in fields:
@@ -190,7 +190,7 @@ def check_fields(suite: Suite) -> None:
         for pattern in patterns:
             compiled(pattern, name)
     for pattern, by in suite.replace:
-        with foreign(f"replace = {[pattern, by]} is no regular expression and its replacement"):
+        with foreign(f"replace = {[pattern, by]} is not a regular expression and its replacement"):
             compiled(pattern, "replace").sub(by, "")
     if suite.shots is not None:
         if suite.shots.count < 0:
@@ -200,7 +200,7 @@ def check_fields(suite: Suite) -> None:
 
 
 def check_patterns(patterns: Sequence[str], name: str) -> None:
-    """Patterns end in the name of a file, and lead nowhere but down."""
+    """Raise UserError for a pattern that does not name files below the folder with the items."""
     for pattern in patterns:
         path = PurePosixPath(pattern)
         if not path.name or path.is_absolute() or ".." in path.parts:
@@ -224,7 +224,7 @@ def check_listed(value: Any, name: str) -> None:
 
 def compiled(pattern: str, name: str) -> re.Pattern[str]:
     """A regular expression of a suite file."""
-    with foreign(f"{name} = {pattern!r} is no regular expression"):
+    with foreign(f"{name} = {pattern!r} is not a regular expression"):
         return re.compile(pattern)
 
 

@@ -35,7 +35,7 @@ def fill(template: str, record: Mapping[str, Any], where: str) -> str:
     """The text of a template that was checked.
 
     Raises:
-        UserError: naming `where`, for a field that the item does not have or that is no text or number.
+        UserError: naming `where`, for a field that the item does not have or that is neither text nor a number.
     """
 
     def value(part: re.Match[str]) -> str:

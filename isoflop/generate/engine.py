@@ -146,13 +146,13 @@ def stream_all(
     Prompts of any lengths are read in one pass each or together, a shared prefix once, and each row has its own
     position. A row's output does not depend on the other rows.
 
-    Raises:
-        UserError: for a prompt without ids or with one that the model does not have, for a sampling argument out of
-            range, or more than memory holds.
-
     When a row's context is full, the last half of it is read again from position 0 and generation continues from there:
     learned positions stay within their table, and a token sees three quarters of a context on average. Each row draws
     from its own random generator, seeded with `seed` + its number; torch's global one is not used.
+
+    Raises:
+        UserError: for a prompt without ids or with one that the model does not have, for a sampling argument out of
+            range, or more than memory holds.
     """
     if tokens < 1:
         return

@@ -74,7 +74,7 @@ def score(
         say: called with one line of progress at a time.
 
     Raises:
-        UserError: for a run that cannot be read or is no GPT, for a training text that is not there, and for a
+        UserError: for a run that cannot be read or is not a GPT, for a training text that is not there, and for a
             malformed suite or item, before any model is scored.
     """
     if limit < 0:
@@ -117,7 +117,7 @@ def check_runs(runs: Sequence[Path | str]) -> None:
     """Find the mistakes in a list of runs that are cheap to find, before hours are spent on the first.
 
     Raises:
-        UserError: for a run that is named twice, has no checkpoint or is no GPT.
+        UserError: for a run that is named twice, has no checkpoint or is not a GPT.
     """
     for number, run in enumerate(runs):
         if any(Path(run) == Path(other) for other in runs[:number]):

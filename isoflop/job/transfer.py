@@ -65,7 +65,7 @@ def import_model(
     bundle = export.read(Path(path), tokenizer, context, end_of_text)
     model = bundle.model()
     parameters = count(model)
-    # the run's own tokenizer, so that config.json can be trained as it is
+    # the run's own tokenizer, so that config.json can be trained unchanged
     data = DataConfig(tokenizer=str((final / "tokenizer.json").resolve()))
     config = to_dict(RunConfig(model=bundle.config, data=data, runtime=RuntimeConfig(device="cpu", dtype="float32")))
     plan = Plan.imported(str(path), bundle.source, parameters.matmul, parameters.total)

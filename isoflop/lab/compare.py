@@ -190,7 +190,8 @@ def spelled_out(word: str) -> str:
     if head in known:
         return f"model.{word}"
     raise UserError(
-        f"{head!r} in {word!r} is no field of the model or of the run{nearest(head, known)} (`isoflop config` has all)"
+        f"{head!r} in {word!r} is not a field of the model or of the run{nearest(head, known)} (`isoflop config` "
+        "lists all)"
     )
 
 

@@ -2,7 +2,7 @@
 
     shuffled      the lines of a document in another order
     duplicates    a copy of one of a few documents in place of a document, with a line of its own in front of it, so
-                  that it is no exact duplicate
+                  that it is not an exact duplicate
     boilerplate   the same twelve lines in front of each eighth line of a document
 
 A hash of a document's content decides whether it is held out and whether it is damaged: all damages of a text hold out
@@ -140,7 +140,7 @@ def pieces(data: DataConfig) -> Iterator[str]:
 
 
 def damaged_piece(piece: str, damage: Mapping[str, float], kept: list[str]) -> str | None:
-    """A piece damaged by the first kind whose share it falls into; None if it stays as it is."""
+    """A piece damaged by the first kind whose share it falls into; None if it stays unchanged."""
     at = number(piece, "damaged") / 2**64
     reached = 0.0
     for kind in KINDS:

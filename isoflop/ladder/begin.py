@@ -82,7 +82,7 @@ class Ladder:
 
     @property
     def decay(self) -> float | None:
-        """The share of a run in which the rate falls, where longer runs can go on from before that; else None."""
+        """The share of a run in which the rate falls, where longer runs can continue from before that; else None."""
         schedule = self.base.schedule
         return schedule.decay if schedule.entry.stable and 0 < schedule.decay < 1 else None
 
@@ -115,7 +115,7 @@ class Ladder:
             until=until,
             trusted=self.wanted.trusted,
         )
-        # what goes on from a run that diverged diverges as well
+        # a run that continues one that diverged diverges as well
         lost = [length for length in piece.lengths if self.diverged(piece.key(length))]
         return replace(piece, lengths=piece.lengths[: piece.lengths.index(lost[0]) + 1]) if lost else piece
 

@@ -3,7 +3,7 @@
     plan of the largest target ─> text prepared ─> sizes timed ─> rungs ─> runs, rates, seeds ─> law ─> targets, page
     (vocabulary, context, recipe)                  (said and fixed)   (each once, on record)
 
-Ended at any moment, the same command goes on: what is on record is not run again.
+Ended at any moment, the same command continues: what is on record is not run again.
 """
 
 import time
@@ -30,14 +30,14 @@ SPARE = 1.15  # times the budget up to which a run may be begun, if it is expect
 
 
 def climb(wanted: Wanted, listener: Listener | None = None) -> Ladder | None:
-    """Make a ladder, or go on where it was left.
+    """Make a ladder, or continue one.
 
     Returns:
         The ladder with what came of it; None with `dry_run`.
 
     Raises:
         UserError: for anything that cannot be used, before anything is written.
-        KeyboardInterrupt: it was stopped; the same command goes on.
+        KeyboardInterrupt: it was stopped; the same command continues.
     """
     listener = listener or Listener()
     say, began = listener.say, time.monotonic()
@@ -72,7 +72,7 @@ def climb(wanted: Wanted, listener: Listener | None = None) -> Ladder | None:
         try:
             make_runs(one, missing, pace, time.time() + budget, say)
         except KeyboardInterrupt:
-            say("stopped; the same command goes on from here")
+            say("stopped; the same command continues from here")
             raise
         conclude(one, listener)
     return one

@@ -5,7 +5,7 @@
                                └──────────────────────┬╲ 4
 
 It is what `isoflop train --resume RUN --budget +...` does (job/extend.py), without report and samples. Each run is a
-line of runs.jsonl when it ends; a piece that was killed goes on from its last checkpoint.
+line of runs.jsonl when it ends; a piece that was killed continues from its last checkpoint.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class Piece:
 
 
 def config_for(config: RunConfig, steps: int, factor: float, seed: int) -> RunConfig:
-    """The configuration of the shortest run of a size: nothing is written but the checkpoints that longer ones go on
+    """The configuration of the shortest run of a size: nothing is written but the checkpoints that longer ones continue
     from."""
     made = scaled(config, factor) if factor != 1.0 else config
     every = replace(made.every, log=max(1, steps // 10), evaluate=0, sample=0, suite=0, diagnose=0, checkpoint=steps)
@@ -114,7 +114,7 @@ def perform(piece: Piece) -> tuple[LadderRun, ...]:
         Those that were made now. A run that diverged is one of them, and the last.
 
     Raises:
-        KeyboardInterrupt: a signal came; what was trained is saved, and the next call goes on from there.
+        KeyboardInterrupt: a signal came; what was trained is saved, and the next call continues from there.
     """
     made: list[LadderRun] = []
     with trust_code(*piece.trusted):

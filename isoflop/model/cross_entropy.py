@@ -194,7 +194,7 @@ def forward_backward_by_kernels(
     writes its gradient over it; rows that are not counted get a gradient of zeros.
 
     Raises:
-        IndexError: for a target that is no id.
+        IndexError: for a target that is not an id.
     """
     wants_h, wants_weight = wants
     N, V = len(h_ND), len(weight_VD)

@@ -1,7 +1,7 @@
 """Models by name. A preset is a function whose keyword arguments override its fields.
 
-Most are published shapes. Those in UNSIZED name blocks and options only: `--set model=portable` leaves the sizes as
-they are, so that a plan still chooses them.
+Most are published shapes. Those in UNSIZED name blocks and options only: `--set model=portable` keeps the sizes,
+so that a plan still chooses them.
 """
 
 from collections.abc import Callable

@@ -2,6 +2,7 @@
 
     model.<name>            a parameter or persistent buffer, under its name in the model; a tied one once
     average.<name>          the average of that parameter during the run, if there is one (trainer/average.py)
+    probe.<name>            its average for the running forecast, before the decay (trainer/decay_probe.py)
     optim.<name>.<key>      the optimiser's state for that parameter: momentum, moments, its step count
     rng.<device>            the state of torch's random generator of that device, a uint8 vector
 
@@ -27,7 +28,7 @@ from isoflop.errors import UserError
 from isoflop.files import new_folder
 from isoflop.parallel.mesh import present
 
-MODEL, AVERAGE = "model.", "average."  # prefixes of names
+MODEL, AVERAGE, PROBE = "model.", "average.", "probe."  # prefixes of names
 
 # Added by torch.compile and recomputation to the names of the modules that they wrap.
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")

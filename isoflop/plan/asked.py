@@ -74,7 +74,7 @@ def sets_within(raw: str, field: str) -> bool:
 
 
 def keeps(raw: str, field: str) -> bool:
-    """Whether the value of a whole model is a preset that leaves this field of it as it is."""
+    """Whether the value of a whole model is a preset that keeps this field."""
     (whole, _, name), value = field.rpartition("."), parse_value(raw)
     return whole == "model" and isinstance(value, str) and name in UNSIZED.get(value, ())
 

@@ -25,7 +25,7 @@ class Cost:
     source: str
 
     def in_words(self) -> str:
-        """ "for 0.017 to 0.035 bits per byte more (measured at ...)"."""
+        """The cost for a sentence: for 0.017 to 0.035 bits per byte more (measured at ...)."""
         more = self.high > 0
         amounts = (self.low, self.high) if more else (-self.high, -self.low)
         shown = " to ".join(dict.fromkeys(f"{amount:.3f}" for amount in amounts))
@@ -47,7 +47,7 @@ def cost_of_portable(model: ModelConfig) -> Cost | None:
     for row in table()["rows"]:
         if row["model"] == differ:
             values = [entry["bits_per_byte"] for entry in row["measured"]]
-            sizes = " and ".join(f"{entry['size']}" for entry in row["measured"])
+            sizes = " and ".join(entry["size"] for entry in row["measured"])
             return Cost(min(values), max(values), f"measured at {sizes}, docs/recipe.md")
     return None
 

@@ -131,7 +131,7 @@ def expect(
 
     where = "inside the table's range"
     if flops > largest:
-        where = f"{flops / largest:.3g} times the table's largest run: a law goes on from there"
+        where = f"{flops / largest:.3g} times the table's largest run: a law extrapolates from there"
     elif flops < smallest:
         where = f"{smallest / flops:.3g} times below the table's smallest run"
     source += f"{len(all_flops)} runs of our own on {factors.corpora} other texts, {where}"

@@ -47,7 +47,7 @@ def outlook(
     if tokens_per_second <= 0 or abs(math.log(gain * tokens_per_second / planned)) < math.log(CONTRADICTS):
         return None
 
-    # the run as it is
+    # the run so far
     pilots, other_recipe = observations(advice.pilots), bool(advice.differences)
     forecast = partial(expect, text=text, pilots=pilots, other_recipe=other_recipe)
     continued = forecast(advice.parameters, tokens + seconds * tokens_per_second, unique).bits_per_byte

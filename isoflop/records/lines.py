@@ -67,7 +67,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             record = parse_json(line, f"{path} line {number}")
             if not isinstance(record, dict):
-                raise UserError(f"{path} line {number} is no JSON object")
+                raise UserError(f"{path} line {number} is not a JSON object")
             records.append(record)
         except UserError as error:
             if number < len(lines) - 1:

@@ -114,7 +114,7 @@ def warnings(runs: list[Facts], names: list[str]) -> str:
 
 
 def unequal(facts: Facts, base_facts: Facts) -> list[str]:
-    """The reasons why a run is no fair comparison with the baseline, a line of HTML each."""
+    """The reasons why a run is not a fair comparison with the baseline, a line of HTML each."""
     run, base = facts.run, base_facts.run
     reasons = []
     if run.data.fingerprint != base.data.fingerprint:

@@ -8,8 +8,7 @@ the difference (curve_law.py).
 The average is only read: weights are put back bit for bit, and no random generator is used. It is kept in main memory,
 and in the checkpoints of the stable phase, so that a resumed run measures the same.
 
-    tensors    probe.<name>, for every parameter `model.<name>`
-    progress   probe: the number of additions
+In a checkpoint it is the tensors probe.<name>, and `probe` of its progress, the number of additions.
 """
 
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop import checkpoint
-from isoflop.parallel.state import load_tensors, model_tensors
+from isoflop.parallel.state import MODEL, PROBE, model_tensors
 
 # The weights after a share x of the additions count in proportion to x^POWER (Karras et al. 2023, 2312.02696, section
 # 3.1): the window grows with the run, and its mean lags behind by LAG of the steps so far.
@@ -105,13 +104,13 @@ class DecayProbe:
         if type(count) is not int or count != saved["step"] // self.interval:
             return False
         means = [torch.zeros_like(tensor, device="cpu") for tensor in self.live.values()] if count else []
-        load_tensors(folder / "tensors", {saved_name(name): mean for name, mean in zip(self.live, means, strict=False)})
+        checkpoint.load_tensors(folder, {saved_name(name): mean for name, mean in zip(self.live, means, strict=False)})
         self.count, self._means = count, means
         return True
 
 
 def saved_name(name: str) -> str:
-    return f"probe.{name.removeprefix('model.')}"
+    return PROBE + name.removeprefix(MODEL)
 
 
 @torch.no_grad()

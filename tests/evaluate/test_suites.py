@@ -198,7 +198,7 @@ def test_tables_are_items_too(write_suite, tmp_path):
     (item,) = ask(str(path)).items
     assert item.contexts[0] == "Is it, then?" and item.options == ("yes", "no") and item.answer == 1
     (tmp_path / "t.csv").write_text("q,a,b,gold\nIs it?,yes\n")
-    with pytest.raises(UserError, match=r"t\.csv line 2 has not as many values"):
+    with pytest.raises(UserError, match=r"t\.csv line 2 has more or fewer values"):
         ask(str(path))
 
 
@@ -213,18 +213,18 @@ GOOD = {"question": "Is it?", "choices": ["yes", "no"], "gold": 0}
             r"own item 2 \(own\.jsonl line 2\) has no field 'question'; its fields: choices, gold",
         ),
         ({**GOOD, "choices": ["yes"]}, "item 2 .* has 1 options; it needs two or more"),
-        ({**GOOD, "choices": "yes or no"}, "item 2 .*'choices', is no list of texts"),
+        ({**GOOD, "choices": "yes or no"}, "item 2 .*'choices', is not a list of texts"),
         ({**GOOD, "gold": 2}, "item 2 .* its answer '2' is not the number of one of its 2 options"),
         ({**GOOD, "gold": "-1"}, "item 2 .* its answer '-1' is not the number"),
         ({**GOOD, "question": None}, r"item 2 .*\{question\} is nothing \(null\) and no text"),
         ({**GOOD, "question": ["a"]}, r"item 2 .*\{question\} is a list and no text"),
         (
             ["no", "object"],
-            r"own\.jsonl line 2 is no JSON object; items are JSON lines \(an object per line\), CSV or TSV",
+            r"own\.jsonl line 2 is not a JSON object; items are JSON lines \(an object per line\), CSV or TSV",
         ),
         ({**GOOD, "gold": "9" * 5000}, "item 2 .* its answer '9{60}' is not the number"),
         ({**GOOD, "gold": 1.0}, "item 2 .* its answer '1.0' is not the number .*; numbers begin at 0, and answer_is"),
-        ({**GOOD, "choices": {"text": ["yes", "no"]}}, "item 2 .*'choices', is no list of texts"),
+        ({**GOOD, "choices": {"text": ["yes", "no"]}}, "item 2 .*'choices', is not a list of texts"),
     ],
 )
 def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
@@ -249,12 +249,12 @@ def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
         ({"files": ["../own.jsonl"]}, r"files = '\.\./own\.jsonl' is not the end"),
         ({"files": ["/own.jsonl"]}, "files = '/own.jsonl' is not the end"),
         ({"shots": {"count": 1, "files": ["."]}}, r"shots\.files = '\.' is not the end"),
-        ({"replace": [["a", "\\9"]]}, r"replace = \['a', .* is no regular expression and its replacement"),
+        ({"replace": [["a", "\\9"]]}, r"replace = \['a', .* is not a regular expression and its replacement"),
         ({"method": "exact_match", "context": "{question}", "answer": "{gold}", "stops": [""]}, "has an empty string"),
         ({"files": []}, "names no file"),
         ({"files": ["absent.jsonl"]}, r"no file absent\.jsonl in .*--items"),
         ({"where": {"question": "?"}}, r"none of the 2 items in .* is wanted: where = \{'question': '\?'\}"),
-        ({"replace": [["(", ""]]}, r"replace = '\(' is no regular expression"),
+        ({"replace": [["(", ""]]}, r"replace = '\(' is not a regular expression"),
         ({"answer_is": "word"}, "answer_is = 'word' is not one of number, letter, text"),
         ({"name": "../x"}, "is not made of letters"),
         ({"built_in": True}, "unknown field built_in"),
@@ -269,7 +269,7 @@ def test_a_malformed_suite_is_one_line(write_suite, fields, message):
 
 def test_a_file_that_is_no_suite_is_refused(tmp_path):
     (tmp_path / "broken.toml").write_text("name = \n")
-    with pytest.raises(UserError, match=r"broken\.toml is no TOML .*line 1"):
+    with pytest.raises(UserError, match=r"broken\.toml is not TOML .*line 1"):
         ask(str(tmp_path / "broken.toml"))
     with pytest.raises(UserError, match="did you mean blimp"):
         ask("blimb")
@@ -278,7 +278,7 @@ def test_a_file_that_is_no_suite_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"--items .* does not exist"):
         ask("blimp", tmp_path / "absent")
     (tmp_path / "no.tar").write_text("this is no archive")
-    with pytest.raises(UserError, match="no folder and no tar archive"):
+    with pytest.raises(UserError, match="neither a folder nor a tar archive"):
         ask("blimp", tmp_path / "no.tar")
 
 

@@ -1,4 +1,4 @@
-"""The kernels are compiled once, kept, and a run goes on without them."""
+"""The kernels are compiled once, kept, and a run continues without them."""
 
 from dataclasses import replace
 

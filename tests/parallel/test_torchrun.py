@@ -146,7 +146,7 @@ def test_a_run_changes_its_number_of_processes_and_stays_one_run(tmp_path, recip
 
 
 def test_torchrun_restarts_the_group_after_a_killed_worker(tmp_path, recipe):
-    """torchrun starts all again, and the same command goes on from the last checkpoint."""
+    """torchrun starts all again, and the same command continues from the last checkpoint."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     Forked(2, train(recipe, whole), tmp_path).finish()
     launched = Torchrun(2, train(recipe, killed), "--max-restarts", "1")

@@ -1,4 +1,4 @@
-"""A whole run with diagnostics: what goes on inside the model while it trains, as measures."""
+"""A whole run with diagnostics: what happens inside the model while it trains, as measures."""
 
 import math
 from collections.abc import Mapping
