@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.groups import split
 from isoflop.optim.muon import Matrices
-from isoflop.optim.table import WEIGHT_DECAY_COURSES, Course
+from isoflop.optim.table import WEIGHT_DECAYS, Course
 
 
 def build(
@@ -44,9 +44,9 @@ def build(
 
 def weight_decay_course(config: OptimConfig, decays: bool) -> dict[str, Course]:
     """The weight decay of a group as a course, if it changes during the run."""
-    if not decays or config.weight_decay_course == "constant":
+    factor, peak = WEIGHT_DECAYS[config.weight_decay_course].factor, config.weight_decay
+    if factor is None or not decays:
         return {}
-    factor, peak = WEIGHT_DECAY_COURSES[config.weight_decay_course], config.weight_decay
     return {"weight_decay": lambda scale, step, u: peak * factor(scale, step, u)}
 
 

@@ -10,7 +10,7 @@ from isoflop.errors import UserError
 from isoflop.optim.average import AVERAGES, Averaging
 from isoflop.optim.muon import Neurons
 from isoflop.optim.orthogonal import ITERATIONS
-from isoflop.optim.table import FLOAT, OPTIMIZERS, SCHEDULES, Optimizer, Schedule, choose, without
+from isoflop.optim.table import FLOAT, OPTIMIZERS, SCHEDULES, WEIGHT_DECAYS, Optimizer, Schedule, choose, without
 
 MOST_ROUNDS = 100
 Betas = tuple[float, float]
@@ -53,11 +53,7 @@ class OptimConfig:
     head_betas: Annotated[
         Betas | None, "betas for an untied head; null: optim.betas (nanochat: [0.8, 0.96])", Added()
     ] = None
-    weight_decay_course: Annotated[
-        Literal["constant", "with_lr", "linear", "cosine"],
-        "weight decay during the run: constant; times the learning rate's factor; or falling to 0 over the whole run",
-        Added(),
-    ] = "constant"
+    weight_decay_course: Annotated[str, "weight decay during the run:", OneOf(WEIGHT_DECAYS), Added()] = "constant"
     cautious_decay: Annotated[
         bool, "Muon's weight decay only where the step moves no weight away from 0 (2510.12402)", Added()
     ] = False
@@ -88,6 +84,7 @@ class OptimConfig:
         require("optim.weight_decay", self.weight_decay, 0.0, math.inf)
         require("optim.clip", self.clip, 0.0, math.inf)
         OneOf(ITERATIONS).check(self.iteration, "optim.iteration")
+        OneOf(WEIGHT_DECAYS).check(self.weight_decay_course, "optim.weight_decay_course")
         _ = self.entry
 
     @cached_property

@@ -1,4 +1,5 @@
-"""OPTIMIZERS and SCHEDULES: the values of `optim.name` and `schedule.name`, and their interfaces to other files.
+"""OPTIMIZERS, WEIGHT_DECAYS and SCHEDULES: the values of `optim.name`, `optim.weight_decay_course` and `schedule.name`,
+and their interfaces to other files.
 
 Adding one takes a class and a line in its table. The fields of the class are its schema: each gets the value of the
 field of OptimConfig or ScheduleConfig (config.py) with the same name. Help and error texts are derived from here.
@@ -192,12 +193,23 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
-# `optim.weight_decay_course` -> the factor on the weight decay of every group at a step
-WEIGHT_DECAY_COURSES: dict[str, Course] = {
-    "constant": lambda scale, step, u: 1.0,
-    "with_lr": lambda scale, step, u: scale,
-    "linear": lambda scale, step, u: 1.0 - u,
-    "cosine": lambda scale, step, u: 0.5 * (1.0 + math.cos(math.pi * u)),
+@dataclass(frozen=True)
+class WeightDecay:
+    """How the weight decay of every group changes during the run.
+
+    Attributes:
+        factor: on `optim.weight_decay` at a step; None: it does not change.
+    """
+
+    words: str
+    factor: Course | None = None
+
+
+WEIGHT_DECAYS: dict[str, WeightDecay] = {
+    "constant": WeightDecay(""),
+    "with_lr": WeightDecay("times the learning rate's factor", lambda scale, step, u: scale),
+    "linear": WeightDecay("falling to 0 over the whole run", lambda scale, step, u: 1.0 - u),
+    "cosine": WeightDecay("the same by a cosine", lambda scale, step, u: 0.5 * (1.0 + math.cos(math.pi * u))),
 }
 
 

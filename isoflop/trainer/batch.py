@@ -7,14 +7,29 @@ import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
-from isoflop.config import Added
+from isoflop.config import Added, OneOf
 from isoflop.errors import UserError
 
 MOST_SEQUENCES = 10**6  # in a step; GPT-3's largest batches had 1,600
 
-# batch.rates -> the exponent of a step's share of batch.sequences, by which its learning rates are multiplied. The
-# square root is the rule for Adam (Malladi et al. 2022, 2205.10287, definition 4.1); Muon's rates follow it here too.
-RATES = {"same": 0.0, "sqrt": 0.5}
+
+@dataclass(frozen=True)
+class Rates:
+    """How the learning rates of a smaller step of a ramp follow from those of a whole step.
+
+    Attributes:
+        exponent: the rates are multiplied by the step's share of batch.sequences to this power.
+    """
+
+    words: str
+    exponent: float
+
+
+RATES: dict[str, Rates] = {
+    "same": Rates("as in a whole step", 0.0),
+    # The rule for Adam (Malladi et al. 2022, 2205.10287, definition 4.1); Muon's rates follow it here too.
+    "sqrt": Rates("times the square root of its share of batch.sequences", 0.5),
+}
 
 TEXT_ONLY = (
     "ramp_from",
@@ -53,9 +68,9 @@ class BatchConfig:
         float, "the same as a share of the planned tokens, instead of batch.ramp_sequences: 0.3 of the run", Added()
     ] = 0.0
     rates: Annotated[
-        Literal["same", "sqrt"],
-        "learning rates of a smaller step of a ramp: same, as in a whole step; sqrt, times the square root of its "
-        "share of batch.sequences",
+        str,
+        "learning rates of a smaller step of a ramp:",
+        OneOf(RATES),
         Added(),
     ] = "same"
     context_from: Annotated[
@@ -80,6 +95,7 @@ class BatchConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.sequences <= MOST_SEQUENCES:
             raise UserError(f"batch.sequences = {self.sequences} is not between 1 and {MOST_SEQUENCES:,}")
+        OneOf(RATES).check(self.rates, "batch.rates")
         self.check_micro("sequences")
         for name in ("ramp_share", "context_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -184,7 +200,7 @@ class BatchConfig:
         Raises:
             UserError: if doubling `context_from` does not give the model's context.
         """
-        sizes = Sizes(levels_of(self.for_steps(steps)), ((0, context),), RATES[self.rates])
+        sizes = Sizes(levels_of(self.for_steps(steps)), ((0, context),), RATES[self.rates].exponent)
         if not self.context_from or self.context_from == context:
             return sizes
 
@@ -217,7 +233,7 @@ class Sizes:
     Attributes:
         levels: (first step, sequences read before it, sequences of each step from it on), in order.
         stages: (first step, tokens of context from it on), in order.
-        exponent: see RATES.
+        exponent: see Rates.
     """
 
     levels: tuple[tuple[int, int, int], ...]
