@@ -1,5 +1,6 @@
 # make demo    pretrain for 3 minutes on the default corpus, show a sample, name the report
 # make test    lint, types, import contracts, tests
+# make test-all  the same with the tests marked slow
 #
 # WORKERS=N runs the tests in so many processes (a processor each by default), PYTEST_ARGS="tests/model -x" some of them.
 # TORCH_INDEX=URL takes torch from another package index (on Linux the usual one brings gigabytes of CUDA).
@@ -13,12 +14,15 @@ TORCH_INDEX ?=
 BUDGET ?= 3m
 WORKERS ?= auto
 
-.PHONY: demo test lint types floors pytest install install-test clean
+.PHONY: demo test test-all lint types floors pytest install install-test clean
 
 demo: install
 	$(BIN)/isoflop train --budget $(BUDGET)
 
 test: lint types floors pytest
+
+test-all:
+	$(MAKE) test PYTEST_ARGS="-m '' $(PYTEST_ARGS)"
 
 lint: install-test
 	$(BIN)/ruff check .

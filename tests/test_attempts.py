@@ -304,7 +304,6 @@ start.pretrain([sys.argv[1]], "4s", sys.argv[2], assignments=small)
 """
 
 
-@pytest.mark.slow
 def test_all_processes_leave_together_and_get_the_new_plan(words, tmp_path):
     (tmp_path / "together.py").write_text(TOGETHER)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]

@@ -4,14 +4,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from small import TINY
 
 KILL = Path(__file__).parent / "campaigns" / "kill.py"
 
 
-@pytest.mark.slow
 def test_a_run_killed_many_times_equals_the_uninterrupted_one(corpus):
     command = [sys.executable, str(KILL), str(corpus), "--kills", "3", "--budget", "40steps", "--seed", "1"]
     done = subprocess.run([*command, "--set", *TINY], capture_output=True, text=True, timeout=900)

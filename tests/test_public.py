@@ -40,7 +40,16 @@ for name in isoflop.__all__:
 """
 
 
-@pytest.mark.parametrize("first", ["isoflop.evaluate", "isoflop.evaluate.transduction", "isoflop.cli", "isoflop.job"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "isoflop.evaluate",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("isoflop.evaluate.transduction", "isoflop.cli", "isoflop.job")
+        ),
+    ],
+)
 def test_no_submodule_shadows_a_public_name(first):
     names = [name for name in SUBMODULES if not name.endswith("__main__")]
     done = subprocess.run([sys.executable, "-c", TOLD, first, *names], capture_output=True, text=True)

@@ -8,7 +8,7 @@ import typing
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.records import (
@@ -122,6 +122,7 @@ def keys_of(cls: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("cls", RECORDS)
+@settings(max_examples=30)  # for each of the classes
 @given(data=st.data())
 def test_records_are_read_back_as_written(cls, data):
     record = data.draw(records(cls))
@@ -132,6 +133,7 @@ def test_records_are_read_back_as_written(cls, data):
 
 
 @pytest.mark.parametrize("cls", [*RECORDS, Call])
+@settings(max_examples=30)  # for each of the classes
 @given(data=st.data())
 def test_any_json_is_read_and_written_back_unchanged(cls, data):
     known = st.dictionaries(st.sampled_from(keys_of(cls)) | WORDS, JSON, max_size=6)

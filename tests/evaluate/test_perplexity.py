@@ -40,7 +40,6 @@ def test_it_equals_the_documented_recipe(model, tokenizer, runtime, stride):
     assert values["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(PAGE), rel=1e-5)
 
 
-@pytest.mark.slow
 def test_transformers_gives_the_same_on_the_same_weights(tokenizer, runtime, tmp_path):
     transformers = pytest.importorskip("transformers")
     from isoflop import export

@@ -58,8 +58,12 @@ def test_real_items_are_found_in_the_archive(test_data):
     assert len(asked.items) == FOUND_IN_THE_ARCHIVE["arc_easy"] and asked.chance == pytest.approx(0.25, abs=0.01)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", names())
+SMALL = ("arc_easy", "copa", "lambada", "winograd")  # one suite of each method that has few items or is read at once
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in SMALL else [pytest.mark.slow]) for name in names()]
+)
 def test_every_real_item_is_scored(name, test_data):
     archive = test_data / "evals.tar.xz"
     if not archive.is_file():

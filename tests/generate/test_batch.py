@@ -26,6 +26,12 @@ from isoflop.model.registry import SLOTS, trust_code
 V, CONTEXT = 19, 24
 BASE = {"norm": "layer", "position": "learned", "attention": "full", "feed_forward": "mlp", "init": "gpt2"}
 WINDOW = Spec("banded", window=3)
+POSITIONED = [
+    {"position": position, "attention": attention}
+    for position in ("rotary", "alibi", "relative", "sinusoidal", "none")
+    for attention in (Spec("full", kv_heads=2), Spec("full", soft_cap=2.0), WINDOW, Spec("latent"))
+    if (position, attention.name) != ("relative", "latent")  # refused
+]
 CASES = [
     *({slot: name} for slot, table in SLOTS.items() for name in table),
     {"norm": Spec("batch", over="batch_time")},
@@ -39,12 +45,7 @@ CASES = [
     {"attention": Spec("alternating", pattern=(WINDOW, "full"))},
     {"attention": Spec("alternating", pattern=(WINDOW, "none"))},
     {"attention": Spec("latent", q_rank=7, soft_cap=2.0)},
-    *(
-        {"position": position, "attention": attention}
-        for position in ("rotary", "alibi", "relative", "sinusoidal", "none")
-        for attention in (Spec("full", kv_heads=2), Spec("full", soft_cap=2.0), WINDOW, Spec("latent"))
-        if (position, attention.name) != ("relative", "latent")  # refused
-    ),
+    *POSITIONED,
     {"feed_forward": Spec("moe", experts=4, top_k=3, shared=2)},
     {"value_embedding": 1, "embedding_shortcut": True, "logit_cap": 30.0, "wiring": "parallel"},
     {"value_embedding": 1, "attention": Spec("banded", window=3, kv_heads=1)},
@@ -90,12 +91,23 @@ def some_prompts(seed=0):
     return [*prompts, common, [*common, 1, 2], [*common[:11], 4], common]
 
 
+GREEDY, DRAWN = {"temperature": 0.0, "repetition_penalty": 4.0}, {"temperature": 1.0, "top_p": 0.9}
+
+
 @pytest.mark.parametrize(
-    "how",
-    [{"temperature": 0.0, "repetition_penalty": 4.0}, {"temperature": 1.0, "top_p": 0.9}],
-    ids=["greedy", "drawn"],
+    ("case", "how"),
+    [
+        pytest.param(
+            case,
+            how,
+            id=f"{name_of(case)}-{'greedy' if how is GREEDY else 'drawn'}",
+            # of drawing every sixth case, and of pairs with a position the logits alone (below)
+            marks=[pytest.mark.slow] if case in POSITIONED or (how is DRAWN and number % 6) else [],
+        )
+        for number, case in enumerate(CASES)
+        for how in (GREEDY, DRAWN)
+    ],
 )
-@pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_each_row_is_what_it_is_alone(case, how, monkeypatch):
     monkeypatch.setattr("isoflop.generate.prefix.LEAST_SAVED", 1)
     monkeypatch.setattr(batching, "WORTH_A_PASS", 12)

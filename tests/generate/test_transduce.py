@@ -80,9 +80,27 @@ def test_invalid_arguments_are_refused(model, sources):
         transduce(model, [np.zeros(CONTEXT + 1, np.int64)], EOT)
 
 
-@pytest.mark.parametrize("beam", [1, 3])
-@pytest.mark.parametrize("attention", ["full", "latent", "none", Spec("banded", window=2), Spec("full", kv_heads=1)])
-@pytest.mark.parametrize("position", ["none", "learned", "sinusoidal", "rotary"])
+SLOW = [pytest.mark.slow]
+ATTENTIONS = ["full", "latent", "none", Spec("banded", window=2), Spec("full", kv_heads=1)]
+
+
+@pytest.mark.parametrize(
+    ("position", "attention", "beam"),
+    [
+        # each position, each attention and each beam in the quick ones, all combinations with the slow ones
+        pytest.param(
+            position,
+            attention,
+            beam,
+            marks=[]
+            if (position == "rotary" or attention == "full") and beam == (1 if position == "learned" else 3)
+            else SLOW,
+        )
+        for position in ("none", "learned", "sinusoidal", "rotary")
+        for attention in ATTENTIONS
+        for beam in (1, 3)
+    ],
+)
 def test_finished_sources_make_room_for_others(position, attention, beam):
     torch.manual_seed(1)
     shape = {"vocab_size": V, "context": 9, "layers": 2, "d_model": 16, "heads": 2, "init": Spec("gpt2")}

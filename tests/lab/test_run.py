@@ -143,7 +143,6 @@ def test_when_time_is_up_the_verdict_is_that_of_the_runs_so_far(texts, tmp_path)
     assert "nothing measured yet" in verdict_line(found)
 
 
-@pytest.mark.slow  # some twenty runs
 def test_with_the_anytime_rule_it_stops_when_it_is_decided(texts, tmp_path):
     found = run_claim(claim(texts, "slow", "plain", rule="anytime", pairs=40), Store(tmp_path / "lab"), workers=0)
     assert found.decision.verdict == "supported" and found.pairs < 40
@@ -268,10 +267,7 @@ def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monke
     assert "flops" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["normalise", "pretraining-share", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linear", "leak"))],
-)
+@pytest.mark.parametrize("name", ["normalise", "pretraining-share", "linear", "leak"])
 def test_claims_without_training_take_seconds(tmp_path, name):
     found = run_claim(read_claim(name), Store(tmp_path / "lab"), workers=0)
     assert found.decision.verdict == "supported" and found.pairs == found.study.claim.setup.pairs

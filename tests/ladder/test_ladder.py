@@ -210,7 +210,6 @@ def quick(monkeypatch):
     monkeypatch.setattr("isoflop.plan.trials.SHORTEST", 0.2)
 
 
-@pytest.mark.slow
 def test_a_ladder_of_seconds_ends_in_a_law_that_train_uses(quick, texts, tmp_path, monkeypatch):
     told: list[str] = []
     out = tmp_path / "ladder"

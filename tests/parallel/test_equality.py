@@ -46,14 +46,12 @@ def test_weights_gathered_in_bfloat16_give_the_same_products(one, two):
     np.testing.assert_allclose(other_norms, norms, rtol=2e-2)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "fsdp", "hsdp"])
 def test_four_processes_equal_one(one, four, mode):
     assert_equal(one["muon none"], four[f"muon {mode}"])
     assert four[f"muon {mode}"]["heldout"] == pytest.approx(one["muon none"]["heldout"], rel=1e-5)
 
 
-@pytest.mark.slow
 def test_decisions_of_rank_0_hold_in_all_processes(two, four):
     """A norm of whole gradients: processors that differ round it differently, and all decide by it."""
     assert two["muon ddp"]["alike"] == [0.0] * 2

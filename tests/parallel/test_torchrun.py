@@ -17,7 +17,6 @@ import isoflop
 from isoflop.records import read_run
 from small import TINY
 
-pytestmark = pytest.mark.slow
 # long enough that a signal comes before the end, also on a fast machine
 STEPS = ["steps=160", "every.checkpoint=20", "every.evaluate=40", "every.sample=80", "optim.lr=0.003"]
 RAMP = ["batch.ramp_from=4", "batch.ramp_sequences=300"]

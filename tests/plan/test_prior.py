@@ -47,7 +47,6 @@ def test_the_stored_population_follows_from_the_stored_runs():
         assert np.allclose(value, table()["population"][name], rtol=1e-3, atol=1e-4), name
 
 
-@pytest.mark.slow
 def test_the_stored_calibration_follows_from_the_stored_runs():
     calibration = calibrate(leave_corpora_out(table()["runs"]))
     assert vars(calibration) == pytest.approx(table()["calibration"], rel=1e-3, abs=1e-4)
