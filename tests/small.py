@@ -1,10 +1,13 @@
 """What several tests share: a run so small that it takes seconds."""
 
 import random
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
+import isoflop
 from isoflop.trainer.hooks import Hook
 
 TINY = [
@@ -33,6 +36,25 @@ def write_texts(folder: Path, files: int = 60) -> Path:
         lines = [" ".join(generator.choices(words, k=12)) + "." for _ in range(70)]
         (folder / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
     return folder
+
+
+def train_in(folder: Path, files: int = 60) -> None:
+    """A finished run in "a run", its text in "texts", its prepared data in "home": for `copy_into`."""
+    write_texts(folder / "texts", files)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("ISOFLOP_HOME", str(folder / "home"))
+        isoflop.pretrain(["texts"], "20steps", "a run", assignments=TINY, quiet=True)
+
+
+def copy_into(here: Path, trained: Path, name: str = "a run") -> Path:
+    """A copy of what `train_in` made, with its run under this name, as if it had been trained here; ISOFLOP_HOME has to
+    be here / "home"."""
+    for part, own in (("a run", name), ("texts", "texts"), ("home", "home")):
+        shutil.copytree(trained / part, here / own)
+    data = here / name / "data.json"
+    data.write_text(data.read_text(encoding="utf-8").replace(str(trained), str(here)), encoding="utf-8")
+    return here / name
 
 
 def tree_of(folder: Path) -> dict[str, bytes]:

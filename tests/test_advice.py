@@ -9,7 +9,6 @@ import bz2
 import gzip
 import json
 import lzma
-import os
 import re
 import shlex
 import shutil
@@ -31,7 +30,7 @@ from isoflop.parallel.mesh import Group
 from isoflop.trainer import RunConfig
 from isoflop.trainer.processes import check_world
 from isoflop.trainer.trackers import TRACKERS
-from small import TINY, write_texts
+from small import TINY, copy_into, train_in, write_texts
 
 SMALL = [word for text in TINY for word in ("--set", text)]
 QUICK = ["--set", "batch.sequences=8", "runtime.threads=1", "runtime.dtype=float32"]
@@ -49,30 +48,16 @@ def here(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A finished run in "a run", its text in "texts", and nothing else."""
-    folder, before = tmp_path_factory.mktemp("trained"), Path.cwd()
-    write_texts(folder / "texts", files=30)
-    os.chdir(folder)
-    os.environ["ISOFLOP_HOME"], kept = str(folder / "home"), os.environ.get("ISOFLOP_HOME")
-    try:
-        isoflop.pretrain(["texts"], "20steps", "a run", assignments=TINY, quiet=True)
-    finally:
-        os.chdir(before)
-        del os.environ["ISOFLOP_HOME"]
-        if kept is not None:
-            os.environ["ISOFLOP_HOME"] = kept
+    folder = tmp_path_factory.mktemp("trained")
+    train_in(folder, files=30)
     return folder
 
 
 @pytest.fixture
 def run(trained, here, monkeypatch):
-    """A copy of it in the working directory."""
-    for name in ("a run", "texts", "home"):
-        shutil.copytree(trained / name, here / name)
-    data = (here / "a run" / "data.json").read_text(encoding="utf-8")
-    (here / "a run" / "data.json").write_text(data.replace(str(trained), str(here)), encoding="utf-8")
+    """A finished run in the working directory, with its text in "texts"."""
     monkeypatch.setenv("ISOFLOP_HOME", str(here / "home"))
-    return "a run"
+    return copy_into(here, trained).name
 
 
 @pytest.fixture
@@ -303,7 +288,6 @@ def test_a_disk_that_is_too_full_to_unpack(here, corpus, refused, works, monkeyp
 # ---- configurations ----
 
 
-@pytest.mark.slow
 def test_a_text_shorter_than_one_window(here, refused, works):
     (here / "a.txt").write_text("a few words to train on, not many", encoding="utf-8")
     (here / "b.txt").write_text("words that are held out of it", encoding="utf-8")
@@ -312,7 +296,6 @@ def test_a_text_shorter_than_one_window(here, refused, works):
     works("train", *small, *settings(message))
 
 
-@pytest.mark.slow
 def test_pairs_longer_than_the_context(here, refused, works):
     lines = [f"word{number}\t{' '.join(f'word{number}')}" for number in range(60)]
     (here / "a.tsv").write_text("\n".join(lines), encoding="utf-8")
@@ -323,7 +306,6 @@ def test_pairs_longer_than_the_context(here, refused, works):
     works("train", *asked, *settings(message))
 
 
-@pytest.mark.slow
 def test_fewer_rows_than_ids(here, corpus, refused, works):
     asked = [str(corpus), "--budget", "20steps", "--out", "r", *SMALL]
     message = refused("train", *asked, "--set", "model.vocab_size=100")
@@ -371,7 +353,6 @@ def test_a_model_that_a_format_cannot_hold(target, asked):
 # ---- runs ----
 
 
-@pytest.mark.slow
 def test_a_folder_that_holds_a_run(run, refused, works):
     message = refused("train", "texts", "--budget", "20steps", "--out", run, *SMALL)
     resume = command(message)
@@ -384,7 +365,6 @@ def test_a_folder_that_holds_a_run(run, refused, works):
     works("train", "--resume", run, "--budget", re.search(r"write (\S+)", message)[1])
 
 
-@pytest.mark.slow
 def test_a_checkpoint_in_place_of_its_run(run, refused, works):
     checkpoint = next((Path(run) / "checkpoints").iterdir())
     message = refused("train", "--resume", checkpoint)
@@ -392,7 +372,6 @@ def test_a_checkpoint_in_place_of_its_run(run, refused, works):
     works(*command(message.partition(", or start")[0]), "--budget", "+5steps")
 
 
-@pytest.mark.slow
 def test_arguments_that_resume_does_not_take(run, refused, works):
     message = refused("train", "--resume", run, "--budget", "+5steps", "--set", "optim.lr=1")
     allowed = re.search(r"except for (\w+)\.\*", message)[1]
@@ -401,7 +380,6 @@ def test_arguments_that_resume_does_not_take(run, refused, works):
     works(*filled(command(message), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
 
 
-@pytest.mark.slow
 def test_text_that_is_missing_or_another(run, refused, works):
     Path("texts").rename("the texts")
     shutil.rmtree("home", ignore_errors=True)
@@ -412,7 +390,6 @@ def test_text_that_is_missing_or_another(run, refused, works):
     works(*command(message), "--budget", "5steps", "--out", "new", *QUICK)
 
 
-@pytest.mark.slow
 def test_text_that_changed_under_a_run(run, refused, works):
     shutil.rmtree("home", ignore_errors=True)
     for path in Path("texts").iterdir():
@@ -422,7 +399,6 @@ def test_text_that_changed_under_a_run(run, refused, works):
     works(*words, "--budget", "5steps", *QUICK)
 
 
-@pytest.mark.slow
 def test_a_run_that_has_no_checkpoint_yet(run, refused, works):
     for name in ("checkpoints", "metrics.jsonl", "samples.jsonl", "decisions.jsonl", "result.json"):
         path = Path(run) / name
@@ -432,7 +408,6 @@ def test_a_run_that_has_no_checkpoint_yet(run, refused, works):
     works(*command(refused("sample", run)))
 
 
-@pytest.mark.slow
 def test_checkpoints_that_are_gone(run, refused, works):
     shutil.rmtree(Path(run) / "checkpoints")
     (Path(run) / "result.json").unlink()
@@ -443,7 +418,6 @@ def test_checkpoints_that_are_gone(run, refused, works):
     works(*filled(command(message), NEW="new"))
 
 
-@pytest.mark.slow
 def test_an_imported_run(run, refused, works):
     works("export", run, "--to", "hf", "--out", "hf")
     works("import", "hf", "--out", "an import")
@@ -453,7 +427,6 @@ def test_an_imported_run(run, refused, works):
     works(*filled(command(message), SOURCE="texts"), "--budget", "5steps", "--out", "new", *QUICK)
 
 
-@pytest.mark.slow
 def test_arguments_that_eval_does_not_take(run, refused, works):
     message = refused("eval", run, "texts/0.txt", "--set", "data.seed=1")
     first = re.search(r"only (data\.\w+)", message)[1]
@@ -471,7 +444,6 @@ def test_a_run_in_place_of_text(run, refused, works):
     assert Path(works(*command(message, "isoflop report ")).strip()).is_file()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrong", ["nowhere", "texts"])
 def test_folders_that_are_not_runs(wrong, run, refused, works):
     for asked in (["sample", wrong], ["report", wrong]):
@@ -480,7 +452,6 @@ def test_folders_that_are_not_runs(wrong, run, refused, works):
     assert command(refused("runs", "a run/config.json"), "isoflop runs") == ["runs", "runs"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "value"),
     [
@@ -497,7 +468,6 @@ def test_sampling_out_of_range(option, value, run, refused, works):
     works("sample", run, "--tokens", "3", option, re.search(r"; (?:ask for at least )?(\d+)", message)[1])
 
 
-@pytest.mark.slow
 def test_an_unknown_export_format(run, refused, works):
     message = refused("export", run, "--to", "onnx", "--out", "e")
     works("export", run, "--to", message.partition("is not one of ")[2].split(",")[0], "--out", "e")

@@ -10,7 +10,7 @@ import pytest
 
 from isoflop.cli import run as cli
 from isoflop.records import RunFolder
-from small import TINY, tree_of
+from small import TINY, copy_into, train_in, tree_of
 
 SMALL = [word for text in TINY for word in ("--set", text)]
 
@@ -126,11 +126,18 @@ def test_a_setting_of_text_is_refused_for_pairs_before_a_plan_is_shown(capsys, t
     assert message.count(setting.partition("=")[0]) == 2 and "leave out" in message
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train_in(folder)
+    return folder
+
+
 @pytest.fixture
-def finished(tmp_path, corpus, capsys) -> Path:
-    out = tmp_path / "finished"
-    assert cli(["train", str(corpus), "--budget", "20steps", "--out", str(out), *SMALL]) == 0
-    return out
+def finished(trained, tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    return copy_into(tmp_path, trained, "finished")
 
 
 def test_eval_follows_its_own_advice_for_other_text(finished, tmp_path, capsys):
@@ -145,7 +152,8 @@ def test_eval_follows_its_own_advice_for_other_text(finished, tmp_path, capsys):
     assert "data.encoding" in refused(capsys, "eval", str(finished), str(tmp_path), "--set", "model.layers=3")
 
 
-def test_commands_that_need_a_run(finished, corpus, capsys, tmp_path):
+def test_commands_that_need_a_run(finished, capsys, tmp_path):
+    corpus = tmp_path / "texts"
     before = tree_of(finished)
     assert "finished" in refused(capsys, "train", str(corpus), "--out", str(finished), "--budget", "20steps")
     assert "+10m" in refused(capsys, "train", "--resume", str(finished))
@@ -183,7 +191,7 @@ def test_flipped_bits(finished, capsys):
     shutil.rmtree(data)
 
 
-def test_a_full_disk(finished, corpus, capsys, tmp_path, monkeypatch):
+def test_a_full_disk(finished, capsys, monkeypatch):
     """Writing fails as on a full disk: one line, and the earlier checkpoints are what they were."""
     before = tree_of(finished / "checkpoints")
 

@@ -11,7 +11,10 @@ from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
 from isoflop.job.reopen import relocated
 from isoflop.records import read_run
-from small import TINY, write_texts
+from small import TINY, copy_into, train_in, write_texts
+
+# what a run from other weights can be told, whose model is given: without them the machine is timed
+QUICK = ["batch.sequences=8", "runtime.dtype=float32", "runtime.threads=1", "sample.tokens=20", "evaluate_tokens=2048"]
 
 
 def forget(monkeypatch, tmp_path):
@@ -21,13 +24,20 @@ def forget(monkeypatch, tmp_path):
         manifest.unlink()
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    train_in(folder)
+    return folder
+
+
 @pytest.fixture
-def run(corpus, tmp_path, monkeypatch):
+def run(trained, tmp_path, monkeypatch):
     """A finished run, whose prepared data and text are gone from where they were; the text is now in `moved`."""
     monkeypatch.setenv("ISOFLOP_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    isoflop.pretrain(["texts"], "20steps", "run", assignments=TINY, quiet=True)
-    corpus.rename(tmp_path / "moved")
+    copy_into(tmp_path, trained, "run")
+    (tmp_path / "texts").rename(tmp_path / "moved")
     forget(monkeypatch, tmp_path)
     return Path("run")
 
@@ -57,7 +67,7 @@ def test_another_text_is_refused_with_the_command_that_trains_on_it(run, tmp_pat
         isoflop.resume(run, "+5steps", sources=["other"], quiet=True)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == kept
     way_out = str(refused.value).partition("isoflop train ")[2].split()
-    assert command(["train", *way_out, "--budget", "5steps", "--out", "new", "--set", "batch.sequences=8"]) == 0
+    assert command(["train", *way_out, "--budget", "5steps", "--out", "new", "--set", *QUICK]) == 0
 
 
 def test_the_command_line_takes_the_new_place(run, capsys):
@@ -171,7 +181,7 @@ def test_arguments_that_resume_does_not_take_name_init(option, capsys):
 def test_init_is_measured_before_and_after_on_the_same_text(corpus, tmp_path, capsys):
     isoflop.pretrain([str(corpus)], "20steps", tmp_path / "first", assignments=TINY, quiet=True)
     first = read_run(tmp_path / "first").result.heldout.bits_per_byte
-    named = {"init": tmp_path / "first", "assignments": ["batch.sequences=8", "runtime.dtype=float32"]}
+    named = {"init": tmp_path / "first", "assignments": QUICK}
     isoflop.pretrain([str(corpus)], "10steps", tmp_path / "second", **named)
     out, run = capsys.readouterr().out, read_run(tmp_path / "second")
     assert run.plan.init_bits_per_byte == pytest.approx(first, rel=1e-3)  # the same weights

@@ -1,6 +1,7 @@
 """`isoflop plan fit`, `predict` and `compare` from the command line."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -25,20 +26,24 @@ def write(points: Points, path) -> None:
     path.write_text("n,d,l,c\n" + "".join(",".join(map(repr, map(float, row))) + "\n" for row in rows))
 
 
-@pytest.fixture
-def table(tmp_path):
-    path = tmp_path / "points.csv"
-    write(isoflop_table(LAW, np.random.default_rng(0)), path)
-    return path
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with a table of points and the fit of it."""
+    folder = tmp_path_factory.mktemp("fitted")
+    write(isoflop_table(LAW, np.random.default_rng(0)), folder / "points.csv")
+    columns = ["--n", "n", "--d", "d", "--loss", "l", "--samples", "100"]
+    assert run(["plan", "fit", str(folder / "points.csv"), *columns, "--out", str(folder / "fit.json")]) == 0
+    return folder
 
 
 @pytest.fixture
-def stored(table, tmp_path, capsys):
-    path = tmp_path / "fit.json"
-    arguments = ["plan", "fit", str(table), "--n", "n", "--d", "d", "--loss", "l", "--samples", "100"]
-    assert run([*arguments, "--out", str(path)]) == 0
-    capsys.readouterr()
-    return path
+def table(fitted, tmp_path):
+    return shutil.copy(fitted / "points.csv", tmp_path / "points.csv")
+
+
+@pytest.fixture
+def stored(fitted, table, tmp_path):
+    return shutil.copy(fitted / "fit.json", tmp_path / "fit.json")
 
 
 def test_fit_as_json(table, tmp_path, capsys):
