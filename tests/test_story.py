@@ -14,6 +14,7 @@ import torch
 
 import isoflop
 from isoflop import checkpoint
+from isoflop.cli import run as cli
 from isoflop.records import read_run
 from small import TINY
 
@@ -25,8 +26,17 @@ def start(corpus: Path, out: Path, steps: int = 20, more: tuple[str, ...] = ()) 
     )
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "isoflop", *arguments], capture_output=True, text=True, timeout=300)
+@pytest.fixture
+def run(capsys):
+    """Run a command in this process; returns its exit code and what it printed."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = cli(list(arguments))
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
 
 
 def losses(run_folder: Path) -> list[float]:
@@ -42,7 +52,7 @@ def wait_for_step(run_folder: Path, step: int, process: subprocess.Popen) -> Non
         time.sleep(0.005)
 
 
-def test_text_to_model_with_kills_in_between(corpus, tmp_path):
+def test_text_to_model_with_kills_in_between(corpus, tmp_path, run):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     finished = start(corpus, whole, 60)
     assert finished.wait(300) == 0, finished.stdout.read()
@@ -63,7 +73,7 @@ def test_text_to_model_with_kills_in_between(corpus, tmp_path):
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGINT, output
     assert "--resume" in output
-    assert run("train", "--resume", str(broken)).returncode == 0
+    assert run("train", "--resume", str(broken))[0] == 0
 
     assert losses(broken) == losses(whole)
     assert [line.step for line in read_run(broken).training] == list(range(1, 61))
@@ -78,34 +88,31 @@ def test_text_to_model_with_kills_in_between(corpus, tmp_path):
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page and f"{result.result.heldout.bits_per_byte:.2f}" in page
 
-    measured = run("eval", str(whole), "--json")
-    keys = json.loads(measured.stdout)
+    keys = json.loads(run("eval", str(whole), "--json")[1])
     assert list(keys) == ["nats_per_token", "perplexity", "bits_per_byte", "tokens", "bytes"]
     assert keys["bits_per_byte"] == pytest.approx(result.result.heldout.bits_per_byte, rel=1e-5)
 
-    assert run("sample", str(whole), "--prompt", "the ", "--tokens", "5", "--dtype", "bfloat16").stdout.startswith(
-        "the "
-    )
-    again = [run("sample", str(whole), "--prompt", "the ", "--tokens", "20", "--seed", "4").stdout for _ in range(2)]
+    prompt = ("sample", str(whole), "--prompt", "the ")
+    assert run(*prompt, "--tokens", "5", "--dtype", "bfloat16")[1].startswith("the ")
+    again = [run(*prompt, "--tokens", "20", "--seed", "4")[1] for _ in range(2)]
     assert again[0] == again[1] and again[0].startswith("the ") and len(again[0]) > 10
-    assert str(whole.name) in run("runs", str(tmp_path)).stdout
+    assert str(whole.name) in run("runs", str(tmp_path))[1]
 
-    replay = run("train", "--config", str(whole / "config.json"), "--out", str(tmp_path / "replay"))
-    assert replay.returncode == 0, replay.stderr
+    code, _, error = run("train", "--config", str(whole / "config.json"), "--out", str(tmp_path / "replay"))
+    assert code == 0, error
     assert losses(tmp_path / "replay") == losses(whole)
 
 
-def test_a_finished_run_is_extended_from_before_its_decay(corpus, tmp_path):
+def test_a_finished_run_is_extended_from_before_its_decay(corpus, tmp_path, run):
     out = tmp_path / "run"
-    process = start(corpus, out, 30)
-    assert process.wait(300) == 0, process.stdout.read()
+    isoflop.pretrain([str(corpus)], "30steps", out, assignments=TINY)
     first = losses(out)
-    assert run("train", "--resume", str(out)).returncode == 2  # it is finished
+    assert run("train", "--resume", str(out))[0] == 2  # it is finished
     left = out / "ended" / "step-00000030" / "step-00000030"  # by an extension that was killed
     left.mkdir(parents=True)
     (left / "half").write_text("")
-    more = run("train", "--resume", str(out), "--budget", "+20steps")
-    assert more.returncode == 0, more.stdout + more.stderr
+    code, _, error = run("train", "--resume", str(out), "--budget", "+20steps")
+    assert code == 0, error
     after = losses(out)
     decision = read_run(out).decisions[-1]
     plan, before = read_run(out).plan, json.loads((out / "ended" / "step-00000030" / "plan.json").read_text())
@@ -147,8 +154,11 @@ def test_a_run_needs_the_weights_of_init_only_at_its_start(corpus, tmp_path):
     batch = [text for text in TINY if not text.startswith(("model.", "data."))]
     second = isoflop.pretrain([str(corpus)], "20steps", tmp_path / "second", init=first.folder, assignments=batch)
     config = second.folder / "config.json"
-    again = run("train", "--config", str(config), "--init", str(first.folder), "--out", str(tmp_path / "again"))
-    assert again.returncode == 0, again.stderr
+    again = ["--config", str(config), "--init", str(first.folder), "--out", str(tmp_path / "again")]
+    done = subprocess.run(
+        [sys.executable, "-m", "isoflop", "train", *again], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "again") == losses(second.folder)
     shutil.rmtree(first.folder)
     shutil.rmtree(Path(os.environ["ISOFLOP_HOME"]) / "data")
@@ -157,7 +167,7 @@ def test_a_run_needs_the_weights_of_init_only_at_its_start(corpus, tmp_path):
 
 
 def test_a_closed_pipe_does_not_stop_a_run(corpus, tmp_path):
-    process = start(corpus, tmp_path / "run", 40)
+    process = start(corpus, tmp_path / "run", 20)
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(300) == 0
@@ -173,18 +183,18 @@ def test_a_dry_run_plans_and_writes_nothing(corpus, tmp_path):
     assert {choice.name for choice in advice.choices} >= {"shape", "tokens D", "parameters N", "batch", "vocabulary"}
 
 
-def test_a_recipe_is_a_function_that_returns_a_config(corpus, tmp_path):
+def test_a_recipe_is_a_function_that_returns_a_config(corpus, tmp_path, run):
     recipe = tmp_path / "mine.py"
     recipe.write_text(
         "from isoflop.trainer.config import RunConfig\n"
         "from isoflop.config import override\n\n\n"
         f"def tiny():\n    return override(RunConfig(steps=5), {TINY!r} + ['model.vocab_size=320'])\n"
     )
-    done = run("train", str(corpus), "--recipe", f"{recipe}:tiny", "--out", str(tmp_path / "run"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    code, _, error = run("train", str(corpus), "--recipe", f"{recipe}:tiny", "--out", str(tmp_path / "run"))
+    assert code == 0, error
     assert len(losses(tmp_path / "run")) == 5
-    wrong = run("train", str(corpus), "--recipe", f"{recipe}:tinny", "--out", str(tmp_path / "other"))
-    assert wrong.returncode == 2 and "tiny" in wrong.stderr
+    code, _, error = run("train", str(corpus), "--recipe", f"{recipe}:tinny", "--out", str(tmp_path / "other"))
+    assert code == 2 and "tiny" in error
 
 
 def test_the_environment_does_not_decide_the_bits(corpus, tmp_path, monkeypatch):
