@@ -159,7 +159,8 @@ def stories_260k(**overrides: Any) -> ModelConfig:
 
 
 def modern(**overrides: Any) -> ModelConfig:
-    """Our default: pre-norm, RMS norm, rotary, QK norm, squared ReLU, no biases, branches starting at zero.
+    """Our default: pre-norm, RMS norm, rotary, QK norm, squared ReLU, no biases, branches starting at zero; a plan adds
+    value embeddings (plan/settings.py).
 
     Without `heads`, heads are 64 wide: narrower ones gave a higher loss (LAB.md) and take more time on every machine.
     """

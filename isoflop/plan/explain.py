@@ -1,5 +1,6 @@
 """The plan's explanation: each choice with its reason on one line."""
 
+from isoflop.model.config import ModelConfig
 from isoflop.model.count import parameters
 from isoflop.optim.config import OptimConfig, ScheduleConfig
 from isoflop.optim.table import rates
@@ -158,12 +159,19 @@ def choices_of_size(
             batch += f", growing from {config.batch.ramp_from} x {model.context}"
         if config.batch.context_from:
             batch += f", at first in windows of {config.batch.context_from}"
+    described = f"{workload.depth(model)} x {model.d_model}, heads: {model.heads}{values_in_words(model)}"
     return (
-        line("shape", f"{workload.depth(model)} x {model.d_model}, heads: {model.heads}", shape),
+        line("shape", described, shape),
         line("parameters N", f"{count:,}", size),
         Choice.of("tokens", f"{tokens:,}", read),
         line("batch", batch, "0.573 D^0.571 (Step Law)"),
     )
+
+
+def values_in_words(model: ModelConfig) -> str:
+    """Which layers have a value embedding; "" if none has."""
+    every = model.value_embedding
+    return f", value embeddings in every {'' if every == 1 else f'{every}. '}layer" if every else ""
 
 
 def speed_in_words(config: RunConfig, best: Candidate, machines: int) -> str:

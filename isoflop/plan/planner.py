@@ -36,7 +36,15 @@ from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, o
 from isoflop.plan.predictability import predictability
 from isoflop.plan.recipe import differences, differs_from_prior
 from isoflop.plan.repetition import TOKENS_PER_PARAMETER
-from isoflop.plan.settings import bytes_per_token_for, context_for, vocabulary_for, with_batch, with_length, with_rates
+from isoflop.plan.settings import (
+    bytes_per_token_for,
+    context_for,
+    vocabulary_for,
+    with_batch,
+    with_blocks,
+    with_length,
+    with_rates,
+)
 from isoflop.plan.speeds import find_speeds
 from isoflop.plan.trials import calibration_seconds, first_trial, usual_speed
 from isoflop.records import CandidateShape, Choice
@@ -82,6 +90,7 @@ def plan(
     Raises:
         UserError: for data that cannot be used, or a budget that buys fewer than MIN_STEPS steps.
     """
+    config = config if keep.model else with_blocks(config, asked)
     task = make_task(config)
     with phase("prepare"):
         workload = task.workload(config, progress)
@@ -221,6 +230,7 @@ def propose(
         """The configuration of a rung, with a batch for so many tokens."""
         shape = {} if keep.model else workload.shape(rung, vocabulary, context)
         candidate = asked.choose(config, "model", **shape)
+        candidate = candidate if keep.model else with_blocks(candidate, asked)
         return candidate if keep.rates else with_batch(candidate, tokens, workload, asked)
 
     # candidates: the shapes near the compute-optimal size

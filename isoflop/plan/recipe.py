@@ -29,9 +29,12 @@ NEAR_RATE, NEAR_HEAD, NEAR_CONTEXT, NEAR_BATCH = 2.0, 2.0, 4.0, 4.0
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
     """The recipe as a JSON object: task, blocks, loss, optimiser and schedule. Not part of it: sizes, learning rates
-    (which depend on the size), and fields that decide only where and how fast a run is computed."""
+    (which depend on the size), whether value embeddings are in every layer or every second, and fields that decide only
+    where and how fast a run is computed."""
     plain: dict[str, Any] = to_key(config)
     model = {name: value for name, value in plain["model"].items() if name not in SIZES}
+    if model["value_embedding"] in (1, 2):  # every layer or every second: which one depends on the width
+        model["value_embedding"] = 1
     optim = {name: value for name, value in plain["optim"].items() if name not in rates(config.optim.entry)}
     if "matrix_lr" not in rates(config.optim.entry):
         optim.pop("matrix_lr", None)  # not used by this optimiser

@@ -1,15 +1,34 @@
-"""The rules that depend on size: context, vocabulary, batch, learning rates, and how often a run evaluates and saves.
-The shapes themselves come from the task (Workload.ladder)."""
+"""The rules that depend on size: value embeddings, context, vocabulary, batch, learning rates, and how often a run
+evaluates and saves. The shapes themselves come from the task (Workload.ladder)."""
 
 import math
 from dataclasses import replace
 
+from isoflop.model.build import MODELS
+from isoflop.model.gpt import GPT
+from isoflop.model.registry import ATTENTIONS
 from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
+EVERY_LAYER = 256  # the widest model with a value embedding in every layer
 RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr", "value_lr")
 ON_A_GPU = 8  # a batch is a multiple of it on a GPU, which may have to split it into several passes
+
+
+def value_embedding_for(d_model: int) -> int:
+    """ModelConfig.value_embedding of a GPT: 1, every layer, at the widths where that was measured (docs/recipe.md);
+    beyond these 2, every second layer, as in nanochat: their tables then have half as many parameters."""
+    return 1 if d_model <= EVERY_LAYER else 2
+
+
+def with_blocks(config: RunConfig, asked: Asked = NOTHING) -> RunConfig:
+    """The blocks in which the default recipe differs from ModelConfig(): value embeddings for the model's width, if its
+    attention has values that they can be added to."""
+    attention = ATTENTIONS.get(config.model.attention.name)
+    possible = MODELS[config.task].build is GPT and attention is not None and attention.takes_values
+    every = value_embedding_for(config.model.d_model) if possible else 0
+    return asked.choose(config, "model", value_embedding=every)
 
 
 def context_for(flops: float) -> int:
