@@ -1,7 +1,7 @@
 """The worth of each part of the default recipe: one change at a time, at equal seconds, with several seeds.
 
     python bench/recipe.py SOURCE ... --results FILE.jsonl [--set FIELD=VALUE ...] [--arms NAME ...] [--seeds 0 1 2]
-                           [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show] [--json]
+                           [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show] [--json [--name NAME]]
 
 The default, with the plan's rates for its width, is trained for `--tokens` tokens. An arm is trained for as many tokens
 as it reads in the same seconds: its steps and the default's are timed in turns, in processor seconds, and the ratio
@@ -275,7 +275,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time, one thread each")
     parser.add_argument("--equal", choices=["seconds", "tokens"], default="seconds")
     parser.add_argument("--show", action="store_true", help="run nothing, print the results in FILE")
-    parser.add_argument("--json", action="store_true", help="record it in bench/results/recipe-LAYERSxWIDTH.json")
+    parser.add_argument(
+        "--json", action="store_true", help="record it in bench/results/recipe-LAYERSxWIDTH[-NAME].json"
+    )
+    parser.add_argument("--name", default="", help="with --json: of the record, after recipe-LAYERSxWIDTH-")
     given = parser.parse_args()
     if not given.show:
         carry_out(given)
@@ -284,8 +287,9 @@ def main() -> None:
     if given.json:
         model = configure(given.sources, given.set, DEFAULT, 0).model
         shape = f"{model.layers}x{model.d_model}"
+        name = "-".join(filter(None, ["recipe", shape, given.name]))
         losses = {row["seed"]: row["bits_per_byte"] for row in rows if row["arm"] == DEFAULT}
-        record(f"recipe-{shape}", {"shape": shape, "tokens": given.tokens, "default": losses, "rows": compare(rows)})
+        record(name, {"shape": shape, "tokens": given.tokens, "default": losses, "rows": compare(rows)})
 
 
 def carry_out(given: argparse.Namespace) -> None:

@@ -539,8 +539,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "start-plan": start,
     "neighbours": neighbours,
     "scaling": scaling,
-    "recipe-2x48": recipe,
-    "recipe-3x96": recipe,
+    "recipe": recipe,
     "gpu": gpu,
     "card": card,
     "lab": lab,
@@ -556,7 +555,8 @@ def rendered(page: Path) -> str:
         name = place["name"]
         result = read(name)
         script = name.partition("-")[0]
-        body = TABLES[name](result) if result else f"Not measured yet: see `python bench/{script}.py --help`."
+        table = TABLES.get(name) or TABLES[script]
+        body = table(result) if result else f"Not measured yet: see `python bench/{script}.py --help`."
         return f"{place[1]}{body}\n{place[3]}"
 
     return PLACE.sub(fill, page.read_text(encoding="utf-8"))
