@@ -41,7 +41,7 @@ from isoflop.plan.planner import plan
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import calibrate, corpora_of, estimate, leave_corpora_out
 from isoflop.plan.recipe import recipe_of
-from isoflop.plan.settings import with_blocks
+from isoflop.plan.settings import with_recipe
 from isoflop.records import PilotRun, read_run
 from isoflop.trainer import RunConfig
 from isoflop.trainer.loop import RunResult
@@ -57,7 +57,7 @@ USUAL = 1.5e10  # FLOP/s per thread, assumed if no row has a speed
 
 def made() -> str:
     """A digest of what a run depends on besides its budget: the recipe, and the rules by which text is held out."""
-    recipe = recipe_of(with_blocks(RunConfig()))
+    recipe = recipe_of(with_recipe(RunConfig()))
     decides = {"recipe": recipe, "split": DataConfig().split, "held out": DataConfig().heldout_fraction}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -159,7 +159,7 @@ def change_table(change: Any, estimated: bool = False) -> None:
         before = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {}
         rows = change(before.get("runs", []))
         rows.sort(key=lambda row: (row["corpus"], row["flops"], row["seed"]))
-        whole = {**before, "command": COMMAND, "recipe": recipe_of(with_blocks(RunConfig())), "runs": rows}
+        whole = {**before, "command": COMMAND, "recipe": recipe_of(with_recipe(RunConfig())), "runs": rows}
         write_json(TABLE, {**whole, **(estimates(rows) if estimated else {})})
 
 

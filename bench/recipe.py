@@ -36,7 +36,7 @@ from isoflop.data.config import DataConfig
 from isoflop.data.prepare import prepare
 from isoflop.lab.stats import pooled
 from isoflop.plan.asked import Asked
-from isoflop.plan.settings import with_blocks, with_rates
+from isoflop.plan.settings import with_rates, with_recipe
 from isoflop.runtime import make_runtime
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer import train as train_steps
@@ -161,7 +161,7 @@ def configure(sources: Sequence[str], common: Sequence[str], arm: str, train_byt
         *common,
     ]
     config = override(RunConfig(data=DataConfig(sources=tuple(sources))), fields)
-    base = with_rates(with_blocks(config, Asked.of(fields)))
+    base = with_rates(with_recipe(config, Asked.of(fields)))
     config = override(base, [settle(base, field) for field in fields_of(arm)])
     every = replace(config.every, evaluate=0, sample=0, checkpoint=0, log=50, keep=1)
     return replace(config, every=every)

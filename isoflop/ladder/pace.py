@@ -16,7 +16,7 @@ from isoflop import processors
 from isoflop.ladder.rungs import Size
 from isoflop.plan.asked import Asked
 from isoflop.plan.machine import keeping_up
-from isoflop.plan.settings import with_batch, with_blocks, with_rates
+from isoflop.plan.settings import with_batch, with_rates, with_recipe
 from isoflop.plan.trials import STEEPEST
 from isoflop.trainer import RunConfig, throughput
 from isoflop.trainer.workload import Rung, Workload
@@ -66,7 +66,7 @@ def shaped(base: RunConfig, shape: Rung, tokens: float, workload: Workload, aske
     """
     model = base.model
     made = asked.choose(base, "model", **workload.shape(shape, model.vocab_size, model.context))
-    made = with_batch(with_blocks(made, asked), tokens, workload, asked)
+    made = with_batch(with_recipe(made, asked), tokens, workload, asked)
     return with_rates(made, asked) if workload.rates_by_width else made
 
 

@@ -24,7 +24,7 @@ from isoflop.errors import UserError
 from isoflop.parallel.config import ParallelConfig
 from isoflop.plan.advice import Advice, Proposal
 from isoflop.plan.hierarchy import Observation
-from isoflop.plan.settings import with_batch, with_blocks, with_rates
+from isoflop.plan.settings import with_batch, with_rates, with_recipe
 from isoflop.plan.trials import STEEPEST
 from isoflop.records import PilotRun
 from isoflop.trainer import RunConfig
@@ -137,7 +137,7 @@ def design_pilot(
     for layers, width in [(target.layers, width) for width in WIDTHS] if other_recipe else workload.ladder:
         shape = {**workload.shape((layers, width), target.vocab_size, target.context)}
         slower = (min(1.0, width / target.d_model)) ** STEEPEST if seconds else 1.0
-        model = with_blocks(replace(config, model=replace(target, **shape)), asked).model
+        model = with_recipe(replace(config, model=replace(target, **shape)), asked).model
         size = float(workload.weights(replace(config, model=model)))
         if size > SMALLER * advice.parameters:
             break

@@ -41,9 +41,9 @@ from isoflop.plan.settings import (
     context_for,
     vocabulary_for,
     with_batch,
-    with_blocks,
     with_length,
     with_rates,
+    with_recipe,
 )
 from isoflop.plan.speeds import find_speeds
 from isoflop.plan.trials import calibration_seconds, first_trial, usual_speed
@@ -90,7 +90,7 @@ def plan(
     Raises:
         UserError: for data that cannot be used, or a budget that buys fewer than MIN_STEPS steps.
     """
-    config = config if keep.model else with_blocks(config, asked)
+    config = config if keep.rates else with_recipe(config, asked, model=not keep.model)
     task = make_task(config)
     with phase("prepare"):
         workload = task.workload(config, progress)
@@ -230,7 +230,7 @@ def propose(
         """The configuration of a rung, with a batch for so many tokens."""
         shape = {} if keep.model else workload.shape(rung, vocabulary, context)
         candidate = asked.choose(config, "model", **shape)
-        candidate = candidate if keep.model else with_blocks(candidate, asked)
+        candidate = candidate if keep.model else with_recipe(candidate, asked)
         return candidate if keep.rates else with_batch(candidate, tokens, workload, asked)
 
     # candidates: the shapes near the compute-optimal size

@@ -11,6 +11,7 @@ from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
+EMBEDDING_BETAS, HEAD_BETAS = (0.8, 0.995), (0.8, 0.96)  # nanochat's
 EVERY_LAYER = 256  # the widest model with a value embedding in every layer
 RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr", "value_lr")
 ON_A_GPU = 8  # a batch is a multiple of it on a GPU, which may have to split it into several passes
@@ -22,13 +23,21 @@ def value_embedding_for(d_model: int) -> int:
     return 1 if d_model <= EVERY_LAYER else 2
 
 
-def with_blocks(config: RunConfig, asked: Asked = NOTHING) -> RunConfig:
-    """The blocks in which the default recipe differs from ModelConfig(): value embeddings for the model's width, if its
-    attention has values that they can be added to."""
+def with_recipe(config: RunConfig, asked: Asked = NOTHING, model: bool = True) -> RunConfig:
+    """What the default recipe has in addition to RunConfig(): value embeddings for the model's width, if its attention
+    has values that they can be added to; and with Muon, betas by parameter group, unless `optim.betas` is set.
+
+    Args:
+        model: whether blocks may change; not those of a model that training starts from.
+    """
     attention = ATTENTIONS.get(config.model.attention.name)
-    possible = MODELS[config.task].build is GPT and attention is not None and attention.takes_values
+    is_gpt = MODELS[config.task].build is GPT
+    possible = is_gpt and attention is not None and attention.takes_values
     every = value_embedding_for(config.model.d_model) if possible else 0
-    return asked.choose(config, "model", value_embedding=every)
+    config = asked.choose(config, "model", value_embedding=every) if model else config
+    if is_gpt and config.optim.name == "muon" and not asked.names("optim.betas"):
+        config = asked.choose(config, "optim", embedding_betas=EMBEDDING_BETAS, head_betas=HEAD_BETAS)
+    return config
 
 
 def context_for(flops: float) -> int:
@@ -40,11 +49,12 @@ def context_for(flops: float) -> int:
 def vocabulary_for(flops: float, corpus_bytes: float) -> int:
     """The number of ids of a tokenizer trained for this run, a power of two from 512 to 65,536.
 
-    Grows as the quarter power of compute, from 2,048 at 1e13 FLOPs (measured at 7e11 and 4e12, see LAB.md; Tao et al.
-    2024: vocabulary parameters V d scale as the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that gives
-    V ~ C^0.25). At most one id per 256 bytes of text, so that each occurs.
+    Grows as the quarter power of compute, from 5,300 at 1e13 FLOPs: at equal seconds the best was about 3,200 at 1.4e12
+    and 5,500 at 1.1e13 (docs/recipe.md). Tao et al. 2024: vocabulary parameters V d scale as the 0.83rd power of the
+    others; with N ~ C^0.5 and d ~ N^0.33 that gives V ~ C^0.25. At most one id per 256 bytes of text, so that each
+    occurs.
     """
-    wanted = math.log2(2048) + 0.25 * math.log2(max(flops, 1.0) / 1e13)
+    wanted = math.log2(5300) + 0.25 * math.log2(max(flops, 1.0) / 1e13)
     possible = math.log2(max(corpus_bytes, 1.0) / 256)
     return int(2 ** min(16, max(9, round(min(wanted, possible)))))
 

@@ -204,7 +204,7 @@ def test_exported_files_have_the_mode_of_new_files(umask, target, tmp_path, toke
 
 def test_a_swiglu_run_is_exported_and_a_refusal_names_what_to_set(corpus, tmp_path, capsys):
     small = ["model.layers=1", "model.d_model=32", "model.heads=2", "model.context=64", "batch.sequences=4"]
-    small += ["runtime.dtype=float32", "runtime.threads=1", "data.workers=1"]
+    small = ["model=portable", *small, "runtime.dtype=float32", "runtime.threads=1", "data.workers=1"]
     train = ["train", str(corpus), "--budget", "4steps", "--set", *small]
     assert run([*train, "model.feed_forward=swiglu", "--out", str(tmp_path / "swiglu")]) == 0
     for target in ("hf", "gguf"):

@@ -74,11 +74,13 @@ def test_rates_in_words():
 
 
 def test_the_plan_lists_export_formats():
-    assert lines()["export"].value == "Hugging Face (apertus), GGUF (apertus)"
-    export = lines("model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
+    usual = lines()["export"]
+    assert usual.value == "Hugging Face with its own code" and "--set model=portable makes it fit" in usual.reason
+    assert lines("model=portable")["export"].value == "Hugging Face (apertus), GGUF (apertus)"
+    export = lines("model=portable", "model.feed_forward=geglu", "model.attention.qk_norm=false")["export"]
     assert export.value == "Hugging Face (llama)" and "GGUF with --set model.feed_forward=gated" in export.reason
     advised = export.reason.partition("GGUF with --set ")[2].partition(";")[0].split()
-    changed = lines("model.feed_forward=geglu", "model.attention.qk_norm=false", *advised)["export"]
+    changed = lines("model=portable", "model.feed_forward=geglu", "model.attention.qk_norm=false", *advised)["export"]
     assert changed.value == "Hugging Face (llama), GGUF (llama)"
     parallel, _ = advice("model.wiring=parallel")
     assert parallel.choices[0].value == "Hugging Face with its own code" == parallel.plan().exports.words
