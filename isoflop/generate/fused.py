@@ -28,8 +28,9 @@ from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.attention import Attention
 from isoflop.model.blocks.feed_forward import ACTIVATIONS, MLP, Gated
 from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
-from isoflop.model.blocks.part import FEW_ROWS, Linear, Start, rows_at
+from isoflop.model.blocks.part import FEW_ROWS, Embedding, Linear, Start, rows_at
 from isoflop.model.blocks.position import Position, Rotary
+from isoflop.model.blocks.value import ValueEmbedding
 from isoflop.model.blocks.wiring import PreNorm
 from isoflop.model.fused import FusedBlock
 from isoflop.model.gpt import GPT, Block
@@ -71,7 +72,9 @@ def linear_fits(linear: nn.Linear, dtype: torch.dtype) -> bool:
 def block_fits(block: nn.Module) -> bool:
     if type(block) is not Block or not (block._wrapped is None or type(block._wrapped) is FusedBlock):
         return False
-    if block.values is not None or block.shortcut is not None or type(block.wiring) is not PreNorm:
+    if block.shortcut is not None or type(block.wiring) is not PreNorm:
+        return False
+    if block.values is not None and (type(block.values), type(block.values.table)) != (ValueEmbedding, Embedding):
         return False
     attention, feed_forward = block.attention, block.feed_forward
     if type(attention) is not Attention or type(feed_forward) not in (MLP, Gated):
@@ -108,7 +111,10 @@ class FusedStep:
 
         for layer in self.layers:
             room = self.room[layer.shape].of(R)
-            layer.qkv(normalised(layer.norms[0], x_RD, room.normalised_RD), room.qkv_RC)
+            h_RD = normalised(layer.norms[0], x_RD, room.normalised_RD)
+            layer.qkv(h_RD, room.qkv_RC)
+            if layer.values is not None:
+                add_values(layer.values, tokens_R, h_RD, room.v_RGTK)
             layer.out.add_to(x_RD, self.attend(layer, room, start, cache))
             layer.up(normalised(layer.norms[1], x_RD, room.normalised_RD), room.wide_RF)
             layer.down.add_to(x_RD, activated(layer, room))
@@ -190,6 +196,7 @@ class Layer:
         self.head_dim = attention.q.out_features // attention.heads
 
         self.qkv = Product.of(attention.q, attention.k, attention.v)
+        self.values: ValueEmbedding | None = block.values
         self.out = Product.of(attention.out)
         self.qk_eps, self.qk_gain_NK = None, None
         if attention.q_norm is not None:
@@ -264,6 +271,16 @@ class Room:
         self.wide_RF, self.gated_RF = rows["wide"], rows["gated"]
         self.gate_and_up = self.wide_RF.chunk(2, dim=1) if layer.gated else ()
         return self
+
+
+def add_values(values: ValueEmbedding, tokens_R: Tensor, h_RD: Tensor, v_RGTK: Tensor) -> None:
+    """Add a value embedding to the values of one position per row, as ValueEmbedding.forward."""
+    added_RGTK = values.table(tokens_R).view(v_RGTK.shape)
+    if values.gate is None:
+        v_RGTK.add_(added_RGTK)
+        return
+    gate_RG = values.gate(h_RD[:, : values.gate.in_features]).sigmoid_()
+    v_RGTK.addcmul_(added_RGTK, gate_RG[:, :, None, None], value=2)
 
 
 def activated(layer: Layer, room: Room) -> Tensor:

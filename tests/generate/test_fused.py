@@ -34,6 +34,8 @@ CASES = {
     "banded": {"attention": Spec("banded", window=5)},
     "alternating": {"attention": Spec("alternating", pattern=(Spec("banded", window=3), Spec("full", kv_heads=2)))},
     "sinusoidal": {"position": "sinusoidal", "embedding_norm": True, "final_norm": False},
+    "values": {"value_embedding": 1},
+    "values without gate": {"value_embedding": 2, "value_gate": False, "attention": Spec("full", kv_heads=2)},
     "capped": {"logit_cap": 5.0, "norm": "none"},
     **{name: {"feed_forward": Spec("gated", activation=name, bias=True)} for name in ("relu", "relu2", "gelu", "silu")},
 }
@@ -44,7 +46,6 @@ ELSE = [
     {"wiring": "post"},
     {"norm": "batch"},
     {"feed_forward": "moe"},
-    {"value_embedding": 1},
     {"embedding_shortcut": True},
     {"smear": True},
     {"backout": True},
