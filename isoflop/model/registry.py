@@ -139,6 +139,17 @@ def entries_with(table: Mapping[str, Entry], attribute: str, wanted: bool = True
     return [name for name, entry in table.items() if bool(getattr(class_of(entry), attribute, False)) == wanted]
 
 
+def names_by_depth(table: Mapping[str, Entry], spec: Spec, where: str) -> list[str]:
+    """The names of the entries that a Spec may build: its own, or those of its pattern if it chooses by depth. An
+    unknown name is returned as it is given; `make` reports it."""
+    entry = table.get(spec.name)
+    if entry is None or class_of(entry) is not ByDepth:
+        return [spec.name]
+    usual = entry.keywords if isinstance(entry, partial) else {}
+    pattern = dict(spec.options).get("pattern", usual.get("pattern", ()))
+    return [name for item in pattern for name in names_by_depth(table, Spec.from_plain(item, where), where)]
+
+
 def make(table: Mapping[str, Entry], spec: Spec, where: str, **shapes: Any) -> Any:
     """Build one entry: shapes from the parent, options from the Spec, both checked against the constructor.
 

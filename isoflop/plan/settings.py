@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from isoflop.model.build import MODELS
 from isoflop.model.gpt import GPT
-from isoflop.model.registry import ATTENTIONS
+from isoflop.model.registry import ATTENTIONS, entries_with, names_by_depth
 from isoflop.plan.asked import NOTHING, Asked
 from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
@@ -30,9 +30,9 @@ def with_recipe(config: RunConfig, asked: Asked = NOTHING, model: bool = True) -
     Args:
         model: whether blocks may change; not those of a model that training starts from.
     """
-    attention = ATTENTIONS.get(config.model.attention.name)
     is_gpt = MODELS[config.task].build is GPT
-    possible = is_gpt and attention is not None and attention.takes_values
+    attentions = names_by_depth(ATTENTIONS, config.model.attention, "model.attention")
+    possible = is_gpt and set(attentions) <= set(entries_with(ATTENTIONS, "takes_values"))
     every = value_embedding_for(config.model.d_model) if possible else 0
     config = asked.choose(config, "model", value_embedding=every) if model else config
     if is_gpt and config.optim.name == "muon" and not asked.names("optim.betas"):

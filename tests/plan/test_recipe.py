@@ -3,11 +3,13 @@
 import pytest
 
 from isoflop.budget import parse_budget
+from isoflop.config import override
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
 from isoflop.plan.pilot import BALANCE, FEWEST_STEPS, SHARE, SMALLER, Pilots, design_pilots, has_pilots, without_pilots
 from isoflop.plan.planner import finalize, propose
 from isoflop.plan.recipe import differences, prior_recipe, recipe_key, recipe_of
+from isoflop.plan.settings import EMBEDDING_BETAS, HEAD_BETAS, with_recipe
 from isoflop.records import PilotRun
 from isoflop.trainer import RunConfig
 from isoflop.trainer.causal_lm import TextWorkload
@@ -29,8 +31,40 @@ def plan(budget: str, *assignments: str, pilots: Pilots | None = None):
 
 
 def test_the_default_recipe_is_the_priors():
-    assert recipe_of(RunConfig()) == prior_recipe()
+    assert recipe_of(with_recipe(RunConfig())) == prior_recipe()
     assert plan("1e12").expected is not None and plan("1e12").differences == ()
+
+
+def test_the_default_recipe_has_value_embeddings_and_betas_by_group():
+    config = plan("1e12").config
+    assert config.model.value_embedding == 1
+    assert config.optim.embedding_betas == EMBEDDING_BETAS and config.optim.head_betas == HEAD_BETAS
+    wide = with_recipe(override(RunConfig(), ["model.d_model=512"]))
+    assert wide.model.value_embedding == 2 and recipe_of(wide) == prior_recipe()
+
+
+def test_what_is_set_stays_and_what_does_not_fit_is_left_out():
+    def values(*assignments: str) -> int:
+        return plan("1e12", *assignments).config.model.value_embedding
+
+    assert values("model.value_embedding=0") == values("model=portable") == values("model=modern") == 0
+    assert values("model.value_embedding=3") == 3
+    assert values("model.attention=latent") == values("model.attention=none") == 0
+    assert values('model.attention={"name":"alternating","pattern":["full","latent"]}') == 0
+    assert values("model.attention=alternating") == values("model.attention=banded") == values("model.norm=layer") == 1
+
+    def betas(*assignments: str) -> tuple:
+        optim = plan("1e12", *assignments).config.optim
+        return optim.embedding_betas, optim.head_betas
+
+    assert betas("optim.betas=[0.9,0.99]") == betas("optim.name=adamw") == (None, None)
+    assert betas("optim.embedding_betas=[0.7,0.9]") == ((0.7, 0.9), HEAD_BETAS)
+
+
+def test_a_model_that_training_starts_from_keeps_its_blocks():
+    kept = with_recipe(RunConfig(), model=False)
+    assert kept.model == RunConfig().model and kept.optim.embedding_betas == EMBEDDING_BETAS
+    assert with_recipe(override(RunConfig(), ["task=seq2seq"])) == override(RunConfig(), ["task=seq2seq"])
 
 
 OTHERS = [
