@@ -46,7 +46,7 @@ def timed(monkeypatch):
     monkeypatch.setattr("isoflop.plan.ceiling.measure_peak", lambda device: dict(PEAK))
 
 
-def advice(budget="60s"):
+def advice(budget="120s"):
     proposal = propose(parse_budget(budget), RunConfig(), WORKLOAD, Asked(()))
     found = finalize(proposal, Facts(2_000_000, proposal.vocabulary, 2.5))
     return replace(found, text=Predictability(2.4, 2.4))
