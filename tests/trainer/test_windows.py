@@ -195,7 +195,7 @@ def test_a_run_is_measured_as_it_was_trained_and_otherwise_if_asked(run):
     assert both["documents"].bits_per_byte == pytest.approx(reached.bits_per_byte)
     assert both["running"].bits_per_byte != both["documents"].bits_per_byte
     assert len({(found.tokens, found.bytes) for found in both.values()}) == 1
-    with pytest.raises(UserError, match=r"batch\.windows = 'begun' is not one of"):
+    with pytest.raises(UserError, match=r"--windows begun is not one of"):
         evaluate(run, windows="begun")
 
 
