@@ -3,10 +3,10 @@
     python bench/recipe.py SOURCE ... --results FILE.jsonl [--set FIELD=VALUE ...] [--arms NAME ...] [--seeds 0 1 2]
                            [--tokens 3e6] [--workers 2] [--equal seconds|tokens] [--show] [--json [--name NAME]]
 
-The default, with the plan's rates for its width, is trained for `--tokens` tokens. An arm is trained for as many tokens
-as it reads in the same seconds: its steps and the default's are timed in turns, in processor seconds, and the ratio
-decides, so that a drifting machine speed or other programs do not. Changes of rates alone cost no time and are not
-timed; with `--equal tokens` nothing is timed. Every run completes its own decay.
+The default, a plan's recipe and rates for its width, is trained for `--tokens` tokens. An arm is trained for as many
+tokens as it reads in the same seconds: its steps and the default's are timed in turns, in processor seconds, and the
+ratio decides, so that a drifting machine speed or other programs do not. Changes of rates alone cost no time and are
+not timed; with `--equal tokens` nothing is timed. Every run completes its own decay.
 
 The measure is held-out bits per byte, which is comparable between vocabularies. The difference from the default is
 taken per seed: with equal batches, a seed gives both the same data in the same order. Its 95 % interval is Student's,
@@ -63,7 +63,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "wiring sandwich": ("model.wiring=sandwich",),
     "embedding norm": ("model.embedding_norm=true",),
     "embedding shortcut": ("model.embedding_shortcut=true",),
-    "value embeddings every layer": ("model.value_embedding=1",),
+    "no value embeddings": ("model.value_embedding=0",),
     "value embeddings every second layer": ("model.value_embedding=2",),
     "value embeddings every second layer, no gate": ("model.value_embedding=2", "model.value_gate=false"),
     "logit cap 15": ("model.logit_cap=15",),

@@ -9,10 +9,8 @@ import tyro
 
 from isoflop.errors import UserError
 
-MAY_BE_EMPTY = (
-    "--prompt",
-    "--stop",
-)  # an empty prompt starts a document; for an empty stop there is an error of its own
+# An empty prompt starts a document; for an empty stop there is an error of its own.
+MAY_BE_EMPTY = ("--prompt", "--stop")
 
 Sources = Annotated[
     tuple[str, ...],

@@ -132,24 +132,24 @@ def design_pilot(
     config, target, workload, asked = advice.config, advice.config.model, proposal.workload, proposal.asked
 
     # the shape whose size is nearest to the best one for the FLOPs
+    base = replace(config, optim=proposal.config.optim)  # whose rates `with_rates` scales to the width
     ratio = min(max(advice.tokens / advice.parameters, BALANCE[0]), BALANCE[1])
     shapes = []
     for layers, width in [(target.layers, width) for width in WIDTHS] if other_recipe else workload.ladder:
-        shape = {**workload.shape((layers, width), target.vocab_size, target.context)}
+        shape = workload.shape((layers, width), target.vocab_size, target.context)
         slower = (min(1.0, width / target.d_model)) ** STEEPEST if seconds else 1.0
-        model = with_recipe(replace(config, model=replace(target, **shape)), asked).model
-        size = float(workload.weights(replace(config, model=model)))
+        shaped = with_recipe(replace(base, model=replace(target, **shape)), asked)
+        size = float(workload.weights(shaped))
         if size > SMALLER * advice.parameters:
             break
         best = math.sqrt(max(flops, 1.0) * slower / (6 * ratio))
-        shapes.append((abs(math.log(size / best)), size, slower, model))
+        shapes.append((abs(math.log(size / best)), size, slower, shaped))
     if not shapes:
         return None
-    _, size, slower, model = min(shapes, key=lambda entry: entry[0])
+    _, size, slower, pilot = min(shapes, key=lambda entry: entry[0])
 
     # its length, batch and learning rates
     tokens = flops * slower / (6 * size)
-    pilot = replace(config, model=model, optim=proposal.config.optim)  # whose rates `with_rates` scales to the width
     pilot = with_batch(pilot, tokens, workload, asked)
     pilot = with_rates(pilot, asked) if workload.rates_by_width else pilot
     steps = int(tokens / pilot.tokens_per_step)

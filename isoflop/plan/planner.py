@@ -211,7 +211,6 @@ def propose(
     Raises:
         UserError: if the budget buys fewer than MIN_STEPS steps.
     """
-    config = config if keep.rates else with_recipe(config, asked, model=not keep.model)
     initial = config = choose_kernels(config, workload, asked)
     device, allowed = resolve_runtime(config).runtime.device, allowed or calibration_seconds(budget)
     until = time.perf_counter() + allowed
