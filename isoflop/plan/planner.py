@@ -228,7 +228,7 @@ def propose(
 
     def shaped(rung: Rung, tokens: float) -> RunConfig:
         """The configuration of a rung, with a batch for so many tokens."""
-        shape = {} if keep.model else workload.shape(rung, vocabulary, context)
+        shape = {} if keep.model else workload.shape(as_set(rung, config, asked), vocabulary, context)
         candidate = asked.choose(config, "model", **shape)
         candidate = candidate if keep.model else with_recipe(candidate, asked)
         return candidate if keep.rates else with_batch(candidate, tokens, workload, asked)
@@ -378,6 +378,16 @@ def choose_vocabulary(config: RunConfig, workload: Workload, flops: float, asked
     if keep.rates or asked.names("data.vocab_size"):
         return config.data.vocab_size
     return vocabulary_for(flops, workload.text.size if workload.text else math.inf)
+
+
+def as_set(rung: Rung, config: RunConfig, asked: Asked) -> Rung:
+    """A rung with the depth and the width that the user has set, so that what follows from them, as the number of
+    heads, is that of the model that will run."""
+    layers, d_model = rung
+    return (
+        config.model.layers if asked.names("model.layers") else layers,
+        config.model.d_model if asked.names("model.d_model") else d_model,
+    )
 
 
 def resolved(config: RunConfig, like: RunConfig) -> RunConfig:

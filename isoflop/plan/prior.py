@@ -70,9 +70,14 @@ def corpora_of(runs: Sequence[dict[str, Any]]) -> dict[str, Corpus]:
     corpora = {}
     for name in dict.fromkeys(run["corpus"] for run in runs):
         own = [run for run in runs if run["corpus"] == name]
-        text = Predictability(own[0]["ngram"], own[0]["lzma"])
-        corpora[name] = Corpus.of(text, [one for run in own for one in (observation(run), *pilots_of(run))])
+        corpora[name] = Corpus.of(text_of(own), [one for run in own for one in (observation(run), *pilots_of(run))])
     return corpora
+
+
+def text_of(runs: Sequence[dict[str, Any]]) -> Predictability:
+    """The predictability of a corpus: the geometric mean of what its runs measured, each on its own share of it."""
+    ngram, lzma = (math.exp(sum(math.log(run[name]) for run in runs) / len(runs)) for name in ("ngram", "lzma"))
+    return Predictability(ngram, lzma)
 
 
 def observation(run: dict[str, Any], pilot: bool = False) -> Observation:
@@ -196,12 +201,11 @@ def leave_corpora_out(runs: Sequence[dict[str, Any]]) -> list[ForecastError]:
     for name in dict.fromkeys(run["corpus"] for run in runs):
         others = estimate(list(corpora_of([run for run in runs if run["corpus"] != name]).values()))
         own = [run for run in runs if run["corpus"] == name]
-        text = Predictability(own[0]["ngram"], own[0]["lzma"])
         for run in own:
             smaller = [[observation(other)] for other in own if run["flops"] > SMALLER * other["flops"]]
             pilots = [pilots_of(run)] if run.get("pilots") else []
             for known in ([], *smaller, *pilots):
-                value, deviation = predict(others, text, observation(run), known)
+                value, deviation = predict(others, text_of([run]), observation(run), known)
                 error = math.log(run["bits_per_byte"]) - value
                 decades = decades_to(run["flops"], known)
                 errors.append(ForecastError(name, error, deviation, decades, known in pilots))

@@ -4,7 +4,7 @@ import pytest
 
 from isoflop.budget import parse_budget
 from isoflop.errors import UserError
-from isoflop.model.presets import PRESETS
+from isoflop.model.presets import PRESETS, heads_for
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
 from isoflop.plan.planner import finalize, propose
@@ -64,6 +64,12 @@ def test_every_field_set_by_the_user_is_in_the_plan():
 def test_a_context_set_by_the_user_keeps_the_tokens_per_step():
     short, usual = (plan("4e6tok", *asked).config.tokens_per_step for asked in (("model.context=64",), ()))
     assert short == pytest.approx(usual, rel=0.1)
+
+
+def test_the_heads_follow_a_width_set_by_the_user():
+    workload, asked = TextWorkload(Text(1e9, b"")), Asked(("model.layers=3", "model.d_model=96"))
+    proposal = propose(parse_budget("1e19flop"), asked.apply(RunConfig()), workload, asked)  # whose own shapes are wider
+    assert [candidate.config.model.heads for candidate in proposal.candidates] == [heads_for(96)]
 
 
 def test_a_budget_that_is_too_small_is_refused_before_preparing():
