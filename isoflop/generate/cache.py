@@ -128,6 +128,30 @@ class KVCache:
         Raises:
             ValueError: if they do not fit.
         """
+        T = k_BHTK.shape[2]
+        held = self.of_layer(layer, k_BHTK, v_BHTK, window)
+        before = min(window - 1, self.length) if window else self.length
+        if not held.whole and window - 1 + T > held.room:
+            return longer_than_room(held, k_BHTK, v_BHTK, before)
+        if held.count + T > held.room:
+            held.keep(held.needed(self.length))
+        held.add(k_BHTK, v_BHTK)
+        return held.last(before + T)
+
+    def reserve(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor) -> Held:
+        """The buffers of a layer without a window, in which the caller writes one new position to the last column.
+
+        Args:
+            k_BHTK, v_BHTK: of the shape of the new position, T = 1; their numbers are not read.
+        """
+        held = self.of_layer(layer, k_BHTK, v_BHTK, 0)
+        if held.count + 1 > held.room:
+            held.keep(held.needed(self.length))
+        held.count += 1
+        return held
+
+    def of_layer(self, layer: int, k_BHTK: Tensor, v_BHTK: Tensor, window: int) -> Held:
+        """The buffers of a layer to which T positions will be appended, made if it has none."""
         rows, T = k_BHTK.shape[0], k_BHTK.shape[2]
         if self.length + T > self.context:
             raise ValueError(f"{self.length + T} positions do not fit in a cache of {self.context}")
@@ -136,14 +160,8 @@ class KVCache:
         if layer not in self.layers:
             self.layers[layer] = self.make_room(k_BHTK, v_BHTK, window)
         held = self.layers[layer]
-
-        held.rows, before = rows, min(window - 1, self.length) if window else self.length
-        if not held.whole and window - 1 + T > held.room:
-            return longer_than_room(held, k_BHTK, v_BHTK, before)
-        if held.count + T > held.room:
-            held.keep(held.needed(self.length))
-        held.add(k_BHTK, v_BHTK)
-        return held.last(before + T)
+        held.rows = rows
+        return held
 
     def advance(self, positions: int) -> None:
         """Add the positions that every layer has just appended to the length."""

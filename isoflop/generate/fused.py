@@ -15,7 +15,7 @@ Models with other parts are decoded by their modules (batch.py): `fusible` says 
 Letters: R rows, S positions in the cache, D d_model, H heads, G key-value heads, M = H / G, K head_dim.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,19 +23,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.generate.cache import KVCache
-from isoflop.generate.layout import joined
+from isoflop.generate.layout import lay_out_by_columns
+from isoflop.generate.product import Product
+from isoflop.kernels import calls, decoding
+from isoflop.kernels.compiled import available
 from isoflop.model.blocks.attend import soft_capped
 from isoflop.model.blocks.attention import Attention
 from isoflop.model.blocks.feed_forward import ACTIVATIONS, MLP, Gated
 from isoflop.model.blocks.norm import LayerNorm, NoNorm, RMSNorm
-from isoflop.model.blocks.part import FEW_ROWS, Embedding, Linear, Start, rows_at
+from isoflop.model.blocks.part import Embedding, Linear, Start, rows_at
 from isoflop.model.blocks.position import Position, Rotary
 from isoflop.model.blocks.value import ValueEmbedding
 from isoflop.model.blocks.wiring import PreNorm
 from isoflop.model.fused import FusedBlock
 from isoflop.model.gpt import GPT, Block
 
-COPIED = 2**19  # numbers: weights that are not next to each other are copied up to this size
 MANY_QUERIES = 32  # rows times heads from which two batched products are faster than the fused kernel
 
 Angles = tuple[float, ...]  # see angles_of
@@ -94,35 +96,86 @@ class FusedStep:
     def __init__(self, model: GPT, rows: int) -> None:
         self.model = model
         weight = model.head_weight
-        self.layers = [Layer(block) for block in model.blocks]
+        self.compiled = rows > 1 and weight.dtype == torch.float32 and available()
+        if self.compiled:
+            lay_out_by_columns(model)
+        self.layers = [Layer(block, self.compiled) for block in model.blocks]
         self.room = {layer.shape: Room(layer, rows, weight) for layer in self.layers}
         self.logits = weight.new_empty(rows, len(weight))
-        self.head = Product([weight.detach()], [None])
+        self.head = Product([weight.detach()], [None], self.compiled)
         self.angles: dict[Angles, tuple[Tensor, Tensor]] = {}
         self.masks: dict[int, Tensor | None] = {}
+        self.lengths_R: Tensor | None = None
 
     @torch.inference_mode()
     def __call__(self, tokens_R: Tensor, cache: KVCache) -> Tensor:
         """The logits (R, V) of the token after these, which follow those in the cache. Valid until the next call."""
         model, R = self.model, len(tokens_R)
         start = cache.start(1)
-        self.angles, self.masks = {}, {}
+        self.angles, self.masks, self.lengths_R = {}, {}, None
         x_RD = model.embed(tokens_R.unsqueeze(1), start).squeeze(1)  # a copy, to which the layers add
 
         for layer in self.layers:
             room = self.room[layer.shape].of(R)
-            h_RD = normalised(layer.norms[0], x_RD, room.normalised_RD)
+            h_RD = self.normalised(layer.norms[0], x_RD, room.normalised_RD)
             layer.qkv(h_RD, room.qkv_RC)
-            if layer.values is not None:
-                add_values(layer.values, tokens_R, h_RD, room.v_RGTK)
-            layer.out.add_to(x_RD, self.attend(layer, room, start, cache))
-            layer.up(normalised(layer.norms[1], x_RD, room.normalised_RD), room.wide_RF)
+            if self.compiled and not layer.window:
+                y_RC = self.attend_compiled(layer, room, start, cache, tokens_R, h_RD)
+            else:
+                if layer.values is not None:
+                    add_values(layer.values, tokens_R, h_RD, room.v_RGTK)
+                y_RC = self.attend(layer, room, start, cache)
+            layer.out.add_to(x_RD, y_RC)
+            layer.up(self.normalised(layer.norms[1], x_RD, room.normalised_RD), room.wide_RF)
             layer.down.add_to(x_RD, activated(layer, room))
 
         cache.advance(1)
         if model.norm is not None:
-            x_RD = normalised(model.norm, x_RD, torch.empty_like(x_RD))
+            x_RD = self.normalised(model.norm, x_RD, torch.empty_like(x_RD))
         return soft_capped(self.head(x_RD, self.logits[:R]), model.logit_cap)
+
+    def normalised(self, norm: nn.Module, x_RD: Tensor, out_RD: Tensor) -> Tensor:
+        """norm(x), in `out_RD` or in memory of its own."""
+        if not isinstance(norm, RMSNorm):
+            y_RD: Tensor = norm(x_RD)
+            return y_RD
+        if self.compiled:
+            return decoding.norm_(out_RD, x_RD, norm.eps, norm.weight)
+        return rms_norm(x_RD, norm.eps, norm.weight, out_RD)
+
+    def attend_compiled(
+        self, layer: "Layer", room: "Room", start: Start, cache: KVCache, tokens_R: Tensor, h_RD: Tensor
+    ) -> Tensor:
+        """`attend`, with any value embedding, in one kernel that reads no padding."""
+        R = len(tokens_R)
+        angles = None
+        if layer.rotary is not None:
+            cos_RTK, sin_RTF = self.angles_at(layer.rotary, start)
+            angles = cos_RTK.reshape(-1, cos_RTK.shape[-1]), sin_RTF.reshape(-1, sin_RTF.shape[-1])
+        added_RC = gate_RG = None
+        if layer.values is not None:
+            added_RC = layer.values.table(tokens_R)
+            if layer.values.gate is not None:
+                gate_RG = layer.values.gate(h_RD[:, : layer.values.gate.in_features]).sigmoid_().mul_(2)
+        if self.lengths_R is None:
+            self.lengths_R = torch.from_numpy(cache.lengths_of_rows()[:R] + 1)
+        held = cache.reserve(layer.number, room.k_RGTK, room.v_RGTK)
+        return decoding.attend_(
+            room.y_RC,
+            room.qkv_RC,
+            held.keys,
+            held.values,
+            held.count - 1,
+            self.lengths_R,
+            heads=layer.heads,
+            scale=layer.scale or layer.head_dim**-0.5,
+            eps=layer.qk_eps,
+            gain_NK=layer.qk_gain_NK,
+            angles=angles,
+            interleaved=layer.interleaved,
+            added_RC=added_RC,
+            gate_RG=gate_RG,
+        )
 
     def attend(self, layer: "Layer", room: "Room", start: Start, cache: KVCache) -> Tensor:
         """softmax(q k) v, (R, H K), of the queries, keys and values in `room.qkv_RC`."""
@@ -157,7 +210,7 @@ class FusedStep:
         if key not in self.angles:
             dtype = self.logits.dtype
             cos_RTK, sin_RTK = (rows_at(table, start, 1).to(dtype) for table in (rotary.cos_TK, rotary.sin_TK))
-            self.angles[key] = cos_RTK, halves(sin_RTK, rotary.interleaved)[1]
+            self.angles[key] = cos_RTK, halves(sin_RTK, rotary.interleaved)[1].contiguous()
         return self.angles[key]
 
     def hidden(self, cache: KVCache, S: int, like: Tensor) -> Tensor | None:
@@ -188,16 +241,16 @@ def halves(x: Tensor, interleaved: bool) -> tuple[Tensor, Tensor]:
 class Layer:
     """The weights of a block as `FusedStep` uses them, and its shapes."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, compiled: bool) -> None:
         attention, feed_forward = block.attention, block.feed_forward
         self.norms = list(block.wiring.norms)
         self.number, self.window, self.scale = attention.layer, attention.window, attention.scale
         self.heads, self.kv_heads = attention.heads, attention.kv_heads
         self.head_dim = attention.q.out_features // attention.heads
 
-        self.qkv = Product.of(attention.q, attention.k, attention.v)
+        self.qkv = Product.of(attention.q, attention.k, attention.v, compiled=compiled)
         self.values: ValueEmbedding | None = block.values
-        self.out = Product.of(attention.out)
+        self.out = Product.of(attention.out, compiled=compiled)
         self.qk_eps, self.qk_gain_NK = None, None
         if attention.q_norm is not None:
             self.qk_eps = attention.q_norm.eps
@@ -207,14 +260,17 @@ class Layer:
         self.rotary: Rotary | None = attention.position if isinstance(attention.position, Rotary) else None
 
         self.gated = isinstance(feed_forward, Gated)
-        self.up = Product.of(feed_forward.gate, feed_forward.up) if self.gated else Product.of(feed_forward.up)
-        self.down = Product.of(feed_forward.down)
+        wide = (feed_forward.gate, feed_forward.up) if self.gated else (feed_forward.up,)
+        self.up, self.down = Product.of(*wide, compiled=compiled), Product.of(feed_forward.down, compiled=compiled)
         self.d_model, self.width = feed_forward.up.in_features, feed_forward.up.out_features
         self.activation = IN_PLACE.get(feed_forward.activation, feed_forward.activation)
+        if compiled and not self.gated and feed_forward.activation is ACTIVATIONS["relu2"]:
+            self.activation = calls.relu2_
 
         # layers with the same shape use the same buffers
-        interleaved = self.rotary is not None and self.rotary.interleaved
-        about_heads = (self.heads, self.kv_heads, self.head_dim, self.qk_eps is None, self.rotary is None, interleaved)
+        self.interleaved = self.rotary is not None and self.rotary.interleaved
+        norm_and_angles = (self.qk_eps is None, self.rotary is None, self.interleaved)
+        about_heads = (self.heads, self.kv_heads, self.head_dim, *norm_and_angles)
         self.shape = (*about_heads, self.width, self.gated)
 
 
@@ -289,72 +345,6 @@ def activated(layer: Layer, room: Room) -> Tensor:
         return layer.activation(room.wide_RF)
     gate_RF, up_RF = room.gate_and_up
     return torch.mul(layer.activation(gate_RF), up_RF, out=room.gated_RF)
-
-
-class Product:
-    """y = x W^T (+ b) with the weights of one or several layers on the same input: as one product where these lie next
-    to each other or are small, else as one each."""
-
-    def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
-        one = joined(weights)
-        if one is None and sum(weight.numel() for weight in weights) <= COPIED:
-            one = torch.cat(list(weights))
-        self.weights = list(weights) if one is None else [one]
-        self.biases = list(biases)
-        if one is not None:
-            given = [bias for bias in biases if bias is not None]
-            self.biases = [torch.cat(given) if given else None]
-
-    @classmethod
-    def of(cls, *layers: nn.Linear) -> "Product":
-        biases = [None if layer.bias is None else layer.bias.detach() for layer in layers]
-        return cls([layer.weight.detach() for layer in layers], biases)
-
-    def __call__(self, x_RD: Tensor, y_RC: Tensor) -> Tensor:
-        """Write y to `y_RC` and return it."""
-        begin = 0
-        for weight_CD, bias_C in zip(self.weights, self.biases, strict=True):
-            part_RC = y_RC if len(self.weights) == 1 else y_RC[:, begin : begin + len(weight_CD)]
-            begin += len(weight_CD)
-            if weight_first(weight_CD, x_RD):
-                part_RC.copy_(times(weight_CD, x_RD))
-                if bias_C is not None:
-                    part_RC.add_(bias_C)
-            elif bias_C is None:
-                torch.mm(x_RD, weight_CD.t(), out=part_RC)
-            else:
-                torch.addmm(bias_C, x_RD, weight_CD.t(), out=part_RC)
-        return y_RC
-
-    def add_to(self, sum_RC: Tensor, x_RD: Tensor) -> None:
-        """Add y to `sum_RC`. Of a product with one layer."""
-        weight_CD, bias_C = self.weights[0], self.biases[0]
-        if bias_C is not None:
-            sum_RC.add_(bias_C)
-        if weight_first(weight_CD, x_RD):
-            sum_RC.add_(times(weight_CD, x_RD))
-        else:
-            sum_RC.addmm_(x_RD, weight_CD.t())
-
-
-def weight_first(weight_CD: Tensor, x_RD: Tensor) -> bool:
-    """Whether W x^T is faster than x W^T, as in `product` (model/blocks/part.py)."""
-    return weight_CD.dtype == torch.bfloat16 and len(x_RD) <= FEW_ROWS
-
-
-def times(weight_CD: Tensor, x_RD: Tensor) -> Tensor:
-    """(W x^T)^T, (R, C)."""
-    if len(x_RD) == 1:
-        return torch.mv(weight_CD, x_RD[0]).unsqueeze(0)
-    return torch.mm(weight_CD, x_RD.t()).t()
-
-
-def normalised(norm: nn.Module, x_RD: Tensor, out_RD: Tensor) -> Tensor:
-    """norm(x), in `out_RD` or in memory of its own."""
-    if isinstance(norm, RMSNorm):
-        return rms_norm(x_RD, norm.eps, norm.weight, out_RD)
-    y_RD: Tensor = norm(x_RD)
-    return y_RD
 
 
 def rms_norm(x: Tensor, eps: float, gain: Tensor | None, out: Tensor) -> Tensor:

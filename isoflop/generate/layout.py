@@ -43,6 +43,20 @@ def lay_out(model: GPT) -> None:
 
 
 @torch.no_grad()
+def lay_out_by_columns(model: GPT) -> None:
+    """Store every weight of a product column by column, those of one input next to each other, as the kernels for a few
+    rows read them (kernels/decode.c). On a CPU in float32 only."""
+    groups = same_input(model)
+    joint = {id(weight) for group in groups for weight in group}
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    groups += [[weight] for weight in (*linear, model.head_weight) if id(weight) not in joint]
+    for group in groups:
+        one = joined([weight.detach() for weight in group])
+        if one is None or one.stride(0) != 1:
+            put_together(group, by_columns=True)
+
+
+@torch.no_grad()
 def narrow(model: GPT) -> None:
     """Round the weights of products and look-ups to bfloat16, so that a token reads half the memory. Norms, statistics
     and routers, which depend on small differences, stay in float32."""

@@ -1,4 +1,4 @@
-"""Compiles kernels.c once per machine, keeps it in $ISOFLOP_HOME/kernels, and loads it.
+"""Compiles kernels.c and decode.c once per machine, keeps it in $ISOFLOP_HOME/kernels, and loads it.
 
 Compiling takes seconds and needs a C compiler with OpenMP: $CC, or cc. The library uses the thread pool that torch has
 loaded, since both need `libgomp.so.1`; with a compiler whose OpenMP is another one it is not used. Nothing is compiled
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from isoflop.files import home
 
-SOURCE = Path(__file__).with_name("kernels.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "decode.c"))
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 FLAGS_OF = {"x86_64": ("-mprefer-vector-width=512",)}  # compilers prefer 256 bits even where 512 are faster
 LINKED = ("-lm",)
@@ -74,7 +74,7 @@ def library() -> ctypes.CDLL:
 
 
 def compile_to(path: Path) -> None:
-    """Compile the source into `path`, which appears whole or not at all.
+    """Compile the sources into `path`, which appears whole or not at all.
 
     Raises:
         NoKernels: with the compiler's first error.
@@ -86,7 +86,8 @@ def compile_to(path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
         made = Path(scratch) / "kernels.so"
-        command = [*compiler, *FLAGS, *FLAGS_OF.get(platform.machine(), ()), "-o", str(made), str(SOURCE), *LINKED]
+        flags = (*FLAGS, *FLAGS_OF.get(platform.machine(), ()))
+        command = [*compiler, *flags, "-o", str(made), *map(str, SOURCES), *LINKED]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LONGEST)
         except subprocess.TimeoutExpired:
@@ -112,12 +113,12 @@ def require_own(path: Path) -> None:
 
 
 def fingerprint() -> str:
-    """What a compiled library depends on, as a hash: the source, the flags, the compiler, the processor's instructions
+    """What a compiled library depends on, as a hash: the sources, the flags, the compiler, the processor's instructions
     and the user, since machines and users may share a home folder."""
     instructions = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         instructions = next((line for line in lines if line.startswith(("flags", "Features"))), instructions)
-    source, user = SOURCE.read_text(encoding="utf-8"), str(os.getuid())
-    parts = [source, *FLAGS, platform.machine(), os.environ.get("CC", ""), instructions, user]
+    sources, user = [source.read_text(encoding="utf-8") for source in SOURCES], str(os.getuid())
+    parts = [*sources, *FLAGS, platform.machine(), os.environ.get("CC", ""), instructions, user]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

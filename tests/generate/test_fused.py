@@ -10,6 +10,7 @@ from isoflop.generate.cache import KVCache
 from isoflop.generate.fused import FusedStep, fusible
 from isoflop.generate.layout import joined, lay_out, narrow
 from isoflop.generate.rules import Sampling
+from isoflop.kernels import decoding
 from isoflop.model.blocks.feed_forward import MLP
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.gpt import GPT
@@ -75,6 +76,30 @@ def both(model, lengths, steps, rows=4):
         yield ours, next_logits(model, tokens[:, t : t + 1], caches[1])
 
 
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_kernels_compute_the_same(case):
+    model = model_of(case, torch.float32)
+    assert FusedStep(model, 4).compiled
+    for lengths in ([7, 7, 7], [2, 9, 1]):
+        for ours, theirs in both(model, lengths, steps=9):
+            torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(2, 16, 37), (8, 96, 288), (21, 130, 49), (64, 40, 100)])
+def test_a_row_of_a_product_has_the_same_bits_whatever_its_neighbours(rows, inputs, outputs, threads):
+    torch.set_num_threads(threads)
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(inputs, outputs).t(), torch.randn(outputs)
+    y = decoding.product_(torch.empty(rows, outputs), x, weight, bias)
+    torch.testing.assert_close(y, torch.addmm(bias, x, weight.t()), rtol=1e-4, atol=1e-4)
+    alone = [decoding.product_(torch.empty(1, outputs), x[i : i + 1], weight, bias) for i in range(rows)]
+    assert torch.equal(y, torch.cat(alone))
+    added = decoding.product_(y.clone(), x, weight, None, add=True)
+    torch.testing.assert_close(added, y + x @ weight.t(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("laid_out", [False, True], ids=["", "laid out"])
 @pytest.mark.parametrize("many", [1, 10**9], ids=["products", "kernel"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -90,7 +115,7 @@ def test_logits_are_those_of_the_modules(case, many, laid_out, monkeypatch):
 
 
 def test_weights_apart_and_too_large_to_copy_are_multiplied_one_by_one(monkeypatch):
-    monkeypatch.setattr(fused, "COPIED", 0)
+    monkeypatch.setattr("isoflop.generate.product.COPIED", 0)
     for case in (GPT2, LLAMA):
         model = model_of(case)
         assert len(FusedStep(model, 1).layers[0].qkv.weights) == 3

@@ -1,0 +1,96 @@
+"""The kernels of decode.c as functions of tensors, for one decoding step in float32 on the CPU.
+
+Letters: R rows, D inputs, C outputs, H heads, G key-value heads, K head_dim, N = H + G.
+"""
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from isoflop.kernels import calls
+from isoflop.kernels.calls import TYPES, at, at_or_null, require_memory
+from isoflop.kernels.compiled import library
+
+# The arguments of each function of decode.c: p a pointer, l a long, f a float, i an int.
+ARGUMENTS = {
+    "decode_product": "pppp" + "llll" + "ii",
+    "decode_attend": "pp" + "f" + "pp" + "ii" + "pppppp" + "llllll" + "fi",
+}
+
+
+def product_(y_RC: Tensor, x_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, *, add: bool = False) -> Tensor:
+    """y = x W^T + b, or y += x W^T + b. A row's bits do not depend on the other rows.
+
+    Args:
+        weight_CD: stored column by column (weight_CD.t() has its numbers next to each other in each row).
+    """
+    (R, D), C = x_RD.shape, len(weight_CD)
+    given = (at(x_RD), weight_CD.data_ptr(), at_or_null(bias_C), at(y_RC))
+    require_memory(call("decode_product", *given, R, D, C, weight_CD.stride(1), add))
+    return y_RC
+
+
+def norm_(y_RD: Tensor, x_RD: Tensor, eps: float, gain_D: Tensor | None) -> Tensor:
+    """y = x / sqrt(mean(x^2) + eps), times a gain."""
+    R, D = x_RD.shape
+    scales_R = x_RD.new_empty(R)
+    calls.call("norm", torch.float32, at(x_RD), None, None, at(y_RD), at(scales_R), R, D, eps)
+    return y_RD if gain_D is None else y_RD.mul_(gain_D)
+
+
+def attend_(
+    y_RC: Tensor,
+    qkv_RC: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    column: int,
+    lengths_R: Tensor,
+    *,
+    heads: int,
+    scale: float,
+    eps: float | None = None,
+    gain_NK: Tensor | None = None,
+    angles: tuple[Tensor, Tensor] | None = None,
+    interleaved: bool = False,
+    added_RC: Tensor | None = None,
+    gate_RG: Tensor | None = None,
+) -> Tensor:
+    """Attention of one new position per row to the last `lengths_R` positions, itself included. First it writes the
+    keys and values of the new position to `column` of the cache.
+
+    Args:
+        y_RC: gets the result, C = H K.
+        qkv_RC: queries, keys and values side by side, C = (H + 2 G) K.
+        keys, values: the buffers of a cache, (slots, G, columns, K).
+        lengths_R: int64.
+        eps: of the norm of queries and keys; None: they have none. gain_NK: its gains.
+        angles: cosines (R or 1, K) and sines (R or 1, K / 2) of the rotation; None: there is none.
+        added_RC: added to the values, C = G K, times gate_RG.
+    """
+    R, (G, room, K) = len(qkv_RC), keys.shape[1:]
+    cos, sin = angles if angles is not None else (None, None)
+    each = cos is not None and len(cos) == R
+    one = (at(qkv_RC), at_or_null(gain_NK), -1.0 if eps is None else eps, at_or_null(cos), at_or_null(sin), each)
+    two = (interleaved, at_or_null(added_RC), at_or_null(gate_RG), at(keys), at(values), at(y_RC), at(lengths_R))
+    require_memory(call("decode_attend", *one, *two, R, heads, G, K, room, column, scale))
+    return y_RC
+
+
+def call(name: str, *given: Any) -> Any:
+    """Call a function of decode.c with this process's number of threads."""
+    return functions()[name](*given, torch.get_num_threads())
+
+
+@cache
+def functions() -> dict[str, Callable[..., Any]]:
+    """The functions of the library by name."""
+    found = {}
+    for name, arguments in ARGUMENTS.items():
+        function = getattr(library(), name)
+        function.argtypes, function.restype = [TYPES[letter] for letter in arguments], ctypes.c_int
+        found[name] = function
+    return found
