@@ -15,6 +15,7 @@ from isoflop.generate.layout import joined
 from isoflop.kernels import decoding
 from isoflop.model.blocks.part import FEW_ROWS
 
+MOST_ROWS = 32  # of a product by the kernels; torch's is faster with more
 COPIED = 2**19  # numbers: weights that are not next to each other are copied up to this size
 
 
@@ -23,7 +24,7 @@ class Product:
     to each other or are small, else as one each.
 
     Args:
-        compiled: by the kernels, for more than one row. Weights that are not stored column by column are copied.
+        compiled: by the kernels, for 2 to MOST_ROWS rows. Weights that are not stored column by column are copied.
     """
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], compiled: bool = False) -> None:
@@ -46,7 +47,7 @@ class Product:
 
     def __call__(self, x_RD: Tensor, y_RC: Tensor) -> Tensor:
         """Write y to `y_RC` and return it."""
-        if self.compiled and len(x_RD) > 1:
+        if self.compiled and 1 < len(x_RD) <= MOST_ROWS:
             return decoding.product_(y_RC, x_RD, self.weights[0], self.biases[0])
         begin = 0
         for weight_CD, bias_C in zip(self.weights, self.biases, strict=True):
@@ -65,7 +66,7 @@ class Product:
     def add_to(self, sum_RC: Tensor, x_RD: Tensor) -> None:
         """Add y to `sum_RC`. Of a product with one layer."""
         weight_CD, bias_C = self.weights[0], self.biases[0]
-        if self.compiled and len(x_RD) > 1:
+        if self.compiled and 1 < len(x_RD) <= MOST_ROWS:
             decoding.product_(sum_RC, x_RD, weight_CD, bias_C, add=True)
             return
         if bias_C is not None:

@@ -15,7 +15,7 @@ enum { LANES = 16, ROWS = 8 };
 #else
 enum { LANES = 8, ROWS = 4 };
 #endif
-enum { WIDE = 3, DEPTH = 128, AHEAD = 12 };
+enum { WIDE = 3, DEPTH = 32, AHEAD = 16 };
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 
 static inline long smaller(long a, long b) { return a < b ? a : b; }
