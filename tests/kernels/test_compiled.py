@@ -88,7 +88,7 @@ def test_another_compiler_or_source_is_compiled_anew(monkeypatch, tmp_path):
     monkeypatch.undo()
     other = tmp_path / "kernels.c"
     other.write_text("int other;")
-    monkeypatch.setattr(compiled, "SOURCE", other)
+    monkeypatch.setattr(compiled, "SOURCES", (*compiled.SOURCES[1:], other))
     assert compiled.fingerprint() != before
 
 

@@ -68,7 +68,8 @@ def test_a_context_set_by_the_user_keeps_the_tokens_per_step():
 
 def test_the_heads_follow_a_width_set_by_the_user():
     workload, asked = TextWorkload(Text(1e9, b"")), Asked(("model.layers=3", "model.d_model=96"))
-    proposal = propose(parse_budget("1e19flop"), asked.apply(RunConfig()), workload, asked)  # whose own shapes are wider
+    budget = parse_budget("1e19flop")  # whose own shapes are wider
+    proposal = propose(budget, asked.apply(RunConfig()), workload, asked)
     assert [candidate.config.model.heads for candidate in proposal.candidates] == [heads_for(96)]
 
 
