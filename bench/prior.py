@@ -9,12 +9,12 @@
 
 There is one run per corpus, FLOPs budget and seed of GRID, exactly as by `isoflop train --budget`, with its pilots
 first (plan/pilot.py), however small the budget. Each run is written as a row when it ends: corpus and its
-predictability, N, D, FLOPs (6 N D), unique tokens, vocabulary, seed, held-out bits per byte reached, seconds, pilots,
-and `made`, a digest of the recipe and of the rule for held-out text. A row with another `made` counts as missing. It
-stays until a new row of the same corpus, seed and about the same FLOPs replaces it, so that the planner always has a
-table. Started again, the command continues with the missing runs; several commands may run at once with different
-corpora. Budgets are in FLOPs, so that other programs on the machine change only the time. CORPUS=stdlib is the default
-corpus.
+predictability, N, D, FLOPs (6 N D), unique tokens, vocabulary, width, seed, held-out bits per byte reached, seconds,
+pilots, and `made`, a digest of the recipe and of the rules for held-out text, vocabulary and shape. A row with another
+`made` counts as missing. It stays until a new row of the same corpus, seed and about the same FLOPs replaces it, so
+that the planner always has a table. Started again, the command continues with the missing runs; several commands may
+run at once with different corpora. Budgets are in FLOPs, so that other programs on the machine change only the time.
+CORPUS=stdlib is the default corpus.
 """
 
 import argparse
@@ -37,11 +37,12 @@ from isoflop.files import write_json
 from isoflop.job import pretrain
 from isoflop.job.pilots import PilotMaker
 from isoflop.plan import pilot as pilot_rules
+from isoflop.plan.candidates import HEAD_WORTH
 from isoflop.plan.planner import plan
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import calibrate, corpora_of, estimate, leave_corpora_out
 from isoflop.plan.recipe import recipe_of
-from isoflop.plan.settings import with_recipe
+from isoflop.plan.settings import vocabulary_for, with_recipe
 from isoflop.records import PilotRun, read_run
 from isoflop.trainer import RunConfig
 from isoflop.trainer.loop import RunResult
@@ -56,9 +57,11 @@ USUAL = 1.5e10  # FLOP/s per thread, assumed if no row has a speed
 
 
 def made() -> str:
-    """A digest of what a run depends on besides its budget: the recipe, and the rules by which text is held out."""
+    """A digest of what a run depends on besides its budget: the recipe, the rules by which text is held out, and those
+    that choose vocabulary and shape."""
     recipe = recipe_of(with_recipe(RunConfig()))
     decides = {"recipe": recipe, "split": DataConfig().split, "held out": DataConfig().heldout_fraction}
+    decides |= {"ids": [vocabulary_for(flops, 1e9) for flops, _, _ in GRID], "head": HEAD_WORTH}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -88,6 +91,7 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
         "flops": result.flops,
         "unique_tokens": run.plan.unique_tokens,
         "vocab_size": run.config["model"]["vocab_size"],
+        "d_model": run.config["model"]["d_model"],
         "seed": seed,
         "bits_per_byte": round(run.result.heldout.bits_per_byte, 4),
         "seconds": round(seconds),
@@ -99,6 +103,7 @@ def one_run(corpus: str, path: str, flops: float, seed: int, threads: int) -> di
 def pilot_row(one: PilotRun) -> dict[str, Any]:
     return {
         "parameters": one.parameters,
+        "d_model": one.d_model,
         "tokens": one.tokens,
         "flops": one.flops,
         "unique_tokens": one.unique_tokens,

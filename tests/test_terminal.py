@@ -98,7 +98,7 @@ def shown(monkeypatch):
 CHOICES = (
     ("device", "cpu, float32, 2 threads", "matrix products in bfloat16 run at 0.01 times float32's speed"),
     ("shape", "3 layers x 96, heads: 1", "the candidate that the budget feeds best; 20,844 tokens/s measured"),
-    ("tokens D", "3,637,248", "6.9 N (about 20 N are compute-optimal), 94% of the text"),
+    ("tokens D", "3,637,248", "6.9 N (about 20 N are compute-optimal, fewer if N is mostly head), 94% of the text"),
     ("optimiser", "muon, lr 0.01, head lr 0.04, embedding lr 0.04, matrix lr 0.015", "measured, see LAB.md"),
 )
 

@@ -13,6 +13,9 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Rung, Workload
 
 HOOKS_SHARE = 0.03  # of the time, for held-out measurements, samples and checkpoints
+# What a weight of the head is worth next to one of the blocks, in the choice of a shape. Small models with a usual
+# vocabulary are mostly head: where N was the sum of both, the blocks of the chosen shape were far too small (LAB.md).
+HEAD_WORTH = 0.3
 MIN_STEPS = 20  # a budget that buys fewer is refused: so few train nothing
 
 
@@ -31,6 +34,11 @@ class Candidate:
     weights: float
     tokens_per_second: float = 0.0
     extrapolated: bool = False
+
+    @property
+    def capacity(self) -> float:
+        """See the function of this name."""
+        return capacity(self.workload, self.config, self.weights)
 
     def tokens(self, budget: Budget) -> float:
         """The number of tokens that the budget buys this candidate."""
@@ -82,8 +90,17 @@ class Candidate:
         """The value that the best candidate minimises: the reducible loss or, with a budget in tokens or steps, where
         more parameters would always be better and cost more, the distance from TOKENS_PER_PARAMETER."""
         if budget.kind in ("tokens", "steps"):
-            return abs(math.log(self.tokens(budget) / self.weights / TOKENS_PER_PARAMETER))
-        return reducible_loss(self.weights, self.tokens(budget), unique_tokens)
+            return abs(math.log(self.tokens(budget) / self.capacity / TOKENS_PER_PARAMETER))
+        return reducible_loss(self.capacity, self.tokens(budget), unique_tokens)
+
+
+def capacity(workload: Workload, config: RunConfig, weights: float) -> float:
+    """The weights of a model that stand for N in the expected loss: those of the blocks, and HEAD_WORTH of the head's.
+
+    Args:
+        weights: N of 6 N D, which both cost alike.
+    """
+    return weights - (1 - HEAD_WORTH) * workload.head_weights(config)
 
 
 def rough_flops(budget: Budget, peak: dict[str, float], device: str, machines: int = 1) -> float:
@@ -99,10 +116,16 @@ def rough_flops(budget: Budget, peak: dict[str, float], device: str, machines: i
             return 6 * budget.amount**2 / TOKENS_PER_PARAMETER
 
 
-def nearest_rungs(workload: Workload, target: float, shaped: Callable[[Rung], RunConfig]) -> list[Rung]:
-    """The rungs of the workload's ladder to consider: those nearest to `target` parameters, nearest first."""
-    ordered = sorted(workload.ladder, key=lambda rung: abs(math.log(workload.size(rung, shaped(rung)) / target)))
-    return ordered[: workload.considered or None]
+def best_rungs(workload: Workload, flops: float, shaped: Callable[[Rung], RunConfig]) -> list[Rung]:
+    """The rungs of the workload's ladder to consider: those with the least expected loss for `flops` FLOPs on fresh
+    text if all shapes were equally fast, the best one first."""
+
+    def loss(rung: Rung) -> float:
+        config = shaped(rung)
+        size = workload.size((config.model.layers, config.model.d_model), config)  # some may be the user's
+        return reducible_loss(capacity(workload, config, size), flops / (6 * size), math.inf)
+
+    return sorted(workload.ladder, key=loss)[: workload.considered or None]
 
 
 def different(configs: Iterable[RunConfig]) -> list[RunConfig]:

@@ -150,7 +150,8 @@ def choices_of_size(
         per_step = sequences * workload.tokens_per_sequence(config)
         batch = f"{sequences} {workload.sequences} = {per_step:,.0f} tokens"
     else:
-        read = f"{tokens / count:,.1f} N (about {TOKENS_PER_PARAMETER:.0f} N are compute-optimal)"
+        optimal = f"about {TOKENS_PER_PARAMETER:.0f} N are compute-optimal, fewer if N is mostly head"
+        read = f"{tokens / count:,.1f} N ({optimal})"
         read += f", {epochs:,.2f} epochs of the text" if epochs > 1 else f", {epochs:.0%} of the text"
         if epochs > WORN_OUT:
             read += "; so many teach next to nothing: find more text, or spend less"

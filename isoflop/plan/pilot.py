@@ -37,6 +37,7 @@ FROM_OTHER = {"seconds": 60.0, "flops": 2e12}  # the same for a recipe that is n
 PARTS = (0.3, 0.65)  # of SHARE for each pilot, the smaller one first; the rest is slack
 OVERHEAD = 0.25  # of a pilot's seconds, for building it and measuring its held-out loss
 FEWEST_STEPS = 40  # with fewer, warm-up and decay would be most of the run
+FEWEST_TOKENS = 2.0  # per parameter: with fewer, a pilot says too little of a run with more
 SMALLER = 0.9  # a pilot has at most this share of the run's parameters
 BALANCE = (4.0, 60.0)  # tokens per parameter of a pilot, at least and at most
 WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)  # tried if the depth is fixed
@@ -123,7 +124,7 @@ def design_pilot(
     advice: Advice, proposal: Proposal, flops: float, seconds: float, other_recipe: bool
 ) -> RunConfig | None:
     """A pilot of about `flops` FLOPs, with about the tokens per parameter of the planned run; None if it would have
-    fewer than FEWEST_STEPS steps.
+    fewer than FEWEST_STEPS steps or FEWEST_TOKENS tokens per parameter.
 
     Args:
         seconds: after which it stops; 0: it has no limit.
@@ -155,7 +156,7 @@ def design_pilot(
     steps = int(tokens / pilot.tokens_per_step)
     if pilot.batch.ramp_from:
         steps = pilot.batch.steps_for(tokens / pilot.model.context)
-    if steps < FEWEST_STEPS:
+    if steps < FEWEST_STEPS or tokens < FEWEST_TOKENS * size:
         return None
     return replace(
         pilot,

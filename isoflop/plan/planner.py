@@ -25,7 +25,7 @@ from isoflop.plan import fitted
 from isoflop.plan.advice import CHOOSE, Advice, Facts, Keep, Proposal
 from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.by_law import Forecast, forecast_of, law_choice, law_of, score_of, why_not
-from isoflop.plan.candidates import Candidate, different, nearest_rungs, rough_flops
+from isoflop.plan.candidates import Candidate, best_rungs, different, rough_flops
 from isoflop.plan.ceiling import machine_peak, raised
 from isoflop.plan.destinations import destinations
 from isoflop.plan.explain import choices_of, export_line
@@ -35,7 +35,6 @@ from isoflop.plan.machine import choose_kernels, choose_runtime
 from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
 from isoflop.plan.recipe import differences, differs_from_prior
-from isoflop.plan.repetition import TOKENS_PER_PARAMETER
 from isoflop.plan.settings import (
     bytes_per_token_for,
     context_for,
@@ -233,10 +232,9 @@ def propose(
         candidate = candidate if keep.model else with_recipe(candidate, asked)
         return candidate if keep.rates else with_batch(candidate, tokens, workload, asked)
 
-    # candidates: the shapes near the compute-optimal size
-    target = math.sqrt(flops / (6 * TOKENS_PER_PARAMETER))
-    tokens = flops / (6 * target)
-    rungs = nearest_rungs(workload, target, lambda rung: shaped(rung, 1e6))
+    # candidates: the shapes near the compute-optimal one
+    rungs = best_rungs(workload, flops, lambda rung: shaped(rung, 1e6))
+    tokens = flops / workload.flops_per_token(shaped(rungs[0], 1e6))
 
     def descending(first: Rung) -> Iterator[RunConfig]:
         """The shape of a rung, then those of all smaller rungs in descending order: one of them can be timed."""

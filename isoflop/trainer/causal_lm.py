@@ -103,6 +103,9 @@ class TextWorkload(Workload):
     def weights(self, config: RunConfig) -> int:
         return matmul_weights(config)
 
+    def head_weights(self, config: RunConfig) -> int:
+        return config.model.vocab_size * config.model.d_model
+
     def size(self, rung: Rung, config: RunConfig) -> float:
         """12 L D^2 + V D: accurate enough, without building a model for each rung."""
         layers, d_model = rung

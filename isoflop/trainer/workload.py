@@ -91,6 +91,10 @@ class Workload:
         """N without what the loss adds: the weights that multiply a token, on average."""
         return self.flops_per_token(config) / 6
 
+    def head_weights(self, config: RunConfig) -> float:
+        """Those of `weights` that are the head's; 0 where they are not told apart."""
+        return 0.0
+
     def size(self, rung: Rung, config: RunConfig) -> float:
         """The approximate number of weights of a rung, to find those nearest to a budget. `config` is the rung's, with
         the user's settings."""

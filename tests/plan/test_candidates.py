@@ -7,7 +7,7 @@ import pytest
 from isoflop.budget import parse_budget
 from isoflop.config import override
 from isoflop.errors import UserError
-from isoflop.plan.candidates import HOOKS_SHARE, MIN_STEPS, Candidate, different, nearest_rungs, rough_flops
+from isoflop.plan.candidates import HOOKS_SHARE, MIN_STEPS, Candidate, best_rungs, different, rough_flops
 from isoflop.trainer import RunConfig
 from isoflop.trainer.causal_lm import LADDER, TextWorkload
 from isoflop.trainer.workload import Text
@@ -39,7 +39,7 @@ def test_steps_are_whole_and_too_few_are_refused():
 
 def test_a_budget_in_tokens_is_scored_by_balance_and_others_by_loss():
     small, large = candidate(), candidate(config=override(CONFIG, ["model.d_model=256"]))
-    balanced = parse_budget(f"{20 * small.weights}tok")
+    balanced = parse_budget(f"{round(20 * small.capacity)}tok")
     assert small.score(balanced, 10**12) < 1e-6 < large.score(balanced, 10**12)
     plenty = parse_budget(f"{6 * 20 * large.weights**2}flop")
     assert large.score(plenty, 10**12) < small.score(plenty, 10**12)
@@ -53,14 +53,35 @@ def test_rough_compute():
     assert rough_flops(parse_budget("1e6tok"), PEAK, "cpu") == 6 * 1e12 / 20
 
 
-def test_the_nearest_rungs_are_considered():
-    def shaped(rung):
-        return replace(CONFIG, model=replace(CONFIG.model, layers=rung[0], d_model=rung[1], heads=1))
+def shaped(rung: tuple[int, int]) -> RunConfig:
+    return replace(CONFIG, model=replace(CONFIG.model, layers=rung[0], d_model=rung[1], heads=1))
 
-    target = WORKLOAD.size((4, 128), shaped((4, 128)))
-    rungs = nearest_rungs(WORKLOAD, target, shaped)
-    assert rungs[0] == (4, 128) and len(rungs) == WORKLOAD.considered
-    assert set(rungs) <= set(LADDER[LADDER.index((4, 128)) - 4 : LADDER.index((4, 128)) + 5])
+
+def test_the_rungs_with_the_least_expected_loss_are_considered():
+    size = WORKLOAD.size((4, 128), shaped((4, 128)))
+    without_head = replace(shaped((4, 128)).model, vocab_size=2)
+    alone = best_rungs(
+        WORKLOAD,
+        6 * 20 * WORKLOAD.size((4, 128), replace(CONFIG, model=without_head)) ** 2,
+        lambda rung: replace(CONFIG, model=replace(shaped(rung).model, vocab_size=2)),
+    )
+    assert alone[0] == (4, 128) and len(alone) == WORKLOAD.considered
+    assert set(alone) <= set(LADDER[LADDER.index((4, 128)) - 4 : LADDER.index((4, 128)) + 5])
+    assert best_rungs(WORKLOAD, 6 * 20 * size**2, shaped)[0] >= (4, 128)
+
+
+@pytest.mark.parametrize("flops", [2e13, 2e14, 2e16])
+def test_a_larger_vocabulary_does_not_choose_far_smaller_blocks(flops):
+    """The head of a small model is as large as its blocks: it must not take their place."""
+    few, many = (
+        best_rungs(
+            WORKLOAD,
+            flops,
+            lambda rung, ids=ids: replace(shaped(rung), model=replace(shaped(rung).model, vocab_size=ids)),
+        )[0]
+        for ids in (1024, 8192)
+    )
+    assert LADDER.index(many) >= LADDER.index(few) - 2
 
 
 def test_equal_shapes_are_considered_once():

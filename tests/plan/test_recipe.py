@@ -110,7 +110,7 @@ def test_a_difference_is_named_with_both_values():
     assert difference == "schedule.name = cosine and not wsd"
 
 
-@pytest.mark.parametrize("budget", ["3e13", "1e14"])
+@pytest.mark.parametrize("budget", ["1e13", "1e14"])
 @pytest.mark.parametrize("asked", [(), ("model.wiring=post",), ("optim.name=adamw",)])
 def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
     advice = plan(budget, *asked)
@@ -120,9 +120,7 @@ def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
     assert 0.3 * SHARE * advice.budget.amount < flops < SHARE * advice.budget.amount
     for one in pilots:
         assert matmul_weights(one) <= SMALLER * advice.parameters and one.steps >= FEWEST_STEPS
-        smallest = one.model.d_model == WORKLOAD.ladder[0][1]  # mostly head, if the run has many ids
-        assert smallest or one.tokens / matmul_weights(one) > BALANCE[0] / 2
-        assert one.tokens / matmul_weights(one) < 2 * BALANCE[1]
+        assert BALANCE[0] / 2 <= one.tokens / matmul_weights(one) < 2 * BALANCE[1]
         assert one.model.vocab_size == advice.config.model.vocab_size and one.seed == advice.config.seed
         assert recipe_of(one) == recipe_of(advice.config)
         if asked:
