@@ -25,6 +25,7 @@ import json
 import math
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,17 @@ def add_pilots(row: dict[str, Any], path: str, threads: int) -> dict[str, Any]:
     return {**row, "pilots": [pilot_row(one) for one in advice.pilots]}
 
 
-def measure_text(corpus: str, path: str, flops: float, threads: int) -> tuple[float, float]:
-    """The predictability of a corpus, as measured by a run with this FLOPs budget."""
+def budget_of(row: dict[str, Any]) -> float:
+    """The FLOPs budget of GRID that a row was made with: the run has somewhat fewer."""
+    return min((flops for flops, _, _ in GRID), key=lambda flops: abs(math.log(flops / row["flops"])))
+
+
+def measure_text(corpus: str, path: str, flops: float, threads: int) -> dict[str, float]:
+    """The predictability of a corpus, as measured by a run with this FLOPs budget: columns of a row."""
     _, data = planned(corpus, path, flops, 0, threads, None)
     assert isinstance(data, Prepared)
     found = predictability(excerpt(data, SAMPLE_BYTES))
-    return round(found.ngram, 4), round(found.lzma, 4)
+    return {"ngram": round(found.ngram, 4), "lzma": round(found.lzma, 4)}
 
 
 def same_run(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -243,7 +249,9 @@ def main() -> None:
     parser.add_argument("--hours", action="store_true", help="print the missing runs and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most", type=float, default=math.inf, help="FLOPs of the largest run to consider")
-    parser.add_argument("--least", type=float, default=0.0, help="FLOPs of the smallest run, for --only pilots")
+    parser.add_argument(
+        "--least", type=float, default=0.0, help="FLOPs of the smallest run, for --only pilots and texts"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the runs, for --only pilots")
     given = parser.parse_args()
     corpora = dict(text.partition("=")[::2] for text in given.corpora)
@@ -253,15 +261,14 @@ def main() -> None:
     if given.only == "estimates":
         return change_table(lambda rows: rows, estimated=True)
     if given.only == "texts":
-        for corpus, path in corpora.items():
-            ngram, lzma = measure_text(corpus, path, min(2e12, given.most), given.threads)
-            print(corpus, ngram, lzma, flush=True)
-            found = {"ngram": ngram, "lzma": lzma}
-            change_table(
-                lambda rows, corpus=corpus, found=found: [
-                    {**row, **found} if row["corpus"] == corpus else row for row in rows
-                ]
-            )
+        measured = cache(measure_text)  # seeds have the same text
+        for row in read_rows():
+            if row["corpus"] in corpora and given.least <= row["flops"] <= given.most:
+                found = measured(row["corpus"], corpora[row["corpus"]], budget_of(row), given.threads)
+                print(row["corpus"], f"{row['flops']:.2g}", found, flush=True)
+                change_table(
+                    lambda rows, row=row, found=found: [{**one, **found} if one == row else one for one in rows]
+                )
         return change_table(lambda rows: rows, estimated=True)
     if given.only == "pilots":
         for row in read_rows():
