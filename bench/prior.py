@@ -249,9 +249,7 @@ def main() -> None:
     parser.add_argument("--hours", action="store_true", help="print the missing runs and about how long they take")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--most", type=float, default=math.inf, help="FLOPs of the largest run to consider")
-    parser.add_argument(
-        "--least", type=float, default=0.0, help="FLOPs of the smallest run, for --only pilots and texts"
-    )
+    parser.add_argument("--least", type=float, default=0.0, help="of the smallest run, for --only pilots and texts")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="seeds of the runs, for --only pilots")
     given = parser.parse_args()
     corpora = dict(text.partition("=")[::2] for text in given.corpora)

@@ -54,8 +54,8 @@ def predictability(sample: bytes) -> Predictability:
 
 def ngram_bits_per_byte(sample: bytes) -> float:
     """Cross-entropy, in bits per byte, of an interpolated n-gram model of bytes (Witten & Bell 1991, method C) on every
-    fourth block of the sample, with counts from the other blocks. The model's order is ORDER; each order k falls back on
-    the one below it,
+    fourth block of the sample, with counts from the other blocks. Each order k up to ORDER falls back on the one below
+    it,
 
         p_k(b | c) = (n(c, b) + t(c) p_{k-1}(b | c')) / (n(c) + t(c)),
 
