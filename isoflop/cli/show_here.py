@@ -67,7 +67,7 @@ def verdict(one: Here) -> list[str]:
     if (chosen.layers, chosen.d_model) != (by_seconds.layers, by_seconds.d_model):
         said.append(
             f"the plan takes {chosen.layers} x {chosen.d_model}: by the rule of 20 tokens per parameter with what "
-            "repetition costs, and not by the expected loss alone"
+            "the head and repetition cost, and not by the expected loss alone"
         )
     return said
 

@@ -16,10 +16,10 @@ from isoflop.optim.table import rates
 from isoflop.plan.advice import Advice
 from isoflop.plan.asked import NOTHING, Asked
 from isoflop.plan.by_law import forecast_of
-from isoflop.plan.candidates import Candidate
+from isoflop.plan.candidates import HEAD_WORTH, Candidate
 from isoflop.plan.pilot import NO_PILOTS, observations
 from isoflop.plan.planner import plan
-from isoflop.plan.repetition import R_D, WORN_OUT, effective, excess, reducible_loss
+from isoflop.plan.repetition import R_D, WORN_OUT, effective, reducible_loss
 from isoflop.trainer import RunConfig
 
 SLOW = 0.5  # of the share of the peak that the largest shape reaches, below which a shape counts as slow
@@ -144,8 +144,8 @@ def options_of(advice: Advice) -> list[Option]:
             expected=losses[0],
             flops_tokens=at_flops,
             flops_expected=losses[1],
-            score=reducible_loss(one.weights, tokens, unique),
-            flops_score=reducible_loss(one.weights, at_flops, unique),
+            score=reducible_loss(one.capacity, tokens, unique),
+            flops_score=reducible_loss(one.capacity, at_flops, unique),
         )
 
     return [option(one) for one in proposal.candidates]
@@ -156,18 +156,21 @@ def points_of(advice: Advice) -> list[Point]:
     config, unique = advice.config, max(1, advice.unique_tokens or 1)
     model, tokens, count = config.model, advice.tokens, advice.parameters
     law = advice.law
-    of_size = "20 tokens per parameter (Hoffmann et al. 2022) at equal FLOPs; here equal seconds decide, by timed steps"
+    of_size = (
+        "20 tokens per parameter (Hoffmann et al. 2022) at equal FLOPs, the head's weights worth "
+        f"{HEAD_WORTH:g} of others (LAB.md); here equal seconds decide, by timed steps"
+    )
     size_doubt = "published optima lie at 5 to 80 tokens per parameter; `isoflop ladder` measures yours"
     if law is not None:
         of_size = f"the law of a ladder on this text, {law.about.runs} runs; equal seconds decide, by timed steps"
         size_doubt = f"{advice.flops / law.largest:.2g} times the compute of the ladder's largest run"
-    off = max(excess(factor * count, tokens / factor, unique) for factor in (0.5, 2.0)) / excess(count, tokens, unique)
     return [
         Point(
             "vocabulary",
             f"{model.vocab_size:,} ids",
-            "the quarter power of compute, 2,048 at 1e13 FLOPs (after Tao et al. 2024; docs/recipe.md)",
-            "2,048 in place of 1,024 gained 0.018 (0.002 to 0.035) bits per byte at 3 x 96, and 4,096 as much as 2,048",
+            "the quarter power of compute, 4,500 at 1e13 FLOPs (after Tao et al. 2024; docs/recipe.md)",
+            "4,096 gained 0.030 bits per byte on 2,048 at 3 x 96 on books; 8,192 as much, and lost "
+            "0.021 on 4,096 on code",
         ),
         Point(
             "shape",
@@ -179,8 +182,8 @@ def points_of(advice: Advice) -> list[Point]:
         Point(
             "tokens D",
             f"{tokens:,}, {tokens / count:.3g} per parameter",
-            f"what the seconds are enough for; half or twice the size costs {off - 1:.1%} of the reducible loss",
-            "with the exponents of C4 (0.35, Muennighoff et al. 2023), which your text need not have",
+            "what the seconds are enough for",
+            "balanced with N by the exponents of C4 (0.35, Muennighoff et al. 2023), which your text need not have",
         ),
         repetition(tokens, unique),
         Point(
