@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-ORDER = 7  # bytes of context of the n-gram model; with more, a context and its byte do not fit in 64 bits
+ORDER = 3  # bytes of context of the n-gram model: about what a small model learns first
 # Bytes of a block. Longer than most local repetition, from which a compressor gains and a small model does not.
 BLOCK = 16 * 1024
 BLOCKS = 16  # at least so many blocks; a small sample has shorter ones
@@ -54,8 +54,8 @@ def predictability(sample: bytes) -> Predictability:
 
 def ngram_bits_per_byte(sample: bytes) -> float:
     """Cross-entropy, in bits per byte, of an interpolated n-gram model of bytes (Witten & Bell 1991, method C) on every
-    fourth block of the sample, with counts from the other blocks. Each order k up to ORDER falls back on the one below
-    it,
+    fourth block of the sample, with counts from the other blocks. The model's order is 3; each order k falls back on
+    the one below it,
 
         p_k(b | c) = (n(c, b) + t(c) p_{k-1}(b | c')) / (n(c) + t(c)),
 
