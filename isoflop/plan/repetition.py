@@ -28,3 +28,9 @@ def reducible_loss(parameters: float, tokens: float, unique_tokens: float) -> fl
     n = effective(parameters, unique_tokens / TOKENS_PER_PARAMETER, R_N)
     d = effective(tokens, unique_tokens, R_D)
     return float(n**-EXPONENT + (d / TOKENS_PER_PARAMETER) ** -EXPONENT)
+
+
+def excess(parameters: float, tokens: float, unique_tokens: float) -> float:
+    """The run's reducible loss over that of the best run of equal compute on unique text; at least 1."""
+    best = math.sqrt(parameters * tokens / TOKENS_PER_PARAMETER)
+    return reducible_loss(parameters, tokens, unique_tokens) / (2 * best**-EXPONENT)
