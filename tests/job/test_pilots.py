@@ -37,6 +37,7 @@ def small_pilots(monkeypatch):
     monkeypatch.setattr("isoflop.plan.pilot.FROM", {"flops": 1e9})
     monkeypatch.setattr("isoflop.plan.pilot.FROM_OTHER", {"flops": 1e9})
     monkeypatch.setattr("isoflop.plan.pilot.FEWEST_STEPS", 1)
+    monkeypatch.setattr("isoflop.plan.pilot.FEWEST_TOKENS", 0)
 
 
 @pytest.fixture(scope="module")
