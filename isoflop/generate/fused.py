@@ -154,9 +154,7 @@ class FusedStep:
             angles = cos_RTK.reshape(-1, cos_RTK.shape[-1]), sin_RTF.reshape(-1, sin_RTF.shape[-1])
         added_RC = gate_RG = None
         if layer.values is not None:
-            added_RC = layer.values.table(tokens_R)
-            if layer.values.gate is not None:
-                gate_RG = layer.values.gate(h_RD[:, : layer.values.gate.in_features]).sigmoid_().mul_(2)
+            added_RC, gate_RG = values_to_add(layer.values, tokens_R, h_RD)
         if self.lengths_R is None:
             self.lengths_R = torch.from_numpy(cache.lengths_of_rows()[:R] + 1)
         held = cache.reserve(layer.number, room.k_RGTK, room.v_RGTK)
@@ -329,14 +327,23 @@ class Room:
         return self
 
 
-def add_values(values: ValueEmbedding, tokens_R: Tensor, h_RD: Tensor, v_RGTK: Tensor) -> None:
-    """Add a value embedding to the values of one position per row, as ValueEmbedding.forward."""
-    added_RGTK = values.table(tokens_R).view(v_RGTK.shape)
+def values_to_add(values: ValueEmbedding, tokens_R: Tensor, h_RD: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What ValueEmbedding.forward adds to the values of one position per row, (R, G K), and its factor, (R, G), if it has
+    a gate."""
+    added_RC = values.table(tokens_R)
     if values.gate is None:
+        return added_RC, None
+    return added_RC, values.gate(h_RD[:, : values.gate.in_features]).sigmoid_().mul_(2)
+
+
+def add_values(values: ValueEmbedding, tokens_R: Tensor, h_RD: Tensor, v_RGTK: Tensor) -> None:
+    """Add a value embedding to the values of one position per row."""
+    added_RC, gate_RG = values_to_add(values, tokens_R, h_RD)
+    added_RGTK = added_RC.view(v_RGTK.shape)
+    if gate_RG is None:
         v_RGTK.add_(added_RGTK)
-        return
-    gate_RG = values.gate(h_RD[:, : values.gate.in_features]).sigmoid_()
-    v_RGTK.addcmul_(added_RGTK, gate_RG[:, :, None, None], value=2)
+    else:
+        v_RGTK.addcmul_(added_RGTK, gate_RG[:, :, None, None])
 
 
 def activated(layer: Layer, room: Room) -> Tensor:

@@ -28,12 +28,7 @@ def lay_out(model: GPT) -> None:
     """Store every weight whose output is at least as wide as its input column by column, the head's too, unless it is
     in bfloat16, and those of one input next to each other. On a CPU only; it takes as long as copying those weights
     once."""
-    groups = same_input(model)
-    joint = {id(weight) for group in groups for weight in group}
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    groups += [[weight] for weight in (*linear, model.head_weight) if id(weight) not in joint]
-
-    for group in groups:
+    for group in product_weights(model):
         if group[0].device.type != "cpu":
             continue
         out, width = sum(len(weight) for weight in group), group[0].shape[1]
@@ -46,11 +41,7 @@ def lay_out(model: GPT) -> None:
 def lay_out_by_columns(model: GPT) -> None:
     """Store every weight of a product column by column, those of one input next to each other, as the kernels for a few
     rows read them (kernels/decode.c). On a CPU in float32 only."""
-    groups = same_input(model)
-    joint = {id(weight) for group in groups for weight in group}
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    groups += [[weight] for weight in (*linear, model.head_weight) if id(weight) not in joint]
-    for group in groups:
+    for group in product_weights(model):
         one = joined([weight.detach() for weight in group])
         if one is None or one.stride(0) != 1:
             put_together(group, by_columns=True)
@@ -67,6 +58,14 @@ def narrow(model: GPT) -> None:
     for group in same_input(model):
         if group[0].device.type == "cpu":
             put_together(group, by_columns=False)
+
+
+def product_weights(model: GPT) -> list[list[Tensor]]:
+    """The weights of all products, the head's too: those that multiply the same vector as one group, others alone."""
+    groups = same_input(model)
+    joint = {id(weight) for group in groups for weight in group}
+    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    return groups + [[weight] for weight in (*linear, model.head_weight) if id(weight) not in joint]
 
 
 def same_input(model: nn.Module) -> list[list[Tensor]]:

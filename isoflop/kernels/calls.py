@@ -219,8 +219,18 @@ def functions() -> dict[tuple[str, torch.dtype], Callable[..., Any]]:
     found = {}
     for name, arguments in ARGUMENTS.items():
         for dtype, suffix in DTYPES.items():
-            function = getattr(library(), f"{name}_{suffix}")
-            function.argtypes = [TYPES[letter] for letter in arguments]
-            function.restype = ctypes.c_int if name in WITH_STATUS else None
-            found[name, dtype] = function
+            found[name, dtype] = function_of(f"{name}_{suffix}", arguments, name in WITH_STATUS)
     return found
+
+
+def function_of(name: str, arguments: str, with_status: bool) -> Callable[..., Any]:
+    """A function of the library.
+
+    Args:
+        arguments: see ARGUMENTS.
+        with_status: whether it returns an int, else nothing.
+    """
+    function = getattr(library(), name)
+    function.argtypes = [TYPES[letter] for letter in arguments]
+    function.restype = ctypes.c_int if with_status else None
+    return function

@@ -21,6 +21,7 @@ from pathlib import Path
 from isoflop.files import home
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "decode.c"))
+HEADER = Path(__file__).with_name("shared.h")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 FLAGS_OF = {"x86_64": ("-mprefer-vector-width=512",)}  # compilers prefer 256 bits even where 512 are faster
 LINKED = ("-lm",)
@@ -119,6 +120,6 @@ def fingerprint() -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         instructions = next((line for line in lines if line.startswith(("flags", "Features"))), instructions)
-    sources, user = [source.read_text(encoding="utf-8") for source in SOURCES], str(os.getuid())
+    sources, user = [source.read_text(encoding="utf-8") for source in (*SOURCES, HEADER)], str(os.getuid())
     parts = [*sources, *FLAGS, platform.machine(), os.environ.get("CC", ""), instructions, user]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

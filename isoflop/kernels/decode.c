@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "shared.h"
+
 /* Vectors of LANES numbers. A tile of ROWS x WIDE sums stays in registers: 24 of the 32 that AVX-512 has, or 12 of 16. */
 #ifdef __AVX512F__
 enum { LANES = 16, ROWS = 8 };
@@ -114,23 +116,6 @@ int decode_product(const float *x, const float *w, const float *bias, float *y, 
     }
     free(turned);
     return 0;
-}
-
-/* exp(x) to about two units in the last place (the polynomial of Cephes), for x of at most 0; below -87 it is 1.6e-38. */
-static inline float exponential(float x)
-{
-    x = x < -87.0f ? -87.0f : x;
-    float n = rintf(x * 1.44269504088896341f);
-    float f = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * f + 1.3981999507e-3f;
-    y = y * f + 8.3334519073e-3f;
-    y = y * f + 4.1665795894e-2f;
-    y = y * f + 1.6666665459e-1f;
-    y = y * f + 5.0000001201e-1f;
-    y = y * f * f + f + 1.0f;
-    union { uint32_t bits; float value; } power = {.bits = ((uint32_t)(int32_t)n + 127u) << 23};
-    return y * power.value;
 }
 
 /* One head of queries or keys: divided by its root mean square if eps >= 0, times a gain, rotated, into `out`. */

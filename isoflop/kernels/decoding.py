@@ -3,7 +3,6 @@
 Letters: R rows, D inputs, C outputs, H heads, G key-value heads, K head_dim, N = H + G.
 """
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from isoflop.kernels import calls
-from isoflop.kernels.calls import TYPES, at, at_or_null, require_memory
-from isoflop.kernels.compiled import library
+from isoflop.kernels.calls import at, at_or_null, function_of, require_memory
 
 # The arguments of each function of decode.c: p a pointer, l a long, f a float, i an int.
 ARGUMENTS = {
@@ -88,9 +86,4 @@ def call(name: str, *given: Any) -> Any:
 @cache
 def functions() -> dict[str, Callable[..., Any]]:
     """The functions of the library by name."""
-    found = {}
-    for name, arguments in ARGUMENTS.items():
-        function = getattr(library(), name)
-        function.argtypes, function.restype = [TYPES[letter] for letter in arguments], ctypes.c_int
-        found[name] = function
-    return found
+    return {name: function_of(name, arguments, with_status=True) for name, arguments in ARGUMENTS.items()}

@@ -53,34 +53,32 @@ def test_rough_compute():
     assert rough_flops(parse_budget("1e6tok"), PEAK, "cpu") == 6 * 1e12 / 20
 
 
-def shaped(rung: tuple[int, int]) -> RunConfig:
-    return replace(CONFIG, model=replace(CONFIG.model, layers=rung[0], d_model=rung[1], heads=1))
+def best_of(flops: float, ids: int = CONFIG.model.vocab_size) -> list[tuple[int, int]]:
+    """The rungs to consider for a vocabulary of `ids`."""
+
+    def shaped(rung: tuple[int, int]) -> RunConfig:
+        model = replace(CONFIG.model, layers=rung[0], d_model=rung[1], heads=1, vocab_size=ids)
+        return replace(CONFIG, model=model)
+
+    return best_rungs(WORKLOAD, flops, shaped)
+
+
+def balanced(rung: tuple[int, int], ids: int) -> float:
+    """The FLOPs of a rung with 20 tokens per parameter."""
+    return 6 * 20 * WORKLOAD.size(rung, replace(CONFIG, model=replace(CONFIG.model, vocab_size=ids))) ** 2
 
 
 def test_the_rungs_with_the_least_expected_loss_are_considered():
-    size = WORKLOAD.size((4, 128), shaped((4, 128)))
-    without_head = replace(shaped((4, 128)).model, vocab_size=2)
-    alone = best_rungs(
-        WORKLOAD,
-        6 * 20 * WORKLOAD.size((4, 128), replace(CONFIG, model=without_head)) ** 2,
-        lambda rung: replace(CONFIG, model=replace(shaped(rung).model, vocab_size=2)),
-    )
+    alone = best_of(balanced((4, 128), 2), 2)  # a model that is hardly any head
     assert alone[0] == (4, 128) and len(alone) == WORKLOAD.considered
     assert set(alone) <= set(LADDER[LADDER.index((4, 128)) - 4 : LADDER.index((4, 128)) + 5])
-    assert best_rungs(WORKLOAD, 6 * 20 * size**2, shaped)[0] >= (4, 128)
+    assert best_of(balanced((4, 128), CONFIG.model.vocab_size))[0] >= (4, 128)
 
 
 @pytest.mark.parametrize("flops", [2e13, 2e14, 2e16])
 def test_a_larger_vocabulary_does_not_choose_far_smaller_blocks(flops):
     """The head of a small model is as large as its blocks: it must not take their place."""
-    few, many = (
-        best_rungs(
-            WORKLOAD,
-            flops,
-            lambda rung, ids=ids: replace(shaped(rung), model=replace(shaped(rung).model, vocab_size=ids)),
-        )[0]
-        for ids in (1024, 8192)
-    )
+    few, many = best_of(flops, 1024)[0], best_of(flops, 8192)[0]
     assert LADDER.index(many) >= LADDER.index(few) - 2
 
 
