@@ -328,8 +328,8 @@ class Room:
 
 
 def values_to_add(values: ValueEmbedding, tokens_R: Tensor, h_RD: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What ValueEmbedding.forward adds to the values of one position per row, (R, G K), and its factor, (R, G), if it has
-    a gate."""
+    """What ValueEmbedding.forward adds to the values of one position per row, (R, G K), and its factor, (R, G), if
+    it has a gate."""
     added_RC = values.table(tokens_R)
     if values.gate is None:
         return added_RC, None
