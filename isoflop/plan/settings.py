@@ -50,9 +50,9 @@ def vocabulary_for(flops: float, corpus_bytes: float) -> int:
     """The number of ids of a tokenizer trained for this run, a power of two from 512 to 65,536.
 
     Grows as the quarter power of compute, from 4,500 at 1e13 FLOPs: the best was about 3,200 at 1.4e12 and 5,500 at
-    1.1e13 (docs/recipe.md), and 4,096 better than 8,192 at 1.9e13 (LAB.md). Tao et al. 2024: vocabulary parameters V d
-    scale as the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that gives V ~ C^0.25. At most one id per 256
-    bytes of text, so that each occurs.
+    1.1e13 (docs/recipe.md); at 1.9e13 8,192 are as good as 4,096 on books and worse on code (LAB.md). Tao et al. 2024:
+    vocabulary parameters V d scale as the 0.83rd power of the others; with N ~ C^0.5 and d ~ N^0.33 that gives V ~
+    C^0.25. At most one id per 256 bytes of text, so that each occurs.
     """
     wanted = math.log2(4500) + 0.25 * math.log2(max(flops, 1.0) / 1e13)
     possible = math.log2(max(corpus_bytes, 1.0) / 256)
