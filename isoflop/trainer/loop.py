@@ -152,8 +152,8 @@ def run_steps(
     batch = None
 
     while not state.done:
+        lock.check()  # first: a folder that disappeared is why a checkpoint cannot be written
         saver.check()
-        lock.check()
         if state.step == state.timetable.decay_step and saved_step != state.step:
             saved_step = saver.save(state)  # an extended run resumes from here
 
