@@ -1,4 +1,4 @@
-"""Compiles kernels.c and decode.c once per machine, keeps it in $ISOFLOP_HOME/kernels, and loads it.
+"""Compiles kernels.c, decode.c and sample.c once per machine, keeps it in $ISOFLOP_HOME/kernels, and loads it.
 
 Compiling takes seconds and needs a C compiler with OpenMP: $CC, or cc. The library uses the thread pool that torch has
 loaded, since both need `libgomp.so.1`; with a compiler whose OpenMP is another one it is not used. Nothing is compiled
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from isoflop.files import home
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "decode.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.c", "decode.c", "sample.c"))
 HEADER = Path(__file__).with_name("shared.h")
 FLAGS = ("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC")
 FLAGS_OF = {"x86_64": ("-mprefer-vector-width=512",)}  # compilers prefer 256 bits even where 512 are faster

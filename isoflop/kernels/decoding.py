@@ -1,6 +1,6 @@
-"""The kernels of decode.c as functions of tensors, for one decoding step in float32 on the CPU.
+"""The kernels of decode.c and sample.c as functions of tensors, for one decoding step in float32 on the CPU.
 
-Letters: R rows, D inputs, C outputs, H heads, G key-value heads, K head_dim, N = H + G.
+Letters: R rows, D inputs, C outputs, V vocabulary, H heads, G key-value heads, K head_dim, N = H + G.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,11 @@ from torch import Tensor
 from isoflop.kernels import calls
 from isoflop.kernels.calls import at, at_or_null, function_of, require_memory
 
-# The arguments of each function of decode.c: p a pointer, l a long, f a float, i an int.
+# The arguments of each function: p a pointer, l a long, f a float, i an int.
 ARGUMENTS = {
     "decode_product": "pppp" + "llll" + "ii",
     "decode_attend": "pp" + "f" + "pp" + "ii" + "pppppp" + "llllll" + "fi",
+    "sample_tokens": "pppppp" + "p" + "ll" + "i",
 }
 
 
@@ -78,8 +79,24 @@ def attend_(
     return y_RC
 
 
+def choose(
+    logits_RV: Tensor, temperature_R: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor, drawn_R: Tensor
+) -> Tensor:
+    """One token per row, (R,) int64. A row's token does not depend on the other rows.
+
+    Args:
+        temperature_R, top_k_R, top_p_R, min_p_R: see generate/rules.py; float32, and int64 for top-k.
+        drawn_R: a random number in (0, 1] per row, float64.
+    """
+    R, V = logits_RV.shape
+    tokens_R = torch.empty(R, dtype=torch.int64)
+    rules = map(at, (temperature_R, top_k_R, top_p_R, min_p_R))
+    require_memory(call("sample_tokens", at(logits_RV), *rules, at(drawn_R), at(tokens_R), R, V))
+    return tokens_R
+
+
 def call(name: str, *given: Any) -> Any:
-    """Call a function of decode.c with this process's number of threads."""
+    """Call a function with this process's number of threads."""
     return functions()[name](*given, torch.get_num_threads())
 
 
