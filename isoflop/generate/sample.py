@@ -37,7 +37,7 @@ def choose(logits_BV: Tensor, rules: Rules, drawn_B: Tensor, seen_BV: Tensor | N
         if seen_BV is not None:
             logits_BV = penalised(logits_BV, seen_BV, rules.column("repetition_penalty", logits_BV.device))
         columns = (rules.column(name, logits_BV.device) for name in ("temperature", "top_k", "top_p", "min_p"))
-        return decoding.choose(logits_BV.contiguous(), *columns, drawn_B)
+        return decoding.choose(logits_BV.contiguous(), drawn_B, *columns)
 
     tokens_B = torch.empty(len(logits_BV), dtype=torch.int64, device=logits_BV.device)
     for rows_b, kept_bN, ids in kept(logits_BV, rules, seen_BV):

@@ -80,13 +80,13 @@ def attend_(
 
 
 def choose(
-    logits_RV: Tensor, temperature_R: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor, drawn_R: Tensor
+    logits_RV: Tensor, drawn_R: Tensor, temperature_R: Tensor, top_k_R: Tensor, top_p_R: Tensor, min_p_R: Tensor
 ) -> Tensor:
     """One token per row, (R,) int64. A row's token does not depend on the other rows.
 
     Args:
-        temperature_R, top_k_R, top_p_R, min_p_R: see generate/rules.py; float32, and int64 for top-k.
         drawn_R: a random number in (0, 1] per row, float64.
+        temperature_R, top_k_R, top_p_R, min_p_R: see generate/rules.py; float32, and int64 for top-k.
     """
     R, V = logits_RV.shape
     tokens_R = torch.empty(R, dtype=torch.int64)
