@@ -84,7 +84,29 @@ class ShardWriter:
             self.file.close()
 
 
-class TokenStream:
+class CircularStream:
+    """Tokens that are read in slices, and on from the beginning where they end."""
+
+    dtype: np.dtype[Any]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, key: slice) -> np.ndarray:
+        raise NotImplementedError
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` tokens from `start`, continuing at the beginning when the stream ends."""
+        start %= len(self)
+        parts = [self[start : start + length]]
+        missing = length - len(parts[0])
+        while missing > 0:
+            parts.append(self[:missing])
+            missing -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+class TokenStream(CircularStream):
     """The tokens of a stream, read from memory-mapped files: `len(stream)`, `stream[a:b]`, `stream.read(start, n)`."""
 
     def __init__(self, folder: Path, described: dict[str, Any], dtype: np.dtype[Any]) -> None:
@@ -109,16 +131,6 @@ class TokenStream:
             start += len(part)
         if not parts:
             return np.empty(0, self.dtype)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens from `start`, continuing at the beginning when the stream ends."""
-        start %= len(self)
-        parts = [self[start : start + length]]
-        missing = length - len(parts[0])
-        while missing > 0:
-            parts.append(self[:missing])
-            missing -= len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

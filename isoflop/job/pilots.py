@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from isoflop.data.fewer_merges import FewerMerges, has_merges
 from isoflop.data.manifest import Data
+from isoflop.data.prepare import Prepared
 from isoflop.errors import UserError
 from isoflop.files import abandoned, home, locked, spool
 from isoflop.parallel.mesh import ALONE
@@ -35,6 +37,7 @@ from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import matmul_weights
 
 PILOTS_FILE = "pilots.jsonl"
+MARGIN = 2  # times the tokens that a pilot reads: the text that is kept for it
 REUSE_RATIO = 0.5  # compute of the largest recorded pilot, relative to the largest planned one, that suffices
 
 
@@ -89,7 +92,7 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
         KeyboardInterrupt: a signal arrived; only the lines of finished pilots remain.
     """
     started, other_recipe = time.monotonic(), bool(advice.differences)
-    planned = design_pilots(advice, other_recipe)
+    planned = design_pilots(advice, other_recipe, isinstance(data, Prepared) and has_merges(data.tokenizer))
     if not planned:
         return Pilots(note="the share of the budget that they may take is too small for a run")
 
@@ -97,10 +100,10 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
     largest = max(pilot.tokens * float(matmul_weights(pilot)) * 6 for pilot in planned)
     recorded = recorded_pilots(data.fingerprint, key)
     if recorded and max(run.flops or 0.0 for run in recorded) >= REUSE_RATIO * largest:
-        say(f"pilots: {len(recorded)} on this text are on record")
+        say("pilot: one on this text is on record")
         return Pilots(recorded)
 
-    say(f"pilots: {len(planned)} tiny runs on this text, at most {SHARE:.0%} of the budget")
+    say(f"pilot: a tiny run on this text, to forecast the loss: at most {SHARE:.0%} of the budget")
     in_seconds = advice.budget.kind == "seconds"
     deadline = started + SHARE * advice.budget.amount if in_seconds else math.inf
     runs: list[PilotRun] = []
@@ -112,7 +115,8 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
             note = "the first one left no time for another"
             break
         try:
-            run = train_pilot(pilot, data, int(advice.unique_tokens or 0))
+            text, unique_tokens = text_of(pilot, data, int(advice.unique_tokens or 0))
+            run = train_pilot(pilot, text, unique_tokens)
         except (Diverged, UserError) as error:
             note = f"one ended early ({error})"
             break
@@ -131,6 +135,19 @@ def fit_to_time(pilot: RunConfig, remaining: float, last: bool) -> RunConfig | N
     if seconds < 0.5 * pilot.seconds:
         return None
     return replace(pilot, seconds=seconds, steps=max(1, round(pilot.steps * seconds / pilot.seconds)))
+
+
+def text_of(pilot: RunConfig, data: Data, unique_tokens: int) -> tuple[Data, int]:
+    """The text of a run with the vocabulary of a pilot, and about how many tokens all of it has.
+
+    Args:
+        unique_tokens: the same with the run's vocabulary.
+    """
+    if not isinstance(data, Prepared) or pilot.model.vocab_size >= data.vocab_size:
+        return data, unique_tokens
+    most = MARGIN * pilot.tokens + pilot.model.context, MARGIN * measured_tokens(pilot.tokens)
+    text = FewerMerges(data, pilot.model.vocab_size, most)
+    return text, text.unique_tokens
 
 
 def train_pilot(pilot: RunConfig, data: Data, unique_tokens: int) -> PilotRun:

@@ -12,9 +12,9 @@ repetition.py). It is L = E + A / N^g + C / D^g in constants that runs determine
     s, the share of B that is irreducible.
 
 log B is normally distributed about a line in the logarithm of the text's n-gram bits per byte, log g about a line in
-that of its compressed bits per byte (predictability.py): repetition nearby is learned late. The lines, the spread about
-them and the noise are estimated from all runs together, by expectation maximisation with Laplace's approximation for
-each corpus (Gelman et al., Bayesian Data Analysis, chapters 5 and 13). The distribution of s is not estimated: over two
+that of the ratio of its compressed and its n-gram bits per byte (predictability.py): what a compressor finds and an
+n-gram model does not, repetition, is learned late. The lines, the spread about them and the noise are estimated from
+all runs together, by expectation maximisation with Laplace's approximation for each corpus (Gelman et al., Bayesian Data Analysis, chapters 5 and 13). The distribution of s is not estimated: over two
 decades of compute it cannot be separated from g. Its mean and spread are assumptions (IRREDUCIBLE).
 
 With runs on the same text, the law of that text is a penalised fit to them: the more runs there are, and the closer to
@@ -36,10 +36,10 @@ Array = npt.NDArray[np.float64]
 
 N_0 = 2e5  # parameters, in the middle of the runs
 # The mean and standard deviation of the log odds of s. Besiroglu et al. 2024: E = 1.8169 nats per token of about 4.4
-# bytes of English from the web, so 0.6 bits per byte, where our runs at N_0 and D_0 have about 1.7. The share for code,
-# tables or other languages has not been measured: one standard deviation either way, 0.23 to 0.5, is an assumption.
-# It matters little within the runs' range and much far beyond it.
-IRREDUCIBLE = (math.log(0.35 / 0.65), 0.6)
+# bytes of English from the web, so 0.6 bits per byte, where our runs at N_0 and D_0 have about 1.7: a share of 0.35.
+# Runs on code, manual pages and tables fall more steeply than that allows: with 0.15, forecasts from one smaller run
+# have no bias over the 20 corpora (LAB.md). It matters little within the runs' range and much far beyond it.
+IRREDUCIBLE = (math.log(0.15 / 0.85), 0.6)
 LEAST_SPREAD = (0.02, 0.03)  # lower bounds of the standard deviations of log B and log g between corpora
 LEAST_BITS = 0.01  # lower bound of a sample's bits per byte, whose logarithm is taken
 FARTHEST = 5.0  # the lines are flat beyond so many standard deviations of the corpora's features; the doubt grows on
@@ -55,14 +55,12 @@ class Observation:
         parameters, tokens: N and D of 6 N D.
         unique_tokens: of its text.
         bits_per_byte: reached on held-out text.
-        pilot: whether it is a pilot: shorter than the runs that laws are estimated from, with its own offset and noise.
     """
 
     parameters: float
     tokens: float
     unique_tokens: float
     bits_per_byte: float
-    pilot: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,15 +69,13 @@ class Population:
 
     Attributes:
         level: the line of log B: intercept, and slope in (log n-gram bits per byte - `centre[0]`).
-        rate: the line of log g: intercept, and slope in (log LZMA bits per byte - `centre[1]`).
+        rate: the line of log g: intercept, and slope in (log of LZMA over n-gram bits per byte - `centre[1]`).
         centre: means of the two logarithms over the corpora.
         squares: sums of squares of the two logarithms about their means, for the uncertainty of the lines.
         spread: covariance matrix of log B and log g about their lines, as rows.
         noise: standard deviation of a run's log bits per byte about its corpus's law: seeds, vocabularies, and what
             the law leaves out.
         corpora: the number of corpora that it was estimated from.
-        pilot: mean and standard deviation of a pilot's log bits per byte about its corpus's law; those of a run if
-            there were no pilots.
     """
 
     level: tuple[float, float]
@@ -89,14 +85,13 @@ class Population:
     spread: tuple[tuple[float, float], tuple[float, float]]
     noise: float
     corpora: int
-    pilot: tuple[float, float]
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> "Population":
-        pairs = {name: tuple(value[name]) for name in ("level", "rate", "centre", "squares", "pilot")}
+        pairs = {name: tuple(value[name]) for name in ("level", "rate", "centre", "squares")}
         spread = tuple(tuple(row) for row in value["spread"])
         return cls(**pairs, spread=spread, noise=value["noise"], corpora=value["corpora"])  # type: ignore[arg-type]
 
@@ -109,8 +104,8 @@ class Population:
         )
 
     def features(self, text: Predictability) -> tuple[float, float]:
-        """The logarithms of a text's two measures, at least LEAST_BITS each, minus their means over the corpora."""
-        level, rate = (math.log(max(bits, LEAST_BITS)) for bits in (text.ngram, text.lzma))
+        """`features_of` a text minus their means over the corpora."""
+        level, rate = features_of(text)
         return level - self.centre[0], rate - self.centre[1]
 
     def covariance(self, text: Predictability, widen: float = 1.0) -> Array:
@@ -137,6 +132,13 @@ class Population:
         total[0, 0] = IRREDUCIBLE[1] ** 2
         total[1:, 1:] = widen**2 * np.array(self.spread) * np.outer(factors, factors)
         return total
+
+
+def features_of(text: Predictability) -> tuple[float, float]:
+    """The logarithms of a text's n-gram bits per byte and of the ratio of LZMA's to them; each measure is at least
+    LEAST_BITS."""
+    level, lzma = (math.log(max(bits, LEAST_BITS)) for bits in (text.ngram, text.lzma))
+    return level, lzma - level
 
 
 def sizes(parameters: Any, tokens: Any, unique_tokens: Any) -> tuple[Array, Array]:
@@ -225,32 +227,22 @@ class Corpus:
     Attributes:
         x, y: see `sizes`.
         target: log(bits per byte) reached.
-        pilot: which of the runs are pilots.
     """
 
     text: Predictability
     x: Array
     y: Array
     target: Array
-    pilot: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, text: Predictability, runs: Sequence[Observation]) -> "Corpus":
         x, y = sizes(*([getattr(run, name) for run in runs] for name in ("parameters", "tokens", "unique_tokens")))
-        pilot = np.array([run.pilot for run in runs], dtype=np.bool_)
-        return cls(text, x, y, np.log([run.bits_per_byte for run in runs]), pilot)
-
-    def only(self, pilots: bool) -> "Corpus":
-        """The pilots alone, or the other runs alone."""
-        kept = self.pilot == pilots
-        return Corpus(self.text, self.x[kept], self.y[kept], self.target[kept], self.pilot[kept])
+        return cls(text, x, y, np.log([run.bits_per_byte for run in runs]))
 
 
 def estimate(corpora: Sequence[Corpus]) -> Population:
-    """The maximum-likelihood distribution of laws for the runs of at least three corpora. It is estimated from the runs
-    that are not pilots; the offset and noise of pilots follow from it."""
-    with_pilots, corpora = corpora, [corpus.only(pilots=False) for corpus in corpora]
-    features = np.log([[corpus.text.ngram, corpus.text.lzma] for corpus in corpora])
+    """The maximum-likelihood distribution of laws for the runs of at least three corpora."""
+    features = np.array([features_of(corpus.text) for corpus in corpora])
     centre = features.mean(axis=0)
     features = features - centre
     squares = (features**2).sum(axis=0)
@@ -299,24 +291,7 @@ def estimate(corpora: Sequence[Corpus]) -> Population:
         spread=((float(spread[0, 0]), float(spread[0, 1])), (float(spread[1, 0]), float(spread[1, 1]))),
         noise=noise,
         corpora=len(corpora),
-        pilot=pilot_offset([corpus.only(pilots=True) for corpus in with_pilots], starts, noise),
     )
-
-
-def pilot_offset(pilots: Sequence[Corpus], laws: Sequence[Array | None], noise: float) -> tuple[float, float]:
-    """Mean and standard deviation of pilots' log bits per byte about their corpora's laws, all corpora weighing alike;
-    0 and `noise` if there are no pilots."""
-    offsets = [
-        corpus.target - log_law(law, corpus.x, corpus.y)[0]
-        for corpus, law in zip(pilots, laws, strict=True)
-        if law is not None and len(corpus.target)
-    ]
-    if not offsets:
-        return 0.0, noise
-    mean = float(np.mean([offset.mean() for offset in offsets]))
-    variance = float(np.mean([((offset - mean) ** 2).mean() for offset in offsets]))
-    spread = math.sqrt(variance * len(offsets) / max(1, len(offsets) - 1))
-    return mean, max(noise, spread)
 
 
 def predict(
@@ -336,9 +311,8 @@ def predict(
     theta, covariance = population.mean(text), population.covariance(text, widen)
     if observed:
         own = Corpus.of(text, observed)
-        shift = np.where(own.pilot, population.pilot[0], 0.0)
-        noise = np.where(own.pilot, population.pilot[1], population.noise)
-        theta, covariance = posterior(theta, covariance, own.x, own.y, own.target - shift, noise)
+        noise = np.full_like(own.x, population.noise)
+        theta, covariance = posterior(theta, covariance, own.x, own.y, own.target, noise)
 
     x, y = sizes([target.parameters], [target.tokens], [target.unique_tokens])
     value, jacobian = log_law(theta, x, y)

@@ -1,15 +1,14 @@
-"""Pilots: one or two tiny complete runs on the prepared text, before a run, to forecast its loss. This file designs
-them; job/pilots.py runs them.
+"""The pilot: a tiny complete run on the prepared text, before a run, to forecast its loss. This file designs it;
+job/pilots.py runs it.
 
-A smaller run on the same text says far more than the predictability of the text (bench/prior.py measures how much).
-Pilots have the run's tokenizer, recipe and held-out pieces, a smaller model, and fewer tokens at about the same number
-of tokens per parameter. Together they take at most SHARE of the budget, and they are made only where they are worth
-that. A budget in tokens or steps fixes the length of the run itself, so that it has none.
+A smaller run on the same text says far more than the predictability of the text: over the 20 corpora of the prior it
+leaves 8 to 10 % of error where the text alone leaves 16 to 18 % (bench/prior.py, LAB.md). The pilot is what a plan
+would train with 1/20 of the compute: it has the run's recipe, text and held-out pieces, a smaller model, fewer tokens,
+and a smaller vocabulary, the first merges of the run's (data/fewer_merges.py). With the run's own vocabulary so small a
+model would be nearly all head. One pilot with all of the share was as good as two with a third and two thirds of it.
 
-Where they are worth it was measured on the prior's corpora (LAB.md). At 2e12 FLOPs, about a minute, pilots of 50 to 110
-steps improved the forecast hardly at all. Runs of 5e11 FLOPs, the size of the pilots of a budget of 2e13, improved it
-more. Nothing was measured between the two. A recipe that is not the prior's has no forecast without pilots, so that it
-gets them from a minute on.
+It takes at most SHARE of the budget. A budget in tokens or steps fixes the length of the run itself, so that it has
+none. A recipe that is not the prior's has no forecast without pilots.
 
 A pilot costs the loss that its compute would have bought: with 5 % of the budget, 0.05 times the slope of log(bits per
 byte) in log compute, which is 0.07 to 0.12 in the prior's table, so about 0.5 %.
@@ -23,8 +22,11 @@ from isoflop.budget import Budget
 from isoflop.errors import UserError
 from isoflop.parallel.config import ParallelConfig
 from isoflop.plan.advice import Advice, Proposal
+from isoflop.plan.asked import VOCABULARY
+from isoflop.plan.candidates import capacity
 from isoflop.plan.hierarchy import Observation
-from isoflop.plan.settings import with_batch, with_rates, with_recipe
+from isoflop.plan.repetition import reducible_loss
+from isoflop.plan.settings import vocabulary_for, with_batch, with_rates, with_recipe
 from isoflop.plan.trials import STEEPEST
 from isoflop.records import PilotRun
 from isoflop.trainer import RunConfig
@@ -32,14 +34,12 @@ from isoflop.trainer.config import EveryConfig
 from isoflop.trainer.workload import Workload
 
 SHARE = 0.05  # of a budget, for all pilots together, including everything outside their steps
-FROM = {"seconds": 600.0, "flops": 2e13}  # budgets from which on there are pilots
-FROM_OTHER = {"seconds": 60.0, "flops": 2e12}  # the same for a recipe that is not the prior's
-PARTS = (0.3, 0.65)  # of SHARE for each pilot, the smaller one first; the rest is slack
+FROM = {"seconds": 20.0, "flops": 1e12}  # budgets from which on there are pilots: less has no room for one
+PARTS = (0.95,)  # of SHARE for each pilot, the smallest one first; the rest is slack
 OVERHEAD = 0.25  # of a pilot's seconds, for building it and measuring its held-out loss
 FEWEST_STEPS = 40  # with fewer, warm-up and decay would be most of the run
 FEWEST_TOKENS = 2.0  # per parameter: with fewer, a pilot says too little of a run with more
 SMALLER = 0.9  # a pilot has at most this share of the run's parameters
-BALANCE = (4.0, 60.0)  # tokens per parameter of a pilot, at least and at most
 WIDTHS = (16, 24, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)  # tried if the depth is fixed
 MEASURED = 0.25  # held-out tokens per training token of a pilot: a twelfth of its FLOPs
 FEWEST_MEASURED, MOST_MEASURED = 32_768, 1_000_000  # held-out tokens
@@ -66,20 +66,15 @@ NO_PILOTS = Pilots()
 def observations(runs: Sequence[PilotRun]) -> tuple[Observation, ...]:
     """Pilots as the input of a forecast, without those whose records are incomplete."""
     return tuple(
-        Observation(run.parameters, run.tokens, run.unique_tokens, run.bits_per_byte, pilot=True)
+        Observation(run.parameters, run.tokens, run.unique_tokens, run.bits_per_byte)
         for run in runs
         if run.parameters and run.tokens and run.unique_tokens and run.bits_per_byte
     )
 
 
-def has_pilots(budget: Budget, workload: Workload, other_recipe: bool = False) -> bool:
-    """Whether pilots are made for a budget: it is large enough, and the loss of the task is forecast.
-
-    Args:
-        other_recipe: whether the recipe differs from the prior's.
-    """
-    least = (FROM_OTHER if other_recipe else FROM).get(budget.kind, math.inf)
-    return workload.text is not None and budget.amount >= least
+def has_pilots(budget: Budget, workload: Workload) -> bool:
+    """Whether pilots are made for a budget: it is large enough, and the loss of the task is forecast."""
+    return workload.text is not None and budget.amount >= FROM.get(budget.kind, math.inf)
 
 
 def without_pilots(budget: Budget) -> Budget:
@@ -87,7 +82,7 @@ def without_pilots(budget: Budget) -> Budget:
     return replace(budget, amount=(1 - SHARE) * budget.amount)
 
 
-def design_pilots(advice: Advice, other_recipe: bool) -> list[RunConfig]:
+def design_pilots(advice: Advice, other_recipe: bool, fewer_ids: bool = True) -> list[RunConfig]:
     """The pilots of a planned run, the smaller one first. With a budget in seconds each stops after its part of them,
     and its number of steps is an estimate.
 
@@ -95,6 +90,7 @@ def design_pilots(advice: Advice, other_recipe: bool) -> list[RunConfig]:
         advice: the plan; its budget is the whole one.
         other_recipe: whether the recipe differs from the prior's. Pilots then have the depth of the run, on which the
             effect of a recipe may depend.
+        fewer_ids: whether the run's tokenizer can be shortened (data/fewer_merges.py).
     """
     budget, proposal = advice.budget, advice.proposal
     if proposal is None:
@@ -106,7 +102,7 @@ def design_pilots(advice: Advice, other_recipe: bool) -> list[RunConfig]:
         seconds = (1 - OVERHEAD) * amount if budget.kind == "seconds" else 0.0
         flops = amount / (1 + MEASURED / 3) if budget.kind == "flops" else seconds * flops_per_second(advice)
         try:
-            pilot = design_pilot(advice, proposal, flops, seconds, other_recipe)
+            pilot = design_pilot(advice, proposal, flops, seconds, other_recipe, fewer_ids)
         except UserError:  # blocks that do not support a smaller shape
             pilot = None
         if pilot is not None and all(pilot.model != other.model or 2 * pilot.steps < other.steps for other in pilots):
@@ -121,36 +117,37 @@ def flops_per_second(advice: Advice) -> float:
 
 
 def design_pilot(
-    advice: Advice, proposal: Proposal, flops: float, seconds: float, other_recipe: bool
+    advice: Advice, proposal: Proposal, flops: float, seconds: float, other_recipe: bool, fewer_ids: bool
 ) -> RunConfig | None:
-    """A pilot of about `flops` FLOPs, with about the tokens per parameter of the planned run; None if it would have
-    fewer than FEWEST_STEPS steps or FEWEST_TOKENS tokens per parameter.
+    """A pilot of about `flops` FLOPs, with the shape and the vocabulary that a plan gives so many; None if it would
+    have fewer than FEWEST_STEPS steps or FEWEST_TOKENS tokens per parameter.
 
     Args:
         seconds: after which it stops; 0: it has no limit.
-        other_recipe: see `design_pilots`.
+        other_recipe, fewer_ids: see `design_pilots`.
     """
     config, target, workload, asked = advice.config, advice.config.model, proposal.workload, proposal.asked
+    ids = target.vocab_size
+    if fewer_ids and workload.text is not None and not asked.names(VOCABULARY):
+        ids = min(ids, vocabulary_for(flops, workload.text.size))
 
-    # the shape whose size is nearest to the best one for the FLOPs
+    # the shape with the least expected loss
     base = replace(config, optim=proposal.config.optim)  # whose rates `with_rates` scales to the width
-    ratio = min(max(advice.tokens / advice.parameters, BALANCE[0]), BALANCE[1])
     shapes = []
     for layers, width in [(target.layers, width) for width in WIDTHS] if other_recipe else workload.ladder:
-        shape = workload.shape((layers, width), target.vocab_size, target.context)
+        shape = workload.shape((layers, width), ids, target.context)
         slower = (min(1.0, width / target.d_model)) ** STEEPEST if seconds else 1.0
         shaped = with_recipe(replace(base, model=replace(target, **shape)), asked)
         size = float(workload.weights(shaped))
         if size > SMALLER * advice.parameters:
             break
-        best = math.sqrt(max(flops, 1.0) * slower / (6 * ratio))
-        shapes.append((abs(math.log(size / best)), size, slower, shaped))
+        tokens = max(1.0, flops * slower / (6 * size))
+        shapes.append((reducible_loss(capacity(workload, shaped, size), tokens, math.inf), size, tokens, shaped))
     if not shapes:
         return None
-    _, size, slower, pilot = min(shapes, key=lambda entry: entry[0])
+    _, size, tokens, pilot = min(shapes, key=lambda entry: entry[0])
 
     # its length, batch and learning rates
-    tokens = flops * slower / (6 * size)
     pilot = with_batch(pilot, tokens, workload, asked)
     pilot = with_rates(pilot, asked) if workload.rates_by_width else pilot
     steps = int(tokens / pilot.tokens_per_step)
@@ -189,5 +186,5 @@ def why_no_forecast(advice: Advice) -> str:
     """Why the user's own recipe has no forecast, and how to get one, in words."""
     if any(choice.name == "pilots" for choice in advice.choices):
         return "its pilots say nothing: see their line"
-    seconds, flops = FROM_OTHER["seconds"], FROM_OTHER["flops"]
+    seconds, flops = FROM["seconds"], FROM["flops"]
     return f"pilots of it would say: a budget of {seconds:.0f} s or {flops:.0e} FLOPs and more has them"

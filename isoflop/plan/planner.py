@@ -34,7 +34,7 @@ from isoflop.plan.fitted import Fitted
 from isoflop.plan.machine import choose_kernels, choose_runtime
 from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
-from isoflop.plan.recipe import differences, differs_from_prior
+from isoflop.plan.recipe import differences
 from isoflop.plan.settings import (
     bytes_per_token_for,
     context_for,
@@ -94,7 +94,7 @@ def plan(
     with phase("prepare"):
         workload = task.workload(config, progress)
     laws = () if keep.model else fitted.known(workload, config, say)
-    piloted = make_pilots is not None and not keep.model and has_pilots(budget, workload, differs_from_prior(config))
+    piloted = make_pilots is not None and not keep.model and has_pilots(budget, workload)
 
     # time the machine, and choose what the text is prepared with
     with phase("calibrate"):

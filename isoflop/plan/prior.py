@@ -80,14 +80,14 @@ def text_of(runs: Sequence[dict[str, Any]]) -> Predictability:
     return Predictability(ngram, lzma)
 
 
-def observation(run: dict[str, Any], pilot: bool = False) -> Observation:
-    """A run of prior.json."""
-    return Observation(run["parameters"], run["tokens"], run["unique_tokens"], run["bits_per_byte"], pilot)
+def observation(run: dict[str, Any]) -> Observation:
+    """A run of prior.json, or one of its pilots."""
+    return Observation(run["parameters"], run["tokens"], run["unique_tokens"], run["bits_per_byte"])
 
 
 def pilots_of(run: dict[str, Any]) -> list[Observation]:
     """The pilots that were made for a run of prior.json."""
-    return [observation(pilot, pilot=True) for pilot in run.get("pilots") or ()]
+    return [observation(pilot) for pilot in run.get("pilots") or ()]
 
 
 @cache

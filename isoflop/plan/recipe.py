@@ -59,12 +59,6 @@ def prior_recipe() -> dict[str, Any]:
     return dict(table()["recipe"])
 
 
-def differs_from_prior(config: RunConfig) -> bool:
-    """Whether task, blocks, loss, optimiser or schedule differ from those of the prior's runs. (`differences` compares
-    learning rates, head width, context and batch as well.)"""
-    return recipe_of(config) != prior_recipe()
-
-
 def differences(config: RunConfig) -> tuple[str, ...]:
     """How a run's recipe differs from the prior's, one string per setting with both values; empty if it does not."""
     own, prior = flat(recipe_of(config)), flat(prior_recipe())

@@ -35,7 +35,6 @@ LEFT = "7.6e9flop"  # of it, with pilots
 @pytest.fixture(autouse=True)
 def small_pilots(monkeypatch):
     monkeypatch.setattr("isoflop.plan.pilot.FROM", {"flops": 1e9})
-    monkeypatch.setattr("isoflop.plan.pilot.FROM_OTHER", {"flops": 1e9})
     monkeypatch.setattr("isoflop.plan.pilot.FEWEST_STEPS", 1)
     monkeypatch.setattr("isoflop.plan.pilot.FEWEST_TOKENS", 0)
 

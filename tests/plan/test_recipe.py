@@ -6,7 +6,16 @@ from isoflop.budget import parse_budget
 from isoflop.config import override
 from isoflop.plan.advice import Facts
 from isoflop.plan.asked import Asked
-from isoflop.plan.pilot import BALANCE, FEWEST_STEPS, SHARE, SMALLER, Pilots, design_pilots, has_pilots, without_pilots
+from isoflop.plan.pilot import (
+    FEWEST_STEPS,
+    FEWEST_TOKENS,
+    SHARE,
+    SMALLER,
+    Pilots,
+    design_pilots,
+    has_pilots,
+    without_pilots,
+)
 from isoflop.plan.planner import finalize, propose
 from isoflop.plan.recipe import differences, prior_recipe, recipe_key, recipe_of
 from isoflop.plan.settings import EMBEDDING_BETAS, HEAD_BETAS, with_recipe
@@ -115,13 +124,13 @@ def test_a_difference_is_named_with_both_values():
 def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
     advice = plan(budget, *asked)
     pilots = design_pilots(advice, bool(advice.differences))
-    assert 1 <= len(pilots) <= 2
+    assert len(pilots) == 1
     flops = sum(6.0 * matmul_weights(one) * one.tokens for one in pilots)
     assert 0.3 * SHARE * advice.budget.amount < flops < SHARE * advice.budget.amount
     for one in pilots:
         assert matmul_weights(one) <= SMALLER * advice.parameters and one.steps >= FEWEST_STEPS
-        assert BALANCE[0] / 2 <= one.tokens / matmul_weights(one) < 2 * BALANCE[1]
-        assert one.model.vocab_size == advice.config.model.vocab_size and one.seed == advice.config.seed
+        assert one.tokens >= FEWEST_TOKENS * matmul_weights(one)
+        assert one.model.vocab_size <= advice.config.model.vocab_size and one.seed == advice.config.seed
         assert recipe_of(one) == recipe_of(advice.config)
         if asked:
             assert one.model.layers == advice.config.model.layers
@@ -129,8 +138,7 @@ def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
 
 def test_budgets_in_steps_or_tokens_have_no_pilots():
     assert has_pilots(parse_budget("10m"), WORKLOAD) and has_pilots(parse_budget("1e14"), WORKLOAD)
-    assert has_pilots(parse_budget("90s"), WORKLOAD, other_recipe=True)
-    assert not has_pilots(parse_budget("90s"), WORKLOAD)
+    assert has_pilots(parse_budget("30s"), WORKLOAD)
     for small in ("5s", "1e9", "1000steps", "1e9tok"):
         assert not has_pilots(parse_budget(small), WORKLOAD)
     assert without_pilots(parse_budget("100s")).amount == pytest.approx(95.0)
