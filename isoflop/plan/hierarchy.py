@@ -14,8 +14,9 @@ repetition.py). It is L = E + A / N^g + C / D^g in constants that runs determine
 log B is normally distributed about a line in the logarithm of the text's n-gram bits per byte, log g about a line in
 that of the ratio of its compressed and its n-gram bits per byte (predictability.py): what a compressor finds and an
 n-gram model does not, repetition, is learned late. The lines, the spread about them and the noise are estimated from
-all runs together, by expectation maximisation with Laplace's approximation for each corpus (Gelman et al., Bayesian Data Analysis, chapters 5 and 13). The distribution of s is not estimated: over two
-decades of compute it cannot be separated from g. Its mean and spread are assumptions (IRREDUCIBLE).
+all runs together, by expectation maximisation with Laplace's approximation for each corpus (Gelman et al., Bayesian
+Data Analysis, chapters 5 and 13). The distribution of s is not estimated: over two decades of compute it cannot be
+separated from g. Its mean and spread are assumptions (IRREDUCIBLE).
 
 With runs on the same text, the law of that text is a penalised fit to them: the more runs there are, and the closer to
 the target, the less the other corpora matter. The interval is that of the linearised law plus the noise of one run.
