@@ -34,7 +34,7 @@ def build(
             "name": group.name,
             "lr": config.entry.rate(group.name),
             "base_lr": config.entry.rate(group.name),
-            "weight_decay": config.weight_decay if group.decay else 0.0,
+            "weight_decay": config.weight_decay * config.weight_decay_factor if group.decay else 0.0,
             "courses": config.entry.courses(group.name) | weight_decay_course(config, group.decay),
         }
         for group in split(model)
@@ -44,7 +44,7 @@ def build(
 
 def weight_decay_course(config: OptimConfig, decays: bool) -> dict[str, Course]:
     """The weight decay of a group as a course, if it changes during the run."""
-    factor, peak = WEIGHT_DECAYS[config.weight_decay_course].factor, config.weight_decay
+    factor, peak = WEIGHT_DECAYS[config.weight_decay_course].factor, config.weight_decay * config.weight_decay_factor
     if factor is None or not decays:
         return {}
     return {"weight_decay": lambda scale, step, u: peak * factor(scale, step, u)}

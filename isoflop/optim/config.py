@@ -53,6 +53,9 @@ class OptimConfig:
     head_betas: Annotated[
         Betas | None, "betas for an untied head; null: optim.betas (nanochat: [0.8, 0.96])", Added()
     ] = None
+    weight_decay_factor: Annotated[
+        float, "factor on weight_decay; a plan raises it where the text is read several times", Added()
+    ] = 1.0
     weight_decay_course: Annotated[str, "weight decay during the run:", OneOf(WEIGHT_DECAYS), Added()] = "constant"
     cautious_decay: Annotated[
         bool, "Muon's weight decay only where the step moves no weight away from 0 (2510.12402)", Added()
@@ -82,6 +85,7 @@ class OptimConfig:
         require("optim.momentum_steps", self.momentum_steps, 0, math.inf)
         require("optim.rounds", self.rounds, 1, MOST_ROUNDS)
         require("optim.weight_decay", self.weight_decay, 0.0, math.inf)
+        require("optim.weight_decay_factor", self.weight_decay_factor, 0.0, math.inf)
         require("optim.clip", self.clip, 0.0, math.inf)
         OneOf(ITERATIONS).check(self.iteration, "optim.iteration")
         OneOf(WEIGHT_DECAYS).check(self.weight_decay_course, "optim.weight_decay_course")

@@ -26,7 +26,7 @@ from isoflop.plan.asked import VOCABULARY
 from isoflop.plan.candidates import capacity
 from isoflop.plan.hierarchy import Observation
 from isoflop.plan.repetition import reducible_loss
-from isoflop.plan.settings import vocabulary_for, with_batch, with_rates, with_recipe
+from isoflop.plan.settings import vocabulary_for, with_batch, with_decay, with_rates, with_recipe
 from isoflop.plan.trials import STEEPEST
 from isoflop.records import PilotRun
 from isoflop.trainer import RunConfig
@@ -150,6 +150,7 @@ def design_pilot(
     # its length, batch and learning rates
     pilot = with_batch(pilot, tokens, workload, asked)
     pilot = with_rates(pilot, asked) if workload.rates_by_width else pilot
+    pilot = with_decay(pilot, tokens / max(1, advice.unique_tokens or 1), asked)
     steps = int(tokens / pilot.tokens_per_step)
     if pilot.batch.ramp_from:
         steps = pilot.batch.steps_for(tokens / pilot.model.context)

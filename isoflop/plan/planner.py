@@ -34,12 +34,13 @@ from isoflop.plan.fitted import Fitted
 from isoflop.plan.machine import choose_kernels, choose_runtime
 from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
-from isoflop.plan.recipe import differences
+from isoflop.plan.recipe import decay_differs, differences
 from isoflop.plan.settings import (
     bytes_per_token_for,
     context_for,
     vocabulary_for,
     with_batch,
+    with_decay,
     with_length,
     with_rates,
     with_recipe,
@@ -324,11 +325,17 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
     steps = replace(best, config=config).steps(budget)
     seconds = budget.amount if budget.kind == "seconds" else 0.0
     config = with_length(config, max(1, steps), seconds, asked)
+    epochs = workload.tokens(config) / max(1, facts.unique_tokens)
+    if workload.text is not None and not keep.rates:
+        config = with_decay(config, epochs, asked)
 
     # its cost and its forecast
     count, tokens = matmul_weights(config), workload.tokens(config)
     text = None if workload.text is None else predictability(facts.sample or workload.text.sample)
-    differ, observed = () if text is None or keep.model else differences(config), observations(pilots.runs)
+    differ: tuple[str, ...] = ()
+    observed = observations(pilots.runs)
+    if text is not None and not keep.model:
+        differ = (*differences(config), *decay_differs(config, epochs))
     forecast = None if keep.model else forecast_of(law, facts.unique_tokens, text, observed, differ)
 
     # the plan, with its reasons

@@ -18,7 +18,7 @@ from isoflop.model.presets import heads_for
 from isoflop.optim.config import OptimConfig
 from isoflop.optim.table import rates
 from isoflop.plan.prior import table
-from isoflop.plan.settings import batch_tokens_for, context_for, with_rates
+from isoflop.plan.settings import batch_tokens_for, context_for, with_decay, with_rates
 from isoflop.trainer import RunConfig
 from isoflop.trainer.task import task_named
 
@@ -29,13 +29,14 @@ NEAR_RATE, NEAR_HEAD, NEAR_CONTEXT, NEAR_BATCH = 2.0, 2.0, 4.0, 4.0
 
 def recipe_of(config: RunConfig) -> dict[str, Any]:
     """The recipe as a JSON object: task, blocks, loss, optimiser and schedule. Not part of it: sizes, learning rates
-    (which depend on the size), whether value embeddings are in every layer or every second, and fields that decide only
-    where and how fast a run is computed."""
+    (which depend on the size), the factor on weight decay (which depends on how often the text is read), whether value
+    embeddings are in every layer or every second, and fields that decide only where and how fast a run is computed."""
     plain: dict[str, Any] = to_key(config)
     model = {name: value for name, value in plain["model"].items() if name not in SIZES}
     if model["value_embedding"] in (1, 2):  # every layer or every second: which one depends on the width
         model["value_embedding"] = 1
     optim = {name: value for name, value in plain["optim"].items() if name not in rates(config.optim.entry)}
+    optim.pop("weight_decay_factor", None)
     if "matrix_lr" not in rates(config.optim.entry):
         optim.pop("matrix_lr", None)  # not used by this optimiser
 
@@ -88,6 +89,12 @@ def differences(config: RunConfig) -> tuple[str, ...]:
         for name, value, usual, near in pairs
         if abs(math.log(value / usual)) > math.log(near) * 1.01
     )
+
+
+def decay_differs(config: RunConfig, epochs: float) -> tuple[str, ...]:
+    """The factor on weight decay, as `differences` would name it, if it is not that of a plan for so many epochs."""
+    own, planned = (one.optim.weight_decay_factor for one in (config, with_decay(config, epochs)))
+    return () if own == planned else (f"optim.weight_decay_factor = {own:g} and not {planned:g}",)
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:

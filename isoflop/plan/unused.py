@@ -10,7 +10,7 @@ from isoflop.trainer import RunConfig
 # The parts of a configuration whose fields are the options of an entry of a table, and those of their fields that are
 # read with every entry.
 TABLES: dict[str, tuple[str, ...]] = {
-    "optim": ("name", "weight_decay", "weight_decay_course", "clip"),
+    "optim": ("name", "weight_decay", "weight_decay_factor", "weight_decay_course", "clip"),
     "schedule": ("name", "warmup"),
     "average": ("name", "every"),
 }

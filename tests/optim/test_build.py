@@ -89,6 +89,13 @@ def test_momentum_rises_from_one_value_to_another_over_its_steps():
         assert found.pop("matrices") == pytest.approx(expected) and set(found.values()) == {None}
 
 
+def test_weight_decay_has_its_factor():
+    for course in ("constant", "with_lr", "linear", "cosine"):
+        optimizers = build(Model(), OptimConfig(weight_decay=0.2, weight_decay_factor=3.0, weight_decay_course=course))
+        set_lr(optimizers, 1.0, 0, 0.0)
+        assert max(group["weight_decay"] for group in groups(optimizers)) == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_weight_decay_follows_its_course(name):
     for course, factor in (("constant", 1.0), ("with_lr", 0.5), ("linear", 0.75), ("cosine", 0.853553)):

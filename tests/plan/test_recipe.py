@@ -18,7 +18,7 @@ from isoflop.plan.pilot import (
 )
 from isoflop.plan.planner import finalize, propose
 from isoflop.plan.recipe import differences, prior_recipe, recipe_key, recipe_of
-from isoflop.plan.settings import EMBEDDING_BETAS, HEAD_BETAS, with_recipe
+from isoflop.plan.settings import EMBEDDING_BETAS, HEAD_BETAS, MOST_DECAY, with_decay, with_recipe
 from isoflop.records import PilotRun
 from isoflop.trainer import RunConfig
 from isoflop.trainer.causal_lm import TextWorkload
@@ -50,6 +50,23 @@ def test_the_default_recipe_has_value_embeddings_and_betas_by_group():
     assert config.optim.embedding_betas == EMBEDDING_BETAS and config.optim.head_betas == HEAD_BETAS
     wide = with_recipe(override(RunConfig(), ["model.d_model=512"]))
     assert wide.model.value_embedding == 2 and recipe_of(wide) == prior_recipe()
+
+
+def test_a_text_that_is_read_often_gets_more_weight_decay():
+    def factor(epochs: float, *assignments: str) -> float:
+        return with_decay(RunConfig(), epochs, Asked(assignments)).optim.weight_decay_factor
+
+    factors = [factor(epochs) for epochs in (0.3, 1.0, 3.0, 6.0, 12.0, 100.0)]
+    assert factors[:3] == [1.0, 1.0, 1.0] and factors == sorted(factors) and factors[-1] == MOST_DECAY
+    assert factor(12.0, "optim.weight_decay_factor=1") == 1.0
+    assert recipe_of(with_decay(RunConfig(), 12.0)) == recipe_of(RunConfig())
+    small = plan("1e14")  # of 2,000,000 unique tokens
+    assert small.config.optim.weight_decay_factor > 1.0 and not small.differences
+    assert any("weight decay" in choice.value for choice in small.choices if choice.name == "optimiser")
+    assert plan("1e12").config.optim.weight_decay_factor == 1.0
+    (pilot,) = design_pilots(small, other_recipe=False)
+    assert pilot.optim.weight_decay_factor == 1.0  # it reads a small part of the text once
+    assert plan("1e14", "optim.weight_decay_factor=1").differences
 
 
 def test_what_is_set_stays_and_what_does_not_fit_is_left_out():
