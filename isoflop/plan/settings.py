@@ -12,7 +12,8 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.workload import Workload
 
 EMBEDDING_BETAS, HEAD_BETAS = (0.8, 0.995), (0.8, 0.96)  # nanochat's
-EPOCHS_OF_DECAY, MOST_DECAY = 3.0, 5.0  # weight decay grows with the epochs from the first on, at most so many times
+# The factor on weight decay: 1 up to FEW_EPOCHS, then DECAY_PER_EPOCH more with each, at most MOST_DECAY
+FEW_EPOCHS, DECAY_PER_EPOCH, MOST_DECAY = 6.0, 0.35, 5.0
 EVERY_LAYER = 256  # the widest model with a value embedding in every layer
 RATES = ("lr", "matrix_lr", "head_lr", "embedding_lr", "value_lr")
 ON_A_GPU = 8  # a batch is a multiple of it on a GPU, which may have to split it into several passes
@@ -97,11 +98,11 @@ def with_rates(config: RunConfig, asked: Asked = NOTHING) -> RunConfig:
 
 def with_decay(config: RunConfig, epochs: float, asked: Asked = NOTHING) -> RunConfig:
     """The factor on weight decay for a text that is read `epochs` times. With the usual weight decay a small model
-    learns such a text by heart: its held-out loss rises. At 6e12 FLOPs three times the decay gained 6 % of the loss
-    at 11 epochs, and five times 5 %; five times gained 17 % at 22 epochs and lost 6 % at 2.3; 20 times lost 6 % at 11
-    and gained 1 % at 22 (LAB.md). Kim et al. 2025 (2509.14786) found about 30 times the usual one best for larger
-    models."""
-    factor = min(MOST_DECAY, max(1.0, epochs / EPOCHS_OF_DECAY))
+    learns such a text by heart: its held-out loss rises. At 6e12 FLOPs three times the decay gained 6 % of the loss at
+    11 epochs and five times 5 %; five times gained 17 % at 22 epochs. At 2 to 6 epochs more decay gained nothing or lost
+    up to 6 %, as did 20 times at 11 epochs (LAB.md). Kim et al. 2025 (2509.14786) found about 30 times the usual one
+    best, for larger models."""
+    factor = min(MOST_DECAY, 1.0 + DECAY_PER_EPOCH * max(0.0, epochs - FEW_EPOCHS))
     return asked.choose(config, "optim", weight_decay_factor=round(factor, 2))
 
 
