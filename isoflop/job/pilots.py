@@ -91,6 +91,7 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
     Raises:
         KeyboardInterrupt: a signal arrived; only the lines of finished pilots remain.
     """
+
     started, other_recipe = time.monotonic(), bool(advice.differences)
     planned = design_pilots(advice, other_recipe, isinstance(data, Prepared) and has_merges(data.tokenizer))
     if not planned:

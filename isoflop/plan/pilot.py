@@ -2,7 +2,7 @@
 job/pilots.py runs it.
 
 A smaller run on the same text says far more than the predictability of the text: over the 20 corpora of the prior it
-leaves 8 to 10 % of error where the text alone leaves 16 to 18 % (bench/prior.py, LAB.md). The pilot is what a plan
+leaves 9 % of error where the text alone leaves 19 % (bench/prior.py, LAB.md). The pilot is what a plan
 would train with 1/20 of the compute: it has the run's recipe, text and held-out pieces, a smaller model, fewer tokens,
 and a smaller vocabulary, the first merges of the run's (data/fewer_merges.py). With the run's own vocabulary so small a
 model would be nearly all head. One pilot with all of the share was as good as two with a third and two thirds of it.

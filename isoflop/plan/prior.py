@@ -129,7 +129,8 @@ def expect(
     if pilots:
         ahead = max(0.0, decades_to(flops, pilots) or 0.0)
         deviation = factors.piloted * math.hypot(deviation, factors.per_decade * ahead)
-        source = f"{len(pilots)} pilots on this text, {10**-ahead:.2g} of the run's compute, and "
+        made = "a pilot" if len(pilots) == 1 else f"{len(pilots)} pilots"
+        source = f"{made} on this text, {10**-ahead:.2g} of the run's compute, and "
     else:
         deviation, source = factors.alone * deviation, "a prior, not a fit: "
     deviation = math.hypot(deviation, WIDEN_PER_DECADE * decades)

@@ -57,7 +57,9 @@ def test_it_is_the_plan_with_the_shapes_next_to_it(texts):
 
     # at equal FLOPs each shape reads what that many FLOPs are enough for, at equal seconds what its speed is
     for option in one.options:
-        assert option.tokens_per_second > 0 and option.tokens == pytest.approx(0.95 * 60 * 0.97 * option.tokens_per_second)
+        assert option.tokens_per_second > 0 and option.tokens == pytest.approx(
+            0.95 * 60 * 0.97 * option.tokens_per_second
+        )
         assert 6 * option.parameters * option.flops_tokens == pytest.approx(one.advice.flops, rel=0.01)
     counts = [option.parameters for option in one.options]
     assert counts == sorted(counts)
