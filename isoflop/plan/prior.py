@@ -7,9 +7,10 @@ forecast for a new text follows from its predictability (predictability.py) and,
 (pilot.py).
 
 The width of the interval comes from leaving corpora out: each corpus in turn is forecast from the others, by its text
-alone and with its own smaller runs, and the standard deviations are multiplied by the factor by which they were too
-small (`calibration`). Beyond the range of the runs nothing was measured: there the interval widens with the distance,
-by an assumption. The forecast is a prior, not a fit to the run's own loss curve (trainer/curve.py has that).
+alone and with its own pilot, and the half-width of each level is the multiple of the standard deviation inside which
+that share of the errors was (`calibration`). Beyond the range of the runs nothing was measured: there the interval
+widens with the distance, by an assumption. The forecast is a prior, not a fit to the run's own loss curve
+(trainer/curve.py has that).
 """
 
 import json
@@ -20,7 +21,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from scipy.special import stdtrit
+import numpy as np
 
 from isoflop.plan.hierarchy import Corpus, Observation, Population, estimate, predict
 from isoflop.plan.predictability import Predictability
@@ -41,18 +42,19 @@ UNTRAINED = 16.0  # bits per byte, the upper bound of an interval: no model that
 
 @dataclass(frozen=True)
 class Calibration:
-    """Corrections of stated standard deviations, from forecasts of corpora that were left out.
+    """The half-widths of intervals in standard deviations, from forecasts of corpora that were left out. A normal
+    distribution would not do: most errors are smaller than its, and those of a few texts far larger.
 
     Attributes:
-        alone: the factor for forecasts from the text alone.
-        piloted: the factor for forecasts with smaller runs on the same text.
+        alone: for forecasts from the text alone, one for each of LEVELS.
+        piloted: for forecasts with smaller runs on the same text.
         per_decade: standard deviation of log(bits per byte), in addition to the law's, per factor of ten in compute
             between the largest run on the text and the run forecast.
-        corpora: the number of corpora, each left out once; minus 1, the degrees of freedom of Student's t.
+        corpora: the number of corpora, each left out once.
     """
 
-    alone: float
-    piloted: float
+    alone: tuple[float, ...]
+    piloted: tuple[float, ...]
     per_decade: float
     corpora: int
 
@@ -99,7 +101,8 @@ def population() -> Population:
 @cache
 def calibration() -> Calibration:
     """The corrections of standard deviations, as stored in prior.json."""
-    return Calibration(**table()["calibration"])
+    stored = table()["calibration"]
+    return Calibration(tuple(stored["alone"]), tuple(stored["piloted"]), stored["per_decade"], stored["corpora"])
 
 
 def expect(
@@ -128,11 +131,11 @@ def expect(
     factors = calibration()
     if pilots:
         ahead = max(0.0, decades_to(flops, pilots) or 0.0)
-        deviation = factors.piloted * math.hypot(deviation, factors.per_decade * ahead)
+        deviation, widths = math.hypot(deviation, factors.per_decade * ahead), factors.piloted
         made = "a pilot" if len(pilots) == 1 else f"{len(pilots)} pilots"
         source = f"{made} on this text, {10**-ahead:.2g} of the run's compute, and "
     else:
-        deviation, source = factors.alone * deviation, "a prior, not a fit: "
+        widths, source = factors.alone, "a prior, not a fit: "
     deviation = math.hypot(deviation, WIDEN_PER_DECADE * decades)
 
     where = "inside the table's range"
@@ -143,21 +146,21 @@ def expect(
     source += f"{len(all_flops)} runs of our own on {factors.corpora} other texts, {where}"
     if other_recipe:
         source += "; the recipe is not theirs"
-    return expectation(centre, deviation, factors.corpora - 1, source)
+    return expectation(centre, deviation, widths, source)
 
 
-def expectation(centre: float, deviation: float, freedom: int, source: str) -> Expectation:
-    """The record of a forecast: its value, and an interval of each of LEVELS by Student's t.
+def expectation(centre: float, deviation: float, widths: Sequence[float], source: str) -> Expectation:
+    """The record of a forecast: its value, and an interval of each of LEVELS.
 
     Args:
         centre, deviation: of log(bits per byte).
-        freedom: degrees of freedom.
+        widths: half of each interval's width, in standard deviations.
         source: what the forecast was made from, in words.
     """
     value = min(MOST_BITS, math.exp(centre))
     intervals = []
-    for level in LEVELS:
-        half = float(stdtrit(freedom, 0.5 + level / 2)) * deviation
+    for level, width in zip(LEVELS, widths, strict=True):
+        half = width * deviation
         high = max(value, min(UNTRAINED, value * math.exp(min(half, 20.0))))
         intervals.append(Interval(level=level, low=value * math.exp(-half), high=high))
     last = intervals[-1]
@@ -219,17 +222,10 @@ def decades_to(flops: float, runs: Sequence[Observation]) -> float | None:
 
 
 def calibrate(errors: Sequence[ForecastError]) -> Calibration:
-    """The factors by which stated standard deviations were too small, at least 1, all corpora weighing alike. The one
-    for forecasts with runs on the same text is from pilots where there are any: they are shorter than other runs."""
+    """The half-widths inside which the errors were, all corpora weighing alike. Those for forecasts with runs on the
+    same text are from pilots where there are any: they are shorter than other runs."""
     corpora = list(dict.fromkeys(one.corpus for one in errors))
-
-    def root(chosen: Sequence[tuple[str, float]]) -> float:
-        """The root of the mean over corpora of their mean squares; `chosen` are pairs of a corpus and a value."""
-        squares = [[value**2 for name, value in chosen if name == corpus] for corpus in corpora]
-        means = [sum(own) / len(own) for own in squares if own]
-        return math.sqrt(sum(means) / len(means)) if means else 1.0
-
-    alone = [(one.corpus, one.error / one.deviation) for one in errors if one.decades is None]
+    alone = [(one.corpus, abs(one.error) / one.deviation) for one in errors if one.decades is None]
     known = [one for one in errors if one.decades is not None]
     known = [one for one in known if one.pilots] or known
 
@@ -238,5 +234,27 @@ def calibrate(errors: Sequence[ForecastError]) -> Calibration:
     bottom = sum((one.decades or 0.0) ** 4 for one in known)
     per_decade = math.sqrt(max(0.0, top / bottom)) if bottom else 0.0
 
-    piloted = [(one.corpus, one.error / math.hypot(one.deviation, per_decade * (one.decades or 0.0))) for one in known]
-    return Calibration(max(1.0, root(alone)), max(1.0, root(piloted)), per_decade, len(corpora))
+    piloted = [
+        (one.corpus, abs(one.error) / math.hypot(one.deviation, per_decade * (one.decades or 0.0))) for one in known
+    ]
+    return Calibration(half_widths(alone), half_widths(piloted), per_decade, len(corpora))
+
+
+def half_widths(errors: Sequence[tuple[str, float]]) -> tuple[float, ...]:
+    """The values below which the share LEVELS of the errors lies, all corpora weighing alike.
+
+    As in conformal prediction (Vovk et al. 2005) a share q of n corpora is taken as (1 + 1 / n) q, since the next
+    corpus is one more.
+
+    Args:
+        errors: pairs of a corpus and an error in standard deviations.
+    """
+    names = [name for name, _ in errors]
+    corpora = len(set(names))
+    order = sorted(range(len(errors)), key=lambda i: errors[i][1])
+    reached = np.cumsum([1.0 / names.count(names[i]) for i in order]) / max(1, corpora)
+    found = []
+    for level in LEVELS:
+        at = int(np.searchsorted(reached, min(1.0, (1 + 1 / corpora) * level) - 1e-9)) if corpora else 0
+        found.append(float(errors[order[min(at, len(order) - 1)]][1]) if order else 1.0)
+    return tuple(found)

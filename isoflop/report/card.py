@@ -16,6 +16,13 @@ from isoflop.report import words
 from isoflop.report.facts import Facts, machine, read_facts, source_table
 from isoflop.report.words import MISSING, count, duration, fixed, percent, power, size
 
+HUB_METRICS = {  # lm-eval's names, which model hubs know, of the metrics of evaluate/methods.py
+    "likelihood": "acc",
+    "per_character": "acc_norm",
+    "per_byte": "acc_bytes",
+    "unconditional": "acc_mutual_info",
+    "first_choice": "acc",
+}
 UNKNOWN = "not stated"
 LIMITS = (
     "It continues text. It was not trained to follow instructions, to refuse requests or to be truthful, and it knows "
@@ -99,8 +106,9 @@ def front_matter(facts: Facts, statements: CardNotes) -> str:
 
 
 def result(score: SuiteScore) -> dict[str, Any]:
-    """A score as an entry of the front matter's `model-index`."""
-    metric = {"type": score.metric, "value": score.score, "name": score.metric}
+    """A score as an entry of the front matter's `model-index`: the metric by the name that lm-eval has for it, as model
+    hubs do, where it has one."""
+    metric = {"type": HUB_METRICS.get(score.metric or "", score.metric), "value": score.score, "name": score.metric}
     return {
         "task": {"type": "text-generation"},
         "dataset": {"name": score.suite, "type": score.suite},

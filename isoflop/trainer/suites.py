@@ -8,6 +8,7 @@ score is planned to take at most PLANNED of what is allowed.
 """
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from isoflop.errors import UserError
 from isoflop.evaluate.methods import METRICS
 from isoflop.evaluate.scores import Asked, Scores, ask, score
+from isoflop.evaluate.suite import names as built_in
 from isoflop.model.build import MODELS
 from isoflop.model.gpt import GPT
 from isoflop.parallel.failures import CutShort
@@ -114,6 +116,17 @@ def make_suites(config: RunConfig) -> list[Suites]:
     if repeated := next((name for name in names if names.count(name) > 1), ""):
         raise UserError(f"suite.names = {list(config.suite.names)} has {repeated} twice")
     return [Suites(suites, config.suite.share)] if suites else []
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """A configuration whose own suite files and their items are named by absolute paths, so that the run can be resumed
+    from any folder."""
+    suite = config.suite
+    if not config.every.suite:
+        return config
+    names = tuple(name if name in built_in() else str(Path(name).absolute()) for name in suite.names)
+    items = str(Path(suite.items).absolute()) if suite.items else ""
+    return replace(config, suite=replace(suite, names=names, items=items))
 
 
 def shuffle_evenly(suite_items: Asked, seed: int) -> Asked:

@@ -14,7 +14,7 @@ from isoflop.plan.predictability import (
     ngram_bits_per_byte,
     predictability,
 )
-from isoflop.plan.prior import LEVELS, calibrate, corpora_of, expect, leave_corpora_out, population, table
+from isoflop.plan.prior import LEVELS, calibrate, corpora_of, expect, half_widths, leave_corpora_out, population, table
 from isoflop.plan.repetition import reducible_loss
 
 TEXT = {value: Predictability(value, value) for value in (2.5, 3.0)}
@@ -48,8 +48,16 @@ def test_the_stored_population_follows_from_the_stored_runs():
 
 
 def test_the_stored_calibration_follows_from_the_stored_runs():
-    calibration = calibrate(leave_corpora_out(table()["runs"]))
-    assert vars(calibration) == pytest.approx(table()["calibration"], rel=1e-3, abs=1e-4)
+    found, stored = calibrate(leave_corpora_out(table()["runs"])), table()["calibration"]
+    for name, value in vars(found).items():
+        assert value == pytest.approx(stored[name], rel=1e-3, abs=1e-4), name
+
+
+def test_half_widths_hold_their_share_of_the_errors_whatever_the_number_of_runs_per_corpus():
+    many = [("often", 9.0)] * 50 + [(f"text {i}", float(i)) for i in range(1, 100)]
+    half, most, nearly_all = half_widths(many)
+    assert 50 <= half <= 52 and 80 <= most <= 82 and 90 <= nearly_all <= 92
+    assert half_widths([("one", 2.0)]) == (2.0, 2.0, 2.0)
 
 
 def test_intervals_of_rising_levels_are_nested():

@@ -7,8 +7,9 @@ import pytest
 
 from isoflop.cli.app import run as command
 from isoflop.errors import UserError
+from isoflop.evaluate.methods import METRICS
 from isoflop.records import RunFolder, read_run
-from isoflop.report.card import write_card
+from isoflop.report.card import HUB_METRICS, write_card
 from isoflop.report.facts import read_facts
 from isoflop.report.page import write_report
 
@@ -50,6 +51,11 @@ def test_a_card_states_the_records(make_run, blimp):
         assert phrase in text
     assert front(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.71 and "license" not in front(text)
     assert write_card(run).read_text(encoding="utf-8") == text  # the same each time
+
+
+def test_metrics_have_the_names_that_hubs_know():
+    known = {name: metric.lm_eval for name, metric in METRICS.items() if metric.lm_eval and metric.lm_eval != name}
+    assert known == HUB_METRICS
 
 
 def test_a_score_of_an_earlier_checkpoint_says_so(make_run, blimp):

@@ -14,12 +14,13 @@ from isoflop import checkpoint
 from isoflop.config import override
 from isoflop.errors import UserError
 from isoflop.evaluate.scores import ask
+from isoflop.job import Listener, pretrain, resume
 from isoflop.records import RunFolder, read_run
 from isoflop.report.page import write_report
 from isoflop.trainer import RunConfig
 from isoflop.trainer import suites as module
 from isoflop.trainer.suites import Suites, first_items, make_suites, shuffle_evenly
-from small import TINY
+from small import TINY, CutAt, PowerCut
 
 PAIRS = [
     {"good": f"The {noun} is {place}.", "bad": f"The {noun} are {place}.", "kind": "number" if i % 3 else "other"}
@@ -55,6 +56,19 @@ def test_suites_during_training_change_no_bit(corpus, suite, tmp_path, monkeypat
         assert line.spent <= 0.9 * run.result.seconds
     assert "Scores on suites" in write_report([tmp_path / "scored"]).read_text()
     assert "Scores on suites" not in write_report([tmp_path / "plain"]).read_text()
+
+
+def test_a_run_with_a_suite_of_its_own_can_be_resumed_from_any_folder(corpus, suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)
+    monkeypatch.chdir(suite.parent)
+    asked = ["every.suite=2", f"suite.names={json.dumps([suite.name])}", "suite.share=0.9", "every.checkpoint=4"]
+    cut = Listener(hooks=(CutAt(6),))
+    with pytest.raises(PowerCut):
+        pretrain([str(corpus)], "12steps", tmp_path / "run", assignments=[*TINY, *asked], listener=cut)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    resume(tmp_path / "run")
+    assert read_run(tmp_path / "run").suite_lines[-1].step > 4
 
 
 class Clock:
