@@ -43,7 +43,7 @@ from isoflop.plan.planner import plan
 from isoflop.plan.predictability import predictability
 from isoflop.plan.prior import calibrate, corpora_of, estimate, leave_corpora_out
 from isoflop.plan.recipe import recipe_of
-from isoflop.plan.settings import vocabulary_for, with_recipe
+from isoflop.plan.settings import vocabulary_for, with_decay, with_recipe
 from isoflop.records import PilotRun, read_run
 from isoflop.trainer import RunConfig
 from isoflop.trainer.loop import RunResult
@@ -63,6 +63,7 @@ def made() -> str:
     recipe = recipe_of(with_recipe(RunConfig()))
     decides = {"recipe": recipe, "split": DataConfig().split, "held out": DataConfig().heldout_fraction}
     decides |= {"ids": [vocabulary_for(flops, 1e9) for flops, _, _ in GRID], "head": HEAD_WORTH}
+    decides |= {"decay": [with_decay(RunConfig(), epochs).optim.weight_decay_factor for epochs in (5, 10, 30)]}
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -18,11 +18,12 @@ import numpy.typing as npt
 
 from isoflop.data.manifest import sha256_of
 from isoflop.data.prepared import Prepared
-from isoflop.data.shards import CircularStream, TokenStream
+from isoflop.data.shards import CircularStream, TokenStream, dtype_for
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.records import DataAccount
 
 FEWEST = 1 << 13  # tokens of a source that are kept, however small its weight
+AT_ONCE = 1 << 20  # tokens that are replaced at once
 PARTS = 64  # evenly spaced parts of a stream that is too long to keep
 SMALLEST = 257  # the 256 bytes and the end of text
 
@@ -60,7 +61,11 @@ class Expansion:
         count = np.array([len(one) for one in lists], dtype=np.int64)
         return cls(np.array([i for one in lists for i in one], dtype=np.int64), np.cumsum(count) - count, count)
 
-    def __call__(self, tokens: npt.NDArray[Any]) -> Ids:
+    def __call__(self, tokens: npt.NDArray[Any], dtype: npt.DTypeLike = np.int64) -> npt.NDArray[Any]:
+        parts = [self.of_part(tokens[i : i + AT_ONCE]).astype(dtype) for i in range(0, len(tokens), AT_ONCE)]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype)
+
+    def of_part(self, tokens: npt.NDArray[Any]) -> Ids:
         counts = self.count[tokens]
         ends = np.cumsum(counts)
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
@@ -84,16 +89,16 @@ class FewerMerges:
         described = json.loads(prepared.tokenizer.to_json())
         self.tokenizer, expansion = with_fewer_merges(described, prepared.tokenizer, vocab_size)
         self.vocab_size = self.tokenizer.vocab_size
-        self.prepared, self.sources = prepared, prepared.sources
+        self.prepared, self.sources, dtype = prepared, prepared.sources, dtype_for(self.vocab_size)
         self.fingerprint = sha256_of([prepared.fingerprint, self.vocab_size])
 
         self.streams, self.unique_tokens = {}, 0
         for name, weight in prepared.weights().items():
             kept = parts_of(prepared.train(name), max(FEWEST, round(most[0] * weight)))
-            self.streams[name] = InMemory(expansion(kept))
+            self.streams[name] = InMemory(expansion(kept, dtype))
             whole = len(self.streams[name]) * prepared.train_tokens(name) / max(1, len(kept))
             self.unique_tokens += round(whole)
-        self.held = InMemory(expansion(parts_of(prepared.heldout(), most[1])))
+        self.held = InMemory(expansion(parts_of(prepared.heldout(), most[1]), dtype))
 
     def train_tokens(self, source: str) -> int:
         return len(self.streams[source])
@@ -122,12 +127,18 @@ def parts_of(stream: TokenStream, most: int) -> npt.NDArray[Any]:
 
 def has_merges(tokenizer: Tokenizer) -> bool:
     """Whether the first merges of a tokenizer are one themselves: byte-pair encoding as isoflop trains it."""
-    model = json.loads(tokenizer.to_json())["model"]
+    described = json.loads(tokenizer.to_json())
+    model, after = described["model"], described.get("post_processor") or {"type": "ByteLevel"}
     plain = not any(model.get(name) for name in ("dropout", "ignore_merges", "continuing_subword_prefix", "unk_token"))
-    if model.get("type") != "BPE" or not plain or len(tokenizer.vocabulary) != len(model["vocab"]) + 1:
+    only_one_added = len(tokenizer.vocabulary) == len(model["vocab"]) + 1
+    if model.get("type") != "BPE" or not plain or after["type"] != "ByteLevel" or not only_one_added:
         return False
-    made = {"".join(pair) for pair in pairs_of(model)}
-    return all(piece in made or len(piece) == 1 for piece in model["vocab"])
+    made = {piece for piece in model["vocab"] if len(piece) == 1}
+    for left, right in pairs_of(model):
+        if left not in made or right not in made:
+            return False
+        made.add(left + right)
+    return made >= model["vocab"].keys()
 
 
 def pairs_of(model: dict[str, Any]) -> list[tuple[str, str]]:

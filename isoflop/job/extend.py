@@ -14,6 +14,7 @@ from isoflop.plan.fitted import of_key
 from isoflop.plan.pilot import observations
 from isoflop.plan.predictability import Predictability
 from isoflop.plan.prior import expect
+from isoflop.plan.recipe import decay_differs
 from isoflop.records import Plan, Run, RunFolder, TrainingLine
 from isoflop.trainer import RunConfig
 from isoflop.untrusted import foreign
@@ -22,7 +23,8 @@ from isoflop.untrusted import foreign
 def extend(
     run: Run, config: RunConfig, extra: Budget, fingerprint: str, say: Callable[[str], None] = lambda line: None
 ) -> Plan:
-    """Return a run to before its decay, with a later end: it becomes the run that the larger budget would have made.
+    """Return a run to before its decay, with a later end: it becomes the run that the larger budget would have made
+    (but for weight decay, which grows with the epochs of a plan).
 
     The last checkpoint, the plan and the results so far are kept in `ended/` in the run folder.
 
@@ -54,7 +56,7 @@ def extend(
                 f"budget {str(extra)!r} is too large: with it {folder.path} has {total:.2g} steps, and a run "
                 f"has at most {MOST_STEPS:.0e}; give it less"
             )
-        plan = extended_plan(run.plan, extra, seconds, total)
+        plan = extended_plan(run.plan, extra, seconds, total, config)
 
     end = max(resume_step + 1, total)
     progress = min(timetable.read(resume_step) / timetable.read(end), 0.999)
@@ -123,8 +125,13 @@ def set_end_aside(run: Run, steps: Sequence[int], resume_step: int) -> Path:
     return ended
 
 
-def extended_plan(plan: Plan, extra: Budget, seconds: float, steps: int) -> Plan:
-    """The plan of a run with `extra` budget, which has `steps` steps in total."""
+def extended_plan(plan: Plan, extra: Budget, seconds: float, steps: int, config: RunConfig | None = None) -> Plan:
+    """The plan of a run with `extra` budget, which has `steps` steps in total.
+
+    Args:
+        config: of the run, which keeps its weight decay: a run of so many epochs may have been planned with more, and
+            its forecast is then that of another recipe. None: that is not looked at.
+    """
     if not plan.steps:
         return plan
     factor = steps / plan.steps
@@ -149,7 +156,8 @@ def extended_plan(plan: Plan, extra: Budget, seconds: float, steps: int) -> Plan
         text = Predictability(measured.ngram, measured.lzma, measured.doubt or 0.0)
         pilots = observations(plan.pilots or ())
         if plan.parameters and plan.unique_tokens:
-            expected = expect(plan.parameters, tokens, plan.unique_tokens, text, pilots, other_recipe=bool(plan.recipe))
+            other = bool(plan.recipe or (config and decay_differs(config, tokens / plan.unique_tokens)))
+            expected = expect(plan.parameters, tokens, plan.unique_tokens, text, pilots, other_recipe=other)
             new = new.updated(expected=expected)
     return new
 

@@ -1,8 +1,8 @@
 """Makes the pilots of a planned run: tiny complete runs on its prepared text. Uses recorded ones if there are any.
 
 Rank 0 makes them alone, before anything of the run itself exists. Each leaves only a line in
-$ISOFLOP_HOME/pilots.jsonl, where a later plan for the same text and recipe finds it. Their time is part of the budget.
-The run sets its random seeds when it starts, so its bits do not depend on whether there were pilots.
+$ISOFLOP_HOME/pilots-2.jsonl, where a later plan for the same text and recipe finds it. Their time is part of the
+budget. The run sets its random seeds when it starts, so its bits do not depend on whether there were pilots.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from isoflop.data.fewer_merges import FewerMerges, has_merges
@@ -22,7 +23,7 @@ from isoflop.errors import UserError
 from isoflop.files import abandoned, home, locked, spool
 from isoflop.parallel.mesh import ALONE
 from isoflop.plan.advice import Advice
-from isoflop.plan.pilot import OVERHEAD, PARTS, SHARE, Pilots, design_pilots, measured_tokens
+from isoflop.plan.pilot import OVERHEAD, PARTS, SHARE, TOO_SMALL, Pilots, design_pilots, measured_tokens
 from isoflop.plan.recipe import recipe_key
 from isoflop.records import PilotRun
 from isoflop.records.ledger import append
@@ -36,7 +37,7 @@ from isoflop.trainer.state import RunState
 from isoflop.trainer.task import make_task
 from isoflop.trainer.workload import matmul_weights
 
-PILOTS_FILE = "pilots.jsonl"
+PILOTS_FILE = "pilots-2.jsonl"  # pilots.jsonl was that of versions whose pilots had the run's vocabulary
 MARGIN = 2  # times the tokens that a pilot reads: the text that is kept for it
 REUSE_RATIO = 0.5  # compute of the largest recorded pilot, relative to the largest planned one, that suffices
 
@@ -92,12 +93,13 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
         KeyboardInterrupt: a signal arrived; only the lines of finished pilots remain.
     """
 
+    import_module("torch._dynamo")  # torch's first optimiser does: a second that every run pays, and no pilot should
     started, other_recipe = time.monotonic(), bool(advice.differences)
     planned = design_pilots(advice, other_recipe, isinstance(data, Prepared) and has_merges(data.tokenizer))
     if not planned:
-        return Pilots(note="the share of the budget that they may take is too small for a run")
+        return Pilots(note=TOO_SMALL)
 
-    key = recipe_key(advice.config)
+    key = recipe_key(advice.config, advice.differences)
     largest = max(pilot.tokens * float(matmul_weights(pilot)) * 6 for pilot in planned)
     recorded = recorded_pilots(data.fingerprint, key)
     if recorded and max(run.flops or 0.0 for run in recorded) >= REUSE_RATIO * largest:
@@ -111,12 +113,12 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
     note = ""
     for number, design in enumerate(planned):
         last = number == len(planned) - 1
+        text, unique_tokens = text_of(design, data, int(advice.unique_tokens or 0))
         pilot = fit_to_time(design, deadline - time.monotonic(), last) if in_seconds else design
         if pilot is None:
-            note = "the first one left no time for another"
+            note = "no time was left for it"
             break
         try:
-            text, unique_tokens = text_of(pilot, data, int(advice.unique_tokens or 0))
             run = train_pilot(pilot, text, unique_tokens)
         except (Diverged, UserError) as error:
             note = f"one ended early ({error})"

@@ -1,4 +1,4 @@
-/* What kernels.c and decode.c share. */
+/* What kernels.c, decode.c and sample.c share. */
 
 #ifndef SHARED_H
 #define SHARED_H

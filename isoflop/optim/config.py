@@ -38,7 +38,9 @@ class OptimConfig:
     betas: Annotated[tuple[float, float], "AdamW's decay rates of the gradient's first and second moment"] = (0.9, 0.95)
     eps: Annotated[float, "AdamW's term added to the denominator"] = 1e-8
     weight_decay: Annotated[
-        float, "decoupled decay: each step subtracts lr * weight_decay of each weight; none on 1-D tensors"
+        float,
+        "decoupled decay: each step subtracts lr * weight_decay * weight_decay_factor of each weight; none on 1-D "
+        "tensors",
     ] = 0.1
     momentum: Annotated[float, "Muon's momentum"] = 0.9
     clip: Annotated[float, "largest global norm of the gradient; larger ones are scaled down; 0 disables it"] = 1.0

@@ -191,7 +191,7 @@ def speed_in_words(config: RunConfig, best: Candidate, machines: int) -> str:
 def rates_in_words(optim: OptimConfig) -> str:
     each = [f"{name.replace('_', ' ')} {rate:.3g}" for name, rate in rates(optim.entry).items() if rate]
     decay = optim.weight_decay * optim.weight_decay_factor
-    repeated = [f"weight decay {decay:.2g} for the epochs"] if optim.weight_decay_factor != 1.0 else []
+    repeated = [f"weight decay {decay:.2g}"] if optim.weight_decay_factor != 1.0 else []
     return ", ".join([optim.name, *each, *repeated])
 
 

@@ -36,6 +36,10 @@ from isoflop.trainer.workload import Workload
 SHARE = 0.05  # of a budget, for all pilots together, including everything outside their steps
 FROM = {"seconds": 20.0, "flops": 1e12}  # budgets from which on there are pilots: less has no room for one
 PARTS = (0.95,)  # of SHARE for each pilot, the smallest one first; the rest is slack
+TOO_SMALL = "the share of the budget that a pilot may take is too small for a run"
+# FLOPs of a pilot up to which its vocabulary is smaller than the run's: its text is then in memory, and the heads of
+# larger models are a small part of them.
+FEWER_IDS_UNTIL = 1e15
 OVERHEAD = 0.25  # of a pilot's seconds, for building it and measuring its held-out loss
 FEWEST_STEPS = 40  # with fewer, warm-up and decay would be most of the run
 FEWEST_TOKENS = 2.0  # per parameter: with fewer, a pilot says too little of a run with more
@@ -128,7 +132,7 @@ def design_pilot(
     """
     config, target, workload, asked = advice.config, advice.config.model, proposal.workload, proposal.asked
     ids = target.vocab_size
-    if fewer_ids and workload.text is not None and not asked.names(VOCABULARY):
+    if fewer_ids and flops <= FEWER_IDS_UNTIL and workload.text is not None and not asked.names(VOCABULARY):
         ids = min(ids, vocabulary_for(flops, workload.text.size))
 
     # the shape with the least expected loss
@@ -174,11 +178,11 @@ def measured_tokens(tokens: float) -> int:
     return int(min(max(MEASURED * tokens, FEWEST_MEASURED), MOST_MEASURED))
 
 
-def describe_pilots(advice: Advice, other_recipe: bool) -> str:
+def describe_pilots(advice: Advice, other_recipe: bool, fewer_ids: bool) -> str:
     """The pilots that the run of a dry run's plan would have, in words."""
-    pilots = design_pilots(advice, other_recipe)
+    pilots = design_pilots(advice, other_recipe, fewer_ids)
     if not pilots:
-        return "none: the share of the budget that they may take is too small for a run"
+        return f"none: {TOO_SMALL}"
     sizes = ", ".join(f"{one.model.layers} x {one.model.d_model} for about {one.steps:,} steps" for one in pilots)
     return f"{len(pilots)} on this text, {sizes}"
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from isoflop.budget import Budget
 from isoflop.data.excerpt import excerpt
+from isoflop.data.fewer_merges import has_merges
 from isoflop.data.manifest import Data
 from isoflop.data.prepare import Prepared, Progress
 from isoflop.data.survey import SAMPLE_BYTES
@@ -32,7 +33,7 @@ from isoflop.plan.explain import choices_of, export_line
 from isoflop.plan.fewer_ids import inputs_for_ids, needs_new_shapes, rescaled, with_ids
 from isoflop.plan.fitted import Fitted
 from isoflop.plan.machine import choose_kernels, choose_runtime
-from isoflop.plan.pilot import NO_PILOTS, Pilots, describe_pilots, has_pilots, observations, without_pilots
+from isoflop.plan.pilot import NO_PILOTS, TOO_SMALL, Pilots, describe_pilots, has_pilots, observations, without_pilots
 from isoflop.plan.predictability import predictability
 from isoflop.plan.recipe import decay_differs, differences
 from isoflop.plan.settings import (
@@ -112,7 +113,7 @@ def plan(
             what = "tokens, ids and how predictable it is"
             say(f"{size / 1e6:,.0f} MB of text are not prepared for a dry run: {what} are estimated")
             advice = finalize(proposal, estimated_facts(proposal, size))
-            return (with_pilots_described(advice) if piloted and advice.law is None else advice), None
+            return (with_pilots_described(advice, True) if piloted and advice.law is None else advice), None
         how_long = f"up to {size / 1e6:,.3g} MB of text, about {size / PREPARED:,.0f} s if that was not done before"
         say(f"preparing {how_long}; measuring and preparing are outside the budget")
     with phase("prepare"):
@@ -131,18 +132,24 @@ def plan(
     if not piloted or make_pilots is None:
         return advice, data
     if dry:
-        return with_pilots_described(advice), data
+        return with_pilots_described(advice, has_merges(data.tokenizer)), data
 
     # run the pilots, and plan again with what they left of the budget
     pilots = make_pilots(advice, data)
     if budget.kind == "seconds":
         proposal = replace(proposal, budget=replace(budget, amount=budget.amount - pilots.spent))
+    elif pilots.note == TOO_SMALL:
+        proposal = replace(proposal, budget=budget)
     return finalize(proposal, facts, pilots), data
 
 
-def with_pilots_described(advice: Advice) -> Advice:
-    """The plan of a dry run, with a line about the pilots that the run would have."""
-    pilots = describe_pilots(advice, bool(advice.differences))
+def with_pilots_described(advice: Advice, fewer_ids: bool) -> Advice:
+    """The plan of a dry run, with a line about the pilots that the run would have.
+
+    Args:
+        fewer_ids: see `design_pilots`.
+    """
+    pilots = describe_pilots(advice, bool(advice.differences), fewer_ids)
     line = Choice(name="pilots", value=pilots, reason="a dry run makes none")
     return replace(advice, choices=(*advice.choices, line))
 
@@ -326,7 +333,7 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
     seconds = budget.amount if budget.kind == "seconds" else 0.0
     config = with_length(config, max(1, steps), seconds, asked)
     epochs = workload.tokens(config) / max(1, facts.unique_tokens)
-    if workload.text is not None and not keep.rates:
+    if workload.text is not None and not keep.rates and law is None:  # the runs of a ladder have the usual decay
         config = with_decay(config, epochs, asked)
 
     # its cost and its forecast
@@ -335,7 +342,7 @@ def finalize(proposal: Proposal, facts: Facts, pilots: Pilots = NO_PILOTS) -> Ad
     differ: tuple[str, ...] = ()
     observed = observations(pilots.runs)
     if text is not None and not keep.model:
-        differ = (*differences(config), *decay_differs(config, epochs))
+        differ = (*differences(config), *(decay_differs(config, epochs) if law is None else ()))
     forecast = None if keep.model else forecast_of(law, facts.unique_tokens, text, observed, differ)
 
     # the plan, with its reasons

@@ -40,7 +40,7 @@ class Predictability:
 
 
 # For a sample that is too small to measure: about English prose. The doubt was not measured; the logarithms of the
-# prior's nine corpora have standard deviations of 0.07 and 0.13.
+# prior's 20 corpora have standard deviations of 0.12 and, of their ratio, 0.23.
 UNKNOWN = Predictability(ngram=2.4, lzma=2.4, doubt=0.25)
 
 

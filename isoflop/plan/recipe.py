@@ -8,6 +8,7 @@ how much. Such a run is forecast from pilots with its own recipe (pilot.py), or 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -115,7 +116,12 @@ def in_words(own: Any, prior: Any) -> tuple[str, str]:
     return str(first), str(second)
 
 
-def recipe_key(config: RunConfig) -> str:
-    """A hash of the recipe and of `differences`, by which pilots with the same recipe are found on record."""
-    whole = {**recipe_of(config), "differs": differences(config)}
+def recipe_key(config: RunConfig, differs: Sequence[str] | None = None) -> str:
+    """A hash of the recipe and of how it differs from the prior's, by which pilots with the same recipe are found on
+    record.
+
+    Args:
+        differs: None: the `differences` of the configuration.
+    """
+    whole = {**recipe_of(config), "differs": differences(config) if differs is None else tuple(differs)}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]

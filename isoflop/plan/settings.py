@@ -101,7 +101,9 @@ def with_decay(config: RunConfig, epochs: float, asked: Asked = NOTHING) -> RunC
     learns such a text by heart: its held-out loss rises. At 6e12 FLOPs three times the decay gained 6 % of the loss at
     11 epochs and five times 5 %; five times gained 17 % at 22 epochs. At 2 to 6 epochs more decay gained nothing or
     lost up to 6 %, as did 20 times at 11 epochs (LAB.md). Kim et al. 2025 (2509.14786) found about 30 times the usual
-    one best, for larger models."""
+    one best, for larger models. A weight decay that the user has set stays as it is."""
+    if asked.names("optim.weight_decay"):
+        return config
     factor = min(MOST_DECAY, 1.0 + DECAY_PER_EPOCH * max(0.0, epochs - FEW_EPOCHS))
     return asked.choose(config, "optim", weight_decay_factor=round(factor, 2))
 

@@ -65,3 +65,6 @@ def test_reading_goes_on_at_the_beginning(prepared):
 def test_tokenizers_without_an_order_of_merges_are_not_shortened(prepared):
     assert has_merges(prepared.tokenizer)
     assert not has_merges(Tokenizer(units_in_bytes(["AH0", "B"])))
+    described = json.loads(prepared.tokenizer.to_json())
+    described["model"]["merges"].reverse()  # a pair before the merges that make its parts
+    assert not has_merges(Tokenizer.from_json(json.dumps(described)))

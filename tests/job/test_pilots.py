@@ -85,6 +85,12 @@ def test_pilots_make_the_forecast_and_are_inside_the_budget(texts, tmp_path):
     assert len(read_lines(home() / PILOTS_FILE)) == len(pilots)
 
 
+def test_without_room_for_a_pilot_the_run_has_the_whole_budget(texts, tmp_path, monkeypatch):
+    monkeypatch.setattr("isoflop.plan.pilot.FEWEST_STEPS", 10**9)
+    result = run(texts, tmp_path / "run", BUDGET)
+    assert result.flops > 0.96 * 8e9 and read_run(tmp_path / "run").plan.pilots is None
+
+
 def test_a_dry_run_describes_its_pilots_and_makes_none(texts, tmp_path):
     advice = run(texts, tmp_path / "none", BUDGET, dry_run=True)
     (line,) = [choice for choice in advice.choices if choice.name == "pilots"]

@@ -58,7 +58,7 @@ def test_a_text_that_is_read_often_gets_more_weight_decay():
 
     factors = [factor(epochs) for epochs in (0.3, 1.0, 6.0, 8.0, 12.0, 100.0)]
     assert factors[:3] == [1.0, 1.0, 1.0] and factors == sorted(factors) and factors[-1] == MOST_DECAY
-    assert factor(12.0, "optim.weight_decay_factor=1") == 1.0
+    assert factor(12.0, "optim.weight_decay_factor=1") == factor(12.0, "optim.weight_decay=0.3") == 1.0
     assert recipe_of(with_decay(RunConfig(), 12.0)) == recipe_of(RunConfig())
     small = plan("1e14")  # of 2,000,000 unique tokens
     assert small.config.optim.weight_decay_factor > 1.0 and not small.differences
