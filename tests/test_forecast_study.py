@@ -18,7 +18,7 @@ STUDY = json.loads(forecast.STUDY.read_text(encoding="utf-8"))
 def lines(count: int = 60, deviation: float = 0.05) -> list[dict]:
     generator, made = random.Random(0), []
     for number in range(count):
-        expected = expectation(math.log(1.8), deviation, 1000, "made up")
+        expected = expectation(math.log(1.8), deviation, (0.674, 1.282, 1.645), "made up")
         made.append(
             {
                 "study": forecast.identity(),

@@ -13,9 +13,11 @@ from isoflop.plan.ledger import clopper_pearson, score, to_lines
 from isoflop.plan.prior import expectation
 from isoflop.records.ledger import DIVERGED, FINISHED, OUTCOME, LedgerForecast, LedgerLine, append, read_ledger
 
+NORMAL = (0.674, 1.282, 1.645)  # half of 50, 80 and 90 % of a normal distribution, in standard deviations
+
 
 def forecast(name: str, value: float = 2.0, deviation: float = 0.1, **more) -> LedgerForecast:
-    expected = expectation(math.log(value), deviation, 1000, "made up")
+    expected = expectation(math.log(value), deviation, NORMAL, "made up")
     return LedgerForecast(id=name, corpus="books", fingerprint="f", flops=2e12, expected=expected, **more)
 
 
