@@ -18,29 +18,15 @@ import numpy.typing as npt
 
 from isoflop.data.manifest import sha256_of
 from isoflop.data.prepared import Prepared
-from isoflop.data.shards import CircularStream, TokenStream, dtype_for
+from isoflop.data.shards import TokenStream, dtype_for
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.records import DataAccount
 
 FEWEST = 1 << 13  # tokens of a source that are kept, however small its weight
 AT_ONCE = 1 << 20  # tokens that are replaced at once
 PARTS = 64  # evenly spaced parts of a stream that is too long to keep
-SMALLEST = 257  # the 256 bytes and the end of text
 
 Ids = npt.NDArray[np.int64]
-
-
-class InMemory(CircularStream):
-    """Tokens of a stream in memory."""
-
-    def __init__(self, tokens: npt.NDArray[Any]) -> None:
-        self.tokens, self.dtype = tokens, tokens.dtype
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, key: slice) -> npt.NDArray[Any]:
-        return self.tokens[key]
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,7 @@ class FewerMerges:
 
     Args:
         prepared: its tokenizer is one of those that `has_merges` accepts.
-        vocab_size: at least SMALLEST.
+        vocab_size: at least 257, the bytes and the end of text.
         most: the tokens of `prepared` to keep, of all sources together, and of the held-out text.
     """
 
@@ -95,10 +81,10 @@ class FewerMerges:
         self.streams, self.unique_tokens = {}, 0
         for name, weight in prepared.weights().items():
             kept = parts_of(prepared.train(name), max(FEWEST, round(most[0] * weight)))
-            self.streams[name] = InMemory(expansion(kept, dtype))
+            self.streams[name] = TokenStream([expansion(kept, dtype)], dtype)
             whole = len(self.streams[name]) * prepared.train_tokens(name) / max(1, len(kept))
             self.unique_tokens += round(whole)
-        self.held = InMemory(expansion(parts_of(prepared.heldout(), most[1]), dtype))
+        self.held = TokenStream([expansion(parts_of(prepared.heldout(), most[1]), dtype)], dtype)
 
     def train_tokens(self, source: str) -> int:
         return len(self.streams[source])
@@ -106,10 +92,10 @@ class FewerMerges:
     def weights(self) -> dict[str, float]:
         return self.prepared.weights()
 
-    def train(self, source: str) -> InMemory:
+    def train(self, source: str) -> TokenStream:
         return self.streams[source]
 
-    def heldout(self) -> InMemory:
+    def heldout(self) -> TokenStream:
         return self.held
 
     def account(self) -> DataAccount:

@@ -43,11 +43,11 @@ class Prepared(PreparedFolder):
 
     def train(self, source: str) -> TokenStream:
         """The training tokens of a source: its documents in the order of its files, each followed by end-of-text."""
-        return TokenStream(self.folder, self._sources[source]["train"], self.dtype)
+        return TokenStream.open(self.folder, self._sources[source]["train"], self.dtype)
 
     def heldout(self) -> TokenStream:
         """The tokens of all held-out documents, each followed by end-of-text."""
-        return TokenStream(self.folder, self.manifest["heldout"], self.dtype)
+        return TokenStream.open(self.folder, self.manifest["heldout"], self.dtype)
 
 
 def open_prepared(folder: Path, verify_checksums: bool = True) -> Prepared:

@@ -107,7 +107,7 @@ class PreparedPairs(PreparedFolder):
 
     def _items(self, stream: str) -> Items:
         described = self.manifest["streams"][stream]
-        tokens = TokenStream(self.folder, described, dtype_for(self.vocab_size))[:]
+        tokens = TokenStream.open(self.folder, described, dtype_for(self.vocab_size))[:]
         ends = np.flatnonzero(tokens == self.tokenizer.eot).astype(np.int64)
         return Items(tokens, np.concatenate([[0], ends[:-1] + 1]), ends)
 

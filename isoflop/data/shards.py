@@ -84,41 +84,27 @@ class ShardWriter:
             self.file.close()
 
 
-class CircularStream:
-    """Tokens that are read in slices, and on from the beginning where they end."""
+class TokenStream:
+    """The tokens of a stream, in one or more arrays: `len(stream)`, `stream[a:b]`, `stream.read(start, n)`.
 
-    dtype: np.dtype[Any]
+    Args:
+        maps: the arrays, memory-mapped files where they come from `open`; at least one.
+    """
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    def __init__(self, maps: list[np.ndarray], dtype: np.dtype[Any]) -> None:
+        self.maps, self.dtype = maps, dtype
+        self.ends = np.cumsum([len(shard) for shard in maps], dtype=np.int64)
 
-    def __getitem__(self, key: slice) -> np.ndarray:
-        raise NotImplementedError
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """`length` tokens from `start`, continuing at the beginning when the stream ends."""
-        start %= len(self)
-        parts = [self[start : start + length]]
-        missing = length - len(parts[0])
-        while missing > 0:
-            parts.append(self[:missing])
-            missing -= len(parts[-1])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-class TokenStream(CircularStream):
-    """The tokens of a stream, read from memory-mapped files: `len(stream)`, `stream[a:b]`, `stream.read(start, n)`."""
-
-    def __init__(self, folder: Path, described: dict[str, Any], dtype: np.dtype[Any]) -> None:
-        self.maps = [map_shard(folder / shard["file"], shard["tokens"], dtype) for shard in described["shards"]]
-        self.ends = np.cumsum([len(shard) for shard in self.maps], dtype=np.int64)
-        self.dtype = dtype
+    @classmethod
+    def open(cls, folder: Path, described: dict[str, Any], dtype: np.dtype[Any]) -> "TokenStream":
+        """The stream of a manifest's entry."""
+        return cls([map_shard(folder / shard["file"], shard["tokens"], dtype) for shard in described["shards"]], dtype)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
 
     def __getitem__(self, key: slice) -> np.ndarray:
-        """A contiguous slice as an array of the stored dtype (a view if it is within one file)."""
+        """A contiguous slice as an array of the stored dtype (a view if it is within one of them)."""
         start, stop, step = key.indices(len(self))
         if step != 1:
             raise ValueError("a token stream is sliced with step 1 only")
@@ -131,6 +117,16 @@ class TokenStream(CircularStream):
             start += len(part)
         if not parts:
             return np.empty(0, self.dtype)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """`length` tokens from `start`, continuing at the beginning when the stream ends."""
+        start %= len(self)
+        parts = [self[start : start + length]]
+        missing = length - len(parts[0])
+        while missing > 0:
+            parts.append(self[:missing])
+            missing -= len(parts[-1])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

@@ -26,7 +26,6 @@ from isoflop.records import Plan, Run, read_run
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.begin import differing
 from isoflop.trainer.processes import check_world
-from isoflop.trainer.suites import with_absolute_paths
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
 
@@ -129,7 +128,7 @@ def config_like(run: Run, moved: Moved, assignments: Sequence[str], moves: Seque
             f"--set steps={config.steps} does not go with --like {out}, whose end moved during training: the steps are "
             f"that run's; to train another length: {length}"
         )
-    return with_absolute_paths(config)
+    return config
 
 
 def total_steps(config: RunConfig, moves: Sequence[Decision]) -> int:

@@ -36,7 +36,7 @@ from isoflop.records import Expectation, Plan, RunFolder
 from isoflop.trainer import RunConfig, RunResult
 from isoflop.trainer.processes import check_world
 from isoflop.trainer.signals import Restarting
-from isoflop.trainer.suites import make_suites, with_absolute_paths
+from isoflop.trainer.suites import make_suites
 from isoflop.trainer.task import make_task
 from isoflop.trainer.trackers import make_trackers
 
@@ -93,7 +93,6 @@ def pretrain(
     # refuse what cannot be used before anything is written
     make_trackers(config.trackers)
     make_suites(config)
-    config = with_absolute_paths(config)
     config.parallel.resolve(group.size, group.hosts)
     folder = folder_for(out, config.data, group)
     if not dry_run:
@@ -218,7 +217,6 @@ def train(
     claim(folder)
     make_trackers(config.trackers)
     make_suites(config)
-    config = with_absolute_paths(config)
     if note := home_note():
         listener.say(note)
 

@@ -45,6 +45,7 @@ from isoflop.trainer.step import (
     update,
     updates_ahead,
 )
+from isoflop.trainer.suites import with_absolute_paths
 from isoflop.trainer.task import Task, make_task
 
 ECHO = 2.0  # seconds in which one Ctrl-C reaches a process twice, from the terminal and from torchrun
@@ -88,7 +89,7 @@ def train(
         folder.refuse_used()
 
     # all checks that may refuse the run come before anything is written
-    config = resolve_runtime(config)
+    config = with_absolute_paths(resolve_runtime(config))
     check_world(config, group)
     task = task or make_task(config)
     prepared = prepared or task.prepare_data(config.data)

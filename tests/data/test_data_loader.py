@@ -23,7 +23,7 @@ class Tokens:
         for name, size in sizes.items():
             writer = ShardWriter(folder, f"{name}.{shard_bytes}", dtype, shard_bytes)
             writer.write(np.arange(base, base + size))
-            self.streams[name] = TokenStream(folder, writer.close(), dtype)
+            self.streams[name] = TokenStream.open(folder, writer.close(), dtype)
             base += size
 
     def train_tokens(self, name):

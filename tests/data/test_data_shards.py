@@ -20,7 +20,7 @@ def test_tokens_take_two_bytes_where_they_fit(tmp_path, vocabulary, size):
     tokens = np.array([0, 1, vocabulary - 1])
     described = written(tmp_path, tokens, dtype)
     assert dtype.itemsize == size and (tmp_path / "train.0.0000.bin").stat().st_size == HEADER.size + 3 * size
-    assert TokenStream(tmp_path, described, dtype)[:].tolist() == tokens.tolist()
+    assert TokenStream.open(tmp_path, described, dtype)[:].tolist() == tokens.tolist()
 
 
 def test_a_stream_reads_the_same_from_one_file_or_many(tmp_path):
@@ -29,7 +29,7 @@ def test_a_stream_reads_the_same_from_one_file_or_many(tmp_path):
     for name, shard_bytes in (("one", 1 << 20), ("many", 100)):
         (tmp_path / name).mkdir()
         described = written(tmp_path / name, tokens, dtype, shard_bytes)
-        streams.append((TokenStream(tmp_path / name, described, dtype), described))
+        streams.append((TokenStream.open(tmp_path / name, described, dtype), described))
     (one, about_one), (many, about_many) = streams
     assert len(about_many["shards"]) == 20 and about_one["sha256"] == about_many["sha256"]
     for start, stop in [(0, 1000), (49, 51), (50, 100), (999, 1000), (5, 5), (900, 5000), (-3, None)]:
@@ -61,4 +61,4 @@ def test_a_file_that_does_not_fit_the_manifest_is_not_mapped(tmp_path, harm):
     if harm == "missing":
         path.unlink()
     with pytest.raises(UserError, match=path.name):
-        TokenStream(tmp_path, described, dtype_for(300))
+        TokenStream.open(tmp_path, described, dtype_for(300))
