@@ -23,7 +23,7 @@ from isoflop.errors import UserError
 from isoflop.files import abandoned, home, locked, spool
 from isoflop.parallel.mesh import ALONE
 from isoflop.plan.advice import Advice
-from isoflop.plan.pilot import OVERHEAD, PARTS, SHARE, TOO_SMALL, Pilots, design_pilots, measured_tokens
+from isoflop.plan.pilot import OVERHEAD, SHARE, TOO_SMALL, Pilots, design_pilot, measured_tokens
 from isoflop.plan.recipe import recipe_key
 from isoflop.records import PilotRun
 from isoflop.records.ledger import append
@@ -87,54 +87,44 @@ class PilotMaker:
 
 
 def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilots:
-    """Find the pilots of a plan among the recorded ones, or make them.
+    """Find the pilot of a plan among the recorded ones, or make it.
 
     Raises:
-        KeyboardInterrupt: a signal arrived; only the lines of finished pilots remain.
+        KeyboardInterrupt: a signal arrived.
     """
-
     import_module("torch._dynamo")  # torch's first optimiser does: a second that every run pays, and no pilot should
     started, other_recipe = time.monotonic(), bool(advice.differences)
-    planned = design_pilots(advice, other_recipe, isinstance(data, Prepared) and has_merges(data.tokenizer))
-    if not planned:
+    design = design_pilot(advice, other_recipe, isinstance(data, Prepared) and has_merges(data.tokenizer))
+    if design is None:
         return Pilots(note=TOO_SMALL)
 
     key = recipe_key(advice.config, advice.differences)
-    largest = max(pilot.tokens * float(matmul_weights(pilot)) * 6 for pilot in planned)
-    recorded = recorded_pilots(data.fingerprint, key)
-    if recorded and max(run.flops or 0.0 for run in recorded) >= REUSE_RATIO * largest:
+    recorded = recorded_pilot(data.fingerprint, key)
+    if recorded and (recorded.flops or 0.0) >= REUSE_RATIO * 6.0 * design.tokens * matmul_weights(design):
         say("pilot: one on this text is on record")
-        return Pilots(recorded)
+        return Pilots((recorded,))
 
     say(f"pilot: a tiny run on this text, to forecast the loss: at most {SHARE:.0%} of the budget")
     in_seconds = advice.budget.kind == "seconds"
-    deadline = started + SHARE * advice.budget.amount if in_seconds else math.inf
-    runs: list[PilotRun] = []
-    note = ""
-    for number, design in enumerate(planned):
-        last = number == len(planned) - 1
-        text, unique_tokens = text_of(design, data, int(advice.unique_tokens or 0))
-        pilot = fit_to_time(design, deadline - time.monotonic(), last) if in_seconds else design
-        if pilot is None:
-            note = "no time was left for it"
-            break
+    runs: tuple[PilotRun, ...] = ()
+    text, unique_tokens = text_of(design, data, int(advice.unique_tokens or 0))
+    left = SHARE * advice.budget.amount - (time.monotonic() - started) if in_seconds else math.inf
+    pilot = fit_to_time(design, left)
+    note = "" if pilot else "no time was left for it"
+    if pilot:
         try:
-            run = train_pilot(pilot, text, unique_tokens)
+            runs = (train_pilot(pilot, text, unique_tokens),)
+            record_pilot(runs[0], data.fingerprint, key)
         except (Diverged, UserError) as error:
-            note = f"one ended early ({error})"
-            break
-        runs.append(run)
-        record_pilot(run, data.fingerprint, key)
-    return Pilots(tuple(runs), time.monotonic() - started if in_seconds else 0.0, note)
+            note = f"it ended early ({error})"
+    return Pilots(runs, time.monotonic() - started if in_seconds else 0.0, note)
 
 
-def fit_to_time(pilot: RunConfig, remaining: float, last: bool) -> RunConfig | None:
-    """A pilot shortened to fit the remaining seconds for pilots; None if they are too few.
-
-    Args:
-        last: it may use all of them.
-    """
-    seconds = (1 - OVERHEAD) * remaining if last else min(pilot.seconds, (1 - OVERHEAD) * remaining)
+def fit_to_time(pilot: RunConfig, remaining: float) -> RunConfig | None:
+    """A pilot with as many steps as fit into the remaining seconds; None if they are fewer than half of the planned."""
+    if not pilot.seconds:
+        return pilot
+    seconds = (1 - OVERHEAD) * remaining
     if seconds < 0.5 * pilot.seconds:
         return None
     return replace(pilot, seconds=seconds, steps=max(1, round(pilot.steps * seconds / pilot.seconds)))
@@ -212,17 +202,17 @@ def scratch_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def recorded_pilots(fingerprint: str, key: str) -> tuple[PilotRun, ...]:
-    """The largest recorded pilots of a text and recipe, at most as many as a plan makes; none if the file cannot be
-    read."""
+def recorded_pilot(fingerprint: str, key: str) -> PilotRun | None:
+    """The largest recorded pilot of a text and recipe; None without one, or if the file cannot be read."""
     try:
         lines = read_lines(home() / PILOTS_FILE)
     except UserError:
-        return ()
+        return None
     runs = [PilotRun.read(line) for line in lines if (line.get("of"), line.get("recipe")) == (fingerprint, key)]
     runs = [run for run in runs if run.flops and run.bits_per_byte]
-    largest = sorted(runs, key=lambda run: run.flops or 0.0)[-len(PARTS) :]
-    return tuple(replace(run, others={}, keys=None, reused=True) for run in largest)
+    if not runs:
+        return None
+    return replace(max(runs, key=lambda run: run.flops or 0.0), others={}, keys=None, reused=True)
 
 
 def record_pilot(run: PilotRun, fingerprint: str, key: str) -> None:

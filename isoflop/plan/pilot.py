@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from isoflop.budget import Budget
 from isoflop.errors import UserError
 from isoflop.parallel.config import ParallelConfig
-from isoflop.plan.advice import Advice, Proposal
+from isoflop.plan.advice import Advice
 from isoflop.plan.asked import VOCABULARY
 from isoflop.plan.candidates import capacity
 from isoflop.plan.hierarchy import Observation
@@ -33,9 +33,9 @@ from isoflop.trainer import RunConfig
 from isoflop.trainer.config import EveryConfig
 from isoflop.trainer.workload import Workload
 
-SHARE = 0.05  # of a budget, for all pilots together, including everything outside their steps
-FROM = {"seconds": 20.0, "flops": 1e12}  # budgets from which on there are pilots: less has no room for one
-PARTS = (0.95,)  # of SHARE for each pilot, the smallest one first; the rest is slack
+SHARE = 0.05  # of a budget, at most, including everything outside its steps
+SLACK = 0.05  # of SHARE, kept back
+FROM = {"seconds": 20.0, "flops": 1e12}  # budgets from which on there is a pilot: less has no room for one
 TOO_SMALL = "the share of the budget that a pilot may take is too small for a run"
 # FLOPs of a pilot up to which its vocabulary is smaller than the run's: its text is then in memory, and the heads of
 # larger models are a small part of them.
@@ -86,70 +86,49 @@ def without_pilots(budget: Budget) -> Budget:
     return replace(budget, amount=(1 - SHARE) * budget.amount)
 
 
-def design_pilots(advice: Advice, other_recipe: bool, fewer_ids: bool = True) -> list[RunConfig]:
-    """The pilots of a planned run, the smaller one first. With a budget in seconds each stops after its part of them,
-    and its number of steps is an estimate.
+def design_pilot(advice: Advice, other_recipe: bool, fewer_ids: bool = True) -> RunConfig | None:
+    """The pilot of a planned run: the shape and the vocabulary that a plan gives so little compute. None if that is too
+    little for FEWEST_STEPS steps and FEWEST_TOKENS tokens per parameter.
+
+    With a budget in seconds it stops after its part of them, and its number of steps is an estimate.
 
     Args:
         advice: the plan; its budget is the whole one.
-        other_recipe: whether the recipe differs from the prior's. Pilots then have the depth of the run, on which the
+        other_recipe: whether the recipe differs from the prior's. The pilot then has the depth of the run, on which the
             effect of a recipe may depend.
         fewer_ids: whether the run's tokenizer can be shortened (data/fewer_merges.py).
     """
     budget, proposal = advice.budget, advice.proposal
     if proposal is None:
-        return []
+        return None
+    target, workload, asked = advice.config.model, proposal.workload, proposal.asked
 
-    pilots: list[RunConfig] = []
-    for part in reversed(PARTS):
-        amount = part * SHARE * budget.amount
-        seconds = (1 - OVERHEAD) * amount if budget.kind == "seconds" else 0.0
-        flops = amount / (1 + MEASURED / 3) if budget.kind == "flops" else seconds * flops_per_second(advice)
-        try:
-            pilot = design_pilot(advice, proposal, flops, seconds, other_recipe, fewer_ids)
-        except UserError:  # blocks that do not support a smaller shape
-            pilot = None
-        if pilot is not None and all(pilot.model != other.model or 2 * pilot.steps < other.steps for other in pilots):
-            pilots.insert(0, pilot)
-    return pilots
-
-
-def flops_per_second(advice: Advice) -> float:
-    """The FLOP/s (6 N D) of the planned shape; a smaller shape is slower, see `design_pilot`."""
-    chosen = next((one for one in advice.candidates if one.chosen), None)
-    return 6.0 * advice.parameters * (chosen.tokens_per_second or 0.0) if chosen else 0.0
-
-
-def design_pilot(
-    advice: Advice, proposal: Proposal, flops: float, seconds: float, other_recipe: bool, fewer_ids: bool
-) -> RunConfig | None:
-    """A pilot of about `flops` FLOPs, with the shape and the vocabulary that a plan gives so many; None if it would
-    have fewer than FEWEST_STEPS steps or FEWEST_TOKENS tokens per parameter.
-
-    Args:
-        seconds: after which it stops; 0: it has no limit.
-        other_recipe, fewer_ids: see `design_pilots`.
-    """
-    config, target, workload, asked = advice.config, advice.config.model, proposal.workload, proposal.asked
+    # its compute and vocabulary
+    amount = (1 - SLACK) * SHARE * budget.amount
+    seconds = (1 - OVERHEAD) * amount if budget.kind == "seconds" else 0.0
+    flops = amount / (1 + MEASURED / 3) if budget.kind == "flops" else seconds * flops_per_second(advice)
     ids = target.vocab_size
     if fewer_ids and flops <= FEWER_IDS_UNTIL and workload.text is not None and not asked.names(VOCABULARY):
         ids = min(ids, vocabulary_for(flops, workload.text.size))
 
     # the shape with the least expected loss
-    base = replace(config, optim=proposal.config.optim)  # whose rates `with_rates` scales to the width
+    base = replace(advice.config, optim=proposal.config.optim)  # whose rates `with_rates` scales to the width
     shapes = []
     for layers, width in [(target.layers, width) for width in WIDTHS] if other_recipe else workload.ladder:
-        shape = workload.shape((layers, width), ids, target.context)
         slower = (min(1.0, width / target.d_model)) ** STEEPEST if seconds else 1.0
-        shaped = with_recipe(replace(base, model=replace(target, **shape)), asked)
-        size = float(workload.weights(shaped))
-        if size > SMALLER * advice.parameters:
-            break
+        try:
+            shape = workload.shape((layers, width), ids, target.context)
+            shaped = with_recipe(replace(base, model=replace(target, **shape)), asked)
+            size = float(workload.weights(shaped))
+        except UserError:  # blocks that do not support a smaller shape
+            return None
         tokens = max(1.0, flops * slower / (6 * size))
-        shapes.append((reducible_loss(capacity(workload, shaped, size), tokens, math.inf), size, tokens, shaped))
+        if size > SMALLER * advice.parameters or tokens < FEWEST_TOKENS * size:
+            break
+        shapes.append((reducible_loss(capacity(workload, shaped, size), tokens, math.inf), tokens, shaped))
     if not shapes:
         return None
-    _, size, tokens, pilot = min(shapes, key=lambda entry: entry[0])
+    _, tokens, pilot = min(shapes, key=lambda entry: entry[0])
 
     # its length, batch and learning rates
     pilot = with_batch(pilot, tokens, workload, asked)
@@ -158,7 +137,7 @@ def design_pilot(
     steps = int(tokens / pilot.tokens_per_step)
     if pilot.batch.ramp_from:
         steps = pilot.batch.steps_for(tokens / pilot.model.context)
-    if steps < FEWEST_STEPS or tokens < FEWEST_TOKENS * size:
+    if steps < FEWEST_STEPS:
         return None
     return replace(
         pilot,
@@ -173,18 +152,23 @@ def design_pilot(
     )
 
 
+def flops_per_second(advice: Advice) -> float:
+    """The FLOP/s (6 N D) of the planned shape; a smaller shape is slower, see `design_pilot`."""
+    chosen = next((one for one in advice.candidates if one.chosen), None)
+    return 6.0 * advice.parameters * (chosen.tokens_per_second or 0.0) if chosen else 0.0
+
+
 def measured_tokens(tokens: float) -> int:
     """The number of held-out tokens that a pilot of `tokens` training tokens is measured on."""
     return int(min(max(MEASURED * tokens, FEWEST_MEASURED), MOST_MEASURED))
 
 
 def describe_pilots(advice: Advice, other_recipe: bool, fewer_ids: bool) -> str:
-    """The pilots that the run of a dry run's plan would have, in words."""
-    pilots = design_pilots(advice, other_recipe, fewer_ids)
-    if not pilots:
+    """The pilot that the run of a dry run's plan would have, in words."""
+    pilot = design_pilot(advice, other_recipe, fewer_ids)
+    if pilot is None:
         return f"none: {TOO_SMALL}"
-    sizes = ", ".join(f"{one.model.layers} x {one.model.d_model} for about {one.steps:,} steps" for one in pilots)
-    return f"{len(pilots)} on this text, {sizes}"
+    return f"one on this text, {pilot.model.layers} x {pilot.model.d_model} for about {pilot.steps:,} steps"
 
 
 def why_no_forecast(advice: Advice) -> str:

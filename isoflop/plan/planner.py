@@ -147,7 +147,7 @@ def with_pilots_described(advice: Advice, fewer_ids: bool) -> Advice:
     """The plan of a dry run, with a line about the pilots that the run would have.
 
     Args:
-        fewer_ids: see `design_pilots`.
+        fewer_ids: see `design_pilot`.
     """
     pilots = describe_pilots(advice, bool(advice.differences), fewer_ids)
     line = Choice(name="pilots", value=pilots, reason="a dry run makes none")

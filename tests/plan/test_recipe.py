@@ -12,7 +12,7 @@ from isoflop.plan.pilot import (
     SHARE,
     SMALLER,
     Pilots,
-    design_pilots,
+    design_pilot,
     has_pilots,
     without_pilots,
 )
@@ -64,7 +64,7 @@ def test_a_text_that_is_read_often_gets_more_weight_decay():
     assert small.config.optim.weight_decay_factor > 1.0 and not small.differences
     assert any("weight decay" in choice.value for choice in small.choices if choice.name == "optimiser")
     assert plan("1e12").config.optim.weight_decay_factor == 1.0
-    (pilot,) = design_pilots(small, other_recipe=False)
+    pilot = design_pilot(small, other_recipe=False)
     assert pilot.optim.weight_decay_factor == 1.0  # it reads a small part of the text once
     assert plan("1e14", "optim.weight_decay_factor=1").differences
 
@@ -138,19 +138,17 @@ def test_a_difference_is_named_with_both_values():
 
 @pytest.mark.parametrize("budget", ["1e13", "1e14"])
 @pytest.mark.parametrize("asked", [(), ("model.wiring=post",), ("optim.name=adamw",)])
-def test_pilots_are_small_complete_runs_within_their_share(budget, asked):
+def test_a_pilot_is_a_small_complete_run_within_its_share(budget, asked):
     advice = plan(budget, *asked)
-    pilots = design_pilots(advice, bool(advice.differences))
-    assert len(pilots) == 1
-    flops = sum(6.0 * matmul_weights(one) * one.tokens for one in pilots)
+    pilot = design_pilot(advice, bool(advice.differences))
+    flops = 6.0 * matmul_weights(pilot) * pilot.tokens
     assert 0.3 * SHARE * advice.budget.amount < flops < SHARE * advice.budget.amount
-    for one in pilots:
-        assert matmul_weights(one) <= SMALLER * advice.parameters and one.steps >= FEWEST_STEPS
-        assert one.tokens >= FEWEST_TOKENS * matmul_weights(one)
-        assert one.model.vocab_size <= advice.config.model.vocab_size and one.seed == advice.config.seed
-        assert recipe_of(one) == recipe_of(advice.config)
-        if asked:
-            assert one.model.layers == advice.config.model.layers
+    assert matmul_weights(pilot) <= SMALLER * advice.parameters and pilot.steps >= FEWEST_STEPS
+    assert pilot.tokens >= FEWEST_TOKENS * matmul_weights(pilot)
+    assert pilot.model.vocab_size <= advice.config.model.vocab_size and pilot.seed == advice.config.seed
+    assert recipe_of(pilot) == recipe_of(advice.config)
+    if asked:
+        assert pilot.model.layers == advice.config.model.layers
 
 
 def test_budgets_in_steps_or_tokens_have_no_pilots():
