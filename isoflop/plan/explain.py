@@ -70,7 +70,8 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         best: the candidate that was chosen.
     """
     runtime, workload = config.runtime, proposal.workload
-    device = f"{runtime.device}, {runtime.dtype}, {runtime.threads} threads"
+    threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
+    device = f"{runtime.device}, {runtime.dtype}, {threads}"
 
     if workload.text is None:
         notes = workload.notes
