@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.generate.cache import KVCache
-from isoflop.generate.layout import lay_out_by_columns
+from isoflop.generate.layout import lay_out_by_rows
 from isoflop.generate.product import Product
 from isoflop.kernels import calls, decoding
 from isoflop.kernels.compiled import available
@@ -96,9 +96,9 @@ class FusedStep:
     def __init__(self, model: GPT, rows: int) -> None:
         self.model = model
         weight = model.head_weight
-        self.compiled = rows > 1 and weight.dtype == torch.float32 and available()
+        self.compiled = weight.dtype == torch.float32 and available()
         if self.compiled:
-            lay_out_by_columns(model)
+            lay_out_by_rows(model)
         self.layers = [Layer(block, self.compiled) for block in model.blocks]
         self.room = {layer.shape: Room(layer, rows, weight) for layer in self.layers}
         self.logits = weight.new_empty(rows, len(weight))
@@ -136,6 +136,8 @@ class FusedStep:
 
     def normalised(self, norm: nn.Module, x_RD: Tensor, out_RD: Tensor) -> Tensor:
         """norm(x), in `out_RD` or in memory of its own."""
+        if self.compiled and isinstance(norm, LayerNorm):
+            return decoding.layer_norm_(out_RD, x_RD, norm.eps, norm.weight, norm.bias)
         if not isinstance(norm, RMSNorm):
             y_RD: Tensor = norm(x_RD)
             return y_RD
@@ -264,6 +266,8 @@ class Layer:
         self.activation = IN_PLACE.get(feed_forward.activation, feed_forward.activation)
         if compiled and not self.gated and feed_forward.activation is ACTIVATIONS["relu2"]:
             self.activation = calls.relu2_
+        if compiled and not self.gated and feed_forward.activation is ACTIVATIONS["gelu_tanh"]:
+            self.activation = decoding.gelu_tanh_
 
         # layers with the same shape use the same buffers
         self.interleaved = self.rotary is not None and self.rotary.interleaved

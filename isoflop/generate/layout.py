@@ -1,9 +1,10 @@
 """The memory layout of weights for decoding, when a product has few rows.
 
-A product with one vector is bound by reading its weights from memory, which is fastest in long contiguous runs. W (out,
-in) of a Linear is stored row by row, in runs of `in`; if `out` is larger, storing it column by column is faster in
-float32: 19 to 25 GB/s against 12.5 for GPT-2's widest products, one thread of an EPYC of 2019. In bfloat16 rows are
-better, and `product` (model/blocks/part.py) reads them.
+A product with one vector is bound by reading its weights from memory, which torch does fastest in long contiguous runs.
+W (out, in) of a Linear is stored row by row, in runs of `in`; if `out` is larger, storing it column by column is faster
+in float32: 19 to 25 GB/s against 12.5 for GPT-2's widest products, one thread of an EPYC of 2019. In bfloat16 rows are
+better, and `product` (model/blocks/part.py) reads them. So are they for kernels of our own, which read all rows of a
+thread's part one after another.
 
 Weights that multiply the same vector (queries, keys and values; gate and up) are stored next to each other, so that a
 decoding step multiplies by all of them at once (fused.py).
@@ -38,13 +39,13 @@ def lay_out(model: GPT) -> None:
 
 
 @torch.no_grad()
-def lay_out_by_columns(model: GPT) -> None:
-    """Store every weight of a product column by column, those of one input next to each other, as the kernels for a few
-    rows read them (kernels/decode.c). On a CPU in float32 only."""
+def lay_out_by_rows(model: GPT) -> None:
+    """Store every weight of a product row by row, those of one input next to each other, as the kernels for a few rows
+    read them (kernels/decode.c). On a CPU in float32 only."""
     for group in product_weights(model):
         one = joined([weight.detach() for weight in group])
-        if one is None or one.stride(0) != 1:
-            put_together(group, by_columns=True)
+        if one is None or one.stride(1) != 1:
+            put_together(group, by_columns=False)
 
 
 @torch.no_grad()
@@ -83,8 +84,7 @@ def put_together(weights: Sequence[Tensor], by_columns: bool) -> None:
     """Store weights (out, in) as one matrix of all their rows, by columns or by rows."""
     data = [weight.data for weight in weights]
     one = torch.cat(data) if len(data) > 1 else data[0]
-    if by_columns:
-        one = one.t().contiguous().t()
+    one = one.t().contiguous().t() if by_columns else one.contiguous()
     begin = 0
     for weight in weights:
         weight.data = one[begin : begin + len(weight)]

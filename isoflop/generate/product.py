@@ -1,7 +1,8 @@
 """Products of a few rows with the weights of a layer, for decoding.
 
 On a CPU in float32 they are kernels of isoflop's own (kernels/decode.c) where these can be used: torch's products
-arrange the weights anew in each call, which few rows do not pay for.
+arrange the weights anew in each call, which few rows do not pay for, and read them for one row at less than the speed
+of memory.
 
 Letters: R rows, D inputs, C outputs.
 """
@@ -24,7 +25,7 @@ class Product:
     to each other or are small, else as one each.
 
     Args:
-        compiled: by the kernels, for 2 to MOST_ROWS rows. Weights that are not stored column by column are copied.
+        compiled: by the kernels, for up to MOST_ROWS rows. Weights that are not stored row by row are copied.
     """
 
     def __init__(self, weights: Sequence[Tensor], biases: Sequence[Tensor | None], compiled: bool = False) -> None:
@@ -37,8 +38,8 @@ class Product:
             given = [bias for bias in biases if bias is not None]
             self.biases = [torch.cat(given) if given else None]
         self.compiled = compiled and len(self.weights) == 1
-        if self.compiled and self.weights[0].stride(0) != 1:
-            self.weights = [self.weights[0].t().contiguous().t()]
+        if self.compiled and self.weights[0].stride(1) != 1:
+            self.weights = [self.weights[0].contiguous()]
 
     @classmethod
     def of(cls, *layers: nn.Linear, compiled: bool = False) -> "Product":
@@ -47,7 +48,7 @@ class Product:
 
     def __call__(self, x_RD: Tensor, y_RC: Tensor) -> Tensor:
         """Write y to `y_RC` and return it."""
-        if self.compiled and 1 < len(x_RD) <= MOST_ROWS:
+        if self.compiled and len(x_RD) <= MOST_ROWS:
             return decoding.product_(y_RC, x_RD, self.weights[0], self.biases[0])
         begin = 0
         for weight_CD, bias_C in zip(self.weights, self.biases, strict=True):
@@ -66,7 +67,7 @@ class Product:
     def add_to(self, sum_RC: Tensor, x_RD: Tensor) -> None:
         """Add y to `sum_RC`. Of a product with one layer."""
         weight_CD, bias_C = self.weights[0], self.biases[0]
-        if self.compiled and 1 < len(x_RD) <= MOST_ROWS:
+        if self.compiled and len(x_RD) <= MOST_ROWS:
             decoding.product_(sum_RC, x_RD, weight_CD, bias_C, add=True)
             return
         if bias_C is not None:

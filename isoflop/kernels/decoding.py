@@ -16,20 +16,23 @@ from isoflop.kernels.calls import at, at_or_null, function_of, require_memory
 # The arguments of each function: p a pointer, l a long, f a float, i an int.
 ARGUMENTS = {
     "decode_product": "pppp" + "llll" + "ii",
+    "decode_layer_norm": "pppp" + "ll" + "f" + "i",
+    "decode_gelu_tanh": "pl" + "i",
     "decode_attend": "pp" + "f" + "pp" + "ii" + "pppppp" + "llllll" + "fi",
     "sample_tokens": "pppppp" + "p" + "ll" + "i",
 }
+WITH_STATUS = ("decode_attend", "sample_tokens")  # they return 1 if they get no memory, else 0
 
 
 def product_(y_RC: Tensor, x_RD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, *, add: bool = False) -> Tensor:
     """y = x W^T + b, or y += x W^T + b. A row's bits do not depend on the other rows.
 
     Args:
-        weight_CD: stored column by column (weight_CD.t() has its numbers next to each other in each row).
+        weight_CD: each row has its numbers next to each other.
     """
     (R, D), C = x_RD.shape, len(weight_CD)
     given = (at(x_RD), weight_CD.data_ptr(), at_or_null(bias_C), at(y_RC))
-    require_memory(call("decode_product", *given, R, D, C, weight_CD.stride(1), add))
+    call("decode_product", *given, R, D, C, weight_CD.stride(0), add)
     return y_RC
 
 
@@ -39,6 +42,18 @@ def norm_(y_RD: Tensor, x_RD: Tensor, eps: float, gain_D: Tensor | None) -> Tens
     scales_R = x_RD.new_empty(R)
     calls.call("norm", torch.float32, at(x_RD), None, None, at(y_RD), at(scales_R), R, D, eps)
     return y_RD if gain_D is None else y_RD.mul_(gain_D)
+
+
+def layer_norm_(y_RD: Tensor, x_RD: Tensor, eps: float, gain_D: Tensor, bias_D: Tensor | None) -> Tensor:
+    """y = (x - mean(x)) / sqrt(variance(x) + eps), times a gain, plus a bias."""
+    call("decode_layer_norm", at(x_RD), at(gain_D), at_or_null(bias_D), at(y_RD), *x_RD.shape, eps)
+    return y_RD
+
+
+def gelu_tanh_(x_RF: Tensor) -> Tensor:
+    """gelu(x), by its approximation with tanh."""
+    call("decode_gelu_tanh", at(x_RF), x_RF.numel())
+    return x_RF
 
 
 def attend_(
@@ -103,4 +118,4 @@ def call(name: str, *given: Any) -> Any:
 @cache
 def functions() -> dict[str, Callable[..., Any]]:
     """The functions of the library by name."""
-    return {name: function_of(name, arguments, with_status=True) for name, arguments in ARGUMENTS.items()}
+    return {name: function_of(name, arguments, name in WITH_STATUS) for name, arguments in ARGUMENTS.items()}

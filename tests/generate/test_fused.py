@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from isoflop.generate import fused
 from isoflop.generate.batch import Batch, Order, next_logits
@@ -88,16 +89,30 @@ def test_the_kernels_compute_the_same(case):
 
 @pytest.mark.usefixtures("used")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(2, 16, 37), (8, 96, 288), (21, 130, 49), (64, 40, 100)])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(2, 16, 37), (8, 96, 288), (21, 130, 49), (64, 40, 100), (5, 7, 2), (33, 600, 11)]
+)
 def test_a_row_of_a_product_has_the_same_bits_whatever_its_neighbours(rows, inputs, outputs, threads):
     torch.set_num_threads(threads)
-    x, weight, bias = torch.randn(rows, inputs), torch.randn(inputs, outputs).t(), torch.randn(outputs)
+    x, weight, bias = torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(outputs)
     y = decoding.product_(torch.empty(rows, outputs), x, weight, bias)
     torch.testing.assert_close(y, torch.addmm(bias, x, weight.t()), rtol=1e-4, atol=1e-4)
     alone = [decoding.product_(torch.empty(1, outputs), x[i : i + 1], weight, bias) for i in range(rows)]
     assert torch.equal(y, torch.cat(alone))
     added = decoding.product_(y.clone(), x, weight, None, add=True)
     torch.testing.assert_close(added, y + x @ weight.t(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_kernels_of_norm_and_activation_equal_torchs(threads):
+    torch.set_num_threads(threads)
+    x, gain, bias = torch.randn(3, 50) * 4 + 2, torch.randn(50), torch.randn(50)
+    for shift in (bias, None):
+        found = decoding.layer_norm_(torch.empty(3, 50), x, 1e-5, gain, shift)
+        torch.testing.assert_close(found, F.layer_norm(x, (50,), gain, shift, 1e-5), rtol=1e-5, atol=1e-5)
+    wanted = F.gelu(x * 30, approximate="tanh")
+    torch.testing.assert_close(decoding.gelu_tanh_(x * 30), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("laid_out", [False, True], ids=["", "laid out"])
