@@ -78,10 +78,13 @@ def both(model, lengths, steps, rows=4):
 
 
 @pytest.mark.usefixtures("used")
+@pytest.mark.parametrize("narrowest", [1, 256])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_the_kernels_compute_the_same(case):
+def test_the_kernels_compute_the_same(case, narrowest, monkeypatch):
+    monkeypatch.setattr(fused, "NARROWEST", narrowest)
     model = model_of(case, torch.float32)
-    assert FusedStep(model, 4).compiled
+    step = FusedStep(model, 4)
+    assert step.compiled and step.head.compiled == (narrowest == 1)
     for lengths in ([7, 7, 7], [2, 9, 1]):
         for ours, theirs in both(model, lengths, steps=9):
             torch.testing.assert_close(ours, theirs, rtol=2e-4, atol=2e-4)
