@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.generate.cache import KVCache
-from isoflop.generate.layout import lay_out_by_rows
+from isoflop.generate.layout import for_kernels, lay_out_for_kernels
 from isoflop.generate.product import Product
 from isoflop.kernels import calls, decoding
 from isoflop.kernels.compiled import available
@@ -38,9 +38,6 @@ from isoflop.model.blocks.wiring import PreNorm
 from isoflop.model.fused import FusedBlock
 from isoflop.model.gpt import GPT, Block
 
-# The width from which on products are those of the kernels. Narrower weights stay in a cache, where torch's are faster:
-# with kernels a step of 3 layers x 96 took 4 to 14 % longer, one of 4 x 256 up to 7 % less with 4 and 16 rows.
-NARROWEST = 256
 MANY_QUERIES = 32  # rows times heads from which two batched products are faster than the fused kernel
 
 Angles = tuple[float, ...]  # see angles_of
@@ -100,9 +97,9 @@ class FusedStep:
         self.model = model
         weight = model.head_weight
         self.compiled = weight.dtype == torch.float32 and available()
-        products = self.compiled and weight.shape[1] >= NARROWEST
+        products = for_kernels(model)
         if products:
-            lay_out_by_rows(model)
+            lay_out_for_kernels(model)
         self.layers = [Layer(block, self.compiled, products) for block in model.blocks]
         self.room = {layer.shape: Room(layer, rows, weight) for layer in self.layers}
         self.logits = weight.new_empty(rows, len(weight))

@@ -81,7 +81,7 @@ def both(model, lengths, steps, rows=4):
 @pytest.mark.parametrize("narrowest", [1, 256])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_kernels_compute_the_same(case, narrowest, monkeypatch):
-    monkeypatch.setattr(fused, "NARROWEST", narrowest)
+    monkeypatch.setattr("isoflop.generate.layout.NARROWEST", narrowest)
     model = model_of(case, torch.float32)
     step = FusedStep(model, 4)
     assert step.compiled and step.head.compiled == (narrowest == 1)
