@@ -17,7 +17,8 @@ enum { LANES = 16, ROWS = 8 };
 #else
 enum { LANES = 8, ROWS = 4 };
 #endif
-/* DEEPEST: inputs at once, even of one row, which bounds how far ahead is prefetched. SOON: positions of attention ahead. */
+/* DEEPEST: inputs at once, even of one row, which bounds how far ahead is prefetched. SOON: positions of attention ahead:
+ * after the keys the values, then the next row's keys. */
 enum { WIDE = 3, GROUPS = 4, NEAR = 4096, DEEPEST = 512, SOON = 24 };
 typedef float lanes __attribute__((vector_size(LANES * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef float eight __attribute__((vector_size(8 * sizeof(float)), aligned(sizeof(float)), may_alias));
@@ -227,6 +228,8 @@ int decode_attend(float *qkv, const float *gain, float eps, const float *cos, co
         for (long at = 0; at < rows * groups; at++) {
             if (!score) continue;
             const long r = at / groups, g = at % groups, length = lengths[r], first = column + 1 - length;
+            const long next = at + 1 < rows * groups ? at + 1 : at, next_first = column + 1 - lengths[next / groups];
+            const float *next_key = keys + (next * room + next_first) * width;
             float *row = qkv + r * (heads + 2 * groups) * width, *query = score + column + 1;
             const float *c = cos ? cos + (each ? r * width : 0) : 0, *s = sin ? sin + (each ? r * width / 2 : 0) : 0;
             float *k_new = keys + ((r * groups + g) * room + column) * width;
@@ -264,7 +267,9 @@ int decode_attend(float *qkv, const float *gain, float eps, const float *cos, co
                 for (long k = 0; k < width; k++) out[k] = 0.0f;
                 for (long j = 0; j < length; j++) {
                     const float weight = score[j] / total;
-                    for (long k = 0; k < width; k += 16) __builtin_prefetch(value + (j + SOON) * width + k);
+                    const long later = j + SOON;
+                    const float *soon = later < length ? value + later * width : next_key + (later - length) * width;
+                    for (long k = 0; k < width; k += 16) __builtin_prefetch(soon + k);
 #pragma omp simd
                     for (long k = 0; k < width; k++) out[k] += weight * value[j * width + k];
                 }
