@@ -41,6 +41,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
             {
                 "prediction": each.comparison.sentence,
                 "verdict": each.verdict,
+                "aside": each.comparison.aside,
                 "found": measured_words(each).rpartition(", ")[0] or measured_words(each),
             }
             for each in outcome.decision.findings

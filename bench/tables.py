@@ -473,7 +473,9 @@ def lab(result: dict[str, Any]) -> str:
             f"`{row['claim']}`",
             f"**{row['verdict']}**",
             "<br>".join(
-                f"{one['prediction']}: {one['found']}" + (f", {one['verdict']}" if len(row["predictions"]) > 1 else "")
+                f"{one['prediction']}: {one['found']}"
+                + (f", {one['verdict']}" if len(row["predictions"]) > 1 else "")
+                + (" (told aside)" if one.get("aside") else "")
                 for one in row["predictions"]
             ),
             f"{row['pairs']}",

@@ -56,7 +56,12 @@ CLAIMS = Path(__file__).parent / "claims"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # fields that do not decide a claim's own result, and are not in its hash
 WORDS = ("name", "number", "notes", "literature", "figure", "sizes", "size")
-LATER = ("sources", "law", "beyond")  # fields of arms and comparisons that are in the hash only if they are set
+LATER = (
+    "sources",
+    "law",
+    "beyond",
+    "aside",
+)  # fields of arms and comparisons that are in the hash only if they are set
 FULL = "full"  # the name of the largest size
 
 
@@ -96,6 +101,8 @@ class Claim:
                 raise UserError(f"arms.{name}.times = {arm.times:g} is not above 0 and at most a million")
         if not self.comparisons:
             raise UserError("a claim needs at least one [[comparisons]]: what is predicted, and when it counts")
+        if all(comparison.aside for comparison in self.comparisons):
+            raise UserError("all comparisons are aside = true: at least one has to decide the verdict")
         for comparison in self.comparisons:
             self.check(comparison)
 

@@ -107,8 +107,13 @@ class Comparison:
     The differences arm - against, pair by pair, have a mean with a 1 - alpha interval. The verdict is `equivalent` if
     the mean lies within the margin (two one-sided tests), else `supported` or `refuted` if the t-test rejects on the
     expected or on the other side, else `undecided`. Where `same` is expected, equivalence supports and a difference
-    refutes. Measures that a run can fail to have (infinite: it diverged, it never reached the target) are compared by
-    sign test and median.
+    refutes. So `supported` says that the difference is there, on the expected side, and that it was not shown to be
+    too small to matter: with few pairs that is often left open, and more can turn it into `equivalent`.
+
+    A run that diverged has an infinite loss, one that never reached the target an infinite cost; such differences are
+    compared by sign test and median. Pairs of two such runs say nothing about the difference, so that with one of
+    them no equivalence is shown. Of measures that are no losses a diverged run has none: the pair is left out, and
+    the comparison stays undecided.
 
     Two comparisons are of more than two arms. With `law` the arm is compared with a prediction: that of the power law
     L = a C^-b through the named arms of the same pair, at the arm's own FLOPs. With `beyond` the difference arm -
@@ -129,6 +134,9 @@ class Comparison:
     target: Annotated[float, "held-out bits per byte to be reached, for tokens_to and its kind"] = 0.0
     law: Annotated[tuple[str, ...], "arms through which a power law in FLOPs is fitted, in place of `against`"] = ()
     beyond: Annotated[tuple[str, ...], "two arms whose difference is subtracted from that of arm and against"] = ()
+    aside: Annotated[bool, "it is told, but the statement does not depend on it: it does not decide the verdict"] = (
+        False
+    )
     words: Annotated[str, "the prediction as a sentence"] = ""
 
     def __post_init__(self) -> None:

@@ -47,7 +47,8 @@ def front(outcomes: Sequence[Outcome]) -> str:
         '<p class="lead" style="margin-top:14px">How to read the pictures: the dot is the mean difference, the bar its '
         "interval, and grey is what counts as no difference. The right side is what is predicted: a bar right of the "
         "line supports it, a bar left of the line refutes it, and a bar inside the grey says that there is no "
-        "difference worth knowing, which some claims predict. All predictions of a claim have to hold. Each picture "
+        "difference worth knowing, which some claims predict. All predictions of a claim have to hold, "
+        "but those that are told aside. Each picture "
         "has a scale of its own.</p>"
     )
     heads = ["as people say it", "verdict", f"under Holm over all {family}", "cost"]
@@ -74,5 +75,6 @@ def row(outcome: Outcome, family: int) -> list[str]:
 def prediction(finding: Finding) -> str:
     """A prediction with its numbers, and its picture next to it."""
     color, said = JUDGEMENTS[finding.verdict]
-    words = f"{text(finding.comparison.sentence)}: {measured_words(finding)}"
+    aside = " (aside)" if finding.comparison.aside else ""
+    words = f"{text(finding.comparison.sentence)}{aside}: {measured_words(finding)}"
     return f"<small>{words}</small>{drawn.strip(finding, color, f'{said}: {words}')}"

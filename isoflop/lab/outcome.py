@@ -46,7 +46,9 @@ class Outcome:
     @property
     def deciding(self) -> Finding:
         """The first of the comparisons that made the verdict what it is."""
-        return next(one for one in self.decision.findings if one.verdict == self.decision.verdict)
+        return next(
+            one for one in self.decision.findings if one.verdict == self.decision.verdict and not one.comparison.aside
+        )
 
     @property
     def command(self) -> str:

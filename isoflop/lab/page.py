@@ -161,10 +161,13 @@ def found_row(finding: Finding, finished: bool) -> list[str]:
     lost = ""
     if any(finding.lost):
         lost = f"<br><small>runs without a value: {finding.lost[0]} and {finding.lost[1]}</small>"
+    aside = "<br><small>told aside: it does not decide the verdict</small>" if c.aside else ""
+    if finding.left_out:
+        lost += f"<br><small>pairs left out, since a run diverged: {finding.left_out}</small>"
     checks = [f"bootstrap {signed(finding.bootstrap[0])} to {signed(finding.bootstrap[1])}"] if one.pairs > 1 else []
     checks += [f"sign-flip p {p_words(finding.signs)}"] if finding.signs is not None else []
     return [
-        f"{text(c.sentence)}{lost}",
+        f"{text(c.sentence)}{aside}{lost}",
         coloured(JUDGEMENTS[finding.verdict]) if finished else words.MISSING,
         signed(one.value),
         f"{signed(one.low)} to {signed(one.high)}<br><small>{'; '.join(checks)}</small>",

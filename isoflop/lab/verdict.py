@@ -7,7 +7,8 @@ from typing import Any
 
 from isoflop.lab import anytime, stats
 from isoflop.lab.claim import COSTS_TO, Claim, Comparison
-from isoflop.lab.procedures.job import slope
+from isoflop.lab.procedures.across import ON
+from isoflop.lab.procedures.job import LOSSES, slope
 from isoflop.lab.stats import Estimate
 
 SUPPORTED, REFUTED, EQUIVALENT, UNDECIDED = "supported", "refuted", "equivalent", "undecided"
@@ -29,6 +30,7 @@ class Finding:
         bootstrap: an interval from resampled pairs.
         needs: pairs that it would take to settle it; 0 where it is settled, and where no further pairs can be had.
         lost: runs of the arm, and of what it is compared with, that diverged or never reached the target loss.
+        left_out: pairs without the measure, because a run of them diverged.
     """
 
     comparison: Comparison
@@ -41,6 +43,7 @@ class Finding:
     bootstrap: tuple[float, float]
     needs: int
     lost: tuple[int, int]
+    left_out: int = 0
 
     @property
     def sd(self) -> float:
@@ -73,6 +76,8 @@ class Finding:
             "pairs": e.pairs,
             "differences": [number(value) for value in self.differences],
             "lost": list(self.lost),
+            **({"left_out": self.left_out} if self.left_out else {}),
+            **({"aside": True} if c.aside else {}),
             "pairs_to_settle": self.needs,
         }
 
@@ -120,6 +125,8 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
         no_difference(d, comparison, setup.alpha, family, anytime_rule)
         for d, comparison in zip(found, claim.comparisons, strict=True)
     ]
+    alike = [both_lost(comparison, measured) for comparison in claim.comparisons]
+    same = [1.0 if any_lost else p for p, any_lost in zip(same, alike, strict=True)]
     extra = [1.0] * max(0, comparing - len(found))
     adjusted = stats.holm([one.p for one in estimates] + extra)[: len(found)]
     adjusted_same = stats.holm(same + extra)[: len(found)]
@@ -127,6 +134,8 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
     findings = []
     for index, comparison in enumerate(claim.comparisons):
         verdict = judge(comparison, estimates[index], adjusted[index], adjusted_same[index], setup.alpha)
+        left_out = len(pairs_of(comparison, measured)) - len(found[index])
+        verdict = UNDECIDED if left_out else verdict
         findings.append(
             Finding(
                 comparison=comparison,
@@ -141,10 +150,12 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
                 if verdict == UNDECIDED and claim.open_ended
                 else 0,
                 lost=lost(comparison, measured),
+                left_out=left_out,
             )
         )
     spent = setup.alpha * (2 if looks_before and setup.rule == "fixed" else 1)
-    return Decision(together([finding.verdict for finding in findings]), tuple(findings), spent)
+    decisive = [finding.verdict for finding in findings if not finding.comparison.aside]
+    return Decision(together(decisive), tuple(findings), spent)
 
 
 def judge(comparison: Comparison, found: Estimate, p: float, p_equivalent: float, alpha: float) -> str:
@@ -160,7 +171,8 @@ def judge(comparison: Comparison, found: Estimate, p: float, p_equivalent: float
 
 
 def together(verdicts: Sequence[str]) -> str:
-    """All comparisons have to hold: one that is refuted refutes the claim, one that is open leaves it open."""
+    """All comparisons that decide have to hold: one that is refuted refutes the claim, one that is open leaves it
+    open."""
     for verdict in (REFUTED, UNDECIDED, EQUIVALENT):
         if verdict in verdicts:
             return verdict
@@ -168,16 +180,30 @@ def together(verdicts: Sequence[str]) -> str:
 
 
 def differences(comparison: Comparison, measured: Mapping[str, Values]) -> tuple[float, ...]:
-    """arm - against, by pair; a run without the measure (it diverged) counts as infinite. Pairs that not all arms of
-    the comparison have are left out."""
-    numbers = sorted(set.intersection(*(set(measured.get(arm, {})) for arm in arms_of(comparison))))
+    """arm - against, by pair. Pairs are left out that not all arms of the comparison have, and those in which a run has
+    no such measure."""
+    numbers = pairs_of(comparison, measured)
     one = [value_of(measured, comparison.arm, pair, comparison.measure) for pair in numbers]
     other = [reference(comparison, measured, pair) for pair in numbers]
     found = stats.subtract(one, other)
     if comparison.beyond:
         first, second = ([value_of(measured, arm, n, comparison.measure) for n in numbers] for arm in comparison.beyond)
         found = stats.subtract(found, stats.subtract(first, second))
-    return tuple(float(value) for value in found)
+    return tuple(float(value) for value in found if not math.isnan(value))
+
+
+def pairs_of(comparison: Comparison, measured: Mapping[str, Values]) -> list[int]:
+    """The numbers of the pairs that all arms of a comparison have."""
+    return sorted(set.intersection(*(set(measured.get(arm, {})) for arm in arms_of(comparison))))
+
+
+def both_lost(comparison: Comparison, measured: Mapping[str, Values]) -> bool:
+    """Whether in some pair both sides are infinite: neither is better, and nobody knows by how much."""
+    return any(
+        math.isinf(value_of(measured, comparison.arm, n, comparison.measure))
+        and math.isinf(reference(comparison, measured, n))
+        for n in pairs_of(comparison, measured)
+    )
 
 
 def arms_of(comparison: Comparison) -> tuple[str, ...]:
@@ -187,7 +213,9 @@ def arms_of(comparison: Comparison) -> tuple[str, ...]:
 
 
 def value_of(measured: Mapping[str, Values], arm: str, pair: int, measure: str) -> float:
-    return measured[arm][pair].get(measure, math.inf)
+    """A run's measure. Without it, a loss or a cost is infinite, and others are not a number."""
+    infinite = measure in (*LOSSES, *COSTS_TO, "flops") or measure.startswith(ON)
+    return measured[arm][pair].get(measure, math.inf if infinite else math.nan)
 
 
 def reference(comparison: Comparison, measured: Mapping[str, Values], pair: int) -> float:
@@ -276,7 +304,7 @@ def lost(comparison: Comparison, measured: Mapping[str, Values]) -> tuple[int, i
     """How many runs of each side have no finite value."""
 
     def count(arm: str, name: str) -> int:
-        return sum(not math.isfinite(found.get(name, math.inf)) for found in measured.get(arm, {}).values())
+        return sum(not math.isfinite(value_of(measured, arm, pair, name)) for pair in measured.get(arm, {}))
 
     theirs = count(comparison.against, comparison.other or comparison.measure) if comparison.against else 0
     return count(comparison.arm, comparison.measure), theirs

@@ -79,7 +79,8 @@ def progress(outcome: Outcome) -> str:
 
 def deciding(outcome: Outcome) -> tuple[Finding, str]:
     """The first of the comparisons that made the verdict what it is; and, where several had to hold, that they do."""
-    verdict, count_of = outcome.decision.verdict, len(outcome.decision.findings)
+    verdict = outcome.decision.verdict
+    count_of = sum(not finding.comparison.aside for finding in outcome.decision.findings)
     more = "both predictions hold; " if count_of == 2 else f"all {count_of} predictions hold; "
     return outcome.deciding, more if verdict == SUPPORTED and count_of > 1 else ""
 

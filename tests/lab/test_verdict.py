@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from isoflop.errors import UserError
 from isoflop.lab.claim import Comparison, all_claims, claim_of
 from isoflop.lab.procedures.job import Job
 from isoflop.lab.procedures.published import compute
@@ -49,7 +50,7 @@ def plant(measured, comparison, pair, difference, generator):
 
 def alone(claim, comparison):
     """A claim of one comparison, whose arms share no measurement with another one."""
-    return replace(claim, comparisons=(comparison,))
+    return replace(claim, comparisons=(replace(comparison, aside=False),))
 
 
 def each():
@@ -96,7 +97,7 @@ def test_a_claim_is_supported_if_all_predictions_hold_and_refuted_if_one_is_reve
         found = decide(claim, planted(claim, [*effects[:index], opposite, *effects[index + 1 :]], 0.3))
         if found.findings[index].verdict == REFUTED:  # unless comparisons before it decide it (claim pre-norm)
             refuted += 1
-            assert found.verdict == REFUTED
+            assert found.verdict == (SUPPORTED if comparison.aside else REFUTED)
     assert refuted >= min(2, len(claim.comparisons))
 
 
@@ -174,6 +175,36 @@ def test_a_diverged_run_is_an_outcome():
     assert decide(claim, measured_of(lost, lost)).verdict != SUPPORTED
     assert decide(claim, measured_of([2.0] * 4 + lost[:4], [1.9] * 8)).findings[0].estimate.test == "sign"
     json.dumps(found.findings[0].to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("expect", ["same", "lower"])
+def test_arms_that_both_diverge_are_not_shown_to_be_alike(expect):
+    claim, lost = one_claim(pairs=12), [math.inf] * 12
+    claim = replace(claim, comparisons=(replace(claim.comparisons[0], expect=expect),))
+    assert decide(claim, measured_of(lost, lost)).verdict == UNDECIDED
+    noisy = [2.0 + 0.001 * (-1) ** n for n in range(11)]
+    assert decide(claim, measured_of([2.0] * 11 + lost[:1], noisy + lost[:1])).verdict == UNDECIDED
+
+
+def test_a_diverged_run_without_the_measure_leaves_the_comparison_undecided():
+    claim = CLAIMS["covariate-shift"]
+    measured = planted(claim, predicted_effects(claim), 0.3)
+    assert decide(claim, measured).verdict == SUPPORTED
+    name = claim.comparisons[0].arm
+    del measured[name][3]["covariate_shift"]
+    found = decide(claim, measured)
+    finding = found.findings[0]
+    assert found.verdict == UNDECIDED and finding.left_out == 1 and sum(finding.lost) == 1
+
+
+def test_what_is_told_aside_does_not_decide():
+    claim = CLAIMS["chinchilla"]
+    effects = [3 * claim.comparisons[0].smallest, -3 * claim.comparisons[1].smallest]
+    found = decide(claim, planted(claim, effects, 0.3))
+    assert [finding.verdict for finding in found.findings] == [SUPPORTED, REFUTED] and found.verdict == SUPPORTED
+    assert found.findings[1].to_dict()["aside"]
+    with pytest.raises(UserError, match="at least one has to decide"):
+        replace(claim, comparisons=claim.comparisons[1:])
 
 
 def test_where_all_runs_of_an_arm_diverge_as_many_pairs_as_signs_need_are_asked_for():

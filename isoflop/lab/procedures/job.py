@@ -13,6 +13,9 @@ from isoflop.trainer.task import make_task
 
 FORMAT = 1  # raise it when a procedure measures something else by the same name
 
+# Measures that are infinitely bad for a run that diverged. Of other measures such a run has none.
+LOSSES = ("bits_per_byte", "nats_per_token", "excess_over_unigram", "train_loss", "unit_error_rate")
+
 
 @dataclass(frozen=True)
 class Job:

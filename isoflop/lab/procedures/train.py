@@ -9,7 +9,7 @@ from typing import Any
 
 from isoflop import checkpoint
 from isoflop.data.prepared import Prepared
-from isoflop.lab.procedures.job import Job, Measured
+from isoflop.lab.procedures.job import LOSSES, Job, Measured
 from isoflop.lab.procedures.ngram import unigram_bits_per_byte
 from isoflop.records import read_lines
 from isoflop.runtime import make_runtime
@@ -112,8 +112,7 @@ def whole_run(job: Job, task: Any, hooks: Sequence[Hook] = (), further: Further 
 
 def lost() -> dict[str, float]:
     """The measures of a run that diverged: infinite losses."""
-    worse = ("bits_per_byte", "nats_per_token", "excess_over_unigram", "train_loss", "unit_error_rate")
-    return {**dict.fromkeys(worse, math.inf), "failed": 1.0, "exact_match": 0.0}
+    return {**dict.fromkeys(LOSSES, math.inf), "failed": 1.0, "exact_match": 0.0}
 
 
 def curve(run: Path) -> dict[str, list[float]]:
