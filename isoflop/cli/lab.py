@@ -250,7 +250,7 @@ def carry_out(
     from isoflop.lab.recorded import all_recorded
     from isoflop.lab.run import run_claim
     from isoflop.lab.store import Store
-    from isoflop.lab.wording import verdict_line
+    from isoflop.lab.wording import verdict_line, versions_words
     from isoflop.model.registry import trust_code as trusting
 
     store, say = Store(out), speaker(json)
@@ -271,6 +271,8 @@ def carry_out(
         page = write_page(outcome, recorded)
         write_front(recorded, out)
     say(verdict_line(outcome))
+    if warning := versions_words(outcome.study.versions(outcome.complete))[1]:
+        say(warning)
     if wanted := outcome.settle():
         more = wanted["command"] if claim.trains else f"pairs = {wanted['pairs']} in the claim's file"
         say(f"to settle it: about {wanted['pairs']} pairs, {wanted['more_pairs']} more: {more}")

@@ -6,7 +6,7 @@ from isoflop.files import to_json
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.study import NOISE_PAIRS
-from isoflop.lab.wording import bold, equal_words, items, loss_words, plain, unit
+from isoflop.lab.wording import bold, equal_words, items, loss_words, plain, sentence, unit, versions_words
 from isoflop.report import words
 from isoflop.report.style import section, table
 from isoflop.report.words import duration, text
@@ -115,6 +115,9 @@ def cost(outcome: Outcome) -> str:
     versions = len({one.hash for one in study.store.versions(claim.name)})
     said = [f"Claim {claim.hash[:12]}, fixed {words.moment(outcome.fixed)} UTC, before its first run."]
     said += [f"Run on {text(machine)}." for machine in sorted(machines)]
+    made_with, warning = versions_words(study.versions(outcome.complete))
+    said += [f"Made with {text('; '.join(made_with))}."] if made_with else []
+    said += [f"<b>{text(sentence(warning))}</b>"] if warning else []
     if versions > 1:
         said.append(f"{versions} versions of this claim were fixed in this folder; this is one of them.")
     if earlier:

@@ -108,6 +108,7 @@ class Outcome:
             "to_settle": self.settle(),
             "seconds": round(self.seconds, 1),
             "cost": self.study.cost(self.complete),
+            "versions": self.study.versions(self.complete),
             "held_equal": list(claim.setup.equal),
             "tokens": claim.setup.tokens or None,
             "rates": {

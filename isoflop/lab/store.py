@@ -19,6 +19,7 @@ from typing import Any
 
 from isoflop.config import from_dict, to_dict
 from isoflop.files import disk_errors
+from isoflop.job.ledger import installed_version, source_sha256
 from isoflop.lab.claim import Claim
 from isoflop.lab.procedures.job import Job
 from isoflop.lab.verdict import Decision, number
@@ -27,6 +28,8 @@ from isoflop.records.lines import append_line, ends_with_newline, read_lines
 from isoflop.runtime import describe_machine
 
 FOLDER = Path("lab")
+UNKNOWN = "not recorded"
+DIGITS = 12  # of the digest of isoflop's source
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Row:
         seconds: of the whole job, on the clock of the wall.
         time: when it ended, in Unix seconds.
         machine: where it ran, see Store.machine.
+        code: the isoflop that made it, see Store.code; empty in rows of before it was recorded.
     """
 
     key: str
@@ -46,12 +50,19 @@ class Row:
     seconds: float = 0.0
     time: float = 0.0
     machine: Mapping[str, Any] = field(default_factory=dict)
+    code: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def made_by(self) -> dict[str, str]:
+        """The versions of isoflop, of its source and of torch, that the run was made with."""
+        found = {**self.code, "torch": self.machine.get("torch")}
+        return {name: str(found.get(name) or UNKNOWN) for name in ("isoflop", "source", "torch")}
 
     @classmethod
     def read(cls, line: Mapping[str, Any]) -> "Row":
         measures = line.get("measures") if isinstance(line.get("measures"), dict) else {}
         lists = line.get("lists") if isinstance(line.get("lists"), dict) else {}
-        machine = line.get("machine")
+        machine, code = line.get("machine"), line.get("code")
         return cls(
             key=str(line.get("key", "")),
             measures={str(name): back(value) for name, value in (measures or {}).items()},
@@ -62,6 +73,7 @@ class Row:
             seconds=back(line.get("seconds", 0.0)),
             time=back(line.get("time", 0.0)),
             machine=machine if isinstance(machine, dict) else {},
+            code=code if isinstance(code, dict) else {},
         )
 
 
@@ -91,6 +103,12 @@ class Store:
         """This machine, as far as results depend on it."""
         return told(describe_machine("cpu"))
 
+    @cached_property
+    def code(self) -> dict[str, Any]:
+        """This isoflop: its version, and a digest of its source, which may have been edited. A cluster's machines have
+        the same (remote.py). It is not in a job's key, since most edits change no result: pages name it instead."""
+        return {"isoflop": installed_version(), "source": source_sha256()[:DIGITS]}
+
     def find(self, job: Job) -> Row | None:
         return self.rows.get(job.key)
 
@@ -98,7 +116,14 @@ class Store:
         """Put a run on record."""
         measured, machine = performed.measured, performed.machine or self.machine
         row = Row(
-            job.key, measured.measures, measured.lists, measured.diverged, performed.seconds, time.time(), machine
+            key=job.key,
+            measures=measured.measures,
+            lists=measured.lists,
+            diverged=measured.diverged,
+            seconds=performed.seconds,
+            time=time.time(),
+            machine=machine,
+            code=self.code,
         )
         line = {
             "key": row.key,
@@ -115,6 +140,7 @@ class Store:
             "seconds": round(performed.seconds, 3),
             "time": row.time,
             "machine": machine,
+            "code": dict(row.code),
             "options": dict(job.options),
             "data": job.data,
             "config": to_dict(job.config),

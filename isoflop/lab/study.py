@@ -230,8 +230,8 @@ class Study:
         rows = [self.store.find(self.job(name, number)) for number in range(pairs)]
         return list({row.key: row for row in rows if row is not None}.values())
 
-    def cost(self, pairs: int) -> dict[str, Any]:
-        """Runs on record for this claim and their seconds, by purpose."""
+    def behind(self, pairs: int) -> dict[str, dict[str, Row]]:
+        """The runs on record that so many pairs rest on, by purpose and key."""
         jobs = {
             "pairs": [job for number in range(pairs) for job in self.pair(number)],
             "rates": [
@@ -241,11 +241,26 @@ class Study:
             ],
             "noise": self.noise_jobs()[NOISE_PAIRS:] if self.trained else [],
         }
-        found: dict[str, Any] = {}
-        for role, all_of in jobs.items():
-            rows = {job.key: row for job in all_of if (row := self.store.find(job))}
-            found[role] = {"runs": len(rows), "seconds": round(sum(row.seconds for row in rows.values()), 1)}
-        return found
+        return {role: {job.key: row for job in some if (row := self.store.find(job))} for role, some in jobs.items()}
+
+    def cost(self, pairs: int) -> dict[str, Any]:
+        """Runs on record for this claim and their seconds, by purpose."""
+        return {
+            role: {"runs": len(rows), "seconds": round(sum(row.seconds for row in rows.values()), 1)}
+            for role, rows in self.behind(pairs).items()
+        }
+
+    def versions(self, pairs: int) -> list[dict[str, Any]]:
+        """What the runs on record for this claim were made with, in the order of time, and how many with each."""
+        rows = {key: row for some in self.behind(pairs).values() for key, row in some.items()}
+        counts: dict[tuple[str, ...], int] = {}
+        for row in sorted(rows.values(), key=lambda row: row.time):
+            made_by = tuple(row.made_by.values())
+            counts[made_by] = counts.get(made_by, 0) + 1
+        return [
+            {"isoflop": isoflop, "source": source, "torch": torch, "runs": runs}
+            for (isoflop, source, torch), runs in counts.items()
+        ]
 
 
 def beyond(found: dict[float, float], step: float) -> list[float]:

@@ -1,7 +1,8 @@
 """Verdicts and numbers of the lab in words, safe to put into HTML."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from isoflop.lab.claim import COSTS_TO
 from isoflop.lab.outcome import Outcome
@@ -77,6 +78,20 @@ def progress(outcome: Outcome) -> str:
     return f"{outcome.complete} of {outcome.planned} pairs"
 
 
+def versions_words(versions: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
+    """Each version that runs were made with in words, and a warning if they differ; else empty."""
+    said = [
+        f"isoflop {one['isoflop']} (source {one['source']}), torch {one['torch']}: {one['runs']} "
+        f"run{'s' if one['runs'] != 1 else ''}"
+        for one in versions
+    ]
+    warning = (
+        f"warning: its runs were made with {len(said)} versions of isoflop or torch, and a part of a difference may be "
+        "between those; in a new folder (--out) all are run again"
+    )
+    return said, warning if len(said) > 1 else ""
+
+
 def deciding(outcome: Outcome) -> tuple[Finding, str]:
     """The first of the comparisons that made the verdict what it is; and, where several had to hold, that they do."""
     verdict = outcome.decision.verdict
@@ -138,6 +153,11 @@ def loss_words(value: float) -> str:
 def equal_words(names: Sequence[str]) -> str:
     """What is held equal: parameters and FLOPs"""
     return " and ".join({"flops": "FLOPs"}.get(name, name) for name in names)
+
+
+def sentence(said: str) -> str:
+    """A message of the command line as a sentence of the page."""
+    return f"{said[:1].upper()}{said[1:]}."
 
 
 def bold(inner: str, chosen: bool) -> str:

@@ -20,7 +20,7 @@ from isoflop.lab.front import write_front
 from isoflop.lab.page import page, write_page
 from isoflop.lab.recorded import all_recorded, claims_there, one_there, recorded
 from isoflop.lab.run import run_claim
-from isoflop.lab.store import Store
+from isoflop.lab.store import Row, Store
 from isoflop.lab.study import Study
 from isoflop.lab.wording import verdict_line
 from small import write_texts
@@ -277,6 +277,25 @@ def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monke
 def test_claims_without_training_take_seconds(tmp_path, name):
     found = run_claim(read_claim(name), Store(tmp_path / "lab"), workers=0)
     assert found.decision.verdict == "supported" and found.pairs == found.study.claim.setup.pairs
+
+
+def test_runs_of_other_versions_are_named_with_a_warning(texts, store):
+    claimed = claim(texts, "slow", "plain")
+    [same] = recorded(claimed, store).to_dict()["versions"]
+    assert same["source"] == store.code["source"] and same["runs"] >= 8
+    shown = page(recorded(claimed, store))
+    assert f"source {same['source']}" in shown and "Warning" not in shown
+
+    for change in ({"code": {}}, {"code": {**store.code, "source": "edited"}}, {"machine": {"torch": "1.0"}}):
+        mixed = Store(store.folder)
+        key = recorded(claimed, mixed).study.job("plain", 0).key
+        mixed.rows[key] = replace(mixed.rows[key], **change)
+        found = recorded(claimed, mixed)
+        versions, shown = found.to_dict()["versions"], page(found)
+        assert sorted(one["runs"] for one in versions) == [1, same["runs"] - 1]
+        assert "Warning: its runs were made with 2 versions" in shown
+        assert ("isoflop not recorded" in shown) == ("code" in change and not change["code"])
+    assert Row.read({"key": "old"}).made_by == dict.fromkeys(("isoflop", "source", "torch"), "not recorded")
 
 
 def test_reaching_a_target_later_counts_as_later(texts, store):
