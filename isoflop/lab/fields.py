@@ -158,6 +158,11 @@ class Comparison:
         return self.margin or self.smallest
 
     @property
+    def fixed(self) -> bool:
+        """Whether an arm's measure is compared with a number, and not with another run."""
+        return not self.against and not self.law
+
+    @property
     def sentence(self) -> str:
         law = f"a power law through {' and '.join(self.law)}" if self.law else ""
         against = law or self.against or f"{self.value:g}"

@@ -18,11 +18,16 @@ from isoflop.lab.outcome import Outcome
 from isoflop.lab.sizes import from_size_to_size
 from isoflop.lab.verdict import UNDECIDED, Finding
 from isoflop.lab.wording import (
+    CONSTANT,
     EXPLAINED,
     JUDGEMENTS,
+    amount,
+    axis_words,
     coloured,
     equal_words,
+    interval_words,
     judgement,
+    minus,
     p_words,
     plain,
     progress,
@@ -104,14 +109,20 @@ def tiles(outcome: Outcome) -> str:
     if not outcome.pairs:
         return ""
     claim, finding = outcome.study.claim, outcome.deciding
-    one, spent = finding.estimate, outcome.study.cost(outcome.complete)
+    one, spent = finding.measured, outcome.study.cost(outcome.complete)
     runs = sum(part["runs"] for part in spent.values())
-    interval = f"{signed(one.low)} to {signed(one.high)}, " if one.pairs > 1 else ""
+    comparison = finding.comparison
+    interval = f"{interval_words(finding)}, " if one.pairs > 1 else ""
+    against = f", compared with {minus(comparison.value)}" if comparison.fixed else ""
     equal = f", equal {text(equal_words(claim.setup.equal))}" if claim.setup.equal else ""
     spent_error = outcome.decision.error_spent
     shown = [
-        ("difference", signed(one.value), f"{interval}{text(unit(finding.comparison.measure))}"),
-        ("worth knowing from", f"{finding.comparison.smallest:g}", "set before the first run"),
+        (
+            "measured" if comparison.fixed else "difference",
+            amount(finding, one.value),
+            f"{interval}{text(unit(comparison.measure))}{against}",
+        ),
+        ("worth knowing from", f"{comparison.smallest:g}", "set before the first run"),
         ("pairs", f"{outcome.pairs}", f"of one seed each{equal}; wrong with a chance of {spent_error:g} at most"),
         ("cost", duration(sum(part["seconds"] for part in spent.values())), f"of one process, {runs} runs"),
     ]
@@ -137,14 +148,14 @@ def not_yet(outcome: Outcome) -> str:
 def predictions(outcome: Outcome) -> str:
     """The figure and the table that decide: one row for each prediction."""
     decision, claim = outcome.decision, outcome.study.claim
-    by_measure: dict[str, list[Finding]] = {}
+    by_axis: dict[str, list[Finding]] = {}
     for finding in decision.findings:
-        by_measure.setdefault(finding.comparison.measure, []).append(finding)
+        by_axis.setdefault(axis_words(finding.comparison), []).append(finding)
     figures = ""
-    for index, (measure, findings) in enumerate(by_measure.items()):
+    for index, (axis, findings) in enumerate(by_axis.items()):
         if any(finding.differences for finding in findings):
             labels = [finding.comparison.sentence for finding in findings]
-            figures += f"<figure>{drawn.differences(findings, labels, f'differences-{index}', unit(measure))}</figure>"
+            figures += f"<figure>{drawn.differences(findings, labels, f'differences-{index}', axis)}</figure>"
     rows = [found_row(finding, finished=outcome.finished) for finding in decision.findings]
     level = f"{100 * (1 - claim.setup.alpha):g} % interval"
     heads = ["prediction", "verdict", "difference", level, "worth knowing", "p (Holm)", "pairs"]
@@ -152,7 +163,8 @@ def predictions(outcome: Outcome) -> str:
         "<figcaption>Small dots: the differences of single pairs, two runs that share their seed. Large dot and bar: "
         "the mean difference and its interval. Grey band: what counts as no difference.</figcaption>"
     )
-    lead = " ".join(EXPLAINED[measure] for measure in by_measure if measure in EXPLAINED)
+    measures = dict.fromkeys(finding.comparison.measure for finding in decision.findings)
+    lead = " ".join(EXPLAINED[measure] for measure in measures if measure in EXPLAINED)
     return section("What was found", lead, figures + key_words + table(heads, rows, {2, 3, 4, 5, 6}))
 
 
@@ -166,11 +178,16 @@ def found_row(finding: Finding, finished: bool) -> list[str]:
         lost += f"<br><small>pairs left out, since a run diverged: {finding.left_out}</small>"
     checks = [f"bootstrap {signed(finding.bootstrap[0])} to {signed(finding.bootstrap[1])}"] if one.pairs > 1 else []
     checks += [f"sign-flip p {p_words(finding.signs)}"] if finding.signs is not None else []
+    checks = [] if finding.constant else checks  # they tell how far chance goes
+    ends = CONSTANT if finding.constant else f"{signed(one.low)} to {signed(one.high)}"
+    own = ""
+    if c.fixed and c.value and one.pairs:
+        own = f"<br><small>{amount(finding, finding.measured.value)}, compared with {minus(c.value)}</small>"
     return [
         f"{text(c.sentence)}{aside}{lost}",
         coloured(JUDGEMENTS[finding.verdict]) if finished else words.MISSING,
-        signed(one.value),
-        f"{signed(one.low)} to {signed(one.high)}<br><small>{'; '.join(checks)}</small>",
+        f"{signed(one.value)}{own}",
+        f"{ends}<br><small>{'; '.join(checks)}</small>",
         f"{c.smallest:g}" + (f"<br><small>margin {c.margin:g}</small>" if c.margin else ""),
         p_words(finding.p),
         f"{one.pairs}",
@@ -211,7 +228,8 @@ def arms(outcome: Outcome) -> str:
             values = [row.measures.get(measure, math.nan) for row in study.rows(arm.name, outcome.pairs)]
             known = [value for value in values if math.isfinite(value)]
             one = stats.paired_t(known, study.claim.setup.alpha)
-            spread = f"<br><small>{plain(one.low)} to {plain(one.high)}</small>" if len(known) > 1 else ""
+            ends = CONSTANT if one.low == one.high else f"{plain(one.low)} to {plain(one.high)}"
+            spread = f"<br><small>{ends}</small>" if len(known) > 1 else ""
             lost = len(values) - len(known)
             without = f"<br><small>{lost} of {len(values)} without a value</small>" if lost else ""
             cells.append(f"{plain(one.value) if known else words.MISSING}{spread}{without}")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from isoflop.lab import anytime, stats
@@ -54,9 +54,23 @@ class Finding:
         mean = sum(d) / len(d)
         return math.sqrt(sum((value - mean) ** 2 for value in d) / (len(d) - 1))
 
+    @property
+    def constant(self) -> bool:
+        """Whether the difference is the same in every pair, but for rounding: no interval says how far it may be off,
+        since it does not depend on the seed."""
+        d = self.differences
+        return len(d) > 1 and all(map(math.isfinite, d)) and max(d) - min(d) <= 1e-12 * max(map(abs, d))
+
+    @property
+    def measured(self) -> Estimate:
+        """The estimate in the measure's own unit, where that is compared with a number: not less that number."""
+        e, offset = self.estimate, self.comparison.value if self.comparison.fixed else 0.0
+        return replace(e, value=e.value + offset, low=e.low + offset, high=e.high + offset)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON: an infinite number is null."""
         c, e = self.comparison, self.estimate
+        own = [number(value) for value in (self.measured.value, self.measured.low, self.measured.high)]
         return {
             "measure": c.measure,
             "arm": c.arm,
@@ -68,6 +82,8 @@ class Finding:
             "verdict": self.verdict,
             "effect": number(e.value),
             "interval": [number(e.low), number(e.high)],
+            **({"measured": own[0], "measured_interval": own[1:]} if c.fixed else {}),
+            **({"constant": True} if self.constant else {}),
             "bootstrap": [number(end) for end in self.bootstrap],
             "test": e.test,
             "p": self.p,

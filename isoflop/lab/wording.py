@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from isoflop.lab.claim import COSTS_TO
+from isoflop.lab.claim import COSTS_TO, Comparison
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.procedures.across import ON
 from isoflop.lab.verdict import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, Finding
@@ -17,6 +17,7 @@ JUDGEMENTS = {
     EQUIVALENT: ("train", "No difference worth knowing"),
     UNDECIDED: ("muted", "Undecided"),
 }
+CONSTANT = "the same in every pair"  # in place of an interval, where nothing depends on the seed
 UNFINISHED = ("muted", "Not finished")
 SENTENCES = {
     SUPPORTED: "Supported: {}",
@@ -119,13 +120,38 @@ def unit(measure: str) -> str:
 
 
 def measured_words(finding: Finding) -> str:
-    """+0.052 bits per byte (+0.041 to +0.063), 8 pairs"""
-    one = finding.estimate
+    """+0.052 bits per byte (+0.041 to +0.063), 8 pairs. Of a comparison with a number what was measured itself, next to
+    that number."""
+    one, comparison = finding.measured, finding.comparison
     if not one.pairs:
         return "nothing measured yet"
-    value = f"{signed(one.value)} {unit(finding.comparison.measure).partition(',')[0]}"
-    interval = f" ({signed(one.low)} to {signed(one.high)})" if one.pairs > 1 else ""
-    return f"{value}{interval}, {one.pairs} pair{'s' if one.pairs > 1 else ''}"
+    value = f"{amount(finding, one.value)} {unit(comparison.measure).partition(',')[0]}"
+    interval = f" ({interval_words(finding)})" if one.pairs > 1 else ""
+    against = f", compared with {minus(comparison.value)}" if comparison.fixed else ""
+    return f"{value}{interval}{against}, {one.pairs} pair{'s' if one.pairs > 1 else ''}"
+
+
+def amount(finding: Finding, value: float) -> str:
+    """A difference with its sign; what is compared with a number without a plus."""
+    return plain(value) if finding.comparison.fixed else signed(value)
+
+
+def interval_words(finding: Finding) -> str:
+    """The interval of what was measured."""
+    if finding.constant:
+        return CONSTANT
+    return f"{amount(finding, finding.measured.low)} to {amount(finding, finding.measured.high)}"
+
+
+def minus(value: float) -> str:
+    """A number as a claim's file has it, with a minus that is one."""
+    return f"{value:g}".replace("-", "−")
+
+
+def axis_words(comparison: Comparison) -> str:
+    """What the axis of a comparison's differences says."""
+    said = unit(comparison.measure)
+    return f"{said}: difference from {minus(comparison.value)}" if comparison.fixed else f"difference, {said}"
 
 
 def signed(value: float) -> str:

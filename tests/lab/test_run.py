@@ -22,7 +22,7 @@ from isoflop.lab.recorded import all_recorded, claims_there, one_there, recorded
 from isoflop.lab.run import run_claim
 from isoflop.lab.store import Row, Store
 from isoflop.lab.study import Study
-from isoflop.lab.wording import verdict_line
+from isoflop.lab.wording import measured_words, verdict_line
 from small import write_texts
 
 TINY = [
@@ -296,6 +296,28 @@ def test_runs_of_other_versions_are_named_with_a_warning(texts, store):
         assert "Warning: its runs were made with 2 versions" in shown
         assert ("isoflop not recorded" in shown) == ("code" in change and not change["code"])
     assert Row.read({"key": "old"}).made_by == dict.fromkeys(("isoflop", "source", "torch"), "not recorded")
+
+
+def test_what_is_compared_with_a_number_is_shown_itself(tmp_path):
+    found = run_claim(read_claim("linear"), Store(tmp_path / "lab"), workers=0)
+    first = found.decision.findings[0]
+    assert first.estimate.value == pytest.approx(first.measured.value + 10) and first.measured.value < -14
+    said, shown = measured_words(first), page(found)
+    assert said.startswith("−15.") and ", compared with −10, 10 pairs" in said
+    assert first.to_dict()["measured"] == first.measured.value
+    assert "compared with −10</dd>" in shown and ": difference from −10" in shown and "difference, log10" in shown
+    between = found.decision.findings[2]
+    assert "compared with" not in measured_words(between) and "measured" not in between.to_dict()
+
+
+def test_a_difference_that_does_not_depend_on_the_seed_has_no_interval(tmp_path):
+    found = run_claim(read_claim("normalise"), Store(tmp_path / "lab"), workers=0)
+    constant = [finding for finding in found.decision.findings if finding.constant]
+    assert constant and all("(the same in every pair)" in measured_words(finding) for finding in constant)
+    shown = page(found)
+    assert shown.count("the same in every pair<br>") >= len(constant)
+    assert shown.count("bootstrap") == len(found.decision.findings) - len(constant)
+    assert constant[0].to_dict()["constant"]
 
 
 def test_reaching_a_target_later_counts_as_later(texts, store):
