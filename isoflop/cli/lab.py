@@ -1,10 +1,11 @@
 """The commands `lab list`, `lab run`, `lab report`, `lab new`, `lab compare` and `lab account`."""
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import tyro
 
@@ -42,6 +43,15 @@ def lab() -> None:
     raise UserError("lab needs a command: isoflop lab list, run, report, new, compare or account")
 
 
+def show(text: str, indent: int = 0, file: TextIO | None = None) -> None:
+    """Print a text, wrapped between words to the width of the terminal, with continuation lines indented."""
+    from isoflop.terminal import width_without_terminal, wrapped
+
+    file = file or sys.stdout
+    width = shutil.get_terminal_size().columns if file.isatty() else width_without_terminal()
+    print("\n".join(wrapped(text, width, indent)), file=file, flush=True)
+
+
 def show_list(*, out: Folder = Path("lab"), json: JsonWithProgress = False) -> None:
     """List the claims that come with isoflop, and the verdicts so far."""
     from isoflop.files import to_json
@@ -49,8 +59,11 @@ def show_list(*, out: Folder = Path("lab"), json: JsonWithProgress = False) -> N
     from isoflop.lab.recorded import claims_there, state_of
     from isoflop.lab.store import Store
 
-    store = Store(out)
-    there = {claim.name: state_of(claim, store) for claim in claims_there(store)}
+    store, shipped = Store(out), all_claims()
+    on_record = {claim.name: claim for claim in claims_there(store)}
+    there = {name: state_of(claim, store) for name, claim in on_record.items()}
+    # a verdict on another claim of the same name, such as one of an earlier isoflop, is none on today's sentence
+    others = {one.name for one in shipped if one.name in there and not one.same_but_for_text(on_record[one.name])}
     rows: list[dict[str, Any]] = [
         {
             "name": claim.name,
@@ -59,9 +72,9 @@ def show_list(*, out: Folder = Path("lab"), json: JsonWithProgress = False) -> N
             "trains": claim.trains,
             "full": bool(claim.full),
             "needs": list(claim.needs),
-            "verdict": there.get(claim.name),
+            "verdict": None if claim.name in others else there.get(claim.name),
         }
-        for claim in all_claims()
+        for claim in shipped
     ]
     if json:
         print(to_json(rows), end="")
@@ -70,11 +83,13 @@ def show_list(*, out: Folder = Path("lab"), json: JsonWithProgress = False) -> N
         cost = f"up to {row['minutes']:g} min" if row["trains"] else "seconds"
         files = "".join(f" {name}=FILE" for name in row["needs"])
         cost += f"; needs{files}" if files else ""
-        print(f"{row['name']:22} {row['statement']}\n{'':22} {cost}; {row['verdict'] or 'not run yet'}")
+        other = f"not run yet (another version of it: {there[row['name']]})" if row["name"] in others else ""
+        show(f"{row['name']:22} {row['statement']}", indent=23)
+        show(f"{'':22} {cost}; {row['verdict'] or other or 'not run yet'}")
     for name in there:
         if name not in {row["name"] for row in rows}:
-            print(f"{name:22} {there[name]}")
-    print("run one: isoflop lab run NAME; one of your own: isoflop lab new NAME")
+            show(f"{name:22} {there[name]}")
+    show("run one: isoflop lab run NAME; one of your own: isoflop lab new NAME")
 
 
 def run(
@@ -204,7 +219,7 @@ def speaker(json: bool) -> Callable[[str], None]:
     """Prints a line of what happens; to standard error if the result is JSON."""
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr if json else sys.stdout, flush=True)
+        show(text, indent=2, file=sys.stderr if json else sys.stdout)
 
     return say
 
@@ -318,7 +333,8 @@ def report(
                 raise UserError(f"{name} has nothing to report: its arms are still being timed, or it cannot be read")
             page = write_page(outcomes[name], list(outcomes.values()))
             if not json:
-                print(f"{name:22} {verdict_line(outcomes[name])}\n{'':22} {page}")
+                show(f"{name:22} {verdict_line(outcomes[name])}", indent=23)
+                print(f"{'':22} {page}")
         front = write_front(list(outcomes.values()), out)
         print(to_json([outcomes[name].to_dict() for name in named]) if json else f"{front}\n", end="")
 
@@ -330,13 +346,14 @@ def new(
 ) -> None:
     """Write the template of a claim, to be filled in."""
     from isoflop.files import disk_errors, write_text
-    from isoflop.lab.claim import CLAIMS, NAME
+    from isoflop.lab.claim import CLAIMS, NAME, check_own_name
     from isoflop.untrusted import read_text
 
     stem = name.removesuffix(".toml")
     path = Path(f"{stem}.toml")
     if not NAME.fullmatch(path.stem):
         raise UserError(f"{name!r} is not a name for a claim: letters, digits, _ and - only, as in my-claim")
+    check_own_name(path.stem, f"isoflop lab new {name}")
     if path.exists():
         raise UserError(f"{path} exists: name another one, or remove it")
     text = read_text(CLAIMS.parent / "template.toml").replace("NAME.toml", path.name)

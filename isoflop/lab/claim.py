@@ -52,7 +52,7 @@ from isoflop.lab.procedures.across import ON
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.untrusted import read_text
 
-CLAIMS = Path(__file__).parent / "claims"
+CLAIMS = Path(__file__).resolve().parent / "claims"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # fields that do not decide a claim's own result, and are not in its hash
 WORDS = ("name", "number", "notes", "literature", "figure", "sizes", "size")
@@ -201,8 +201,31 @@ class Claim:
         """The name of the claim at its own size."""
         return self.name.removesuffix(f"-{self.size or FULL}")
 
+    @property
+    def reads(self) -> bool:
+        return any(PROCEDURES[self.procedure(arm)].reads for arm in self.arms)
+
     def with_sources(self, sources: tuple[str, ...]) -> "Claim":
-        return replace(self, setup=replace(self.setup, sources=sources)) if sources else self
+        """The claim on other sources than its own, if there are any.
+
+        Raises:
+            UserError: for sources that it would not read.
+        """
+        if not sources:
+            return self
+        if not self.reads:
+            raise UserError(f"the claim {self.name} reads no text: leave {' '.join(sources)} out")
+        unread = [text for name, text in damage.named(sources).items() if self.needs and name not in self.needs]
+        if unread:
+            raise UserError(
+                f"the claim {self.name} reads {', '.join(self.needs)} alone, by these names: leave {' '.join(unread)} "
+                f"out, or name it as in {self.needs[0]}=FILE"
+            )
+        return replace(self, setup=replace(self.setup, sources=sources))
+
+    def same_but_for_text(self, other: "Claim") -> bool:
+        """Whether another claim is this one, on whatever sources."""
+        return replace(self, setup=replace(self.setup, sources=other.setup.sources)).hash == other.hash
 
 
 def read_claim(named: str) -> Claim:
@@ -213,16 +236,28 @@ def read_claim(named: str) -> Claim:
     """
     path = CLAIMS / f"{named}.toml" if NAME.fullmatch(named) else Path(named)
     if not path.exists():
-        known = names()
         raise UserError(
-            f"claim {named!r} is neither a file nor one of {', '.join(known)}{nearest(named, known)}; "
-            "`isoflop lab new NAME` writes one to fill in"
+            f"claim {named!r} is neither a file nor one of `isoflop lab list`, and `isoflop lab new NAME` writes one "
+            f"to fill in{nearest(named, names())}"
         )
     try:
         written = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    return claim_of(written, path.stem, str(path))
+    claim = claim_of(written, path.stem, str(path))
+    if path.resolve().parent != CLAIMS:
+        for sized in claim.all_sizes():
+            check_own_name(sized.name, str(path))
+    return claim
+
+
+def check_own_name(name: str, origin: str) -> None:
+    """Raises:
+    UserError: if a claim of the user's own has the name of one that isoflop has, at any size: it would take that one's
+        place in the lab's folder and in its lists.
+    """
+    if name in {sized.name for claim in all_claims() for sized in claim.all_sizes()}:
+        raise UserError(f"{origin}: isoflop has a claim {name!r} itself; name yours otherwise, as in my-{name}")
 
 
 def claim_of(written: Mapping[str, Any], name: str, origin: str) -> Claim:

@@ -9,7 +9,7 @@ from isoflop.config import nearest, to_key
 from isoflop.errors import UserError, quoted
 from isoflop.lab import arms as making
 from isoflop.lab.arms import OVERHEAD, timed
-from isoflop.lab.claim import LENGTHS, NAME, Arm, Claim, Comparison, Setup
+from isoflop.lab.claim import LENGTHS, NAME, Arm, Claim, Comparison, Setup, check_own_name
 from isoflop.lab.store import Store
 from isoflop.model.config import ModelConfig
 from isoflop.trainer import RunConfig
@@ -68,6 +68,8 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
         )
     if not question.smallest > 0:
         raise UserError(f"--smallest {question.smallest:g} is not above 0")
+    if question.name:
+        check_own_name(question.name, f"--name {question.name}")
     if question.rule not in RULES:
         raise UserError(f"--rule {question.rule} is not one of {', '.join(RULES)}{nearest(question.rule, RULES)}")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from isoflop.config import nearest
 from isoflop.errors import UserError
 from isoflop.lab.claim import Claim, all_claims
 from isoflop.lab.outcome import Outcome
@@ -79,5 +80,5 @@ def one_there(name: str, store: Store) -> Claim:
     for claim in claims_there(store):
         if claim.name == name:
             return claim
-    known = ", ".join(claim.name for claim in claims_there(store)) or "none"
-    raise UserError(f"{store.folder} has no verdict on {name!r} (it has: {known}); `isoflop lab run {name}` makes one")
+    close = nearest(name, [claim.name for claim in claims_there(store)])
+    raise UserError(f"{store.folder} has no verdict on {name!r}{close}; `isoflop lab run {name}` makes one")

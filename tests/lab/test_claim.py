@@ -1,5 +1,6 @@
 """Claims: errors are one line, the hash covers everything that decides, and arms are equal in what should be equal."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from isoflop.cli.app import run as command
 from isoflop.data.config import DataConfig
 from isoflop.data.loader import Loader
 from isoflop.data.prepare import prepare
 from isoflop.errors import UserError
 from isoflop.lab import arms as making
 from isoflop.lab import compare, spelling
-from isoflop.lab.claim import all_claims, read_claim
+from isoflop.lab.claim import CLAIMS, all_claims, read_claim
 from isoflop.lab.compare import Question, command_of, label, spelled_out
 from isoflop.lab.compare import claim_of as asked
 from isoflop.lab.procedures.table import PROCEDURES
@@ -97,9 +99,54 @@ def test_an_error_is_one_line_that_names_the_file(tmp_path, right):
     assert "better.toml" in str(error.value)
 
 
-def test_an_unknown_claim_names_the_known_ones():
-    with pytest.raises(UserError, match="did you mean residuals"):
+def test_an_unknown_claim_names_the_nearest_one():
+    with pytest.raises(UserError, match=r"`isoflop lab list`.*did you mean residuals\?") as error:
         read_claim("residual")
+    assert len(str(error.value)) < 200
+
+
+def test_a_claim_of_one_s_own_cannot_take_the_place_of_a_shipped_one(tmp_path, monkeypatch, capsys):
+    shipped = (CLAIMS / "linear.toml").read_text(encoding="utf-8")
+    for name, text in (("linear", TEXT), ("norms-full", TEXT), ("linear", shipped)):
+        with pytest.raises(UserError, match=f"isoflop has a claim '{name}' itself; name yours otherwise, as in my-"):
+            written(tmp_path, text, name)
+    assert written(tmp_path, name="my-linear").name == "my-linear"
+    assert read_claim(str(CLAIMS / "linear.toml")) == read_claim("linear")
+    with pytest.raises(UserError, match="--name linear: isoflop has"):
+        asked(Question(arms=("norm=rms",), name="linear", tokens=1e5), 60, 0, Store(tmp_path / "lab"))
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linear.toml").unlink()
+    assert command(["lab", "new", "linear"]) == 2 and "my-linear" in capsys.readouterr().err
+    assert command(["lab", "new", "my-norms"]) == 0
+
+
+def test_a_verdict_on_another_claim_of_the_name_is_not_one_on_the_shipped_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    store, bigram = Store(), read_claim("bigram")
+    mine = replace(read_claim("linear"), statement="Another one.")
+    for claim in (mine, bigram.with_sources(("a.txt",))):
+        store.fix(claim)
+        store.note(claim, "verdict", verdict="refuted", pairs=5)
+    assert command(["lab", "list", "--json"]) == 0
+    verdicts = {row["name"]: row["verdict"] for row in json.loads(capsys.readouterr().out)}
+    assert verdicts["linear"] is None and verdicts["bigram"] == "refuted"
+    monkeypatch.setenv("COLUMNS", "70")
+    assert command(["lab", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 70
+    assert "another version of it: refuted" in " ".join(" ".join(lines).split())
+
+
+def test_sources_that_a_claim_would_not_read_are_refused(tmp_path):
+    for name in ("linear", "hundredfold"):
+        with pytest.raises(UserError, match=f"the claim {name} reads no text: leave books.txt out"):
+            read_claim(name).with_sources(("books.txt",))
+    with pytest.raises(UserError, match=r"reads .*books.* alone.*leave other=x.txt out"):
+        read_claim("sources").with_sources(("books=a", "reddit=b", "web=c", "other=x.txt"))
+    missing = str(tmp_path / "missing.txt")
+    with pytest.raises(UserError, match=r"missing\.txt"):
+        _ = Study.of(read_claim("residuals").with_sources((missing,)), Store(tmp_path / "lab")).fingerprints
 
 
 def test_the_hash_covers_what_decides(tmp_path):
