@@ -6,7 +6,7 @@ from isoflop.files import to_json
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.procedures.table import PROCEDURES
 from isoflop.lab.study import NOISE_PAIRS
-from isoflop.lab.wording import bold, equal_words, items, loss_words, plain, sentence, unit, versions_words
+from isoflop.lab.wording import TESTS, bold, equal_words, items, loss_words, plain, sentence, unit, versions_words
 from isoflop.report import words
 from isoflop.report.style import section, table
 from isoflop.report.words import duration, text
@@ -62,11 +62,9 @@ def how_decided(outcome: Outcome) -> str:
         looks += ", and again with more pairs by a test that allows it"
     family = len(decision.findings)
     holm = f", corrected by Holm over {family} predictions" if family > 1 else ""
-    test = "an anytime-valid t-test" if setup.rule == "anytime" else "a paired t-test"
     said = [
-        f"The rule was fixed before the first run: {test}{holm}; no difference where two one-sided tests put it inside "
-        f"the band. The pairs are looked at {looks}; the chance of a wrong verdict adds up to "
-        f"{decision.error_spent:g} at most."
+        f"The rule was fixed before the first run: {tests(outcome)}{holm}. The pairs are looked at {looks}; the chance "
+        f"of a wrong verdict adds up to {decision.error_spent:g} at most."
     ]
     measures = dict.fromkeys(comparison.measure for comparison in study.claim.comparisons)
     plans = study.store.notes(study.claim, "plan")
@@ -86,6 +84,21 @@ def how_decided(outcome: Outcome) -> str:
         for look in study.store.notes(study.claim, "verdict")
     ]
     return section("How it was decided", "", items(said))
+
+
+def tests(outcome: Outcome) -> str:
+    """The tests that decided, as HTML; of several each with its predictions. Signs and the median stand in for the mean
+    where a difference is infinite, or could be."""
+    used: dict[str, list[str]] = {}
+    for finding in outcome.decision.findings:
+        used.setdefault(finding.estimate.test, []).append(f"“{text(finding.comparison.sentence)}”")
+    told = []
+    for test, sentences in used.items():
+        name, _, none = TESTS[test]
+        of = f" of {' and '.join(sentences)}" if len(used) > 1 else ""
+        told.append(f"{name}{of}, and no difference where {none}")
+    why = " (signs, where a run has no finite value or costs are compared)"
+    return "; ".join(told) + (why if any(TESTS[test][1] == "median" for test in used) else "")
 
 
 def how_far(outcome: Outcome) -> str:

@@ -56,7 +56,8 @@ def differences(findings: Sequence[Finding], labels: Sequence[str], name: str, u
 
 def strip(finding: Finding, color: str, label: str) -> str:
     """One comparison as a small picture for a table: the mean difference with its interval, on a band that is what
-    counts as no difference. Turned so that the right side is what the claim expects; each has a scale of its own.
+    counts as no difference. Turned so that the right side is what the claim expects; each has a scale of its own, with
+    numbers at its ends and under the line of no difference: the measure itself where that is compared with a number.
 
     Args:
         color: a CSS variable.
@@ -80,7 +81,12 @@ def strip(finding: Finding, color: str, label: str) -> str:
         if not math.isnan(ends[1]):
             at = min(max(x(ends[1]), 7.0), width - 7.0)  # an infinite one is at the edge
             parts.append(f'<circle cx="{at}" cy="{middle}" r="6" fill="var(--{color})"/>')
-    opening = f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} {height}" style="width:{width}px" '
+    offset = finding.comparison.value if finding.comparison.fixed else 0.0
+    for at, anchor, value in ((0, "start", -reach), (width / 2, "middle", 0.0), (width, "end", reach)):
+        words = compact(float(f"{offset + sign * value:.3g}")).replace("-", "−")
+        parts.append(f'<text x="{at:g}" y="{height + 11}" text-anchor="{anchor}" font-size="11">{words}</text>')
+    size = f'viewBox="0 0 {width} {height + 14}" style="width:{width}px;fill:var(--muted)" '
+    opening = f'<svg role="img" aria-label="{label}" {size}'
     return opening + 'xmlns="http://www.w3.org/2000/svg">' + "".join(parts) + "</svg>"
 
 

@@ -7,7 +7,7 @@ from isoflop.files import disk_errors, write_text
 from isoflop.lab import drawn
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.verdict import Finding
-from isoflop.lab.wording import JUDGEMENTS, coloured, judgement, measured_words, progress
+from isoflop.lab.wording import JUDGEMENTS, average_words, coloured, judgement, measured_words, progress
 from isoflop.report.style import document, stack, table
 from isoflop.report.words import duration, text
 
@@ -44,12 +44,13 @@ def front(outcomes: Sequence[Outcome]) -> str:
         "run, and holds for the size, the text and the budget that were run.</p>\n</header>"
     )
     how = (
-        '<p class="lead" style="margin-top:14px">How to read the pictures: the dot is the mean difference, the bar its '
+        '<p class="lead" style="margin-top:14px">How to read the pictures: the dot is '
+        f"{average_words([finding for outcome in done for finding in outcome.decision.findings])}, the bar its "
         "interval, and grey is what counts as no difference. The right side is what is predicted: a bar right of the "
         "line supports it, a bar left of the line refutes it, and a bar inside the grey says that there is no "
         "difference worth knowing, which some claims predict. All predictions of a claim have to hold, "
         "but those that are told aside. Each picture "
-        "has a scale of its own.</p>"
+        "has a scale of its own, of which the ends and the line are given.</p>"
     )
     heads = ["as people say it", "verdict", f"under Holm over all {family}", "cost"]
     body = table(heads, [row(outcome, family) for outcome in outcomes], {3})

@@ -21,7 +21,9 @@ from isoflop.lab.wording import (
     CONSTANT,
     EXPLAINED,
     JUDGEMENTS,
+    TESTS,
     amount,
+    average_words,
     axis_words,
     coloured,
     equal_words,
@@ -161,7 +163,7 @@ def predictions(outcome: Outcome) -> str:
     heads = ["prediction", "verdict", "difference", level, "worth knowing", "p (Holm)", "pairs"]
     key_words = (
         "<figcaption>Small dots: the differences of single pairs, two runs that share their seed. Large dot and bar: "
-        "the mean difference and its interval. Grey band: what counts as no difference.</figcaption>"
+        f"{average_words(decision.findings)} and its interval. Grey band: what counts as no difference.</figcaption>"
     )
     measures = dict.fromkeys(finding.comparison.measure for finding in decision.findings)
     lead = " ".join(EXPLAINED[measure] for measure in measures if measure in EXPLAINED)
@@ -180,9 +182,9 @@ def found_row(finding: Finding, finished: bool) -> list[str]:
     checks += [f"sign-flip p {p_words(finding.signs)}"] if finding.signs is not None else []
     checks = [] if finding.constant else checks  # they tell how far chance goes
     ends = CONSTANT if finding.constant else f"{signed(one.low)} to {signed(one.high)}"
-    own = ""
+    own = "<br><small>the median</small>" if TESTS[one.test][1] == "median" else ""
     if c.fixed and c.value and one.pairs:
-        own = f"<br><small>{amount(finding, finding.measured.value)}, compared with {minus(c.value)}</small>"
+        own += f"<br><small>{amount(finding, finding.measured.value)}, compared with {minus(c.value)}</small>"
     return [
         f"{text(c.sentence)}{aside}{lost}",
         coloured(JUDGEMENTS[finding.verdict]) if finished else words.MISSING,

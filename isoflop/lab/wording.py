@@ -17,6 +17,13 @@ JUDGEMENTS = {
     EQUIVALENT: ("train", "No difference worth knowing"),
     UNDECIDED: ("muted", "Undecided"),
 }
+# a test of stats.py or anytime.py -> its name, what it is about, and what shows that there is no difference
+TESTS = {
+    "t": ("a paired t-test", "mean", "two one-sided tests put the mean inside the band"),
+    "sign": ("a sign test", "median", "the interval of the median lies inside the band"),
+    "anytime t": ("an anytime-valid t-test", "mean", "the interval of the mean lies inside the band"),
+    "anytime sign": ("an anytime-valid sign test", "median", "the interval of the median lies inside the band"),
+}
 CONSTANT = "the same in every pair"  # in place of an interval, where nothing depends on the seed
 UNFINISHED = ("muted", "Not finished")
 SENTENCES = {
@@ -146,6 +153,14 @@ def interval_words(finding: Finding) -> str:
 def minus(value: float) -> str:
     """A number as a claim's file has it, with a minus that is one."""
     return f"{value:g}".replace("-", "−")
+
+
+def average_words(findings: Sequence[Finding]) -> str:
+    """What stands for all pairs: the mean difference, or the median where a sign test decides."""
+    kinds = dict.fromkeys(TESTS[finding.estimate.test][1] for finding in findings)
+    if len(kinds) > 1:
+        return "the mean difference (the median where a sign test decided)"
+    return f"the {next(iter(kinds), 'mean')} difference"
 
 
 def axis_words(comparison: Comparison) -> str:

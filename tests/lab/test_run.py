@@ -227,6 +227,9 @@ def test_the_pages_are_complete_and_self_contained(texts, store):
     text = (store.folder / "tiny" / "report.html").read_text(encoding="utf-8")
     assert "Small rates &lt;learn&gt; less." in text and "<svg" in text and "isoflop lab run tiny" in text
     front = write_front([recorded(one, store) for one in claims_there(store)], store.folder).read_text(encoding="utf-8")
+    assert "the dot is the mean difference, the bar" in front
+    ends = re.findall(r'text-anchor="(?:start|end)" font-size="11">([−0-9.]+)<', front)
+    assert len(ends) >= 4 and all(f"−{high}" == low for low, high in zip(ends[::2], ends[1::2], strict=True))
     assert "tiny/report.html" in front and "Supported" in front and "Refuted" in front
     with pytest.raises(UserError, match="no verdict on 'absent'"):
         one_there("absent", store)
@@ -329,6 +332,9 @@ def test_reaching_a_target_later_counts_as_later(texts, store):
     wanted = replace(claim(texts, "plain", "slow", name="target", pairs=6), comparisons=(sooner,))
     found = run_claim(wanted, store, workers=0)
     assert found.decision.findings[0].estimate.test == "sign"
+    shown = page(found)
+    assert "the first run: a sign test, and no difference where the interval of the median" in shown
+    assert "the median difference and its interval" in shown and "t-test" not in shown and "the mean diff" not in shown
     assert found.decision.verdict == "supported"
 
 
