@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from isoflop.lab.stats import MOST_PAIRS, Estimate, as_floats, fewest, finite, middle, positive
+from isoflop.lab.stats import MOST_PAIRS, Estimate, as_floats, fewest, finite, middle, positive, smallest
 
 TAU = 1.0  # the scale of effects, in standard deviations of a difference, that the test is best for; fixed beforehand
 
@@ -117,3 +117,11 @@ def required_pairs(effect: float, sd: float, alpha: float = 0.05, wanted: float 
         ValueError: for an effect that is not positive.
     """
     return min(MOST_PAIRS, fewest(lambda pairs: power(pairs, effect, sd, alpha, tau), positive(effect), wanted))
+
+
+def detectable(pairs: int, sd: float, alpha: float = 0.05, wanted: float = 0.8, tau: float = TAU) -> float:
+    """The smallest true difference that is found by so many pairs with power `wanted` at least; infinite where none is,
+    whatever its size."""
+    if not math.isfinite(bound(pairs, alpha, tau)):
+        return math.inf
+    return smallest(lambda effect: power(pairs, effect, sd, alpha, tau), sd, wanted)

@@ -96,7 +96,8 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
     claim = Claim(
         name=question.name or name_of(question, list(named)[1:]),
         statement=f"With {what} the model is better.",
-        question=f"Does it lower held-out bits per byte by at least {question.smallest:g} at equal {question.equal}?",
+        question=f"Are held-out bits per byte lower at equal {question.equal}, by a difference that is not shown to be "
+        f"within {question.smallest:g}?",
         prediction="Each arm is better than the base.",
         setup=Setup(
             base=to_key(question.base) if question.base else {},
@@ -112,9 +113,8 @@ def claim_of(question: Question, budget: float, workers: int, store: Store) -> C
         arms=dict(named),
         comparisons=comparisons,
     )
-    if question.tokens:
-        return claim
-    return asked_before(claim, store) or with_tokens(claim, budget, workers)
+    before = asked_before(claim, store, bool(question.tokens))
+    return before or (claim if question.tokens else with_tokens(claim, budget, workers))
 
 
 def name_of(question: Question, arms: Sequence[str]) -> str:
@@ -137,13 +137,14 @@ def command_of(question: Question, claim: Claim) -> str:
     return " ".join(["isoflop lab compare", *map(quoted, question.sources), *said])
 
 
-def asked_before(claim: Claim, store: Store) -> Claim | None:
-    """The same question as it was fixed before, with the length of runs that was found for it then: what it has on
-    record is of that length."""
+def asked_before(claim: Claim, store: Store, given: bool) -> Claim | None:
+    """The same question as it was fixed before, in the words of then, with the length of runs that was found for it
+    then, unless one is `given`: what it has on record is of that length, and looks at it count."""
     for fixed in reversed(store.versions(claim.name)):
-        there = replace(fixed, setup=replace(fixed.setup, tokens=claim.setup.tokens))
-        if there.hash == claim.hash:
-            return replace(claim, setup=replace(claim.setup, tokens=fixed.setup.tokens))
+        tokens = claim.setup.tokens if given else fixed.setup.tokens
+        there = replace(claim, question=fixed.question, setup=replace(claim.setup, tokens=tokens))
+        if there.hash == fixed.hash:
+            return there
     return None
 
 

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 
 from isoflop.lab import stats
 from isoflop.lab.arms import OVERHEAD, timed
+from isoflop.lab.claim import Comparison
 from isoflop.lab.procedures.job import Job
 from isoflop.lab.study import NOISE_PAIRS, Study
+from isoflop.lab.verdict import detectable
 from isoflop.lab.workers import Performed, Pool
 
 Say = Callable[[str], None]
@@ -111,9 +113,20 @@ def announce(course: Course) -> None:
         say("not even one run fits into that budget: what can be said is said, and the verdict is undecided")
     bits = [c for c in claim.comparisons if c.measure == "bits_per_byte"]
     if bits and min(room, pairs) >= 2:
-        alpha = setup.alpha / len(claim.comparisons)
-        seen = stats.detectable(min(room, pairs), ASSUMED_NOISE, alpha, setup.power)
-        say(f"with a noise of {ASSUMED_NOISE} bits per byte, until it is measured, they see an effect of {seen:.3f}")
+        sees = {c.spread: detectable(claim, c.spread * ASSUMED_NOISE, min(room, pairs)) for c in bits}
+        said = " and ".join(
+            f"{sees_words(sees[spread], 3)}{' that is an interaction' if spread > 1 else ''}" for spread in sorted(sees)
+        )
+        say(f"with a noise of {ASSUMED_NOISE} bits per byte, until it is measured, they see {said}")
+
+
+def sees_words(effect: float, digits: int) -> str:
+    return f"an effect of {effect:.{digits}f}" if math.isfinite(effect) else "no effect, however large"
+
+
+def differences_of(comparison: Comparison) -> tuple[str, str]:
+    """The two differences that an interaction compares."""
+    return f"{comparison.arm} - {comparison.against}", " - ".join(comparison.beyond)
 
 
 def noise_told(study: Study, pairs: int, needed: int) -> list[str]:
@@ -121,11 +134,11 @@ def noise_told(study: Study, pairs: int, needed: int) -> list[str]:
     for comparison in study.claim.comparisons:
         sd, limit = stats.noise(study.noise_of(comparison))
         if math.isfinite(sd):
-            family = len(study.claim.comparisons)
-            seen = stats.detectable(pairs, limit, study.claim.setup.alpha / family, study.claim.setup.power)
+            sees = sees_words(detectable(study.claim, comparison.spread * limit, pairs), 4)
+            of = f" between {' and '.join(differences_of(comparison))}" if comparison.beyond else ""
             lines.append(
                 f"noise of {comparison.measure}: {sd:.4f} between runs that differ in their first weights alone "
-                f"({NOISE_PAIRS} A/A pairs); {pairs} pairs see a difference of {seen:.4f}"
+                f"({NOISE_PAIRS} A/A pairs); {pairs} pairs see {sees}{of}"
             )
     if not lines:
         lines.append("the budget ended before the noise was measured; the same command resumes")

@@ -1,5 +1,6 @@
 """The parts of a claim: what its arms share, the arms, the predictions, the figure. Their annotations are the help."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -156,6 +157,11 @@ class Comparison:
     def zone(self) -> float:
         """Half the width of what counts as no difference."""
         return self.margin or self.smallest
+
+    @property
+    def spread(self) -> float:
+        """Of its differences from pair to pair, in that of two runs: an interaction has those of two pairs of arms."""
+        return math.sqrt(2) if self.beyond else 1.0
 
     @property
     def fixed(self) -> bool:

@@ -166,7 +166,8 @@ def needed_pairs(study: Study) -> tuple[int, dict[str, float | None]]:
         noise[comparison.measure] = number(sd)
         if math.isfinite(limit):
             family = len(claim.comparisons)
-            needed = max(needed, pairs_for(claim, comparison, limit, family, claim.setup.rule == "anytime"))
+            sd = comparison.spread * limit
+            needed = max(needed, pairs_for(claim, comparison, sd, family, claim.setup.rule == "anytime"))
         else:
             needed = max(needed, claim.setup.pairs)
     return needed, noise

@@ -256,14 +256,19 @@ def detectable(pairs: int, sd: float, alpha: float = 0.05, wanted: float = 0.8) 
     measure without noise, of which any difference is found."""
     if pairs < 2:
         return math.inf
+    return smallest(lambda effect: power(pairs, effect, sd, alpha), sd, wanted)
+
+
+def smallest(power_at: Callable[[float], float], sd: float, wanted: float) -> float:
+    """The smallest effect whose power, which rises with it to 1, reaches `wanted`; 0 without noise."""
     if sd <= 0:
         return 0.0
     low, high = 0.0, sd
-    while power(pairs, high, sd, alpha) < wanted:
+    while power_at(high) < wanted:
         low, high = high, 2 * high
     for _ in range(40):
         half = (low + high) / 2
-        low, high = (low, half) if power(pairs, half, sd, alpha) >= wanted else (half, high)
+        low, high = (low, half) if power_at(half) >= wanted else (half, high)
     return high
 
 

@@ -316,6 +316,14 @@ def pairs_for(claim: Claim, comparison: Comparison, sd: float, family: int, anyt
     )
 
 
+def detectable(claim: Claim, sd: float, pairs: int) -> float:
+    """The smallest difference that so many pairs find at the claim's power by its rule, given the standard deviation of
+    a difference; infinite where none is found, whatever its size."""
+    setup = claim.setup
+    rule = anytime.detectable if setup.rule == "anytime" else stats.detectable
+    return rule(pairs, sd, setup.alpha / len(claim.comparisons), setup.power)
+
+
 def lost(comparison: Comparison, measured: Mapping[str, Values]) -> tuple[int, int]:
     """How many runs of each side have no finite value."""
 

@@ -356,6 +356,11 @@ def test_a_repeated_comparison_keeps_the_length_of_its_runs(tmp_path, monkeypatc
     assert asked(question, 600.0, 2, store).setup.tokens < first.setup.tokens
     store.fix(first)
     assert asked(question, 600.0, 2, store).hash == first.hash
+    older = replace(first, question="In other words?")  # of an earlier isoflop: what was looked at counts
+    store.fix(older)
+    assert asked(question, 600.0, 2, store).hash == older.hash
+    assert asked(replace(question, tokens=older.setup.tokens), 600.0, 2, store).hash == older.hash
+    assert "not shown to be within 0.02?" in first.question
     with pytest.raises(UserError, match="give a --budget of 2m or more"):
         asked(replace(question, arms=("norm=batch",)), 30.0, 1, store)
     assert asked(replace(question, arms=("norm=batch",)), 120.0, 1, store).setup.tokens > 0  # the advice works

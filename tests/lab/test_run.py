@@ -1,6 +1,7 @@
 """From a claim's file to its verdict and page, with short real runs."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -115,6 +116,20 @@ def test_a_dry_run_estimates_the_time_and_writes_nothing(texts, tmp_path):
     for word in ("3 to 5 values", "A/A", "pairs", "a run takes about", "10 min", "see an effect of"):
         assert word in said, word
     assert not empty.folder.exists()
+
+
+def test_the_effect_that_is_seen_is_by_the_claim_s_rule_and_an_interaction_s_is_larger(texts, tmp_path):
+    def effects(**changes):
+        told = []
+        run_claim(replace(plain, **changes), Store(tmp_path / "lab"), workers=0, say=told.append, plan_only=True)
+        [said] = [line for line in told if "until it is measured" in line]
+        return [float(number) for number in re.findall(r"an effect of ([0-9.]+)", said)]
+
+    plain = claim(texts, "slow", "plain", pairs=8)
+    [fixed] = effects()
+    [anytime] = effects(setup=replace(plain.setup, rule="anytime"))
+    [two] = effects(comparisons=(replace(plain.comparisons[0], beyond=("plain", "slow")),))
+    assert anytime > 1.2 * fixed and two == pytest.approx(math.sqrt(2) * fixed, rel=0.1)
 
 
 def test_rates_are_tried_until_the_best_lies_between_two_others(texts, tmp_path):

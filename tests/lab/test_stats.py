@@ -66,6 +66,14 @@ def test_arms_as_far_apart_as_the_margin_are_rarely_called_equivalent_and_equal_
     assert rate(equal, stats.required_for_equivalence(0.03, 0.02), 0.0, 0.02) >= 0.75
 
 
+@pytest.mark.parametrize("sd", [0.011, 0.03])
+def test_what_the_anytime_rule_sees_is_what_it_needs_pairs_for(sd):
+    pairs = anytime.required_pairs(0.02, sd)
+    assert anytime.detectable(pairs, sd) <= 0.02 < anytime.detectable(pairs - 1, sd)
+    assert anytime.detectable(pairs, sd) > stats.detectable(pairs, sd)
+    assert math.isinf(anytime.detectable(2, sd)) and anytime.detectable(pairs, 0.0) == 0.0
+
+
 def test_required_pairs_and_detectable_effects_are_inverse():
     for sd in (0.005, 0.011, 0.04):
         pairs = stats.required_pairs(0.02, sd)
