@@ -3,7 +3,7 @@
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -14,6 +14,8 @@ from isoflop.errors import UserError
 
 if TYPE_CHECKING:
     from isoflop.lab.claim import Claim
+    from isoflop.lab.course import Planned
+    from isoflop.lab.outcome import Outcome
     from isoflop.lab.workers import Pool
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR", help="the folder of runs, verdicts and pages")]
@@ -117,20 +119,20 @@ def run(
     command = " ".join(["isoflop lab run", quoted(claim), *(["--full"] if full else []), *map(quoted, sources)])
     if not full:
         pool = pool_of(workers, ray, json, trust_code)
-        return carry_out(read, command, seconds_of(budget), pool, out, dry_run, json, trust_code)
+        return ended([carry_out(read, command, seconds_of(budget), pool, out, dry_run, json, trust_code)], json)
 
     read.as_full()  # refuses a claim that has no larger size
     sizes, say, ends = read.all_sizes(), speaker(json), time.monotonic() + seconds_of(budget)
     hours = seconds_of(budget) / 3600 or sum(one.setup.minutes for one in sizes) / 60
     say(f"--full: {len(sizes)} sizes, the smallest first, up to {hours:.1f} h in all; the same command resumes")
-    code = 0
+    results: list[Outcome | Planned] = []
     for number, one in enumerate(sizes, 1):
         last, left = number == len(sizes), max(1.0, ends - time.monotonic()) if budget else 60 * one.setup.minutes
         seconds = left if last else min(left, 60 * one.setup.minutes)
         say(f"size {number} of {len(sizes)}: {one.name}")
         pool = pool_of(workers, ray, json, trust_code)
-        code = carry_out(one, command, seconds, pool, out, dry_run, json, trust_code, printed=last)
-    return code
+        results.append(carry_out(one, command, seconds, pool, out, dry_run, json, trust_code))
+    return ended(results, json)
 
 
 def compare(
@@ -196,7 +198,8 @@ def compare(
     pool = pool_of(workers, ray, json, trust_code)
     with trusting(*trust_code):
         claim = claim_of(question, seconds_of(budget), pool.at_once, Store(out))
-    return carry_out(claim, command_of(question, claim), seconds_of(budget), pool, out, dry_run, json, trust_code)
+    given = command_of(question, claim)
+    return ended([carry_out(claim, given, seconds_of(budget), pool, out, dry_run, json, trust_code)], json)
 
 
 def seconds_of(budget: str) -> float:
@@ -249,17 +252,15 @@ def carry_out(
     dry_run: bool,
     json: bool,
     trusted: tuple[str, ...],
-    printed: bool = True,
-) -> int:
-    """Run a claim, write its page, print the verdict. Returns the exit code.
+) -> "Outcome | Planned":
+    """Run a claim, write its page, say the verdict. Returns the result, or what would be run.
 
     Args:
         command: that repeats it.
         budget: in seconds; 0: the claim's own.
         pool: who runs it.
-        printed: whether the result is printed as JSON, if `json` is set.
     """
-    from isoflop.files import to_json
+    from isoflop.lab.course import Planned
     from isoflop.lab.front import write_front
     from isoflop.lab.page import write_page
     from isoflop.lab.recorded import all_recorded
@@ -280,8 +281,8 @@ def carry_out(
             plan_only=dry_run,
             command=" ".join([command, *(f"--trust-code {package}" for package in trusted)]),
         )
-        if outcome is None:
-            return 0
+        if isinstance(outcome, Planned):
+            return outcome
         recorded = all_recorded(store, say)
         page = write_page(outcome, recorded)
         write_front(recorded, out)
@@ -292,9 +293,19 @@ def carry_out(
         more = wanted["command"] if claim.trains else f"pairs = {wanted['pairs']} in the claim's file"
         say(f"to settle it: about {wanted['pairs']} pairs, {wanted['more_pairs']} more: {more}")
     say(f"page: {page}")
-    if json and printed:
-        print(to_json(outcome.to_dict()), end="")
-    return outcome.exit_code
+    return outcome
+
+
+def ended(results: "Sequence[Outcome | Planned]", json: bool) -> int:
+    """Print the result of the last of a claim's sizes as JSON if that is asked for, with a list of all where there are
+    several. Returns its exit code; 0 where nothing was run."""
+    from isoflop.files import to_json
+    from isoflop.lab.course import Planned
+
+    last, told = results[-1], [result.to_dict() for result in results]
+    if json:
+        print(to_json({**told[-1], **({"sizes": told} if len(told) > 1 else {})}), end="")
+    return 0 if isinstance(last, Planned) else last.exit_code
 
 
 def report(

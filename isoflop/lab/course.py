@@ -2,14 +2,16 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from isoflop.lab import stats
 from isoflop.lab.arms import OVERHEAD, timed
-from isoflop.lab.claim import Comparison
+from isoflop.lab.claim import Claim, Comparison
 from isoflop.lab.procedures.job import Job
 from isoflop.lab.study import NOISE_PAIRS, Study
-from isoflop.lab.verdict import detectable
+from isoflop.lab.verdict import detectable, number
 from isoflop.lab.workers import Performed, Pool
 
 Say = Callable[[str], None]
@@ -76,7 +78,51 @@ class Course:
             self.say(f"{job.arm:16} {PURPOSES[job.role].format(job):16} diverged, which counts as an outcome")
 
 
-def announce(course: Course) -> None:
+@dataclass(frozen=True)
+class Planned:
+    """What a claim would run, before anything is run.
+
+    Attributes:
+        pairs: the most that there may be.
+        runs: the most in all, rates and noise included, as far as the budget goes; 0 where nothing is trained.
+        run_seconds: of a run on one thread, on average.
+        fit: pairs that the budget has room for; None where nothing is trained.
+        effects: the smallest that these see, by the assumed noise, by how a comparison is named.
+    """
+
+    claim: Claim
+    pairs: int
+    at_once: int
+    budget: float
+    runs: int = 0
+    run_seconds: float = 0.0
+    fit: int | None = None
+    effects: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a program, in place of a verdict; an infinite number is null."""
+        claim = self.claim
+        return {
+            "claim": claim.name,
+            "statement": claim.statement,
+            "question": claim.question,
+            "hash": claim.hash,
+            "dry_run": True,
+            "verdict": None,
+            "arms": list(claim.arms),
+            "held_equal": list(claim.setup.equal),
+            "rule": claim.setup.rule,
+            "pairs": self.pairs,
+            "pairs_that_fit": self.fit,
+            "runs": self.runs,
+            "run_seconds": round(self.run_seconds, 1),
+            "at_once": self.at_once,
+            "budget_seconds": round(self.budget, 1),
+            "visible_effects": {name: number(effect) for name, effect in self.effects.items()},
+        }
+
+
+def announce(course: Course) -> Planned:
     """Say what will be run, what it will take and which effect it can see, before anything is run."""
     study, claim, say = course.study, course.study.claim, course.say
     setup = claim.setup
@@ -90,7 +136,7 @@ def announce(course: Course) -> None:
             say(f"not held equal: {claim.words(arm.name)} has {unlike}")
     if not study.trained:
         say(f"{setup.pairs} seeds or cases of each; nothing is trained, and it takes seconds to a few minutes")
-        return
+        return Planned(claim, setup.pairs, course.workers.at_once, course.budget)
 
     values, pairs = len(setup.rates), setup.pairs
     tune = len(study.missing(list(study.tuning_jobs())))
@@ -112,12 +158,24 @@ def announce(course: Course) -> None:
     if longest > course.budget:
         say("not even one run fits into that budget: what can be said is said, and the verdict is undecided")
     bits = [c for c in claim.comparisons if c.measure == "bits_per_byte"]
+    effects = {}
     if bits and min(room, pairs) >= 2:
-        sees = {c.spread: detectable(claim, c.spread * ASSUMED_NOISE, min(room, pairs)) for c in bits}
+        effects = {c.sentence: detectable(claim, c.spread * ASSUMED_NOISE, min(room, pairs)) for c in bits}
+        sees = {c.spread: effects[c.sentence] for c in bits}
         said = " and ".join(
             f"{sees_words(sees[spread], 3)}{' that is an interaction' if spread > 1 else ''}" for spread in sorted(sees)
         )
         say(f"with a noise of {ASSUMED_NOISE} bits per byte, until it is measured, they see {said}")
+    return Planned(
+        claim=claim,
+        pairs=pairs,
+        at_once=course.workers.at_once,
+        budget=course.budget,
+        runs=most,
+        run_seconds=each / len(study.trained),
+        fit=min(room, pairs),
+        effects=effects,
+    )
 
 
 def sees_words(effect: float, digits: int) -> str:

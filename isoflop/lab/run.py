@@ -11,7 +11,7 @@ import time
 
 from isoflop.lab import stats
 from isoflop.lab.claim import MOST_PAIRS, Claim
-from isoflop.lab.course import Course, Say, announce, noise_told
+from isoflop.lab.course import Course, Planned, Say, announce, noise_told
 from isoflop.lab.outcome import Outcome
 from isoflop.lab.store import Store
 from isoflop.lab.study import Study
@@ -32,7 +32,7 @@ def run_claim(
     trusted: tuple[str, ...] = (),
     plan_only: bool = False,
     command: str = "",
-) -> Outcome | None:
+) -> Outcome | Planned:
     """Put a claim to the test, or resume where it was left.
 
     Args:
@@ -44,7 +44,7 @@ def run_claim(
         command: that repeats it, for the page.
 
     Returns:
-        The result; None with `plan_only`.
+        The result; with `plan_only` what would be run.
 
     Raises:
         UserError: for a claim that cannot be run, before its first run.
@@ -57,9 +57,9 @@ def run_claim(
     with Workers(workers, trusted) if isinstance(workers, int) else workers as pool:
         course = Course(study, pool, budget, started, say)
         course.time_arms()
-        announce(course)
+        planned = announce(course)
         if plan_only:
-            return None
+            return planned
         fixed = store.fix(claim, command)
         store.note_data(claim, study.fingerprints)
         say(f"fixed as {claim.hash[:12]}; results in {store.folder}/")

@@ -16,7 +16,7 @@ from isoflop.cli.app import run as command
 from isoflop.errors import UserError
 from isoflop.lab import arms as making
 from isoflop.lab import study as studies
-from isoflop.lab.claim import Comparison, claim_of, read_claim
+from isoflop.lab.claim import CLAIMS, Comparison, claim_of, read_claim
 from isoflop.lab.front import write_front
 from isoflop.lab.page import page, write_page
 from isoflop.lab.recorded import all_recorded, claims_there, one_there, recorded
@@ -111,7 +111,9 @@ def test_a_dry_run_estimates_the_time_and_writes_nothing(texts, tmp_path):
     told = []
     empty = Store(tmp_path / "lab")
     wanted = claim(texts, "slow", "plain", rates=[0.5, 1, 2])
-    assert run_claim(wanted, empty, workers=0, say=told.append, plan_only=True, budget=600) is None
+    planned = run_claim(wanted, empty, workers=0, say=told.append, plan_only=True, budget=600).to_dict()
+    assert planned["claim"] == "tiny" and planned["verdict"] is None and planned["runs"] > planned["pairs"] == 4
+    assert planned["budget_seconds"] == 600 and 0 < min(planned["visible_effects"].values()) < 1
     said = "\n".join(told)
     for word in ("3 to 5 values", "A/A", "pairs", "a run takes about", "10 min", "see an effect of"):
         assert word in said, word
@@ -289,6 +291,22 @@ def test_the_command_gives_a_verdict_to_a_program(texts, tmp_path, capsys, monke
     assert command(["lab", "list"]) == 0 and said["verdict"] in capsys.readouterr().out
     assert command(["lab", "run", "mine.toml", "--budget", "3e9"]) == 2
     assert "flops" in capsys.readouterr().err
+
+
+def test_all_sizes_are_in_the_json_and_a_dry_run_prints_an_object(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text, larger = (CLAIMS / "leak.toml").read_text(encoding="utf-8"), '["model.d_model=32", "model.heads=1"]'
+    (tmp_path / "mine.toml").write_text(f"{text}\n[full]\nset = {larger}\n", encoding="utf-8")
+    code = command(["lab", "run", "mine.toml", "--full", "--workers", "0", "--json"])
+    said = json.loads(capsys.readouterr().out)
+    assert [one["claim"] for one in said["sizes"]] == ["mine", "mine-full"] and said["claim"] == "mine-full"
+    assert code == said["exit_code"] and said["sizes"][0]["verdict"] == "supported"
+
+    assert command(["lab", "run", "mine.toml", "--full", "--dry-run", "--workers", "0", "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["dry_run"] and len(planned["sizes"]) == 2 and planned["pairs"] == 10
+    assert command(["lab", "run", "mine.toml", "--dry-run", "--workers", "0", "--json"]) == 0
+    assert "sizes" not in json.loads(capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("name", ["normalise", "pretraining-share", "linear", "leak"])
