@@ -40,6 +40,11 @@ class Asked:
         return metrics_of(self.suite)[0]
 
     @property
+    def is_whole(self) -> bool:
+        """Whether there are as many items as the suite's file says that it has, if it does."""
+        return self.suite.items in (0, len(self.items))
+
+    @property
     def chance(self) -> float:
         """The expected score of a random choice."""
         return float(np.mean([self.method.chance(item) for item in self.items]))

@@ -4,6 +4,7 @@
     about = "..."                            one line
     source = "..."; licence = "..."          where the items come from
     files = ["arc_easy.jsonl"]               patterns, matched from the right of a path; JSON lines, .csv or .tsv
+    items = 2376                             how many the whole suite has; left out: as many as the files hold
     method = "options"                       an entry of METHODS (methods.py), with the fields that it needs
     metric = "per_character"                 the headline, an entry of METRICS (methods.py)
 
@@ -73,6 +74,7 @@ class Suite:
     Attributes:
         folder: of the file; the items of a suite of one's own lie in or below it.
         built_in: it came with isoflop.
+        items: of the whole suite; a score on another number of them is not stored as the suite's. 0: not known.
         where: only items in which each of these fields has the value, or one of the values.
         subset: template of the subset that an item counts to; "": there are none. names: subsets under other names.
         replace: [pattern, replacement] pairs, regular expressions applied to contexts and options in their order.
@@ -97,6 +99,7 @@ class Suite:
     about: str = ""
     source: str = ""
     licence: str = ""
+    items: int = 0
     where: dict[str, Any] = field(default_factory=dict)
     subset: str = ""
     names: dict[str, Any] = field(default_factory=dict)
@@ -137,13 +140,22 @@ def find_suite(name: str) -> Suite:
     """A suite by its name, or by the path of its file.
 
     Raises:
-        UserError: if there is none, or the file is malformed.
+        UserError: if there is none, or the file is malformed or has the name of a suite that comes with isoflop.
     """
     if name in names():
         return replace(read_suite(BUILT_IN / f"{name}.toml"), built_in=True)
     path = Path(name)
     if path.suffix == ".toml" or path.is_file():
-        return read_suite(path)
+        suite = read_suite(path)
+        taken = suite.name.lower()  # scores are files, and some file systems ignore case
+        if taken not in names():
+            return suite
+        if path.resolve() == (BUILT_IN / f"{taken}.toml").resolve():
+            return replace(suite, built_in=True)
+        raise UserError(
+            f"{path}: name = {suite.name!r} is a suite that comes with isoflop, for which its score would be taken; "
+            "give it another name"
+        )
     raise UserError(
         f"suite {name!r} is not one of {', '.join(names())}{nearest(name, names())}; a suite of your own is named by "
         "the path of its .toml file"
@@ -178,6 +190,8 @@ def check_fields(suite: Suite) -> None:
     check_patterns(suite.files, "files")
     if suite.answer_is not in ANSWERS:
         raise UserError(f"answer_is = {suite.answer_is!r} is not one of {', '.join(ANSWERS)}")
+    if suite.items < 0:
+        raise UserError(f"items = {suite.items} is negative; it is how many the whole suite has, or left out")
     if suite.tokens < 1:
         raise UserError(f"tokens = {suite.tokens} is too small")
     if not all(suite.stops):

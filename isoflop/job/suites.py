@@ -63,7 +63,7 @@ def score(
     say: Callable[[str], None] | None = None,
 ) -> Scored:
     """Score the last checkpoints of runs on suites. The score on a whole suite is stored in the run's folder, as
-    suites/NAME.json.
+    suites/NAME.json; that on a part of one (`limit`, or fewer items than the suite's file says) is not.
 
     Args:
         suites: names of suites that come with isoflop, or paths of suite files.
@@ -91,7 +91,7 @@ def score(
     texts = {str(run): training_text(Path(run), moved) for run in runs} if contamination else {}
 
     by_run: dict[str, list[Scores]] = {}
-    notes: list[str] = []
+    notes = [] if limit else [note for asked in suite_items if (note := part_note(asked))]
     for run in runs:
         model, tokenizer, snapshot, runtime = load_for_scoring(Path(run))
         overlaps: list[Overlap] = []
@@ -108,9 +108,22 @@ def score(
             if contamination:
                 scores = replace(scores, overlaps=overlaps[number].overlaps, short=overlaps[number].short)
             by_run[str(run)].append(scores)
-            if not limit and (note := store_score(Path(run), snapshot, scores)):  # at once: the next may be interrupted
+            if limit or not items_of_suite.is_whole:
+                continue
+            if note := store_score(Path(run), snapshot, scores):  # at once: the next may be interrupted
                 notes.append(note)
     return Scored(by_run, compare(by_run) if len(by_run) > 1 else [], notes)
+
+
+def part_note(asked: Asked) -> str:
+    """A note if the items that were found are not the whole suite; otherwise ""."""
+    if asked.is_whole:
+        return ""
+    suite = asked.suite
+    return (
+        f"note: {suite.name} has {suite.items:,} items, and {len(asked.items):,} were found; the score on these is not "
+        f"stored as that on {suite.name}"
+    )
 
 
 def check_runs(runs: Sequence[Path | str]) -> None:

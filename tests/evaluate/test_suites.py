@@ -12,7 +12,7 @@ from isoflop.evaluate.items import Item, read_items
 from isoflop.evaluate.likelihood import Likelihood, Request, likelihoods
 from isoflop.evaluate.methods import METHODS, METRICS, method_of, metrics_of
 from isoflop.evaluate.scores import ask, score
-from isoflop.evaluate.suite import find_suite, names, read_suite
+from isoflop.evaluate.suite import BUILT_IN, find_suite, names, read_suite
 from isoflop.evaluate.templates import check_template, fill
 
 FOUND_IN_THE_ARCHIVE = {  # items of each suite in the archive of real ones
@@ -39,6 +39,7 @@ FOUND_IN_THE_ARCHIVE = {  # items of each suite in the archive of real ones
 def test_a_shipped_suite_names_its_source(name):
     suite = find_suite(name)
     assert suite.name == name and suite.about and suite.source and suite.licence and suite.built_in
+    assert suite.items == FOUND_IN_THE_ARCHIVE[name]
     assert metrics_of(suite)[0] in method_of(suite).metrics
     assert all(one.source and one.score > 0 for one in suite.reference)
     with pytest.raises(UserError, match="--items"):
@@ -55,6 +56,7 @@ def test_real_items_are_found_in_the_archive(test_data):
     if not archive.is_file():
         pytest.skip("ISOFLOP_TEST_DATA has no evals.tar.xz")
     asked = ask("arc_easy", archive)
+    assert asked.is_whole and not ask("arc_easy", archive, limit=7).is_whole
     assert len(asked.items) == FOUND_IN_THE_ARCHIVE["arc_easy"] and asked.chance == pytest.approx(0.25, abs=0.01)
 
 
@@ -261,6 +263,8 @@ def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
         ({"replace": [["(", ""]]}, r"replace = '\(' is not a regular expression"),
         ({"answer_is": "word"}, "answer_is = 'word' is not one of number, letter, text"),
         ({"name": "../x"}, "is not made of letters"),
+        ({"name": "BLiMP"}, "name = 'BLiMP' is a suite that comes with isoflop, .*; give it another name"),
+        ({"items": -1}, "items = -1 is negative"),
         ({"built_in": True}, "unknown field built_in"),
         ({"shots": {"count": 9}}, "shots.count = 9, and there are 2 examples"),
     ],
@@ -284,6 +288,10 @@ def test_a_file_that_is_no_suite_is_refused(tmp_path):
     (tmp_path / "no.tar").write_text("this is no archive")
     with pytest.raises(UserError, match="neither a folder nor a tar archive"):
         ask("blimp", tmp_path / "no.tar")
+
+
+def test_a_shipped_suite_is_found_by_its_path_too():
+    assert find_suite(str(BUILT_IN / "copa.toml")) == find_suite("copa")
 
 
 def test_templates_fill_fields_and_nothing_else():

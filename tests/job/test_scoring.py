@@ -73,6 +73,27 @@ def test_a_suite_is_scored_kept_and_shown(golden, capsys, monkeypatch):
     assert read_run("words").suites == kept  # a part of a suite is not kept
 
 
+def test_a_part_of_a_suite_is_not_stored_as_the_suite(golden, capsys, monkeypatch):
+    """Fewer items than a suite's file says are a part of it, in a shipped suite and in a user's own."""
+    monkeypatch.chdir(golden)
+    kept = read_run("words").suites
+    Path("part").mkdir()
+    pairs = [{"sentence_good": f"It is {i}.", "sentence_bad": "It are.", "linguistics_term": "x"} for i in range(3)]
+    Path("part/blimp").mkdir()
+    Path("part/blimp/a.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    code, out, _ = called(capsys, "eval", "words", "--suite", "blimp", "--items", "part")
+    assert code == 0 and "note: blimp has 67,000 items, and 3 were found; the score on these is not stored" in out
+    assert "note" not in called(capsys, "eval", "words", "--suite", "blimp", "--items", "part", "--limit", "2")[1]
+
+    for items, is_stored in ((13, False), (11, False), (12, True)):
+        text = Path("own.toml").read_text().replace('name = "own"', f'name = "says"\nitems = {items}')
+        Path("says.toml").write_text(text)
+        scored = isoflop.score("words", "says.toml")
+        assert bool(scored.notes) != is_stored
+        assert [one.suite for one in read_run("words").suites if one not in kept] == (["says"] if is_stored else [])
+    Path("words/suites/says.json").unlink()
+
+
 def test_two_runs_are_compared_item_by_item(golden, capsys, monkeypatch):
     monkeypatch.chdir(golden)
     code, out, _ = called(capsys, "eval", "words", "other", "--suite", "own.toml")
