@@ -1,5 +1,6 @@
 """The scores of a model on a suite, with intervals."""
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,14 @@ class Asked:
     def is_whole(self) -> bool:
         """Whether there are as many items as the suite's file says that it has, if it does."""
         return self.suite.items in (0, len(self.items))
+
+    @property
+    def digest(self) -> str:
+        """The same for the same items only, in the same order and with the same templates."""
+        texts = hashlib.sha256()
+        for item in self.items:
+            texts.update(repr(item).encode())
+        return texts.hexdigest()[:16]
 
     @property
     def chance(self) -> float:

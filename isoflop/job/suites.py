@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from isoflop.model.gpt import GPT
 from isoflop.records import RunFolder, SuiteScore, read_object, read_run
 from isoflop.runtime import Runtime, make_runtime
 from isoflop.trainer import RunConfig
+from isoflop.values import instead
 
 
 @dataclass(frozen=True)
@@ -74,9 +76,10 @@ def score(
         say: called with one line of progress at a time.
 
     Raises:
-        UserError: for a run that cannot be read or is not a GPT, for a training text that is not there, and for a
-            malformed suite or item, before any model is scored.
+        UserError: for a run that cannot be read or is not a GPT, for a training text that is not there, for a malformed
+            suite or item, and for a limit that is no number of items, before any model is scored.
     """
+    check_count(limit, "--limit")
     if limit < 0:
         raise UserError(f"--limit {limit} is negative; 0 is all items")
     if not runs or not suites:
@@ -115,6 +118,12 @@ def score(
     return Scored(by_run, compare(by_run) if len(by_run) > 1 else [], notes)
 
 
+def check_count(value: Any, option: str) -> None:
+    """Raise UserError for a number of something that is no whole number: from Python it can be anything."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise UserError(f"{option} {value!r} is not a whole number{instead(int, value)}")
+
+
 def part_note(asked: Asked) -> str:
     """A note if the items that were found are not the whole suite; otherwise ""."""
     if asked.is_whole:
@@ -133,8 +142,10 @@ def check_runs(runs: Sequence[Path | str]) -> None:
         UserError: for a run that is named twice, has no checkpoint or is not a GPT.
     """
     for number, run in enumerate(runs):
-        if any(Path(run) == Path(other) for other in runs[:number]):
-            raise UserError(f"{run} is named twice; a comparison is of different runs")
+        place = Path(run).resolve()
+        if other := next((other for other in runs[:number] if Path(other).resolve() == place), None):
+            twice = f"{run} is named twice" if Path(run) == Path(other) else f"{run} and {other} are the same run"
+            raise UserError(f"{twice}; a comparison is of different runs")
         refuse_encoder_decoder(run, read_object(checkpoint.find(Path(run), None) / "config.json").get("task"))
 
 
@@ -196,7 +207,7 @@ def store_score(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str
         return ""
     suite = scores.asked.suite
     record = SuiteScore.read({**scores.to_dict(), "source": suite.source, "licence": suite.licence})
-    record = record.updated(step=snapshot.step)
+    record = record.updated(step=snapshot.step, digest=scores.asked.digest)
     before = next((one for one in read_run(run).suites if one.suite == suite.name), None)
     if before and record.contamination is None and same_score(before, record):
         record = record.updated(contamination=before.contamination)
@@ -210,8 +221,8 @@ def store_score(run: Path, snapshot: checkpoint.Snapshot, scores: Scores) -> str
 
 
 def same_score(one: SuiteScore, other: SuiteScore) -> bool:
-    """Whether two records are of one checkpoint and, as far as they can tell, the same items."""
-    return (one.step, one.items, one.metrics) == (other.step, other.items, other.metrics)
+    """Whether two records are of one checkpoint, the same items and the same scores."""
+    return (one.step, one.digest, one.metrics) == (other.step, other.digest, other.metrics)
 
 
 def lm_eval_model(run: Path | str) -> Any:
@@ -258,6 +269,7 @@ def perplexity(
     Raises:
         UserError: as for `evaluate`, and for a stride that is not below the context.
     """
+    check_count(stride, "--stride")
     path = Path(run)
     refuse_mixed(path, sources, {"--moved": moved, "--heldout": heldout}, {"--set": set, "--text-column": text_column})
     refuse_runs(path, sources)

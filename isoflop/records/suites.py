@@ -51,6 +51,7 @@ class SuiteScore(Record):
         cut: number of items that were longer than the model's context.
         metrics: by every metric; subsets: by the headline metric.
         source, licence: of the suite's items.
+        digest: of the items as the model was asked them.
     """
 
     suite: str = ""
@@ -69,6 +70,7 @@ class SuiteScore(Record):
     references: tuple[PublishedScore, ...] = ()
     source: str = ""
     licence: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

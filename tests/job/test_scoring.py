@@ -185,6 +185,15 @@ def test_contamination_that_was_found_stays_with_its_score(golden, capsys, monke
     (again,) = [one for one in read_run("words").suites if one.suite == "own"]
     assert again.contamination == found.contamination
 
+    changed = [json.loads(line) for line in Path("items.jsonl").read_text().splitlines()]
+    texts = "".join(json.dumps({**item, "question": f"{item['question']} "}) + "\n" for item in changed)
+    Path("changed").mkdir()
+    Path("changed/items.jsonl").write_text(texts)
+    assert called(capsys, "eval", "words", "--suite", "own.toml", "--items", "changed")[0] == 0
+    (others,) = [one for one in read_run("words").suites if one.suite == "own"]
+    assert others.items == again.items and others.contamination is None
+
+    assert called(capsys, "eval", "words", "--suite", "own.toml", "--contamination")[0] == 0
     path = golden / "words" / "suites" / "own.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "step": 1}))  # of an earlier checkpoint
     assert called(capsys, "eval", "words", "--suite", "own.toml")[0] == 0
@@ -203,6 +212,7 @@ def test_contamination_that_was_found_stays_with_its_score(golden, capsys, monke
         (["words", "--items", "texts"], "--items goes with a suite; name one, as in"),
         (["words", "--contamination"], "--contamination goes with a suite"),
         (["words", "words/", "--suite", "own.toml"], "words/ is named twice"),
+        (["words", "other/../words", "--suite", "own.toml"], "other/../words and words are the same run"),
         (["words", "other"], "other is a run, not text; runs are compared on suites, isoflop eval words other --suite"),
         (["words", "other", "--stride", "4"], "other is a run, not text"),
         (["words", "--suite", "own.toml", "--moved", "texts"], "--moved is the new place of one run's text"),
@@ -216,6 +226,21 @@ def test_impossible_requests_give_one_line(golden, capsys, monkeypatch, words, m
     monkeypatch.chdir(golden)
     code, _, err = called(capsys, "eval", *words)
     assert code == 2 and message in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ("5", "--limit '5' is not a whole number; write 5"),
+        (1.5, "--limit 1.5 is not a whole number; write 1 or 2"),
+        (None, "--limit None is not a whole number"),
+    ],
+)
+def test_a_limit_from_python_is_a_whole_number(golden, limit, message):
+    with pytest.raises(isoflop.UserError, match=message):
+        isoflop.score([golden / "words"], [golden / "own.toml"], limit=limit)
+    with pytest.raises(isoflop.UserError, match="--stride 'x' is not a whole number"):
+        scoring.perplexity(golden / "words", stride="x")
 
 
 def test_scores_that_cannot_be_saved_are_reported(golden, capsys, monkeypatch):
