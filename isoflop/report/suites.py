@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from isoflop.records import Run, SuiteLine, SuiteScore
+from isoflop.records import SuiteLine, SuiteScore
 from isoflop.report import multiples
 from isoflop.report.facts import Facts, column
 from isoflop.report.style import section, table
@@ -14,14 +14,14 @@ LONGEST = 32  # characters of a subset's name that fit above a panel
 def suites(facts: Facts) -> str:
     """The section; empty if nothing was scored."""
     run = facts.run
-    parts = [*during_training(run), *afterwards(run.suites, facts.reached.steps)]
+    parts = [*during_training(facts), *afterwards(run.suites, facts.reached.steps)]
     lead = "Scores on tasks with known answers. Bands and ranges are 95 % intervals."
     return section("Scores on suites", lead, "\n".join(parts)) if parts else ""
 
 
-def during_training(run: Run) -> list[str]:
+def during_training(facts: Facts) -> list[str]:
     """A figure for each suite that was scored during training."""
-    drawn = []
+    run, drawn = facts.run, []
     for index, name in enumerate(dict.fromkeys(line.suite for line in run.suite_lines)):
         lines = [line for line in run.suite_lines if line.suite == name and line.score is not None]
         subsets = list(dict.fromkeys(subset for line in lines for subset in line.subset_scores))
@@ -33,9 +33,17 @@ def during_training(run: Run) -> list[str]:
         last = lines[-1]
         is_share = last.chance is not None
         reached = f"{percent(last.score)} of {count(last.items)} items" if is_share else f"{fixed(last.score)}"
-        title = f"{text(name)}, by {text(last.metric)}: {reached} at the end"
+        title = f"{text(name)}, by {text(last.metric)}: {reached}{moment_of(last, facts)}"
         drawn.append(f'<figure><figcaption class="above">{title}</figcaption>{svg}</figure>')
     return drawn
+
+
+def moment_of(line: SuiteLine, facts: Facts) -> str:
+    """When a suite was scored during training: the last score is often of long before the end."""
+    steps = facts.reached.steps
+    if facts.finished and line.step is not None and line.step == steps:
+        return " at the end"
+    return of_step(line.step, steps) + (f", after {count(line.tokens)} tokens" if line.tokens is not None else "")
 
 
 def panel(lines: Sequence[SuiteLine], subset: str) -> multiples.Panel:

@@ -118,7 +118,7 @@ def test_suites_are_drawn_by_subset_and_listed(make_run: MakeRun, blimp: dict[st
         "70.0 % to 72.0 %",
         "67,000",
         "81.5 %",
-        "40.25 at the end",
+        "by perplexity: 40.25 (at step 1,000 of 1,100), after 8.19 M tokens",
         "60.0 % of 40 items",
     ):
         assert phrase in page.words
