@@ -82,6 +82,10 @@ def parse_json(text: str | bytes, origin: str) -> Any:
         value = json.loads(text)
     except RecursionError:
         raise UserError(f"{origin} is not valid JSON: it is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        # `origin` may name a line of a file, of which this text is the first and only one
+        line = f"line {error.lineno} " if "\n" in error.doc.strip() else ""
+        raise UserError(f"{origin} is not valid JSON: {error.msg} at {line}column {error.colno}") from None
     except ValueError as error:
         raise UserError(f"{origin} is not valid JSON: {error}") from None
     if too_deep(value, text):

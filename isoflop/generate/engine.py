@@ -89,8 +89,9 @@ def generate_all(
     all."""
     further = {"min_p": min_p, "repetition_penalty": repetition_penalty}
     check_stops(stops)
-    for i, prompt in enumerate(prompts):
-        check_arguments(prompt, tokens, temperature, top_k, top_p, seed + i, **further)
+    check_seed(seed, len(prompts))
+    for prompt in prompts:
+        check_arguments(prompt, tokens, temperature, top_k, top_p, seed, **further)
     # only the first token of a text can have a leading space that is not part of the text
     texts = [Text(tokenizer, begins=not prompt, on_text=on_text, stops=stops) for prompt in prompts]
     sampling = Sampling(temperature, top_k, top_p, **further)
@@ -158,7 +159,7 @@ def stream_all(
         return
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     sampling.check()
-    check_seed(seed)
+    check_seed(seed, len(prompts))
     orders = [Order(np.array(ids, dtype=np.int64), tokens, seed + i, sampling) for i, ids in enumerate(prompts)]
     check_ids([order.ids for order in orders], model.head_weight.shape[0])
     for numbers, given in steps(Batch(model, orders, stop, slots)):

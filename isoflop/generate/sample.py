@@ -274,6 +274,9 @@ def check_arguments(
     Sampling(temperature, top_k, top_p, **further).check()
 
 
-def check_seed(seed: Any) -> None:
+def check_seed(seed: Any, rows: int = 1) -> None:
+    """Raise UserError for a seed out of range. Each of `rows` texts has the seed after that of the one before."""
     if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**63:
         raise UserError(f"--seed {seed} is not a whole number between 0 and 2^63 - 1")
+    if int(seed) + rows > 2**63:
+        raise UserError(f"--seed {seed} and the {rows - 1} after it go beyond 2^63 - 1; take a smaller one")

@@ -46,6 +46,15 @@ def model_of(preset="modern", context=16, stir=0.3, **fields):
     return model
 
 
+def test_the_last_of_several_seeds_is_in_range():
+    model, last = model_of(), 2**63 - 1
+    assert len(generate_all(model, Bytes(), ["a"], 1, seed=last)) == 1
+    with pytest.raises(UserError, match=f"--seed {last} and the 1 after it go beyond"):
+        generate_all(model, Bytes(), ["a", "b"], 1, seed=last)
+    with pytest.raises(UserError, match=f"--seed {last - 1} and the 2 after it go beyond"):
+        list(stream_all(model, [[1], [2], [3]], 1, seed=last - 1))
+
+
 @pytest.mark.parametrize("preset", ["gpt2", "modern"])
 def test_prefill_and_decode_equal_the_full_forward(preset):
     model = model_of(preset).double()
