@@ -13,6 +13,15 @@ SWITCHES = {
 LONGEST = 100  # characters of a list that a message spells out
 
 
+def counted(number: int, noun: str) -> str:
+    """1 item, 1,234 items: a number with a noun that takes an s."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
 def spelled(value: Any) -> str:
     """A value as it is written in JSON, where that differs from Python: true, false and null."""
     return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)

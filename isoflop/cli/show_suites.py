@@ -15,6 +15,7 @@ from isoflop.files import to_json
 from isoflop.job.suites import Scored
 from isoflop.screen import Screen
 from isoflop.terminal import listing
+from isoflop.values import are, counted
 
 Print = Callable[[str], None]
 
@@ -78,9 +79,8 @@ def details(i: int, suite_scores: Scores, scored: Scored) -> list[str]:
         if others:
             lines.append(f"{name}: {prefix}{', '.join(others)}")
         if scores.cut:
-            lines.append(
-                f"{name}: {prefix}{scores.cut:,} items are longer than the model's context; only their end is read"
-            )
+            longer = f"{counted(scores.cut, 'item')} {are(scores.cut)} longer than the model's context"
+            lines.append(f"{name}: {prefix}{longer}, and only the end is read")
         lines += [f"{name}: {prefix}{text}" for text in contamination(scores)]
     for published in suite_scores.asked.suite.reference:
         metric = published.metric or suite_scores.metric
@@ -96,39 +96,47 @@ def contamination(scores: Scores) -> list[str]:
     if overlap is None:
         return []
     count = len(scores.asked.items)
-    text = f"{overlap['overlapping']:,} of {count:,} items share {WORDS} words in a row with the training text"
+    share = "shares" if overlap["overlapping"] == 1 else "share"
+    text = (
+        f"{overlap['overlapping']:,} of {counted(count, 'item')} {share} {WORDS} words in a row with the training text"
+    )
     if overlap["without"] is not None and overlap["overlapping"]:
         without_record: dict[str, Any] = overlap["without"]
         without = Interval(without_record["score"], without_record["low"], without_record["high"])
         text += f"; {score_text(without, scores.metric)} without them"
-    short = f"; {overlap['too_short']:,} are too short to check" if overlap["too_short"] else ""
+    short = f"; {overlap['too_short']:,} {are(overlap['too_short'])} too short to check" if overlap["too_short"] else ""
     return [text + short]
 
 
 def comparison_text(compared: Compared) -> str:
     """A comparison as a sentence."""
-    value = compared.measured.difference
-    shares = METRICS[compared.metric].shares
-    if not compared.better:
-        return f"{compared.suite}: {compared.first} and {compared.second} are equal"
-    worse = compared.first if compared.better == compared.second else compared.second
-    low, high = sorted(abs(end) if end * value.value > 0 else -abs(end) for end in (value.low, value.high))
-    margin = (
-        f"by {100 * abs(value.value):.1f} points ({100 * low:.1f} to {100 * high:.1f})"
-        if shares
-        else f"by {abs(value.value):.3f} nats per item ({low:.3f} to {high:.3f})"
-    )
-    only = ""
-    if shares:
-        right, wrong = (
-            (compared.only_second, compared.only_first)
-            if compared.better == compared.second
-            else (compared.only_first, compared.only_second)
-        )
-        only = f", alone right on {right:,} items against {wrong:,}"
-    verdict = "a real difference" if compared.real else "not shown to be real"
+    what, items = f"{compared.suite} by {compared.metric}", counted(compared.items, "item")
     test = f"p = {compared.measured.p:.2g}, {compared.measured.test}"
-    return f"{compared.suite}: {compared.better} is better than {worse} {margin}{only}; {test}: {verdict}"
+    if not compared.better:
+        both = f", alone right on {compared.only_first:,} and {compared.only_second:,}"
+        only = both if compared.only_first is not None else ""
+        names = f"{compared.first} and {compared.second}"
+        return f"{what}: {names} differ by {margin(compared)} over {items}{only}; {test}: not shown to differ"
+
+    is_second = compared.better == compared.second
+    worse = compared.first if is_second else compared.second
+    only = ""
+    if compared.only_first is not None:
+        alone = (compared.only_first, compared.only_second)
+        right, wrong = reversed(alone) if is_second else alone
+        only = f", alone right on {right:,} against {wrong:,}"
+    verdict = "a real difference" if compared.real else "not shown to be real"
+    better = f"{compared.better} is better than {worse} by {margin(compared)}"
+    return f"{what}: {better} over {items}{only}; {test}: {verdict}"
+
+
+def margin(compared: Compared) -> str:
+    """By how much the better one is better, with the interval."""
+    value = compared.measured.difference
+    ends = (value.low, value.high) if value.value > 0 or not compared.better else (-value.high, -value.low)
+    if METRICS[compared.metric].shares:
+        return f"{100 * abs(value.value):.1f} points ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+    return f"{abs(value.value):.3f} nats per item ({ends[0]:.3f} to {ends[1]:.3f})"
 
 
 def score_text(interval: Interval, metric: str) -> str:

@@ -17,6 +17,7 @@ class Compared:
     Attributes:
         first, second: what they are called.
         measured: the second less the first, in shares, or in nats per item where the metric is a perplexity.
+        items: how many both were asked.
         only_first, only_second: items on which only the one, or only the other, is right; None for a perplexity.
         real: the difference is real, after Holm over all that are compared together.
     """
@@ -26,13 +27,14 @@ class Compared:
     first: str
     second: str
     measured: Difference
+    items: int
     only_first: int | None
     only_second: int | None
     real: bool
 
     @property
     def better(self) -> str:
-        """The one that is better by what was measured, real or not; "" where they are alike."""
+        """The one that is better by what was measured, real or not; "" where neither is."""
         more = self.measured.difference.value * (-1 if METRICS[self.metric].lower else 1)
         return self.second if more > 0 else self.first if more < 0 else ""
 
@@ -46,6 +48,7 @@ class Compared:
             "difference": measured.difference.value,
             "low": measured.difference.low,
             "high": measured.difference.high,
+            "items": self.items,
             "only_first": self.only_first,
             "only_second": self.only_second,
             "p": measured.p,
@@ -55,23 +58,24 @@ class Compared:
 
 
 def compare(scores: Mapping[str, Sequence[Scores]]) -> list[Compared]:
-    """Every two models on every suite, by its headline.
+    """Every two models on every suite, by its headline, and by a perplexity if it has one: that tells models apart of
+    which none is ever right.
 
     Args:
         scores: by the model's name, its scores on the same suites in the same order.
     """
     pairs = [
-        (first, second, a, b)
+        (first, second, a.asked.suite.name, metric, a.values[metric], b.values[metric])
         for first, second in combinations(scores, 2)
         for a, b in zip(scores[first], scores[second], strict=True)
+        for metric in a.values
+        if metric == a.metric or not METRICS[metric].shares
     ]
-    measured = [paired(a.values[a.metric], b.values[b.metric], METRICS[a.metric].shares) for _, _, a, b in pairs]
+    measured = [paired(a, b, METRICS[metric].shares) for *_, metric, a, b in pairs]
     real = holm([one.p for one in measured])
     compared = []
-    for (first, second, a, b), difference, is_real in zip(pairs, measured, real, strict=True):
-        more = b.values[b.metric] - a.values[a.metric]
-        shares = METRICS[a.metric].shares
-        only_first, only_second = (int((more < 0).sum()), int((more > 0).sum())) if shares else (None, None)
-        name = a.asked.suite.name
-        compared.append(Compared(name, a.metric, first, second, difference, only_first, only_second, is_real))
+    for (first, second, name, metric, a, b), difference, is_real in zip(pairs, measured, real, strict=True):
+        only_first, only_second = (int((a > b).sum()), int((b > a).sum())) if METRICS[metric].shares else (None, None)
+        counts = (len(a), only_first, only_second)
+        compared.append(Compared(name, metric, first, second, difference, *counts, is_real))
     return compared

@@ -17,6 +17,7 @@ from isoflop.errors import UserError
 from isoflop.evaluate.suite import Shots, Suite, compiled, is_wanted
 from isoflop.evaluate.templates import fill, member
 from isoflop.untrusted import foreign, open_regular, parse_json, read_bytes
+from isoflop.values import are, counted
 
 LARGEST_FILE = 2**30  # bytes of one file of items
 NO_PLACE = "is neither a folder nor a tar archive; name the folder that holds the items"
@@ -100,7 +101,8 @@ def nothing_wanted(suite: Suite, store: dict[str, Files], place: Path) -> str:
     count = sum(1 for _ in wanted(suite, store, suite.files, {}))
     if not count:
         return f"{', '.join(suite.files)} in {place} has no items"
-    return f"none of the {count:,} items in {place} is wanted: where = {suite.where}"
+    found = f"none of the {count:,} items" if count > 1 else "the only item"
+    return f"{found} in {place} is {'' if count > 1 else 'not '}wanted: where = {suite.where}"
 
 
 def spread(items: Sequence[Item], limit: int) -> list[Item]:
@@ -125,7 +127,8 @@ class Examples:
         self.records = list(records) if own else [*wanted(suite, store, shots.files or suite.files, shots.where)]
         if len(self.records) < shots.count:
             raise UserError(
-                f"suite {suite.name}: shots.count = {shots.count}, and there are {len(self.records)} examples"
+                f"suite {suite.name}: shots.count = {shots.count}, and there {are(len(self.records))} "
+                f"{counted(len(self.records), 'example')}"
             )
 
     def before(self, record: dict[str, Any], at: str) -> str:
@@ -139,7 +142,11 @@ class Examples:
                 item = self.make(self.suite, other, f"{self.suite.name} example ({where})", 0)
                 chosen.append(item.contexts[item.answer] + item.continuations[item.answer])
         if len(chosen) < self.shots.count:
-            raise UserError(f"{at}: only {len(chosen)} of {self.shots.count} examples have the same {self.shots.same}")
+            alike = f" with the same {self.shots.same}" if self.shots.same else ""
+            raise UserError(
+                f"{at}: shots.count = {self.shots.count}, and there {are(len(chosen))} "
+                f"{counted(len(chosen), 'example')}{alike}; an item is not its own example"
+            )
         return "".join(text + self.shots.between for text in chosen)
 
 
@@ -277,7 +284,7 @@ def listed(suite: Suite, value: Any, record: dict[str, Any], name: str, at: str)
     else:
         texts = [fill(template, record, at) for template in value]
     if len(texts) < 2:
-        raise UserError(f"{at} has {len(texts)} {name}; it needs two or more")
+        raise UserError(f"{at} has {counted(len(texts), name.removesuffix('s'))}; it needs two or more")
     return tuple(replaced(suite, text) for text in texts)
 
 

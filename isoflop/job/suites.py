@@ -29,7 +29,7 @@ from isoflop.model.gpt import GPT
 from isoflop.records import RunFolder, SuiteScore, read_object, read_run
 from isoflop.runtime import Runtime, make_runtime
 from isoflop.trainer import RunConfig
-from isoflop.values import instead
+from isoflop.values import counted, instead
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def part_note(asked: Asked) -> str:
         return ""
     suite = asked.suite
     return (
-        f"note: {suite.name} has {suite.items:,} items, and {len(asked.items):,} were found; the score on these is not "
+        f"note: {suite.name} has {counted(suite.items, 'item')}, not the {len(asked.items):,} found; this score is not "
         f"stored as that on {suite.name}"
     )
 

@@ -220,7 +220,7 @@ def scores(suites: Sequence[SuiteScore], steps: float | None) -> str:
         overlap = MISSING
         if suite.contamination is not None:
             clean = suite.contamination.without
-            overlap = f"{count(suite.contamination.overlapping)} items"
+            overlap = f"{count(suite.contamination.overlapping)} item{'s' * (suite.contamination.overlapping != 1)}"
             overlap += f"; {shown(clean.score, suite)} without" if clean and suite.contamination.overlapping else ""
             too_short = suite.contamination.too_short
             overlap += f"; {count(too_short)} too short to tell" if too_short else ""

@@ -172,7 +172,7 @@ def test_examples_come_before_the_item_and_are_never_the_item(write_suite, quest
         "Answer.\nThe dog sat on it\n\n",
         "Answer.\nThe cat sat on the mat\n\n",
     ]
-    with pytest.raises(UserError, match=r"own item 1 .*only 1 of 3"):
+    with pytest.raises(UserError, match=r"shots.count = 3, and there is 1 example with the same \{kind\}"):
         read_items(read_suite(write_suite(questions, shots={**shots, "count": 3})), method_of(suite).make)
 
 
@@ -218,7 +218,7 @@ GOOD = {"question": "Is it?", "choices": ["yes", "no"], "gold": 0}
             {"choices": ["yes", "no"], "gold": 0},
             r"own item 2 \(own\.jsonl line 2\) has no field 'question'; its fields: choices, gold",
         ),
-        ({**GOOD, "choices": ["yes"]}, "item 2 .* has 1 options; it needs two or more"),
+        ({**GOOD, "choices": ["yes"]}, "item 2 .* has 1 option; it needs two or more"),
         ({**GOOD, "choices": "yes or no"}, "item 2 .*'choices', is not a list of texts"),
         ({**GOOD, "gold": 2}, "item 2 .* its answer '2' is not the number of one of its 2 options"),
         ({**GOOD, "gold": "-1"}, "item 2 .* its answer '-1' is not the number"),
@@ -267,6 +267,7 @@ def test_a_malformed_item_is_named_by_its_number(write_suite, record, message):
         ({"items": -1}, "items = -1 is negative"),
         ({"built_in": True}, "unknown field built_in"),
         ({"shots": {"count": 9}}, "shots.count = 9, and there are 2 examples"),
+        ({"shots": {"count": 2}}, "item 1 .* shots.count = 2, and there is 1 example; an item is not its own example"),
     ],
 )
 def test_a_malformed_suite_is_one_line(write_suite, fields, message):
@@ -342,6 +343,13 @@ def test_a_file_without_items_is_refused(write_suite, tmp_path, name, content, m
     path = write_suite([], files=[name])
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
+        ask(str(path))
+
+
+def test_broken_json_is_named_by_the_line_of_its_file(write_suite, tmp_path):
+    path = write_suite([GOOD, GOOD])
+    (tmp_path / "own.jsonl").write_text(json.dumps(GOOD) + "\n{,}\n")
+    with pytest.raises(UserError, match=r"own\.jsonl line 2 is not valid JSON: Expecting property .* at column 2$"):
         ask(str(path))
 
 

@@ -10,6 +10,7 @@ import torch
 import isoflop
 from isoflop import checkpoint
 from isoflop.cli.app import run as command
+from isoflop.cli.show_suites import comparison_text
 from isoflop.job import suites as scoring
 from isoflop.records import read_run
 
@@ -82,7 +83,9 @@ def test_a_part_of_a_suite_is_not_stored_as_the_suite(golden, capsys, monkeypatc
     Path("part/blimp").mkdir()
     Path("part/blimp/a.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     code, out, _ = called(capsys, "eval", "words", "--suite", "blimp", "--items", "part")
-    assert code == 0 and "note: blimp has 67,000 items, and 3 were found; the score on these is not stored" in out
+    assert (
+        code == 0 and "note: blimp has 67,000 items, not the 3 found; this score is not stored as that on blimp" in out
+    )
     assert "note" not in called(capsys, "eval", "words", "--suite", "blimp", "--items", "part", "--limit", "2")[1]
 
     for items, is_stored in ((13, False), (11, False), (12, True)):
@@ -97,12 +100,30 @@ def test_a_part_of_a_suite_is_not_stored_as_the_suite(golden, capsys, monkeypatc
 def test_two_runs_are_compared_item_by_item(golden, capsys, monkeypatch):
     monkeypatch.chdir(golden)
     code, out, _ = called(capsys, "eval", "words", "other", "--suite", "own.toml")
-    assert code == 0 and ("McNemar, exact: not shown to be real" in out or "are alike" in out)
+    line = next(line for line in out.splitlines() if "McNemar" in line)
+    assert code == 0 and " points (" in line and " over 12 items, alone right on " in line and "p = " in line
     scored = isoflop.score(["words", "other", "words/checkpoints/step-00000024"], ["own.toml"])
     assert isoflop.score("words", "own.toml").to_dict()["runs"].keys() == {"words"}  # one is a list of one
     first, same, _ = scored.compared  # `same`: the run and its last checkpoint
     assert (first.first, first.second) == ("words", "other")
     assert same.measured.p == 1.0 and not same.real and same.only_first == same.only_second == 0
+    assert comparison_text(same) == (
+        "own by likelihood: words and words/checkpoints/step-00000024 differ by 0.0 points (-16.4 to 16.4) over 12 "
+        "items, alone right on 0 and 0; p = 1, McNemar, exact: not shown to differ"
+    )
+
+
+def test_models_of_which_none_is_right_are_compared_by_perplexity(golden, capsys, monkeypatch):
+    monkeypatch.chdir(golden)
+    Path("words.jsonl").write_text("".join(json.dumps({"c": f"one {i} the", "w": "same"}) + "\n" for i in range(9)))
+    Path("last.toml").write_text(
+        'name = "last"\nmethod = "last_word"\nfiles = ["words.jsonl"]\ncontext = "{c}"\ncontinuation = "{w}"\n'
+    )
+    scored = isoflop.score(["words", "other"], "last.toml")
+    by = {one.metric: one for one in scored.compared}
+    assert list(by) == ["first_choice", "perplexity"] and by["perplexity"].items == 9
+    assert by["perplexity"].only_first is None and by["perplexity"].better in ("words", "other")
+    assert " nats per item (" in comparison_text(by["perplexity"])
 
 
 def test_contamination_is_searched_in_the_runs_own_text(golden, capsys, monkeypatch):
