@@ -11,7 +11,7 @@ model, tokenizer = isoflop.load("runs/books")
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 # A package sets its name in its parent when it is first imported. This one is imported before the function of the same
 # name is defined below, so that no later import replaces the function (tests/test_public.py).
@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 Texts = Sequence[str | Path] | Path  # one path, or several
+Prompts = list[str] | tuple[str, ...]
 
 
 def as_tuple(paths: Texts) -> tuple[str, ...]:
@@ -188,6 +189,7 @@ def load(run: Path | str, device: str = "cpu") -> "tuple[Model, Tokenizer]":
     return job.load(run, device)
 
 
+@overload
 def sample(
     run: Path | str,
     prompt: str = "",
@@ -204,23 +206,66 @@ def sample(
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
     stops: Sequence[str] = (),
-) -> str:
+) -> str: ...
+
+
+@overload
+def sample(
+    run: Path | str,
+    prompt: Prompts,
+    *,
+    tokens: int = 200,
+    temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int = 0,
+    on_text: Callable[[str], None] | None = None,
+    with_prompt: bool = False,
+    beam: int = 1,
+    dtype: str = "float32",
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Sequence[str] = (),
+) -> list[str]: ...
+
+
+def sample(
+    run: Path | str,
+    prompt: str | Prompts = "",
+    *,
+    tokens: int = 200,
+    temperature: float | None = None,
+    top_k: int = 0,
+    top_p: float = 0.95,
+    seed: int = 0,
+    on_text: Callable[[str], None] | None = None,
+    with_prompt: bool = False,
+    beam: int = 1,
+    dtype: str = "float32",
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stops: Sequence[str] = (),
+) -> str | list[str]:
     """Generate text with a run's last checkpoint: a continuation of `prompt`, or (seq2seq) the output for `prompt`.
 
     Args:
-        prompt: text to continue; empty: a new document.
+        prompt: text to continue; empty: a new document. A list of prompts, of any lengths, is continued as one batch;
+            prompt number i gets the text that it gets alone with the seed `seed + i`.
         tokens: the most new tokens.
         temperature: 0: always the most likely token; None: 0.8.
         top_k: only the k most likely tokens; 0: all.
         top_p: only the most likely tokens that make up this share of probability.
         seed: the same seed generates the same text.
-        on_text: called with each piece of text as it is generated.
+        on_text: called with each piece of the text as it is generated; for one prompt.
         with_prompt: the returned text begins with the prompt.
         beam: seq2seq: beam width; 1 is greedy. An encoder-decoder takes none of temperature, top_k and top_p.
         dtype: "float32", or "bfloat16": rounded weights, faster for large models.
         min_p: only tokens at least this fraction as likely as the likeliest; 0: all.
         repetition_penalty: the logits of tokens already in the text are divided by it; 1: no penalty.
         stops: strings before which the text ends.
+
+    Returns:
+        The text; for a list of prompts a list of texts, in their order.
 
     Raises:
         UserError: for a run that cannot be read, or an argument that does not apply to its model.

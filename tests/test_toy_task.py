@@ -203,10 +203,11 @@ class Recall:
         for word in data.heldout[:2]:
             yield SampleLine(prompt=word, text=self.answer(model, data.tokenizer, word), reference=word)
 
-    def write(self, model, tokenizer, prompt, request):
-        text = self.answer(model, tokenizer, prompt)
-        request.show(text)
-        return text
+    def write(self, model, tokenizer, prompts, request):
+        texts = [self.answer(model, tokenizer, prompt) for prompt in prompts]
+        for text in texts:
+            request.show(text)
+        return texts
 
     def answer(self, model, tokenizer, word):
         return generate(model, tokenizer, f"{word}{SIGN}", len(word) + 1, temperature=0.0)

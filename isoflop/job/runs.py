@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -38,6 +38,7 @@ READING_FIELDS = ("data.text_column", "data.encoding", "data.document_separator"
 EVALUATE = ("isoflop eval RUN", "--moved SOURCE")  # names the new place of a run's text, if it was moved
 WINDOWS = (RUNNING, DOCUMENTS)
 DEFAULT = Request()
+Prompts = list[str] | tuple[str, ...]
 
 
 def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
@@ -50,19 +51,32 @@ def load(run: Path | str, device: str = "cpu") -> tuple[Model, Tokenizer]:
     return model.eval(), tokenizer
 
 
+@overload
+def sample(run: Path | str, prompt: str, request: Request = DEFAULT) -> str: ...
+@overload
+def sample(run: Path | str, prompt: Prompts, request: Request = DEFAULT) -> list[str]: ...
 @torch.no_grad()
-def sample(run: Path | str, prompt: str, request: Request = DEFAULT) -> str:
-    """Generate text with a run's last checkpoint: a continuation of `prompt`, or (seq2seq) the output for `prompt`.
+def sample(run: Path | str, prompt: str | Prompts, request: Request = DEFAULT) -> str | list[str]:
+    """Generate text with a run's last checkpoint: a continuation of `prompt`, or (seq2seq) the output for `prompt`; for
+    a list of prompts a list of texts, generated together.
 
     Raises:
-        UserError: for a run that cannot be read, or a setting that does not apply to its model.
+        UserError: for a run that cannot be read, a prompt that is no string, or a setting that does not apply to the
+            run's model.
     """
-    if not isinstance(prompt, str):
-        raise UserError(f"the prompt {prompt!r} is not a string; decode bytes first")
+    prompts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
+    for one in prompts:
+        if not isinstance(one, str):
+            raise UserError(f"the prompt {one!r} is not a string; decode bytes first")
+    if request.on_text is not None and len(prompts) > 1:
+        raise UserError(
+            f"on_text shows one text as it is generated, not {len(prompts)}; leave it out or name one prompt"
+        )
     if request.dtype not in DTYPES:
         raise UserError(f"--dtype {request.dtype} is not one of {', '.join(DTYPES)}")
     model, tokenizer, snapshot = checkpoint.load_model(Path(run), choose_device())
-    return task_named(snapshot.task).write(model, tokenizer, prompt, request)
+    texts = task_named(snapshot.task).write(model, tokenizer, prompts, request) if prompts else []
+    return texts[0] if isinstance(prompt, str) else texts
 
 
 def evaluate(

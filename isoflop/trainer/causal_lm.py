@@ -1,6 +1,6 @@
 """The task causal_lm: a GPT on windows of text, which predicts each token from those before it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from isoflop.data.prepare import Prepared, Progress, documents, open_prepared, p
 from isoflop.data.tally import Tally, because, notes_of
 from isoflop.data.tokenizer import Tokenizer
 from isoflop.errors import UserError
-from isoflop.generate.engine import generate
+from isoflop.generate.engine import generate, generate_all
 from isoflop.generate.layout import lay_out, narrow
 from isoflop.generate.request import Request
 from isoflop.generate.rules import TEMPERATURE
@@ -245,8 +245,8 @@ class CausalLM:
             )
             yield SampleLine(prompt=prompt, text=text)
 
-    def write(self, model: GPT, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
-        """The text that follows the prompt."""
+    def write(self, model: GPT, tokenizer: Tokenizer, prompts: Sequence[str], request: Request) -> list[str]:
+        """The text that follows each prompt."""
         if request.beam != 1:
             raise UserError(
                 f"--beam {request.beam} is for runs of --task seq2seq; this one continues a text, token by token"
@@ -254,13 +254,13 @@ class CausalLM:
         arrange: Callable[[GPT], Any] = narrow if request.dtype == "bfloat16" else lay_out
         arrange(model)
 
-        shown_prompt = prompt if request.with_prompt else ""
-        if shown_prompt:
-            request.show(shown_prompt)
-        return shown_prompt + generate(
+        shown = [prompt if request.with_prompt else "" for prompt in prompts]
+        for prompt in filter(None, shown):
+            request.show(prompt)
+        texts = generate_all(
             model,
             tokenizer,
-            prompt,
+            prompts,
             request.tokens,
             temperature=TEMPERATURE if request.temperature is None else request.temperature,
             top_k=request.top_k,
@@ -271,6 +271,7 @@ class CausalLM:
             repetition_penalty=request.repetition_penalty,
             stops=request.stops,
         )
+        return [prompt + text for prompt, text in zip(shown, texts, strict=True)]
 
 
 def require_documents(config: RunConfig) -> None:

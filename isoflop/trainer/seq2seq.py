@@ -1,6 +1,6 @@
 """The task seq2seq: an encoder-decoder on padded batches of pairs, which predicts an output from its input."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -207,8 +207,8 @@ class Seq2Seq:
             reference = tokenizer.decode(pairs.target[sampled[number]]) if number < len(sampled) else None
             yield SampleLine(prompt=tokenizer.decode(source), text=tokenizer.decode(output), reference=reference)
 
-    def write(self, model: EncoderDecoder, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
-        """The most likely output for the prompt."""
+    def write(self, model: EncoderDecoder, tokenizer: Tokenizer, prompts: Sequence[str], request: Request) -> list[str]:
+        """The most likely output for each prompt."""
         if request.dtype != "float32":
             raise UserError(
                 f"--dtype {request.dtype} is for runs that continue a text; leave it out for one of --task seq2seq"
@@ -227,10 +227,11 @@ class Seq2Seq:
                 raise UserError(
                     f"{name} {value} is for runs that continue a text; leave it out for one of --task seq2seq"
                 )
-        if not prompt:
+        if not all(prompts):
             raise UserError("--prompt is empty; this run (--task seq2seq) needs an input, as in --prompt WORD")
 
-        [ids] = transduce(model, tokenizer.encode_batch([prompt]), tokenizer.eot, request.beam)
-        text = tokenizer.decode(ids)
-        request.show(text)
-        return text
+        outputs = transduce(model, tokenizer.encode_batch(prompts), tokenizer.eot, request.beam)
+        texts = [tokenizer.decode(ids) for ids in outputs]
+        for text in texts:
+            request.show(text)
+        return texts

@@ -8,7 +8,7 @@ A task is one class with the methods of `Task`, a line in TASKS and, for the mod
 (model/build.py).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,8 +122,8 @@ class Task(Protocol):
             until: returns whether the current text has to end early, because of the run's time limit.
         """
 
-    def write(self, model: Any, tokenizer: Tokenizer, prompt: str, request: Request) -> str:
-        """The model's output for a prompt.
+    def write(self, model: Any, tokenizer: Tokenizer, prompts: Sequence[str], request: Request) -> list[str]:
+        """The model's output for each prompt, all generated together. With `request.on_text` there is one prompt.
 
         Raises:
             UserError: for an option that does not apply to the model.

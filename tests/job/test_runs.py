@@ -42,6 +42,19 @@ def test_sample_works_for_each_task(golden):
     assert text.startswith("ab") and "".join(pieces) == text
     assert sample("words", "ab", Request(tokens=8, temperature=0.0)) == text.removeprefix("ab")
     assert sample("pairs", "abc", Request(beam=2)) == sample("pairs", "abc", Request(beam=2))
+
+    several = ["ab", "", "the same thing"]
+    together = sample("words", several, Request(tokens=8, seed=3))
+    assert together == [sample("words", one, Request(tokens=8, seed=3 + i)) for i, one in enumerate(several)]
+    begun = sample("words", tuple(several), Request(tokens=8, seed=3, with_prompt=True))
+    assert begun == [prompt + text for prompt, text in zip(several, together, strict=True)]
+    assert sample("pairs", ["abc", "b"]) == [sample("pairs", "abc"), sample("pairs", "b")]
+    assert sample("words", []) == []
+    with pytest.raises(UserError, match="the prompt b'x' is not a string"):
+        sample("words", ["x", b"x"])
+    with pytest.raises(UserError, match="on_text shows one text"):
+        sample("words", several, Request(on_text=pieces.append))
+
     for refused in ({"beam": 2}, {"dtype": "float16"}):
         with pytest.raises(UserError, match=f"--{next(iter(refused))}"):
             sample("words", "ab", Request(**refused))
