@@ -622,6 +622,7 @@ NOT_TRIED = {  # what a message says -> why its advice is not done here
     "--set suite.items=": "a note on a run with a suite that takes long",
     "torchrun --nproc-per-node {} -m isoflop": "for machines that are not at hand",
     "--set does not go with --machine": "in tests/plan/test_here.py",
+    "score a run:": "placeholders; in tests/job/test_scoring.py",
     "train there:": "for machines that are not at hand",
     "for FLOPs see `plan predict`": "a form",
 }

@@ -10,7 +10,7 @@ import tyro
 from isoflop import __version__
 from isoflop.cli.arguments import refuse_empty, spread_set
 from isoflop.cli.inference import evaluate, sample
-from isoflop.cli.inspect import config, report, runs
+from isoflop.cli.inspect import config, report, runs, suites
 from isoflop.cli.lab import LAB, lab
 from isoflop.cli.ladder import ladder
 from isoflop.cli.plan import PLAN, plan
@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, Callable[..., int | None]] = {
     "export": export_model,
     "report": report,
     "runs": runs,
+    "suites": suites,
     "config": config,
     "plan": plan,
     "ladder": ladder,

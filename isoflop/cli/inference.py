@@ -74,7 +74,7 @@ def evaluate(
         tyro.conf.UseAppendAction,
         tyro.conf.arg(
             metavar="NAME[,NAME]",
-            help="score suites (docs/evaluation.md), or files of your own; SOURCE then names further runs",
+            help="score suites (`isoflop suites` lists them), or files of your own; SOURCE then names further runs",
         ),
     ] = (),
     items: Annotated[str, tyro.conf.arg(metavar="PATH", help="the folder or tar archive with the suites' items")] = "",

@@ -1,4 +1,4 @@
-"""The commands that show runs and settings: `report`, `runs` and `config`."""
+"""The commands that show runs, suites and settings: `report`, `runs`, `suites` and `config`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +46,16 @@ def runs(
     screen = Screen(is_result=True)
     show_runs(screen, folder, job.list_runs(folder))
     screen.require_shown()
+
+
+def suites() -> None:
+    """List the evaluation suites that come with isoflop."""
+    from isoflop.evaluate.suite import find_suite, names
+
+    for suite in map(find_suite, names()):
+        print(f"{suite.name:15} {suite.about}")
+        print(f"{'':15} {suite.items:,} items in {', '.join(suite.files)}, {suite.licence}; from {suite.source}")
+    print("score a run: isoflop eval RUN --suite NAME --items FOLDER; a suite of your own: --suite FILE.toml")
 
 
 def config() -> None:

@@ -11,6 +11,7 @@ import isoflop
 from isoflop import checkpoint
 from isoflop.cli.app import run as command
 from isoflop.cli.show_suites import comparison_text
+from isoflop.evaluate.suite import names
 from isoflop.job import suites as scoring
 from isoflop.records import read_run
 
@@ -72,6 +73,11 @@ def test_a_suite_is_scored_kept_and_shown(golden, capsys, monkeypatch):
     score = json.loads(out)["runs"]["words"][0]
     assert code == 0 and score["items"] == 4 and score["low"] <= score["score"] <= score["high"]
     assert read_run("words").suites == kept  # a part of a suite is not kept
+
+
+def test_the_shipped_suites_are_listed(capsys):
+    code, out, _ = called(capsys, "suites")
+    assert code == 0 and all(f"\n{name} " in f"\n{out}" for name in names()) and "67,000 items in blimp/*.jsonl" in out
 
 
 def test_a_part_of_a_suite_is_not_stored_as_the_suite(golden, capsys, monkeypatch):
