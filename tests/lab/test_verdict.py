@@ -136,6 +136,18 @@ def test_published_cases_do_not_ask_for_more_pairs():
     assert decide(claim, known).verdict == REFUTED
 
 
+def test_what_the_notes_on_the_share_of_pretraining_say_of_other_cases_is_so():
+    claim = CLAIMS["pretraining-share"]
+    without, with_r1, *others = claim.setup.options["values"]
+
+    def verdict(*values):
+        return decide(claim, {"open": {n: {"value": value} for n, value in enumerate(values)}}).verdict
+
+    assert verdict(without, with_r1, *others) == verdict(with_r1, *others) == SUPPORTED
+    assert verdict(without, *others) == verdict(without, with_r1, *others, 0.5) == UNDECIDED
+    assert sum([without, with_r1, *others, 0.5]) / 5 == pytest.approx(0.83, abs=0.005) and "0.83" in claim.notes
+
+
 WRITTEN = {
     "statement": "B is better.",
     "question": "Is it?",
