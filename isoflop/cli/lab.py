@@ -218,11 +218,16 @@ def seconds_of(budget: str) -> float:
     return parsed.amount
 
 
-def speaker(json: bool) -> Callable[[str], None]:
-    """Prints a line of what happens; to standard error if the result is JSON."""
+def speaker(json: bool, verbatim: bool = False) -> Callable[[str], None]:
+    """Prints a line of what happens; to standard error if the result is JSON. `verbatim`: without wrapping it, as what
+    is to be copied needs."""
 
     def say(text: str) -> None:
-        show(text, indent=2, file=sys.stderr if json else sys.stdout)
+        file = sys.stderr if json else sys.stdout
+        if verbatim:
+            print(text, file=file, flush=True)
+        else:
+            show(text, indent=2, file=file)
 
     return say
 
@@ -269,7 +274,7 @@ def carry_out(
     from isoflop.lab.wording import verdict_line, versions_words
     from isoflop.model.registry import trust_code as trusting
 
-    store, say = Store(out), speaker(json)
+    store, say, copied = Store(out), speaker(json), speaker(json, verbatim=True)
     with trusting(*trusted):
         outcome = run_claim(
             claim,
@@ -291,8 +296,8 @@ def carry_out(
         say(warning)
     if wanted := outcome.settle():
         more = wanted["command"] if claim.trains else f"pairs = {wanted['pairs']} in the claim's file"
-        say(f"to settle it: about {wanted['pairs']} pairs, {wanted['more_pairs']} more: {more}")
-    say(f"page: {page}")
+        copied(f"to settle it: about {wanted['pairs']} pairs, {wanted['more_pairs']} more: {more}")
+    copied(f"page: {page}")
     return outcome
 
 
