@@ -112,19 +112,18 @@ def comparison_text(compared: Compared) -> str:
     """A comparison as a sentence."""
     what, items = f"{compared.suite} by {compared.metric}", counted(compared.items, "item")
     test = f"p = {compared.measured.p:.2g}, {compared.measured.test}"
+    alone = [compared.only_first, compared.only_second] if compared.only_first is not None else []
     if not compared.better:
-        both = f", alone right on {compared.only_first:,} and {compared.only_second:,}"
-        only = both if compared.only_first is not None else ""
+        only = f", alone right on {' and '.join(f'{count:,}' for count in alone)}" if alone else ""
         names = f"{compared.first} and {compared.second}"
         return f"{what}: {names} differ by {margin(compared)} over {items}{only}; {test}: not shown to differ"
 
-    is_second = compared.better == compared.second
-    worse = compared.first if is_second else compared.second
-    only = ""
-    if compared.only_first is not None:
-        alone = (compared.only_first, compared.only_second)
-        right, wrong = reversed(alone) if is_second else alone
-        only = f", alone right on {right:,} against {wrong:,}"
+    worse = compared.first
+    if compared.better == compared.first:
+        worse = compared.second
+    else:
+        alone.reverse()
+    only = f", alone right on {' against '.join(f'{count:,}' for count in alone)}" if alone else ""
     verdict = "a real difference" if compared.real else "not shown to be real"
     better = f"{compared.better} is better than {worse} by {margin(compared)}"
     return f"{what}: {better} over {items}{only}; {test}: {verdict}"

@@ -106,7 +106,7 @@ def score(
         by_run[str(run)] = []
         for number, items_of_suite in enumerate(suite_items):
             if say is not None:
-                say(f"{run}: {items_of_suite.suite.name}, {len(items_of_suite.items):,} items")
+                say(f"{run}: {items_of_suite.suite.name}, {counted(len(items_of_suite.items), 'item')}")
             scores = score_suite(model, tokenizer, items_of_suite, runtime)
             if contamination:
                 scores = replace(scores, overlaps=overlaps[number].overlaps, short=overlaps[number].short)

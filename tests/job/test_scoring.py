@@ -130,6 +130,8 @@ def test_models_of_which_none_is_right_are_compared_by_perplexity(golden, capsys
     assert list(by) == ["first_choice", "perplexity"] and by["perplexity"].items == 9
     assert by["perplexity"].only_first is None and by["perplexity"].better in ("words", "other")
     assert " nats per item (" in comparison_text(by["perplexity"])
+    scored = isoflop.score(["words", "words/checkpoints/step-00000024"], "last.toml")
+    assert "differ by 0.000 nats per item (0.000 to 0.000) over 9 items; p = 1," in comparison_text(scored.compared[1])
 
 
 def test_contamination_is_searched_in_the_runs_own_text(golden, capsys, monkeypatch):
