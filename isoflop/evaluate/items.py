@@ -90,8 +90,8 @@ def read_items(suite: Suite, make: Make, place: Path | None = None, limit: int =
     items = [make(suite, record, at, i) for i, ((record, _), at) in enumerate(zip(records, places, strict=True), 1)]
     complete: list[Item] = []
     for item in spread(items, limit) if limit else items:
-        (record, _), at = records[item.number - 1], places[item.number - 1]
-        before = fill(suite.before, record, at) + (shots.before(record, at) if shots else "")
+        (record, where), at = records[item.number - 1], places[item.number - 1]
+        before = fill(suite.before, record, at) + (shots.before(record, where, at) if shots else "")
         complete.append(replace(item, shots=before))
     return complete
 
@@ -131,14 +131,19 @@ class Examples:
                 f"{counted(len(self.records), 'example')}"
             )
 
-    def before(self, record: dict[str, Any], at: str) -> str:
-        """The examples of an item, each with its answer, and the separator before the item."""
+    def before(self, record: dict[str, Any], place: str, at: str) -> str:
+        """The examples of an item, each with its answer, and the separator before the item.
+
+        Args:
+            place: the file and line of the item: by it and its fields it is known among the examples, which may have
+                been read from the same file again.
+        """
         same = fill(self.shots.same, record, at)
         chosen: list[str] = []
         for other, where in self.records:
             if len(chosen) == self.shots.count:
                 break
-            if other is not record and fill(self.shots.same, other, where) == same:
+            if (where, other) != (place, record) and fill(self.shots.same, other, where) == same:
                 item = self.make(self.suite, other, f"{self.suite.name} example ({where})", 0)
                 chosen.append(item.contexts[item.answer] + item.continuations[item.answer])
         if len(chosen) < self.shots.count:

@@ -172,6 +172,9 @@ def test_examples_come_before_the_item_and_are_never_the_item(write_suite, quest
         "Answer.\nThe dog sat on it\n\n",
         "Answer.\nThe cat sat on the mat\n\n",
     ]
+    path = write_suite(questions, shots={"count": 1, "files": ["own.jsonl"]})  # read from the file again
+    items = read_items(read_suite(path), method_of(suite).make)
+    assert [item.shots.split(" sat")[0] for item in items] == ["The dog", *["The cat"] * 5]
     with pytest.raises(UserError, match=r"shots.count = 3, and there is 1 example with the same \{kind\}"):
         read_items(read_suite(write_suite(questions, shots={**shots, "count": 3})), method_of(suite).make)
 
