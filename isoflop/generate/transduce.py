@@ -12,15 +12,13 @@ from torch.nn import functional as F
 
 from isoflop.errors import UserError
 from isoflop.generate.cache import KVCache
-from isoflop.generate.memory import not_ragged
+from isoflop.generate.memory import AT_ONCE, not_ragged, slots_for
 from isoflop.model.encoder_decoder import EncodedSource, EncoderDecoder
-
-AT_ONCE = 256  # beams decoded at once
 
 
 @torch.no_grad()
 def transduce(
-    model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int = 1, at_once: int = AT_ONCE
+    model: EncoderDecoder, sources: list[np.ndarray], eot: int, beam: int = 1, at_once: int = 0
 ) -> list[list[int]]:
     """The likeliest output that a beam search finds for each source, as ids without `eot`.
 
@@ -30,10 +28,11 @@ def transduce(
     Args:
         sources: ids of each source, at least one.
         beam: hypotheses per source; 1 is greedy.
-        at_once: hypotheses decoded together. A source whose hypotheses have ended leaves, and others take its place.
+        at_once: hypotheses decoded together; 0: as memory allows, 256 at most. A source whose hypotheses have ended
+            leaves, and others take its place.
 
     Raises:
-        UserError: for a beam below 1, or a source longer than the context.
+        UserError: for a beam below 1, a source longer than the context, or more than fits into memory.
     """
     if beam < 1:
         raise UserError(f"--beam {beam} is not positive; 1 is greedy")
@@ -41,10 +40,16 @@ def transduce(
     if longest > model.config.context:
         raise UserError(f"an input of {longest} tokens does not fit in the model's context of {model.config.context}")
 
+    # an output may be as long as the context
+    rows, context = max(1, len(sources)) * beam, model.config.context
+    fits = slots_for(model, rows, context, max(1, longest), spare=0, slots=at_once, seen=False)
+    if fits < min(beam, AT_ONCE):
+        raise UserError(f"--beam {beam} needs more memory than is available; at most {fits} hypotheses fit at once")
+
     training = model.training
     model.eval()
     try:
-        return Search(model, sources, eot, beam, max(1, at_once // beam)).run()
+        return Search(model, sources, eot, beam, max(1, fits // beam)).run()
     finally:
         model.train(training)
 

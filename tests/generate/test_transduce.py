@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from isoflop.errors import UserError
-from isoflop.generate.transduce import transduce
+from isoflop.generate import memory
+from isoflop.generate.transduce import Search, transduce
 from isoflop.model.config import ModelConfig, Spec
 from isoflop.model.encoder_decoder import EncoderDecoder
 
@@ -78,6 +79,25 @@ def test_invalid_arguments_are_refused(model, sources):
         transduce(model, sources, EOT, beam=0)
     with pytest.raises(UserError, match="context"):
         transduce(model, [np.zeros(CONTEXT + 1, np.int64)], EOT)
+
+
+def test_as_many_are_decoded_together_as_memory_has_room_for(model, sources, monkeypatch):
+    whole, rows = transduce(model, sources, EOT, beam=2), []
+    begin = Search.__init__
+
+    def seen(self, model, sources, eot, beam, at_once):
+        rows.append(at_once * beam)
+        begin(self, model, sources, eot, beam, at_once)
+
+    monkeypatch.setattr(Search, "__init__", seen)
+    for free in np.geomspace(4e5, 2e5, 60):
+        monkeypatch.setattr(memory, "free_memory", lambda device, free=free: int(free))
+        try:
+            assert transduce(model, sources, EOT, beam=2) == whole
+        except UserError as error:
+            assert "\n" not in str(error)
+            break
+    assert rows[0] == 18 and 2 in rows and sorted(rows, reverse=True) == rows
 
 
 SLOW = [pytest.mark.slow]
