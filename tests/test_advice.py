@@ -556,6 +556,7 @@ TRIED = {  # what a message says -> the test that does it
     "predict with it: isoflop plan predict": test_a_law_that_was_not_stored,
 }
 TRIED_ELSEWHERE = {  # what a message says -> where the advice is done as it says
+    "--beam {} needs more memory than is available": "tests/generate/test_transduce.py",
     "to train from its weights: isoflop train SOURCE --init": "tests/test_story.py",
     "to read it as plain text:": "tests/data/test_data_readers.py",
     "data.end_of_text=": "tests/data/test_data_end_of_text.py",

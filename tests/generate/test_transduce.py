@@ -100,6 +100,14 @@ def test_as_many_are_decoded_together_as_memory_has_room_for(model, sources, mon
     assert rows[0] == 18 and 2 in rows and sorted(rows, reverse=True) == rows
 
 
+def test_a_beam_that_memory_has_no_room_for_is_refused_with_one_that_fits(model, sources, monkeypatch):
+    expected = transduce(model, sources, EOT, beam=3)
+    monkeypatch.setattr("isoflop.generate.transduce.slots_for", lambda *arguments, **named: 3)
+    assert transduce(model, sources, EOT, beam=3) == expected
+    with pytest.raises(UserError, match="--beam 4 needs more memory .* at most 3 "):
+        transduce(model, sources, EOT, beam=4)
+
+
 SLOW = [pytest.mark.slow]
 ATTENTIONS = ["full", "latent", "none", Spec("banded", window=2), Spec("full", kv_heads=1)]
 
