@@ -104,7 +104,7 @@ def test_a_beam_that_memory_has_no_room_for_is_refused_with_one_that_fits(model,
     expected = transduce(model, sources, EOT, beam=3)
     monkeypatch.setattr("isoflop.generate.transduce.slots_for", lambda *arguments, **named: 3)
     assert transduce(model, sources, EOT, beam=3) == expected
-    with pytest.raises(UserError, match="--beam 4 needs more memory .* at most 3 "):
+    with pytest.raises(UserError, match=r"--beam 4 needs more memory .* at most 3 "):
         transduce(model, sources, EOT, beam=4)
 
 
