@@ -7,13 +7,14 @@ from isoflop.plan.here import Here, Option, slow
 from isoflop.report.words import count, fixed, percent
 from isoflop.screen import Screen
 from isoflop.terminal import listing
+from isoflop.values import counted
 
 
 def show_here(screen: Screen, one: Here) -> None:
     """Each choice with what it rests on, then the shapes at equal seconds and at equal FLOPs."""
     advice, runtime = one.advice, one.advice.config.runtime
     screen.close()
-    threads = f"{runtime.threads} thread{'s' if runtime.threads > 1 else ''}"
+    threads = counted(runtime.threads, "thread")
     screen.say(f"{advice.budget.words()} on this machine: {runtime.device}, {runtime.dtype}, {threads}")
     if (exports := advice.exports) is not None:
         screen.say(f"exports to: {exports.words} ({exports.reason})")

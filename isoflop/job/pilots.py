@@ -108,8 +108,8 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
     in_seconds = advice.budget.kind == "seconds"
     runs: tuple[PilotRun, ...] = ()
     text, unique_tokens = text_of(design, data, int(advice.unique_tokens or 0))
-    left = SHARE * advice.budget.amount - (time.monotonic() - started) if in_seconds else math.inf
-    pilot = fit_to_time(design, left)
+    left = SHARE * advice.budget.amount - (time.monotonic() - started)
+    pilot = fit_to_time(design, left) if in_seconds else design
     note = "" if pilot else "no time was left for it"
     if pilot:
         try:
@@ -122,8 +122,6 @@ def make_pilots(advice: Advice, data: Data, say: Callable[[str], None]) -> Pilot
 
 def fit_to_time(pilot: RunConfig, remaining: float) -> RunConfig | None:
     """A pilot with as many steps as fit into the remaining seconds; None if they are fewer than half of the planned."""
-    if not pilot.seconds:
-        return pilot
     seconds = (1 - OVERHEAD) * remaining
     if seconds < 0.5 * pilot.seconds:
         return None

@@ -56,12 +56,8 @@ CLAIMS = Path(__file__).resolve().parent / "claims"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # fields that do not decide a claim's own result, and are not in its hash
 WORDS = ("name", "number", "notes", "literature", "figure", "sizes", "size")
-LATER = (
-    "sources",
-    "law",
-    "beyond",
-    "aside",
-)  # fields of arms and comparisons that are in the hash only if they are set
+# fields of arms and comparisons that are in the hash only if they are set
+LATER = ("sources", "law", "beyond", "aside")
 FULL = "full"  # the name of the largest size
 
 

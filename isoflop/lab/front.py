@@ -10,6 +10,7 @@ from isoflop.lab.verdict import Finding
 from isoflop.lab.wording import JUDGEMENTS, average_words, coloured, judgement, measured_words, progress
 from isoflop.report.style import document, stack, table
 from isoflop.report.words import duration, text
+from isoflop.values import counted
 
 GRID = (
     "display:grid;grid-template-columns:minmax(0,1fr) 240px;gap:4px 18px;align-items:center;margin-top:6px;"
@@ -34,13 +35,13 @@ def front(outcomes: Sequence[Outcome]) -> str:
     tally = {verdict: sum(one.decision.verdict == verdict for one in done) for verdict in JUDGEMENTS}
     family = sum(len(outcome.decision.findings) for outcome in done)
     bar = stack([(JUDGEMENTS[verdict][0], float(number), f"{number} {verdict}") for verdict, number in tally.items()])
-    counted = f"{len(done)} claim{'s' if len(done) != 1 else ''}"
+    claims = counted(len(done), "claim")
     more = f", {len(outcomes) - len(done)} not finished" if len(done) < len(outcomes) else ""
     head = (
         '<header>\n<div class="top"><h1>isoflop lab</h1></div>\n'
         '<p class="story" style="font-size:2rem;font-weight:650;line-height:1.25;margin:18px 0 6px">'
         "What each part of a transformer is for, put to the test</p>\n"
-        f'<p class="lead">{counted} with a verdict{more}. Each verdict is by a rule that was fixed before the first '
+        f'<p class="lead">{claims} with a verdict{more}. Each verdict is by a rule that was fixed before the first '
         "run, and holds for the size, the text and the budget that were run.</p>\n</header>"
     )
     how = (

@@ -26,10 +26,10 @@ from isoflop.lab.wording import (
     average_words,
     axis_words,
     coloured,
+    compared_words,
     equal_words,
     interval_words,
     judgement,
-    minus,
     p_words,
     plain,
     progress,
@@ -115,14 +115,13 @@ def tiles(outcome: Outcome) -> str:
     runs = sum(part["runs"] for part in spent.values())
     comparison = finding.comparison
     interval = f"{interval_words(finding)}, " if one.pairs > 1 else ""
-    against = f", compared with {minus(comparison.value)}" if comparison.fixed else ""
     equal = f", equal {text(equal_words(claim.setup.equal))}" if claim.setup.equal else ""
     spent_error = outcome.decision.error_spent
     shown = [
         (
             "measured" if comparison.fixed else "difference",
             amount(finding, one.value),
-            f"{interval}{text(unit(comparison.measure))}{against}",
+            f"{interval}{text(unit(comparison.measure))}{compared_words(comparison)}",
         ),
         ("worth knowing from", f"{comparison.smallest:g}", "set before the first run"),
         ("pairs", f"{outcome.pairs}", f"of one seed each{equal}; wrong with a chance of {spent_error:g} at most"),
@@ -184,7 +183,7 @@ def found_row(finding: Finding, finished: bool) -> list[str]:
     ends = CONSTANT if finding.constant else f"{signed(one.low)} to {signed(one.high)}"
     own = "<br><small>the median</small>" if TESTS[one.test][1] == "median" else ""
     if c.fixed and c.value and one.pairs:
-        own += f"<br><small>{amount(finding, finding.measured.value)}, compared with {minus(c.value)}</small>"
+        own += f"<br><small>{amount(finding, finding.measured.value)}{compared_words(c)}</small>"
     return [
         f"{text(c.sentence)}{aside}{lost}",
         coloured(JUDGEMENTS[finding.verdict]) if finished else words.MISSING,

@@ -69,8 +69,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: an infinite number is null."""
-        c, e = self.comparison, self.estimate
-        own = [number(value) for value in (self.measured.value, self.measured.low, self.measured.high)]
+        c, e, own = self.comparison, self.estimate, self.measured
         return {
             "measure": c.measure,
             "arm": c.arm,
@@ -82,7 +81,11 @@ class Finding:
             "verdict": self.verdict,
             "effect": number(e.value),
             "interval": [number(e.low), number(e.high)],
-            **({"measured": own[0], "measured_interval": own[1:]} if c.fixed else {}),
+            **(
+                {"measured": number(own.value), "measured_interval": [number(own.low), number(own.high)]}
+                if c.fixed
+                else {}
+            ),
             **({"constant": True} if self.constant else {}),
             "bootstrap": [number(end) for end in self.bootstrap],
             "test": e.test,
@@ -138,20 +141,18 @@ def decide(claim: Claim, measured: Mapping[str, Values], looks_before: int = 0, 
     ]
     family = max(comparing, len(found))
     same = [
-        no_difference(d, comparison, setup.alpha, family, anytime_rule)
+        1.0 if both_lost(comparison, measured) else no_difference(d, comparison, setup.alpha, family, anytime_rule)
         for d, comparison in zip(found, claim.comparisons, strict=True)
     ]
-    alike = [both_lost(comparison, measured) for comparison in claim.comparisons]
-    same = [1.0 if any_lost else p for p, any_lost in zip(same, alike, strict=True)]
     extra = [1.0] * max(0, comparing - len(found))
     adjusted = stats.holm([one.p for one in estimates] + extra)[: len(found)]
     adjusted_same = stats.holm(same + extra)[: len(found)]
 
     findings = []
     for index, comparison in enumerate(claim.comparisons):
-        verdict = judge(comparison, estimates[index], adjusted[index], adjusted_same[index], setup.alpha)
         left_out = len(pairs_of(comparison, measured)) - len(found[index])
-        verdict = UNDECIDED if left_out else verdict
+        judged = judge(comparison, estimates[index], adjusted[index], adjusted_same[index], setup.alpha)
+        verdict = UNDECIDED if left_out else judged
         findings.append(
             Finding(
                 comparison=comparison,

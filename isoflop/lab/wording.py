@@ -9,6 +9,7 @@ from isoflop.lab.outcome import Outcome
 from isoflop.lab.procedures.across import ON
 from isoflop.lab.verdict import EQUIVALENT, REFUTED, SUPPORTED, UNDECIDED, Finding
 from isoflop.report import words
+from isoflop.values import counted
 
 # verdict -> the CSS variable of its colour, and its name
 JUDGEMENTS = {
@@ -89,8 +90,7 @@ def progress(outcome: Outcome) -> str:
 def versions_words(versions: Sequence[Mapping[str, Any]]) -> tuple[list[str], str]:
     """Each version that runs were made with in words, and a warning if they differ; else empty."""
     said = [
-        f"isoflop {one['isoflop']} (source {one['source']}), torch {one['torch']}: {one['runs']} "
-        f"run{'s' if one['runs'] != 1 else ''}"
+        f"isoflop {one['isoflop']} (source {one['source']}), torch {one['torch']}: {counted(one['runs'], 'run')}"
         for one in versions
     ]
     warning = (
@@ -134,8 +134,7 @@ def measured_words(finding: Finding) -> str:
         return "nothing measured yet"
     value = f"{amount(finding, one.value)} {unit(comparison.measure).partition(',')[0]}"
     interval = f" ({interval_words(finding)})" if one.pairs > 1 else ""
-    against = f", compared with {minus(comparison.value)}" if comparison.fixed else ""
-    return f"{value}{interval}{against}, {one.pairs} pair{'s' if one.pairs > 1 else ''}"
+    return f"{value}{interval}{compared_words(comparison)}, {one.pairs} pair{'s' if one.pairs > 1 else ''}"
 
 
 def amount(finding: Finding, value: float) -> str:
@@ -148,6 +147,11 @@ def interval_words(finding: Finding) -> str:
     if finding.constant:
         return CONSTANT
     return f"{amount(finding, finding.measured.low)} to {amount(finding, finding.measured.high)}"
+
+
+def compared_words(comparison: Comparison) -> str:
+    """, compared with −10: the number that a comparison is with; "" where it is with another run."""
+    return f", compared with {minus(comparison.value)}" if comparison.fixed else ""
 
 
 def minus(value: float) -> str:

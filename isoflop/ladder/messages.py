@@ -13,6 +13,7 @@ from isoflop.plan.cluster.advise import MISS
 from isoflop.plan.fitted import LEAST_PER_DECADE
 from isoflop.records.ladder import LadderRun
 from isoflop.report.words import count, duration
+from isoflop.values import counted
 
 ASSUMED_NOISE = 0.006  # standard deviation of log bits per byte between seeds, until it is measured (LAB.md, 3 x 96)
 
@@ -30,7 +31,7 @@ def ahead(rungs: Sequence[Rung], works: Sequence[Planned], pace: Pace, seconds: 
     factors = ", ".join(f"{factor:g}" for factor in FACTORS)
     off = 1.645 * math.hypot(ASSUMED_NOISE, MISS)
     longest = max(rung.flops * max(rung.lengths) for rung in rungs)
-    threads = f"{pace.threads} thread{'s' if pace.threads > 1 else ''}"
+    threads = counted(pace.threads, "thread")
     at_once = f"{pace.at_once} at a time with {threads} each" if pace.at_once > 1 else f"one after the other, {threads}"
     known = f", {there} of them on record" if there else ""
     several = sum(number >= 3 for number in budgets(rungs).values())

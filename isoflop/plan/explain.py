@@ -11,6 +11,7 @@ from isoflop.records.plan import LABELS, Choice, Exports
 from isoflop.runtime import utilisation
 from isoflop.trainer import RunConfig
 from isoflop.trainer.config import RuntimeConfig
+from isoflop.values import counted
 
 BY_YOU = "set by you"
 # For each line of the plan: the fields that alone determine it, and those that influence it
@@ -70,8 +71,7 @@ def reasons_of(proposal: Proposal, facts: Facts, config: RunConfig, best: Candid
         best: the candidate that was chosen.
     """
     runtime, workload = config.runtime, proposal.workload
-    threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
-    device = f"{runtime.device}, {runtime.dtype}, {threads}"
+    device = f"{runtime.device}, {runtime.dtype}, {counted(runtime.threads, 'thread')}"
 
     if workload.text is None:
         notes = workload.notes
